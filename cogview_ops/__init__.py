@@ -1,0 +1,24 @@
+"""Fused operators for transformers on text and images.
+
+Layout of attention tensors is that of `torch.nn.functional.scaled_dot_product_attention`: `[B, H, S, D]`.
+"""
+
+from .local_attention_2d import local_attention_2d, local_attention_2d_decode
+from .merge_attentions import merge_attentions
+from .pb_relax_softmax import pb_relax_softmax
+from .sample_pivots import sample_pivots
+from .sandwich_layer_norm import layer_norm, sandwich_layer_norm
+from .three_region_attention import three_region_attention, three_region_attention_decode
+
+__all__ = [
+    "layer_norm",
+    "local_attention_2d",
+    "local_attention_2d_decode",
+    "merge_attentions",
+    "pb_relax_softmax",
+    "sample_pivots",
+    "sandwich_layer_norm",
+    "three_region_attention",
+    "three_region_attention_decode",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,194 @@
+"""All validation of what users pass, written once. Messages name the argument, what was expected, what came.
+
+Values inside tensors (pivots, cache_seqlens) are read on CPU outside compilation; on other devices only with
+COGVIEW_OPS_CHECK=1, because reading them waits for the device.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int32, torch.int64)
+
+
+def require(ok: bool, name: str, expected: str, got: Any) -> None:
+    if not ok:
+        raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def tensor(x: Any, name: str, dtypes: Sequence[torch.dtype] = FLOATS, ndim: int | None = None) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.dtype not in dtypes:
+        raise TypeError(f"{name}: expected dtype {_names(dtypes)}, got {_names([x.dtype])}")
+    if ndim is not None:
+        require(x.dim() == ndim, name, f"{ndim} dimensions", f"shape {tuple(x.shape)}")
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def same(x: Tensor, name: str, like: Tensor, like_name: str) -> None:
+    """Same dtype and device as another argument."""
+    if x.dtype != like.dtype:
+        raise TypeError(f"{name}: expected {like_name}'s dtype {like.dtype}, got {x.dtype}")
+    require(x.device == like.device, name, f"{like_name}'s device {like.device}", x.device)
+
+
+def shape(x: Tensor, name: str, expected: Sequence[int]) -> None:
+    require(tuple(x.shape) == tuple(expected), name, f"shape {tuple(expected)}", tuple(x.shape))
+
+
+def last_contiguous(x: Tensor, name: str) -> None:
+    if x.dim() and x.shape[-1] > 1 and x.numel():
+        require(x.stride(-1) == 1, name, "a contiguous last dimension", f"stride {x.stride(-1)}")
+
+
+def integer(x: Any, name: str, minimum: int) -> None:
+    if isinstance(x, bool) or not isinstance(x, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int, got {type(x).__name__}")
+    require(x >= minimum, name, f"at least {minimum}", x)
+
+
+def finite(x: Any, name: str, *, positive: bool = False) -> None:
+    if isinstance(x, bool) or not isinstance(x, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name}: expected a number, got {type(x).__name__}")
+    require(math.isfinite(x), name, "a finite number", x)
+    if positive:
+        require(x > 0, name, "a number above 0", x)
+
+
+def pair(x: Any, name: str, minimum: int = 1) -> None:
+    if not isinstance(x, (tuple, list)) or len(x) != 2:
+        raise TypeError(f"{name}: expected a pair of ints (rows, columns), got {x!r}")
+    for value in x:
+        integer(value, name, minimum)
+
+
+def choice(x: Any, name: str, allowed: Sequence[Any]) -> None:
+    require(x in allowed, name, " or ".join(repr(a) for a in allowed), repr(x))
+
+
+def attention(query: Any, key: Any, value: Any, key_name: str = "key", value_name: str = "value") -> None:
+    """query `[B, H, Sq, D]` with key and value `[B, Hkv, Sk, D]`, Hkv dividing H."""
+    for x, name in ((query, "query"), (key, key_name), (value, value_name)):
+        tensor(x, name, ndim=4)
+        last_contiguous(x, name)
+    same(key, key_name, query, "query")
+    same(value, value_name, query, "query")
+    batch, heads, _, dim = query.shape
+    require(dim >= 1, "query", "head_dim at least 1", dim)
+    require(
+        key.shape[0] == batch and key.shape[3] == dim,
+        key_name,
+        f"batch {batch} and head_dim {dim} as query",
+        f"shape {tuple(key.shape)}",
+    )
+    kv_heads = key.shape[1]
+    divides = kv_heads == heads or (kv_heads > 0 and heads % kv_heads == 0)
+    require(divides, key_name, f"a number of heads that divides query's {heads}", kv_heads)
+    shape(value, value_name, key.shape)
+
+
+def pivots(x: Any, query: Tensor, num_keys: int) -> None:
+    tensor(x, "pivots", INTEGERS, ndim=2)
+    require(x.device == query.device, "pivots", f"query's device {query.device}", x.device)
+    batch = query.shape[0]
+    require(x.shape[0] == batch, "pivots", f"shape [{batch}, P]", tuple(x.shape))
+    if not _readable(x):
+        return
+    real = x >= 0
+    ascending = (x[:, 1:] > x[:, :-1]) | ~real[:, 1:]
+    padding_last = real[:, :-1] | ~real[:, 1:]
+    require(
+        bool((ascending & padding_last).all()),
+        "pivots",
+        "strictly ascending rows, then -1 as padding",
+        x.tolist(),
+    )
+    require(
+        bool((x >= -1).all() & (x < num_keys).all()), "pivots", f"indices below {num_keys} or -1", _range(x)
+    )
+
+
+def cache_seqlens(x: Any, query: Tensor, capacity: int) -> None:
+    tensor(x, "cache_seqlens", INTEGERS, ndim=1)
+    require(x.device == query.device, "cache_seqlens", f"query's device {query.device}", x.device)
+    shape(x, "cache_seqlens", (query.shape[0],))
+    if _readable(x):
+        ok = bool((x >= query.shape[2]).all() & (x <= capacity).all())
+        expected = f"lengths from {query.shape[2]} (the new tokens) to {capacity} (the cache)"
+        require(ok, "cache_seqlens", expected, _range(x))
+
+
+def _range(x: Tensor) -> str:
+    return f"values from {int(x.min())} to {int(x.max())}"
+
+
+def _readable(x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or x.numel() == 0 or x.device.type == "meta":
+        return False
+    if isinstance(x, torch._subclasses.FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return False
+    return x.device.type == "cpu" or os.environ.get("COGVIEW_OPS_CHECK") == "1"
+
+
+def no_forward_mode(name: str, *tensors: Tensor | None) -> None:
+    """Fused operators have no forward-mode derivative; without this check it would silently be zero."""
+    if torch.compiler.is_compiling():
+        return
+    if torch.autograd.forward_ad._current_level >= 0 and any(
+        x is not None and torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    ):
+        raise NotImplementedError(f"{name} has no forward-mode derivative; impl='reference' has")
+
+
+def text_fits(text_mask: Tensor, image_mask: Tensor, num_pivots: int) -> None:
+    if _readable(text_mask):
+        require(
+            not bool((text_mask & image_mask).any()),
+            "image_mask",
+            "no token that is also in text_mask",
+            "one",
+        )
+        most = int(text_mask.sum(-1).max())
+        require(
+            most <= num_pivots,
+            "num_pivots",
+            f"at least the {most} text tokens of the longest row",
+            num_pivots,
+        )
+
+
+def together(**arguments: Any) -> None:
+    """All given or none."""
+    missing = [name for name, x in arguments.items() if x is None]
+    if missing and len(missing) < len(arguments):
+        raise ValueError(
+            f"{missing[0]}: expected with {', '.join(n for n in arguments if n not in missing)}, got None"
+        )
+
+
+def same_heads(x: Tensor, name: str, key: Tensor) -> None:
+    require(x.shape[1] == key.shape[1], name, f"key's {key.shape[1]} heads", x.shape[1])
+
+
+def grid_pattern(
+    query: Tensor, key: Tensor, key_name: str, grid: Any, grid_name: str, kernel: Any, name: str
+) -> None:
+    """A grid that key's tokens fill, and an odd window no larger than it can use."""
+    pair(grid, grid_name)
+    pair(kernel, name)
+    tokens = grid[0] * grid[1]
+    require(
+        key.shape[2] == tokens, grid_name, f"{key_name}'s {key.shape[2]} tokens", f"{tuple(grid)}: {tokens}"
+    )
+    for k, size in zip(kernel, grid, strict=True):
+        require(k % 2 == 1, name, "odd sizes", tuple(kernel))
+        require(k <= 2 * size - 1, name, f"at most {tuple(2 * s - 1 for s in grid)}", tuple(kernel))

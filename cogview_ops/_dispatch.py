@@ -1,0 +1,64 @@
+"""Which implementation of an operator runs, and why another cannot.
+
+"cpp" and "cuda" are kernels of one compiled namespace (torch picks by device), "triton" is a namespace of its
+own, "reference" is plain torch. "auto" is the compiled or Triton kernel of the tensor's device and never the
+reference: a slow formula that nobody asked for is worse than an error.
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMPLS = ("auto", "reference", "cpp", "cuda", "triton")
+
+try:
+    from . import _C
+
+    build_error = None
+except ImportError as error:  # usable without it: impl="reference"
+    _C = None  # type: ignore[assignment]
+    build_error = str(error)
+
+
+def reason_unavailable(op: str, impl: str) -> str | None:
+    """None where `impl` of `op` can run here, else one sentence why not."""
+    if impl == "reference":
+        return None
+    if impl == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed (pip install 'cogview-ops[triton]')"
+        return None if hasattr(torch.ops.cogview_ops_triton, op) else "no Triton kernel of this operator yet"
+    if _C is None:
+        return f"the compiled extension is missing ({build_error}); build it with `pip install .`"
+    key = {"cpp": "CPU", "cuda": "CUDA"}[impl]
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"cogview_ops::{op}", key):
+        return None
+    built = "" if impl == "cpp" or _C.cuda_archs() else " (this build has no CUDA part)"
+    return f"no {key} kernel of this operator{built}"
+
+
+def select(op: str, impl: str, x: Tensor) -> Any:
+    """Namespace of torch.ops that implements `op` for x's device, or None for the reference."""
+    if impl == "reference":
+        return None
+    if impl not in IMPLS:
+        raise ValueError(f"impl: expected {' or '.join(map(repr, IMPLS))}, got {impl!r}")
+    device = x.device.type
+    if impl == "auto":
+        candidates = {"cpu": ("cpp",), "meta": ("cpp",), "cuda": ("cuda", "triton")}.get(device, ("triton",))
+    else:
+        wanted = {"cpp": ("cpu", "meta"), "cuda": ("cuda", "meta")}.get(impl, ("cpu", "cuda", "xpu", "meta"))
+        if device not in wanted:
+            raise ValueError(
+                f"impl: {impl!r} runs on {' or '.join(wanted[:-1])} tensors, got a {device} tensor"
+            )
+        candidates = (impl,)
+    reasons = []
+    for name in candidates:
+        reason = reason_unavailable(op, name)
+        if reason is None:
+            return torch.ops.cogview_ops_triton if name == "triton" else torch.ops.cogview_ops
+        reasons.append(f"{name}: {reason}")
+    raise RuntimeError(f"{op} cannot run on a {device} tensor: {'; '.join(reasons)}. impl='reference' can.")

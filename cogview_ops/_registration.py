@@ -1,0 +1,69 @@
+"""Turns a schema and Python functions into torch operators; the same for every operator and namespace."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_libraries: dict[str, torch.library.Library] = {}
+
+
+def define(
+    name: str,
+    schema: str,
+    fake: Callable[..., Any],
+    *,
+    namespace: str = "cogview_ops",
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Define `namespace::name` with its fake kernel, vmap rule and derivative.
+
+    Without `backward` the operator raises when it is differentiated (the backward operators do: a missing rule
+    would give wrong second derivatives with no more than a warning). The kernels themselves are registered by
+    the compiled extension or by the Triton module.
+    """
+    library = _libraries.setdefault(namespace, torch.library.Library(namespace, "FRAGMENT"))
+    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    op = f"{namespace}::{name}"
+    torch.library.register_fake(op, fake, lib=library)
+    if backward is None:
+
+        def backward(ctx: Any, *grads: Any) -> Any:
+            raise NotImplementedError(f"{name} cannot be differentiated; impl='reference' can")
+
+        setup_context = None
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=library)
+    torch.library.register_vmap(op, _loop_over_batch(op), lib=library)
+
+
+def _loop_over_batch(op: str) -> Callable[..., Any]:
+    """vmap as a loop of calls, stacked: the kernels have batch dimensions of their own for what must be fast."""
+
+    def rule(info: Any, in_dims: Any, *args: Any) -> Any:
+        namespace, name = op.split("::")
+        call = getattr(getattr(torch.ops, namespace), name)
+        results = []
+        for i in range(info.batch_size):
+            picked = [
+                arg.select(dim, i) if dim is not None else arg for arg, dim in zip(args, in_dims, strict=True)
+            ]
+            results.append(call(*picked))
+        if isinstance(results[0], torch.Tensor):
+            return torch.stack(results), 0
+        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return rule
+
+
+def autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
+    """Under autocast, float32 (and lower) tensors in the user's autocast dtype; float64 and None stay."""
+    kind = next(x.device.type for x in tensors if x is not None)
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(
+        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
+        for x in tensors
+    )

@@ -1,0 +1,66 @@
+"""Who may attend to whom: the one definition of every attention pattern.
+
+Each pattern is a predicate on broadcastable integer tensors of positions; True means "attends". The
+reference, the tests and the documentation use these; kernels are probed against them entry by entry.
+"""
+
+import torch
+from torch import Tensor
+
+
+def three_region_window(query: Tensor, key: Tensor, block_size: int, window_blocks: int) -> Tensor:
+    """Causal, and in the query's own block or one of the `window_blocks - 1` blocks before it."""
+    return (key <= query) & (key // block_size > query // block_size - window_blocks)
+
+
+def three_region_pivot(query: Tensor, pivot: Tensor, block_size: int, window_blocks: int) -> Tensor:
+    """A pivot token in a block before the query's window; -1 pads. Disjoint from the window."""
+    return (pivot >= 0) & (pivot // block_size <= query // block_size - window_blocks)
+
+
+def three_region_masks(
+    query_pos: Tensor, num_keys: int, pivots: Tensor, block_size: int, window_blocks: int
+) -> tuple[Tensor, Tensor]:
+    """Window and pivot masks, bool `[B, Sq, num_keys]`, of queries at positions `[B, Sq]` (or `[1, Sq]`)."""
+    i = query_pos[:, :, None]
+    j = torch.arange(num_keys, device=pivots.device)
+    window = three_region_window(i, j, block_size, window_blocks)
+    seen = three_region_pivot(i, pivots[:, None, :], block_size, window_blocks)
+    # one spare column swallows the padding
+    pivot = torch.zeros(*seen.shape[:2], num_keys + 1, dtype=torch.bool, device=pivots.device)
+    index = torch.where(pivots >= 0, pivots, num_keys).long()[:, None, :].expand_as(seen)
+    pivot.scatter_(2, index, seen)
+    return window.expand(seen.shape[0], -1, -1), pivot[..., :num_keys]
+
+
+def local_2d(
+    query: Tensor, key: Tensor, *, width: int, kernel_size: tuple[int, int], raster_causal: bool
+) -> Tensor:
+    """Keys within the window centred on the query; positions outside the image do not exist.
+
+    `query` and `key` are raster indices of one grid. `raster_causal` keeps keys at or before the query in
+    raster order, so keys to the right in rows above remain.
+    """
+    near = (key // width - query // width).abs() <= kernel_size[0] // 2
+    near &= (key % width - query % width).abs() <= kernel_size[1] // 2
+    return near & (key <= query) if raster_causal else near
+
+
+def coarse_2d(
+    query: Tensor,
+    key: Tensor,
+    *,
+    grid: tuple[int, int],
+    coarse_grid: tuple[int, int],
+    kernel_size: tuple[int, int],
+) -> Tensor:
+    """Keys of a lower-resolution grid, in the window around the cell that the query lies in."""
+    y = query // grid[1] // (grid[0] // coarse_grid[0])
+    x = query % grid[1] // (grid[1] // coarse_grid[1])
+    near = (key // coarse_grid[1] - y).abs() <= kernel_size[0] // 2
+    return near & ((key % coarse_grid[1] - x).abs() <= kernel_size[1] // 2)
+
+
+def causal(query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
+    """Bottom-right aligned: row i of R sees columns j <= i + K - R."""
+    return key <= query + num_keys - num_queries

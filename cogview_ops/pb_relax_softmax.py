@@ -1,0 +1,103 @@
+"""PB-relax softmax: softmax of pre-divided scores without a float16 overflow (CogView, arXiv 2105.13290, eq. 4)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, _dispatch, _registration, reference
+
+
+def pb_relax_softmax(
+    scores: Tensor,
+    *,
+    alpha: float = 32.0,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    impl: str = "auto",
+) -> Tensor:
+    r"""`softmax(alpha * (scores - max(scores)))` over the last dimension, in one pass over memory.
+
+    The caller divides the scores by alpha, `scores = (q / (alpha * sqrt(d))) @ k.T`, so that they cannot overflow
+    in float16; this multiplies it back after subtracting the row maximum (finer than the paper's head maximum, the
+    same result). A row that sees nothing gives zeros and zero gradient.
+
+    Args:
+        scores: `[..., R, K]`, K >= 1; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.
+        alpha: the divisor used by the caller, above 0.
+        mask: bool, True = attend, broadcastable to `scores`.
+        causal: row i of R sees columns j <= i + K - R (bottom-right aligned); needs no mask tensor.
+        impl: "auto", "reference", "cpp", "cuda" or "triton".
+
+    Returns:
+        Probabilities, shape and dtype of `scores`.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+    """
+    _checks.tensor(scores, "scores")
+    _checks.require(
+        scores.dim() >= (2 if causal else 1), "scores", "[..., R, K]", f"shape {tuple(scores.shape)}"
+    )
+    _checks.require(
+        scores.shape[-1] >= 1, "scores", "rows of at least one entry", f"shape {tuple(scores.shape)}"
+    )
+    _checks.last_contiguous(scores, "scores")
+    _checks.finite(alpha, "alpha", positive=True)
+    if mask is not None:
+        _checks.tensor(mask, "mask", (torch.bool,))
+        _checks.require(mask.device == scores.device, "mask", f"scores' device {scores.device}", mask.device)
+        fits = mask.dim() <= scores.dim() and all(
+            m in (1, s) for m, s in zip(reversed(mask.shape), reversed(scores.shape), strict=False)
+        )
+        _checks.require(fits, "mask", f"a shape that broadcasts to {tuple(scores.shape)}", tuple(mask.shape))
+        mask = mask.expand(scores.shape)
+    (scores,) = _registration.autocast(scores)
+    ops = _dispatch.select("pb_relax_softmax_fwd", impl, scores)
+    if ops is None:
+        return reference.pb_relax_softmax(scores, alpha=alpha, mask=mask, causal=causal)
+    _checks.no_forward_mode("pb_relax_softmax", scores)
+    return ops.pb_relax_softmax_fwd(scores, mask, alpha, causal)
+
+
+def _fwd_fake(scores: Tensor, mask: Tensor | None, alpha: float, causal: bool) -> Tensor:
+    return torch.empty_like(scores)
+
+
+def _bwd_fake(dout: Tensor, out: Tensor, alpha: float, causal: bool) -> Tensor:
+    return torch.empty_like(out)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+    _, _, ctx.alpha, ctx.causal = inputs
+    ctx.save_for_backward(output)
+
+
+def _backward_of(namespace: str) -> Any:
+    def backward(ctx: Any, dout: Tensor) -> Any:
+        (out,) = ctx.saved_tensors
+        ops = getattr(torch.ops, namespace)
+        return ops.pb_relax_softmax_bwd(dout, out, ctx.alpha, ctx.causal), None, None, None
+
+    return backward
+
+
+def register(namespace: str) -> None:
+    """Define the two operators in a namespace."""
+    _registration.define(
+        "pb_relax_softmax_bwd",
+        "(Tensor dout, Tensor out, float alpha, bool causal) -> Tensor",
+        _bwd_fake,
+        namespace=namespace,
+    )
+    _registration.define(
+        "pb_relax_softmax_fwd",
+        "(Tensor scores, Tensor? mask, float alpha, bool causal) -> Tensor",
+        _fwd_fake,
+        namespace=namespace,
+        backward=_backward_of(namespace),
+        setup_context=_setup_context,
+    )
+
+
+register("cogview_ops")

@@ -1,0 +1,193 @@
+"""Plain-torch truth of every operator: differentiable any number of times, any device, any float dtype.
+
+Run it on float64 inputs for the truth; on lower dtypes it is the plain formula in that dtype (float32
+inside, where a fused kernel accumulates in float32, only where the formula itself says so). This is
+`impl="reference"`; it materialises scores and is not fast.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import patterns
+
+
+def pb_relax_softmax(scores: Tensor, *, alpha: float, mask: Tensor | None, causal: bool) -> Tensor:
+    visible = _softmax_visible(scores, mask, causal)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -math.inf)
+    shift = scores.detach().amax(-1, keepdim=True) if scores.shape[-1] else scores.new_zeros(())
+    if visible is not None:
+        shift = shift.masked_fill(~visible.any(-1, keepdim=True), 0)
+    p = (alpha * (scores - shift)).exp()
+    total = p.sum(-1, keepdim=True)
+    return p / (total if visible is None else total.masked_fill(~visible.any(-1, keepdim=True), 1))
+
+
+def _softmax_visible(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+    if causal:
+        rows, cols = scores.shape[-2:]
+        i = torch.arange(rows, device=scores.device)[:, None]
+        j = torch.arange(cols, device=scores.device)
+        triangle = patterns.causal(i, j, rows, cols)
+        mask = triangle if mask is None else mask & triangle
+    return None if mask is None else mask.expand(scores.shape)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, relax: str | None) -> Tensor:
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    if relax is not None and x.numel():
+        peak = x.detach().abs()
+        c = peak.amax(-1, keepdim=True) if relax == "row" else peak.amax() / 8
+        x = x / torch.where(c == 0, 1, c)
+    centred = x - x.mean(-1, keepdim=True)
+    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return centred * rstd * weight + bias
+
+
+def dropout_mask(shape: tuple[int, ...], p: float, seed: int, device: torch.device) -> Tensor:
+    """True = kept. Element i of the raster order uses word i % 4 of Philox4x32-10(key=seed, counter=i // 4)."""
+    total = math.prod(shape)
+    counter = torch.arange((total + 3) // 4, dtype=torch.int64, device=device)
+    words = torch.stack(_philox4x32(counter, seed), -1).flatten()[:total]
+    return (words >= round(p * 2**32)).view(shape)
+
+
+def _philox4x32(counter: Tensor, seed: int) -> list[Tensor]:
+    low = 0xFFFFFFFF
+    c = [counter & low, counter >> 32, torch.zeros_like(counter), torch.zeros_like(counter)]
+    k0, k1 = seed & low, (seed >> 32) & low
+    for _ in range(10):
+        h0, l0 = _mul_hi_lo(c[0], 0xD2511F53)
+        h1, l1 = _mul_hi_lo(c[2], 0xCD9E8D57)
+        c = [h1 ^ c[1] ^ k0, l1, h0 ^ c[3] ^ k1, l0]
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    return c
+
+
+def _mul_hi_lo(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a 32 x 32 bit product, in int64 without overflow."""
+    part = (a & 0xFFFF) * m
+    rest = (a >> 16) * m + (part >> 16)
+    return rest >> 16, ((rest & 0xFFFF) << 16) | (part & 0xFFFF)
+
+
+def sandwich_layer_norm(
+    branch: Tensor,
+    residual: Tensor,
+    post_weight: Tensor,
+    post_bias: Tensor,
+    pre_weight: Tensor,
+    pre_bias: Tensor,
+    *,
+    eps: float,
+    relax: str | None,
+    dropout_p: float,
+    seed: int | None,
+) -> tuple[Tensor, Tensor]:
+    if dropout_p > 0:
+        assert seed is not None
+        kept = dropout_mask(tuple(branch.shape), dropout_p, seed, branch.device)
+        branch = branch * kept / (1 - dropout_p) if dropout_p < 1 else branch * 0
+    h = residual + layer_norm(branch, post_weight, post_bias, eps=eps, relax=relax)
+    return h, layer_norm(h, pre_weight, pre_bias, eps=eps, relax=relax)
+
+
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, bias: Tensor | float, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention over `mask` (True = attend), `bias` added to the scaled scores; rows without keys give 0.
+
+    query `[B, H, Sq, D]`, key and value `[B, Hkv, Sk, D]`; mask and bias broadcast to `[B, H, Sq, Sk]`.
+    Returns out `[B, H, Sq, D]` and lse `[B, H, Sq]` (float32, or float64 for float64).
+    """
+    group = query.shape[1] // max(key.shape[1], 1)
+    if group != 1:
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = (query * scale) @ key.transpose(-1, -2) + bias
+    scores = scores.masked_fill(~mask, -math.inf)
+    alive = mask.any(-1, keepdim=True).expand(*scores.shape[:-1], 1)
+    if scores.shape[-1] == 0:
+        return torch.zeros_like(query), query.sum(-1, dtype=_lse_dtype(query)) * 0 - math.inf
+    wide = scores.to(_lse_dtype(query))
+    lse = torch.logsumexp(wide.masked_fill(~alive, 0), -1).masked_fill(~alive[..., 0], -math.inf)
+    p = torch.softmax(wide.masked_fill(~alive, 0), -1).masked_fill(~alive, 0)
+    return p.to(value.dtype) @ value, lse
+
+
+def _lse_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def three_region_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pivots: Tensor,
+    *,
+    block_size: int,
+    window_blocks: int,
+    pivot_bias: float,
+    scale: float,
+    query_pos: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`query_pos` `[B, Sq]` places the queries among the keys; default: one query per key, in order."""
+    if query_pos is None:
+        query_pos = torch.arange(query.shape[2], device=query.device)[None]
+    window, pivot = patterns.three_region_masks(query_pos, key.shape[2], pivots, block_size, window_blocks)
+    mask = (window | pivot)[:, None]
+    return masked_attention(query, key, value, mask, pivot[:, None].to(query.dtype) * pivot_bias, scale)
+
+
+def local_attention_2d(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    grid: tuple[int, int],
+    kernel_size: tuple[int, int],
+    raster_causal: bool,
+    prefix_key: Tensor | None,
+    prefix_value: Tensor | None,
+    prefix_mask: Tensor | None,
+    prefix_bias: float,
+    coarse_key: Tensor | None,
+    coarse_value: Tensor | None,
+    coarse_grid: tuple[int, int] | None,
+    coarse_kernel_size: tuple[int, int] | None,
+    coarse_bias: float,
+    scale: float,
+    query_pos: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`query_pos` `[B, Sq]` are the raster indices of the queries; default: the whole grid."""
+    if query_pos is None:
+        query_pos = torch.arange(query.shape[2], device=query.device)[None]
+    batch, num_queries = query.shape[0], query.shape[2]
+    i = query_pos[:, :, None]
+
+    def indices(x: Tensor) -> Tensor:
+        return torch.arange(x.shape[2], device=x.device)
+
+    local = patterns.local_2d(
+        i, indices(key), width=grid[1], kernel_size=kernel_size, raster_causal=raster_causal
+    )
+    keys, values, masks, biases = [key], [value], [local], [key.new_zeros(key.shape[2])]
+    if prefix_key is not None and prefix_value is not None:
+        visible = torch.ones(1, prefix_key.shape[2], dtype=torch.bool, device=query.device)
+        keys.insert(0, prefix_key)
+        values.insert(0, prefix_value)
+        masks.insert(0, (visible if prefix_mask is None else prefix_mask)[:, None])
+        biases.insert(0, key.new_full((prefix_key.shape[2],), prefix_bias))
+    if coarse_key is not None and coarse_value is not None:
+        assert coarse_grid is not None
+        assert coarse_kernel_size is not None
+        near = patterns.coarse_2d(
+            i, indices(coarse_key), grid=grid, coarse_grid=coarse_grid, kernel_size=coarse_kernel_size
+        )
+        keys.append(coarse_key)
+        values.append(coarse_value)
+        masks.append(near)
+        biases.append(key.new_full((coarse_key.shape[2],), coarse_bias))
+    mask = torch.cat([m.expand(batch, num_queries, -1) for m in masks], -1)[:, None]
+    return masked_attention(query, torch.cat(keys, 2), torch.cat(values, 2), mask, torch.cat(biases), scale)

@@ -1,0 +1,255 @@
+"""LayerNorm with precision-bottleneck relaxation, and the fused step of a Sandwich-LN transformer.
+
+CogView, arXiv 2105.13290, section 2.4. PB-relax is LN(x / c), which equals LN(x) with `eps * c**2`: no pass over
+memory of its own, and nothing can overflow. c is held constant in the backward.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, _dispatch, _registration, reference
+
+_RELAX = {None: 0, "row": 1, "tensor": 2}  # the kernels' numbering
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    relax: str | None = "row",
+    impl: str = "auto",
+) -> Tensor:
+    r"""LayerNorm over the last dimension, `(y - mean(y)) / sqrt(var(y) + eps) * weight + bias` with `y = x / c`.
+
+    Args:
+        x: `[..., D]`; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.
+        weight, bias: `[D]`, in x's dtype or float32.
+        eps: added to the variance of `x / c`, above 0.
+        relax: c. "row": the largest |x| of the row. "tensor": the largest |x| of the whole tensor over 8, what the
+            published CogView weights were trained with (it couples the samples of a batch). None: 1, plain LayerNorm.
+            c = 0 counts as 1, so all-zero rows give `bias`.
+        impl: "auto", "reference", "cpp", "cuda" or "triton".
+
+    Returns:
+        Shape and dtype of `x`.
+    """
+    _check_input(x, "x")
+    _check_weights(x, weight=weight, bias=bias)
+    _check_options(eps, relax)
+    (x,) = _registration.autocast(x)
+    weight, bias = _check_mix(x, weight, bias)
+    ops = _dispatch.select("layer_norm_fwd", impl, x)
+    if ops is None:
+        return reference.layer_norm(x, weight, bias, eps=eps, relax=relax)
+    _checks.no_forward_mode("layer_norm", x, weight, bias)
+    return ops.layer_norm_fwd(x, weight, bias, eps, _RELAX[relax])[0]
+
+
+def sandwich_layer_norm(
+    branch: Tensor,
+    residual: Tensor,
+    post_weight: Tensor,
+    post_bias: Tensor,
+    pre_weight: Tensor,
+    pre_bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    relax: str | None = "row",
+    dropout_p: float = 0.0,
+    seed: int | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""One step of a Sandwich-LN transformer: `h = residual + LN_post(dropout(branch))`, `x = LN_pre(h)`.
+
+    In a model the pre-norm is that of the next sub-layer, so a whole layer is two calls.
+
+    Args:
+        branch, residual: `[..., D]`, same shape and dtype; float64, float32, bfloat16 or float16; any strides, last
+            dimension contiguous.
+        post_weight, post_bias, pre_weight, pre_bias: `[D]`, all in branch's dtype or all in float32.
+        eps, relax: as in `layer_norm`, for both norms.
+        dropout_p: probability in [0, 1] that an element of `branch` is zeroed; the others are divided by 1 - p.
+        seed: which elements (Philox4x32-10 of the seed and the element's place in raster order), 0 <= seed < 2**63;
+            required with dropout, so that a run repeats. The backward computes the mask again.
+        impl: "auto", "reference", "cpp", "cuda" or "triton".
+
+    Returns:
+        `(h, x)`, both with shape and dtype of `branch`.
+    """
+    _check_input(branch, "branch")
+    _check_input(residual, "residual")
+    _checks.same(residual, "residual", branch, "branch")
+    _checks.shape(residual, "residual", branch.shape)
+    _check_weights(
+        branch, post_weight=post_weight, post_bias=post_bias, pre_weight=pre_weight, pre_bias=pre_bias
+    )
+    _check_options(eps, relax)
+    _checks.finite(dropout_p, "dropout_p")
+    _checks.require(0 <= dropout_p <= 1, "dropout_p", "a probability", dropout_p)
+    if dropout_p > 0:
+        _checks.require(seed is not None, "seed", "an int when dropout_p > 0", None)
+        _checks.integer(seed, "seed", 0)
+    branch, residual = _registration.autocast(branch, residual)
+    weights = _check_mix(branch, post_weight, post_bias, pre_weight, pre_bias)
+    ops = _dispatch.select("sandwich_layer_norm_fwd", impl, branch)
+    if ops is None:
+        return reference.sandwich_layer_norm(
+            branch, residual, *weights, eps=eps, relax=relax, dropout_p=dropout_p, seed=seed
+        )
+    _checks.no_forward_mode("sandwich_layer_norm", branch, residual, *weights)
+    relaxed = _RELAX[relax]
+    return ops.sandwich_layer_norm_fwd(branch, residual, *weights, eps, relaxed, float(dropout_p), seed or 0)[
+        :2
+    ]
+
+
+def _check_input(x: Any, name: str) -> None:
+    _checks.tensor(x, name)
+    _checks.require(
+        x.dim() >= 1 and x.shape[-1] >= 1, name, "[..., D] with D >= 1", f"shape {tuple(x.shape)}"
+    )
+    _checks.last_contiguous(x, name)
+
+
+def _check_weights(x: Tensor, **weights: Tensor) -> None:
+    for name, weight in weights.items():
+        _checks.tensor(weight, name)
+        _checks.shape(weight, name, x.shape[-1:])
+        _checks.require(weight.device == x.device, name, f"the input's device {x.device}", weight.device)
+
+
+def _check_options(eps: float, relax: str | None) -> None:
+    _checks.finite(eps, "eps", positive=True)
+    _checks.choice(relax, "relax", tuple(_RELAX))
+
+
+def _check_mix(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """Weights, contiguous, in x's dtype or float32, all alike."""
+    dtype = weights[0].dtype
+    if dtype not in (x.dtype, torch.float32) or any(w.dtype != dtype for w in weights):
+        got = sorted({str(w.dtype) for w in weights})
+        raise TypeError(f"weights and biases: expected all {x.dtype} (the input's) or all float32, got {got}")
+    if x.dtype == torch.float64:
+        weights = tuple(w.to(x.dtype) for w in weights)
+    return tuple(w.contiguous() for w in weights)
+
+
+def _stat(x: Tensor) -> Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(x.shape[:-1], dtype=dtype)
+
+
+def _ln_fwd_fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relax: int) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), _stat(x), _stat(x)
+
+
+def _ln_bwd_fake(dout: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _sandwich_fwd_fake(
+    branch: Tensor,
+    residual: Tensor,
+    post_weight: Tensor,
+    post_bias: Tensor,
+    pre_weight: Tensor,
+    pre_bias: Tensor,
+    eps: float,
+    relax: int,
+    dropout_p: float,
+    seed: int,
+) -> tuple[Tensor, ...]:
+    stats = [_stat(branch) for _ in range(4)]
+    return torch.empty_like(branch), torch.empty_like(branch), *stats
+
+
+def _sandwich_bwd_fake(
+    dh: Tensor | None,
+    dx: Tensor | None,
+    branch: Tensor,
+    h: Tensor,
+    post_weight: Tensor,
+    pre_weight: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    posts = [torch.empty_like(post_weight) for _ in range(2)]
+    pres = [torch.empty_like(pre_weight) for _ in range(2)]
+    return torch.empty_like(branch), torch.empty_like(branch), *posts, *pres
+
+
+def _ln_setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, _, _, _ = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, weight, mean, rstd)
+
+
+def _sandwich_setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    branch, _, post_weight, _, pre_weight, _, _, _, ctx.dropout_p, ctx.seed = inputs
+    h, _, *stats = output
+    ctx.mark_non_differentiable(*stats)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(branch, h, post_weight, pre_weight, *stats)
+
+
+def _ln_backward_of(namespace: str) -> Any:
+    def backward(ctx: Any, dout: Tensor, *_: Any) -> Any:
+        grads = getattr(torch.ops, namespace).layer_norm_bwd(dout, *ctx.saved_tensors)
+        return *grads, None, None
+
+    return backward
+
+
+def _sandwich_backward_of(namespace: str) -> Any:
+    def backward(ctx: Any, dh: Tensor | None, dx: Tensor | None, *_: Any) -> Any:
+        if dh is None and dx is None:
+            return (None,) * 10
+        bwd = getattr(torch.ops, namespace).sandwich_layer_norm_bwd
+        dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b = bwd(
+            dh, dx, *ctx.saved_tensors, ctx.dropout_p, ctx.seed
+        )
+        return dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b, None, None, None, None
+
+    return backward
+
+
+def register(namespace: str) -> None:
+    """Define the four operators in a namespace."""
+    _registration.define(
+        "layer_norm_bwd",
+        "(Tensor dout, Tensor x, Tensor weight, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor)",
+        _ln_bwd_fake,
+        namespace=namespace,
+    )
+    _registration.define(
+        "layer_norm_fwd",
+        "(Tensor x, Tensor weight, Tensor bias, float eps, int relax) -> (Tensor, Tensor, Tensor)",
+        _ln_fwd_fake,
+        namespace=namespace,
+        backward=_ln_backward_of(namespace),
+        setup_context=_ln_setup_context,
+    )
+    _registration.define(
+        "sandwich_layer_norm_bwd",
+        "(Tensor? dh, Tensor? dx, Tensor branch, Tensor h, Tensor post_weight, Tensor pre_weight, "
+        "Tensor post_mean, Tensor post_rstd, Tensor pre_mean, Tensor pre_rstd, float dropout_p, int seed) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _sandwich_bwd_fake,
+        namespace=namespace,
+    )
+    _registration.define(
+        "sandwich_layer_norm_fwd",
+        "(Tensor branch, Tensor residual, Tensor post_weight, Tensor post_bias, Tensor pre_weight, Tensor pre_bias, "
+        "float eps, int relax, float dropout_p, int seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _sandwich_fwd_fake,
+        namespace=namespace,
+        backward=_sandwich_backward_of(namespace),
+        setup_context=_sandwich_setup_context,
+    )
+
+
+register("cogview_ops")

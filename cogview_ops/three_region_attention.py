@@ -1,0 +1,205 @@
+"""Three-region block-sparse attention: a causal blockwise window plus pivot tokens, in one softmax.
+
+CogView, arXiv 2105.13290, appendix B, figure 11. The pattern is in `patterns.three_region_window` and
+`three_region_pivot`; training, evaluation and decoding use the same one.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, _dispatch, _registration, reference
+
+
+def three_region_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pivots: Tensor,
+    *,
+    block_size: int = 128,
+    window_blocks: int = 6,
+    pivot_bias: float = 0.0,
+    scale: float | None = None,
+    return_lse: bool = False,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""`softmax(scale * q @ k.T + bias) @ v` over two disjoint sets of keys; B(i) = i // block_size.
+
+    - window: j <= i with B(j) > B(i) - window_blocks,
+    - pivots: p in pivots[b] with B(p) <= B(i) - window_blocks; `pivot_bias` is added to their scores.
+
+    With every token a pivot this is causal attention. CogView trains with `pivot_bias = log(S // P)`: each pivot
+    stands for that many tokens.
+
+    Args:
+        query: `[B, H, S, D]`; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.
+        key, value: `[B, Hkv, S, D]`, Hkv divides H (grouped queries).
+        pivots: int32 or int64 `[B, P]`, strictly ascending, then -1 as padding (`sample_pivots` makes them).
+        block_size, window_blocks: at least 1; S need not be a multiple.
+        scale: `D ** -0.5` by default.
+        return_lse: also return the log-sum-exp of each row, `[B, H, S]` float32 (float64 for float64).
+        impl: "auto", "reference", "cpp", "cuda" or "triton".
+
+    Returns:
+        `[B, H, S, D]` in query's dtype and layout; with `return_lse` the pair (out, lse), both differentiable.
+    """
+    _checks.attention(query, key, value)
+    _checks.require(
+        key.shape[2] == query.shape[2],
+        "key",
+        f"{query.shape[2]} tokens as query",
+        f"shape {tuple(key.shape)}",
+    )
+    _checks.pivots(pivots, query, key.shape[2])
+    _check_pattern(block_size, window_blocks, pivot_bias)
+    scale = _scale(query, scale)
+    query, key, value = _registration.autocast(query, key, value)
+    ops = _dispatch.select("three_region_attention_fwd", impl, query)
+    if ops is None:
+        out, lse = reference.three_region_attention(
+            query,
+            key,
+            value,
+            pivots,
+            block_size=block_size,
+            window_blocks=window_blocks,
+            pivot_bias=pivot_bias,
+            scale=scale,
+        )
+    else:
+        _checks.no_forward_mode("three_region_attention", query, key, value)
+        out, lse = ops.three_region_attention_fwd(
+            query, key, value, pivots, block_size, window_blocks, pivot_bias, scale
+        )
+    return (out, lse) if return_lse else out
+
+
+def three_region_attention_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    pivots: Tensor,
+    cache_seqlens: Tensor,
+    *,
+    block_size: int = 128,
+    window_blocks: int = 6,
+    pivot_bias: float = 0.0,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    r"""The last Sq tokens of `three_region_attention` against a cache; inference only.
+
+    Token by token it equals the full forward; the cost of a token does not grow with the sequence.
+
+    Args:
+        query: `[B, H, Sq, D]`; row t of sample b stands at position `cache_seqlens[b] - Sq + t`.
+        key_cache, value_cache: `[B, Hkv, Smax, D]`, the new tokens written in already.
+        pivots: as in `three_region_attention`; those still to come are not seen.
+        cache_seqlens: int32 or int64 `[B]`, tokens in the cache with the new ones, from Sq to Smax.
+        block_size, window_blocks, pivot_bias, scale, impl: as in `three_region_attention`.
+
+    Returns:
+        `[B, H, Sq, D]` in query's dtype and layout.
+    """
+    _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
+    _checks.pivots(pivots, query, key_cache.shape[2])
+    _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2])
+    _check_pattern(block_size, window_blocks, pivot_bias)
+    scale = _scale(query, scale)
+    query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
+    ops = _dispatch.select("three_region_attention_decode", impl, query)
+    if ops is None:
+        steps = torch.arange(query.shape[2], device=query.device)
+        return reference.three_region_attention(
+            query,
+            key_cache,
+            value_cache,
+            pivots,
+            block_size=block_size,
+            window_blocks=window_blocks,
+            pivot_bias=pivot_bias,
+            scale=scale,
+            query_pos=cache_seqlens[:, None] - query.shape[2] + steps,
+        )[0]
+    _checks.no_forward_mode("three_region_attention_decode", query, key_cache, value_cache)
+    return ops.three_region_attention_decode(
+        query, key_cache, value_cache, pivots, cache_seqlens, block_size, window_blocks, pivot_bias, scale
+    )
+
+
+def _check_pattern(block_size: int, window_blocks: int, pivot_bias: float) -> None:
+    _checks.integer(block_size, "block_size", 1)
+    _checks.integer(window_blocks, "window_blocks", 1)
+    _checks.finite(pivot_bias, "pivot_bias")
+
+
+def _scale(query: Tensor, scale: float | None) -> float:
+    if scale is None:
+        return query.shape[-1] ** -0.5
+    _checks.finite(scale, "scale")
+    return float(scale)
+
+
+def _fwd_fake(
+    query: Tensor, key: Tensor, value: Tensor, pivots: Tensor, *options: Any
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=dtype)
+
+
+def _bwd_fake(
+    dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _decode_fake(query: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(query)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    query, key, value, pivots, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, key, value, *output, pivots)
+
+
+def _backward_of(namespace: str) -> Any:
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> Any:
+        if dout is None and dlse is None:
+            return (None,) * 8
+        bwd = getattr(torch.ops, namespace).three_region_attention_bwd
+        return *bwd(dout, dlse, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
+
+    return backward
+
+
+def register(namespace: str) -> None:
+    """Define the three operators in a namespace."""
+    options = "int block_size, int window_blocks, float pivot_bias, float scale"
+    _registration.define(
+        "three_region_attention_bwd",
+        "(Tensor? dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor pivots, "
+        f"{options}) -> (Tensor, Tensor, Tensor)",
+        _bwd_fake,
+        namespace=namespace,
+    )
+    _registration.define(
+        "three_region_attention_fwd",
+        f"(Tensor query, Tensor key, Tensor value, Tensor pivots, {options}) -> (Tensor, Tensor)",
+        _fwd_fake,
+        namespace=namespace,
+        backward=_backward_of(namespace),
+        setup_context=_setup_context,
+    )
+    _registration.define(
+        "three_region_attention_decode",
+        "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor pivots, Tensor cache_seqlens, "
+        f"{options}) -> Tensor",
+        _decode_fake,
+        namespace=namespace,
+    )
+
+
+register("cogview_ops")
