@@ -112,9 +112,7 @@ def pivots(x: Any, query: Tensor, num_keys: int) -> None:
         "strictly ascending rows, then -1 as padding",
         x.tolist(),
     )
-    require(
-        bool((x >= -1).all() & (x < num_keys).all()), "pivots", f"indices below {num_keys} or -1", _range(x)
-    )
+    require(bool((x >= -1).all() & (x < num_keys).all()), "pivots", f"indices below {num_keys} or -1", _range(x))
 
 
 def cache_seqlens(x: Any, query: Tensor, capacity: int) -> None:
@@ -170,25 +168,19 @@ def together(**arguments: Any) -> None:
     """All given or none."""
     missing = [name for name, x in arguments.items() if x is None]
     if missing and len(missing) < len(arguments):
-        raise ValueError(
-            f"{missing[0]}: expected with {', '.join(n for n in arguments if n not in missing)}, got None"
-        )
+        raise ValueError(f"{missing[0]}: expected with {', '.join(n for n in arguments if n not in missing)}, got None")
 
 
 def same_heads(x: Tensor, name: str, key: Tensor) -> None:
     require(x.shape[1] == key.shape[1], name, f"key's {key.shape[1]} heads", x.shape[1])
 
 
-def grid_pattern(
-    query: Tensor, key: Tensor, key_name: str, grid: Any, grid_name: str, kernel: Any, name: str
-) -> None:
+def grid_pattern(query: Tensor, key: Tensor, key_name: str, grid: Any, grid_name: str, kernel: Any, name: str) -> None:
     """A grid that key's tokens fill, and an odd window no larger than it can use."""
     pair(grid, grid_name)
     pair(kernel, name)
     tokens = grid[0] * grid[1]
-    require(
-        key.shape[2] == tokens, grid_name, f"{key_name}'s {key.shape[2]} tokens", f"{tuple(grid)}: {tokens}"
-    )
+    require(key.shape[2] == tokens, grid_name, f"{key_name}'s {key.shape[2]} tokens", f"{tuple(grid)}: {tokens}")
     for k, size in zip(kernel, grid, strict=True):
         require(k % 2 == 1, name, "odd sizes", tuple(kernel))
         require(k <= 2 * size - 1, name, f"at most {tuple(2 * s - 1 for s in grid)}", tuple(kernel))

@@ -16,10 +16,19 @@ IMPLS = ("auto", "reference", "cpp", "cuda", "triton")
 try:
     from . import _C
 
-    build_error = None
+    build_error: str | None = None
 except ImportError as error:  # usable without it: impl="reference"
     _C = None  # type: ignore[assignment]
     build_error = str(error)
+
+_compiled: set[tuple[str, str]] = set()  # (operator, "cpp" or "cuda"), filled as operators are defined
+
+
+def record(op: str) -> None:
+    """Note which compiled kernels a newly defined operator has."""
+    for impl, key in (("cpp", "CPU"), ("cuda", "CUDA")):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"cogview_ops::{op}", key):
+            _compiled.add((op, impl))
 
 
 def reason_unavailable(op: str, impl: str) -> str | None:
@@ -32,11 +41,9 @@ def reason_unavailable(op: str, impl: str) -> str | None:
         return None if hasattr(torch.ops.cogview_ops_triton, op) else "no Triton kernel of this operator yet"
     if _C is None:
         return f"the compiled extension is missing ({build_error}); build it with `pip install .`"
-    key = {"cpp": "CPU", "cuda": "CUDA"}[impl]
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"cogview_ops::{op}", key):
+    if (op, impl) in _compiled:
         return None
-    built = "" if impl == "cpp" or _C.cuda_archs() else " (this build has no CUDA part)"
-    return f"no {key} kernel of this operator{built}"
+    return f"this build has no {'CPU' if impl == 'cpp' else 'CUDA'} kernel of this operator"
 
 
 def select(op: str, impl: str, x: Tensor) -> Any:
@@ -51,9 +58,7 @@ def select(op: str, impl: str, x: Tensor) -> Any:
     else:
         wanted = {"cpp": ("cpu", "meta"), "cuda": ("cuda", "meta")}.get(impl, ("cpu", "cuda", "xpu", "meta"))
         if device not in wanted:
-            raise ValueError(
-                f"impl: {impl!r} runs on {' or '.join(wanted[:-1])} tensors, got a {device} tensor"
-            )
+            raise ValueError(f"impl: {impl!r} runs on {' or '.join(wanted[:-1])} tensors, got a {device} tensor")
         candidates = (impl,)
     reasons = []
     for name in candidates:

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from . import _dispatch
+
 _libraries: dict[str, torch.library.Library] = {}
 
 
@@ -25,6 +27,8 @@ def define(
     """
     library = _libraries.setdefault(namespace, torch.library.Library(namespace, "FRAGMENT"))
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if namespace == "cogview_ops":
+        _dispatch.record(name)
     op = f"{namespace}::{name}"
     torch.library.register_fake(op, fake, lib=library)
     if backward is None:
@@ -32,7 +36,6 @@ def define(
         def backward(ctx: Any, *grads: Any) -> Any:
             raise NotImplementedError(f"{name} cannot be differentiated; impl='reference' can")
 
-        setup_context = None
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=library)
     torch.library.register_vmap(op, _loop_over_batch(op), lib=library)
 
@@ -45,9 +48,7 @@ def _loop_over_batch(op: str) -> Callable[..., Any]:
         call = getattr(getattr(torch.ops, namespace), name)
         results = []
         for i in range(info.batch_size):
-            picked = [
-                arg.select(dim, i) if dim is not None else arg for arg, dim in zip(args, in_dims, strict=True)
-            ]
+            picked = [arg.select(dim, i) if dim is not None else arg for arg, dim in zip(args, in_dims, strict=True)]
             results.append(call(*picked))
         if isinstance(results[0], torch.Tensor):
             return torch.stack(results), 0
@@ -64,6 +65,5 @@ def autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(
-        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
-        for x in tensors
+        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors
     )

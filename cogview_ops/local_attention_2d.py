@@ -70,7 +70,8 @@ def local_attention_2d(
     sets = _check_sets(query, key, grid, prefix_key, prefix_value, prefix_mask, prefix_bias, coarse_key, coarse_value,
                        coarse_grid, coarse_kernel_size, coarse_bias)  # fmt: skip
     scale = _scale(query, scale)
-    query, key, value, *sets = _registration.autocast(query, key, value, *sets)
+    query, key, value, *others = _registration.autocast(query, key, value, *sets)
+    sets = tuple(others)
     ops = _dispatch.select("local_attention_2d_fwd", impl, query)
     if ops is None:
         out, lse = _reference(query, key, value, sets, prefix_mask, grid, kernel_size, raster_causal, prefix_bias,
@@ -120,7 +121,8 @@ def local_attention_2d_decode(
     sets = _check_sets(query, key_cache, grid, prefix_key, prefix_value, prefix_mask, prefix_bias, coarse_key,
                        coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)  # fmt: skip
     scale = _scale(query, scale)
-    query, key_cache, value_cache, *sets = _registration.autocast(query, key_cache, value_cache, *sets)
+    query, key_cache, value_cache, *others = _registration.autocast(query, key_cache, value_cache, *sets)
+    sets = tuple(others)
     ops = _dispatch.select("local_attention_2d_decode", impl, query)
     if ops is None:
         position = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
@@ -149,9 +151,7 @@ def _check_sets(
         _checks.require(prefix_key is not None, "prefix_mask", "prefix_key and prefix_value with it", "none")
         _checks.tensor(prefix_mask, "prefix_mask", (torch.bool,))
         _checks.shape(prefix_mask, "prefix_mask", (query.shape[0], prefix_key.shape[2]))
-        _checks.require(
-            prefix_mask.device == query.device, "prefix_mask", f"device {query.device}", prefix_mask.device
-        )
+        _checks.require(prefix_mask.device == query.device, "prefix_mask", f"device {query.device}", prefix_mask.device)
     if coarse_key is not None:
         _checks.attention(query, coarse_key, coarse_value, "coarse_key", "coarse_value")
         _checks.same_heads(coarse_key, "coarse_key", key)
@@ -201,18 +201,14 @@ def _fwd_fake(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=dtype)
 
 
-def _bwd_fake(
-    dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
+def _bwd_fake(dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     sets = rest[:4]
     grads = [torch.empty_like(x) for x in (query, key, value)]
     return *grads, *(query.new_empty(0) if x is None else torch.empty_like(x) for x in sets)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    *tensors, prefix_mask, grid, kernel_size, causal, prefix_bias, c_grid, c_kernel, coarse_bias, scale = (
-        inputs
-    )
+    *tensors, prefix_mask, grid, kernel_size, causal, prefix_bias, c_grid, c_kernel, coarse_bias, scale = inputs
     ctx.options = (grid, kernel_size, causal, prefix_bias, c_grid, c_kernel, coarse_bias, scale)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, prefix_mask, *output)

@@ -33,9 +33,7 @@ def three_region_masks(
     return window.expand(seen.shape[0], -1, -1), pivot[..., :num_keys]
 
 
-def local_2d(
-    query: Tensor, key: Tensor, *, width: int, kernel_size: tuple[int, int], raster_causal: bool
-) -> Tensor:
+def local_2d(query: Tensor, key: Tensor, *, width: int, kernel_size: tuple[int, int], raster_causal: bool) -> Tensor:
     """Keys within the window centred on the query; positions outside the image do not exist.
 
     `query` and `key` are raster indices of one grid. `raster_causal` keeps keys at or before the query in

@@ -36,12 +36,8 @@ def pb_relax_softmax(
         TypeError, ValueError: an argument is not as described.
     """
     _checks.tensor(scores, "scores")
-    _checks.require(
-        scores.dim() >= (2 if causal else 1), "scores", "[..., R, K]", f"shape {tuple(scores.shape)}"
-    )
-    _checks.require(
-        scores.shape[-1] >= 1, "scores", "rows of at least one entry", f"shape {tuple(scores.shape)}"
-    )
+    _checks.require(scores.dim() >= (2 if causal else 1), "scores", "[..., R, K]", f"shape {tuple(scores.shape)}")
+    _checks.require(scores.shape[-1] >= 1, "scores", "rows of at least one entry", f"shape {tuple(scores.shape)}")
     _checks.last_contiguous(scores, "scores")
     _checks.finite(alpha, "alpha", positive=True)
     if mask is not None:

@@ -84,9 +84,7 @@ def sandwich_layer_norm(
     _check_input(residual, "residual")
     _checks.same(residual, "residual", branch, "branch")
     _checks.shape(residual, "residual", branch.shape)
-    _check_weights(
-        branch, post_weight=post_weight, post_bias=post_bias, pre_weight=pre_weight, pre_bias=pre_bias
-    )
+    _check_weights(branch, post_weight=post_weight, post_bias=post_bias, pre_weight=pre_weight, pre_bias=pre_bias)
     _check_options(eps, relax)
     _checks.finite(dropout_p, "dropout_p")
     _checks.require(0 <= dropout_p <= 1, "dropout_p", "a probability", dropout_p)
@@ -102,16 +100,12 @@ def sandwich_layer_norm(
         )
     _checks.no_forward_mode("sandwich_layer_norm", branch, residual, *weights)
     relaxed = _RELAX[relax]
-    return ops.sandwich_layer_norm_fwd(branch, residual, *weights, eps, relaxed, float(dropout_p), seed or 0)[
-        :2
-    ]
+    return ops.sandwich_layer_norm_fwd(branch, residual, *weights, eps, relaxed, float(dropout_p), seed or 0)[:2]
 
 
 def _check_input(x: Any, name: str) -> None:
     _checks.tensor(x, name)
-    _checks.require(
-        x.dim() >= 1 and x.shape[-1] >= 1, name, "[..., D] with D >= 1", f"shape {tuple(x.shape)}"
-    )
+    _checks.require(x.dim() >= 1 and x.shape[-1] >= 1, name, "[..., D] with D >= 1", f"shape {tuple(x.shape)}")
     _checks.last_contiguous(x, name)
 
 
@@ -209,9 +203,7 @@ def _sandwich_backward_of(namespace: str) -> Any:
         if dh is None and dx is None:
             return (None,) * 10
         bwd = getattr(torch.ops, namespace).sandwich_layer_norm_bwd
-        dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b = bwd(
-            dh, dx, *ctx.saved_tensors, ctx.dropout_p, ctx.seed
-        )
+        dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b = bwd(dh, dx, *ctx.saved_tensors, ctx.dropout_p, ctx.seed)
         return dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b, None, None, None, None
 
     return backward

@@ -142,16 +142,12 @@ def _scale(query: Tensor, scale: float | None) -> float:
     return float(scale)
 
 
-def _fwd_fake(
-    query: Tensor, key: Tensor, value: Tensor, pivots: Tensor, *options: Any
-) -> tuple[Tensor, Tensor]:
+def _fwd_fake(query: Tensor, key: Tensor, value: Tensor, pivots: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=dtype)
 
 
-def _bwd_fake(
-    dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
+def _bwd_fake(dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 

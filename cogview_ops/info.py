@@ -1,0 +1,39 @@
+"""`python -m cogview_ops.info`: versions, the build, and which implementation of each operator runs here."""
+
+import platform
+
+import torch
+
+import cogview_ops
+
+from . import _dispatch
+
+OPERATORS = (
+    "pb_relax_softmax",
+    "layer_norm",
+    "sandwich_layer_norm",
+    "three_region_attention",
+    "three_region_attention_decode",
+    "local_attention_2d",
+    "local_attention_2d_decode",
+)
+
+
+def main() -> None:
+    print(f"cogview_ops {cogview_ops.__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    if _dispatch._C is None:
+        print(f"extension: missing ({_dispatch.build_error})")
+    else:
+        build = _dispatch._C
+        print(f"extension: {build.compiler()}, built against torch {build.torch_version()}")
+        print(f"CPU: {build.active_cpu()} in use, of {', '.join(build.supported_cpu())}")
+        print(f"CUDA: {build.cuda_archs() or 'not in this build'}")
+    for name in OPERATORS:
+        op = name if name.endswith("_decode") else f"{name}_fwd"
+        print(f"\n{name}")
+        for impl in _dispatch.IMPLS[1:]:
+            print(f"  {impl:<10} {_dispatch.reason_unavailable(op, impl) or 'available'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+// Vectors as wide as the instruction set this file is compiled for, and conversion of every dtype to and from them.
+// GCC vector extensions: one source for AVX-512, AVX2, SSE2 and Arm. Included by kernel files only.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "dtype.h"
+
+namespace cogview {
+namespace COGVIEW_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVecBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVecBytes = 32;
+#else
+constexpr int kVecBytes = 16;
+#endif
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <class T>
+struct Traits {
+  using Acc = float;
+};
+template <>
+struct Traits<double> {
+  using Acc = double;
+};
+// What a dtype is accumulated in.
+template <class T>
+using Acc = typename Traits<T>::Acc;
+
+typedef float VecF __attribute__((vector_size(kVecBytes)));
+typedef double VecD __attribute__((vector_size(kVecBytes)));
+typedef int32_t VecI32 __attribute__((vector_size(kVecBytes)));
+typedef uint32_t VecU32 __attribute__((vector_size(kVecBytes)));
+typedef int64_t VecI64 __attribute__((vector_size(kVecBytes)));
+typedef uint16_t VecU16 __attribute__((vector_size(kVecBytes / 2)));
+
+template <class A>
+struct VecOf {
+  using type = VecF;
+  using Int = VecI32;
+  using Lane = int32_t;
+};
+template <>
+struct VecOf<double> {
+  using type = VecD;
+  using Int = VecI64;
+  using Lane = int64_t;
+};
+template <class A>
+using Vec = typename VecOf<A>::type;
+template <class A>
+using VecInt = typename VecOf<A>::Int;
+template <class A>
+constexpr int kLanes = kVecBytes / int(sizeof(A));
+
+template <class To, class From>
+inline To bits_as(const From& x) {
+  static_assert(sizeof(To) == sizeof(From));
+  To y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
+
+template <class A>
+inline Vec<A> splat(A x) {
+  return x - Vec<A>{};
+}
+
+// ---- load and store, converting ----
+
+inline VecF load(const float* p) {
+  VecF v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline VecD load(const double* p) {
+  VecD v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline VecF load(const BFloat16* p) {
+  VecU16 h;
+  std::memcpy(&h, p, sizeof h);
+  return bits_as<VecF>(__builtin_convertvector(h, VecU32) << 16);
+}
+inline VecF load(const Half* p) {
+#if defined(__AVX512F__)
+  return bits_as<VecF>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__)
+  return bits_as<VecF>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  VecU16 h;
+  std::memcpy(&h, p, sizeof h);
+  const VecU32 w = __builtin_convertvector(h, VecU32);
+  const VecU32 magnitude = (w & 0x7fff) << 13;
+  // shifting the exponent by a multiplication also normalises subnormals
+  const VecF scaled = bits_as<VecF>(magnitude) * 0x1p112f;
+  const VecU32 special = bits_as<VecU32>((w & 0x7c00) == 0x7c00) & 0x7f800000u;
+  return bits_as<VecF>(bits_as<VecU32>(scaled) | special | (w & 0x8000) << 16);
+#endif
+}
+
+inline void store(float* p, VecF v) { std::memcpy(p, &v, sizeof v); }
+inline void store(double* p, VecD v) { std::memcpy(p, &v, sizeof v); }
+inline void store(BFloat16* p, VecF v) {
+  const VecU32 w = bits_as<VecU32>(v);
+  const VecU32 rounded = (w + 0x7fff + (w >> 16 & 1)) >> 16;
+  const VecU32 nan = bits_as<VecU32>(v != v);
+  const VecU16 h = __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), VecU16);
+  std::memcpy(p, &h, sizeof h);
+}
+inline void store(Half* p, VecF v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(bits_as<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(bits_as<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+  const VecU32 w = bits_as<VecU32>(v), sign = w >> 16 & 0x8000, a = w & 0x7fffffff;
+  // normal: round the mantissa to nearest even; subnormal: let a float addition round it; then overflow and NaN
+  const VecU32 normal = (a - 0x38000000u + 0xfff + (a >> 13 & 1)) >> 13;
+  const VecU32 subnormal = bits_as<VecU32>(bits_as<VecF>(a) + 0.5f) - 0x3f000000u;
+  const VecU32 small = bits_as<VecU32>(a < 0x38800000u), large = bits_as<VecU32>(a >= 0x477ff000u);
+  const VecU32 nan = bits_as<VecU32>(a > 0x7f800000u);
+  VecU32 r = (subnormal & small) | (normal & ~small);
+  r = (r & ~large) | (0x7c00 & large);
+  const VecU16 h = __builtin_convertvector(r | (0x200 & nan) | sign, VecU16);
+  std::memcpy(p, &h, sizeof h);
+#endif
+}
+
+// The first n elements; the rest of the vector is zero.
+template <class T>
+inline Vec<Acc<T>> load_partial(const T* p, int64_t n) {
+  T buffer[kLanes<Acc<T>>] = {};
+  for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
+  return load(buffer);
+}
+template <class T>
+inline void store_partial(T* p, Vec<Acc<T>> v, int64_t n) {
+  T buffer[kLanes<Acc<T>>];
+  store(buffer, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
+}
+
+// ---- arithmetic ----
+
+template <class V>
+inline V vmax(V a, V b) {
+  return a > b ? a : b;
+}
+
+inline float hmax(VecF v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(bits_as<__m512>(v));
+#else
+  float m = v[0];
+  for (int i = 1; i < kLanes<float>; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+#endif
+}
+inline double hmax(VecD v) {
+  double m = v[0];
+  for (int i = 1; i < kLanes<double>; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+// A fixed tree, so that a sum does not depend on the compiler.
+template <class V>
+inline auto hsum(V v) {
+  for (int n = int(sizeof v / sizeof v[0]) / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) v[i] += v[i + n];
+  return v[0];
+}
+
+// Lane i of the result is v[i] where bit i is set, else `other`.
+template <class A>
+inline Vec<A> select_bits(uint64_t bits, Vec<A> v, A other) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4)
+    return bits_as<VecF>(_mm512_mask_mov_ps(_mm512_set1_ps(other), __mmask16(bits), bits_as<__m512>(v)));
+  else
+    return bits_as<VecD>(_mm512_mask_mov_pd(_mm512_set1_pd(other), __mmask8(bits), bits_as<__m512d>(v)));
+#else
+  VecInt<A> lane;
+  for (int i = 0; i < kLanes<A>; ++i) lane[i] = typename VecOf<A>::Lane(1) << i;
+  const VecInt<A> on = (lane & typename VecOf<A>::Lane(bits)) != 0;
+  return on ? v : splat<A>(other);
+#endif
+}
+
+// 2^x, to about one unit in the last place; 0 below the normal range; NaN stays NaN.
+inline VecF exp2v(VecF x) {
+  const VecF clamped = x < -127.0f ? splat(-127.0f) : (x > 128.0f ? splat(128.0f) : x);
+  const VecF magic = splat(0x1.8p23f);
+  const VecF shifted = clamped + magic, f = clamped - (shifted - magic);
+  VecF p = splat(0.000154614447f);
+  p = p * f + 0.00134004282f;
+  p = p * f + 0.00961805668f;
+  p = p * f + 0.0555032723f;
+  p = p * f + 0.240226509f;
+  p = p * f + 0.693147207f;
+  p = p * f + 1.0f;
+  // x in [-127, 128]: the factor is 2^-127 = 0 after the shift, up to infinity
+  const VecI32 exponent = bits_as<VecI32>(shifted) - bits_as<VecI32>(magic) + 127;
+  return p * bits_as<VecF>(exponent << 23);
+}
+inline VecD exp2v(VecD x) {
+  const VecD clamped = x < -1023.0 ? splat(-1023.0) : (x > 1024.0 ? splat(1024.0) : x);
+  const VecD magic = splat(0x1.8p52);
+  const VecD shifted = clamped + magic, f = (clamped - (shifted - magic)) * 0.693147180559945309417;
+  VecD p = splat(1.0 / 6227020800.0);  // Taylor of e^f to f^13: |f| <= ln(2) / 2, remainder 4e-18
+  constexpr double kInverseFactorial[] = {
+      1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
+      1.0 / 120,       1.0 / 24,       1.0 / 6,       1.0 / 2,      1.0,         1.0};
+  for (double c : kInverseFactorial) p = p * f + c;
+  const VecI64 exponent = bits_as<VecI64>(shifted) - bits_as<VecI64>(magic) + 1023;
+  return p * bits_as<VecD>(exponent << 52);
+}
+inline VecF expv(VecF x) { return exp2v(x * 1.44269504088896340736f); }
+inline VecD expv(VecD x) { return exp2v(x * 1.44269504088896340736); }
+
+}  // namespace
+}  // namespace COGVIEW_ISA
+}  // namespace cogview

@@ -1,0 +1,99 @@
+"""Builds cogview_ops._C against the torch that is installed: the CPU part always, the CUDA part where it can.
+
+COGVIEW_OPS_CUDA=auto (default) builds the CUDA part when torch has CUDA and nvcc is there, 0 never, 1 or fail.
+TORCH_CUDA_ARCH_LIST and MAX_JOBS are torch's own.
+"""
+
+import os
+import platform
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import setup
+
+try:
+    import torch
+except ImportError:
+    # pip builds in an isolated environment; the torch to build against is the one of the environment behind it
+    sys.path.append(sysconfig.get_paths()["purelib"])
+    try:
+        import torch
+    except ImportError:
+        sys.exit("cogview-ops is built against your torch and found none: pip install 'torch>=2.11' first, then again")
+
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+ROOT = Path(__file__).parent
+ISAS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISAS |= {
+        "avx2": ["-march=x86-64-v3"],
+        "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+        "amx": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+    }
+CXX_FLAGS = [
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+    "-g0",
+]
+
+
+def sources(folder: str, pattern: str) -> list[str]:
+    return sorted(str(p.relative_to(ROOT)) for p in (ROOT / folder).glob(pattern))
+
+
+def want_cuda() -> bool:
+    wish = os.environ.get("COGVIEW_OPS_CUDA", "auto")
+    if wish not in ("0", "1", "auto"):
+        sys.exit(f"COGVIEW_OPS_CUDA: expected 0, 1 or auto, got {wish!r}")
+    missing = []
+    if not torch.version.cuda:
+        missing.append(f"torch {torch.__version__} is built without CUDA")
+    if CUDA_HOME is None or not (Path(CUDA_HOME) / "bin" / "nvcc").exists():
+        missing.append("nvcc was not found (CUDA_HOME)")
+    if wish == "1" and missing:
+        sys.exit(f"COGVIEW_OPS_CUDA=1, but {' and '.join(missing)}")
+    return wish != "0" and not missing
+
+
+class Build(BuildExtension):
+    """Compiles the CPU kernels once per instruction set, then the rest as usual."""
+
+    def build_extension(self, ext):
+        kernels = [s for s in sources("csrc/cpu", "*.cpp") if not s.endswith("isa.cpp")]
+        for isa, flags in ISAS.items():
+            ext.extra_objects += self.compiler.compile(
+                kernels,
+                output_dir=os.path.join(self.build_temp, isa),
+                macros=[("COGVIEW_ISA", isa)],
+                extra_postargs={"cxx": CXX_FLAGS + flags},
+                depends=sources("csrc/cpu", "*.h") + ["setup.py"],
+            )
+        super().build_extension(ext)
+
+
+cuda = want_cuda()
+if cuda:
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a")
+archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "") if cuda else ""
+compiler = "clang" if "clang" in os.environ.get("CXX", "") else "g++"
+macros = [
+    ("COGVIEW_COMPILER", '"' + compiler + ' " __VERSION__'),
+    ("COGVIEW_TORCH", f'"{torch.__version__}"'),
+    ("COGVIEW_CUDA_ARCHS", f'"{archs}"'),
+]
+bindings = [s for s in sources("csrc/bindings", "*.cpp") if cuda or not s.endswith("_cuda.cpp")]
+extension = (CUDAExtension if cuda else CppExtension)(
+    "cogview_ops._C",
+    [*bindings, "csrc/cpu/isa.cpp", *(sources("csrc/cuda", "*.cu") if cuda else [])],
+    define_macros=macros + ([("USE_CUDA", None)] if cuda else []),
+    depends=sources("csrc", "**/*.h") + ["setup.py"],
+    extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]} if cuda else {"cxx": CXX_FLAGS},
+)
+setup(ext_modules=[extension], cmdclass={"build_ext": Build})
