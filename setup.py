@@ -73,7 +73,7 @@ class Build(BuildExtension):
                 output_dir=os.path.join(self.build_temp, isa),
                 macros=[("COGVIEW_ISA", isa)],
                 extra_postargs={"cxx": CXX_FLAGS + flags},
-                depends=sources("csrc/cpu", "*.h") + ["setup.py"],
+                depends=[*sources("csrc/cpu", "*.h"), "setup.py"],
             )
         super().build_extension(ext)
 
@@ -93,7 +93,7 @@ extension = (CUDAExtension if cuda else CppExtension)(
     "cogview_ops._C",
     [*bindings, "csrc/cpu/isa.cpp", *(sources("csrc/cuda", "*.cu") if cuda else [])],
     define_macros=macros + ([("USE_CUDA", None)] if cuda else []),
-    depends=sources("csrc", "**/*.h") + ["setup.py"],
+    depends=[*sources("csrc", "**/*.h"), "setup.py"],
     extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]} if cuda else {"cxx": CXX_FLAGS},
 )
 setup(ext_modules=[extension], cmdclass={"build_ext": Build})
