@@ -22,15 +22,15 @@ void force_isa(const char* name);  // nullptr: back to the default
 #define COGVIEW_X86(...)
 #endif
 
-// Declares `void name(const Args&, begin, end, slot)`, which does the work items [begin, end) as thread `slot`.
-#define COGVIEW_DECLARE_KERNEL(name, Args)                                                 \
-  namespace baseline {                                                                     \
-  void name(const Args&, int64_t, int64_t, int);                                           \
-  }                                                                                        \
-  COGVIEW_X86(                                                                             \
-      namespace avx2 { void name(const Args&, int64_t, int64_t, int); } namespace avx512 { \
-        void name(const Args&, int64_t, int64_t, int);                                     \
-      } namespace amx { void name(const Args&, int64_t, int64_t, int); })
+// Declares a function in every instruction set's namespace.
+#define COGVIEW_DECLARE(...) \
+  namespace baseline {       \
+  __VA_ARGS__;               \
+  }                          \
+  COGVIEW_X86(namespace avx2 { __VA_ARGS__; } namespace avx512 { __VA_ARGS__; } namespace amx { __VA_ARGS__; })
+
+// `void name(const Args&, begin, end, slot)` does the work items [begin, end) as thread `slot`.
+#define COGVIEW_DECLARE_KERNEL(name, Args) COGVIEW_DECLARE(void name(const Args&, int64_t, int64_t, int))
 
 // Picks the active instruction set's kernel. For bindings only: an inline function that the kernel files saw too
 // would be compiled for every instruction set, and the linker would keep any one of them.

@@ -1,0 +1,62 @@
+// What the attention bindings share: tensors as the kernels see them, and scratch.
+#pragma once
+
+#include "../cpu/attention.h"
+#include "common.h"
+
+namespace cogview {
+
+inline void check_attention_tensor(const Tensor& x, const char* name, Dtype dtype) {
+  STD_TORCH_CHECK(x.dim() == 4, name, ": expected 4 dimensions, got ", x.dim());
+  STD_TORCH_CHECK(dtype_of(x, name) == dtype, name, ": expected query's dtype");
+  STD_TORCH_CHECK(x.stride(3) == 1 || x.size(3) <= 1, name, ": expected a contiguous last dimension");
+}
+
+inline Tensor4 view(const Tensor& x) {
+  Tensor4 v;
+  v.data = const_cast<void*>(x.const_data_ptr());
+  for (int d = 0; d < 3; ++d) v.stride[d] = x.stride(d);
+  return v;
+}
+
+// Keys or values: query's dtype and batch, heads that divide query's, `tokens` rows (-1: any).
+inline Tensor4 key_view(const Tensor& x, const char* name, const Tensor& q, int64_t kv_heads, int64_t tokens) {
+  check_attention_tensor(x, name, dtype_of(q, "query"));
+  STD_TORCH_CHECK(
+      x.size(0) == q.size(0) && x.size(1) == kv_heads && x.size(3) == q.size(3) && (tokens < 0 || x.size(2) == tokens),
+      name, ": shape does not match");
+  return view(x);
+}
+
+inline Indices indices(const Tensor& x, const char* name) {
+  const ScalarType type = x.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Long, name, ": expected int32 or int64");
+  STD_TORCH_CHECK(x.is_contiguous(), name, ": expected a contiguous tensor");
+  return {x.const_data_ptr(), type == ScalarType::Long};
+}
+
+// dout as a kernel can read it: with a contiguous last dimension, zeros if only lse has a gradient.
+inline Tensor readable(const std::optional<Tensor>& dout, const Tensor& out) {
+  if (!dout) {
+    Tensor zeros = torch::stable::empty_like(out);
+    return torch::stable::zero_(zeros);
+  }
+  check_same_shape(*dout, out, "dout");
+  return dout->stride(3) == 1 || dout->size(3) <= 1 ? *dout : torch::stable::contiguous(*dout);
+}
+
+inline Tensor byte_buffer(const Tensor& like, int64_t bytes) {
+  return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
+}
+
+// One allocation, a 64-byte-aligned piece for each thread; `owner` keeps it alive.
+inline Scratch scratch(const Tensor& like, Dtype dtype, int64_t head_dim, Tensor* owner) {
+  Scratch s;
+  s.bytes = COGVIEW_PICK(tile_scratch)(dtype, head_dim);
+  *owner = byte_buffer(like, s.bytes * num_threads() + 64);
+  const auto at = reinterpret_cast<uintptr_t>(owner->mutable_data_ptr());
+  s.data = reinterpret_cast<char*>((at + 63) & ~uintptr_t(63));
+  return s;
+}
+
+}  // namespace cogview

@@ -1,0 +1,102 @@
+#include "../cpu/three_region_attention.h"
+
+#include "attention.h"
+
+namespace cogview {
+namespace {
+
+// Checks what guards memory; the messages users see come from Python.
+ThreeRegionArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots, int64_t block_size,
+                         int64_t window_blocks, double pivot_bias, double scale) {
+  ThreeRegionArgs a{};
+  a.dtype = dtype_of(q, "query");
+  check_attention_tensor(q, "query", a.dtype);
+  a.batch = q.size(0), a.heads = q.size(1), a.seqlen_q = q.size(2), a.head_dim = q.size(3);
+  a.kv_heads = k.size(1), a.seqlen_k = k.size(2), a.num_pivots = pivots.size(1);
+  STD_TORCH_CHECK(a.kv_heads > 0 && a.heads % a.kv_heads == 0, "key: heads do not divide query's");
+  STD_TORCH_CHECK(pivots.dim() == 2 && pivots.size(0) == a.batch, "pivots: shape does not match");
+  STD_TORCH_CHECK(block_size >= 1 && window_blocks >= 1, "block_size and window_blocks: expected at least 1");
+  // beyond the sequence they change nothing, and products of them stay in range
+  a.block_size = std::min(block_size, a.seqlen_k + 1), a.window_blocks = std::min(window_blocks, a.seqlen_k + 1);
+  a.pivot_bias = pivot_bias, a.scale = scale;
+  a.q = view(q);
+  a.k = key_view(k, "key", q, a.kv_heads, -1);
+  a.v = key_view(v, "value", q, a.kv_heads, a.seqlen_k);
+  a.pivots = indices(pivots, "pivots");
+  return a;
+}
+
+Tensor stat_like(const Tensor& q) {
+  return torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, stat_type(q));
+}
+
+std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in,
+                               int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
+  const Tensor pivots = torch::stable::contiguous(pivots_in);
+  Tensor out = torch::stable::empty_like(q), lse = stat_like(q), owner;
+  if (q.numel() == 0) return {out, lse};
+  ThreeRegionArgs a = describe(q, k, v, pivots, block_size, window_blocks, pivot_bias, scale);
+  STD_TORCH_CHECK(a.seqlen_q == a.seqlen_k, "key: expected as many tokens as query");
+  a.out = view(out), a.lse = lse.mutable_data_ptr();
+  a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
+  run_items(COGVIEW_PICK(three_region_fwd), a, a.batch * a.heads * a.query_tiles());
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> bwd(const std::optional<Tensor>& dout_in, const std::optional<Tensor>& dlse_in,
+                                       const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                                       const Tensor& lse_in, const Tensor& pivots_in, int64_t block_size,
+                                       int64_t window_blocks, double pivot_bias, double scale) {
+  Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
+  if (q.numel() == 0) return {dq, dk, dv};
+  const Tensor pivots = torch::stable::contiguous(pivots_in), lse = torch::stable::contiguous(lse_in);
+  const Tensor dout = readable(dout_in, out);
+  ThreeRegionArgs a = describe(q, k, v, pivots, block_size, window_blocks, pivot_bias, scale);
+  STD_TORCH_CHECK(a.seqlen_q == a.seqlen_k, "key: expected as many tokens as query");
+  check_same_shape(out, q, "out");
+  a.out = key_view(out, "out", q, a.heads, a.seqlen_q);
+  a.dout = key_view(dout, "dout", q, a.heads, a.seqlen_q);
+  a.dq = view(dq), a.dk = view(dk), a.dv = view(dv);
+  Tensor delta = stat_like(q), dlse = delta, owner;
+  check_same_shape(lse, delta, "lse");
+  STD_TORCH_CHECK(lse.scalar_type() == stat_type(q), "lse: dtype does not match");
+  a.lse = const_cast<void*>(lse.const_data_ptr()), a.delta = delta.mutable_data_ptr();
+  if (dlse_in) {
+    dlse = torch::stable::contiguous(*dlse_in);
+    check_same_shape(dlse, delta, "dlse");
+    STD_TORCH_CHECK(dlse.scalar_type() == stat_type(q), "dlse: dtype does not match");
+    a.dlse = const_cast<void*>(dlse.const_data_ptr());
+  }
+  const std::vector<int64_t> parts{a.batch, a.kv_heads, a.num_pivots, a.head_dim};
+  Tensor pivot_dk = torch::stable::new_empty(q, parts, stat_type(q)), pivot_dv = torch::stable::empty_like(pivot_dk);
+  a.pivot_dk = pivot_dk.mutable_data_ptr(), a.pivot_dv = pivot_dv.mutable_data_ptr();
+  a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
+  run_items(COGVIEW_PICK(three_region_grad_query), a, a.batch * a.heads * a.query_tiles());
+  run_items(COGVIEW_PICK(three_region_grad_pivot), a, a.batch * a.kv_heads * a.pivot_tiles());
+  run_items(COGVIEW_PICK(three_region_grad_key), a, a.batch * a.kv_heads * a.key_tiles());
+  return {dq, dk, dv};
+}
+
+Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in, const Tensor& seqlens_in,
+              int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
+  Tensor out = torch::stable::empty_like(q), owner;
+  if (q.numel() == 0) return out;
+  const Tensor pivots = torch::stable::contiguous(pivots_in), seqlens = torch::stable::contiguous(seqlens_in);
+  ThreeRegionArgs a = describe(q, k, v, pivots, block_size, window_blocks, pivot_bias, scale);
+  STD_TORCH_CHECK(a.seqlen_q <= a.seqlen_k, "query: more tokens than the cache holds");
+  STD_TORCH_CHECK(seqlens.dim() == 1 && seqlens.size(0) == a.batch, "cache_seqlens: shape does not match");
+  a.cache_seqlens = indices(seqlens, "cache_seqlens");
+  a.out = view(out);
+  a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
+  run_items(COGVIEW_PICK(three_region_fwd), a, a.batch * a.heads * a.query_tiles());
+  return out;
+}
+
+}  // namespace
+}  // namespace cogview
+
+STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CPU, m) {
+  m.impl("three_region_attention_fwd", TORCH_BOX(&cogview::fwd));
+  m.impl("three_region_attention_bwd", TORCH_BOX(&cogview::bwd));
+  m.impl("three_region_attention_decode", TORCH_BOX(&cogview::decode));
+}

@@ -1,0 +1,31 @@
+// Three-region block-sparse attention on CPU. With w(i) = max(0, (i / block_size - window_blocks + 1) * block_size, the
+// first key of query i's window, query i sees key j iff j <= i and (w(i) <= j or j is a pivot).
+#pragma once
+
+#include "attention.h"
+
+namespace cogview {
+
+struct ThreeRegionArgs {
+  Dtype dtype;
+  int64_t batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, num_pivots;
+  int64_t block_size, window_blocks;
+  double pivot_bias, scale;
+  Tensor4 q, k, v, out, dout, dq, dk, dv;
+  Indices pivots;             // [B, num_pivots], contiguous
+  Indices cache_seqlens;      // decode only: query row t stands at cache_seqlens[b] - seqlen_q + t
+  void *lse, *dlse, *delta;   // [B, H, seqlen_q]; float, or double for double; lse null in decode, dlse may be
+  void *pivot_dk, *pivot_dv;  // [B, kv_heads, num_pivots, head_dim] accumulators between the backward's two key passes
+  Scratch scratch;
+
+  int64_t query_tiles() const { return (seqlen_q + 63) / 64; }
+  int64_t key_tiles() const { return (seqlen_k + 63) / 64; }
+  int64_t pivot_tiles() const { return (num_pivots + 63) / 64; }
+};
+
+COGVIEW_DECLARE_KERNEL(three_region_fwd, ThreeRegionArgs)         // items: batch x heads x query_tiles
+COGVIEW_DECLARE_KERNEL(three_region_grad_query, ThreeRegionArgs)  // the same; also writes delta
+COGVIEW_DECLARE_KERNEL(three_region_grad_pivot, ThreeRegionArgs)  // batch x kv_heads x pivot_tiles
+COGVIEW_DECLARE_KERNEL(three_region_grad_key, ThreeRegionArgs)    // batch x kv_heads x key_tiles
+
+}  // namespace cogview
