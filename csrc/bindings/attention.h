@@ -45,6 +45,16 @@ inline Tensor readable(const std::optional<Tensor>& dout, const Tensor& out) {
   return dout->stride(3) == 1 || dout->size(3) <= 1 ? *dout : torch::stable::contiguous(*dout);
 }
 
+// [B, H, S] of statistics: lse or its gradient, contiguous, as `like` is.
+inline void* stat_view(const Tensor& x, const Tensor& like, const char* name) {
+  check_same_shape(x, like, name);
+  STD_TORCH_CHECK(x.scalar_type() == like.scalar_type() && x.is_contiguous(), name, ": dtype or layout does not match");
+  return const_cast<void*>(x.const_data_ptr());
+}
+inline Tensor stat_like(const Tensor& q) {
+  return torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, stat_type(q));
+}
+
 inline Tensor byte_buffer(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
 }

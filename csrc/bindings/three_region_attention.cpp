@@ -26,10 +26,6 @@ ThreeRegionArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, cons
   return a;
 }
 
-Tensor stat_like(const Tensor& q) {
-  return torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, stat_type(q));
-}
-
 std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in,
                                int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
   const Tensor pivots = torch::stable::contiguous(pivots_in);
@@ -58,14 +54,10 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const std::optional<Tensor>& dout_in, con
   a.dout = key_view(dout, "dout", q, a.heads, a.seqlen_q);
   a.dq = view(dq), a.dk = view(dk), a.dv = view(dv);
   Tensor delta = stat_like(q), dlse = delta, owner;
-  check_same_shape(lse, delta, "lse");
-  STD_TORCH_CHECK(lse.scalar_type() == stat_type(q), "lse: dtype does not match");
-  a.lse = const_cast<void*>(lse.const_data_ptr()), a.delta = delta.mutable_data_ptr();
+  a.lse = stat_view(lse, delta, "lse"), a.delta = delta.mutable_data_ptr();
   if (dlse_in) {
     dlse = torch::stable::contiguous(*dlse_in);
-    check_same_shape(dlse, delta, "dlse");
-    STD_TORCH_CHECK(dlse.scalar_type() == stat_type(q), "dlse: dtype does not match");
-    a.dlse = const_cast<void*>(dlse.const_data_ptr());
+    a.dlse = stat_view(dlse, delta, "dlse");
   }
   const std::vector<int64_t> parts{a.batch, a.kv_heads, a.num_pivots, a.head_dim};
   Tensor pivot_dk = torch::stable::new_empty(q, parts, stat_type(q)), pivot_dv = torch::stable::empty_like(pivot_dk);

@@ -70,7 +70,7 @@ inline void gemm_block(int k, const A* a, int lda, const A* b, int ldb, A* c, in
   constexpr int w = kLanes<A>;
   Vec<A> acc[MR][NR];
   for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NR; ++j) acc[i][j] = accumulate ? load(c + i * ldc + j * w) : Vec<A>{};
+    for (int j = 0; j < NR; ++j) acc[i][j] = Vec<A>{};
   for (int p = 0; p < k; ++p) {
     Vec<A> bv[NR];
     for (int j = 0; j < NR; ++j) bv[j] = load(b + p * ldb + j * w);
@@ -80,7 +80,11 @@ inline void gemm_block(int k, const A* a, int lda, const A* b, int ldb, A* c, in
     }
   }
   for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NR; ++j) store(c + i * ldc + j * w, acc[i][j]);
+    for (int j = 0; j < NR; ++j) {
+      A* cij = c + i * ldc + j * w;
+      // added at the end: a long sum of short sums rounds less than one long sum
+      store(cij, accumulate ? load(cij) + acc[i][j] : acc[i][j]);
+    }
 }
 
 // m a multiple of 4, n of the vector.

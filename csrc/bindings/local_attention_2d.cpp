@@ -1,0 +1,165 @@
+#include "../cpu/local_attention_2d.h"
+
+#include "attention.h"
+
+namespace cogview {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+// The schema's arguments after query, key and value, as they come.
+struct Sets {
+  const Optional &prefix_k, &prefix_v, &coarse_k, &coarse_v, &prefix_mask;
+};
+struct Options {
+  const std::vector<int64_t>&grid, &kernel;
+  bool raster_causal;
+  double prefix_bias;
+  const std::vector<int64_t>&coarse_grid, &coarse_kernel;
+  double coarse_bias, scale;
+};
+
+Grid pair(const std::vector<int64_t>& x, const char* name) {
+  STD_TORCH_CHECK(x.size() == 2, name, ": expected two ints");
+  return {x[0], x[1]};
+}
+
+// The shape of at most 64 cells whose windows, over the whole grid, take the fewest tiles of keys.
+Grid best_tile(Grid grid, Grid kernel) {
+  Grid best;
+  int64_t best_cost = 0;
+  for (int64_t h = 1; h <= 64; h *= 2) {
+    const Grid tile{h, 64 / h};
+    const int64_t halo = std::min(grid.h, tile.h + kernel.h - 1) * std::min(grid.w, tile.w + kernel.w - 1);
+    const int64_t cost = LocalArgs::tiles(grid, tile) * ((halo + 63) / 64);
+    if (!best_cost || cost < best_cost) best = tile, best_cost = cost;
+  }
+  return best;
+}
+
+// Checks what guards memory; the messages users see come from Python.
+LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets& s, const Options& o) {
+  LocalArgs a{};
+  a.dtype = dtype_of(q, "query");
+  check_attention_tensor(q, "query", a.dtype);
+  a.batch = q.size(0), a.heads = q.size(1), a.seqlen_q = q.size(2), a.head_dim = q.size(3), a.kv_heads = k.size(1);
+  STD_TORCH_CHECK(a.kv_heads > 0 && a.heads % a.kv_heads == 0, "key: heads do not divide query's");
+  a.grid = pair(o.grid, "grid"), a.kernel = pair(o.kernel, "kernel_size");
+  STD_TORCH_CHECK(a.grid.h > 0 && a.grid.w > 0 && a.kernel.h > 0 && a.kernel.w > 0, "grid: expected sizes above 0");
+  const int64_t tokens = a.grid.h * a.grid.w;
+  a.q = view(q), a.k = key_view(k, "key", q, a.kv_heads, tokens), a.v = key_view(v, "value", q, a.kv_heads, tokens);
+  a.query_tile = best_tile(a.grid, a.kernel);
+  a.raster_causal = o.raster_causal;
+  a.prefix_bias = o.prefix_bias, a.coarse_bias = o.coarse_bias, a.scale = o.scale;
+  if (s.prefix_k) {
+    STD_TORCH_CHECK(s.prefix_v.has_value(), "prefix_value: expected with prefix_key");
+    a.prefix_len = s.prefix_k->size(2);
+    a.prefix_k = key_view(*s.prefix_k, "prefix_key", q, a.kv_heads, -1);
+    a.prefix_v = key_view(*s.prefix_v, "prefix_value", q, a.kv_heads, a.prefix_len);
+    if (s.prefix_mask) {
+      const Tensor& mask = *s.prefix_mask;
+      STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Bool && mask.dim() == 2 && mask.size(0) == a.batch &&
+                          mask.size(1) == a.prefix_len && mask.is_contiguous(),
+                      "prefix_mask: expected a contiguous bool [B, P]");
+      a.prefix_mask = static_cast<const bool*>(mask.const_data_ptr());
+    }
+  }
+  if (s.coarse_k) {
+    STD_TORCH_CHECK(s.coarse_v.has_value(), "coarse_value: expected with coarse_key");
+    a.coarse_grid = pair(o.coarse_grid, "coarse_grid"), a.coarse_kernel = pair(o.coarse_kernel, "coarse_kernel_size");
+    const Grid c = a.coarse_grid;
+    STD_TORCH_CHECK(c.h > 0 && c.w > 0 && a.grid.h % c.h == 0 && a.grid.w % c.w == 0,
+                    "coarse_grid: does not divide grid");
+    STD_TORCH_CHECK(a.coarse_kernel.h > 0 && a.coarse_kernel.w > 0, "coarse_kernel_size: expected sizes above 0");
+    a.ratio = {a.grid.h / c.h, a.grid.w / c.w};
+    a.coarse_k = key_view(*s.coarse_k, "coarse_key", q, a.kv_heads, c.h * c.w);
+    a.coarse_v = key_view(*s.coarse_v, "coarse_value", q, a.kv_heads, c.h * c.w);
+    a.coarse_tile = best_tile(c, a.coarse_kernel);
+  }
+  return a;
+}
+
+Optional contiguous(const Optional& x) { return x ? Optional(torch::stable::contiguous(*x)) : Optional(); }
+
+std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& prefix_k,
+                               const Optional& prefix_v, const Optional& coarse_k, const Optional& coarse_v,
+                               const Optional& prefix_mask, std::vector<int64_t> grid, std::vector<int64_t> kernel,
+                               bool raster_causal, double prefix_bias, std::vector<int64_t> coarse_grid,
+                               std::vector<int64_t> coarse_kernel, double coarse_bias, double scale) {
+  Tensor out = torch::stable::empty_like(q), lse = stat_like(q), owner;
+  if (q.numel() == 0) return {out, lse};
+  const Optional mask = contiguous(prefix_mask);
+  LocalArgs a = describe(q, k, v, {prefix_k, prefix_v, coarse_k, coarse_v, mask},
+                         {grid, kernel, raster_causal, prefix_bias, coarse_grid, coarse_kernel, coarse_bias, scale});
+  STD_TORCH_CHECK(a.seqlen_q == a.grid.h * a.grid.w, "query: expected one token per cell");
+  a.out = view(out), a.lse = lse.mutable_data_ptr();
+  a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
+  run_items(COGVIEW_PICK(local_2d_fwd), a, a.batch * a.heads * a.query_tiles());
+  return {out, lse};
+}
+
+Tensor grad_like(const Optional& x, const Tensor& q) {
+  return x ? torch::stable::empty_like(*x) : torch::stable::new_empty(q, {0});
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
+    const Optional& dout_in, const Optional& dlse_in, const Tensor& q, const Tensor& k, const Tensor& v,
+    const Optional& prefix_k, const Optional& prefix_v, const Optional& coarse_k, const Optional& coarse_v,
+    const Optional& prefix_mask, const Tensor& out, const Tensor& lse_in, std::vector<int64_t> grid,
+    std::vector<int64_t> kernel, bool raster_causal, double prefix_bias, std::vector<int64_t> coarse_grid,
+    std::vector<int64_t> coarse_kernel, double coarse_bias, double scale) {
+  Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
+  Tensor prefix_dk = grad_like(prefix_k, q), prefix_dv = grad_like(prefix_v, q);
+  Tensor coarse_dk = grad_like(coarse_k, q), coarse_dv = grad_like(coarse_v, q);
+  if (q.numel() == 0) {
+    for (Tensor* g : {&dk, &dv, &prefix_dk, &prefix_dv, &coarse_dk, &coarse_dv}) torch::stable::zero_(*g);
+    return {dq, dk, dv, prefix_dk, prefix_dv, coarse_dk, coarse_dv};
+  }
+  const Optional mask = contiguous(prefix_mask);
+  const Tensor lse = torch::stable::contiguous(lse_in), dout = readable(dout_in, out);
+  LocalArgs a = describe(q, k, v, {prefix_k, prefix_v, coarse_k, coarse_v, mask},
+                         {grid, kernel, raster_causal, prefix_bias, coarse_grid, coarse_kernel, coarse_bias, scale});
+  STD_TORCH_CHECK(a.seqlen_q == a.grid.h * a.grid.w, "query: expected one token per cell");
+  a.out = key_view(out, "out", q, a.heads, a.seqlen_q), a.dout = key_view(dout, "dout", q, a.heads, a.seqlen_q);
+  a.dq = view(dq), a.dk = view(dk), a.dv = view(dv);
+  if (prefix_k) a.prefix_dk = view(prefix_dk), a.prefix_dv = view(prefix_dv);
+  if (coarse_k) a.coarse_dk = view(coarse_dk), a.coarse_dv = view(coarse_dv);
+  Tensor delta = stat_like(q), dlse = delta, owner;
+  a.lse = stat_view(lse, delta, "lse"), a.delta = delta.mutable_data_ptr();
+  if (dlse_in) {
+    dlse = torch::stable::contiguous(*dlse_in);
+    a.dlse = stat_view(dlse, delta, "dlse");
+  }
+  a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
+  run_items(COGVIEW_PICK(local_2d_grad_query), a, a.batch * a.heads * a.query_tiles());
+  run_items(COGVIEW_PICK(local_2d_grad_key), a, a.batch * a.kv_heads * a.key_tiles());
+  return {dq, dk, dv, prefix_dk, prefix_dv, coarse_dk, coarse_dv};
+}
+
+Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& prefix_k, const Optional& prefix_v,
+              const Optional& coarse_k, const Optional& coarse_v, const Optional& prefix_mask, const Tensor& seqlens_in,
+              std::vector<int64_t> grid, std::vector<int64_t> kernel, double prefix_bias,
+              std::vector<int64_t> coarse_grid, std::vector<int64_t> coarse_kernel, double coarse_bias, double scale) {
+  Tensor out = torch::stable::empty_like(q), owner;
+  if (q.numel() == 0) return out;
+  const Optional mask = contiguous(prefix_mask);
+  const Tensor seqlens = torch::stable::contiguous(seqlens_in);
+  LocalArgs a = describe(q, k, v, {prefix_k, prefix_v, coarse_k, coarse_v, mask},
+                         {grid, kernel, true, prefix_bias, coarse_grid, coarse_kernel, coarse_bias, scale});
+  STD_TORCH_CHECK(a.seqlen_q <= a.grid.h * a.grid.w, "query: more tokens than the grid has cells");
+  STD_TORCH_CHECK(seqlens.dim() == 1 && seqlens.size(0) == a.batch, "cache_seqlens: shape does not match");
+  a.cache_seqlens = indices(seqlens, "cache_seqlens");
+  a.out = view(out);
+  a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
+  run_items(COGVIEW_PICK(local_2d_decode), a, a.batch * a.heads * a.decode_tiles());
+  return out;
+}
+
+}  // namespace
+}  // namespace cogview
+
+STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CPU, m) {
+  m.impl("local_attention_2d_fwd", TORCH_BOX(&cogview::fwd));
+  m.impl("local_attention_2d_bwd", TORCH_BOX(&cogview::bwd));
+  m.impl("local_attention_2d_decode", TORCH_BOX(&cogview::decode));
+}
