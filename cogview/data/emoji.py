@@ -1,0 +1,36 @@
+"""The pictures shipped with the package: Noto emoji at 64 px, named in English and Chinese (assets/NOTICE.md)."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from .images import decode_image
+from .tar_index import IMAGE, JSON, TarIndex
+
+SHARD = Path(__file__).parent / "assets" / "emoji.tar"
+
+
+@dataclass(frozen=True)
+class Emoji:
+    codepoints: str  # as in "2764-fe0f", unique
+    en: str
+    zh: str
+    image: Image.Image  # RGBA, 64 x 64
+
+
+def load_emoji(codepoints: Collection[str] | None = None, *, shard: Path = SHARD) -> dict[str, Emoji]:
+    """The emoji by codepoints ("1f43c"), all or those asked for; ValueError if one is not in the shard."""
+    index = TarIndex.build(shard)  # 0.1 s; installed packages are no place for a sidecar
+    rows = {index.key(row): row for row in range(len(index))}
+    wanted = list(rows) if codepoints is None else list(codepoints)
+    if missing := [c for c in wanted if c not in rows]:
+        raise ValueError(f"codepoints: expected emoji of {shard.name}, got {missing}")
+    found = {}
+    for key in wanted:
+        contents = index.read(rows[key], {IMAGE: 1 << 20, JSON: 1 << 16})
+        names = json.loads(contents[JSON])
+        found[key] = Emoji(key, names["en"], names["zh"], decode_image(contents[IMAGE], mode="RGBA"))
+    return found

@@ -1,0 +1,227 @@
+"""The demo's world: pictures of one or two emoji on a coloured background, with English and Chinese captions.
+
+64 x 64 pixels; every emoji is a 32-pixel tile at a multiple of 16, so that it always falls alike on the 8 x 8
+cells of the image tokens. A scene says everything about its picture, and the picture everything about the scene.
+
+Split by content: of pictures with one emoji an eighth of the combinations (emoji, place, background) are
+"test"; of those with two, an eighth of the unordered pairs of emoji, whatever the relation and background. So no
+test picture and no test caption, in either language, occurs in training, while every word does.
+"""
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import combinations, product
+from pathlib import Path
+
+from PIL import Image
+
+from .emoji import load_emoji
+from .files import write_json
+from .shards import ShardWriter
+from .shuffle import permutation
+
+VERSION = 1
+SIZE = 64  # pixels of a side
+TILE = 32  # pixels of an emoji's side
+SCENES_PER_SHARD = 4096
+
+# English noun: codepoints, English article, Chinese measure word, Chinese noun
+NOUNS = {
+    "panda": ("1f43c", "a", "只", "熊猫"),
+    "star": ("2b50", "a", "颗", "星星"),
+    "apple": ("1f34e", "an", "个", "苹果"),
+    "frog": ("1f438", "a", "只", "青蛙"),
+    "fox": ("1f98a", "a", "只", "狐狸"),
+    "pig": ("1f437", "a", "头", "猪"),
+    "football": ("26bd", "a", "个", "足球"),
+    "banana": ("1f34c", "a", "根", "香蕉"),
+    "octopus": ("1f419", "an", "只", "章鱼"),
+    "carrot": ("1f955", "a", "根", "胡萝卜"),
+    "tree": ("1f333", "a", "棵", "树"),
+    "sunflower": ("1f33b", "a", "朵", "向日葵"),
+    "mushroom": ("1f344", "a", "个", "蘑菇"),
+    "ghost": ("1f47b", "a", "个", "幽灵"),
+    "fish": ("1f41f", "a", "条", "鱼"),
+    "rocket": ("1f680", "a", "枚", "火箭"),
+    "pumpkin": ("1f383", "a", "个", "南瓜"),
+    "house": ("1f3e0", "a", "座", "房子"),
+    "penguin": ("1f427", "a", "只", "企鹅"),
+    "car": ("1f699", "a", "辆", "汽车"),
+}
+# English colour: RGB, English article, Chinese
+BACKGROUNDS = {
+    "blue": ((100, 160, 245), "a", "蓝色"),
+    "green": ((130, 205, 130), "a", "绿色"),
+    "pink": ((255, 175, 195), "a", "粉色"),
+    "purple": ((165, 130, 225), "a", "紫色"),
+    "orange": ((255, 180, 100), "an", "橙色"),
+    "grey": ((120, 125, 132), "a", "灰色"),
+}
+# of one emoji: its corner (x, y) in pixels, English, Chinese
+PLACES = {
+    "centre": ((16, 16), "in the middle of", "中间"),
+    "left": ((0, 16), "on the left of", "左边"),
+    "right": ((32, 16), "on the right of", "右边"),
+    "top": ((16, 0), "at the top of", "上方"),
+    "bottom": ((16, 32), "at the bottom of", "下方"),
+}
+# of two emoji: where the first and the second stand, English, Chinese
+RELATIONS = {
+    "left of": ("left", "right", "to the left of", "左边"),
+    "right of": ("right", "left", "to the right of", "右边"),
+    "above": ("top", "bottom", "above", "上方"),
+    "below": ("bottom", "top", "below", "下方"),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`first` alone at `place` (of PLACES), or `first` in the relation `place` (of RELATIONS) to `second`."""
+
+    first: str
+    place: str
+    background: str
+    second: str | None = None
+
+    def __post_init__(self):
+        places = PLACES if self.second is None else RELATIONS
+        fields = [("first", self.first, NOUNS), ("place", self.place, places)]
+        fields += [
+            ("background", self.background, BACKGROUNDS),
+            ("second", self.second, {**NOUNS, None: None}),
+        ]
+        for name, value, known in fields:
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}")
+        if self.first == self.second:
+            raise ValueError(f"second: expected another emoji than the first, got {self.second!r} twice")
+
+    @property
+    def placed(self) -> tuple[tuple[str, str], ...]:
+        """(emoji, place) of each emoji, in the order of the caption."""
+        if self.second is None:
+            return ((self.first, self.place),)
+        first, second, _, _ = RELATIONS[self.place]
+        return (self.first, first), (self.second, second)
+
+
+@cache
+def tiles() -> dict[str, Image.Image]:
+    """The emoji of every English noun, RGBA, TILE x TILE."""
+    emoji = load_emoji([noun[0] for noun in NOUNS.values()])
+    size, filter_ = (TILE, TILE), Image.Resampling.LANCZOS
+    return {
+        name: emoji[n[0]].image.convert("RGBa").resize(size, filter_).convert("RGBA")
+        for name, n in NOUNS.items()
+    }
+
+
+def render(scene: Scene) -> Image.Image:
+    """The picture of a scene, RGB, SIZE x SIZE."""
+    picture = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[scene.background][0])
+    for name, place in scene.placed:
+        picture.paste(tiles()[name], PLACES[place][0], tiles()[name])
+    return picture
+
+
+def caption(scene: Scene, language: str) -> str:
+    """The caption of a scene. language: "en" or "zh"."""
+    _, article, measure, noun = NOUNS[scene.first]
+    _, colour_article, colour = BACKGROUNDS[scene.background]
+    if language == "en":
+        on = f"{colour_article} {scene.background} background"
+        if scene.second is None:
+            return f"{article} {scene.first} {PLACES[scene.place][1]} {on}"
+        relation, second = RELATIONS[scene.place][2], f"{NOUNS[scene.second][1]} {scene.second}"
+        return f"{article} {scene.first} {relation} {second} on {on}"
+    if language == "zh":
+        if scene.second is None:
+            return f"{colour}背景{PLACES[scene.place][2]}有一{measure}{noun}"
+        return f"{colour}背景上，{noun}在{NOUNS[scene.second][3]}{RELATIONS[scene.place][3]}"
+    raise ValueError(f'language: expected "en" or "zh", got {language!r}')
+
+
+def split_of(scene: Scene) -> str:
+    """ "train" or "test", by content alone."""
+    if scene.second is None:
+        content = [scene.first, scene.place, scene.background]
+    else:
+        content = sorted([scene.first, scene.second])
+    return "test" if hashlib.sha256("\0".join(content).encode()).digest()[0] < 32 else "train"
+
+
+@cache
+def _scenes(split: str) -> tuple[list[Scene], list[Scene]]:
+    """All scenes of a split with one emoji, and all with two."""
+    if split not in ("train", "test"):
+        raise ValueError(f'split: expected "train" or "test", got {split!r}')
+    alone = (Scene(*parts) for parts in product(NOUNS, PLACES, BACKGROUNDS))
+    pairs = (
+        Scene(first, relation, background, second)
+        for a, b in combinations(NOUNS, 2)
+        for first, second in ((a, b), (b, a))
+        for relation, background in product(RELATIONS, BACKGROUNDS)
+    )
+    return [s for s in alone if split_of(s) == split], [s for s in pairs if split_of(s) == split]
+
+
+def sample_scenes(split: str, n: int, seed: int = 0) -> list[Scene]:
+    """`n` scenes of a split, one emoji and two emoji in turn.
+
+    No scene comes twice before all of its kind came once. The first n of a longer sample are the same.
+    """
+    sample = []
+    for i in range(n):
+        kind, scenes = i % 2, _scenes(split)[i % 2]
+        round_, place = divmod(i // 2, len(scenes))
+        sample.append(scenes[_order(len(scenes), seed, kind, round_)[place]])
+    return sample
+
+
+_order = cache(permutation)
+
+
+def build_scene_shards(folder: str | Path, n_train: int, n_test: int, seed: int = 0, progress=iter) -> dict:
+    """Writes `{train,test}-00000.tar`, … into `folder`: PNG, and JSON with both captions and the scene's fields.
+
+    Key i of a split is `sample_scenes(split, n, seed)[i]`. Shards already there are kept: the same call goes on
+    where a killed one stopped; other settings in the same folder are a ValueError. progress: wraps the list of
+    shards to write, as rich's and tqdm's `track` do. Returns {"train": [paths], "test": [paths]}.
+    """
+    folder = Path(folder)
+    for name, n in (("n_train", n_train), ("n_test", n_test)):
+        if n < 1:
+            raise ValueError(f"{name}: expected at least 1, got {n}")
+    settings = {"version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
+    record = folder / "scenes.json"
+    if record.exists() and json.loads(record.read_text(encoding="utf-8")) != settings:
+        raise ValueError(
+            f"folder: {str(folder)!r} holds scenes built with other settings; name another or remove it"
+        )
+    write_json(record, settings)
+    paths: dict[str, list[Path]] = {"train": [], "test": []}
+    work = []
+    for split, n in (("train", n_train), ("test", n_test)):
+        for start in range(0, n, SCENES_PER_SHARD):
+            path = folder / f"{split}-{start // SCENES_PER_SHARD:05d}.tar"
+            paths[split].append(path)
+            work.append((path, split, start, min(start + SCENES_PER_SHARD, n)))
+    for path, split, start, end in progress(work):
+        if not path.exists():
+            _write_shard(path, sample_scenes(split, end, seed)[start:], start)
+    return paths
+
+
+def _write_shard(path: Path, scenes: list[Scene], start: int) -> None:
+    with ShardWriter(path) as shard:
+        for number, scene in enumerate(scenes, start):
+            png = io.BytesIO()
+            render(scene).save(png, "PNG", compress_level=3)
+            fields = {language: caption(scene, language) for language in ("en", "zh")} | {
+                "scene": asdict(scene)
+            }
+            contents = json.dumps(fields, ensure_ascii=False).encode()
+            shard.write(f"{number:07d}", {"png": png.getvalue(), "json": contents})
