@@ -1,4 +1,4 @@
-"""The pictures shipped with the package: Noto emoji at 64 px, named in English and Chinese (assets/NOTICE.md)."""
+"""The pictures shipped with the package: Noto emoji at 64 px, with names (assets/NOTICE.md)."""
 
 import json
 from collections.abc import Collection
