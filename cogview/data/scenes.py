@@ -88,7 +88,7 @@ class Scene:
     second: str | None = None
 
     def __post_init__(self):
-        known = {
+        known: dict[str, list] = {
             "first": list(NOUNS),
             "place": list(PLACES if self.second is None else RELATIONS),
             "background": list(BACKGROUNDS),
