@@ -1,0 +1,257 @@
+"""VQ-VAE: pictures to a grid of codes and back (CogView, arXiv 2105.13290, section 2.2 and appendix A).
+
+Encoder: 4 x 4 convolutions of stride 2, ReLU between, and a 1 x 1 to the codebook's dimension. Decoder: the
+mirror image, as in CogView's released weights with a last 1 x 1 convolution to the channels. Codebook: moving
+averages of the vectors assigned to each code (van den Oord et al., arXiv 1711.00937, appendix A.1). Names and
+shapes of the parameters are those of CogView's released `vqvae_hard_biggerset_011.pt`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cogview.data.files import written_beside
+
+FORMAT = "cogview-vqvae-1"
+MEAN = (0.79093, 0.76271, 0.75340)  # of CogView's training pictures; kept for its released weights
+STD = (0.30379, 0.32279, 0.32800)
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """Sizes of a VQ-VAE; the defaults are CogView's."""
+
+    codebook_size: int = 8192
+    dim: int = 256  # of a code vector
+    hidden: int = 512  # channels between convolutions
+    in_channels: int = 3
+    downsample: int = 8  # picture pixels per code, along each side; a power of two
+    decay: float = 0.99  # of the codebook's moving averages
+    commitment: float = 0.25
+
+    def __post_init__(self):
+        for name in ("codebook_size", "dim", "hidden", "downsample"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}: expected a positive number, got {value}")
+        if self.downsample < 2 or self.downsample & (self.downsample - 1):
+            raise ValueError(f"downsample: expected a power of two from 2, got {self.downsample}")
+        if self.in_channels != len(MEAN):
+            raise ValueError(f"in_channels: expected {len(MEAN)} (RGB), got {self.in_channels}")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay: expected at least 0 and less than 1, got {self.decay}")
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VQConfig):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = config.in_channels
+        for _ in range(config.downsample.bit_length() - 1):
+            layers += [nn.Conv2d(channels, config.hidden, 4, stride=2, padding=1), nn.ReLU()]
+            channels = config.hidden
+        self.blocks = nn.Sequential(*layers, nn.Conv2d(channels, config.dim, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+class Upsample(nn.ConvTranspose2d):
+    """Transposed 4 x 4 convolution of stride 2. The bias is added apart: its gradient inside oneDNN's
+    deconvolution took more time than everything else in there (CPU, bfloat16, channels last)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding)
+        return y + self.bias.to(y.dtype).view(1, -1, 1, 1)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VQConfig):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = config.dim
+        for _ in range(config.downsample.bit_length() - 1):
+            layers += [Upsample(channels, config.hidden), nn.ReLU()]
+            channels = config.hidden
+        self.blocks = nn.Sequential(*layers, nn.Conv2d(channels, config.in_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+class Quantizer(nn.Module):
+    """The codebook: `embed` [dim, codebook_size], a code a column, and its moving averages; all buffers.
+
+    In training mode a call also updates it. A code whose average use falls below a tenth of the mean is
+    replaced by a vector that the others represent badly; codes never used yet all start so.
+    """
+
+    REVIVE_BELOW = 0.1  # of the mean use
+    EPS = 1e-5
+
+    embed: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+
+    def __init__(self, config: VQConfig):
+        super().__init__()
+        self.decay = config.decay
+        self.register_buffer("embed", torch.randn(config.dim, config.codebook_size))
+        self.register_buffer("cluster_size", torch.zeros(config.codebook_size))
+        self.register_buffer("embed_avg", torch.zeros(config.dim, config.codebook_size))
+
+    def nearest(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes int64 [M] of vectors [M, dim], and squared distances [M] less |vector|^2."""
+        squares = self.embed.square().sum(0)
+        parts = [
+            torch.addmm(squares, part, self.embed, alpha=-2).min(dim=1) for part in vectors.split(1 << 14)
+        ]
+        return torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts])
+
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """vectors: float32 [M, dim]. Returns the code vectors [M, dim], without gradient, and codes int64 [M]."""
+        with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
+            if self.training:
+                self._revive(vectors)
+            codes, _ = self.nearest(vectors)
+            quantized = self.embed.t()[codes]
+            if self.training:
+                self._update(vectors, codes)
+        return quantized, codes
+
+    def _update(self, vectors: Tensor, codes: Tensor) -> None:
+        n = self.cluster_size.numel()
+        counts = torch.bincount(codes, minlength=n).to(vectors.dtype)
+        sums = vectors.new_zeros(n, vectors.shape[1]).index_add_(0, codes, vectors)
+        self.cluster_size.lerp_(counts, 1 - self.decay)
+        self.embed_avg.lerp_(sums.t(), 1 - self.decay)
+        total = self.cluster_size.sum()
+        smoothed = (self.cluster_size + self.EPS) / (total + n * self.EPS) * total  # Laplace
+        self.embed.copy_(self.embed_avg / smoothed)
+
+    def _revive(self, vectors: Tensor) -> None:
+        use = len(vectors) / self.cluster_size.numel()
+        dead = (self.cluster_size < self.REVIVE_BELOW * use).nonzero().flatten()
+        if not len(dead):
+            return
+        if len(dead) == self.cluster_size.numel():
+            chosen = torch.linspace(0, len(vectors) - 1, len(dead), device=vectors.device).long()
+        else:  # the worst represented, taking every fourth: neighbours in that order are often alike
+            distances = self.nearest(vectors)[1] + vectors.square().sum(1)
+            dead = dead[: max(1, len(vectors) // 4)]
+            chosen = distances.topk(min(4 * len(dead), len(vectors))).indices[::4][: len(dead)]
+            dead = dead[: len(chosen)]
+        start = (
+            2 * self.REVIVE_BELOW * use
+        )  # a revived code nobody takes is free again after ln 2 / (1 - decay) steps
+        self.embed[:, dead] = vectors[chosen].t()
+        self.cluster_size[dead] = start
+        self.embed_avg[:, dead] = vectors[chosen].t() * start
+
+
+class VQVAE(nn.Module):
+    """Pictures [B, 3, H, W] in [0, 1] to codes int64 [B, H / downsample, W / downsample] and back."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: VQConfig):
+        super().__init__()
+        self.config = config
+        self.enc_b = Encoder(config)
+        self.quantize_t = Quantizer(config)
+        self.dec = Decoder(config)
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | Upsample):
+                nn.init.xavier_normal_(module.weight, gain=5 / 3)
+                nn.init.zeros_(module.bias)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images: float [B, 3, H, W] in [0, 1], H and W multiples of `downsample`. Codes: int64 [B, h, w]."""
+        vectors = self._vectors(images)
+        codes, _ = self.quantize_t.nearest(vectors.flatten(0, 2))
+        return codes.view(vectors.shape[:3])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes: int64 [B, h, w]. Pictures: float32 [B, 3, h * downsample, w * downsample] in [0, 1]."""
+        n = self.config.codebook_size
+        if codes.dim() != 3 or codes.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"codes: expected integers [B, h, w], got {codes.dtype} {tuple(codes.shape)}")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < n:
+            raise ValueError(f"codes: expected 0 to {n - 1}, got {int(codes.min())} to {int(codes.max())}")
+        return self._pictures(self.quantize_t.embed.t()[codes.long()]).clamp(0, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Reconstructions (not clamped), {"reconstruction", "edges", "commitment", "total"}, codes.
+
+        Gradients pass the codebook straight through. Reconstruction is squared plus absolute error in units of
+        the pictures' deviation; "edges" is the absolute error of differences between neighbouring pixels: by
+        squared error alone outlines and faces come out blurred.
+        """
+        vectors = self._vectors(images)
+        quantized, codes = self.quantize_t(vectors.flatten(0, 2))
+        quantized = quantized.view_as(vectors)
+        reconstruction = self._pictures(vectors + (quantized - vectors).detach())
+        error = (reconstruction - images) / self.std
+        losses = {
+            "reconstruction": error.square().mean() + error.abs().mean(),
+            "edges": error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean(),
+            "commitment": self.config.commitment * F.mse_loss(vectors, quantized),
+        }
+        losses["total"] = losses["reconstruction"] + losses["edges"] + losses["commitment"]
+        return reconstruction, losses, codes.view(vectors.shape[:3])
+
+    def _vectors(self, images: Tensor) -> Tensor:
+        """Encoder output, float32 [B, h, w, dim]."""
+        step = self.config.downsample
+        if images.dim() != 4 or images.shape[1] != 3 or images.shape[2] % step or images.shape[3] % step:
+            raise ValueError(
+                f"images: expected [B, 3, H, W], H and W multiples of {step}, got {tuple(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise TypeError(f"images: expected floating point in [0, 1], got {images.dtype}")
+        normal = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return self.enc_b(normal).permute(0, 2, 3, 1).float().contiguous()
+
+    def _pictures(self, vectors: Tensor) -> Tensor:
+        """[B, h, w, dim] through the decoder, float32 [B, 3, H, W]."""
+        return self.dec(vectors.permute(0, 3, 1, 2)).float() * self.std + self.mean
+
+    def save(self, path: str | Path) -> None:
+        """Writes weights and config as safetensors, never half of it."""
+        metadata = {"format": FORMAT, "config": json.dumps(asdict(self.config))}
+        with written_beside(path) as beside:
+            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, beside, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "VQVAE":
+        """Reads what `save` wrote; ValueError in one sentence if it is anything else."""
+        if not Path(path).is_file():
+            raise ValueError(f"path: no image tokenizer at {str(path)!r}")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"path: {str(path)!r} is not a safetensors file ({error})") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"path: expected {FORMAT} in {str(path)!r}, got {metadata.get('format')!r}")
+        fields: dict[str, Any] = json.loads(metadata["config"])
+        model = cls(VQConfig(**fields))
+        for name, expected in model.state_dict().items():
+            got = tuple(tensors[name].shape) if name in tensors else "nothing"
+            if got != tuple(expected.shape):
+                raise ValueError(f"path: {str(path)!r}: {name}: expected {tuple(expected.shape)}, got {got}")
+        model.load_state_dict(tensors)
+        return model.eval()
