@@ -47,7 +47,7 @@ def test_errors(path, tmp_path):
         TextTokenizer.load(tmp_path / "missing")
     for garbage in (b"", b"garbage" * 100, path.read_bytes()[:1000]):
         (tmp_path / "garbage").write_bytes(garbage)
-        with pytest.raises(ValueError, match="path: .* is not a SentencePiece model"):
+        with pytest.raises(ValueError, match=r"path: .* is not a SentencePiece model"):
             TextTokenizer.load(tmp_path / "garbage")
     with pytest.raises(ValueError, match="captions: expected"):
         TextTokenizer.train([" "], 600, tmp_path / "x")

@@ -70,8 +70,8 @@ class Upsample(nn.ConvTranspose2d):
         super().__init__(in_channels, out_channels, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding)
-        return y + self.bias.to(y.dtype).view(1, -1, 1, 1)
+        y = F.conv_transpose2d(x, self.weight, None, stride=2, padding=1)
+        return y + self.get_parameter("bias").to(y.dtype).view(1, -1, 1, 1)
 
 
 class Decoder(nn.Module):
@@ -118,7 +118,7 @@ class Quantizer(nn.Module):
         return torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts])
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """vectors: float32 [M, dim]. Returns the code vectors [M, dim], without gradient, and codes int64 [M]."""
+        """vectors: float32 [M, dim]. Returns code vectors [M, dim], without gradient, and codes int64 [M]."""
         with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
             if self.training:
                 self._revive(vectors)
@@ -175,7 +175,7 @@ class VQVAE(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | Upsample):
                 nn.init.xavier_normal_(module.weight, gain=5 / 3)
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.get_parameter("bias"))
 
     def encode(self, images: Tensor) -> Tensor:
         """images: float [B, 3, H, W] in [0, 1], H and W multiples of `downsample`. Codes: int64 [B, h, w]."""
@@ -195,9 +195,9 @@ class VQVAE(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Reconstructions (not clamped), {"reconstruction", "edges", "commitment", "total"}, codes.
 
-        Gradients pass the codebook straight through. Reconstruction is squared plus absolute error in units of
-        the pictures' deviation; "edges" is the absolute error of differences between neighbouring pixels: by
-        squared error alone outlines and faces come out blurred.
+        Gradients pass the codebook straight through. Reconstruction is squared plus absolute error in units
+        of the pictures' deviation; "edges" is the absolute error of differences between neighbouring pixels:
+        by squared error alone outlines and faces come out blurred.
         """
         vectors = self._vectors(images)
         quantized, codes = self.quantize_t(vectors.flatten(0, 2))

@@ -33,8 +33,9 @@ class TextTokenizer:
     def train(cls, captions: Iterable[str], vocab_size: int, path: str | Path) -> "TextTokenizer":
         """Trains on captions and writes the model to `path`.
 
-        vocab_size is an upper limit: few captions have few pieces. It counts 256 bytes and the characters that
-        cover all but 1 / 100,000 of the text, and must hold them. The same captions in the same order give the same bytes.
+        vocab_size is an upper limit: few captions have few pieces. It counts 256 bytes and the characters
+        that cover all but 1 / 100,000 of the text, and must hold them. The same captions in the same order
+        give the same bytes.
         """
         captions = [c for c in captions if c.strip()]
         if not captions:
@@ -70,7 +71,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "TextTokenizer":
-        """Reads a SentencePiece model; ValueError in one sentence if there is none or it is something else."""
+        """Reads a SentencePiece model; ValueError if there is none or it is something else."""
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"path: no text tokenizer at {str(path)!r}")

@@ -58,9 +58,9 @@ def train_vqvae(
 ) -> VQReport:
     """Trains a VQ-VAE and leaves vqvae.safetensors, reconstructions.png and vqvae.jsonl in `out_dir`.
 
-    images: uint8 [N, 3, H, W]. Give steps or seconds. eval_images: uint8 pictures to report on, else the first
-    256 of images. resume goes on from out_dir's checkpoint, which must have the same config, seed and batch size.
-    bfloat16 is used where the processor computes it natively. Ctrl-C saves and returns.
+    images: uint8 [N, 3, H, W]. Give steps or seconds. eval_images: uint8 pictures to report on, else the
+    first 256 of images. resume goes on from out_dir's checkpoint, which must have the same config, seed and
+    batch size. bfloat16 is used where the processor computes it natively. Ctrl-C saves and returns.
     """
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"images: expected uint8 [N, 3, H, W], got {images.dtype} {tuple(images.shape)}")
@@ -69,7 +69,8 @@ def train_vqvae(
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)  # the initial weights
-    model = VQVAE(config).train().to(memory_format=torch.channels_last)
+    model = VQVAE(config).train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
     settings = {"config": asdict(config), "seed": seed, "batch_size": batch_size, "images": len(images)}
     checkpoint = out / "vqvae.training.safetensors"
@@ -159,7 +160,7 @@ def save_comparison(path: str | Path, originals: Tensor, rebuilt: Tensor) -> Non
 
 
 def _native_bfloat16(device: torch.device) -> bool:
-    """Whether convolutions are faster in bfloat16 here: 2.5 times with AMX, far slower where it is emulated."""
+    """Whether convolutions are faster in bfloat16 here: 2.5 times with AMX, slower where emulated."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
