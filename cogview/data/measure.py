@@ -1,8 +1,9 @@
 """Judging pictures against the scenes they were asked to show.
 
-A picture is explained as a scene: the background is the median of its corners, where no emoji ever stands; then,
-for every place and emoji, how much better the tile over that background fits the picture than the background
-alone (squared error). The explanation is the best of the seven layouts: five places of one emoji, two of two.
+A picture is explained as a scene: the background is the median of its corners, where no emoji ever stands;
+then, for every place and emoji, how much better the tile over that background fits the picture than the
+background alone (squared error). The explanation is the best of the seven layouts: five places of one
+emoji, two of two.
 """
 
 from collections.abc import Sequence
@@ -25,14 +26,14 @@ _CORNER = 16  # pixels of a side that no tile touches
 def judge(image: Picture, scene: Scene) -> dict[str, float]:
     """How much of `scene` the picture shows, each 0 to 1 (shares of the two emoji may be a half).
 
-    "emoji": those asked for are among the found. "place": of all places or relations the one asked for fits the
-    emoji asked for best. "background": it is the nearest colour. "all": the explanation is the scene, exactly.
+    "emoji": those asked for are among the found. "place": of all places or relations the one asked for fits
+    the emoji asked for best. "background": it is the nearest colour. "all": the explanation is the scene.
     """
     return score([image], [scene])
 
 
 def score(images: Sequence[Picture] | Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
-    """The means of `judge` over pictures: RGB of 64 x 64, or tensors [3, 64, 64], uint8 or float in [0, 1]."""
+    """The means of `judge` over pictures: RGB of 64 x 64, or tensors [3, 64, 64], uint8 or float to 1."""
     explained = _explain(_stack(images))
     if len(explained) != len(scenes):
         raise ValueError(f"scenes: expected one for each of {len(explained)} images, got {len(scenes)}")
@@ -110,7 +111,7 @@ def _explain_part(images: Tensor) -> list[tuple[Tensor, dict[str, str], str]]:
 def _compare(explained: tuple[Tensor, dict[str, str], str], scene: Scene) -> dict[str, float]:
     excess, found, background = explained
     asked = [name for name, _ in scene.placed]
-    options = {place: (place,) for place in PLACES}
+    options: dict[str, tuple[str, ...]] = {place: (place,) for place in PLACES}
     if scene.second is not None:
         options = {relation: (first, second) for relation, (first, second, _, _) in RELATIONS.items()}
     costs = {

@@ -6,6 +6,7 @@ averages of the vectors assigned to each code (van den Oord et al., arXiv 1711.0
 shapes of the parameters are those of CogView's released `vqvae_hard_biggerset_011.pt`.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -227,6 +228,14 @@ class VQVAE(nn.Module):
     def _pictures(self, vectors: Tensor) -> Tensor:
         """[B, h, w, dim] through the decoder, float32 [B, 3, H, W]."""
         return self.dec(vectors.permute(0, 3, 1, 2)).float() * self.std + self.mean
+
+    @property
+    def sha256(self) -> str:
+        """Of sizes and weights: names the model in files made with it."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config)).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Writes weights and config as safetensors, never half of it."""
