@@ -10,7 +10,6 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -256,8 +255,11 @@ class VQVAE(nn.Module):
             raise ValueError(f"path: {str(path)!r} is not a safetensors file ({error})") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"path: expected {FORMAT} in {str(path)!r}, got {metadata.get('format')!r}")
-        fields: dict[str, Any] = json.loads(metadata["config"])
-        model = cls(VQConfig(**fields))
+        try:
+            config = VQConfig(**json.loads(metadata.get("config", "")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"path: {str(path)!r} has no valid config ({error})") from error
+        model = cls(config)
         for name, expected in model.state_dict().items():
             got = tuple(tensors[name].shape) if name in tensors else "nothing"
             if got != tuple(expected.shape):

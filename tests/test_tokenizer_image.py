@@ -1,0 +1,213 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from cogview.data.scenes import render, sample_scenes
+from cogview.tokenizers.image import VQVAE, Quantizer, VQConfig
+from cogview.tokenizers.train_image import train_vqvae
+
+TINY = VQConfig(codebook_size=16, dim=8, hidden=8)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def scenes(n: int) -> torch.Tensor:
+    return torch.stack(
+        [torch.from_numpy(np.array(render(s))).permute(2, 0, 1) for s in sample_scenes("train", n)]
+    )
+
+
+def test_names_and_shapes_are_those_of_the_released_weights():
+    shapes = {name: list(value.shape) for name, value in VQVAE(VQConfig()).state_dict().items()}
+    weights = {name: shape for name, shape in shapes.items() if not name.endswith(".bias")}
+    assert weights == {
+        "enc_b.blocks.0.weight": [512, 3, 4, 4],
+        "enc_b.blocks.2.weight": [512, 512, 4, 4],
+        "enc_b.blocks.4.weight": [512, 512, 4, 4],
+        "enc_b.blocks.6.weight": [256, 512, 1, 1],
+        "quantize_t.embed": [256, 8192],
+        "quantize_t.cluster_size": [8192],
+        "quantize_t.embed_avg": [256, 8192],
+        "dec.blocks.0.weight": [256, 512, 4, 4],
+        "dec.blocks.2.weight": [512, 512, 4, 4],
+        "dec.blocks.4.weight": [512, 512, 4, 4],
+        "dec.blocks.6.weight": [3, 512, 1, 1],
+    }
+    assert len(shapes) - len(weights) == 8  # one bias for each of eight convolutions
+
+
+def test_upsampling_is_the_transposed_convolution():
+    layer = VQVAE(TINY).dec.blocks[0]
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(2, 8, 5, 3)
+    expected = torch.nn.functional.conv_transpose2d(x, layer.weight, layer.bias, stride=2, padding=1)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_nearest_code_against_all_distances():
+    quantizer = Quantizer(VQConfig(codebook_size=50, dim=8, hidden=8)).eval()
+    vectors = torch.randn(20000, 8)
+    codes, _ = quantizer.nearest(vectors)
+    assert torch.equal(codes, torch.cdist(vectors.double(), quantizer.embed.t().double()).argmin(1))
+
+
+def test_moving_averages_against_a_plain_computation():
+    quantizer = Quantizer(VQConfig(codebook_size=6, dim=3, hidden=8, decay=0.9))
+    quantizer(torch.randn(60, 3))  # starts every code
+    size, total = quantizer.cluster_size.double(), quantizer.embed_avg.double()
+    for _ in range(5):
+        vectors = torch.randn(60, 3)
+        codes = torch.cdist(vectors, quantizer.embed.t()).argmin(1)
+        assert (size >= 1).all()  # a tenth of the mean use, 60 / 6: nothing is revived here
+        _, got = quantizer(vectors)
+        assert torch.equal(got, codes)
+        for code in range(6):
+            mine = vectors[codes == code].double()
+            size[code] = 0.9 * size[code] + 0.1 * len(mine)
+            total[:, code] = 0.9 * total[:, code] + 0.1 * mine.sum(0)
+        smoothed = (size + 1e-5) / (size.sum() + 6e-5) * size.sum()
+        torch.testing.assert_close(quantizer.embed.double(), total / smoothed, rtol=1e-4, atol=1e-5)
+
+
+def test_dead_codes_are_revived_where_they_help():
+    quantizer = Quantizer(VQConfig(codebook_size=8, dim=2, hidden=8))
+    cluster = torch.randn(64, 2) * 0.01
+    for _ in range(10):
+        quantizer(cluster)
+    far = torch.tensor([[5.0, 5.0]]).repeat(16, 1)
+    error = []
+    for _ in range(300):
+        quantized, _ = quantizer(torch.cat([cluster, far]))
+        error.append(float((quantized[64:] - far).square().mean()))
+    assert error[0] > 1
+    assert error[-1] < 1e-2
+    quantizer.eval()
+    before = quantizer.embed.clone()
+    quantizer(far)
+    assert torch.equal(quantizer.embed, before)
+
+
+def test_gradient_passes_the_codebook_straight_through():
+    model = VQVAE(TINY)
+    images = torch.rand(2, 3, 16, 16)
+    vectors = model._vectors(images).detach()
+    model.quantize_t(vectors.flatten(0, 2))
+    model.eval()
+    quantized = model.quantize_t(vectors.flatten(0, 2))[0].view_as(vectors)
+    at_encoder = vectors.clone().requires_grad_()
+    model._pictures(at_encoder + (quantized - at_encoder).detach()).square().sum().backward()
+    at_codes = quantized.clone().requires_grad_()
+    model._pictures(at_codes).square().sum().backward()
+    torch.testing.assert_close(at_encoder.grad, at_codes.grad)
+    assert at_codes.grad.abs().sum() > 0
+    _, losses, _ = model(images)
+    losses["total"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.enc_b.blocks[0].weight.grad.abs().sum() > 0
+
+
+def test_encode_decode_agree_with_forward():
+    model = VQVAE(TINY).eval()
+    images = torch.rand(3, 3, 24, 16)
+    with torch.no_grad():
+        reconstruction, _, codes = model(images)
+        assert codes.shape == (3, 3, 2)
+        assert torch.equal(model.encode(images), codes)
+        torch.testing.assert_close(model.decode(codes), reconstruction.clamp(0, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_save_and_load(tmp_path):
+    model = VQVAE(TINY)
+    model.train()(torch.rand(2, 3, 16, 16))
+    model.save(tmp_path / "m.safetensors")
+    loaded = VQVAE.load(tmp_path / "m.safetensors")
+    assert loaded.config == TINY
+    assert loaded.sha256 == model.sha256 != VQVAE(TINY).sha256
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_what_cannot_be_loaded_says_why(tmp_path):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(ValueError, match="path: no image tokenizer"):
+        VQVAE.load(path)
+    path.write_bytes(b"garbage" * 100)
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        VQVAE.load(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="expected cogview-vqvae-1"):
+        VQVAE.load(path)
+    VQVAE(TINY).save(path)
+    tensors = load_file(path)
+    metadata = {
+        "format": "cogview-vqvae-1",
+        "config": json.dumps({"codebook_size": 17, "dim": 8, "hidden": 8}),
+    }
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=r"quantize_t.embed: expected \(8, 17\), got \(8, 16\)"):
+        VQVAE.load(path)
+    for config in ("{", '{"codebook_size": "many"}', '{"surprise": 1}', "[]"):
+        save_file(tensors, path, metadata | {"config": config})
+        with pytest.raises(ValueError, match=r"path: .* has no valid config"):
+            VQVAE.load(path)
+
+
+def test_arguments_are_checked():
+    model = VQVAE(TINY)
+    with pytest.raises(ValueError, match="images: expected"):
+        model.encode(torch.rand(1, 3, 15, 16))
+    with pytest.raises(TypeError, match="images: expected floating"):
+        model.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="codes: expected 0 to 15"):
+        model.decode(torch.full((1, 2, 2), 16))
+    with pytest.raises(ValueError, match="downsample: expected a power of two"):
+        VQConfig(downsample=6)
+
+
+def test_overfits_a_few_pictures_and_reports(tmp_path):
+    images = scenes(4)
+    config = VQConfig(codebook_size=64, dim=16, hidden=32)
+    report = train_vqvae(images, config, steps=160, out_dir=tmp_path, batch_size=4, lr=4e-3, progress=False)
+    assert report.psnr > 16
+    assert report.finished
+    assert report.used_codes > 16
+    log = [json.loads(line) for line in (tmp_path / "vqvae.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in log] == list(range(20, 161, 20))
+    assert log[-1]["total"] < 0.5 * log[0]["total"]
+    assert Image.open(report.reconstructions).size == (4 * 128, 256)
+    assert VQVAE.load(report.model).config == config
+
+
+def test_resume_gives_the_same_weights(tmp_path, monkeypatch):
+    images, forward, calls = scenes(10), VQVAE.forward, 0
+    options = {"steps": 30, "batch_size": 4, "progress": False}
+
+    def interrupted(self, pictures):
+        nonlocal calls
+        calls += 1
+        if calls in (8, 20):
+            raise KeyboardInterrupt
+        return forward(self, pictures)
+
+    train_vqvae(images, TINY, out_dir=tmp_path / "whole", **options)
+    monkeypatch.setattr(VQVAE, "forward", interrupted)
+    reports = [train_vqvae(images, TINY, out_dir=tmp_path / "parts", **options) for _ in range(3)]
+    assert [(r.steps, r.finished) for r in reports] == [(7, False), (18, False), (30, True)]
+    whole, parts = (load_file(tmp_path / name / "vqvae.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    with pytest.raises(ValueError, match="other settings"):
+        train_vqvae(images, TINY, out_dir=tmp_path / "parts", seed=1, **options)
+
+
+def test_training_arguments_are_checked(tmp_path):
+    images = scenes(2)
+    with pytest.raises(ValueError, match="images: expected uint8"):
+        train_vqvae(images.float(), TINY, steps=1, out_dir=tmp_path)
+    with pytest.raises(ValueError, match="steps, seconds: expected exactly one"):
+        train_vqvae(images, TINY, out_dir=tmp_path)
