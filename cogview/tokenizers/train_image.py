@@ -212,16 +212,21 @@ def _restore(path: Path, model: VQVAE, optimizer: torch.optim.Adam, settings: di
         raise ValueError(
             f"out_dir: {str(path)!r} is of a training with other settings; remove it or name another"
         )
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for number, parameter in enumerate(model.parameters()):
-        state[number] = {"step": tensors[f"adam.{number}.step"]}
-        for moment in (
-            "exp_avg",
-            "exp_avg_sq",
-        ):  # in the parameter's strides: fused Adam takes them for granted
-            state[number][moment] = torch.empty_like(parameter).copy_(tensors[f"adam.{number}.{moment}"])
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    try:
+        model.load_state_dict(
+            {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        )
+        state: dict[int, dict[str, Tensor]] = {}
+        for number, parameter in enumerate(model.parameters()):
+            state[number] = {"step": tensors[f"adam.{number}.step"]}
+            for moment in (
+                "exp_avg",
+                "exp_avg_sq",
+            ):  # in the parameter's strides: fused Adam takes them for granted
+                state[number][moment] = torch.empty_like(parameter).copy_(tensors[f"adam.{number}.{moment}"])
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"out_dir: {str(path)!r} is damaged ({error})") from error
     position = json.loads(metadata["position"])
     return position["step"], position["seconds"]
 
