@@ -1,0 +1,42 @@
+"""Next-token loss: float32 log-softmax over a tied head, a chunk of tokens at a time."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cogview.model import GPT
+
+_CHUNK_LOGITS = 2**26  # float32 logits alive at once: 256 MB
+
+
+def token_nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood, float32 [B, S], of labels [B, S] under `softmax(hidden @ headᵀ)`.
+
+    hidden [B, S, C], head [V, C]. Large batches are split, and a chunk's logits computed again in the
+    backward pass, so that they never exist all at once.
+    """
+    flat, rows = hidden.flatten(0, 1), labels.flatten()
+    size = max(1, _CHUNK_LOGITS // len(head))
+    if len(rows) <= size:
+        return _nll(flat, head, rows).view_as(labels)
+    parts = [
+        checkpoint(_nll, x, head, y, use_reentrant=False)
+        for x, y in zip(flat.split(size), rows.split(size), strict=True)
+    ]
+    return torch.cat(parts).view_as(labels)
+
+
+def _nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, head).float(), labels, reduction="none")
+
+
+def sequence_nll(model: GPT, tokens: Tensor, **how) -> Tensor:
+    """Negative log-likelihood, float32 [B, length - 1], of every token of stored sequences [B, length] but
+    the first; keywords as `GPT.hidden`."""
+    return token_nll(model.hidden(tokens[:, :-1], **how), model.word_embeddings.weight, tokens[:, 1:])
+
+
+def mean(nll: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of nll; 0 where no weight is."""
+    return (nll * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)

@@ -1,0 +1,85 @@
+"""AdamW on float32 master weights of a model that may itself be bfloat16."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cogview.config import TrainConfig
+
+_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Optimizer:
+    """Takes over a model's parameters: casts them to config.dtype and keeps float32 masters by name.
+
+    Weight decay falls on matrices and embeddings, not on biases and norms.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig):
+        self.low_precision, self.clip = config.dtype == "bfloat16", config.clip
+        model.float()
+        self.master = dict(model.named_parameters())
+        if self.low_precision:
+            self.master = {name: p.detach().clone() for name, p in self.master.items()}
+            model.to(torch.bfloat16)
+        self._params = dict(model.named_parameters())
+        decayed = [p for p in self.master.values() if p.ndim >= 2]
+        others = [p for p in self.master.values() if p.ndim < 2]
+        self._adamw = torch.optim.AdamW(
+            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def collect(self) -> None:
+        """Adds the gradients of one backward pass to the masters', in float32."""
+        if self.low_precision:
+            for name, p in self._params.items():
+                grad, master = p.grad.float(), self.master[name]
+                master.grad = grad if master.grad is None else master.grad.add_(grad)
+                p.grad = None
+
+    def step(self, learning_rate: float) -> tuple[bool, float]:
+        """One clipped step. Returns whether it was taken, and the gradient norm: no step when not finite."""
+        norm = float(nn.utils.clip_grad_norm_(self.master.values(), self.clip))
+        if math.isfinite(norm):
+            for group in self._adamw.param_groups:
+                group["lr"] = learning_rate
+            self._adamw.step()
+            self._publish()
+        self._adamw.zero_grad()
+        return math.isfinite(norm), norm
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        """Copies the masters into the model."""
+        if self.low_precision:
+            for name, p in self._params.items():
+                p.copy_(self.master[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Masters as `model.<name>`, AdamW's state as `optimizer.<key>.<name>`: what a checkpoint holds."""
+        found = {f"model.{name}": p.detach() for name, p in self.master.items()}
+        for name, p in self.master.items():
+            found |= {f"optimizer.{key}.{name}": value for key, value in self._adamw.state[p].items()}
+        return found
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Takes the tensors of `tensors()`, whose model part fits; ValueError when the rest does not."""
+        for name, p in self.master.items():
+            p.copy_(tensors[f"model.{name}"])
+            state = {key: tensors.get(f"optimizer.{key}.{name}") for key in _STATE}
+            if all(value is None for value in state.values()):
+                self._adamw.state.pop(p, None)  # saved before the first step
+                continue
+            for key, value in state.items():
+                wanted = [] if key == "step" else list(p.shape)
+                if value is None or list(value.shape) != wanted:
+                    got = "nothing" if value is None else list(value.shape)
+                    raise ValueError(f"optimizer.{key}.{name} of the checkpoint must be {wanted}, got {got}")
+            self._adamw.state[p] = {key: value.to(p.device) for key, value in state.items()}
+        self._publish()
