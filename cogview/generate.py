@@ -73,7 +73,7 @@ def _generate_batch(model: GPT, captions, seeds, temperature: float, top_k: int)
     tokens = vocab.text2image(text, text.new_zeros(len(text), c.image_tokens), c.max_positions)
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
     uniforms = torch.stack([torch.rand(c.image_tokens, generator=g) for g in streams]).to(device)
-    pivots = draw_pivots_per_row(model, tokens, streams)
+    pivots = draw_pivots_per_row(model, tokens[:, :-1], streams)
     tokens, starts = tokens.to(device), (text_lengths(text) + 3).to(device)
     rows = torch.arange(len(tokens), device=device)
     allowed = vocab.allowed_after("BOI1", device)
@@ -94,6 +94,5 @@ def _generate_batch(model: GPT, captions, seeds, temperature: float, top_k: int)
 def draw_pivots_per_row(model: GPT, tokens: Tensor, streams: Sequence[torch.Generator]) -> Tensor | None:
     """As `GPT.draw_pivots` of CPU tokens [B, S], with a random stream for each row; on the model's device."""
     rows = [model.draw_pivots(row[None], g) for row, g in zip(tokens, streams, strict=True)]
-    if rows[0] is None:
-        return None
-    return torch.cat(rows, dim=1).to(model.word_embeddings.weight.device)
+    drawn = [pivots for pivots in rows if pivots is not None]
+    return torch.cat(drawn, dim=1).to(model.word_embeddings.weight.device) if drawn else None

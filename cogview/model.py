@@ -6,7 +6,7 @@ D head size, L layers, P pivots, C hidden size.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
     def _three_region(self, q, k, v, pivots, cache):
         c = self.config
-        pattern = {
+        pattern: dict[str, Any] = {
             "block_size": c.block_size,
             "window_blocks": c.window_blocks,
             "pivot_bias": c.pivot_bias,
@@ -151,6 +151,16 @@ class Layer(nn.Module):
         )
 
 
+class Transformer(nn.Module):
+    """The layers under the names of the published checkpoints; GPT runs them."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.position_embeddings = nn.Embedding(config.max_positions, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size)
+
+
 class GPT(nn.Module):
     """`GPT(config)(tokens) -> logits`. With three_region attention every call takes `pivots`, one draw per
     layer: see `draw_pivots`."""
@@ -160,13 +170,7 @@ class GPT(nn.Module):
         self.config = config
         self.vocab = Vocabulary(config.image_vocab, config.text_vocab)
         self.word_embeddings = nn.Embedding(self.vocab.size, config.hidden_size)
-        self.transformer = nn.ModuleDict(
-            {
-                "position_embeddings": nn.Embedding(config.max_positions, config.hidden_size),
-                "layers": nn.ModuleList(Layer(config) for _ in range(config.num_layers)),
-                "final_layernorm": nn.LayerNorm(config.hidden_size),
-            }
-        )
+        self.transformer = Transformer(config)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.num_layers))
@@ -211,14 +215,13 @@ class GPT(nn.Module):
         h = torch.lerp(h.detach(), h, c.embedding_grad_scale)  # value h, gradient times the scale
         h = F.dropout(h, c.dropout, self.training)
 
-        layers = self.transformer.layers
-        first, final = layers[0].input_layernorm, self.transformer.final_layernorm
-        x = layer_norm(h, first.weight, first.bias, eps=first.eps, relax=c.relax)
+        layers = cast("list[Layer]", list(self.transformer.layers))
+        norms = [layer.input_layernorm for layer in layers] + [self.transformer.final_layernorm]
+        x = layer_norm(h, norms[0].weight, norms[0].bias, eps=norms[0].eps, relax=c.relax)
         for i, layer in enumerate(layers):
-            next_norm = layers[i + 1].input_layernorm if i + 1 < len(layers) else final
             layer_pivots = None if pivots is None else pivots[i]
             layer_cache = None if cache is None else LayerCache(cache.keys[i], cache.values[i], positions)
-            args = (h, x, next_norm, layer_pivots, layer_cache, weights)
+            args = (h, x, norms[i + 1], layer_pivots, layer_cache, weights)
             h, x = checkpoint(layer, *args, use_reentrant=False) if checkpoint_activations else layer(*args)
         if cache is not None:
             cache.seqlens = cache.seqlens + S

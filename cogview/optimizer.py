@@ -19,15 +19,16 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: TrainConfig):
         self.low_precision, self.clip = config.dtype == "bfloat16", config.clip
         model.float()
-        self.master = dict(model.named_parameters())
+        self.master: dict[str, Tensor] = dict(model.named_parameters())
         if self.low_precision:
             self.master = {name: p.detach().clone() for name, p in self.master.items()}
             model.to(torch.bfloat16)
         self._params = dict(model.named_parameters())
         decayed = [p for p in self.master.values() if p.ndim >= 2]
         others = [p for p in self.master.values() if p.ndim < 2]
+        groups: list[dict] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         self._adamw = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            groups,
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -36,8 +37,10 @@ class Optimizer:
 
     def collect(self) -> None:
         """Adds the gradients of one backward pass to the masters', in float32."""
-        if self.low_precision:
-            for name, p in self._params.items():
+        if not self.low_precision:
+            return
+        for name, p in self._params.items():
+            if p.grad is not None:
                 grad, master = p.grad.float(), self.master[name]
                 master.grad = grad if master.grad is None else master.grad.add_(grad)
                 p.grad = None
@@ -72,14 +75,13 @@ class Optimizer:
         """Takes the tensors of `tensors()`, whose model part fits; ValueError when the rest does not."""
         for name, p in self.master.items():
             p.copy_(tensors[f"model.{name}"])
-            state = {key: tensors.get(f"optimizer.{key}.{name}") for key in _STATE}
-            if all(value is None for value in state.values()):
-                self._adamw.state.pop(p, None)  # saved before the first step
-                continue
-            for key, value in state.items():
+            keys = {key: f"optimizer.{key}.{name}" for key in _STATE}
+            found = {key: tensors[k].to(p.device) for key, k in keys.items() if k in tensors}
+            for key, value in found.items():
                 wanted = [] if key == "step" else list(p.shape)
-                if value is None or list(value.shape) != wanted:
-                    got = "nothing" if value is None else list(value.shape)
-                    raise ValueError(f"optimizer.{key}.{name} of the checkpoint must be {wanted}, got {got}")
-            self._adamw.state[p] = {key: value.to(p.device) for key, value in state.items()}
+                if list(value.shape) != wanted:
+                    raise ValueError(f"{keys[key]} must be {wanted}, got {list(value.shape)}")
+            if len(found) not in (0, len(_STATE)):  # none: saved before the first step
+                raise ValueError(f"{name} has only {sorted(found)} of the optimizer's state")
+            self._adamw.state[p] = found
         self._publish()

@@ -94,9 +94,11 @@ class Trainer:
 
     def progress(self) -> float:
         """Share of the run that is done, 0 to 1: of its steps, or of its wall-clock budget."""
-        if self.config.steps is not None:
-            return min(1.0, self.state.step / self.config.steps)
-        return min(1.0, self.state.elapsed / self.config.seconds)
+        c = self.config
+        if c.seconds is not None:
+            return min(1.0, self.state.elapsed / c.seconds)
+        assert c.steps is not None  # TrainConfig has one of the two
+        return min(1.0, self.state.step / c.steps)
 
     def learning_rate(self) -> float:
         """Of the next step: rises linearly over the warm-up, then falls as a cosine to final_rate."""
@@ -192,7 +194,7 @@ class Trainer:
         self.model.train()
         try:
             with _interrupts() as interrupted, _progress_bar() as bar:
-                task = bar.add_task("training", total=1.0, completed=self.progress(), note="")
+                task = bar.add_task("training", total=1.0, note="")
                 while self.progress() < 1 and not interrupted.is_set():
                     window.append(self.step())
                     state.elapsed = time.monotonic() - start

@@ -1,0 +1,210 @@
+"""The transformer against an independent formula, and who may influence whom."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cogview.config import GPTConfig
+from cogview.loss import mean, sequence_nll, token_nll
+from cogview.model import GPT
+
+ATTENTIONS = ["dense", "dense_pb_relax", "three_region"]
+
+
+def make(attention: str = "dense", **change) -> GPT:
+    torch.manual_seed(0)
+    config = GPTConfig(
+        num_layers=2,
+        hidden_size=32,
+        num_heads=2,
+        image_grid=4,
+        max_positions=29,
+        image_vocab=20,
+        text_vocab=10,
+        attention=attention,
+        block_size=4,
+        window_blocks=2,
+        num_pivots=14,
+        dropout=0.0,
+    )
+    model = GPT(dataclasses.replace(config, **change))
+    for p in model.parameters():  # away from the symmetric start: every parameter matters
+        torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+def sample(model: GPT, batch: int = 3) -> torch.Tensor:
+    text = torch.full((batch, 9), -1)
+    for b in range(batch):
+        text[b, : 9 - 3 * b] = torch.randint(10, (9 - 3 * b,))
+    return model.vocab.text2image(text, torch.randint(20, (batch, 16)), 29)[:, :-1]
+
+
+def layer_norm(x, m, relax):
+    if relax == "row":
+        x = x / x.abs().amax(-1, keepdim=True)
+    elif relax == "tensor":
+        x = x / (x.abs().max() / 8)
+    return F.layer_norm(x, x.shape[-1:], m.weight, m.bias, 1e-5)
+
+
+def formula(model: GPT, tokens: torch.Tensor, pivots) -> torch.Tensor:
+    """CogView as in the paper: x += LN3(Attn(LN1 x)); x += LN4(MLP(LN2 x)), with an explicit mask."""
+    c, S = model.config, tokens.shape[1]
+    i, j = torch.arange(S)[:, None], torch.arange(S)[None]
+    x = model.word_embeddings.weight[tokens] + model.transformer.position_embeddings.weight[:S]
+    for n, layer in enumerate(model.transformer.layers):
+        y = layer_norm(x, layer.input_layernorm, c.relax)
+        qkv = layer.attention.query_key_value(y).view(len(x), S, 3, c.num_heads, c.head_dim)
+        q, k, v = (qkv[:, :, part].transpose(1, 2) for part in range(3))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(c.head_dim)
+        mask = (j <= i).expand(len(x), S, S)
+        if c.attention == "three_region":
+            near = j // c.block_size > i // c.block_size - c.window_blocks
+            chosen = (pivots[n][:, None] == torch.arange(S)[:, None]).any(-1)[:, None]
+            mask = mask & (near | chosen)
+            scores = scores + math.log(28 // 14) * ~near
+        p = scores.masked_fill(~mask[:, None], -math.inf).softmax(-1)
+        a = layer.attention.dense((p @ v).transpose(1, 2).flatten(2))
+        x = x + layer_norm(a, layer.third_layernorm, c.relax)
+        y = layer_norm(x, layer.post_attention_layernorm, c.relax)
+        m = layer.mlp.dense_4h_to_h(F.gelu(layer.mlp.dense_h_to_4h(y), approximate="tanh"))
+        x = x + layer_norm(m, layer.fourth_layernorm, c.relax)
+    return layer_norm(x, model.transformer.final_layernorm, c.relax) @ model.word_embeddings.weight.T
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("relax", ["row", "tensor", None])
+def test_equals_the_formula(attention, relax):
+    model = make(attention, relax=relax).double()
+    tokens = sample(model)
+    pivots = model.draw_pivots(tokens)
+    logits = model(tokens, pivots=pivots)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, formula(model, tokens, pivots).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_causality(attention):
+    model = make(attention, relax="row")
+    tokens = sample(model, 1)
+    pivots = model.draw_pivots(tokens)
+    before = model(tokens, pivots=pivots)[0]
+    for j in range(tokens.shape[1]):
+        changed = tokens.clone()
+        changed[0, j] = (changed[0, j] + 1) % 20
+        after = model(changed, pivots=pivots)[0]
+        assert torch.equal(after[:j], before[:j])
+        assert not torch.equal(after[j], before[j])
+
+
+def test_gradients_with_activation_checkpointing():
+    model = make("three_region")
+    tokens = sample(model)
+    pivots = model.draw_pivots(tokens)
+    grads = []
+    for checkpointed in (False, True):
+        model.zero_grad()
+        model.hidden(tokens, pivots=pivots, checkpoint_activations=checkpointed).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for plain, again in zip(*grads, strict=True):
+        assert torch.equal(plain, again)
+
+
+def test_embedding_gradient_is_shrunk():
+    full, shrunk = make(embedding_grad_scale=1.0), make(embedding_grad_scale=0.1)
+    tokens = sample(full)
+    for model in (full, shrunk):
+        model.hidden(tokens)[..., 0].sum().backward()
+    torch.testing.assert_close(shrunk.hidden(tokens), full.hidden(tokens), rtol=0, atol=0)
+    torch.testing.assert_close(shrunk.word_embeddings.weight.grad, 0.1 * full.word_embeddings.weight.grad)
+    inner = shrunk.transformer.layers[0].mlp.dense_h_to_4h, full.transformer.layers[0].mlp.dense_h_to_4h
+    torch.testing.assert_close(inner[0].weight.grad, inner[1].weight.grad)
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    model = GPT(dataclasses.replace(make().config, hidden_size=256, num_layers=8))
+    layer = model.transformer.layers[3]
+    for linear, std in (
+        (layer.attention.query_key_value, 0.02),
+        (layer.mlp.dense_h_to_4h, 0.02),
+        (layer.attention.dense, 0.005),
+        (layer.mlp.dense_4h_to_h, 0.005),
+    ):
+        assert abs(float(linear.weight.detach().std()) / std - 1) < 0.03
+        assert not linear.bias.any()
+    assert torch.equal(layer.third_layernorm.weight, torch.ones(256))
+    assert not layer.third_layernorm.bias.any()
+
+
+def test_pivots_are_drawn_per_layer_and_hold_all_text():
+    model = make("three_region")
+    tokens = sample(model)
+    pivots = model.draw_pivots(tokens, torch.Generator().manual_seed(1))
+    assert pivots.shape == (2, 3, 14)
+    assert not torch.equal(pivots[0], pivots[1])
+    for layer in pivots:
+        for row, ids in zip(layer, tokens, strict=True):
+            assert set(model.vocab.is_text(ids).nonzero().flatten().tolist()) <= set(row.tolist())
+    again = model.draw_pivots(tokens, torch.Generator().manual_seed(1))
+    assert torch.equal(pivots, again)
+
+
+def test_attention_weights_on_request():
+    model, weights = make("dense_pb_relax"), []
+    tokens = sample(model)
+    model(tokens, weights=weights)
+    assert [list(w.shape) for w in weights] == [[3, 2, 28, 28]] * 2
+    torch.testing.assert_close(weights[0].sum(-1), torch.ones(3, 2, 28))
+    assert not weights[0].triu(1).any()
+
+
+def test_dropout_is_for_training_only():
+    model = make(dropout=0.5)
+    tokens = sample(model)
+    assert not torch.equal(model(tokens), model(tokens))
+    model.eval()
+    assert torch.equal(model(tokens), model(tokens))
+
+
+def test_calls_that_make_no_sense():
+    dense, sparse = make("dense"), make("three_region")
+    tokens = sample(dense)
+    with pytest.raises(ValueError, match="attention three_region needs pivots"):
+        sparse(tokens)
+    with pytest.raises(ValueError, match=r"pivots must be \[2, 3, P\], got \[1, 3, 14\]"):
+        sparse(tokens, pivots=sparse.draw_pivots(tokens)[:1])
+    with pytest.raises(ValueError, match="attention dense takes no pivots"):
+        dense(tokens, pivots=sparse.draw_pivots(tokens))
+    with pytest.raises(ValueError, match="tokens must be at most 29 long, got 56"):
+        dense(tokens.repeat(1, 2))
+    with pytest.raises(ValueError, match="weights need attention dense_pb_relax"):
+        dense(tokens, weights=[])
+
+
+def test_loss_in_chunks(monkeypatch):
+    model = make()
+    tokens = model.vocab.text2image(torch.randint(10, (3, 9)), torch.randint(20, (3, 16)), 29)
+    results = []
+    for chunk in (2**26, 5 * model.vocab.size):
+        monkeypatch.setattr("cogview.loss._CHUNK_LOGITS", chunk)
+        model.zero_grad()
+        nll = sequence_nll(model, tokens)
+        nll.mean().backward()
+        results.append((nll, model.word_embeddings.weight.grad.clone()))
+    expected = F.cross_entropy(model(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none")
+    torch.testing.assert_close(results[0][0], expected)
+    torch.testing.assert_close(results[0], results[1])
+    assert token_nll(
+        torch.zeros(1, 1, 4), torch.zeros(8, 4), torch.zeros(1, 1).long()
+    ).item() == pytest.approx(math.log(8))
+
+
+def test_weighted_mean():
+    nll = torch.tensor([1.0, 2.0, 3.0])
+    assert mean(nll, torch.tensor([1.0, 0.0, 3.0])).item() == 2.5
+    assert mean(nll, torch.zeros(3)).item() == 0.0

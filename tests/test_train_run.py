@@ -1,0 +1,305 @@
+"""The trainer: learning, exact resume, bad steps, bad checkpoints."""
+
+import dataclasses
+import json
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cogview import checkpoint
+from cogview.config import GPTConfig, TrainConfig
+from cogview.generate import generate
+from cogview.model import GPT
+from cogview.runlog import RunLog, read_log
+from cogview.train import State, Trainer
+
+CONFIG = GPTConfig(
+    num_layers=2,
+    hidden_size=32,
+    num_heads=2,
+    image_grid=4,
+    max_positions=25,
+    image_vocab=20,
+    text_vocab=10,
+    attention="three_region",
+    block_size=4,
+    window_blocks=2,
+    num_pivots=12,
+    dropout=0.1,
+)
+TRAIN = TrainConfig(steps=10, batch_size=4, dtype="float32", log_every=1, save_every=1000, validate_every=5)
+
+
+class Pairs:
+    """A tokenised data set in memory."""
+
+    def __init__(self, count: int, seed: int = 0):
+        g = torch.Generator().manual_seed(seed)
+        self.text = torch.randint(10, (count, 5), generator=g)
+        self.text[::2, 3:] = -1
+        self.codes = torch.randint(20, (count, 16), generator=g)
+
+    def __len__(self):
+        return len(self.text)
+
+    def batch(self, indices):
+        return self.text[indices], self.codes[indices]
+
+    def order(self, seed, epoch):
+        return np.random.default_rng([seed, epoch]).permutation(len(self))
+
+
+def trainer(folder, config=TRAIN, model=CONFIG, data=None, validation=None) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(GPT(model), data or Pairs(7), config, folder, validation)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resume_is_exact(tmp_path, dtype):
+    config = dataclasses.replace(TRAIN, dtype=dtype, accumulate=2)
+    straight = trainer(tmp_path / "a", config)
+    expected = [straight.step() for _ in range(10)]
+    first = trainer(tmp_path / "b", config)
+    found = [first.step() for _ in range(5)]
+    first.save()
+    torch.rand(3)  # whatever happens in between
+    second = trainer(tmp_path / "b", config)
+    assert second.resume()
+    found += [second.step() for _ in range(5)]
+    assert found == expected
+    assert second.state == straight.state == State(step=10, epoch=5, samples_seen=5)
+    for name, p in straight.optimizer.master.items():
+        assert torch.equal(p, second.optimizer.master[name])
+
+
+def test_every_sample_once_an_epoch(tmp_path):
+    t, seen = trainer(tmp_path), []
+    batch = t.data.batch
+    t.data.batch = lambda indices: seen.extend(indices) or batch(indices)
+    for _ in range(7):
+        t.step()
+    assert sorted(seen) == sorted(list(range(7)) * 4)
+    assert sorted(seen[:7]) == list(range(7))
+
+
+def test_accumulation_gives_the_same_step(tmp_path):
+    model = dataclasses.replace(CONFIG, dropout=0.0)
+    one, four = (
+        trainer(tmp_path, dataclasses.replace(TRAIN, accumulate=n, text_weight=0.3), model) for n in (1, 4)
+    )
+    a, b = one.step(), four.step()
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_learns_a_few_pairs_and_draws_them(tmp_path, dtype):
+    config = TrainConfig(steps=150, batch_size=4, learning_rate=1e-2, dtype=dtype)
+    model = dataclasses.replace(CONFIG, hidden_size=64, dropout=0.0)
+    data = Pairs(4)
+    result = trainer(tmp_path, config, model, data, data).run()
+    assert result.finished
+    assert result.validation["image_loss"] < 0.05
+    codes = generate(
+        checkpoint.load_model(result.checkpoint),
+        [[i for i in t if i >= 0] for t in data.text.tolist()],
+        top_k=1,
+    )
+    assert (codes.flatten(1) == data.codes).float().mean() > 0.98
+
+
+def test_learning_rate_schedule(tmp_path):
+    config = dataclasses.replace(TRAIN, steps=100, warmup=0.1, learning_rate=1.0)
+    t, rates = trainer(tmp_path, config), []
+    for t.state.step in range(101):
+        rates.append(t.learning_rate())
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+    timed = trainer(tmp_path, dataclasses.replace(config, steps=None, seconds=200.0))
+    timed.state.elapsed = 110.0
+    assert timed.learning_rate() == pytest.approx(0.55)
+    timed.state.elapsed = 300.0
+    assert timed.progress() == 1.0
+
+
+def test_weight_decay_spares_biases_and_norms(tmp_path):
+    decayed, spared = trainer(tmp_path).optimizer._adamw.param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.04, 0.0)
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert {p.ndim for p in spared["params"]} == {1}
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(GPT(CONFIG).parameters()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_that_is_not_finite_is_skipped(tmp_path, dtype):
+    t = trainer(tmp_path, dataclasses.replace(TRAIN, dtype=dtype))
+    weight = t.model.transformer.final_layernorm.weight
+    t.step()
+    before = {name: p.clone() for name, p in t.optimizer.master.items()}
+    kept = weight.detach().clone()
+    weight.data[0] = torch.inf
+    assert not np.isfinite(t.step()["loss"])
+    weight.data.copy_(kept)
+    assert (t.state.step, t.state.skipped) == (2, 1)
+    for name, p in t.optimizer.master.items():
+        assert torch.equal(p, before[name])
+    assert np.isfinite(t.step()["loss"])
+    assert t.state.skipped == 1
+
+
+def test_a_run_that_stays_broken_ends(tmp_path):
+    t = trainer(tmp_path, dataclasses.replace(TRAIN, steps=100))
+    t.model.word_embeddings.weight.data.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match="the loss was not finite for 20 steps, up to step 20: resume"):
+        t.run()
+
+
+def test_run_logs_validates_saves_and_keeps_the_newest(tmp_path):
+    config = dataclasses.replace(TRAIN, save_every=2, keep=3)
+    result = trainer(tmp_path, config, validation=Pairs(6, seed=1)).run()
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert names == [f"step-{n:08d}.safetensors" for n in (6, 8, 10)]
+    assert result.checkpoint.name == names[-1]
+    log = read_log(tmp_path)
+    assert [e["step"] for e in log if "loss" in e] == list(range(1, 11))
+    validated = [e for e in log if "validation_loss" in e]
+    assert [e["step"] for e in validated] == [5, 10]
+    assert validated[-1]["validation_image_loss"] == result.validation["image_loss"]
+    assert not list(tmp_path.glob("*.partial"))
+    again = trainer(tmp_path, config, validation=Pairs(6, seed=1))
+    with pytest.raises(ValueError, match=r"holds a run up to step-00000010\.safetensors: resume it"):
+        again.run()
+    assert again.resume()
+    assert again.validate() == result.validation
+
+
+def test_a_time_budget_ends_the_run(tmp_path):
+    config = dataclasses.replace(TRAIN, steps=None, seconds=0.3)
+    result = trainer(tmp_path, config).run()
+    assert result.finished
+    assert result.state.elapsed >= 0.3
+    assert result.state.step >= 1
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_later(tmp_path):
+    expected = trainer(tmp_path / "a").run()
+    t = trainer(tmp_path / "b")
+    step = t.step
+
+    def interrupted():
+        if t.state.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return step()
+
+    t.step = interrupted
+    result = t.run()
+    assert (result.finished, result.state.step) == (False, 4)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    rest = trainer(tmp_path / "b")
+    assert rest.resume()
+    assert rest.run().finished
+    a, b = (load_file(tmp_path / x / expected.checkpoint.name) for x in "ab")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    losses = [[e["loss"] for e in read_log(tmp_path / x)] for x in "ab"]
+    assert losses[0] == losses[1]
+
+
+def test_runs_in_a_thread(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(trainer(tmp_path).run()))
+    thread.start()
+    thread.join()
+    assert results[0].finished
+
+
+def test_long_captions_are_an_error_or_counted(tmp_path):
+    data = Pairs(7)
+    data.text = torch.zeros(7, 6, dtype=torch.int64)
+    with pytest.raises(ValueError, match="caption 0 is too long: 6 tokens, at most 5 fit"):
+        trainer(tmp_path, data=data).step()
+    t = trainer(tmp_path, dataclasses.replace(TRAIN, truncate_text=True), data=data)
+    t.step()
+    assert t.state.truncated == 4
+
+
+def test_data_of_another_grid(tmp_path):
+    data = Pairs(7)
+    data.codes = data.codes[:, :9]
+    with pytest.raises(ValueError, match="images must be 16 codes, got 9 in the data"):
+        trainer(tmp_path, data=data).step()
+    with pytest.raises(ValueError, match="training and validation data must not be empty"):
+        trainer(tmp_path, validation=Pairs(0))
+
+
+def change(path, **metadata):
+    """Rewrites a checkpoint with other metadata."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        old = file.metadata()
+    save_file(load_file(path), path, {**old, **metadata})
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    assert not trainer(tmp_path).resume()
+    t = trainer(tmp_path)
+    t.step()
+    path = t.save()
+    for other, message in (
+        ({"model": dataclasses.replace(CONFIG, num_layers=3)}, "num_layers must be 3, got 2"),
+        ({"data": Pairs(8)}, "data must be 8, got 7"),
+        ({"config": dataclasses.replace(TRAIN, seed=1)}, "seed must be 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path, **other).resume()
+    wider = json.dumps(dataclasses.asdict(dataclasses.replace(CONFIG, hidden_size=64)))
+    change(path, config=wider)
+    with pytest.raises(ValueError, match=r"does not fit the model: .* must be \[.*\], got \[.*\]"):
+        checkpoint.load_model(path)
+    change(path, config=json.dumps({"layers": 1}))
+    with pytest.raises(ValueError, match="is not a readable checkpoint"):
+        checkpoint.load_model(path)
+    change(path, version="2")
+    with pytest.raises(ValueError, match=r"must be of format cogview-gpt version 1, got .* version 2"):
+        checkpoint.load_model(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="is not a readable checkpoint"):
+        checkpoint.load_model(path)
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        checkpoint.load_model(tmp_path / "none.safetensors")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    t = trainer(tmp_path)
+    path = t.save()
+    before = path.read_bytes()
+
+    def full_disk(tensors, beside, metadata):
+        beside.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(OSError, match=r"cannot write checkpoint .*: No space left on device"):
+        t.save()
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_log_drops_what_a_resumed_run_writes_again(tmp_path):
+    log = RunLog(tmp_path, 0)
+    for step in range(1, 5):
+        log.write(step, loss=float(step))
+    log.close()
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')  # a killed process
+    assert [e["step"] for e in read_log(tmp_path)] == [1, 2, 3, 4]
+    log = RunLog(tmp_path, 2)
+    log.write(3, loss=0.0)
+    log.close()
+    assert [e["loss"] for e in read_log(tmp_path)] == [1.0, 2.0, 0.0]
