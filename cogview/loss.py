@@ -37,6 +37,6 @@ def sequence_nll(model: GPT, tokens: Tensor, **how) -> Tensor:
     return token_nll(model.hidden(tokens[:, :-1], **how), model.word_embeddings.weight, tokens[:, 1:])
 
 
-def mean(nll: Tensor, weights: Tensor) -> Tensor:
+def weighted_mean(nll: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean of nll; 0 where no weight is."""
     return (nll * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)

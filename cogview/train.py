@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cogview import checkpoint
 from cogview.config import TrainConfig
-from cogview.loss import mean, sequence_nll
+from cogview.loss import sequence_nll, weighted_mean
 from cogview.model import GPT
 from cogview.optimizer import Optimizer
 from cogview.runlog import RunLog
@@ -76,9 +76,7 @@ class Result:
 class Trainer:
     """One training run in one folder. `model` is trained in place, on the device it is on."""
 
-    def __init__(
-        self, model: GPT, data: Pairs, config: TrainConfig, folder: Path, validation: Pairs | None = None
-    ):
+    def __init__(self, model: GPT, data: Pairs, config: TrainConfig, folder: Path, validation: Pairs | None = None):
         if len(data) == 0 or (validation is not None and len(validation) == 0):
             raise ValueError("training and validation data must not be empty")
         self.model, self.data, self.config = model, data, config
@@ -159,7 +157,9 @@ class Trainer:
 
     def _losses(self, nll: Tensor, labels: Tensor, weights: Tensor) -> dict[str, float]:
         text, image = self.model.vocab.is_text(labels).float(), self.model.vocab.is_image(labels).float()
-        values = torch.stack([mean(nll, weights), mean(nll, text), mean(nll, image)]).tolist()
+        values = torch.stack(
+            [weighted_mean(nll, weights), weighted_mean(nll, text), weighted_mean(nll, image)]
+        ).tolist()
         return dict(zip(("loss", "text_loss", "image_loss"), values, strict=True))
 
     @torch.no_grad()
@@ -185,9 +185,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         newest = checkpoint.latest(self.folder)
         if newest is not None and newest > checkpoint.path_of(self.folder, state.step):
-            raise ValueError(
-                f"{self.folder} holds a run up to {newest.name}: resume it or use another folder"
-            )
+            raise ValueError(f"{self.folder} holds a run up to {newest.name}: resume it or use another folder")
         log, start = RunLog(self.folder, state.step), time.monotonic() - state.elapsed
         window, window_start = [], time.monotonic()
         validation: dict[str, float] = {}

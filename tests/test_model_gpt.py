@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cogview.config import GPTConfig
-from cogview.loss import mean, sequence_nll, token_nll
+from cogview.loss import sequence_nll, token_nll, weighted_mean
 from cogview.model import GPT
 
 ATTENTIONS = ["dense", "dense_pb_relax", "three_region"]
@@ -199,12 +199,12 @@ def test_loss_in_chunks(monkeypatch):
     expected = F.cross_entropy(model(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none")
     torch.testing.assert_close(results[0][0], expected)
     torch.testing.assert_close(results[0], results[1])
-    assert token_nll(
-        torch.zeros(1, 1, 4), torch.zeros(8, 4), torch.zeros(1, 1).long()
-    ).item() == pytest.approx(math.log(8))
+    assert token_nll(torch.zeros(1, 1, 4), torch.zeros(8, 4), torch.zeros(1, 1).long()).item() == pytest.approx(
+        math.log(8)
+    )
 
 
 def test_weighted_mean():
     nll = torch.tensor([1.0, 2.0, 3.0])
-    assert mean(nll, torch.tensor([1.0, 0.0, 3.0])).item() == 2.5
-    assert mean(nll, torch.zeros(3)).item() == 0.0
+    assert weighted_mean(nll, torch.tensor([1.0, 0.0, 3.0])).item() == 2.5
+    assert weighted_mean(nll, torch.zeros(3)).item() == 0.0
