@@ -102,7 +102,7 @@ def test_learns_a_few_pairs_and_draws_them(tmp_path, dtype):
     data = Pairs(4)
     result = trainer(tmp_path, config, model, data, data).run()
     assert result.finished
-    assert result.validation["image_loss"] < 0.05
+    assert result.validation["image_loss"] < 0.1
     codes = generate(
         checkpoint.load_model(result.checkpoint),
         [[i for i in t if i >= 0] for t in data.text.tolist()],
