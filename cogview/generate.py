@@ -14,9 +14,7 @@ from cogview.model import GPT, KVCache
 from cogview.sequence import pad_text, text_lengths
 
 
-def sample_token(
-    logits: Tensor, allowed: Tensor, uniform: Tensor, *, temperature: float, top_k: int
-) -> Tensor:
+def sample_token(logits: Tensor, allowed: Tensor, uniform: Tensor, *, temperature: float, top_k: int) -> Tensor:
     """Token ids int64 [B] drawn from logits [B, V] among `allowed` (bool [V]), by inverting the cumulated
     probabilities of the top_k at `uniform` (float [B] in [0, 1))."""
     logits = logits.float().masked_fill(~allowed, -torch.inf) / temperature
@@ -54,9 +52,7 @@ def generate(
     model.eval()
     try:
         batches = [
-            _generate_batch(
-                model, captions[i : i + batch_size], seeds[i : i + batch_size], temperature, top_k
-            )
+            _generate_batch(model, captions[i : i + batch_size], seeds[i : i + batch_size], temperature, top_k)
             for i in range(0, len(captions), batch_size)
         ]
     finally:

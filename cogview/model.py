@@ -62,9 +62,7 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(
-        self, x: Tensor, pivots: Tensor | None, cache: LayerCache | None, weights: list | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, pivots: Tensor | None, cache: LayerCache | None, weights: list | None) -> Tensor:
         c, (B, S, C) = self.config, x.shape
         q, k, v = self.query_key_value(x).view(B, S, 3, c.num_heads, c.head_dim).permute(2, 0, 3, 1, 4)
         if cache is not None:

@@ -78,15 +78,11 @@ class Vocabulary:
 
     def _check(self, text: Tensor, codes: Tensor, length: int) -> None:
         if text.ndim != 2 or codes.ndim != 2 or len(text) != len(codes):
-            raise ValueError(
-                f"text and codes must be [B, T] and [B, N], got {list(text.shape)}, {list(codes.shape)}"
-            )
+            raise ValueError(f"text and codes must be [B, T] and [B, N], got {list(text.shape)}, {list(codes.shape)}")
         for name, ids, size in (("text", text, self.text_size), ("codes", codes, self.image_size)):
             low = -1 if name == "text" else 0
             if ids.numel() and not (low <= int(ids.min()) and int(ids.max()) < size):
-                raise ValueError(
-                    f"{name} ids must be in [{low}, {size - 1}], got {int(ids.min())} to {int(ids.max())}"
-                )
+                raise ValueError(f"{name} ids must be in [{low}, {size - 1}], got {int(ids.min())} to {int(ids.max())}")
         if bool((text[:, 1:] > text[:, :-1]).logical_and(text[:, :-1] < 0).any()):
             raise ValueError("text must be padded with -1 at the end only, got -1 before a token")
         room = length - codes.shape[1] - 4

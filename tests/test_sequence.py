@@ -50,9 +50,7 @@ def test_kinds_and_loss_weights():
     text, image = V.is_text(tokens), V.is_image(tokens)
     assert text[1].tolist() == [True, True, True, True, False, False, True, False, False, False]
     assert image[1].tolist() == [False, False, False, False, True, True, False, False, False, False]
-    assert (
-        V.loss_weights(tokens, text=0.5, image=7.0)[1].tolist() == [0.5] * 4 + [7.0] * 2 + [0.5] + [0.0] * 3
-    )
+    assert V.loss_weights(tokens, text=0.5, image=7.0)[1].tolist() == [0.5] * 4 + [7.0] * 2 + [0.5] + [0.0] * 3
 
 
 def test_allowed_tokens():
@@ -65,9 +63,7 @@ def test_allowed_tokens():
 
 
 def test_long_captions_are_an_error_or_cut():
-    with pytest.raises(
-        ValueError, match="caption 0 is too long: 3 tokens, at most 2 fit beside 2 image tokens"
-    ):
+    with pytest.raises(ValueError, match="caption 0 is too long: 3 tokens, at most 2 fit beside 2 image tokens"):
         V.text2image(TEXT, CODES, 8)
     cut, count = truncate_text(TEXT, 2)
     assert count == 1

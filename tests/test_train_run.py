@@ -88,9 +88,7 @@ def test_every_sample_once_an_epoch(tmp_path):
 
 def test_accumulation_gives_the_same_step(tmp_path):
     model = dataclasses.replace(CONFIG, dropout=0.0)
-    one, four = (
-        trainer(tmp_path, dataclasses.replace(TRAIN, accumulate=n, text_weight=0.3), model) for n in (1, 4)
-    )
+    one, four = (trainer(tmp_path, dataclasses.replace(TRAIN, accumulate=n, text_weight=0.3), model) for n in (1, 4))
     a, b = one.step(), four.step()
     assert a == pytest.approx(b, rel=1e-5)
 
