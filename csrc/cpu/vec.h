@@ -47,6 +47,7 @@ typedef double VecD __attribute__((vector_size(kVecBytes)));
 typedef int32_t VecI32 __attribute__((vector_size(kVecBytes)));
 typedef uint32_t VecU32 __attribute__((vector_size(kVecBytes)));
 typedef int64_t VecI64 __attribute__((vector_size(kVecBytes)));
+typedef uint64_t VecU64 __attribute__((vector_size(kVecBytes)));
 typedef uint16_t VecU16 __attribute__((vector_size(kVecBytes / 2)));
 
 template <class A>
@@ -143,18 +144,44 @@ inline void store(Half* p, VecF v) {
 #endif
 }
 
+// Copies the first n of a vector's elements between memory and a whole vector in a buffer, whose rest becomes zero.
+template <class T>
+inline void copy_partial(T* buffer, const T* p, int64_t n) {
+#if defined(__AVX512F__)
+  const uint32_t mask = (uint32_t(1) << n) - 1;
+  if constexpr (sizeof(T) == 8)
+    _mm512_storeu_pd(buffer, _mm512_maskz_loadu_pd(__mmask8(mask), p));
+  else if constexpr (sizeof(T) == 4)
+    _mm512_storeu_ps(buffer, _mm512_maskz_loadu_ps(__mmask16(mask), p));
+  else
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(buffer), _mm256_maskz_loadu_epi16(__mmask16(mask), p));
+#else
+  for (int64_t i = 0; i < kLanes<Acc<T>>; ++i) buffer[i] = i < n ? p[i] : T{};
+#endif
+}
+
 // The first n elements; the rest of the vector is zero.
 template <class T>
 inline Vec<Acc<T>> load_partial(const T* p, int64_t n) {
-  T buffer[kLanes<Acc<T>>] = {};
-  for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
+  T buffer[kLanes<Acc<T>>];
+  copy_partial(buffer, p, n);
   return load(buffer);
 }
 template <class T>
 inline void store_partial(T* p, Vec<Acc<T>> v, int64_t n) {
   T buffer[kLanes<Acc<T>>];
   store(buffer, v);
+#if defined(__AVX512F__)
+  const uint32_t mask = (uint32_t(1) << n) - 1;
+  if constexpr (sizeof(T) == 8)
+    _mm512_mask_storeu_pd(p, __mmask8(mask), _mm512_loadu_pd(buffer));
+  else if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16(mask), _mm512_loadu_ps(buffer));
+  else
+    _mm256_mask_storeu_epi16(p, __mmask16(mask), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(buffer)));
+#else
   for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
+#endif
 }
 
 // ---- arithmetic ----

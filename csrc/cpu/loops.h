@@ -1,0 +1,70 @@
+// Loops over the elements of a row, one vector at a time. Included by kernel files only.
+#pragma once
+
+#include <type_traits>
+
+#include "vec.h"
+
+namespace cogview {
+namespace COGVIEW_ISA {
+namespace {
+
+// How many elements of a vector exist: all of them, known to the compiler, or the n of a row's end.
+template <class A>
+using Whole = std::integral_constant<int, kLanes<A>>;
+
+template <class T, class N>
+inline Vec<Acc<T>> load(const T* p, N n) {
+  if constexpr (std::is_same_v<N, int>)
+    return load_partial(p, n);
+  else
+    return load(p);
+}
+template <class T, class N>
+inline void put(T* p, Vec<Acc<T>> v, N n) {
+  if constexpr (std::is_same_v<N, int>)
+    store_partial(p, v, n);
+  else
+    store(p, v);
+}
+
+// The first n lanes, then zeros.
+template <class A, class N>
+inline Vec<A> first(Vec<A> v, N n) {
+  if constexpr (std::is_same_v<N, int>)
+    return select_bits<A>((uint64_t(1) << n) - 1, v, A(0));
+  else
+    return v;
+}
+
+// f(column, how many) for every vector of n columns.
+template <class A, class F>
+inline void each(int64_t n, F&& f) {
+  constexpr int w = kLanes<A>;
+  int64_t j = 0;
+  for (; j + w <= n; j += w) f(j, Whole<A>{});
+  if (j < n) f(j, int(n - j));
+}
+
+// The same, with f(column, how many, accumulators): K vectors, summed over four independent copies at the end.
+template <class A, int K>
+struct Totals {
+  A at[K];
+};
+template <class A, int K, class F>
+inline Totals<A, K> sums(int64_t n, F&& f) {
+  constexpr int w = kLanes<A>, copies = 4;
+  Vec<A> acc[copies][K] = {};
+  int64_t j = 0;
+  for (; j + copies * w <= n; j += copies * w)
+    for (int c = 0; c < copies; ++c) f(j + c * w, Whole<A>{}, acc[c]);
+  for (; j + w <= n; j += w) f(j, Whole<A>{}, acc[0]);
+  if (j < n) f(j, int(n - j), acc[1]);
+  Totals<A, K> total;
+  for (int k = 0; k < K; ++k) total.at[k] = hsum((acc[0][k] + acc[1][k]) + (acc[2][k] + acc[3][k]));
+  return total;
+}
+
+}  // namespace
+}  // namespace COGVIEW_ISA
+}  // namespace cogview
