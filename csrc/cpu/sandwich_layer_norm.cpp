@@ -52,8 +52,8 @@ A peak_of(int64_t n, F&& x) {
   constexpr auto magnitude = std::numeric_limits<typename VecOf<A>::Lane>::max();
   I peak{};
   each<A>(n, [&](int64_t j, auto count) { peak = vmax(peak, bits_as<I>(x(j, count)) & magnitude); });
-  for (int l = 1; l < kLanes<A>; ++l) peak[0] = peak[l] > peak[0] ? peak[l] : peak[0];
-  return bits_as<Vec<A>>(peak)[0];
+
+  return bits_as<A>(hmax(peak));
 }
 
 // The power of two that brings c near 1: exact, so LN(x / c) is LN(x * power) with eps * (c * power)^2.
@@ -132,27 +132,27 @@ void peak_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
   }
 }
 
-// Gradient through one norm: of its parameters, added up, and of its input, passed to f(column, how many, gradient).
-// x and dy give vectors of the row; dy is called once per vector.
+// Gradient through one norm: of its parameters, added to the block's sums, and of its input, passed to f(column, how
+// many, gradient). x and dy give vectors of the row; `weighted` is a buffer, and may be where dy reads.
 template <class A, class X, class DY, class F>
-void norm_backward(const NormArgs& a, const Norm& norm, int64_t i, int64_t block, X&& x, DY&& dy, F&& f) {
-  const A *weight = static_cast<const A*>(norm.weight);
+void norm_backward(const NormArgs& a, const Norm& norm, int64_t i, int64_t block, A* weighted, X&& x, DY&& dy, F&& f) {
+  const A* weight = static_cast<const A*>(norm.weight);
   A *dweight = static_cast<A*>(norm.dweight) + block * a.cols, *dbias = static_cast<A*>(norm.dbias) + block * a.cols;
-  const A rstd = static_cast<const A*>(norm.rstd)[i];
-  const A half_mean = static_cast<const A*>(norm.mean)[i] / 2, twice_rstd = rstd * 2;
-  // halves: the difference of two large numbers of opposite sign does not overflow
+  const A rstd = static_cast<const A*>(norm.rstd)[i], twice_rstd = rstd * 2;
+  const A half_mean = static_cast<const A*>(norm.mean)[i] / 2;
+  // halves: the difference of two huge numbers does not overflow
   const auto normalised = [&](int64_t j, auto count) { return (x(j, count) * A(0.5) - half_mean) * twice_rstd; };
   const auto total = sums<A, 2>(a.cols, [&](int64_t j, auto count, Vec<A>* acc) {
     const Vec<A> d = dy(j, count), y = normalised(j, count), g = d * load(weight + j, count);
-    acc[0] += g;
-    acc[1] += g * y;
+    put(weighted + j, g, count);
     put(dweight + j, load(dweight + j, count) + d * y, count);
     put(dbias + j, load(dbias + j, count) + d, count);
+    acc[0] += g;
+    acc[1] += g * y;
   });
   const A mean_g = total.at[0] / A(a.cols), mean_gy = total.at[1] / A(a.cols);
   each<A>(a.cols, [&](int64_t j, auto count) {
-    const Vec<A> g = dy(j, count) * load(weight + j, count);
-    f(j, count, (g - mean_g - normalised(j, count) * mean_gy) * rstd);
+    f(j, count, (load(weighted + j, count) - mean_g - normalised(j, count) * mean_gy) * rstd);
   });
 }
 
@@ -167,7 +167,7 @@ void backward_row(const NormArgs& a, int64_t i, int64_t block, int slot) {
   using A = Acc<T>;
   const T* dh = a.dh ? row_of<T>(a.dh, a.dh_rows, i) : nullptr;
   T* dresidual = row_of<T>(a.dresidual, a.dresidual_rows, i);
-  A* wide = scratch_row<A>(a, slot, 0);  // the gradient of h, not rounded
+  A* wide = scratch_row<A>(a, slot, 0);  // in the end the gradient of h, not rounded
   const auto write = [&](int64_t j, auto count, Vec<A> d) {
     if (dh) d += load(dh + j, count);
     put(dresidual + j, d, count);
@@ -175,7 +175,7 @@ void backward_row(const NormArgs& a, int64_t i, int64_t block, int slot) {
   };
   if (a.dx) {
     const T* dx = row_of<T>(a.dx, a.dx_rows, i);
-    norm_backward<A>(a, a.pre, i, block, Input<T>{row_of<T>(static_cast<const void*>(a.h), a.h_rows, i), nullptr},
+    norm_backward<A>(a, a.pre, i, block, wide, Input<T>{row_of<T>(static_cast<const void*>(a.h), a.h_rows, i), nullptr},
                      [&](int64_t j, auto count) { return load(dx + j, count); }, write);
   } else {
     each<A>(a.cols, [&](int64_t j, auto count) { write(j, count, Vec<A>{}); });
@@ -183,7 +183,7 @@ void backward_row(const NormArgs& a, int64_t i, int64_t block, int slot) {
   if (!a.branch) return;
   const Input<T> branch = branch_of<T>(a, i, scratch_row<A>(a, slot, 1));
   T* dbranch = row_of<T>(a.dbranch, a.dbranch_rows, i);
-  norm_backward<A>(a, a.post, i, block, branch, [&](int64_t j, auto count) { return load(wide + j, count); },
+  norm_backward<A>(a, a.post, i, block, wide, branch, [&](int64_t j, auto count) { return load(wide + j, count); },
                    [&](int64_t j, auto count, Vec<A> d) {
                      put(dbranch + j, branch.factors ? d * load(branch.factors + j, count) : d, count);
                    });

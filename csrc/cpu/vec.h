@@ -191,21 +191,13 @@ inline V vmax(V a, V b) {
   return a > b ? a : b;
 }
 
-inline float hmax(VecF v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps(bits_as<__m512>(v));
-#else
-  float m = v[0];
-  for (int i = 1; i < kLanes<float>; ++i) m = v[i] > m ? v[i] : m;
-  return m;
-#endif
+// Fixed trees, so that a sum does not depend on the compiler.
+template <class V>
+inline auto hmax(V v) {
+  for (int n = int(sizeof v / sizeof v[0]) / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) v[i] = v[i] > v[i + n] ? v[i] : v[i + n];
+  return v[0];
 }
-inline double hmax(VecD v) {
-  double m = v[0];
-  for (int i = 1; i < kLanes<double>; ++i) m = v[i] > m ? v[i] : m;
-  return m;
-}
-// A fixed tree, so that a sum does not depend on the compiler.
 template <class V>
 inline auto hsum(V v) {
   for (int n = int(sizeof v / sizeof v[0]) / 2; n; n /= 2)
