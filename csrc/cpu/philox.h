@@ -24,10 +24,13 @@ inline VecU64 multiply_low(VecU64 a, uint32_t b) {
 #endif
 }
 
+// Where lane l's counter comes among those of its vector: even lanes first, so that pairs of lanes unpack in order.
+constexpr int counter_of(int l) { return l / 2 + l % 2 * (kCounters / 2); }
+
 // The words of counters [first, first + kCounters), in order.
 inline void philox(uint64_t seed, uint64_t first, uint32_t* words) {
   VecU64 c0, c1, c2{}, c3{};  // only the low halves count
-  for (int l = 0; l < kCounters; ++l) c0[l] = first + l;
+  for (int l = 0; l < kCounters; ++l) c0[l] = first + counter_of(l);
   c1 = c0 >> 32;
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -41,10 +44,19 @@ inline void philox(uint64_t seed, uint64_t first, uint32_t* words) {
   }
   const VecU64 low = VecU64{} + 0xffffffff;
   const VecU64 a = (c0 & low) | c1 << 32, b = (c2 & low) | c3 << 32;  // words 0 1 and 2 3 of every counter
+#if defined(__AVX512F__)
+  _mm512_storeu_si512(words, _mm512_unpacklo_epi64(bits_as<__m512i>(a), bits_as<__m512i>(b)));
+  _mm512_storeu_si512(words + 16, _mm512_unpackhi_epi64(bits_as<__m512i>(a), bits_as<__m512i>(b)));
+#elif defined(__AVX2__)
+  __m256i* to = reinterpret_cast<__m256i*>(words);
+  _mm256_storeu_si256(to, _mm256_unpacklo_epi64(bits_as<__m256i>(a), bits_as<__m256i>(b)));
+  _mm256_storeu_si256(to + 1, _mm256_unpackhi_epi64(bits_as<__m256i>(a), bits_as<__m256i>(b)));
+#else
   for (int l = 0; l < kCounters; ++l) {
     const uint64_t pair[2] = {a[l], b[l]};
-    std::memcpy(words + 4 * l, pair, sizeof pair);
+    std::memcpy(words + 4 * counter_of(l), pair, sizeof pair);
   }
+#endif
 }
 
 // Factors of n elements from element `at` on: 0 where dropped, `scale` where kept, that is where the word is at least
