@@ -66,6 +66,11 @@ def want_cuda() -> bool:
 class Build(BuildExtension):
     """Compiles the CPU kernels once per instruction set, then the rest as usual."""
 
+    def finalize_options(self):
+        super().finalize_options()
+        # one folder for every way to build, `pip install -e` too, so that only what has changed is compiled again
+        self.build_temp = str(ROOT / "build" / sys.implementation.cache_tag)
+
     def build_extension(self, ext):
         kernels = [s for s in sources("csrc/cpu", "*.cpp") if not s.endswith("isa.cpp")]
         for isa, flags in ISAS.items():

@@ -1,0 +1,73 @@
+# make demo: train a small CogView here and look at what it draws.   make test: lint and tests.
+# Everything goes into the active virtual or conda environment, or into .venv of this folder.
+
+PYTHON ?= python3            # makes .venv; 3.11 or newer
+MINUTES ?= 15                # of the demo
+TORCH ?= torch==2.13.0       # installed only where there is no torch >= 2.11
+# The CPU builds: a tenth of the CUDA build's size. For a GPU: make install TORCH_INDEX=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+override PYTHON := $(strip $(PYTHON))
+override MINUTES := $(strip $(MINUTES))
+override TORCH := $(strip $(TORCH))
+ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
+ENV := $(or $(ACTIVE),$(CURDIR)/.venv)
+export PATH := $(ENV)/bin:$(PATH)
+PY := $(ENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input -qq
+STAMPS := build/stamps$(subst /,-,$(ENV))
+HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test install lint format bench clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMPS)/extension
+	@$(PY) -m cogview.cli demo --out runs/demo --minutes $(MINUTES)
+
+test: lint
+	@$(PY) -m pytest
+
+install: $(STAMPS)/extension
+	@$(PY) -m cogview_ops.info
+
+lint: $(STAMPS)/extension
+	@$(PY) -m ruff check -q
+	@$(PY) -m ruff format -q --check
+	@$(PY) -m mypy --no-error-summary
+	@clang-format --dry-run --Werror $(CPP)
+
+format: $(STAMPS)/extension
+	@$(PY) -m ruff check -q --fix
+	@$(PY) -m ruff format -q
+	@clang-format -i $(CPP)
+
+bench: $(STAMPS)/extension
+	@$(PY) -m benchmarks
+
+# The environment, the trained models and the results of benchmarks stay.
+clean:
+	rm -rf build dist *.egg-info cogview_ops/_C.*.so .mypy_cache .ruff_cache .pytest_cache .benchmarks
+	find benchmarks cogview cogview_ops tests -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is \
+	needed, $(PYTHON) is {v.major}.{v.minor}; another one: make PYTHON=python3.12")'
+	@echo "Making the virtual environment .venv"
+	@$(PYTHON) -m venv .venv
+
+$(STAMPS)/packages: pyproject.toml $(if $(ACTIVE),,.venv/pyvenv.cfg)
+	@$(PY) -c '$(HAS_TORCH)' 2> /dev/null || { echo "Installing $(TORCH) (about 200 MB)"; \
+	  $(PIP) install --no-deps --retries 2 --timeout 20 $(addprefix --index-url ,$(TORCH_INDEX)) $(TORCH) 2> /dev/null; } || { \
+	  echo "It is not at $(TORCH_INDEX); trying your default package index (larger builds)"; \
+	  $(PIP) install --no-deps $(TORCH); }
+	@echo "Installing the other packages and building the kernels (some minutes)"
+	@command -v $${CXX:-c++} > /dev/null || { echo "A C++ compiler is needed: g++ or clang++ (CXX)"; exit 1; }
+	@$(PIP) install 'torch>=2.11' 'setuptools>=77' 'ninja>=1.11'
+	@$(PIP) install --no-build-isolation -e '.[dev]'
+	@mkdir -p $(@D) && touch $@
+
+# compiles only what has changed
+$(STAMPS)/extension: $(STAMPS)/packages setup.py $(CPP)
+	@$(PY) setup.py -q build_ext --inplace > build/log 2>&1 || { cat build/log; exit 1; }
+	@touch $@
