@@ -1,0 +1,36 @@
+"""`python -m benchmarks [--op NAME] [--dtype bf16]`: time the cases, write results/<device>.json, print the table."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import report
+from .cases import CASES, DTYPES
+
+# Freed pages stay in the process: otherwise every call of every contestant would pay for page faults.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**38)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--op", choices=sorted({c.op for c in CASES}), help="one operator (default: all)")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="one dtype (default: all)")
+    parser.add_argument("--seconds", type=float, default=4, help="of timing for each case (default: %(default)s)")
+    options = parser.parse_args()
+    chosen = [c for c in CASES if options.op in (None, c.op) and options.dtype in (None, c.dtype)]
+    if not chosen:
+        parser.error(f"no case of {options.op} in {options.dtype}")
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], os.environ | ALLOCATOR)
+    tests = [f"{Path(__file__).parent / 'test_bench.py'}::test_case[{case}]" for case in chosen]
+    quiet = ["-o", "addopts=", "-q", "--no-header", "--no-summary", "-p", "no:cacheprovider", "--benchmark-quiet"]
+    status = pytest.main([*quiet, f"--benchmark-max-time={options.seconds}", *tests])
+    print("\n" + report.tables())
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

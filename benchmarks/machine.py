@@ -1,0 +1,102 @@
+"""The machine: its name, what it can do at most (measured), and how much memory a call takes."""
+
+import ctypes
+import gc
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+import cogview_ops
+from cogview_ops import _dispatch
+
+
+@cache
+def facts() -> dict[str, Any]:
+    """What a figure must be read with."""
+    return {
+        "device": f"{_processor()}, {torch.get_num_threads()} threads",
+        "cpu": _dispatch._C.active_cpu() if _dispatch._C else None,
+        "compiler": _dispatch._C.compiler() if _dispatch._C else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cogview_ops": cogview_ops.__version__,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Of the checkout, with "-dirty" where what is timed has changed since; None outside one."""
+
+    def git(*arguments: str) -> str:
+        root = Path(__file__).parent.parent
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout.strip()
+
+    dirty = git("status", "--porcelain", "csrc", "cogview_ops", "benchmarks/*.py", "setup.py")
+    commit = git("rev-parse", "--short=10", "HEAD")
+    return commit + ("-dirty" if dirty else "") if commit else None
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def slug(device: str) -> str:
+    """File name of a device's results."""
+    return "-".join(re.findall(r"[a-z0-9]+", device.lower()))
+
+
+def best_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats + 1):  # the first one warms up
+        start = perf_counter()
+        call()
+        times.append(perf_counter() - start)
+    return min(times[1:])
+
+
+@cache
+def copy_bandwidth() -> float:
+    """Bytes read and written per second by a copy much larger than the caches."""
+    source = torch.ones(2**27)
+    target = torch.ones_like(source)
+    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source))
+
+
+@cache
+def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOPs per second of torch's square matrix product."""
+    a, b = torch.ones(2, size, size, dtype=dtype)
+    out = torch.empty_like(a)
+    return 2 * size**3 / best_seconds(lambda: torch.mm(a, b, out=out))
+
+
+def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
+    """Growth of the process's resident memory at its peak during one call, results included; Linux only.
+
+    Free pages are given back before, so whatever the call touches counts, whoever allocated it: torch, a kernel's own
+    scratch or a library's.
+    """
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    reset.write_text("5")  # the peak starts again from now
+    before = _kilobytes(status, "VmRSS")
+    call()
+    return 1024 * max(_kilobytes(status, "VmHWM") - before, 0)
+
+
+def _kilobytes(status: Path, field: str) -> int:
+    return int(status.read_text().split(f"{field}:")[1].split()[0])

@@ -1,0 +1,86 @@
+"""`python -m benchmarks.report`: the results of every machine as Markdown tables."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .machine import slug
+
+RESULTS = Path(__file__).parent / "results"
+HEADER = (
+    "| operator | shape | dtype | pass | time | spread | of the floor | extra memory | times as fast as |",
+    "|---|---|---|---|---:|---:|---:|---:|---|",
+)
+
+
+def save(row: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Put a row into its device's file, in place of an older one of the same case."""
+    path = folder / f"{slug(row['device'])}.json"
+    kept = [old for old in load(path) if key(old) != key(row)] if path.exists() else []
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(sorted([*kept, row], key=key), indent=1) + "\n")
+    os.replace(beside, path)
+    return path
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())
+
+
+def key(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["op"], row["shape"], row["direction"], row["dtype"]
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    cells = [row["op"], row["shape"], row["dtype"], row["direction"]]
+    if "failed" in row:
+        return f"| {' | '.join(cells)} | not timed | | | | {row['failed']} |"
+    cells += [
+        seconds(row["median_s"]),
+        f"± {row['iqr_s'] / row['median_s'] / 2:.0%}",
+        f"{row['floor_s'] / row['median_s']:.0%} ({row['bound']})",
+        size(row["extra_bytes"]),
+        ", ".join(map(contestant, row["baselines"].items())),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def contestant(item: tuple[str, dict[str, Any]]) -> str:
+    name, result = item
+    if "failed" in result:
+        return f"{name}: not timed"
+    memory = f" ({size(result['extra_bytes'])})" if result["extra_bytes"] is not None else ""
+    return f"{name} {result['ratio']:.3g}{'' if result['same_result'] else '*'}{memory}"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
+
+
+def size(value: int | None) -> str:
+    return "" if value is None else f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+
+
+def tables(folder: Path = RESULTS) -> str:
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        rows = load(path)
+        versions = sorted({f"torch {r['torch']}, {r['compiler']}, {r['cpu']}, commit {r['commit']}" for r in rows})
+        parts += [f"{rows[0]['device']}; {'; '.join(versions)}", "", *HEADER, *map(line, rows), ""]
+    if not parts:
+        return f"No results in {folder}: run `python -m benchmarks` first."
+    return "\n".join(
+        [
+            *parts,
+            "Median of interleaved rounds in one process. Floor: the bytes or matrix products that cannot be avoided,",
+            "over the copy bandwidth or the matmul rate measured on the same machine. Memory: growth of the process at",
+            "its peak, results included; for the baselines in brackets. A star marks a baseline that computes",
+            "something else: dense attention, or a norm or softmax without PB-relax.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(tables())
