@@ -1,0 +1,186 @@
+"""What the operator tests share: cases as data, implementations, layouts, and the comparison with the truth.
+
+A case is one call of a public operator without its floating-point values. The same lists serve the tests of truth,
+strides, poisoned allocations, opcheck and the instruction sets.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import cogview_ops
+from cogview_ops import _dispatch
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+Inputs = dict[str, Tensor]
+
+
+class Case(NamedTuple):
+    op: str  # name of the public function
+    label: str
+    shapes: dict[str, tuple[int, ...]]  # floating-point arguments, drawn from N(0, 1)
+    options: dict[str, Any]  # all others, integer and bool tensors included
+
+    def inputs(self, dtype: torch.dtype, device: str = "cpu") -> Inputs:
+        """The same values in every dtype but for rounding."""
+        generator = torch.Generator().manual_seed(zlib.crc32(self.label.encode()))
+        draw = {name: torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}
+        return {name: x.to(device, dtype) for name, x in draw.items()}
+
+    def __call__(self, inputs: Inputs, impl: str) -> tuple[Tensor, ...]:
+        """All outputs of the operator, as a tuple."""
+        device = next(iter(inputs.values())).device
+        options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.options.items()}
+        out = getattr(cogview_ops, self.op)(**inputs, **options, impl=impl)
+        return out if isinstance(out, tuple) else (out,)
+
+
+def each_impl(op: str, cases: Iterable[Any] = ()) -> pytest.MarkDecorator:
+    """Parametrise `impl` (and `case`) over the fused implementations; one that cannot run here is one skipped test.
+
+    `op` is the public name. The reference is the truth, so it is not among them.
+    """
+    cases = list(cases)
+    table = []
+    for impl in ("cpp", "cuda", "triton"):
+        reason = unavailable(op, impl)
+        if reason:
+            nothing = (impl, None) if cases else (impl,)
+            table.append(pytest.param(*nothing, id=impl, marks=pytest.mark.skip(reason=f"{op}, {impl}: {reason}")))
+        elif cases:
+            table += [pytest.param(impl, case, id=f"{impl}-{case.label}") for case in cases]
+        else:
+            table.append(pytest.param(impl, id=impl))
+    return pytest.mark.parametrize(("impl", "case") if cases else ("impl",), table)
+
+
+def unavailable(op: str, impl: str) -> str | None:
+    reason = _dispatch.reason_unavailable(op if op.endswith("_decode") else f"{op}_fwd", impl)
+    if reason is None and impl != "cpp" and not torch.cuda.is_available():
+        reason = "no GPU"
+    return reason
+
+
+def device_of(impl: str) -> str:
+    return "cpu" if impl in ("cpp", "reference") else "cuda"
+
+
+def every_isa(test: Callable[..., None]) -> Any:
+    """Run a test once for each instruction set of this build that this processor has."""
+    names = _dispatch._C.supported_cpu() if _dispatch._C else []
+    return pytest.mark.parametrize("isa", names, indirect=True)(test)
+
+
+# --- gradients and truth ---------------------------------------------------------------------------------------------
+
+
+def run(
+    case: Case,
+    inputs: Inputs,
+    impl: str,
+    which: Sequence[int] | None = None,
+    rounding: torch.dtype = torch.float64,
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Outputs, and the gradient of each input for random gradients of the outputs numbered in `which` (default: all).
+
+    `rounding`: dtype that the gradients handed in are rounded to, so that runs in several dtypes get the same ones.
+    """
+    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+    outputs = case(leaves, impl)
+    generator = torch.Generator().manual_seed(0)
+    grads = [torch.randn(x.shape, generator=generator).to(x.device, rounding).to(x.dtype) for x in outputs]
+    used = [k for k in range(len(outputs)) if which is None or k in which]
+    torch.autograd.backward([outputs[k] for k in used], [grads[k] for k in used])
+    results = {}
+    for name, x in leaves.items():
+        assert x.grad is not None, f"{name} got no gradient"
+        results[name] = x.grad
+    return tuple(out.detach() for out in outputs), results
+
+
+def assert_true(case: Case, dtype: torch.dtype, impl: str, which: Sequence[int] | None = None) -> None:
+    """Outputs and gradients of one case are as near the float64 truth as the plain formula in the same dtype."""
+    inputs = case.inputs(dtype, device_of(impl))
+    wide = {name: x.double() for name, x in inputs.items()}
+    outputs, grads = run(case, inputs, impl, which, dtype)
+    true_outputs, true_grads = run(case, wide, "reference", which, dtype)
+    formula_outputs, formula_grads = run(case, inputs, "reference", which, dtype)
+    for k, (out, truth, formula) in enumerate(zip(outputs, true_outputs, formula_outputs, strict=True)):
+        assert_as_good_as(out, truth, formula, f"output {k}")
+    for name, grad in grads.items():
+        assert_as_good_as(grad, true_grads[name], formula_grads[name], f"gradient of {name}")
+
+
+def assert_as_good_as(actual: Tensor, truth: Tensor, formula: Tensor, what: str = "result") -> None:
+    """Error against `truth` (float64) at most twice that of `formula` (plain torch in actual's dtype), max and RMS.
+
+    On top: one rounding of the result to its dtype, and 64 roundings of the accumulator's (float64's or float32's)
+    epsilon on terms of order one, for sums that cancel and for cases where the formula happens to be exact.
+    """
+    assert actual.shape == truth.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    assert actual.dtype == formula.dtype, f"{what}: dtype {actual.dtype}, expected {formula.dtype}"
+    if not actual.numel():
+        return
+    actual, truth, formula, dtype = actual.double(), truth.double(), formula.double(), actual.dtype
+    finite = truth.isfinite()
+    assert torch.equal(actual[~finite], truth[~finite]), f"{what}: differs where the truth is infinite"
+    actual, truth, formula = actual[finite], truth[finite], formula[finite]
+    assert actual.isfinite().all(), f"{what}: {int((~actual.isfinite()).sum())} values are not finite"
+    if not actual.numel():
+        return
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    size = truth.abs().max().item()
+    floor = torch.finfo(dtype).eps / 2 * size + 64 * torch.finfo(accumulator).eps * max(size, 1.0)
+    error, allowed = (actual - truth).abs(), (formula - truth).abs()
+    for measure, e, a in (("max", error.max(), allowed.max()), ("RMS", _rms(error), _rms(allowed))):
+        limit = 2 * a.item() + floor / (1 if measure == "max" else 2)
+        assert e.item() <= limit, (
+            f"{what}: {measure} error {e.item():.3g}, formula's {a.item():.3g}, allowed {limit:.3g} "
+            f"(largest value {size:.3g}, worst at flat index {int(error.argmax())} of {error.numel()} finite ones)"
+        )
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()
+
+
+# --- layouts: the same values, other strides -------------------------------------------------------------------------
+
+
+def heads_last(inputs: Inputs) -> Inputs:
+    """[B, H, S, D] as a view of a contiguous [B, S, H, D]."""
+    return {k: x.transpose(-2, -3).contiguous().transpose(-2, -3) if x.dim() > 2 else x for k, x in inputs.items()}
+
+
+def gaps(inputs: Inputs) -> Inputs:
+    """Slices of larger tensors whose rest is NaN."""
+    out = {}
+    for name, x in inputs.items():
+        room = x.new_full([2 * n + 1 for n in x.shape[:-1]] + [x.shape[-1] + 3], math.nan)
+        view = room[tuple(slice(1, 2 * n + 1, 2) for n in x.shape[:-1])][..., : x.shape[-1]]
+        out[name] = view.copy_(x)
+    return out
+
+
+def expanded(inputs: Inputs) -> Inputs:
+    """Sample 0 for the whole batch, at stride 0."""
+    return {k: x[:1].expand_as(x) if x.dim() > 1 else x for k, x in inputs.items()}
+
+
+def packed(inputs: Inputs) -> Inputs:
+    """The first three arguments in one [B, S, 3, H, D] tensor, as a fused projection makes them."""
+    names = list(inputs)[:3]
+    first = [inputs[name] for name in names]
+    if any(x.dim() != 4 or x.shape[2] != first[0].shape[2] for x in first):
+        return heads_last(inputs)
+    together = torch.cat([x.transpose(1, 2) for x in first], 2)
+    parts = together.split([x.shape[1] for x in first], 2)
+    return {**inputs, **{name: x.transpose(1, 2) for name, x in zip(names, parts, strict=True)}}
+
+
+LAYOUTS = (heads_last, gaps, expanded, packed)

@@ -1,0 +1,34 @@
+"""Fixtures of all tests."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cogview_ops import _dispatch
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Forces one instruction set; `common.every_isa` parametrises it."""
+    _dispatch._C.force_cpu(request.param)
+    yield request.param
+    _dispatch._C.force_cpu(None)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Every allocation that is not initialised, also those of compiled kernels, is full of NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # and with it torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """The test may call torch.set_num_threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
