@@ -56,6 +56,11 @@ def integer(x: Any, name: str, minimum: int) -> None:
     require(x >= minimum, name, f"at least {minimum}", x)
 
 
+def boolean(x: Any, name: str) -> None:
+    if not isinstance(x, bool):
+        raise TypeError(f"{name}: expected True or False, got {x!r}")
+
+
 def finite(x: Any, name: str, *, positive: bool = False) -> None:
     if isinstance(x, bool) or not isinstance(x, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name}: expected a number, got {type(x).__name__}")

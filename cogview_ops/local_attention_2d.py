@@ -61,6 +61,7 @@ def local_attention_2d(
     """
     _checks.attention(query, key, value)
     _checks.grid_pattern(query, key, "key", grid, "grid", kernel_size, "kernel_size")
+    _checks.boolean(raster_causal, "raster_causal")
     _checks.require(
         query.shape[2] == key.shape[2],
         "query",

@@ -96,10 +96,7 @@ def run(
     grads = [torch.randn(x.shape, generator=generator).to(x.device, rounding).to(x.dtype) for x in outputs]
     used = [k for k in range(len(outputs)) if which is None or k in which]
     torch.autograd.backward([outputs[k] for k in used], [grads[k] for k in used])
-    results = {}
-    for name, x in leaves.items():
-        assert x.grad is not None, f"{name} got no gradient"
-        results[name] = x.grad
+    results = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in leaves.items()}
     return tuple(out.detach() for out in outputs), results
 
 
@@ -184,3 +181,12 @@ def packed(inputs: Inputs) -> Inputs:
 
 
 LAYOUTS = (heads_last, gaps, expanded, packed)
+
+
+# --- bad arguments ---------------------------------------------------------------------------------------------------
+
+
+def refused(call: Callable[..., Any], arguments: dict[str, Any], name: str, value: Any, error: type[Exception]) -> None:
+    """The call raises `error` because of argument `name`, and says what was expected and what came."""
+    with pytest.raises(error, match=rf"^{name}: expected .+, got .+"):
+        call(**{**arguments, name: value})

@@ -1,0 +1,141 @@
+"""The calls that the operator tests make: every axis of the arguments, chosen pairwise, each case small."""
+
+import math
+from typing import Any
+
+import torch
+from common import Case
+from torch import Tensor
+
+
+def some_pivots(kind: str, batch: int, seqlen: int) -> Tensor:
+    """No pivots, all tokens, more room than tokens (long), or text and random image tokens, padded unevenly (text)."""
+    if kind == "none":
+        return torch.empty(batch, 0, dtype=torch.int64)
+    if kind == "all":
+        return torch.arange(seqlen).expand(batch, -1).clone()
+    room = seqlen + 5 if kind == "long" else seqlen // 3 + 2
+    rows = torch.full((batch, room), -1, dtype=torch.int32)
+    generator = torch.Generator().manual_seed(seqlen)
+    for b in range(batch):
+        text = min(3 + b, seqlen, room)
+        count = min((room - text) // (b + 1), seqlen - text)
+        image = text + torch.randperm(seqlen - text, generator=generator)[:count].sort().values
+        rows[b, : text + count] = torch.cat([torch.arange(text), image]).int()
+    return rows
+
+
+def three_region(
+    label: str, seqlen: int, head_dim: int, block_size: int, window_blocks: int, pivots: str = "text", *,
+    batch: int = 2, heads: int = 2, kv_heads: int = 2, **options: Any,
+) -> Case:  # fmt: skip
+    q, kv = (batch, heads, seqlen, head_dim), (batch, kv_heads, seqlen, head_dim)
+    options |= {"pivots": some_pivots(pivots, batch, seqlen), "block_size": block_size, "window_blocks": window_blocks}
+    shapes = {"query": q, "key": kv, "value": kv}
+    return Case("three_region_attention", label, shapes, {**options, "return_lse": True})
+
+
+THREE_REGION = [
+    three_region("one_token", 1, 64, 128, 6, "all"),
+    three_region("two_tokens", 2, 16, 1, 1, "all", heads=3, kv_heads=1),
+    three_region("no_pivots", 63, 64, 16, 2, "none", scale=0.3),
+    three_region("all_pivots", 64, 33, 3, 1, "all", heads=4),
+    three_region("long_pivots", 65, 8, 1, 6, "long"),
+    three_region("text_pivots", 130, 64, 16, 1, pivot_bias=math.log(4)),
+    three_region("block_of_one", 65, 16, 1, 1, "text", heads=6, kv_heads=2),
+    three_region("block_of_three", 130, 20, 3, 2, "text", pivot_bias=-1.5),
+    three_region("blocks_of_64", 200, 80, 64, 1, "text", heads=4, kv_heads=1, pivot_bias=0.7),
+    three_region("blocks_of_64_all", 200, 64, 64, 2, "all", batch=1),
+    three_region("blocks_of_128", 200, 128, 128, 1, "text", batch=3, heads=1, kv_heads=1),
+    three_region("window_only", 130, 64, 128, 6, "text"),
+    three_region("wide_heads", 65, 256, 16, 1, "text", heads=1, kv_heads=1, scale=0.05),
+    three_region("narrow_heads", 200, 8, 16, 6, "long", pivot_bias=1.0),
+    three_region("large_scale", 130, 16, 16, 2, "text", scale=3.0, pivot_bias=math.log(3)),
+    three_region("head_dim_1", 20, 1, 4, 2, "text"),
+]
+
+
+def local_2d(
+    label: str, grid: tuple[int, int], kernel_size: tuple[int, int], head_dim: int, *, batch: int = 2, heads: int = 2,
+    kv_heads: int = 2, prefix: int | None = None, masked: bool = False, coarse: tuple[int, int] | None = None,
+    **options: Any,
+) -> Case:  # fmt: skip
+    """`prefix`: number of text keys; `masked`: sample 0 sees none of them, others some; `coarse`: the coarse grid."""
+
+    def size(tokens: int, h: int = kv_heads) -> tuple[int, ...]:
+        return batch, h, tokens, head_dim
+
+    tokens = grid[0] * grid[1]
+    shapes = {"query": size(tokens, heads), "key": size(tokens), "value": size(tokens)}
+    if prefix is not None:
+        shapes |= {"prefix_key": size(prefix), "prefix_value": size(prefix)}
+    if masked and prefix is not None:
+        options["prefix_mask"] = (torch.arange(prefix) * 7 + torch.arange(batch)[:, None]) % 3 < torch.arange(batch)[
+            :, None
+        ]
+    if coarse is not None:
+        cells = coarse[0] * coarse[1]
+        shapes |= {"coarse_key": size(cells), "coarse_value": size(cells)}
+        options["coarse_grid"] = coarse
+    options |= {"grid": grid, "kernel_size": kernel_size}
+    return Case("local_attention_2d", label, shapes, {**options, "return_lse": True})
+
+
+LOCAL_2D = [
+    local_2d("one_pixel", (1, 1), (1, 1), 64),
+    local_2d("row", (1, 7), (1, 13), 16, raster_causal=True, heads=3, kv_heads=1),
+    local_2d("column", (5, 1), (3, 1), 8),
+    local_2d("itself_only", (4, 4), (1, 1), 33, raster_causal=True),
+    local_2d("three_by_three", (4, 4), (3, 3), 64, heads=4),
+    local_2d("cogview2", (9, 13), (9, 5), 64, raster_causal=True, prefix=17, prefix_bias=1.2),
+    local_2d("strict_row", (6, 8), (1, 15), 20, raster_causal=True, prefix=5, masked=True),
+    local_2d("strict_column", (6, 8), (11, 1), 80, raster_causal=True, prefix=5, masked=True, batch=3, heads=6),
+    local_2d("whole_grid", (6, 8), (11, 15), 16, scale=0.2),
+    local_2d("whole_causal", (4, 4), (7, 7), 128, raster_causal=True, scale=0.5),
+    local_2d("sixteen", (16, 16), (9, 5), 64, batch=1, heads=1, kv_heads=1),
+    local_2d("sixteen_causal", (16, 16), (3, 3), 32, batch=1, raster_causal=True, prefix=70, prefix_bias=-2.0),
+    local_2d("no_prefix_tokens", (4, 4), (3, 3), 16, prefix=0),
+    local_2d("coarse_ratio_1", (4, 4), (3, 1), 16, coarse=(4, 4), coarse_kernel_size=(3, 5)),
+    local_2d("coarse_ratio_2", (6, 8), (3, 3), 64, coarse=(3, 4), coarse_kernel_size=(3, 3), coarse_bias=0.4),
+    local_2d("coarse_unequal", (6, 8), (5, 3), 20, coarse=(2, 8), coarse_kernel_size=(3, 1), coarse_bias=-1.0, heads=4),
+    local_2d("coarse_one_cell", (9, 13), (3, 3), 8, coarse=(1, 1), coarse_kernel_size=(1, 1), raster_causal=True),
+    local_2d("all_sets", (6, 8), (5, 5), 64, raster_causal=True, prefix=9, masked=True, prefix_bias=0.8, coarse=(2, 2),
+             coarse_kernel_size=(3, 3), coarse_bias=0.5, heads=4, batch=3),
+    local_2d("all_sets_wide", (4, 6), (3, 11), 256, prefix=3, masked=True, coarse=(2, 3), coarse_kernel_size=(1, 5),
+             heads=1, kv_heads=1, prefix_bias=-0.5, coarse_bias=2.0, scale=0.05),
+]  # fmt: skip
+
+OTHERS = [
+    Case("pb_relax_softmax", "softmax", {"scores": (2, 3, 5, 37)}, {"alpha": 8.0, "causal": True}),
+    Case("layer_norm", "layer_norm", {"x": (2, 3, 37), "weight": (37,), "bias": (37,)}, {}),
+    Case(
+        "sandwich_layer_norm",
+        "sandwich",
+        {"branch": (2, 3, 37), "residual": (2, 3, 37)}
+        | dict.fromkeys(("post_weight", "post_bias", "pre_weight", "pre_bias"), (37,)),
+        {"dropout_p": 0.25, "seed": 5},
+    ),
+]
+
+DECODE = [
+    Case(
+        "three_region_attention_decode",
+        "three_region_decode",
+        {"query": (2, 4, 3, 16), "key_cache": (2, 2, 70, 16), "value_cache": (2, 2, 70, 16)},
+        {"pivots": some_pivots("text", 2, 70), "cache_seqlens": torch.tensor([70, 41]), "block_size": 8,
+         "window_blocks": 2, "pivot_bias": 0.5},
+    ),
+    Case(
+        "local_attention_2d_decode",
+        "local_2d_decode",
+        {"query": (2, 4, 3, 16), "key_cache": (2, 2, 48, 16), "value_cache": (2, 2, 48, 16),
+         "prefix_key": (2, 2, 5, 16), "prefix_value": (2, 2, 5, 16)},
+        {"cache_seqlens": torch.tensor([48, 20]), "grid": (6, 8), "kernel_size": (5, 3), "prefix_bias": 0.5,
+         "prefix_mask": torch.tensor([[True, False, True, True, False], [False] * 5])},
+    ),
+]  # fmt: skip
+
+BY_LABEL = {case.label: case for case in [*THREE_REGION, *LOCAL_2D, *OTHERS, *DECODE]}
+# one of each operator, with everything in it that the operator can do
+DIFFERENTIABLE = [BY_LABEL["blocks_of_64"], BY_LABEL["all_sets"], *OTHERS]
+ALL = [*DIFFERENTIABLE, *DECODE]

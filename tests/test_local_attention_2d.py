@@ -1,0 +1,349 @@
+"""local_attention_2d and its decode: truth, masks, cache, gradients, arguments. What all operators share is in
+test_operators.py."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from cases import BY_LABEL, DECODE, LOCAL_2D, local_2d
+from common import DTYPES, Case, assert_as_good_as, assert_true, device_of, each_impl, every_isa, refused
+from torch import Tensor
+
+from cogview_ops import local_attention_2d, local_attention_2d_decode, merge_attentions, patterns, reference
+
+OP = "local_attention_2d"
+SOME = [BY_LABEL[x] for x in ("row", "three_by_three", "strict_column", "coarse_ratio_2", "all_sets", "all_sets_wide")]
+
+
+@each_impl(OP, LOCAL_2D)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_truth(impl: str, case: Case, dtype: torch.dtype) -> None:
+    assert_true(case, dtype, impl)
+
+
+@each_impl(OP, SOME)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("output", [0, 1], ids=["dout", "dlse"])
+def test_truth_with_one_gradient(impl: str, case: Case, dtype: torch.dtype, output: int) -> None:
+    assert_true(case, dtype, impl, [output])
+
+
+@every_isa
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.label)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set(isa: str, case: Case, dtype: torch.dtype) -> None:
+    assert_true(case, dtype, "cpp")
+
+
+@each_impl(OP)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_set_outweighs_the_others(impl: str, dtype: torch.dtype) -> None:
+    """Scores of the sets far apart, in both directions: the running maximum must move from set to set."""
+    case = BY_LABEL["all_sets"]
+    for prefix_bias, coarse_bias in itertools.product((-60.0, 0.0, 60.0), repeat=2):
+        biased = case._replace(options={**case.options, "prefix_bias": prefix_bias, "coarse_bias": coarse_bias})
+        assert_true(biased, dtype, impl)
+
+
+# --- the masks, entry by entry ---------------------------------------------------------------------------------------
+
+
+def weights_of(options: dict[str, Any], prefix: int) -> Tensor:
+    """Attention weights of equal scores, from patterns.py: float64 [B, S, P + S + C]."""
+    grid, coarse = options["grid"], options.get("coarse_grid")
+    i = torch.arange(grid[0] * grid[1])
+    local = patterns.local_2d(
+        i[:, None], i, width=grid[1], kernel_size=options["kernel_size"], raster_causal=options["raster_causal"]
+    )
+    mask = options["prefix_mask"].cpu() if prefix else torch.ones(2, 0)
+    parts = [mask[:, None].double().expand(-1, len(i), -1) * torch.tensor(options.get("prefix_bias", 0.0)).exp()]
+    parts.append(local.double().expand(2, -1, -1))
+    if coarse:
+        near = patterns.coarse_2d(
+            i[:, None],
+            torch.arange(coarse[0] * coarse[1]),
+            grid=grid,
+            coarse_grid=coarse,
+            kernel_size=options["coarse_kernel_size"],
+        )
+        parts.append(near.double().expand(2, -1, -1) * torch.tensor(options["coarse_bias"]).double().exp())
+    weights = torch.cat(parts, -1)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def probe(impl: str, prefix: int, **options: Any) -> None:
+    """Attention weights, read from the output and from each gradient, are the pattern over its row sum.
+
+    With q = 0 or k = 0 all scores are equal. The values of all keys together are the identity, so the output is the
+    weights; so are dout (the gradient of the values is then their transpose) and k (then q).
+    """
+    tokens = options["grid"][0] * options["grid"][1]
+    cells = options["coarse_grid"][0] * options["coarse_grid"][1] if "coarse_grid" in options else 0
+    keys = prefix + tokens + cells
+    weights = weights_of(options, prefix)
+    eye = torch.eye(keys, dtype=torch.float64)
+    picked = eye[prefix : prefix + tokens]  # q and dout of query i show key i of the local set
+    own = weights.diagonal(offset=prefix, dim1=1, dim2=2)[..., None]
+    dlse = torch.arange(1.0, tokens + 1, dtype=torch.float64)
+    dscores = weights * (picked - own + dlse[:, None])
+    device = device_of(impl)
+
+    def sets(x: Tensor, kind: str) -> dict[str, Tensor]:
+        names = ("prefix_" + kind, kind, "coarse_" + kind)
+        split = x.to(device).expand(2, 1, -1, -1).split([prefix, tokens, cells], 2)
+        return {n: part.clone().requires_grad_() for n, part in zip(names, split, strict=True) if part.shape[2]}
+
+    for q, k in ((torch.zeros_like(picked), eye), (picked, torch.zeros_like(eye))):
+        query = q.to(device).expand(2, 1, -1, -1).clone().requires_grad_()
+        all_keys, all_values = sets(k, "key"), sets(eye, "value")
+        out, lse = local_attention_2d(
+            query, **all_keys, **all_values, **options, scale=1.0, return_lse=True, impl=impl
+        )  # fmt: skip
+        dout = picked.to(device).expand(2, 1, -1, -1).contiguous()
+        torch.autograd.backward([out, lse], [dout, dlse.to(device).expand_as(lse)])
+        got = [("output", out, weights), ("dv", _joined(all_values), (picked.T @ weights).mT)]
+        got += [("dq", query.grad, dscores)] if k is eye else [("dk", _joined(all_keys), dscores.mT @ picked)]
+        for name, actual, expected in got:
+            assert actual is not None
+            assert torch.allclose(actual[:, 0].detach().cpu(), expected, atol=1e-12, rtol=0), f"{name}: {options}"
+
+
+def _joined(leaves: dict[str, Tensor]) -> Tensor:
+    grads = [x.grad for x in leaves.values()]
+    return torch.cat([g for g in grads if g is not None], 2)
+
+
+@each_impl(OP)
+def test_local_mask_exhaustively(impl: str) -> None:
+    """Every grid up to 4 x 5, every kernel, causal or not."""
+    for height, width in itertools.product(range(1, 5), range(1, 6)):
+        for kernel in itertools.product(range(1, 2 * height, 2), range(1, 2 * width, 2)):
+            for causal in (False, True):
+                probe(impl, 0, grid=(height, width), kernel_size=kernel, raster_causal=causal)
+
+
+@each_impl(OP)
+def test_coarse_and_prefix_masks_exhaustively(impl: str) -> None:
+    """Every coarse grid that divides a few grids, every coarse kernel; the prefix masked differently per sample."""
+    masks = torch.tensor([[False, False, False], [True, False, True]])
+    for height, width in ((1, 4), (4, 1), (2, 3), (3, 4), (4, 4), (4, 6)):
+        divisors = [[d for d in range(1, n + 1) if n % d == 0] for n in (height, width)]
+        for coarse in itertools.product(*divisors):
+            for kernel in itertools.product(range(1, 2 * coarse[0], 2), range(1, 2 * coarse[1], 2)):
+                probe(
+                    impl, 3, grid=(height, width), kernel_size=(1, 1), raster_causal=sum(kernel) % 4 == 0,
+                    prefix_mask=masks.to(device_of(impl)), prefix_bias=0.25,
+                    coarse_grid=coarse, coarse_kernel_size=kernel, coarse_bias=-0.5,
+                )  # fmt: skip
+
+
+@each_impl(OP)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", [(9, 5), (1, 25), (17, 1), (17, 25)])
+def test_mask_across_tiles(impl: str, kernel: tuple[int, int], causal: bool) -> None:
+    probe(impl, 0, grid=(9, 13), kernel_size=kernel, raster_causal=causal)
+
+
+@each_impl(OP)
+def test_whole_grid_is_dense_attention(impl: str) -> None:
+    for causal in (False, True):
+        case = local_2d("dense", (4, 5), (7, 9), 16, raster_causal=causal)
+        inputs = case.inputs(torch.float64, device_of(impl))
+        expected = torch.nn.functional.scaled_dot_product_attention(*inputs.values(), is_causal=causal)
+        torch.testing.assert_close(case(inputs, impl)[0], expected, atol=1e-12, rtol=0)
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+@each_impl(f"{OP}_decode")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("steps", [1, 3, 40])
+@pytest.mark.parametrize("label", ["strict_row", "cogview2", "all_sets"])
+def test_decode_equals_forward(impl: str, dtype: torch.dtype, steps: int, label: str) -> None:
+    """Token by token or several at once; the samples stand at different places; the rest of the cache is NaN."""
+    case, device = BY_LABEL[label], device_of(impl)
+    inputs = case.inputs(dtype, device)
+    truth = case({k: x.double() for k, x in inputs.items()}, "reference")[0]
+    formula = case(inputs, "reference")[0]
+    options = {k: v for k, v in case.options.items() if k not in ("return_lse", "raster_causal")}
+    options |= {k: v.to(device) for k, v in options.items() if isinstance(v, Tensor)}
+    options |= {k: x for k, x in inputs.items() if k.startswith(("prefix", "coarse"))}
+    tokens = inputs["query"].shape[2]
+    for end in (steps, tokens // 2, tokens - 1, tokens):
+        ends = [max(steps, end - 11 * b) for b in range(inputs["query"].shape[0])]
+        spans = [slice(e - steps, e) for e in ends]
+
+        def rows(x: Tensor, spans: list[slice] = spans) -> Tensor:
+            return torch.stack([sample[:, span] for sample, span in zip(x, spans, strict=True)])
+
+        caches = [inputs[name].clone() for name in ("key", "value")]
+        for cache, (b, e) in itertools.product(caches, enumerate(ends)):
+            cache[b, :, e:] = torch.nan
+        lens = torch.tensor(ends, device=device)
+        out = local_attention_2d_decode(rows(inputs["query"]), *caches, lens, **options, impl=impl)
+        assert_as_good_as(out, rows(truth), rows(formula), f"tokens up to {ends}")
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_decode_on_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    inputs = DECODE[1].inputs(dtype)
+    truth = DECODE[1]({k: x.double() for k, x in inputs.items()}, "reference")
+    assert_as_good_as(DECODE[1](inputs, "cpp")[0], truth[0], DECODE[1](inputs, "reference")[0])
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+@each_impl(OP)
+def test_gradcheck(impl: str) -> None:
+    sets: dict[str, Any] = {"prefix": 2, "masked": True, "prefix_bias": 0.3, "coarse": (1, 2)}
+    sets |= {"coarse_kernel_size": (1, 1), "coarse_bias": -0.4}
+    for case in (local_2d("gradcheck", (2, 3), (3, 3), 3, batch=1, kv_heads=1),
+                 local_2d("gradcheck_sets", (2, 2), (3, 1), 2, raster_causal=True, **sets)):  # fmt: skip
+        inputs = case.inputs(torch.float64, device_of(impl))
+        names = list(inputs)
+        leaves = [x.requires_grad_() for x in inputs.values()]
+
+        def call(*tensors: Tensor, case: Case = case, names: list[str] = names) -> tuple[Tensor, ...]:
+            return case(dict(zip(names, tensors, strict=True)), impl)
+
+        assert torch.autograd.gradcheck(call, leaves)
+
+
+@each_impl(OP)
+def test_equals_its_merged_parts(impl: str) -> None:
+    """The three sets are disjoint: merging three attentions is the joint one, gradients through lse included."""
+    case = BY_LABEL["all_sets"]
+    leaves = {k: x.requires_grad_() for k, x in case.inputs(torch.float64, device_of(impl)).items()}
+    joint = case(leaves, impl)
+    own = {k: leaves[k] for k in ("query", "key", "value")}
+    plain = {k: v for k, v in case.options.items() if not k.startswith(("prefix", "coarse"))}
+    local = case._replace(options=plain)(own, impl)
+    query, scale, device = leaves["query"], leaves["query"].shape[3] ** -0.5, leaves["query"].device
+    mask = case.options["prefix_mask"][:, None, None].to(device)
+    text = reference.masked_attention(
+        query, leaves["prefix_key"], leaves["prefix_value"], mask, case.options["prefix_bias"], scale
+    )
+    near = patterns.coarse_2d(
+        torch.arange(48)[:, None], torch.arange(4), grid=(6, 8), coarse_grid=(2, 2), kernel_size=(3, 3)
+    )
+    coarse = reference.masked_attention(
+        query, leaves["coarse_key"], leaves["coarse_value"], near.to(device), case.options["coarse_bias"], scale
+    )
+    assert text[1].isinf().any()
+    merged = merge_attentions(*zip(local, text, coarse, strict=True))
+    weights = [torch.randn_like(x) for x in joint]
+    for a, b in zip(joint, merged, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+    tensors = list(leaves.values())
+    grads = [torch.autograd.grad(outputs, tensors, weights, retain_graph=True) for outputs in (joint, merged)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-10)
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+Q = torch.zeros(2, 4, 12, 8)
+KV = torch.zeros(2, 2, 12, 8)
+SMALL = torch.zeros(2, 2, 2, 8)
+INVALID_KV: list[tuple[Any, type[Exception]]] = [
+    (1.0, TypeError),
+    (SMALL.double(), TypeError),
+    (SMALL[:1], ValueError),
+    (SMALL[..., :7], ValueError),
+    (SMALL[..., ::2], ValueError),
+    (torch.zeros(2, 3, 2, 8), ValueError),
+    (SMALL[:, :0], ValueError),
+    (SMALL.to("meta"), ValueError),
+]
+INVALID: list[tuple[str, Any, type[Exception]]] = [
+    *((name, *row) for name in ("prefix_key", "prefix_value", "coarse_key", "coarse_value") for row in INVALID_KV),
+    ("query", None, TypeError),
+    ("query", Q[0], ValueError),
+    ("query", Q.int(), TypeError),
+    ("query", torch.zeros(2, 4, 12, 0), ValueError),
+    ("grid", 12, TypeError),
+    ("grid", (3, 4, 1), TypeError),
+    ("grid", (3.0, 4.0), TypeError),
+    ("grid", (3, 5), ValueError),
+    ("grid", (0, 12), ValueError),
+    ("grid", (-3, -4), ValueError),
+    ("kernel_size", 3, TypeError),
+    ("kernel_size", (3, True), TypeError),
+    ("kernel_size", (2, 3), ValueError),
+    ("kernel_size", (3, 0), ValueError),
+    ("kernel_size", (7, 3), ValueError),
+    ("kernel_size", (3, 9), ValueError),
+    ("prefix_value", None, ValueError),
+    ("prefix_key", None, ValueError),
+    ("prefix_value", torch.zeros(2, 2, 3, 8), ValueError),
+    ("prefix_mask", [True, False], TypeError),
+    ("prefix_mask", torch.zeros(2, 2), TypeError),
+    ("prefix_mask", torch.zeros(2, 3, dtype=torch.bool), ValueError),
+    ("prefix_mask", torch.zeros(2, dtype=torch.bool), ValueError),
+    ("prefix_mask", torch.zeros(2, 2, dtype=torch.bool, device="meta"), ValueError),
+    ("prefix_bias", None, TypeError),
+    ("prefix_bias", float("-inf"), ValueError),
+    ("coarse_key", None, ValueError),
+    ("coarse_value", None, ValueError),
+    ("coarse_grid", None, ValueError),
+    ("coarse_grid", 2, TypeError),
+    ("coarse_grid", (1, 3), ValueError),
+    ("coarse_grid", (2, 1), ValueError),
+    ("coarse_kernel_size", None, ValueError),
+    ("coarse_kernel_size", (1, 2), ValueError),
+    ("coarse_kernel_size", (3, 1), ValueError),
+    ("coarse_bias", "0", TypeError),
+    ("coarse_bias", float("nan"), ValueError),
+    ("scale", float("nan"), ValueError),
+    ("scale", (1,), TypeError),
+    ("impl", "fast", ValueError),
+]
+SETS = {
+    "prefix_key": SMALL,
+    "prefix_value": SMALL,
+    "prefix_mask": torch.ones(2, 2, dtype=torch.bool),
+    "coarse_key": SMALL,
+    "coarse_value": SMALL,
+    "coarse_grid": (1, 2),
+    "coarse_kernel_size": (1, 3),
+}
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+def test_invalid_arguments(impl: str) -> None:
+    arguments = {"query": Q, "key": KV, "value": KV, "grid": (3, 4), "kernel_size": (3, 3), **SETS, "impl": impl}
+    table: list[tuple[str, Any, type[Exception]]] = [
+        ("raster_causal", "no", TypeError),
+        ("query", Q[:, :, :11], ValueError),
+    ]
+    for name, value, error in INVALID + table:
+        refused(local_attention_2d, arguments, name, value, error)
+    heads = torch.zeros(2, 4, 2, 8)  # as many as query has, not as many as key
+    for kind in ("prefix", "coarse"):
+        refused(local_attention_2d, {**arguments, f"{kind}_value": heads}, f"{kind}_key", heads, ValueError)
+    bare = {k: v for k, v in arguments.items() if k not in SETS}
+    refused(local_attention_2d, bare, "prefix_mask", SETS["prefix_mask"], ValueError)
+    for name in ("coarse_grid", "coarse_kernel_size"):
+        with pytest.raises(ValueError, match=r"^coarse_key: expected .+, got None"):
+            local_attention_2d(**bare, **{name: (1, 1)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+def test_invalid_arguments_of_decode(impl: str) -> None:
+    arguments = {"query": Q[:, :, :3], "key_cache": KV, "value_cache": KV, "cache_seqlens": torch.tensor([3, 12])}
+    arguments |= {"grid": (3, 4), "kernel_size": (3, 3), **SETS, "impl": impl}
+    table: list[tuple[str, Any, type[Exception]]] = [
+        ("cache_seqlens", torch.tensor([2, 12]), ValueError),
+        ("cache_seqlens", torch.tensor([3, 13]), ValueError),
+        ("cache_seqlens", torch.tensor([3.0, 12.0]), TypeError),
+        ("cache_seqlens", torch.tensor([3]), ValueError),
+        ("key_cache", KV[:1], ValueError),
+        ("value_cache", KV[:, :, :11], ValueError),
+        ("query", Q[0], ValueError),
+    ]
+    for name, value, error in [row for row in INVALID if row[0] != "query"] + table:
+        refused(local_attention_2d_decode, arguments, name, value, error)

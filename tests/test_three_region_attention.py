@@ -1,0 +1,297 @@
+"""three_region_attention and its decode: truth, mask, cache, gradients, arguments. What all operators share is in
+test_operators.py."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from cases import BY_LABEL, DECODE, THREE_REGION, some_pivots, three_region
+from common import DTYPES, Case, assert_as_good_as, assert_true, device_of, each_impl, every_isa, refused
+from torch import Tensor
+
+from cogview_ops import merge_attentions, patterns, reference, three_region_attention, three_region_attention_decode
+
+OP = "three_region_attention"
+SOME = [BY_LABEL[x] for x in ("two_tokens", "all_pivots", "text_pivots", "blocks_of_64", "blocks_of_128", "wide_heads")]
+
+
+@each_impl(OP, THREE_REGION)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_truth(impl: str, case: Case, dtype: torch.dtype) -> None:
+    assert_true(case, dtype, impl)
+
+
+@each_impl(OP, SOME)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("output", [0, 1], ids=["dout", "dlse"])
+def test_truth_with_one_gradient(impl: str, case: Case, dtype: torch.dtype, output: int) -> None:
+    assert_true(case, dtype, impl, [output])
+
+
+@every_isa
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.label)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set(isa: str, case: Case, dtype: torch.dtype) -> None:
+    assert_true(case, dtype, "cpp")
+
+
+@each_impl(OP)
+def test_large_scores(impl: str) -> None:
+    """Scores far beyond exp's range: the online maximum must carry them, in every tile order."""
+    case = BY_LABEL["text_pivots"]
+    for factor, dtype in itertools.product((30.0, -30.0), (torch.float32, torch.bfloat16)):
+        inputs = case.inputs(dtype, device_of(impl))
+        inputs["key"] = inputs["key"] + torch.linspace(0, factor, inputs["key"].shape[2])[:, None].to(inputs["key"])
+        wide = {k: x.double() for k, x in inputs.items()}
+        for a, t, f in zip(case(inputs, impl), case(wide, "reference"), case(inputs, "reference"), strict=True):
+            assert_as_good_as(a, t, f)
+
+
+# --- the mask, entry by entry ----------------------------------------------------------------------------------------
+
+
+def probe(impl: str, pivots: Tensor, seqlen: int, block_size: int, window_blocks: int, bias: float) -> None:
+    """Attention weights, read from the output and from each gradient, are the pattern over its row sum.
+
+    With q = 0 all scores are equal. v = identity makes the output the weights themselves; with dout = identity
+    the gradient of v is their transpose; k = identity (then q instead) makes those of q and k show the rest.
+    """
+    batch = pivots.shape[0]
+    window, pivot = patterns.three_region_masks(torch.arange(seqlen)[None], seqlen, pivots, block_size, window_blocks)
+    weights = window + pivot * torch.tensor(bias, dtype=torch.float64).exp()
+    weights = weights / weights.sum(-1, keepdim=True)
+    eye, dlse = torch.eye(seqlen, dtype=torch.float64), torch.arange(1.0, seqlen + 1, dtype=torch.float64)
+    dscores = weights * (eye - weights.diagonal(dim1=1, dim2=2)[..., None] + dlse[:, None])
+    device = device_of(impl)
+
+    def tensor(x: Tensor) -> Tensor:
+        return x.to(device).expand(batch, 1, -1, -1).contiguous().requires_grad_()
+
+    for q, k in ((torch.zeros_like(eye), eye), (eye, torch.zeros_like(eye))):
+        query, key, value = tensor(q), tensor(k), tensor(eye)
+        out, lse = three_region_attention(
+            query, key, value, pivots.to(device), block_size=block_size, window_blocks=window_blocks,
+            pivot_bias=bias, scale=1.0, return_lse=True, impl=impl,
+        )  # fmt: skip
+        torch.autograd.backward([out, lse], [tensor(eye).detach(), dlse.to(device).expand_as(lse)])
+        where = f"S {seqlen}, block {block_size}, window {window_blocks}, pivots {pivots.tolist()}"
+        got = [("output", out, weights), ("dv", value.grad, weights.mT)]
+        got += [("dq", query.grad, dscores)] if k is eye else [("dk", key.grad, dscores.mT)]
+        for name, actual, expected in got:
+            assert actual is not None
+            assert torch.allclose(actual[:, 0].detach().cpu(), expected, atol=1e-12, rtol=0), f"{name}: {where}"
+
+
+@each_impl(OP)
+def test_mask_exhaustively(impl: str) -> None:
+    for seqlen, block_size, window_blocks in itertools.product(range(1, 21), range(1, 6), range(1, 4)):
+        pivots = torch.full((4, seqlen + 5), -1, dtype=torch.int32)
+        for row, kind in zip(pivots, ("none", "all", "long", "text"), strict=True):
+            some = some_pivots(kind, 1, seqlen)[0]
+            row[: len(some)] = some
+        probe(impl, pivots, seqlen, block_size, window_blocks, 0.5 * (seqlen % 3))
+
+
+@each_impl(OP)
+@pytest.mark.parametrize(
+    ("seqlen", "block_size", "window_blocks"), [(67, 16, 1), (130, 64, 1), (150, 3, 5), (150, 1, 1)]
+)
+@pytest.mark.parametrize("kind", ["none", "all", "long", "text"])
+def test_mask_across_tiles(impl: str, seqlen: int, block_size: int, window_blocks: int, kind: str) -> None:
+    probe(impl, some_pivots(kind, 2, seqlen), seqlen, block_size, window_blocks, -0.5)
+
+
+@each_impl(OP)
+def test_all_pivots_are_causal_attention(impl: str) -> None:
+    case = three_region("causal", 100, 16, 7, 2, "all")
+    inputs = case.inputs(torch.float64, device_of(impl))
+    expected = torch.nn.functional.scaled_dot_product_attention(*inputs.values(), is_causal=True)
+    torch.testing.assert_close(case(inputs, impl)[0], expected, atol=1e-12, rtol=0)
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+@each_impl(f"{OP}_decode")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("steps", [1, 3, 70])
+@pytest.mark.parametrize("label", ["text_pivots", "block_of_three", "blocks_of_64"])
+def test_decode_equals_forward(impl: str, dtype: torch.dtype, steps: int, label: str) -> None:
+    """Token by token or several at once; the samples stand at different places; the rest of the cache is NaN."""
+    case = BY_LABEL[label]
+    inputs = case.inputs(dtype, device_of(impl))
+    wide = {k: x.double() for k, x in inputs.items()}
+    truth, formula = case(wide, "reference")[0], case(inputs, "reference")[0]
+    batch, _, seqlen, _ = inputs["query"].shape
+    options = {k: v for k, v in case.options.items() if k not in ("return_lse", "pivots")}
+    for end in (steps, seqlen // 2, seqlen - 1, seqlen):
+        ends = [max(steps, end - 11 * b) for b in range(batch)]
+        spans = [slice(e - steps, e) for e in ends]
+
+        def rows(x: Tensor, spans: list[slice] = spans) -> Tensor:
+            return torch.stack([sample[:, span] for sample, span in zip(x, spans, strict=True)])
+
+        caches = [inputs[name].clone() for name in ("key", "value")]
+        for cache, (b, e) in itertools.product(caches, enumerate(ends)):
+            cache[b, :, e:] = torch.nan
+        lens = torch.tensor(ends, device=device_of(impl))
+        pivots = case.options["pivots"].to(device_of(impl))
+        out = three_region_attention_decode(rows(inputs["query"]), *caches, pivots, lens, **options, impl=impl)
+        assert_as_good_as(out, rows(truth), rows(formula), f"tokens up to {ends}")
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_decode_on_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    inputs = DECODE[0].inputs(dtype)
+    truth = DECODE[0]({k: x.double() for k, x in inputs.items()}, "reference")
+    assert_as_good_as(DECODE[0](inputs, "cpp")[0], truth[0], DECODE[0](inputs, "reference")[0])
+
+
+@each_impl(f"{OP}_decode")
+def test_decode_never_reads_beyond_the_lengths(impl: str) -> None:
+    """A row's result depends on nothing but the tokens that its pattern names."""
+    case = DECODE[0]
+    inputs = case.inputs(torch.float32, device_of(impl))
+    block_size, window_blocks = case.options["block_size"], case.options["window_blocks"]
+    ends = case.options["cache_seqlens"]
+    position = ends[:, None] - 3 + torch.arange(3)
+    masks = patterns.three_region_masks(position, 70, case.options["pivots"], block_size, window_blocks)
+    unseen = ~(masks[0] | masks[1]).any(1)
+    assert unseen.any(1).all()
+    spoiled = {k: x.clone() for k, x in inputs.items()}
+    for name in ("key_cache", "value_cache"):
+        # within the pattern's tiles finite garbage, beyond the written part NaN
+        spoiled[name].transpose(1, 2)[unseen] = 100.0
+        spoiled[name].transpose(1, 2)[torch.arange(70) >= ends[:, None]] = torch.nan
+    assert torch.equal(case(inputs, impl)[0], case(spoiled, impl)[0])
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+@each_impl(OP)
+def test_gradcheck(impl: str) -> None:
+    for case in (three_region("gradcheck", 7, 3, 2, 1, batch=1, heads=2, kv_heads=1, pivot_bias=0.3),
+                 three_region("gradcheck_all", 6, 2, 1, 2, "all", batch=1, heads=1, kv_heads=1)):  # fmt: skip
+        inputs = case.inputs(torch.float64, device_of(impl))
+        names = list(inputs)
+        leaves = [x.requires_grad_() for x in inputs.values()]
+
+        def call(*tensors: Tensor, case: Case = case, names: list[str] = names) -> tuple[Tensor, ...]:
+            return case(dict(zip(names, tensors, strict=True)), impl)
+
+        assert torch.autograd.gradcheck(call, leaves)
+
+
+@each_impl(OP)
+def test_equals_its_merged_parts(impl: str) -> None:
+    """Window and pivots are disjoint: merging two attentions is the joint one, gradients through lse included."""
+    case = BY_LABEL["block_of_three"]
+    pivots, block, window = (case.options[name] for name in ("pivots", "block_size", "window_blocks"))
+    leaves = [x.requires_grad_() for x in case.inputs(torch.float64, device_of(impl)).values()]
+    seqlen, dim = leaves[0].shape[2:]
+    joint = three_region_attention(*leaves, pivots.to(leaves[0].device), block_size=block, window_blocks=window,
+                                   pivot_bias=0.7, return_lse=True, impl=impl)  # fmt: skip
+    near = three_region_attention(*leaves, pivots.new_empty(2, 0).to(leaves[0].device), block_size=block,
+                                  window_blocks=window, return_lse=True, impl=impl)  # fmt: skip
+    _, mask = patterns.three_region_masks(torch.arange(seqlen)[None], seqlen, pivots, block, window)
+    far = reference.masked_attention(*leaves, mask[:, None].to(leaves[0].device), 0.7, dim**-0.5)
+    assert far[1].isinf().any()
+    merged = merge_attentions([near[0], far[0]], [near[1], far[1]])
+    weights = [torch.randn_like(x) for x in joint]
+    for a, b in zip(joint, merged, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+    for a, b in zip(
+        torch.autograd.grad(joint, leaves, weights), torch.autograd.grad(merged, leaves, weights), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-10)
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _pivots(*rows: list[int], dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor(rows, dtype=dtype)
+
+
+Q = torch.zeros(2, 4, 12, 8)
+KV = torch.zeros(2, 2, 12, 8)
+INVALID_BOTH: list[tuple[str, Any, type[Exception]]] = [
+    ("query", 1.0, TypeError),
+    ("query", Q[0], ValueError),
+    ("query", Q.int(), TypeError),
+    ("query", Q.mT.contiguous().mT, ValueError),
+    ("query", torch.zeros(2, 4, 12, 0), ValueError),
+    ("pivots", [0, 1], TypeError),
+    ("pivots", torch.zeros(2, 3), TypeError),
+    ("pivots", torch.zeros(2, dtype=torch.int32), ValueError),
+    ("pivots", _pivots([0, 1]), ValueError),
+    ("pivots", _pivots([0, 2, 1], [0, 1, 2]), ValueError),
+    ("pivots", _pivots([0, 1, 1], [0, 1, 2]), ValueError),
+    ("pivots", _pivots([0, -1, 1], [0, 1, 2]), ValueError),
+    ("pivots", _pivots([0, 1, 12], [0, 1, 2]), ValueError),
+    ("pivots", _pivots([0, 1, -2], [0, 1, 2]), ValueError),
+    ("pivots", _pivots([0, 1, 2**40], [0, 1, 2], dtype=torch.int64), ValueError),
+    ("pivots", torch.zeros(2, 1, dtype=torch.int32, device="meta"), ValueError),
+    ("block_size", 0, ValueError),
+    ("block_size", 2.0, TypeError),
+    ("block_size", True, TypeError),
+    ("window_blocks", 0, ValueError),
+    ("window_blocks", None, TypeError),
+    ("pivot_bias", "1", TypeError),
+    ("pivot_bias", float("nan"), ValueError),
+    ("pivot_bias", float("inf"), ValueError),
+    ("scale", "1", TypeError),
+    ("scale", float("inf"), ValueError),
+    ("impl", "gpu", ValueError),
+    ("impl", None, ValueError),
+]
+INVALID_KV: list[tuple[Any, type[Exception]]] = [
+    (None, TypeError),
+    (KV.double(), TypeError),
+    (KV[:1], ValueError),
+    (KV[..., :7], ValueError),
+    (KV[..., ::2], ValueError),
+    (torch.zeros(2, 3, 12, 8), ValueError),
+    (torch.zeros(2, 0, 12, 8), ValueError),
+    (KV.to("meta"), ValueError),
+]
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+def test_invalid_arguments(impl: str) -> None:
+    arguments = {"query": Q, "key": KV, "value": KV, "pivots": _pivots([0, 1, -1], [0, 5, 7]), "impl": impl}
+    table = INVALID_BOTH + [(name, *row) for name in ("key", "value") for row in INVALID_KV]
+    table += [("value", KV[:, :1], ValueError), ("value", KV[:, :, :11], ValueError)]
+    for name, value, error in table:
+        refused(three_region_attention, arguments, name, value, error)
+    longer = torch.zeros(2, 2, 13, 8)
+    refused(three_region_attention, {**arguments, "value": longer}, "key", longer, ValueError)
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+def test_invalid_arguments_of_decode(impl: str) -> None:
+    lens = torch.tensor([12, 12])
+    arguments = {"query": Q, "key_cache": KV, "value_cache": KV, "pivots": _pivots([0, 1, -1], [0, 5, 7])}
+    arguments |= {"cache_seqlens": lens, "impl": impl}
+    table = INVALID_BOTH + [(name, *row) for name in ("key_cache", "value_cache") for row in INVALID_KV]
+    bad_lens: list[tuple[Any, type[Exception]]] = [
+        (12, TypeError),
+        (lens.float(), TypeError),
+        (lens[None], ValueError),
+        (lens[:1], ValueError),
+        (torch.tensor([12, 11]), ValueError),
+        (torch.tensor([12, 13]), ValueError),
+        (torch.tensor([12, -1]), ValueError),
+        (lens.to("meta"), ValueError),
+    ]
+    for name, value, error in table + [("cache_seqlens", *row) for row in bad_lens]:
+        refused(three_region_attention_decode, arguments, name, value, error)
+
+
+def test_contents_are_not_read_on_other_devices() -> None:
+    """Reading pivots would wait for the device: what is not on CPU passes the checks, and shapes come out."""
+    out = three_region_attention(*(x.to("meta") for x in (Q, KV, KV, _pivots([3, 1], [0, 0]))), impl="reference")
+    assert out.shape == Q.shape  # type: ignore[union-attr]
