@@ -54,6 +54,7 @@ struct Geometry {
     const int64_t visible = pivots_before(window_start(last));
     for (int64_t t = 0; t < visible; t += kTile) {
       const uint64_t valid = pivot_rows(t, tile.index, &tile.count);
+      if (visible - t < tile.count) tile.count = int(visible - t);  // a cache has not been written at later ones
       int64_t start = -1, before = 0;
       for (int r = 0; r < n; ++r) {
         if (window_start(first + r) != start) start = window_start(first + r), before = pivots_before(start);
