@@ -60,7 +60,7 @@ def probe(impl: str, pivots: Tensor, seqlen: int, block_size: int, window_blocks
     """
     batch = pivots.shape[0]
     window, pivot = patterns.three_region_masks(torch.arange(seqlen)[None], seqlen, pivots, block_size, window_blocks)
-    weights = window.double() + pivot * math.exp(bias)
+    weights = window.double() + pivot.double() * math.exp(bias)
     weights = weights / weights.sum(-1, keepdim=True)
     eye, dlse = torch.eye(seqlen, dtype=torch.float64), torch.arange(1.0, seqlen + 1, dtype=torch.float64)
     dscores = weights * (eye - weights.diagonal(dim1=1, dim2=2)[..., None] + dlse[:, None])
