@@ -6,7 +6,7 @@ from PIL import Image, ImageFilter
 from cogview.data.measure import chance, judge, score
 from cogview.data.scenes import Scene, render, sample_scenes
 
-SCENES = sample_scenes("train", 130) + sample_scenes("test", 130)
+SCENES = sample_scenes("train", 80) + sample_scenes("test", 80)
 
 
 def test_true_pictures_score_everything():
@@ -25,8 +25,8 @@ def test_pictures_of_other_scenes_score_near_chance():
 
 
 def test_noise_and_empty_pictures_score_low():
-    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (100, 3, 64, 64), np.uint8))
-    assert score(noise, SCENES[:100])["all"] == 0
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, 3, 64, 64), np.uint8))
+    assert score(noise, SCENES[:50])["all"] == 0
     empty = [Image.new("RGB", (64, 64), (100, 160, 245))] * 100
     rates = score(empty, SCENES[:100])
     assert rates["all"] == 0

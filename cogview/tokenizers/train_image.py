@@ -50,7 +50,7 @@ def train_vqvae(
     seconds: float | None = None,
     eval_images: Tensor | None = None,
     batch_size: int = 32,
-    lr: float = 1e-3,
+    lr: float = 1.5e-3,
     seed: int = 0,
     resume: bool = True,
     checkpoint_seconds: float = 60.0,
