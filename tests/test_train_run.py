@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+import sys
 import threading
 
 import numpy as np
@@ -301,3 +302,12 @@ def test_log_drops_what_a_resumed_run_writes_again(tmp_path):
     log.write(3, loss=0.0)
     log.close()
     assert [e["loss"] for e in read_log(tmp_path)] == [1.0, 2.0, 0.0]
+
+
+def test_log_without_tensorboard_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    log = RunLog(tmp_path, 0)
+    log.write(1, loss=0.5)
+    log.close()
+    assert capsys.readouterr().out == "TensorBoard is not installed: this run writes log.jsonl only.\n"
+    assert read_log(tmp_path) == [{"step": 1, "loss": 0.5}]
