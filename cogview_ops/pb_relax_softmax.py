@@ -57,11 +57,11 @@ def pb_relax_softmax(
 
 
 def _fwd_fake(scores: Tensor, mask: Tensor | None, alpha: float, causal: bool) -> Tensor:
-    return torch.empty_like(scores)
+    return _registration.empty_rows(scores)
 
 
 def _bwd_fake(dout: Tensor, out: Tensor, alpha: float, causal: bool) -> Tensor:
-    return torch.empty_like(out)
+    return _registration.empty_rows(out)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

@@ -89,8 +89,10 @@ def sandwich_layer_norm(
     _checks.finite(dropout_p, "dropout_p")
     _checks.require(0 <= dropout_p <= 1, "dropout_p", "a probability", dropout_p)
     if dropout_p > 0:
-        _checks.require(seed is not None, "seed", "an int when dropout_p > 0", None)
+        if seed is None:
+            raise ValueError("seed: expected an int when dropout_p > 0, got None")
         _checks.integer(seed, "seed", 0)
+        _checks.require(seed < 2**63, "seed", "an int below 2**63", seed)
     branch, residual = _registration.autocast(branch, residual)
     weights = _check_mix(branch, post_weight, post_bias, pre_weight, pre_bias)
     ops = _dispatch.select("sandwich_layer_norm_fwd", impl, branch)
@@ -138,11 +140,11 @@ def _stat(x: Tensor) -> Tensor:
 
 
 def _ln_fwd_fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relax: int) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), _stat(x), _stat(x)
+    return _registration.empty_rows(x), _stat(x), _stat(x)
 
 
 def _ln_bwd_fake(dout: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    return _registration.empty_rows(x), torch.empty_like(weight), torch.empty_like(weight)
 
 
 def _sandwich_fwd_fake(
@@ -158,7 +160,7 @@ def _sandwich_fwd_fake(
     seed: int,
 ) -> tuple[Tensor, ...]:
     stats = [_stat(branch) for _ in range(4)]
-    return torch.empty_like(branch), torch.empty_like(branch), *stats
+    return _registration.empty_rows(branch), _registration.empty_rows(branch), *stats
 
 
 def _sandwich_bwd_fake(
@@ -172,7 +174,7 @@ def _sandwich_bwd_fake(
 ) -> tuple[Tensor, ...]:
     posts = [torch.empty_like(post_weight) for _ in range(2)]
     pres = [torch.empty_like(pre_weight) for _ in range(2)]
-    return torch.empty_like(branch), torch.empty_like(branch), *posts, *pres
+    return _registration.empty_rows(branch), _registration.empty_rows(branch), *posts, *pres
 
 
 def _ln_setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -228,7 +230,7 @@ def register(namespace: str) -> None:
     _registration.define(
         "sandwich_layer_norm_bwd",
         "(Tensor? dh, Tensor? dx, Tensor branch, Tensor h, Tensor post_weight, Tensor pre_weight, "
-        "Tensor post_mean, Tensor post_rstd, Tensor pre_mean, Tensor pre_rstd, float dropout_p, int seed) "
+        "Tensor post_mean, Tensor post_rstd, Tensor pre_mean, Tensor pre_rstd, float dropout_p, SymInt seed) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         _sandwich_bwd_fake,
         namespace=namespace,
@@ -236,7 +238,7 @@ def register(namespace: str) -> None:
     _registration.define(
         "sandwich_layer_norm_fwd",
         "(Tensor branch, Tensor residual, Tensor post_weight, Tensor post_bias, Tensor pre_weight, Tensor pre_bias, "
-        "float eps, int relax, float dropout_p, int seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "float eps, int relax, float dropout_p, SymInt seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         _sandwich_fwd_fake,
         namespace=namespace,
         backward=_sandwich_backward_of(namespace),

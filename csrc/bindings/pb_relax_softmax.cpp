@@ -17,14 +17,14 @@ SoftmaxArgs describe(const Tensor& like, double alpha, bool causal) {
 }
 
 Tensor fwd(const Tensor& scores, const std::optional<Tensor>& mask, double alpha, bool causal) {
-  Tensor out = torch::stable::empty_like(scores);
+  Tensor out = empty_rows(scores);
   SoftmaxArgs a = describe(scores, alpha, causal);
   a.scores = scores.const_data_ptr();
   a.scores_rows = rows_of(scores);
   if (mask) {
     check_same_shape(*mask, scores, "mask");
     a.mask = static_cast<const bool*>(mask->const_data_ptr());
-    a.mask_rows = rows_of(*mask);
+    a.mask_rows = leading_rows(*mask);
     a.mask_col_stride = mask->stride(-1);
   }
   a.out = out.mutable_data_ptr();
@@ -36,7 +36,7 @@ Tensor fwd(const Tensor& scores, const std::optional<Tensor>& mask, double alpha
 Tensor bwd(const Tensor& dout_in, const Tensor& out, double alpha, bool causal) {
   check_same_shape(dout_in, out, "dout");
   const Tensor dout = rows_contiguous(dout_in);
-  Tensor grad = torch::stable::empty_like(out);
+  Tensor grad = empty_rows(out);
   SoftmaxArgs a = describe(out, alpha, causal);
   a.dout = dout.const_data_ptr();
   a.dout_rows = rows_of(dout);

@@ -6,7 +6,8 @@
 
 namespace cogview {
 
-inline Rows rows_of(const Tensor& x) {
+// Of a tensor whose last dimension has any stride.
+inline Rows leading_rows(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() >= 1 && x.dim() <= kMaxRowDims, "expected 1 to ", kMaxRowDims, " dimensions, got ", x.dim());
   Rows rows;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) {
@@ -22,6 +23,18 @@ inline Rows rows_of(const Tensor& x) {
     }
   }
   return rows;
+}
+
+inline Rows rows_of(const Tensor& x) {
+  const Rows rows = leading_rows(x);
+  STD_TORCH_CHECK(x.stride(-1) == 1 || x.size(-1) <= 1 || x.numel() == 0, "expected a contiguous last dimension");
+  return rows;
+}
+
+// `empty_like` with a contiguous last dimension, also where x's rows overlap.
+inline Tensor empty_rows(const Tensor& x) {
+  Tensor out = torch::stable::empty_like(x);
+  return out.stride(-1) == 1 || out.size(-1) == 1 ? out : torch::stable::new_empty(x, x.sizes());
 }
 
 // Gradients can come with a stride-0 last dimension (from `.sum()`): copied then, taken as they are otherwise.

@@ -76,7 +76,7 @@ struct Call {
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_fwd(const Tensor& x, const Tensor& weight_in, const Tensor& bias_in,
                                                   double eps, int64_t relax) {
-  Tensor out = torch::stable::empty_like(x), mean = statistic(x), rstd = statistic(x);
+  Tensor out = empty_rows(x), mean = statistic(x), rstd = statistic(x);
   const Tensor weight = widened(weight_in, x, "weight"), bias = widened(bias_in, x, "bias");
   Call call(x);
   call.a.eps = eps;
@@ -93,12 +93,12 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_fwd(const Tensor& x, const Tensor&
 
 using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Six sandwich_fwd(const Tensor& branch, const Tensor& residual, const Tensor& post_weight_in,
-                 const Tensor& post_bias_in, const Tensor& pre_weight_in, const Tensor& pre_bias_in, double eps,
-                 int64_t relax, double dropout_p, int64_t seed) {
+Six sandwich_fwd(const Tensor& branch, const Tensor& residual, const Tensor& post_weight_in, const Tensor& post_bias_in,
+                 const Tensor& pre_weight_in, const Tensor& pre_bias_in, double eps, int64_t relax, double dropout_p,
+                 int64_t seed) {
   check_same_shape(residual, branch, "residual");
   STD_TORCH_CHECK(residual.scalar_type() == branch.scalar_type(), "residual: expected branch's dtype");
-  Tensor h = torch::stable::empty_like(branch), x = torch::stable::empty_like(branch);
+  Tensor h = empty_rows(branch), x = empty_rows(branch);
   Tensor post_mean = statistic(branch), post_rstd = statistic(branch);
   Tensor pre_mean = statistic(branch), pre_rstd = statistic(branch);
   const Tensor post_weight = widened(post_weight_in, branch, "post_weight");
@@ -164,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_bwd(const Tensor& dout_in, const T
                                                   const Tensor& mean, const Tensor& rstd) {
   const Tensor dout = gradient_rows(dout_in, x, "dout");
   const Tensor weight = widened(weight_in, x, "weight");
-  Tensor grad = torch::stable::empty_like(x);
+  Tensor grad = empty_rows(x);
   Call call(x);
   NormArgs& a = call.a;
   const int64_t blocks = call.blocks();
@@ -188,7 +188,7 @@ Six sandwich_bwd(const std::optional<Tensor>& dh_in, const std::optional<Tensor>
   STD_TORCH_CHECK(h.scalar_type() == branch.scalar_type(), "h: expected branch's dtype");
   const Tensor post_weight = widened(post_weight_in, branch, "post_weight");
   const Tensor pre_weight = widened(pre_weight_in, branch, "pre_weight");
-  Tensor dbranch = torch::stable::empty_like(branch), dresidual = torch::stable::empty_like(branch);
+  Tensor dbranch = empty_rows(branch), dresidual = empty_rows(branch);
   Call call(branch);
   NormArgs& a = call.a;
   call.dropout(dropout_p, seed);

@@ -72,8 +72,8 @@ void backward_row(const SoftmaxArgs& a, int64_t i) {
   const T* dy = static_cast<const T*>(a.dout) + a.dout_rows.offset(i);
   T* dx = static_cast<T*>(a.grad) + a.grad_rows.offset(i);
   const int64_t n = a.visible(i);
-  const auto total = sums<A, 1>(
-      n, [&](int64_t j, auto count, Vec<A>* acc) { acc[0] += load(y + j, count) * load(dy + j, count); });
+  const auto total =
+      sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* acc) { acc[0] += load(y + j, count) * load(dy + j, count); });
   const A inner = total.at[0], alpha = A(a.alpha);
   each<A>(n, [&](int64_t j, auto count) {
     put(dx + j, load(y + j, count) * (load(dy + j, count) - inner) * alpha, count);

@@ -83,10 +83,13 @@ Statistics<A> statistics(const NormArgs& a, const Norm& norm, int64_t i, F&& x) 
   }
   const A mean =
       sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* total) { total[0] += x(j, count) * power; }).at[0] / A(n);
-  const A variance = sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* total) {
-                       const Vec<A> centred = first<A>(x(j, count) * power - mean, count);
-                       total[0] += centred * centred;
-                     }).at[0] / A(n);
+  const A variance = sums<A, 1>(n,
+                                [&](int64_t j, auto count, Vec<A>* total) {
+                                  const Vec<A> centred = first<A>(x(j, count) * power - mean, count);
+                                  total[0] += centred * centred;
+                                })
+                         .at[0] /
+                     A(n);
   const A unit = c * power;
   const A rstd = 1 / std::sqrt(variance + A(a.eps) * unit * unit);
   static_cast<A*>(norm.mean)[i] = mean / power;
@@ -116,8 +119,7 @@ void forward_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
     }
     if (a.x) {
       T* x = row_of<T>(a.x, a.x_rows, i);
-      normalise<A>(a, a.pre, i, Input<T>{h, nullptr},
-                   [&](int64_t j, auto count, Vec<A> y) { put(x + j, y, count); });
+      normalise<A>(a, a.pre, i, Input<T>{h, nullptr}, [&](int64_t j, auto count, Vec<A> y) { put(x + j, y, count); });
     }
   }
 }
@@ -175,18 +177,20 @@ void backward_row(const NormArgs& a, int64_t i, int64_t block, int slot) {
   };
   if (a.dx) {
     const T* dx = row_of<T>(a.dx, a.dx_rows, i);
-    norm_backward<A>(a, a.pre, i, block, wide, Input<T>{row_of<T>(static_cast<const void*>(a.h), a.h_rows, i), nullptr},
-                     [&](int64_t j, auto count) { return load(dx + j, count); }, write);
+    norm_backward<A>(
+        a, a.pre, i, block, wide, Input<T>{row_of<T>(static_cast<const void*>(a.h), a.h_rows, i), nullptr},
+        [&](int64_t j, auto count) { return load(dx + j, count); }, write);
   } else {
     each<A>(a.cols, [&](int64_t j, auto count) { write(j, count, Vec<A>{}); });
   }
   if (!a.branch) return;
   const Input<T> branch = branch_of<T>(a, i, scratch_row<A>(a, slot, 1));
   T* dbranch = row_of<T>(a.dbranch, a.dbranch_rows, i);
-  norm_backward<A>(a, a.post, i, block, wide, branch, [&](int64_t j, auto count) { return load(wide + j, count); },
-                   [&](int64_t j, auto count, Vec<A> d) {
-                     put(dbranch + j, branch.factors ? d * load(branch.factors + j, count) : d, count);
-                   });
+  norm_backward<A>(
+      a, a.post, i, block, wide, branch, [&](int64_t j, auto count) { return load(wide + j, count); },
+      [&](int64_t j, auto count, Vec<A> d) {
+        put(dbranch + j, branch.factors ? d * load(branch.factors + j, count) : d, count);
+      });
 }
 
 template <class T>

@@ -1,0 +1,96 @@
+"""The operators as `torch.nn` modules, for models that are built from modules."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .pb_relax_softmax import pb_relax_softmax
+from .sandwich_layer_norm import layer_norm, sandwich_layer_norm
+
+
+class PBRelaxSoftmax(nn.Module):
+    """`pb_relax_softmax` with its options held: `forward(scores, mask=None)`.
+
+    Args:
+        alpha, causal: as in `cogview_ops.pb_relax_softmax`.
+    """
+
+    def __init__(self, alpha: float = 32.0, *, causal: bool = False) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.causal = causal
+
+    def forward(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Probabilities of `scores` `[..., R, K]`, which are divided by alpha."""
+        return pb_relax_softmax(scores, alpha=self.alpha, mask=mask, causal=self.causal)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, causal={self.causal}"
+
+
+class PBRelaxLayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` over the last dimension (same parameters, same checkpoint) with PB-relax.
+
+    Args:
+        dim: size D of the last dimension.
+        eps, relax: as in `cogview_ops.layer_norm`.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5, *, relax: str | None = "row", **factory: Any) -> None:
+        super().__init__(dim, eps, **factory)
+        self.relax = relax
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Shape and dtype of `input`, `[..., D]`."""
+        return layer_norm(input, self.weight, self.bias, eps=self.eps, relax=self.relax)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, relax={self.relax!r}"
+
+
+class SandwichLayerNorm(nn.Module):
+    """One step of a Sandwich-LN transformer, `h = residual + post(dropout(branch))` and `x = pre(h)`.
+
+    `post` closes the sub-layer that gave `branch`; `pre` opens the next one.
+
+    Args:
+        dim: size D of the last dimension.
+        eps, relax: as in `cogview_ops.sandwich_layer_norm`, for both norms.
+        dropout_p: of `branch`, in training mode.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self, dim: int, eps: float = 1e-5, *, relax: str | None = "row", dropout_p: float = 0.0, **factory: Any
+    ) -> None:
+        super().__init__()
+        self.post = PBRelaxLayerNorm(dim, eps, relax=relax, **factory)
+        self.pre = PBRelaxLayerNorm(dim, eps, relax=relax, **factory)
+        self.dropout_p = dropout_p
+
+    def forward(self, branch: Tensor, residual: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """`(h, x)`, both with shape and dtype of `branch` `[..., D]`.
+
+        `seed` decides what dropout drops; by default it is drawn from torch's CPU generator, which cannot be done
+        inside `torch.compile(fullgraph=True)`.
+        """
+        dropout_p = self.dropout_p if self.training else 0.0
+        if dropout_p > 0 and seed is None:
+            seed = int(torch.randint(2**63 - 1, ()))
+        return sandwich_layer_norm(
+            branch,
+            residual,
+            self.post.weight,
+            self.post.bias,
+            self.pre.weight,
+            self.pre.bias,
+            eps=self.post.eps,
+            relax=self.post.relax,
+            dropout_p=dropout_p,
+            seed=seed,
+        )
+
+    def extra_repr(self) -> str:
+        return f"dropout_p={self.dropout_p}"

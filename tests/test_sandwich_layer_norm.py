@@ -1,0 +1,371 @@
+"""layer_norm and sandwich_layer_norm: truth, relaxation, dropout, extremes, arguments. What all operators share is in
+test_operators.py."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from common import DTYPES, Case, assert_as_good_as, assert_true, device_of, each_impl, every_isa, gaps, refused, run
+from torch import Tensor
+
+from cogview_ops import layer_norm, reference, sandwich_layer_norm
+
+WIDTHS = (1, 3, 16, 17, 63, 64, 100, 2560)
+RELAX = (None, "row", "tensor")
+WEIGHTS = ("post_weight", "post_bias", "pre_weight", "pre_bias")
+
+
+def norm(width: int, relax: str | None, rows: int = 5) -> Case:
+    shapes = {"x": (rows, width), "weight": (width,), "bias": (width,)}
+    return Case("layer_norm", f"{width}-{relax}", shapes, {"relax": relax, "eps": 1e-2 if width == 1 else 1e-5})
+
+
+def sandwich(width: int, relax: str | None, rows: int = 5, **options: Any) -> Case:
+    shapes = {"branch": (rows, width), "residual": (rows, width)} | dict.fromkeys(WEIGHTS, (width,))
+    options |= {"relax": relax, "eps": 1e-2 if width == 1 else 1e-5}  # the formula in float16 needs it at width 1
+    return Case("sandwich_layer_norm", f"{width}-{relax}", shapes, options)
+
+
+NORMS = [norm(width, relax) for width, relax in itertools.product(WIDTHS, RELAX)]
+SANDWICHES = [
+    sandwich(width, relax, dropout_p=0.3 * (k % 2), seed=7)
+    for k, (width, relax) in enumerate(itertools.product(WIDTHS, RELAX))
+]
+DROPOUT = sandwich(37, "row", dropout_p=0.25, seed=2**40 + 3)
+
+
+@each_impl("layer_norm", NORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_norm_truth(impl: str, case: Case, dtype: torch.dtype) -> None:
+    assert_true(case, dtype, impl)
+
+
+@each_impl("sandwich_layer_norm", SANDWICHES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sandwich_truth(impl: str, case: Case, dtype: torch.dtype) -> None:
+    assert_true(case, dtype, impl)
+
+
+@each_impl("sandwich_layer_norm")
+@pytest.mark.parametrize("output", [0, 1], ids=["dh", "dx"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_truth_with_one_gradient(impl: str, output: int, dtype: torch.dtype) -> None:
+    assert_true(DROPOUT, dtype, impl, [output])
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    for case in SANDWICHES:
+        assert_true(case, dtype, "cpp")
+
+
+@each_impl("sandwich_layer_norm")
+def test_many_rows(impl: str) -> None:
+    """Sums over rows keep float32's accuracy, and repeat bit for bit with any number of threads."""
+    case = sandwich(9, "row", rows=5000)
+    assert_true(case, torch.float32, impl)
+
+
+def test_repeats_with_any_number_of_threads(threads: None) -> None:
+    case = sandwich(64, "row", rows=700, dropout_p=0.1, seed=1)
+    inputs = case.inputs(torch.float32)
+    results = []
+    for count in (1, 2, 5, 1):
+        torch.set_num_threads(count)
+        outputs, grads = run(case, inputs, "cpp")
+        results.append([*outputs, *grads.values()])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("relax", RELAX)
+@pytest.mark.parametrize("width", [3, 20])
+def test_gradcheck(relax: str | None, width: int) -> None:
+    """Numerical derivatives of plain LayerNorm; with relax, c is held constant, so the reference's derivatives."""
+    case = sandwich(width, relax, dropout_p=0.3, seed=9)
+    inputs = case.inputs(torch.float64)
+    if relax is None:
+        leaves = [x.requires_grad_() for x in inputs.values()]
+        assert torch.autograd.gradcheck(lambda *a: sandwich_layer_norm(*a, **case.options), leaves)
+    else:
+        expected = run(case, inputs, "reference")[1]
+        for name, grad in run(case, inputs, "cpp")[1].items():
+            torch.testing.assert_close(grad, expected[name], rtol=1e-10, atol=1e-12)
+
+
+# --- what differs from plain LayerNorm -------------------------------------------------------------------------------
+
+
+@each_impl("layer_norm")
+def test_relax_none_is_torch(impl: str) -> None:
+    x, w, b = norm(100, None).inputs(torch.float64, device_of(impl)).values()
+    torch.testing.assert_close(layer_norm(x, w, b, relax=None, eps=0.1, impl=impl), F.layer_norm(x, (100,), w, b, 0.1))
+
+
+@each_impl("layer_norm")
+@pytest.mark.parametrize("relax", ["row", "tensor"])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, 1e30), (torch.float32, 1e38), (torch.float32, 1e-42), (torch.bfloat16, 1e38),
+     (torch.float16, 3e4), (torch.float16, 1e-7), (torch.float64, 1e307), (torch.float64, 1e-320)],
+    ids=str,
+)  # fmt: skip
+def test_any_magnitude(impl: str, dtype: torch.dtype, scale: float, relax: str) -> None:
+    """Neither overflow nor a lost row where plain LayerNorm has both."""
+    inputs = norm(40, relax).inputs(torch.float64, device_of(impl))
+    x = (inputs["x"].clamp(-2, 2) * scale).to(dtype)
+    weight, bias = inputs["weight"].to(dtype), inputs["bias"].to(dtype)
+    unit = x.double() / x.abs().amax().double()
+    truth = layer_norm(unit, weight.double(), bias.double(), relax=relax, impl="reference")
+    out = layer_norm(x, weight, bias, relax=relax, impl=impl)
+    torch.testing.assert_close(out.double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
+    h, _ = sandwich_layer_norm(x, x * 0, weight, bias, weight, bias, relax=relax, impl=impl)
+    torch.testing.assert_close(h, out, rtol=0, atol=0)
+
+
+@each_impl("layer_norm")
+def test_huge_gradients_are_finite(impl: str) -> None:
+    x = torch.tensor([[3e38, -3e38, -3e38, 1e38]], device=device_of(impl), requires_grad=True)
+    weight = torch.ones(4, device=x.device, requires_grad=True)
+    layer_norm(x, weight, torch.zeros_like(weight), impl=impl).backward(torch.eye(4, device=x.device)[:1])
+    assert x.grad is not None
+    assert weight.grad is not None
+    assert x.grad.isfinite().all()
+    assert weight.grad[0] > 1
+
+
+@each_impl("sandwich_layer_norm")
+@pytest.mark.parametrize("relax", RELAX)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_zero_rows_give_bias(impl: str, relax: str | None, dtype: torch.dtype) -> None:
+    """c = 0 counts as 1; the gradient is plain LayerNorm's."""
+    inputs = norm(20, relax).inputs(dtype, device_of(impl))
+    x, weight, bias = inputs.values()
+    zeros = torch.zeros_like(x).requires_grad_()
+    out = layer_norm(zeros, weight, bias, relax=relax, impl=impl)
+    assert torch.equal(out, bias.expand_as(out))
+    out.backward(x)
+    wide = torch.zeros_like(x, dtype=torch.float64).requires_grad_()
+    F.layer_norm(wide, (20,), weight.double(), bias.double()).backward(x.double())
+    assert zeros.grad is not None
+    assert wide.grad is not None
+    torch.testing.assert_close(zeros.grad.double(), wide.grad, rtol=torch.finfo(dtype).eps, atol=1e-3)
+    h, out = sandwich_layer_norm(zeros, zeros, weight, bias, weight, bias, relax=relax, impl=impl)
+    assert torch.equal(h, bias.expand_as(h))
+    assert out.isfinite().all()
+
+
+@each_impl("layer_norm")
+@pytest.mark.parametrize("relax", RELAX)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("width", [5, 40])
+def test_not_finite(impl: str, relax: str | None, bad: float, width: int) -> None:
+    """A row with NaN or infinity is NaN, as is a tensor with NaN whose c is common; infinite c leaves bias."""
+    inputs = norm(width, relax).inputs(torch.float32, device_of(impl))
+    for column in (0, width - 1):
+        x = inputs["x"].clone()
+        x[1, column] = bad
+        truth = layer_norm(
+            x.double(), inputs["weight"].double(), inputs["bias"].double(), relax=relax, impl="reference"
+        )
+        out = layer_norm(x, inputs["weight"], inputs["bias"], relax=relax, impl=impl)
+        torch.testing.assert_close(out.double(), truth, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+# --- dropout ---------------------------------------------------------------------------------------------------------
+
+
+def kept(impl: str, rows: int, width: int, p: float, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The mask, read from the output: of a row of ones, LN keeps what is kept above what is not."""
+    branch = torch.ones(rows, width, dtype=dtype, device=device_of(impl))
+    weight, bias = torch.ones_like(branch[0]), torch.zeros_like(branch[0])
+    out, _ = sandwich_layer_norm(
+        branch, branch * 0, weight, bias, weight, bias, relax=None, dropout_p=p, seed=seed, impl=impl
+    )
+    return out > 0
+
+
+@every_isa
+@pytest.mark.parametrize("width", [2, 3, 31, 32, 67, 256])
+def test_mask_of_every_instruction_set(isa: str, width: int) -> None:
+    """Bit for bit the reference's mask; a row that lost all or nothing does not show it."""
+    for dtype, seed in itertools.product(DTYPES, (0, 12345, 2**63 - 1)):
+        truth = reference.dropout_mask((50, width), 0.4, seed, torch.device("cpu"))
+        mixed = truth.any(-1) & ~truth.all(-1)
+        assert torch.equal(kept("cpp", 50, width, 0.4, seed, dtype)[mixed], truth[mixed])
+
+
+@each_impl("sandwich_layer_norm")
+def test_mask_statistics(impl: str) -> None:
+    """Frequency, and independence of neighbours, rows and seeds, within five standard deviations."""
+    for p in (0.1, 0.5, 0.9):
+        a, b = kept(impl, 512, 512, p, 1).double() - (1 - p), kept(impl, 512, 512, p, 2).double() - (1 - p)
+        variance, bound = p * (1 - p), 5 / 512
+        assert abs(a.mean()) < bound * variance**0.5
+        for other, some in ((a[:, 1:], a[:, :-1]), (a[1:], a[:-1]), (a[:, 4:], a[:, :-4]), (a, b)):
+            assert abs((other * some).mean()) < 1.1 * bound * variance
+
+
+def test_philox_known_answers() -> None:
+    """Vectors of the Random123 distribution (kat_vectors, philox4x32 10)."""
+    words = reference._philox4x32(torch.tensor([0]), 0)
+    assert [int(w) for w in words] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+
+
+@each_impl("sandwich_layer_norm")
+def test_drop_all(impl: str) -> None:
+    inputs = sandwich(40, "row").inputs(torch.float32, device_of(impl))
+    leaves = {name: x.requires_grad_() for name, x in inputs.items()}
+    h, _ = sandwich_layer_norm(**leaves, dropout_p=1.0, seed=0, impl=impl)
+    torch.testing.assert_close(h, inputs["residual"] + inputs["post_bias"])
+    h.sum().backward()
+    grad = leaves["branch"].grad
+    assert grad is not None
+    assert not grad.any()
+
+
+# --- layouts, dtypes, sizes ------------------------------------------------------------------------------------------
+
+
+@each_impl("sandwich_layer_norm")
+@pytest.mark.parametrize("relax", RELAX)
+def test_any_strides(impl: str, relax: str | None, poisoned: None) -> None:
+    """Gaps, stride 0, overlapping windows and permuted dimensions, for inputs and gradients."""
+    case = sandwich(37, relax, dropout_p=0.3, seed=4)
+    inputs = case.inputs(torch.float32, device_of(impl))
+    windows = torch.randn(50, generator=torch.Generator().manual_seed(0)).to(inputs["branch"].device).unfold(0, 37, 1)
+    block = torch.randn(6, 4, 37).to(windows.device)
+    for branch, residual in (
+        (gaps(inputs)["branch"], gaps(inputs)["residual"]),
+        (inputs["branch"][:1].expand(5, 37), inputs["residual"]),
+        (windows, windows.flip(0).contiguous()),
+        (block.transpose(0, 1), block.view(4, 6, 37)),
+        (inputs["branch"][0], inputs["residual"][0]),
+    ):
+        plain = {**inputs, "branch": branch.contiguous(), "residual": residual.contiguous()}
+        for a, b in zip(case({**inputs, "branch": branch, "residual": residual}, impl), case(plain, impl), strict=True):
+            assert torch.equal(a, b)
+    leaves = {name: x.requires_grad_() for name, x in inputs.items()}
+    h, x = case(leaves, impl)
+    wide = torch.randn(5, 74, device=x.device)[:, ::2]  # last dimension not contiguous: copied
+    for grad in (wide, wide[:1].expand(5, 37), wide[:, :1].expand(5, 37)):
+        got = torch.autograd.grad((h, x), list(leaves.values()), (grad, grad), retain_graph=True)
+        same = grad.contiguous()
+        expected = torch.autograd.grad((h, x), list(leaves.values()), (same, same), retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@each_impl("sandwich_layer_norm")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_float32_weights(impl: str, dtype: torch.dtype) -> None:
+    inputs = DROPOUT.inputs(dtype, device_of(impl))
+    mixed = {name: x.float() if name in WEIGHTS else x for name, x in inputs.items()}
+    outputs, grads = run(DROPOUT, mixed, impl, rounding=dtype)
+    truth, true_grads = run(DROPOUT, {name: x.double() for name, x in mixed.items()}, "reference", rounding=dtype)
+    formula, formula_grads = run(DROPOUT, inputs, "reference", rounding=dtype)
+    for out, true, plain in zip(outputs, truth, formula, strict=True):
+        assert_as_good_as(out, true, plain)
+    for name, grad in grads.items():
+        assert grad.dtype == mixed[name].dtype
+        assert_as_good_as(grad, true_grads[name], formula_grads[name].to(grad.dtype), name)
+
+
+@each_impl("sandwich_layer_norm")
+@pytest.mark.parametrize("relax", RELAX)
+def test_no_rows(impl: str, relax: str | None) -> None:
+    case = sandwich(20, relax, rows=0, dropout_p=0.5, seed=1)
+    outputs, grads = run(case, case.inputs(torch.float32, device_of(impl)), impl)
+    assert all(out.shape == (0, 20) for out in outputs)
+    assert all(not grads[name].any() for name in WEIGHTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_opcheck_backward(dtype: torch.dtype) -> None:
+    inputs = DROPOUT.inputs(dtype)
+    branch, residual, *weights = inputs.values()
+    h, x, *stats = torch.ops.cogview_ops.sandwich_layer_norm_fwd(branch, residual, *weights, 1e-5, 1, 0.25, 3)
+    for dh, dx in ((h, x), (h, None), (None, x)):
+        args = (dh, dx, branch, h, weights[0], weights[2], *stats, 0.25, 3)
+        torch.library.opcheck(torch.ops.cogview_ops.sandwich_layer_norm_bwd.default, args)
+    torch.library.opcheck(torch.ops.cogview_ops.layer_norm_bwd.default, (x, h, weights[2].float(), stats[2], stats[3]))
+
+
+def test_new_seeds_do_not_recompile() -> None:
+    case = sandwich(20, "row")
+    inputs = case.inputs(torch.float32)
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(seed: int) -> Tensor:
+        return sandwich_layer_norm(**inputs, dropout_p=0.5, seed=seed)[0]
+
+    step(11)
+    step(2**40)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in (3, 2**62):
+            assert torch.equal(step(seed), sandwich_layer_norm(**inputs, dropout_p=0.5, seed=seed)[0])
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("x", [1.0], TypeError),
+        ("x", torch.ones(5, 20, dtype=torch.int32), TypeError),
+        ("x", torch.ones(()), ValueError),
+        ("x", torch.ones(5, 0), ValueError),
+        ("x", torch.ones(20, 5).T, ValueError),
+        ("weight", 1.0, TypeError),
+        ("weight", torch.ones(19), ValueError),
+        ("bias", torch.ones(1, 20), ValueError),
+        ("bias", torch.ones(20, device="meta"), ValueError),
+        ("eps", 0.0, ValueError),
+        ("eps", math.nan, ValueError),
+        ("eps", "1e-5", TypeError),
+        ("relax", "head", ValueError),
+        ("relax", True, ValueError),
+        ("impl", "fast", ValueError),
+    ],
+)
+def test_norm_arguments(name: str, value: Any, error: type[Exception]) -> None:
+    refused(layer_norm, norm(20, None).inputs(torch.float32), name, value, error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("branch", None, TypeError),
+        ("residual", None, TypeError),
+        ("residual", torch.ones(5, 20, dtype=torch.float64), TypeError),
+        ("residual", torch.ones(1, 20), ValueError),
+        ("residual", torch.ones(20, 5).T, ValueError),
+        ("post_weight", torch.ones(21), ValueError),
+        ("post_bias", torch.ones(20, dtype=torch.int64), TypeError),
+        ("pre_weight", torch.ones(()), ValueError),
+        ("pre_bias", "zeros", TypeError),
+        ("dropout_p", -0.1, ValueError),
+        ("dropout_p", 1.5, ValueError),
+        ("dropout_p", None, TypeError),
+        ("seed", None, ValueError),
+        ("seed", -1, ValueError),
+        ("seed", 0.5, TypeError),
+        ("seed", 2**63, ValueError),
+    ],
+)
+def test_sandwich_arguments(name: str, value: Any, error: type[Exception]) -> None:
+    inputs = {**sandwich(20, None).inputs(torch.float32), "dropout_p": 0.5, "seed": 1}
+    refused(sandwich_layer_norm, inputs, name, value, error)
+
+
+def test_weights_alike() -> None:
+    x, weight, bias = norm(20, None).inputs(torch.bfloat16).values()
+    with pytest.raises(TypeError, match=r"weights and biases: expected all .+, got .+"):
+        layer_norm(x, weight.float(), bias)
+    with pytest.raises(TypeError, match=r"weights and biases: expected all .+, got .+"):
+        layer_norm(x, weight.half(), bias.half())
