@@ -1,7 +1,8 @@
 """What the operators are compared with: formulas in plain torch, SDPA, FlexAttention."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,22 +29,23 @@ def sdpa(mask: Tensor | None = None, causal: bool = False) -> Callable[..., Tens
 
 
 def flex_attention(mask: Tensor) -> Callable[..., Tensor]:
-    """FlexAttention with the same mask `[Sq, Sk]`, its block mask made outside the timing. On CPU forward only."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    """FlexAttention with the same mask `[Sq, Sk]`; compiled, its block mask made, at the first call. CPU: forward only."""
 
-    rows, columns = mask.shape
-    blocks = create_block_mask(lambda b, h, i, j: mask[i, j], None, None, rows, columns, device=mask.device.type)
-    compiled = compile_formula(flex_attention)
+    @cache
+    def compiled() -> Callable[..., Tensor]:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return compiled(query, key, value, block_mask=blocks)
+        rows, columns = mask.shape
+        blocks = create_block_mask(lambda b, h, i, j: mask[i, j], None, None, rows, columns, device=mask.device.type)
+        return partial(torch.compile(flex_attention, dynamic=False), block_mask=blocks)
 
-    return attention
+    return lambda query, key, value: compiled()(query, key, value)
 
 
-@cache
-def compile_formula(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(formula, dynamic=False)
+def compile_formula(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile of it, at its first call (making the object alone imports the compiler)."""
+    compiled = cache(lambda: torch.compile(formula, dynamic=False))
+    return lambda *inputs, **options: compiled()(*inputs, **options)
 
 
 def relaxed_softmax(alpha: float, mask: Tensor | None) -> Callable[[Tensor], Tensor]:

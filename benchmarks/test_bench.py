@@ -23,67 +23,64 @@ BASELINE_SLACK = 5.0
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_case(case: Case, benchmark: Any, capsys: Any) -> None:
-    row = measure(case, benchmark)
+def test_case(case: Case, benchmark: Any, capsys: Any, pytestconfig: pytest.Config) -> None:
+    row = measure(case, benchmark, float(pytestconfig.getoption("benchmark_max_time")))
     report.save(row)
     with capsys.disabled():
-        print(report.line(row), flush=True)
+        print(f"\n{report.line(row)}", end=" ", flush=True)
     assert "failed" not in row, row["failed"]
 
 
-def measure(case: Case, benchmark: Any) -> dict[str, Any]:
+def measure(case: Case, benchmark: Any, seconds: float) -> dict[str, Any]:
+    """The row of one case, timed for about `seconds`; a row with "failed" was not timed."""
     problem = case.problem()
-    row: dict[str, Any] = {
-        "op": case.op,
-        "shape": case.shape,
-        "dtype": case.dtype,
-        "direction": "forward+backward" if case.backward else "forward",
-        **machine.facts(),
-    }
-    run = runner(problem, case.backward)
-    expected = truth(problem, case.backward)
-    tolerance = TOLERANCE[problem.inputs[0].dtype]
-    wrong = mismatch(run(problem.ours), expected, problem, tolerance)
-    if wrong:
-        return row | {"failed": wrong}
-    calls: dict[str, Callable[[], Any]] = {}
-    failed: dict[str, str] = {}
-    for name, function in (problem.baselines | problem.others).items():
-        try:
-            got = run(function)
-        except Exception as error:  # a baseline that cannot run here says so in the table
-            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-            continue
-        wrong = mismatch(got, expected, problem, BASELINE_SLACK * tolerance) if name in problem.baselines else None
-        if wrong:
-            failed[name] = wrong
-        else:
-            calls[name] = partial(run, function)
-    ours = partial(run, problem.ours)
-    times = interleave(benchmark, ours, calls)
+    direction = "forward+backward" if case.backward else "forward"
+    row = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "direction": direction, **machine.facts()}
+    calls, failed = contestants(problem, case.backward)
+    if "ours" in failed:
+        return row | {"failed": failed["ours"]}
+    times = interleave(benchmark, calls, seconds)
     stats = benchmark.stats.stats
-    row |= {"median_s": stats.median, "iqr_s": stats.iqr, "rounds": stats.rounds}
-    row |= floor(problem)
-    row["extra_bytes"] = machine.peak_extra_bytes(ours)
-    row["baselines"] = {name: {"failed": reason} for name, reason in failed.items()} | {
+    row |= {"median_s": stats.median, "iqr_s": stats.iqr, "rounds": stats.rounds, **floor(problem)}
+    row["extra_bytes"] = machine.peak_extra_bytes(calls["ours"])
+    row["baselines"] = {
         name: {
-            "median_s": median(times[name]),
-            "ratio": median(times[name]) / row["median_s"],
+            "median_s": median(values),
+            "ratio": median(values) / stats.median,
             "extra_bytes": machine.peak_extra_bytes(calls[name]),
             "same_result": name in problem.baselines,
         }
-        for name in calls
-    }
+        for name, values in times.items()
+    } | {name: {"failed": reason} for name, reason in failed.items()}
     benchmark.extra_info.update(row)
     return row
 
 
-def runner(problem: Problem, backward: bool) -> Callable[..., tuple[Tensor, ...]]:
-    """Calls a function on the problem's inputs; with backward returns outputs and gradients."""
-    return partial(_run, problem.inputs, backward)
+def contestants(problem: Problem, backward: bool) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """Calls to time, "ours" last, and the reasons why others are not: wrong here, or cannot run here."""
+    run = partial(_run, problem.inputs, backward)
+    sampled = tuple(problem.sample(x).double() for x in problem.inputs)
+    expected = _run(sampled, backward, partial(problem.ours, impl="reference"))
+    tolerance = TOLERANCE[problem.inputs[0].dtype]
+    calls: dict[str, Callable[[], Any]] = {}
+    failed: dict[str, str] = {}
+    for name, function in (problem.baselines | problem.others | {"ours": problem.ours}).items():
+        try:
+            got = run(function)
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            continue
+        if name not in problem.others:
+            wrong = mismatch(got, expected, problem, tolerance * (1 if name == "ours" else BASELINE_SLACK))
+            if wrong:
+                failed[name] = wrong
+                continue
+        calls[name] = partial(run, function)
+    return calls, failed
 
 
 def _run(inputs: tuple[Tensor, ...], backward: bool, function: Callable[..., Any]) -> tuple[Tensor, ...]:
+    """Outputs, and with backward the gradients of all inputs."""
     inputs = tuple(x.detach().requires_grad_(backward) for x in inputs)
     out = function(*inputs)
     outs = (out,) if isinstance(out, Tensor) else tuple(out)
@@ -93,36 +90,32 @@ def _run(inputs: tuple[Tensor, ...], backward: bool, function: Callable[..., Any
     return outs + torch.autograd.grad(outs, inputs, [inputs[0].detach()] * len(outs))
 
 
-def truth(problem: Problem, backward: bool) -> tuple[Tensor, ...]:
-    inputs = tuple(problem.sample(x).double() for x in problem.inputs)
-    return _run(inputs, backward, partial(problem.ours, impl="reference"))
-
-
 def mismatch(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], problem: Problem, tolerance: float) -> str | None:
     for i, (x, y) in enumerate(zip(got, expected, strict=True)):
-        error = float((problem.sample(x).detach().double() - y).norm() / y.norm())
+        error = float((problem.sample(x.detach()).double() - y.detach()).norm() / y.detach().norm())
         if not error <= tolerance:
             return f"result {i} is off by {error:.1e} of its norm, allowed {tolerance:.0e}"
     return None
 
 
-def interleave(benchmark: Any, ours: Callable[[], Any], calls: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Times every call once per round; pytest-benchmark times ours."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def interleave(benchmark: Any, calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """Runs every call once per round; pytest-benchmark times ours, the times of the others are returned."""
+    others = {name: call for name, call in calls.items() if name != "ours"}
+    times: dict[str, list[float]] = {name: [] for name in others}
 
     def baselines() -> None:
-        for name, call in calls.items():
+        for name, call in others.items():
             start = perf_counter()
             call()
             times[name].append(perf_counter() - start)
 
     start = perf_counter()
     baselines()  # warm, and as long as every round
-    ours()
-    rounds = int(benchmark._max_time / (perf_counter() - start))
+    calls["ours"]()
+    rounds = int(seconds / (perf_counter() - start))
     for values in times.values():
         values.clear()
-    benchmark.pedantic(ours, setup=baselines, rounds=min(max(rounds, 3), 200))
+    benchmark.pedantic(calls["ours"], setup=baselines, rounds=min(max(rounds, 3), 200))
     return times
 
 

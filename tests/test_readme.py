@@ -1,0 +1,33 @@
+"""The README's examples run as they stand, and its variables exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: re.findall(r"import .*?(\w+)\n\n", code)[0])
+def test_example(code: str) -> None:
+    assert "assert " in code  # every example says what to expect
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_every_public_operator_has_an_example_or_a_mention() -> None:
+    import cogview_ops
+
+    assert [name for name in cogview_ops.__all__ if name not in README and not name.endswith("_decode")] == []
+
+
+@pytest.mark.parametrize("variable", re.findall(r"^\| `(COGVIEW_\w+)`", README, flags=re.M))
+def test_variable_is_read_by_the_code(variable: str) -> None:
+    sources = [ROOT / "setup.py", *(ROOT / "cogview_ops").glob("*.py"), *(ROOT / "csrc").rglob("*.cpp")]
+    assert any(variable in path.read_text() for path in sources)
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, flags=re.M))
+def test_make_target_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.M)
