@@ -29,7 +29,7 @@ def sdpa(mask: Tensor | None = None, causal: bool = False) -> Callable[..., Tens
 
 
 def flex_attention(mask: Tensor) -> Callable[..., Tensor]:
-    """FlexAttention with the same mask `[Sq, Sk]`; compiled, its block mask made, at the first call. CPU: forward only."""
+    """FlexAttention with the same mask `[Sq, Sk]`, compiled at the first call; on CPU forward only."""
 
     @cache
     def compiled() -> Callable[..., Tensor]:
