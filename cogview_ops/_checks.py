@@ -108,16 +108,12 @@ def pivots(x: Any, query: Tensor, num_keys: int) -> None:
     require(x.shape[0] == batch, "pivots", f"shape [{batch}, P]", tuple(x.shape))
     if not _readable(x):
         return
-    real = x >= 0
-    ascending = (x[:, 1:] > x[:, :-1]) | ~real[:, 1:]
-    padding_last = real[:, :-1] | ~real[:, 1:]
-    require(
-        bool((ascending & padding_last).all()),
-        "pivots",
-        "strictly ascending rows, then -1 as padding",
-        x.tolist(),
-    )
-    require(bool((x >= -1).all() & (x < num_keys).all()), "pivots", f"indices below {num_keys} or -1", _range(x))
+    ordered = (x[:, 1:] > x[:, :-1]) & (x[:, :-1] >= 0) | (x[:, 1:] == -1)
+    if not bool(ordered.all()):
+        row = int((~ordered).any(1).nonzero()[0])
+        raise ValueError(f"pivots: expected strictly ascending rows, then -1 as padding, got {x[row].tolist()}")
+    least, most = x.aminmax()
+    require(bool((least >= -1) & (most < num_keys)), "pivots", f"indices below {num_keys} or -1", _range(x))
 
 
 def cache_seqlens(x: Any, query: Tensor, capacity: int) -> None:

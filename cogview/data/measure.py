@@ -44,9 +44,7 @@ def chance(images: Sequence[Picture] | Tensor, scenes: Sequence[Scene], rounds: 
     """What `score` gives if the pictures answer other captions of the same list: its mean over shuffles."""
     explained = _explain(_stack(images))
     if len(explained) != len(scenes) or len(scenes) < 2:
-        raise ValueError(
-            f"scenes: expected one for each of 2 or more images, got {len(explained)} and {len(scenes)}"
-        )
+        raise ValueError(f"scenes: expected one for each of 2 or more images, got {len(explained)} and {len(scenes)}")
     results = []
     for round_ in range(rounds):
         order = permutation(len(scenes), round_)
@@ -115,9 +113,7 @@ def _compare(explained: tuple[Tensor, dict[str, str], str], scene: Scene) -> dic
     if scene.second is not None:
         options = {relation: (first, second) for relation, (first, second, _, _) in RELATIONS.items()}
     costs = {
-        option: sum(
-            float(excess[_PLACES.index(p), _NOUNS.index(n)]) for n, p in zip(asked, places, strict=True)
-        )
+        option: sum(float(excess[_PLACES.index(p), _NOUNS.index(n)]) for n, p in zip(asked, places, strict=True))
         for option, places in options.items()
     }
     return {

@@ -114,10 +114,7 @@ def tiles() -> dict[str, Image.Image]:
     """The emoji of every English noun, RGBA, TILE x TILE."""
     emoji = load_emoji([noun[0] for noun in NOUNS.values()])
     size, filter_ = (TILE, TILE), Image.Resampling.LANCZOS
-    return {
-        name: emoji[n[0]].image.convert("RGBa").resize(size, filter_).convert("RGBA")
-        for name, n in NOUNS.items()
-    }
+    return {name: emoji[n[0]].image.convert("RGBa").resize(size, filter_).convert("RGBA") for name, n in NOUNS.items()}
 
 
 def render(scene: Scene) -> Image.Image:
@@ -199,9 +196,7 @@ def build_scene_shards(folder: str | Path, n_train: int, n_test: int, seed: int 
     settings = {"version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     record = folder / "scenes.json"
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) != settings:
-        raise ValueError(
-            f"folder: {str(folder)!r} holds scenes built with other settings; name another or remove it"
-        )
+        raise ValueError(f"folder: {str(folder)!r} holds scenes built with other settings; name another or remove it")
     write_json(record, settings)
     paths: dict[str, list[Path]] = {"train": [], "test": []}
     work = []
@@ -221,8 +216,6 @@ def _write_shard(path: Path, scenes: list[Scene], start: int) -> None:
         for number, scene in enumerate(scenes, start):
             png = io.BytesIO()
             render(scene).save(png, "PNG", compress_level=3)
-            fields = {language: caption(scene, language) for language in ("en", "zh")} | {
-                "scene": asdict(scene)
-            }
+            fields = {language: caption(scene, language) for language in ("en", "zh")} | {"scene": asdict(scene)}
             contents = json.dumps(fields, ensure_ascii=False).encode()
             shard.write(f"{number:07d}", {"png": png.getvalue(), "json": contents})

@@ -151,9 +151,7 @@ class PairDataset:
         key = shard.key(row)
         where = f"{shard.path.name}:{key}"
         try:
-            contents = shard.read(
-                row, {IMAGE: self.max_image_bytes, JSON: MAX_CAPTION_BYTES, TEXT: MAX_CAPTION_BYTES}
-            )
+            contents = shard.read(row, {IMAGE: self.max_image_bytes, JSON: MAX_CAPTION_BYTES, TEXT: MAX_CAPTION_BYTES})
             captions = read_captions(contents.get(JSON), contents.get(TEXT))
             image = decode_image(contents[IMAGE], max_bytes=self.max_image_bytes, max_pixels=self.max_pixels)
         except (ValueError, OSError) as error:
@@ -182,9 +180,7 @@ class PairDataset:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: expected 0 to {world_size - 1}, got {rank}")
         if state[0] < 0 or not 0 <= state[1] <= len(self):
-            raise ValueError(
-                f"state: expected epoch >= 0 and samples_seen in 0..{len(self)}, got {tuple(state)}"
-            )
+            raise ValueError(f"state: expected epoch >= 0 and samples_seen in 0..{len(self)}, got {tuple(state)}")
         return PairStream(self, State(*state), seed, rank, world_size, threads)
 
 
@@ -194,17 +190,11 @@ class PairStream(Iterator[Pair]):
     Iterating skips unreadable samples. With several ranks use `take`, which keeps them in step.
     """
 
-    def __init__(
-        self, dataset: PairDataset, state: State, seed: int, rank: int, world_size: int, threads: int
-    ):
+    def __init__(self, dataset: PairDataset, state: State, seed: int, rank: int, world_size: int, threads: int):
         self._dataset, self._start, self._world_size, self._taken = dataset, state, world_size, 0
-        self._numbers = self._positions(
-            dataset.order(seed, state.epoch), state.samples_seen + rank, world_size
-        )
+        self._numbers = self._positions(dataset.order(seed, state.epoch), state.samples_seen + rank, world_size)
         self._pool = ThreadPoolExecutor(threads)
-        self._ahead = deque(
-            self._pool.submit(dataset.__getitem__, i) for i in islice(self._numbers, 4 * threads)
-        )
+        self._ahead = deque(self._pool.submit(dataset.__getitem__, i) for i in islice(self._numbers, 4 * threads))
 
     @staticmethod
     def _positions(order: Iterator[np.ndarray], position: int, step: int) -> Iterator[int]:

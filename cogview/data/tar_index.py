@@ -149,9 +149,7 @@ def _load(path: Path, place: Path) -> TarIndex | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     n, size = len(index), path.stat().st_size
-    shapes = (
-        index.offsets.shape == index.sizes.shape == (n, 3) and index.keys.ndim == index.key_ends.ndim == 1
-    )
+    shapes = index.offsets.shape == index.sizes.shape == (n, 3) and index.keys.ndim == index.key_ends.ndim == 1
     ends = index.offsets + index.sizes
     inside = shapes and bool(((index.offsets >= -1) & (index.sizes >= 0) & (ends <= size)).all())
     return index if inside else None

@@ -147,8 +147,7 @@ class TokenDataset:
         self.meta = _read_meta(folder / "meta.json")
         try:
             self.text, self.codes = (
-                np.load(folder / name, mmap_mode="r", allow_pickle=False)
-                for name in ("text.npy", "codes.npy")
+                np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ("text.npy", "codes.npy")
             )
             rows, grid = self.meta["rows"], self.meta["grid"]
             shapes = ((rows, self.meta["text_length"]), (rows, grid[0] * grid[1]))
@@ -156,9 +155,7 @@ class TokenDataset:
             raise ValueError(f"folder: {str(folder)!r} is damaged ({error})") from error
         for name, values, shape in zip(("text", "codes"), (self.text, self.codes), shapes, strict=True):
             if values.shape != shape or values.dtype != np.int32:
-                raise ValueError(
-                    f"folder: {name}.npy: expected int32 {shape}, got {values.dtype} {values.shape}"
-                )
+                raise ValueError(f"folder: {name}.npy: expected int32 {shape}, got {values.dtype} {values.shape}")
 
     def __len__(self) -> int:
         return len(self.text)
@@ -167,9 +164,7 @@ class TokenDataset:
         """ValueError unless these are the tokenizers the folder was made with."""
         for name, got in (("text", text_tokenizer.sha256), ("image", vqvae.sha256)):
             if (made_by := self.meta[f"{name}_sha256"]) != got:
-                raise ValueError(
-                    f"{name} tokenizer: expected {made_by[:12]}, as of these tokens, got {got[:12]}"
-                )
+                raise ValueError(f"{name} tokenizer: expected {made_by[:12]}, as of these tokens, got {got[:12]}")
 
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         """Text int64 [B, T], -1 padded, and codes int64 [B, h w] of some rows."""
@@ -180,9 +175,7 @@ class TokenDataset:
         bounds = (("text", text, -1, "text_vocab_size"), ("codes", codes, 0, "codebook_size"))
         for name, values, lowest, size in bounds:
             if values.numel() and not lowest <= int(values.min()) <= int(values.max()) < self.meta[size]:
-                raise ValueError(
-                    f"folder: {name}.npy: expected {lowest} to {self.meta[size] - 1}, got others"
-                )
+                raise ValueError(f"folder: {name}.npy: expected {lowest} to {self.meta[size] - 1}, got others")
         return text, codes
 
     def order(self, seed: int, epoch: int) -> np.ndarray:

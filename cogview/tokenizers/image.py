@@ -112,9 +112,7 @@ class Quantizer(nn.Module):
     def nearest(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Codes int64 [M] of vectors [M, dim], and squared distances [M] less |vector|^2."""
         squares = self.embed.square().sum(0)
-        parts = [
-            torch.addmm(squares, part, self.embed, alpha=-2).min(dim=1) for part in vectors.split(1 << 14)
-        ]
+        parts = [torch.addmm(squares, part, self.embed, alpha=-2).min(dim=1) for part in vectors.split(1 << 14)]
         return torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts])
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,9 +148,7 @@ class Quantizer(nn.Module):
             dead = dead[: max(1, len(vectors) // 4)]
             chosen = distances.topk(min(4 * len(dead), len(vectors))).indices[::4][: len(dead)]
             dead = dead[: len(chosen)]
-        start = (
-            2 * self.REVIVE_BELOW * use
-        )  # a revived code nobody takes is free again after ln 2 / (1 - decay) steps
+        start = 2 * self.REVIVE_BELOW * use  # a revived code nobody takes is free again after ln 2 / (1 - decay) steps
         self.embed[:, dead] = vectors[chosen].t()
         self.cluster_size[dead] = start
         self.embed_avg[:, dead] = vectors[chosen].t() * start
@@ -216,9 +212,7 @@ class VQVAE(nn.Module):
         """Encoder output, float32 [B, h, w, dim]."""
         step = self.config.downsample
         if images.dim() != 4 or images.shape[1] != 3 or images.shape[2] % step or images.shape[3] % step:
-            raise ValueError(
-                f"images: expected [B, 3, H, W], H and W multiples of {step}, got {tuple(images.shape)}"
-            )
+            raise ValueError(f"images: expected [B, 3, H, W], H and W multiples of {step}, got {tuple(images.shape)}")
         if not images.is_floating_point():
             raise TypeError(f"images: expected floating point in [0, 1], got {images.dtype}")
         normal = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

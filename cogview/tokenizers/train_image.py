@@ -74,9 +74,7 @@ def train_vqvae(
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
     settings = {"config": asdict(config), "seed": seed, "batch_size": batch_size, "images": len(images)}
     checkpoint = out / "vqvae.training.safetensors"
-    step, spent = (
-        _restore(checkpoint, model, optimizer, settings) if resume and checkpoint.exists() else (0, 0.0)
-    )
+    step, spent = _restore(checkpoint, model, optimizer, settings) if resume and checkpoint.exists() else (0, 0.0)
     log_path = out / "vqvae.jsonl"
     _cut_log(log_path, step)
 
@@ -109,9 +107,7 @@ def train_vqvae(
                         "seconds": round(spent, 1),
                         "images_per_second": step * batch_size / spent,
                     }
-                    record |= {name: float(loss.detach()) for name, loss in losses.items()} | _code_use(
-                        codes, config
-                    )
+                    record |= {name: float(loss.detach()) for name, loss in losses.items()} | _code_use(codes, config)
                     log.write(json.dumps(record) + "\n")
                     log.flush()
                     state = f"loss {record['total']:.3f}, {record['images_per_second']:.0f} images/s"
@@ -189,9 +185,7 @@ def _code_use(codes: Tensor, config: VQConfig) -> dict[str, float]:
     return {"used_codes": int((share > 0).sum()), "perplexity": float(perplexity)}
 
 
-def _save(
-    path: Path, model: VQVAE, optimizer: torch.optim.Adam, settings: dict, step: int, spent: float
-) -> None:
+def _save(path: Path, model: VQVAE, optimizer: torch.optim.Adam, settings: dict, step: int, spent: float) -> None:
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{name}": value.contiguous() for name, value in state.items()}
@@ -209,13 +203,9 @@ def _restore(path: Path, model: VQVAE, optimizer: torch.optim.Adam, settings: di
     except (SafetensorError, OSError) as error:
         raise ValueError(f"out_dir: {str(path)!r} is not a safetensors file ({error})") from error
     if metadata.get("format") != FORMAT or json.loads(metadata["settings"]) != settings:
-        raise ValueError(
-            f"out_dir: {str(path)!r} is of a training with other settings; remove it or name another"
-        )
+        raise ValueError(f"out_dir: {str(path)!r} is of a training with other settings; remove it or name another")
     try:
-        model.load_state_dict(
-            {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        )
+        model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         state: dict[int, dict[str, Tensor]] = {}
         for number, parameter in enumerate(model.parameters()):
             state[number] = {"step": tensors[f"adam.{number}.step"]}
