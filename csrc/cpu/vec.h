@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -191,18 +192,28 @@ inline V vmax(V a, V b) {
   return a > b ? a : b;
 }
 
-// Fixed trees, so that a sum does not depend on the compiler.
+// All lanes into one by a fixed tree, lower half with upper, so that a sum does not depend on the compiler.
+template <class V, class F>
+inline auto fold(V v, F f) {
+  using A = std::decay_t<decltype(v[0])>;
+  if constexpr (sizeof(V) > 16) {
+    typedef A Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return fold(f(halves[0], halves[1]), f);
+  } else if constexpr (sizeof(A) == 8) {
+    return f(v[0], v[1]);
+  } else {
+    return f(f(v[0], v[2]), f(v[1], v[3]));
+  }
+}
 template <class V>
 inline auto hmax(V v) {
-  for (int n = int(sizeof v / sizeof v[0]) / 2; n; n /= 2)
-    for (int i = 0; i < n; ++i) v[i] = v[i] > v[i + n] ? v[i] : v[i + n];
-  return v[0];
+  return fold(v, [](auto a, auto b) { return vmax(a, b); });
 }
 template <class V>
 inline auto hsum(V v) {
-  for (int n = int(sizeof v / sizeof v[0]) / 2; n; n /= 2)
-    for (int i = 0; i < n; ++i) v[i] += v[i + n];
-  return v[0];
+  return fold(v, [](auto a, auto b) { return a + b; });
 }
 
 // Lane i of the result is v[i] where bit i is set, else `other`.
