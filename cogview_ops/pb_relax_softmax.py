@@ -20,7 +20,8 @@ def pb_relax_softmax(
 
     The caller divides the scores by alpha, `scores = (q / (alpha * sqrt(d))) @ k.T`, so that they cannot overflow
     in float16; this multiplies it back after subtracting the row maximum (finer than the paper's head maximum, the
-    same result). A row that sees nothing gives zeros and zero gradient.
+    same result). A row that sees nothing gives zeros and zero gradient; one that sees NaN, +inf or nothing but -inf
+    gives NaN, as the formula does. Hidden entries do not count, whatever they hold.
 
     Args:
         scores: `[..., R, K]`, K >= 1; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.

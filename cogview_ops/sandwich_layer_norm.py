@@ -1,7 +1,8 @@
 """LayerNorm with precision-bottleneck relaxation, and the fused step of a Sandwich-LN transformer.
 
 CogView, arXiv 2105.13290, section 2.4. PB-relax is LN(x / c), which equals LN(x) with `eps * c**2`: no pass over
-memory of its own, and nothing can overflow. c is held constant in the backward.
+memory of its own, and nothing can overflow. c is held constant in the backward. On CPU, gradients of weights are sums
+over blocks of rows that depend on the shape alone: they repeat bit for bit with any number of threads.
 """
 
 from typing import Any
