@@ -64,7 +64,7 @@ def boolean(x: Any, name: str) -> None:
 def finite(x: Any, name: str, *, positive: bool = False) -> None:
     if isinstance(x, bool) or not isinstance(x, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name}: expected a number, got {type(x).__name__}")
-    require(math.isfinite(x), name, "a finite number", x)
+    require(-math.inf < x < math.inf, name, "a finite number", x)  # math.isfinite breaks graphs of dynamic floats
     if positive:
         require(x > 0, name, "a number above 0", x)
 

@@ -48,7 +48,10 @@ def _loop_over_batch(op: str) -> Callable[..., Any]:
         call = getattr(getattr(torch.ops, namespace), name)
         results = []
         for i in range(info.batch_size):
-            picked = [arg.select(dim, i) if dim is not None else arg for arg, dim in zip(args, in_dims, strict=True)]
+            # a list of ints has a list of None
+            picked = [
+                arg.select(dim, i) if isinstance(dim, int) else arg for arg, dim in zip(args, in_dims, strict=True)
+            ]
             results.append(call(*picked))
         if isinstance(results[0], torch.Tensor):
             return torch.stack(results), 0

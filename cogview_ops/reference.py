@@ -105,6 +105,9 @@ def masked_attention(
     group = query.shape[1] // max(key.shape[1], 1)
     if group != 1:
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    # keys that no query sees may be what is left in a cache: NaN times zero is NaN
+    unseen = ~mask.any(-2)[..., None]
+    key, value = key.masked_fill(unseen, 0), value.masked_fill(unseen, 0)
     scores = (query * scale) @ key.transpose(-1, -2) + bias
     scores = scores.masked_fill(~mask, -math.inf)
     alive = mask.any(-1, keepdim=True).expand(*scores.shape[:-1], 1)

@@ -1,0 +1,308 @@
+"""What holds for every operator alike: opcheck, compilation, layouts, repeats, autocast, transforms, derivatives."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from cases import ALL, BY_LABEL, DECODE, DIFFERENTIABLE, LOCAL_2D, THREE_REGION
+from common import DTYPES, LAYOUTS, Case, Inputs, device_of, heads_last, run, unavailable
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+ATTENTION = [*THREE_REGION, *LOCAL_2D, *DECODE]
+EMPTY = [
+    BY_LABEL[label]._replace(
+        label=f"{label}-{name}", shapes={k: resize(s) for k, s in BY_LABEL[label].shapes.items()}, options=options
+    )
+    for label, name, resize, options in (
+        ("no_pivots", "no tokens", lambda s: (*s[:2], 0, s[3]), BY_LABEL["no_pivots"].options),
+        ("blocks_of_64", "no batch", lambda s: (0, *s[1:]), {"pivots": torch.zeros(0, 9, dtype=torch.int32)}),
+        ("blocks_of_64", "no heads", lambda s: (s[0], 0, *s[2:]), BY_LABEL["blocks_of_64"].options),
+        ("cogview2", "no batch", lambda s: (0, *s[1:]), BY_LABEL["cogview2"].options),
+        ("cogview2", "no heads", lambda s: (s[0], 0, *s[2:]), BY_LABEL["cogview2"].options),
+        ("softmax", "no rows", lambda s: (*s[:2], 0, s[3]), {}),
+        ("layer_norm", "no rows", lambda s: (0, *s[1:]) if len(s) > 1 else s, {}),
+        ("sandwich", "no rows", lambda s: (0, *s[1:]) if len(s) > 1 else s, {}),
+        ("three_region_decode", "no batch", lambda s: (0, *s[1:]),
+         {"pivots": torch.zeros(0, 9, dtype=torch.int32), "cache_seqlens": torch.zeros(0, dtype=torch.int32)}),
+        ("local_2d_decode", "no queries", lambda s: (*s[:2], 0, s[3]) if s[1] == 4 else s,
+         BY_LABEL["local_2d_decode"].options),
+    )
+]  # fmt: skip
+
+
+def each(cases: list[Case]) -> Any:
+    """Parametrise over (impl, case); one skip per operator and implementation that cannot run here."""
+    table = []
+    for impl in ("cpp", "cuda", "triton"):
+        for op in dict.fromkeys(case.op for case in cases):
+            reason = unavailable(op, impl)
+            mine = [case for case in cases if case.op == op]
+            if reason:
+                mark = pytest.mark.skip(reason=f"{op}, {impl}: {reason}")
+                table.append(pytest.param(impl, mine[0], id=f"{impl}-{op}", marks=mark))
+            else:
+                table += [pytest.param(impl, case, id=f"{impl}-{case.label}") for case in mine]
+    return pytest.mark.parametrize(("impl", "case"), table)
+
+
+def differentiable(case: Case) -> bool:
+    return not case.op.endswith("_decode")
+
+
+def results(case: Case, inputs: Inputs, impl: str) -> list[Tensor]:
+    """Outputs, and gradients where there are any."""
+    if not differentiable(case):
+        return list(case(inputs, impl))
+    outputs, grads = run(case, inputs, impl)
+    return [*outputs, *grads.values()]
+
+
+def assert_bitwise(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for k, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(a, b), f"result {k} differs by {(a - b).abs().max().item():.3g}"
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@each([*ATTENTION, *ALL[-5:-2]])
+def test_layouts_and_poisoned_allocations(impl: str, case: Case, poisoned: None) -> None:
+    """Any strides give the contiguous result to the bit, no output is left unwritten, outputs follow the query."""
+    for k, layout in enumerate(LAYOUTS):
+        dtype = DTYPES[k]
+        inputs = layout(case.inputs(dtype, device_of(impl)))
+        plain = {name: x.contiguous() for name, x in inputs.items()}
+        mine, expected = results(case, inputs, impl), results(case, plain, impl)
+        assert_bitwise(mine, expected)
+        assert not any(x.isnan().any() for x in mine)
+        first = next(iter(inputs.values()))
+        assert mine[0].stride() == torch.empty_like(first).stride()
+
+
+@each(ALL)
+def test_gradient_layouts(impl: str, case: Case) -> None:
+    """Gradients that come in with strange strides: expanded (from a sum), transposed."""
+    if not differentiable(case):
+        pytest.skip("inference only")
+    for make in (lambda g: g.sum().expand_as(g), lambda g: heads_last({"": g})[""], lambda g: g.mT.contiguous().mT):
+        inputs = {k: x.requires_grad_() for k, x in case.inputs(torch.float32, device_of(impl)).items()}
+        outputs = case(inputs, impl)
+        grads = [make(torch.ones_like(x)) if x.dim() > 2 else torch.ones_like(x) for x in outputs]
+        strange = torch.autograd.grad(outputs, list(inputs.values()), grads, retain_graph=True)
+        plain = torch.autograd.grad(outputs, list(inputs.values()), [g.contiguous() for g in grads])
+        assert_bitwise(list(strange), list(plain))
+
+
+@each(EMPTY)
+def test_empty(impl: str, case: Case) -> None:
+    inputs = case.inputs(torch.float32, device_of(impl))
+    for x in results(case, inputs, impl):
+        assert x.isfinite().all()
+    if differentiable(case):  # parameters of an empty batch get zeros, not what was in memory
+        assert all((g == 0).all() for g in run(case, inputs, impl)[1].values())
+
+
+@each(ALL)
+def test_offsets_beyond_32_bits(impl: str, case: Case) -> None:
+    """The second sample lies 2**31 elements behind the first (pages never touched take no memory)."""
+    inputs = case.inputs(torch.bfloat16, device_of(impl))
+    name, x = next(iter(inputs.items()))
+    far = torch.empty(2**31 + x[0].numel(), dtype=x.dtype, device=x.device)
+    view = far.as_strided((2, *x.shape[1:]), (2**31, *x.stride()[1:]))
+    view.copy_(x[:2])
+    narrow = {k: v[: 2 if v.dim() > 1 else None] for k, v in inputs.items()}
+    options = {k: v[:2] if isinstance(v, Tensor) else v for k, v in case.options.items()}
+    small = case._replace(options=options)
+    assert_bitwise(results(small, {**narrow, name: view}, impl), results(small, narrow, impl))
+
+
+# --- repeats, threads ------------------------------------------------------------------------------------------------
+
+
+@each(ALL)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_repeats_bitwise(impl: str, case: Case, dtype: torch.dtype, threads: None) -> None:
+    """Twice the same, and the same on one thread as on three (but for norms, which sum over rows in slices)."""
+    inputs = case.inputs(dtype, device_of(impl))
+    torch.set_num_threads(3)
+    first = results(case, inputs, impl)
+    assert_bitwise(results(case, inputs, impl), first)
+    if "norm" not in case.op:
+        torch.set_num_threads(1)
+        assert_bitwise(results(case, inputs, impl), first)
+
+
+@each(ALL)
+def test_several_python_threads(impl: str, case: Case) -> None:
+    inputs = case.inputs(torch.bfloat16, device_of(impl))
+    expected = results(case, inputs, impl)
+    with ThreadPoolExecutor(4) as pool:
+        for mine in pool.map(lambda _: results(case, inputs, impl), range(8)):
+            assert_bitwise(mine, expected)
+
+
+# --- torch.library ---------------------------------------------------------------------------------------------------
+
+
+class Recorder(TorchDispatchMode):
+    """The calls of our operators: (operator, arguments)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace.startswith("cogview_ops"):
+            self.calls.append((func, tuple(x.detach() if isinstance(x, Tensor) else x for x in args)))
+        return func(*args, **(kwargs or {}))
+
+
+@each(ALL)
+def test_opcheck(impl: str, case: Case) -> None:
+    """All four tests of torch.library.opcheck, on forward and backward operator, on strided views."""
+    with Recorder() as recorder:
+        results(case, heads_last(case.inputs(torch.float32, device_of(impl))), impl)
+    assert len(recorder.calls) == 1 + differentiable(case)
+    for func, args in recorder.calls:
+        if differentiable(case) and func is recorder.calls[0][0]:
+            args = tuple(x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+        torch.library.opcheck(func, args)
+
+
+@each(ALL)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiles_as_one_graph(impl: str, case: Case, dynamic: bool) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: case(x, impl), fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    inputs = case.inputs(torch.float32, device_of(impl))
+    expected = results(case, inputs, impl)
+    outputs = compiled(inputs)
+    assert_bitwise(list(outputs), expected[: len(outputs)])
+    if differentiable(case):
+        leaves = {k: x.requires_grad_() for k, x in inputs.items()}
+        torch.manual_seed(0)
+        grads = [torch.randn_like(x) for x in outputs]
+        mine = torch.autograd.grad(compiled(leaves), list(leaves.values()), grads)
+        assert_bitwise(list(mine), list(torch.autograd.grad(case(leaves, impl), list(leaves.values()), grads)))
+
+
+@each(ALL)
+def test_meta_tensors(impl: str, case: Case) -> None:
+    """Shapes, dtypes and strides without computing: large models are built on the meta device."""
+    inputs = heads_last(case.inputs(torch.bfloat16, device_of(impl)))
+    expected = case(inputs, impl)
+    for out, real in zip(case({k: x.to("meta") for k, x in inputs.items()}, impl), expected, strict=True):
+        assert (out.shape, out.dtype, out.stride(), out.device.type) == (real.shape, real.dtype, real.stride(), "meta")
+
+
+# --- autocast and transforms -----------------------------------------------------------------------------------------
+
+
+@each(ALL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(impl: str, case: Case, dtype: torch.dtype) -> None:
+    """Computes in the user's dtype, as if cast by hand; gradients come back in the inputs' own; float64 stays."""
+    inputs = case.inputs(torch.float32, device_of(impl))
+    with torch.autocast(device_of(impl), dtype):
+        outputs = case(inputs, impl)
+        assert case({k: x.double() for k, x in inputs.items()}, impl)[0].dtype == torch.float64
+    assert outputs[0].dtype == dtype
+    if "norm" not in case.op:  # parameters of norms stay float32
+        assert_bitwise(list(outputs), list(case({k: x.to(dtype) for k, x in inputs.items()}, impl)))
+    if differentiable(case):
+        with torch.autocast(device_of(impl), dtype):
+            grads = run(case, inputs, impl)[1]
+        assert all(g.dtype == torch.float32 for g in grads.values())
+
+
+@each(DIFFERENTIABLE)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing(impl: str, case: Case, reentrant: bool) -> None:
+    inputs = case.inputs(torch.float32, device_of(impl))
+    names = list(inputs)
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return case(dict(zip(names, tensors, strict=True)), impl)
+
+    grads = []
+    for wrap in (call, lambda *x: checkpoint(call, *x, use_reentrant=reentrant)):
+        leaves = [x.clone().requires_grad_() for x in inputs.values()]
+        torch.autograd.backward([out.square().sum() for out in wrap(*leaves)])
+        grads.append([x.grad for x in leaves if x.grad is not None])
+    assert_bitwise(*grads)
+
+
+@each(ALL)
+def test_vmap_is_a_loop(impl: str, case: Case) -> None:
+    inputs = case.inputs(torch.float32, device_of(impl))
+    stacked = {k: torch.stack([x, x.flip(0), 2 * x]) for k, x in inputs.items()}
+    outputs = torch.vmap(lambda x: case(x, impl))(stacked)
+    loop = [case({k: x[n] for k, x in stacked.items()}, impl) for n in range(3)]
+    assert_bitwise(list(outputs), [torch.stack(parts) for parts in zip(*loop, strict=True)])
+
+
+# --- derivatives that do not exist -----------------------------------------------------------------------------------
+
+
+@each(DIFFERENTIABLE)
+def test_second_derivative_raises(impl: str, case: Case) -> None:
+    """Silently wrong would be worse; the reference has it."""
+    for name, expected in (
+        (impl, pytest.raises(NotImplementedError, match="impl='reference' can")),
+        ("reference", nullcontext()),
+    ):
+        leaves = [x.requires_grad_() for x in case.inputs(torch.float64, device_of(impl)).values()]
+        out = case(dict(zip(case.shapes, leaves, strict=True)), name)[0]
+        (grad,) = torch.autograd.grad(out.square().sum(), leaves[0], create_graph=True)
+        with expected:
+            second = torch.autograd.grad(grad.square().sum(), leaves[0])[0]
+            assert second.abs().max() > 0
+
+
+@each(ALL)
+def test_forward_mode_raises(impl: str, case: Case) -> None:
+    inputs = case.inputs(torch.float64, device_of(impl))
+    for name in inputs:
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(inputs[name], torch.ones_like(inputs[name]))
+            with pytest.raises(NotImplementedError, match=f"{case.op} has no forward-mode derivative"):
+                case({**inputs, name: dual}, impl)
+            out = case({**inputs, name: dual}, "reference")[0]
+            assert torch.autograd.forward_ad.unpack_dual(out).tangent is not None
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda x: case({**inputs, name: x}, impl)[0], (inputs[name],), (inputs[name],))
+
+
+@pytest.mark.parametrize("case", DECODE, ids=lambda case: case.label)
+def test_decode_cannot_be_differentiated(case: Case) -> None:
+    inputs = {k: x.requires_grad_() for k, x in case.inputs(torch.float32).items()}
+    with pytest.raises(NotImplementedError, match=f"{case.op} cannot be differentiated"):
+        case(inputs, "cpp")[0].sum().backward()
+
+
+# --- choice of implementation ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.label)
+def test_asking_by_name_never_falls_back(case: Case) -> None:
+    inputs = case.inputs(torch.float32)
+    with pytest.raises(
+        ValueError, match=r"^impl: 'cuda' runs on cuda or meta tensors|^impl: 'cuda' runs on cuda tensors"
+    ):
+        case(inputs, "cuda")
+    if unavailable(case.op, "triton"):
+        with pytest.raises(RuntimeError, match="triton"):
+            case(inputs, "triton")
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.label)
+def test_auto_is_the_compiled_kernel_on_cpu(case: Case) -> None:
+    inputs = case.inputs(torch.float32)
+    with Recorder() as recorder:
+        auto = case(inputs, "auto")
+    assert len(recorder.calls) == 1
+    assert_bitwise(list(auto), list(case(inputs, "cpp")))
