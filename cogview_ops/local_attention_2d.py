@@ -199,13 +199,13 @@ _COARSE = "float prefix_bias, int[] coarse_grid, int[] coarse_kernel_size, float
 
 def _fwd_fake(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=dtype)
+    return _registration.empty_rows(query), query.new_empty(query.shape[:3], dtype=dtype)
 
 
 def _bwd_fake(dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     sets = rest[:4]
-    grads = [torch.empty_like(x) for x in (query, key, value)]
-    return *grads, *(query.new_empty(0) if x is None else torch.empty_like(x) for x in sets)
+    grads = [_registration.empty_rows(x) for x in (query, key, value)]
+    return *grads, *(query.new_empty(0) if x is None else _registration.empty_rows(x) for x in sets)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:

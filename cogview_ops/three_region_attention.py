@@ -144,15 +144,15 @@ def _scale(query: Tensor, scale: float | None) -> float:
 
 def _fwd_fake(query: Tensor, key: Tensor, value: Tensor, pivots: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=dtype)
+    return _registration.empty_rows(query), query.new_empty(query.shape[:3], dtype=dtype)
 
 
 def _bwd_fake(dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    return _registration.empty_rows(query), _registration.empty_rows(key), _registration.empty_rows(value)
 
 
 def _decode_fake(query: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(query)
+    return _registration.empty_rows(query)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:

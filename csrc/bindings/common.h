@@ -43,6 +43,12 @@ inline ScalarType stat_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// `empty_like` with a contiguous last dimension, also where x's rows overlap.
+inline Tensor empty_rows(const Tensor& x) {
+  Tensor out = torch::stable::empty_like(x);
+  return out.stride(-1) == 1 || out.size(-1) == 1 ? out : torch::stable::new_empty(x, x.sizes());
+}
+
 inline void check_same_shape(const Tensor& x, const Tensor& like, const char* name) {
   STD_TORCH_CHECK(x.sizes().equals(like.sizes()), name, ": shape does not match");
 }

@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v
                                const Optional& prefix_mask, std::vector<int64_t> grid, std::vector<int64_t> kernel,
                                bool raster_causal, double prefix_bias, std::vector<int64_t> coarse_grid,
                                std::vector<int64_t> coarse_kernel, double coarse_bias, double scale) {
-  Tensor out = torch::stable::empty_like(q), lse = stat_like(q), owner;
+  Tensor out = empty_rows(q), lse = stat_like(q), owner;
   if (q.numel() == 0) return {out, lse};
   const Optional mask = contiguous(prefix_mask);
   LocalArgs a = describe(q, k, v, {prefix_k, prefix_v, coarse_k, coarse_v, mask},
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v
 }
 
 Tensor grad_like(const Optional& x, const Tensor& q) {
-  return x ? torch::stable::empty_like(*x) : torch::stable::new_empty(q, {0});
+  return x ? empty_rows(*x) : torch::stable::new_empty(q, {0});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
@@ -108,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
     const Optional& prefix_mask, const Tensor& out, const Tensor& lse_in, std::vector<int64_t> grid,
     std::vector<int64_t> kernel, bool raster_causal, double prefix_bias, std::vector<int64_t> coarse_grid,
     std::vector<int64_t> coarse_kernel, double coarse_bias, double scale) {
-  Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
+  Tensor dq = empty_rows(q), dk = empty_rows(k), dv = empty_rows(v);
   Tensor prefix_dk = grad_like(prefix_k, q), prefix_dv = grad_like(prefix_v, q);
   Tensor coarse_dk = grad_like(coarse_k, q), coarse_dv = grad_like(coarse_v, q);
   if (q.numel() == 0) {
@@ -140,7 +140,7 @@ Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Optional&
               const Optional& coarse_k, const Optional& coarse_v, const Optional& prefix_mask, const Tensor& seqlens_in,
               std::vector<int64_t> grid, std::vector<int64_t> kernel, double prefix_bias,
               std::vector<int64_t> coarse_grid, std::vector<int64_t> coarse_kernel, double coarse_bias, double scale) {
-  Tensor out = torch::stable::empty_like(q), owner;
+  Tensor out = empty_rows(q), owner;
   if (q.numel() == 0) return out;
   const Optional mask = contiguous(prefix_mask);
   const Tensor seqlens = torch::stable::contiguous(seqlens_in);

@@ -31,12 +31,6 @@ inline Rows rows_of(const Tensor& x) {
   return rows;
 }
 
-// `empty_like` with a contiguous last dimension, also where x's rows overlap.
-inline Tensor empty_rows(const Tensor& x) {
-  Tensor out = torch::stable::empty_like(x);
-  return out.stride(-1) == 1 || out.size(-1) == 1 ? out : torch::stable::new_empty(x, x.sizes());
-}
-
 // Gradients can come with a stride-0 last dimension (from `.sum()`): copied then, taken as they are otherwise.
 inline Tensor rows_contiguous(const Tensor& x) {
   return x.stride(-1) == 1 || x.size(-1) == 1 ? x : torch::stable::contiguous(x);

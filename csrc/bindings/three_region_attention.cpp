@@ -29,7 +29,7 @@ ThreeRegionArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, cons
 std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in,
                                int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
   const Tensor pivots = torch::stable::contiguous(pivots_in);
-  Tensor out = torch::stable::empty_like(q), lse = stat_like(q), owner;
+  Tensor out = empty_rows(q), lse = stat_like(q), owner;
   if (q.numel() == 0) return {out, lse};
   ThreeRegionArgs a = describe(q, k, v, pivots, block_size, window_blocks, pivot_bias, scale);
   STD_TORCH_CHECK(a.seqlen_q == a.seqlen_k, "key: expected as many tokens as query");
@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const std::optional<Tensor>& dout_in, con
                                        const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                                        const Tensor& lse_in, const Tensor& pivots_in, int64_t block_size,
                                        int64_t window_blocks, double pivot_bias, double scale) {
-  Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
+  Tensor dq = empty_rows(q), dk = empty_rows(k), dv = empty_rows(v);
   if (q.numel() == 0) return {dq, dk, dv};
   const Tensor pivots = torch::stable::contiguous(pivots_in), lse = torch::stable::contiguous(lse_in);
   const Tensor dout = readable(dout_in, out);
@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const std::optional<Tensor>& dout_in, con
 
 Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in, const Tensor& seqlens_in,
               int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
-  Tensor out = torch::stable::empty_like(q), owner;
+  Tensor out = empty_rows(q), owner;
   if (q.numel() == 0) return out;
   const Tensor pivots = torch::stable::contiguous(pivots_in), seqlens = torch::stable::contiguous(seqlens_in);
   ThreeRegionArgs a = describe(q, k, v, pivots, block_size, window_blocks, pivot_bias, scale);
