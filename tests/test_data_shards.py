@@ -72,8 +72,7 @@ def test_ranks_cover_everything_once(tmp_path, world_size, threads, window):
     dataset = PairDataset(write_shards(tmp_path, 4, 11), window=window)
     for epoch in (0, 1):
         ranks = [
-            keys(dataset.stream((epoch, 0), rank=r, world_size=world_size, threads=threads))
-            for r in range(world_size)
+            keys(dataset.stream((epoch, 0), rank=r, world_size=world_size, threads=threads)) for r in range(world_size)
         ]
         whole = keys(dataset.stream((epoch, 0)))
         assert sorted(key for rank in ranks for key in rank) == [f"{i:05d}" for i in range(44)]

@@ -19,9 +19,7 @@ def _seed():
 
 
 def scenes(n: int) -> torch.Tensor:
-    return torch.stack(
-        [torch.from_numpy(np.array(render(s))).permute(2, 0, 1) for s in sample_scenes("train", n)]
-    )
+    return torch.stack([torch.from_numpy(np.array(render(s))).permute(2, 0, 1) for s in sample_scenes("train", n)])
 
 
 def test_names_and_shapes_are_those_of_the_released_weights():
