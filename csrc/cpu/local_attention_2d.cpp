@@ -114,6 +114,11 @@ void visit_keys(const LocalArgs& a, int64_t b, const int64_t* cells, int n, cons
   each_chunk(Box{first.y0, a.raster_causal ? box.y1 : last.y1, first.x0, last.x1}.within(a.grid),
              [&](const Chunk& chunk) {
                chunk.fill(width, tile);
+               if (a.raster_causal) {  // cells after the last query: a cache may not have been written there
+                 const int64_t seen = chunk.before(cells[n - 1] / width, cells[n - 1] % width + 1);
+                 if (seen <= 0) return;
+                 if (seen < tile.count) tile.count = int(seen);
+               }
                for (int r = 0; r < n; ++r) {
                  const int64_t y = cells[r] / width, x = cells[r] % width;
                  tile.mask[r] = chunk.bits(g.around(y, x, a.kernel));
