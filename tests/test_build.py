@@ -14,7 +14,7 @@ from cogview_ops import _dispatch
 
 ROOT = Path(__file__).parents[1]
 ISAS = ("baseline", "avx2", "avx512", "amx")
-OBJECTS = sorted(p for isa in ISAS for p in ROOT.glob(f"build/temp*/{isa}/csrc/cpu/*.o"))
+OBJECTS = sorted(p for isa in ISAS for p in ROOT.glob(f"build/{sys.implementation.cache_tag}/{isa}/csrc/cpu/*.o"))
 needs_objects = pytest.mark.skipif(
     not OBJECTS or shutil.which("nm") is None, reason="no object files under build/ (not built in this tree), or no nm"
 )

@@ -76,7 +76,7 @@ def test_between_packages(package: str) -> None:
 
 
 def test_cogview_uses_public_names_only() -> None:
-    public = {*cogview_ops.__all__, "__version__", "modules"}
+    public = {*cogview_ops.__all__, "__version__", "modules", "info"}
     for path in [*modules("cogview"), *(ROOT / "benchmarks").rglob("*.py")]:
         used = own(imports(path)) - {""}
         extra = {"_dispatch", "patterns", "reference"} if "benchmarks" in path.parts else set()
