@@ -18,7 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--op", choices=sorted({c.op for c in CASES}), help="one operator (default: all)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="one dtype (default: all)")
-    parser.add_argument("--seconds", type=float, default=4, help="of timing for each case (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2, help="of timing for each case (default: %(default)s)")
     options = parser.parse_args()
     chosen = [c for c in CASES if options.op in (None, c.op) and options.dtype in (None, c.dtype)]
     if not chosen:

@@ -55,7 +55,7 @@ def _attention(
     """Self-attention over the pairs of `mask`: 2 matrix products forward, 5 backward (the scores again)."""
     inputs = tuple(torch.randn(1, heads, mask.shape[0], dim, dtype=dtype) for _ in range(3))
     same = {"vanilla": baselines.vanilla_attention(mask), "masked SDPA": baselines.sdpa(mask)}
-    if not back:
+    if dtype == torch.bfloat16 and not back:  # compiling it takes longer than all the timing
         same["FlexAttention"] = baselines.flex_attention(mask)
     return Problem(
         inputs,
@@ -107,7 +107,7 @@ def local_2d(dtype: torch.dtype, back: bool, *, heads=16, side=64, dim=64, kerne
     kernel_size = (kernel, kernel)
     mask = patterns.local_2d(i[:, None], i, width=side, kernel_size=kernel_size, raster_causal=False)
     op = partial(ops.local_attention_2d, grid=(side, side), kernel_size=kernel_size)
-    dense = {"global vanilla": baselines.vanilla_attention(None), "global SDPA": baselines.sdpa()}
+    dense = {"global SDPA": baselines.sdpa()} | ({} if back else {"global vanilla": baselines.vanilla_attention(None)})
     return _attention(op, mask, heads, dim, dense, dtype, back)
 
 
@@ -165,7 +165,7 @@ BOTH = [("bf16", False), ("fp32", False), ("bf16", True), ("fp32", True)]
 CASES = [
     *_cases("three_region_attention", "16x4224x64", three_region, *BOTH),
     *_cases("three_region_attention_decode", "16x4224x64", three_region_decode, ("bf16", False), ("fp32", False)),
-    *_cases("local_attention_2d", "16x64x64x64", local_2d, *BOTH),
+    *_cases("local_attention_2d", "16x64x64x64", local_2d, *BOTH[:3]),
     *_cases("pb_relax_softmax", "16x1088x1088", softmax, *BOTH[:3]),
     *_cases("pb_relax_softmax", "16x1088x1088-causal", partial(softmax, causal=True), ("bf16", False)),
     *_cases("layer_norm", "8704x2560", layer_norm, *BOTH[:3]),
