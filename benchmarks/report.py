@@ -18,6 +18,7 @@ def save(row: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Put a row into its device's file, in place of an older one of the same case."""
     path = folder / f"{slug(row['device'])}.json"
     kept = [old for old in load(path) if key(old) != key(row)] if path.exists() else []
+    folder.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
     beside.write_text(json.dumps(sorted([*kept, row], key=key), indent=1) + "\n")
     os.replace(beside, path)
@@ -50,7 +51,7 @@ def line(row: dict[str, Any]) -> str:
 def contestant(item: tuple[str, dict[str, Any]]) -> str:
     name, result = item
     if "failed" in result:
-        return f"{name}: not timed"
+        return f"{name} not timed ({result['failed']})"
     memory = f" ({size(result['extra_bytes'])})" if result["extra_bytes"] is not None else ""
     return f"{name} {result['ratio']:.3g}{'' if result['same_result'] else '*'}{memory}"
 
