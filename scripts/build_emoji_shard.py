@@ -45,17 +45,13 @@ def plain(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--font", type=Path, default=Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-    )
+    parser.add_argument("--font", type=Path, default=Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"))
     parser.add_argument("--out", type=Path, default=Path("cogview/data/assets/emoji.tar"))
     parser.add_argument("--size", type=int, default=64, help="pixels of a side")
     parser.add_argument("--quality", type=int, default=80, help="of WebP, 1 to 100")
     args = parser.parse_args()
     if not args.font.is_file():
-        raise SystemExit(
-            f"--font: no such file: {args.font} (Debian: apt-get install fonts-noto-color-emoji)"
-        )
+        raise SystemExit(f"--font: no such file: {args.font} (Debian: apt-get install fonts-noto-color-emoji)")
 
     emoji.config.load_language("zh")
     font = ImageFont.truetype(str(args.font), STRIKE, layout_engine=ImageFont.Layout.RAQM)

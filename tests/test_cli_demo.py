@@ -107,7 +107,18 @@ def test_own_pairs_from_shards_to_pictures(tmp_path, capsys):
     assert "24 of 24 pairs can be read" in capsys.readouterr().out
     assert (tmp_path / "sheet.png").exists()
     cli.main(
-        ["tokenize", str(shard), "--run", str(run), "--languages", "caption", "--text-pieces", "300", "--codebook", "16"]
+        [
+            "tokenize",
+            str(shard),
+            "--run",
+            str(run),
+            "--languages",
+            "caption",
+            "--text-pieces",
+            "300",
+            "--codebook",
+            "16",
+        ]
         + ["--code-dim", "8", "--hidden", "8", "--image-seconds", "0.5", "--image-size", "32"]
     )
     size = ["--layers", "1", "--hidden-size", "64", "--heads", "2", "--batch-size", "8", "--dtype", "float32"]

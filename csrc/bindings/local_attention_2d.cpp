@@ -98,9 +98,7 @@ std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v
   return {out, lse};
 }
 
-Tensor grad_like(const Optional& x, const Tensor& q) {
-  return x ? empty_rows(*x) : torch::stable::new_empty(q, {0});
-}
+Tensor grad_like(const Optional& x, const Tensor& q) { return x ? empty_rows(*x) : torch::stable::new_empty(q, {0}); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
     const Optional& dout_in, const Optional& dlse_in, const Tensor& q, const Tensor& k, const Tensor& v,

@@ -17,6 +17,7 @@ namespace COGVIEW_ISA {
 namespace {
 
 constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
+constexpr int kHalf = kTile / 2;  // rows of scores that are worked on at a time, so that they stay in the L1 cache
 template <class A>
 constexpr A kNone = -std::numeric_limits<A>::infinity();
 
@@ -82,7 +83,7 @@ inline void softmax_row(const A* s, uint64_t mask, A scale, A bias, A& m, Vec<A>
   for (int c = 0; c < n; ++c) {
     x[c] = exp2v(x[c] - base);
     total += x[c];
-    store(p + c * w, x[c]);
+    store_operand(p + c * w, x[c]);
   }
 }
 
@@ -103,7 +104,7 @@ class Forward {
   Forward(Arena arena, int d) : d_(d), ld_(int(round_up(d, kPad<T>))) {
     q_ = arena.take<E>(kTile * ld_), rows_ = arena.take<E>(kTile * ld_);
     kt_ = arena.take<E>(kTile * ld_), vb_ = arena.take<E>(kTile * ld_);
-    s_ = arena.take<A>(kTile * kTile), p_ = arena.take<E>(kTile * kTile);
+    s_ = arena.take<A>(kHalf * kTile), p_ = arena.take<E>(kHalf * kTile);
     o_ = arena.take<A>(kTile * ld_), total_ = arena.take<Vec<A>>(kTile), m_ = arena.take<A>(kTile);
     used_ = arena.used;
   }
@@ -113,7 +114,7 @@ class Forward {
     padded_ = int(round_up(rows, 16));
     scale_ = A(scale * kLog2e);
     pack_a(q, padded_, d_, q_, ld_);
-    std::memset(static_cast<void*>(p_), 0, sizeof(E) * kTile * kTile);
+    std::memset(static_cast<void*>(p_), 0, sizeof(E) * kHalf * kTile);
     std::memset(static_cast<void*>(o_), 0, sizeof(A) * kTile * ld_);
     for (int r = 0; r < kTile; ++r) total_[r] = Vec<A>{}, m_[r] = kNone<A>;
   }
@@ -121,16 +122,22 @@ class Forward {
   void step(const T* k, int64_t k_stride, const T* v, int64_t v_stride, const Tile& tile) {
     pack_a(RowSet<T>{k, k_stride, tile.index, tile.count}, kTile, d_, rows_, ld_);
     pack_b_transposed<T>(rows_, ld_, kt_);
-    gemm(padded_, kTile, ld_, q_, ld_, kt_, kTile, s_, kTile, false);
-    const A bias = A(tile.bias * kLog2e);
-    for (int r = 0; r < rows; ++r) {
-      const auto rescale = [&](A keep) {
-        for (int j = 0; j < ld_; j += kLanes<A>) store(o_ + r * ld_ + j, load(o_ + r * ld_ + j) * keep);
-      };
-      softmax_row(s_ + r * kTile, tile.mask[r], scale_, bias, m_[r], total_[r], p_ + r * kTile, rescale);
-    }
     pack_a(RowSet<T>{v, v_stride, tile.index, tile.count}, kTile, d_, rows_, ld_);
-    gemm(padded_, ld_, kTile, p_, kTile, pack_b<T>(rows_, ld_, vb_), ld_, o_, ld_, true);
+    const E* vb = pack_b<T>(rows_, ld_, vb_);
+    const A bias = A(tile.bias * kLog2e);
+    for (int first = 0; first < rows; first += kHalf) {
+      const int m = padded_ - first < kHalf ? padded_ - first : kHalf,
+                end = first + kHalf < rows ? first + kHalf : rows;
+      gemm(m, kTile, ld_, q_ + first * ld_, ld_, kt_, kTile, s_, kTile, false);
+      for (int r = first; r < end; ++r) {
+        const auto rescale = [&](A keep) {
+          for (int j = 0; j < ld_; j += kLanes<A>) store(o_ + r * ld_ + j, load(o_ + r * ld_ + j) * keep);
+        };
+        const int at = (r - first) * kTile;
+        softmax_row(s_ + at, tile.mask[r], scale_, bias, m_[r], total_[r], p_ + at, rescale);
+      }
+      gemm(m, ld_, kTile, p_, kTile, vb, ld_, o_ + first * ld_, ld_, true);
+    }
   }
 
   // Writes row r of the output, and returns its log-sum-exp.
@@ -239,8 +246,9 @@ class GradQuery {
 
   GradQuery(Arena arena, int d) : d_(d), ld_(int(round_up(d, kPad<T>))) {
     q_ = arena.take<E>(kTile * ld_), do_ = arena.take<E>(kTile * ld_);
-    rows_ = arena.take<E>(kTile * ld_), bt_ = arena.take<E>(kTile * ld_), kb_ = arena.take<E>(kTile * ld_);
-    s_ = arena.take<A>(kTile * kTile), dp_ = arena.take<A>(kTile * kTile), ds_ = arena.take<E>(kTile * kTile);
+    rows_ = arena.take<E>(kTile * ld_), kb_ = arena.take<E>(kTile * ld_);
+    kt_ = arena.take<E>(kTile * ld_), vt_ = arena.take<E>(kTile * ld_);
+    s_ = arena.take<A>(kHalf * kTile), dp_ = arena.take<A>(kHalf * kTile), ds_ = arena.take<E>(kHalf * kTile);
     dq_ = arena.take<A>(kTile * ld_), lse_ = arena.take<A>(kTile), delta_ = arena.take<A>(kTile);
     used_ = arena.used;
   }
@@ -251,7 +259,7 @@ class GradQuery {
     scale_ = A(scale);
     pack_a(q, padded_, d_, q_, ld_);
     pack_a(dout, padded_, d_, do_, ld_);
-    std::memset(static_cast<void*>(ds_), 0, sizeof(E) * kTile * kTile);
+    std::memset(static_cast<void*>(ds_), 0, sizeof(E) * kHalf * kTile);
     std::memset(static_cast<void*>(dq_), 0, sizeof(A) * kTile * ld_);
   }
 
@@ -261,20 +269,25 @@ class GradQuery {
   void step(const T* k, int64_t k_stride, const T* v, int64_t v_stride, const Tile& tile) {
     constexpr int w = kLanes<A>;
     pack_a(RowSet<T>{v, v_stride, tile.index, tile.count}, kTile, d_, rows_, ld_);
-    pack_b_transposed<T>(rows_, ld_, bt_);
-    gemm(padded_, kTile, ld_, do_, ld_, bt_, kTile, dp_, kTile, false);
+    pack_b_transposed<T>(rows_, ld_, vt_);
     pack_a(RowSet<T>{k, k_stride, tile.index, tile.count}, kTile, d_, rows_, ld_);
-    pack_b_transposed<T>(rows_, ld_, bt_);
-    gemm(padded_, kTile, ld_, q_, ld_, bt_, kTile, s_, kTile, false);
+    pack_b_transposed<T>(rows_, ld_, kt_);
+    const E* kb = pack_b<T>(rows_, ld_, kb_);
     const A scale = scale_ * A(kLog2e), bias = A(tile.bias * kLog2e);
-    for (int r = 0; r < rows; ++r)
-      for (int c = 0; c < kTile; c += w) {
-        const int at = r * kTile + c;
-        store(ds_ + at, backward_vector<A>(load(s_ + at), load(dp_ + at), tile.mask[r] >> c, scale, bias,
-                                           splat(lse_[r]), splat(delta_[r]))
-                            .ds);
-      }
-    gemm(padded_, ld_, kTile, ds_, kTile, pack_b<T>(rows_, ld_, kb_), ld_, dq_, ld_, true);
+    for (int first = 0; first < rows; first += kHalf) {
+      const int m = padded_ - first < kHalf ? padded_ - first : kHalf,
+                end = first + kHalf < rows ? first + kHalf : rows;
+      gemm(m, kTile, ld_, q_ + first * ld_, ld_, kt_, kTile, s_, kTile, false);
+      gemm(m, kTile, ld_, do_ + first * ld_, ld_, vt_, kTile, dp_, kTile, false);
+      for (int r = first; r < end; ++r)
+        for (int c = 0; c < kTile; c += w) {
+          const int at = (r - first) * kTile + c;
+          const auto g = backward_vector<A>(load(s_ + at), load(dp_ + at), tile.mask[r] >> c, scale, bias,
+                                            splat(lse_[r]), splat(delta_[r]));
+          store_operand(ds_ + at, g.ds);
+        }
+      gemm(m, ld_, kTile, ds_, kTile, kb, ld_, dq_ + first * ld_, ld_, true);
+    }
   }
 
   void finish(int r, T* dq) { write_row(dq_ + r * ld_, scale_, d_, dq); }
@@ -284,7 +297,7 @@ class GradQuery {
  private:
   int d_, ld_, padded_ = 0;
   A scale_ = 0;
-  E *q_, *do_, *rows_, *bt_, *kb_, *ds_;
+  E *q_, *do_, *rows_, *kt_, *vt_, *kb_, *ds_;
   A *s_, *dp_, *dq_, *lse_, *delta_;
   int64_t used_;
 };
@@ -298,9 +311,10 @@ class GradKey {
 
   GradKey(Arena arena, int d) : d_(d), ld_(int(round_up(d, kPad<T>))) {
     k_ = arena.take<E>(kTile * ld_), v_ = arena.take<E>(kTile * ld_);
-    rows_ = arena.take<E>(kTile * ld_), bt_ = arena.take<E>(kTile * ld_), b_ = arena.take<E>(kTile * ld_);
-    s_ = arena.take<A>(kTile * kTile), dp_ = arena.take<A>(kTile * kTile);
-    p_ = arena.take<E>(kTile * kTile), ds_ = arena.take<E>(kTile * kTile);
+    q_rows_ = arena.take<E>(kTile * ld_), qt_ = arena.take<E>(kTile * ld_), qb_ = arena.take<E>(kTile * ld_);
+    do_rows_ = arena.take<E>(kTile * ld_), dot_ = arena.take<E>(kTile * ld_), dob_ = arena.take<E>(kTile * ld_);
+    s_ = arena.take<A>(kHalf * kTile), dp_ = arena.take<A>(kHalf * kTile);
+    p_ = arena.take<E>(kHalf * kTile), ds_ = arena.take<E>(kHalf * kTile);
     dk_ = arena.take<A>(kTile * ld_), dv_ = arena.take<A>(kTile * ld_);
     used_ = arena.used;
   }
@@ -311,8 +325,8 @@ class GradKey {
     scale_ = A(scale);
     pack_a(k, padded_, d_, k_, ld_);
     pack_a(v, padded_, d_, v_, ld_);
-    std::memset(static_cast<void*>(p_), 0, sizeof(E) * kTile * kTile);
-    std::memset(static_cast<void*>(ds_), 0, sizeof(E) * kTile * kTile);
+    std::memset(static_cast<void*>(p_), 0, sizeof(E) * kHalf * kTile);
+    std::memset(static_cast<void*>(ds_), 0, sizeof(E) * kHalf * kTile);
     std::memset(static_cast<void*>(dk_), 0, sizeof(A) * kTile * ld_);
     std::memset(static_cast<void*>(dv_), 0, sizeof(A) * kTile * ld_);
   }
@@ -323,26 +337,29 @@ class GradKey {
     constexpr int w = kLanes<A>;
     alignas(64) A lse2[kTile] = {}, del[kTile] = {};
     for (int c = 0; c < tile.count; ++c) lse2[c] = lse[tile.index[c]] * A(kLog2e), del[c] = delta[tile.index[c]];
-    pack_a(RowSet<T>{q, q_stride, tile.index, tile.count}, kTile, d_, rows_, ld_);
-    pack_b_transposed<T>(rows_, ld_, bt_);
-    gemm(padded_, kTile, ld_, k_, ld_, bt_, kTile, s_, kTile, false);
-    const E* qb = pack_b<T>(rows_, ld_, b_);
-    // on AMX the operand is a copy, elsewhere it is rows_ itself: dout then needs room of its own
-    E* dout_rows = qb == rows_ ? b_ : rows_;
-    pack_a(RowSet<T>{dout, dout_stride, tile.index, tile.count}, kTile, d_, dout_rows, ld_);
-    pack_b_transposed<T>(dout_rows, ld_, bt_);
-    gemm(padded_, kTile, ld_, v_, ld_, bt_, kTile, dp_, kTile, false);
+    pack_a(RowSet<T>{q, q_stride, tile.index, tile.count}, kTile, d_, q_rows_, ld_);
+    pack_b_transposed<T>(q_rows_, ld_, qt_);
+    const E* qb = pack_b<T>(q_rows_, ld_, qb_);
+    pack_a(RowSet<T>{dout, dout_stride, tile.index, tile.count}, kTile, d_, do_rows_, ld_);
+    pack_b_transposed<T>(do_rows_, ld_, dot_);
+    const E* dob = pack_b<T>(do_rows_, ld_, dob_);
     const A scale = scale_ * A(kLog2e), bias = A(tile.bias * kLog2e);
-    for (int r = 0; r < rows; ++r)
-      for (int c = 0; c < kTile; c += w) {
-        const int at = r * kTile + c;
-        const auto g = backward_vector<A>(load(s_ + at), load(dp_ + at), tile.mask[r] >> c, scale, bias, load(lse2 + c),
-                                          load(del + c));
-        store(p_ + at, g.p);
-        store(ds_ + at, g.ds);
-      }
-    gemm(padded_, ld_, kTile, ds_, kTile, qb, ld_, dk_, ld_, true);
-    gemm(padded_, ld_, kTile, p_, kTile, pack_b<T>(dout_rows, ld_, bt_), ld_, dv_, ld_, true);
+    for (int first = 0; first < rows; first += kHalf) {
+      const int m = padded_ - first < kHalf ? padded_ - first : kHalf,
+                end = first + kHalf < rows ? first + kHalf : rows;
+      gemm(m, kTile, ld_, k_ + first * ld_, ld_, qt_, kTile, s_, kTile, false);
+      gemm(m, kTile, ld_, v_ + first * ld_, ld_, dot_, kTile, dp_, kTile, false);
+      for (int r = first; r < end; ++r)
+        for (int c = 0; c < kTile; c += w) {
+          const int at = (r - first) * kTile + c;
+          const auto g = backward_vector<A>(load(s_ + at), load(dp_ + at), tile.mask[r] >> c, scale, bias,
+                                            load(lse2 + c), load(del + c));
+          store_operand(p_ + at, g.p);
+          store_operand(ds_ + at, g.ds);
+        }
+      gemm(m, ld_, kTile, ds_, kTile, qb, ld_, dk_ + first * ld_, ld_, true);
+      gemm(m, ld_, kTile, p_, kTile, dob, ld_, dv_ + first * ld_, ld_, true);
+    }
   }
 
   // Accumulators of row r, dk still to be multiplied by the scale.
@@ -358,7 +375,7 @@ class GradKey {
  private:
   int d_, ld_, padded_ = 0;
   A scale_ = 0;
-  E *k_, *v_, *rows_, *bt_, *b_, *p_, *ds_;
+  E *k_, *v_, *q_rows_, *qt_, *qb_, *do_rows_, *dot_, *dob_, *p_, *ds_;
   A *s_, *dp_, *dk_, *dv_;
   int64_t used_;
 };

@@ -176,8 +176,12 @@ struct AmxScope {
 template <class T>
 inline void copy_row(const T* x, int d, Operand<T>* out, int ld) {
   if constexpr (kOnAmx<T>) {
-    std::memcpy(out, x, d * sizeof(T));
-    std::memset(out + d, 0, (ld - d) * sizeof(T));
+    constexpr int line = 32;  // elements of 64 bytes: copies of a known size are moves, not calls
+    int j = 0;
+    for (; j + line <= d; j += line) std::memcpy(static_cast<void*>(out + j), x + j, line * sizeof(T));
+    if (j == d) return;
+    std::memset(static_cast<void*>(out + j), 0, line * sizeof(T));
+    std::memcpy(static_cast<void*>(out + j), x + j, (d - j) * sizeof(T));
   } else {
     constexpr int w = kLanes<Acc<T>>;
     int j = 0;
@@ -191,7 +195,21 @@ inline void copy_row(const T* x, int d, Operand<T>* out, int ld) {
 template <class T>
 void pack_a(const RowSet<T>& x, int rows, int d, Operand<T>* out, int ld) {
   for (int r = 0; r < x.count; ++r) copy_row(x.row(r), d, out + r * ld, ld);
-  std::memset(static_cast<void*>(out + x.count * ld), 0, int64_t(rows - x.count) * ld * sizeof(Operand<T>));
+  if (rows > x.count)
+    std::memset(static_cast<void*>(out + x.count * ld), 0, int64_t(rows - x.count) * ld * sizeof(Operand<T>));
+}
+
+// A vector of accumulators as elements of an operand.
+template <class E, class V>
+inline void store_operand(E* p, V v) {
+#if defined(__AVX512BF16__)
+  if constexpr (kIsBf16<E>) {
+    const __m256bh h = _mm512_cvtneps_pbh(bits_as<__m512>(v));
+    std::memcpy(static_cast<void*>(p), &h, sizeof h);
+    return;
+  }
+#endif
+  store(p, v);
 }
 
 #if defined(__AVX512F__)

@@ -233,20 +233,28 @@ inline Vec<A> select_bits(uint64_t bits, Vec<A> v, A other) {
 }
 
 // 2^x, to about one unit in the last place; 0 below the normal range; NaN stays NaN.
-inline VecF exp2v(VecF x) {
-  const VecF clamped = x < -127.0f ? splat(-127.0f) : (x > 128.0f ? splat(128.0f) : x);
-  const VecF magic = splat(0x1.8p23f);
-  const VecF shifted = clamped + magic, f = clamped - (shifted - magic);
+inline VecF exp2_poly(VecF f) {  // f in [-0.5, 0.5]; relative error 2.5e-9
   VecF p = splat(0.000154614447f);
   p = p * f + 0.00134004282f;
   p = p * f + 0.00961805668f;
   p = p * f + 0.0555032723f;
   p = p * f + 0.240226509f;
   p = p * f + 0.693147207f;
-  p = p * f + 1.0f;
+  return p * f + 1.0f;
+}
+inline VecF exp2v(VecF x) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  // the fraction, and scaling by the rest, are an instruction each; both take infinities and NaN as they should be
+  const VecF f = bits_as<VecF>(_mm512_reduce_ps(bits_as<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
+  return bits_as<VecF>(_mm512_scalef_ps(bits_as<__m512>(exp2_poly(f)), bits_as<__m512>(x - f)));
+#else
+  const VecF clamped = x < -127.0f ? splat(-127.0f) : (x > 128.0f ? splat(128.0f) : x);
+  const VecF magic = splat(0x1.8p23f);
+  const VecF shifted = clamped + magic;
   // x in [-127, 128]: the factor is 2^-127 = 0 after the shift, up to infinity
   const VecI32 exponent = bits_as<VecI32>(shifted) - bits_as<VecI32>(magic) + 127;
-  return p * bits_as<VecF>(exponent << 23);
+  return exp2_poly(clamped - (shifted - magic)) * bits_as<VecF>(exponent << 23);
+#endif
 }
 inline VecD exp2v(VecD x) {
   const VecD clamped = x < -1023.0 ? splat(-1023.0) : (x > 1024.0 ? splat(1024.0) : x);
