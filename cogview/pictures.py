@@ -65,7 +65,7 @@ def curves(panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]
     for number, (title, lines) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number)
         for name, (x, y) in lines.items():
-            axes.plot(x, y, label=name, linewidth=1.3)
+            axes.plot(x, y, label=name, linewidth=1.3, marker="." if len(x) < 10 else "")
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend()

@@ -106,21 +106,9 @@ def test_own_pairs_from_shards_to_pictures(tmp_path, capsys):
     cli.main(["data", "inspect", str(shard), "--sheet", str(tmp_path / "sheet.png")])
     assert "24 of 24 pairs can be read" in capsys.readouterr().out
     assert (tmp_path / "sheet.png").exists()
-    cli.main(
-        [
-            "tokenize",
-            str(shard),
-            "--run",
-            str(run),
-            "--languages",
-            "caption",
-            "--text-pieces",
-            "300",
-            "--codebook",
-            "16",
-        ]
-        + ["--code-dim", "8", "--hidden", "8", "--image-seconds", "0.5", "--image-size", "32"]
-    )
+    vocabulary = ["--text-pieces", "300", "--codebook", "16", "--code-dim", "8", "--hidden", "8"]
+    small = ["--languages", "caption", "--image-seconds", "0.5", "--image-size", "32", *vocabulary]
+    cli.main(["tokenize", str(shard), "--run", str(run), *small])
     size = ["--layers", "1", "--hidden-size", "64", "--heads", "2", "--batch-size", "8", "--dtype", "float32"]
     cli.main(["train", "--run", str(run), "--steps", "3", *size])
     assert "done at step 3" in capsys.readouterr().out
