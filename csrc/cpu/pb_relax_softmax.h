@@ -1,4 +1,4 @@
-// PB-relax softmax on CPU. Work items are rows.
+// PB-relax softmax: the arguments of every backend, and the CPU's kernels. Work items are rows.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ struct SoftmaxArgs {
   Rows grad_rows;
 
   // Number of leading columns that row i may see.
-  int64_t visible(int64_t i) const {
+  COGVIEW_HOST_DEVICE int64_t visible(int64_t i) const {
     if (!causal) return cols;
     const int64_t n = i % rows_per_matrix + cols - rows_per_matrix + 1;
     return n < 0 ? 0 : n > cols ? cols : n;

@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define COGVIEW_HOST_DEVICE __host__ __device__
+#else
+#define COGVIEW_HOST_DEVICE
+#endif
+
 namespace cogview {
 
 constexpr int kMaxRowDims = 16;
@@ -13,8 +19,9 @@ struct Rows {
   int64_t sizes[kMaxRowDims], strides[kMaxRowDims];
 
   // Offset, in elements, of row i.
-  int64_t offset(int64_t i) const {
+  COGVIEW_HOST_DEVICE int64_t offset(int64_t i) const {
     int64_t at = 0;
+#pragma unroll 1  // for nvcc: a 64-bit division is a page of code
     for (int d = ndim - 1; d > 0; --d) {
       at += i % sizes[d] * strides[d];
       i /= sizes[d];

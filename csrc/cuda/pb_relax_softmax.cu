@@ -1,0 +1,152 @@
+#include "pb_relax_softmax.h"
+
+#include <cmath>
+
+#include "pack.cuh"
+#include "row_team.cuh"
+
+namespace cogview::cuda {
+namespace {
+
+// kPacks > 0: a thread keeps that many packs of W in registers, so memory is read once and written once. kPacks = 0:
+// rows longer than that are read again for each of the three passes, mostly from cache.
+template <class T, int W, int kPacks>
+__global__ void __launch_bounds__(kMaxTeam)
+    forward(const __grid_constant__ SoftmaxArgs a, int64_t rows, int team_size) {
+  using A = Acc<T>;
+  const A none = -INFINITY;
+  __shared__ A warps[3][32];
+  const RowTeam team(team_size);
+  if (team.row >= rows) return;  // whole teams only, and a team of several warps is its block
+  const T* x = static_cast<const T*>(a.scores) + a.scores_rows.offset(team.row);
+  T* y = static_cast<T*>(a.out) + a.out_rows.offset(team.row);
+  const bool* mask = a.mask ? a.mask + a.mask_rows.offset(team.row) : nullptr;
+  using J = Column<kPacks>;
+  const J n = a.visible(team.row), cols = a.cols;
+  const A alpha = A(a.alpha);
+
+  Pack<T, W> raw[kPacks ? kPacks : 1];
+  A kept[kPacks ? kPacks : 1][W] = {};
+  bool any = !mask && n > 0;
+  // kept[k]: the entries from column j, -inf where hidden
+  const auto see = [&](int k, J j) {
+    if (kPacks == 0) raw[k] = load<W>(x + j);
+    const int left = static_cast<int>(min(n - j, J(W)));
+    for (int l = 0; l < W; ++l) kept[k][l] = l < left ? widen(raw[k].at[l]) : none;
+    if (!mask) return;
+    Pack<unsigned char, W> shown;
+    if constexpr (W == 1)
+      shown.at[0] = mask[j * a.mask_col_stride];
+    else
+      shown = load<W>(reinterpret_cast<const unsigned char*>(mask) + j);
+    for (int l = 0; l < W; ++l) {
+      any |= l < left && shown.at[l];
+      if (!shown.at[l]) kept[k][l] = none;
+    }
+  };
+
+  // all loads first, so that they are under way together
+  if (kPacks > 0) team.each_pack<W, kPacks>(n, [&](int k, J j) { raw[k] = load<W>(x + j); });
+  A peak = none;
+  team.each_pack<W, kPacks>(n, [&](int k, J j) {
+    see(k, j);
+    for (int l = 0; l < W; ++l) peak = max(peak, kept[k][l]);
+  });
+  const auto larger = [](A p, A q) { return max(p, q); };
+  peak = team.reduce(peak, none, larger, warps[0]);
+  if (peak == none && team.reduce(A(any), A(0), larger, warps[1]) == 0) peak = 0;  // sees nothing: all exp(-inf) = 0
+
+  const auto exponentials = [&](int k, J j) {
+    if (kPacks == 0) see(k, j);
+    for (int l = 0; l < W; ++l) kept[k][l] = exp((kept[k][l] - peak) * alpha);
+  };
+  A total = 0;
+  team.each_pack<W, kPacks>(n, [&](int k, J j) {
+    exponentials(k, j);
+    for (int l = 0; l < W; ++l) total += kept[k][l];
+  });
+  total = team.reduce(total, A(0), [](A p, A q) { return p + q; }, warps[2]);
+  const A inverse = total == 0 ? 0 : 1 / total;
+
+  team.each_pack<W, kPacks>(cols, [&](int k, J j) {
+    if (kPacks == 0) {
+      if (j < n)
+        exponentials(k, j);
+      else
+        for (int l = 0; l < W; ++l) kept[k][l] = 0;
+    }
+    Pack<T, W> out;  // hidden entries: zeros, or NaN where the row is
+    for (int l = 0; l < W; ++l) out.at[l] = narrow<T>(kept[k][l] * inverse);
+    store(y + j, out);
+  });
+}
+
+template <class T, int W, int kPacks>
+__global__ void __launch_bounds__(kMaxTeam)
+    backward(const __grid_constant__ SoftmaxArgs a, int64_t rows, int team_size) {
+  using A = Acc<T>;
+  __shared__ A warps[32];
+  const RowTeam team(team_size);
+  if (team.row >= rows) return;
+  const T* y = static_cast<const T*>(a.out) + a.out_rows.offset(team.row);
+  const T* dy = static_cast<const T*>(a.dout) + a.dout_rows.offset(team.row);
+  T* dx = static_cast<T*>(a.grad) + a.grad_rows.offset(team.row);
+  using J = Column<kPacks>;
+  const J n = a.visible(team.row), cols = a.cols;
+  const A alpha = A(a.alpha);
+
+  Pack<T, W> p[kPacks ? kPacks : 1], dp[kPacks ? kPacks : 1];
+  const auto read = [&](int k, J j) {
+    p[k] = load<W>(y + j);
+    dp[k] = load<W>(dy + j);
+  };
+  if (kPacks > 0) team.each_pack<W, kPacks>(n, read);
+  A inner = 0;
+  team.each_pack<W, kPacks>(n, [&](int k, J j) {
+    if (kPacks == 0) read(k, j);
+    const int left = static_cast<int>(min(n - j, J(W)));
+    for (int l = 0; l < W; ++l)
+      if (l < left) inner += widen(p[k].at[l]) * widen(dp[k].at[l]);
+  });
+  inner = team.reduce(inner, A(0), [](A p, A q) { return p + q; }, warps);
+
+  team.each_pack<W, kPacks>(cols, [&](int k, J j) {
+    const int left = static_cast<int>(max(min(n - j, J(W)), J(0)));
+    if (kPacks == 0 && left > 0) read(k, j);
+    Pack<T, W> out;
+    for (int l = 0; l < W; ++l)
+      out.at[l] = narrow<T>(l < left ? widen(p[k].at[l]) * (widen(dp[k].at[l]) - inner) * alpha : A(0));
+    store(dx + j, out);
+  });
+}
+
+}  // namespace
+
+cudaError_t pb_relax_softmax_fwd(const SoftmaxArgs& a, int64_t rows, cudaStream_t stream) {
+  return by_dtype(a.dtype, [&](auto one) {
+    using T = decltype(one);
+    constexpr int kWide = kPackWidth<T>, kKept = 64 / sizeof(Acc<T>);
+    const bool wide = a.cols % kWide == 0 && aligned(a.scores, a.scores_rows, kWide, sizeof(T)) &&
+                      aligned(a.out, a.out_rows, kWide, sizeof(T)) &&
+                      (!a.mask || (a.mask_col_stride == 1 && aligned(a.mask, a.mask_rows, kWide, 1)));
+    const RowLaunch launch(rows, a.cols, kKept);
+    const auto kernel = launch.fits ? (wide ? forward<T, kWide, kKept / kWide> : forward<T, 1, kKept>)
+                                    : (wide ? forward<T, kWide, 0> : forward<T, 1, 0>);
+    return launch(kernel, a, rows, stream);
+  });
+}
+
+cudaError_t pb_relax_softmax_bwd(const SoftmaxArgs& a, int64_t rows, cudaStream_t stream) {
+  return by_dtype(a.dtype, [&](auto one) {
+    using T = decltype(one);
+    constexpr int kWide = kPackWidth<T>, kKept = 64 / sizeof(Acc<T>);  // of each of two tensors
+    const bool wide = a.cols % kWide == 0 && aligned(a.out, a.out_rows, kWide, sizeof(T)) &&
+                      aligned(a.dout, a.dout_rows, kWide, sizeof(T)) && aligned(a.grad, a.grad_rows, kWide, sizeof(T));
+    const RowLaunch launch(rows, a.cols, kKept);
+    const auto kernel = launch.fits ? (wide ? backward<T, kWide, kKept / kWide> : backward<T, 1, kKept>)
+                                    : (wide ? backward<T, kWide, 0> : backward<T, 1, 0>);
+    return launch(kernel, a, rows, stream);
+  });
+}
+
+}  // namespace cogview::cuda
