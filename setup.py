@@ -86,7 +86,7 @@ class Build(BuildExtension):
 
 cuda = want_cuda()
 if cuda:
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a")
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0+PTX;9.0a")
 archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "") if cuda else ""
 compiler = "clang" if "clang" in os.environ.get("CXX", "") else "g++"
 macros = [
@@ -99,7 +99,7 @@ extension = (CUDAExtension if cuda else CppExtension)(
     "cogview_ops._C",
     [*bindings, "csrc/cpu/isa.cpp", *(sources("csrc/cuda", "*.cu") if cuda else [])],
     define_macros=macros + ([("USE_CUDA", None)] if cuda else []),
-    depends=[*sources("csrc", "**/*.h"), "setup.py"],
+    depends=[*sources("csrc", "**/*.h"), *sources("csrc", "**/*.cuh"), "setup.py"],
     extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]} if cuda else {"cxx": CXX_FLAGS},
 )
 setup(ext_modules=[extension], cmdclass={"build_ext": Build})

@@ -5,7 +5,6 @@ own, "reference" is plain torch. "auto" is the compiled or Triton kernel of the 
 reference: a slow formula that nobody asked for is worse than an error.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -36,9 +35,7 @@ def reason_unavailable(op: str, impl: str) -> str | None:
     if impl == "reference":
         return None
     if impl == "triton":
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed (pip install 'cogview-ops[triton]')"
-        return None if hasattr(torch.ops.cogview_ops_triton, op) else "no Triton kernel of this operator yet"
+        return None if hasattr(torch.ops.cogview_ops_triton, op) else "there is no Triton kernel of this operator"
     if _C is None:
         return f"the compiled extension is missing ({build_error}); build it with `pip install .`"
     if (op, impl) in _compiled:
