@@ -23,7 +23,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/extension
-	@$(PY) -m cogview.cli demo --out runs/demo --minutes $(MINUTES)
+	@$(PY) -m cogview.cli demo --out runs/demo$(if $(filter-out 15,$(MINUTES)),-$(MINUTES)) --minutes $(MINUTES)
 
 test: lint
 	@$(PY) -m pytest
