@@ -11,7 +11,6 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from .config import PRESETS, TrainConfig, preset
 from .data.scenes import build_scene_shards
@@ -175,16 +174,17 @@ class Train:
         from .pipeline import fit
         from .train import Trainer
 
-        data = TokenDataset(self.run_folder / "tokens" / "train")
-        test = self.run_folder / "tokens" / "test"
+        folders = [self.run_folder / "tokens" / split for split in ("train", "test")]
+        data = TokenDataset(folders[0])
+        held_out = TokenDataset(folders[1]) if folders[1].exists() else None
         config, training = preset(self.preset)
         config = _replace(config, num_layers=self.layers, hidden_size=self.hidden_size, num_heads=self.heads,
                           attention=self.attention)  # fmt: skip
-        config = fit(config, data)
+        config = fit(config, data) if held_out is None else fit(config, data, held_out)
         training = self._training(training)
         torch.manual_seed(training.seed)
         model = GPT(config).to(self.device)
-        trainer = Trainer(model, data, training, self.run_folder / "gpt", TokenDataset(test) if test.exists() else None)
+        trainer = Trainer(model, data, training, self.run_folder / "gpt", held_out)
         console.print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(data):,} sequences")
         if trainer.resume():
             console.print(f"going on at step {trainer.state.step}")
@@ -247,19 +247,12 @@ class Info:
         from cogview_ops import info
 
         info.main()
-        table = Table("preset", "layers", "hidden", "heads", "attention", "tokens", "parameters")
-        for name, config in PRESETS.items():
+        print(f"\n{'preset':<16}{'layers':>8}{'hidden':>8}{'heads':>8}{'tokens':>8}{'parameters':>16}  attention")
+        for name, c in PRESETS.items():
             with torch.device("meta"):
-                count = sum(p.numel() for p in GPT(config).parameters())
-            cells = (
-                config.num_layers,
-                config.hidden_size,
-                config.num_heads,
-                config.attention,
-                config.max_positions - 1,
-            )
-            table.add_row(name, *map(str, cells), f"{count:,}")
-        console.print(table)
+                count = sum(p.numel() for p in GPT(c).parameters())
+            sizes = f"{c.num_layers:>8}{c.hidden_size:>8}{c.num_heads:>8}{c.max_positions - 1:>8}"
+            print(f"{name:<16}{sizes}{count:>16,}  {c.attention}")
 
 
 Command = (

@@ -90,7 +90,7 @@ def run(out: Path, minutes: float, console: Console) -> Path:
 
 def _train(data: TokenDataset, held_out: TokenDataset, folder: Path, plan: Plan) -> Result:
     config, training = preset("tiny")
-    config, training = fit(config, data), dataclasses.replace(training, seconds=plan.gpt_seconds)
+    config, training = fit(config, data, held_out), dataclasses.replace(training, seconds=plan.gpt_seconds)
     torch.manual_seed(training.seed)
     trainer = Trainer(GPT(config), data, training, folder, held_out)
     trainer.resume()

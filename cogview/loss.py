@@ -31,10 +31,11 @@ def _nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden, head).float(), labels, reduction="none")
 
 
-def sequence_nll(model: GPT, tokens: Tensor, **how) -> Tensor:
+def sequence_nll(model: GPT, tokens: Tensor, *, inputs: Tensor | None = None, **how) -> Tensor:
     """Negative log-likelihood, float32 [B, length - 1], of every token of stored sequences [B, length] but
-    the first; keywords as `GPT.hidden`."""
-    return token_nll(model.hidden(tokens[:, :-1], **how), model.word_embeddings.weight, tokens[:, 1:])
+    the first, given those before it, or `inputs` [B, length - 1] in their place; keywords as `GPT.hidden`."""
+    inputs = tokens[:, :-1] if inputs is None else inputs
+    return token_nll(model.hidden(inputs, **how), model.word_embeddings.weight, tokens[:, 1:])
 
 
 def weighted_mean(nll: Tensor, weights: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class KVCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.seqlens = torch.zeros(batch, device=device, dtype=torch.int32)
+        self.image_shift = torch.full((batch,), -1, device=device)  # of fixed image positions; -1 before [BOI1]
 
 
 class LayerCache(NamedTuple):
@@ -171,9 +172,13 @@ class GPT(nn.Module):
         self.transformer = Transformer(config)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.num_layers))
+                nn.init.normal_(parameter, std=config.init_std / math.sqrt(2 * config.num_layers))
+            elif "embeddings" in name:
+                nn.init.normal_(parameter, std=config.embedding_std)
             elif parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=config.init_std)
+            elif name.endswith(("third_layernorm.weight", "fourth_layernorm.weight")):
+                nn.init.constant_(parameter, config.branch_gain)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -209,7 +214,8 @@ class GPT(nn.Module):
             positions = torch.arange(S, device=tokens.device)
         else:
             positions = cache.seqlens[:, None] + torch.arange(S, device=tokens.device)
-        h = self.word_embeddings(tokens) + self.transformer.position_embeddings(positions)
+        rows = self._position_rows(tokens, positions, cache) if c.image_positions == "fixed" else positions
+        h = self.word_embeddings(tokens) + self.transformer.position_embeddings(rows)
         h = torch.lerp(h.detach(), h, c.embedding_grad_scale)  # value h, gradient times the scale
         h = F.dropout(h, c.dropout, self.training)
 
@@ -224,6 +230,19 @@ class GPT(nn.Module):
         if cache is not None:
             cache.seqlens = cache.seqlens + S
         return x
+
+    def _position_rows(self, tokens: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor:
+        """Rows of the position table, [B, S]: from [BOI1] on those behind the longest possible text."""
+        c = self.config
+        positions = positions.expand(tokens.shape)
+        begins = (tokens == self.vocab["BOI1"]) & (positions >= 2)  # where the image comes first it stays there
+        shift = torch.where(begins, c.max_text + 2 - positions, 0).sum(dim=1)
+        begun = begins.cumsum(dim=1) > 0
+        if cache is not None:
+            begun |= (cache.image_shift >= 0)[:, None]
+            shift = torch.where(begins.any(dim=1), shift, cache.image_shift)
+            cache.image_shift = shift.where(begun[:, -1], -1)
+        return (positions + shift[:, None] * begun).clamp_max(c.max_positions - 1)
 
     def forward(self, tokens: Tensor, **how) -> Tensor:
         """float32 logits [B, S, vocab.size] of tokens [B, S]; keywords as `hidden`."""

@@ -50,15 +50,20 @@ def tokens(
     return tokenize_pairs(data, text, image, out, languages, progress=progress, **options)
 
 
-def fit(config: GPTConfig, data: TokenDataset) -> GPTConfig:
-    """A preset with the vocabularies, the grid and the text length of some tokens."""
-    rows, columns = data.meta["grid"]
+TEXT_ROOM = 4  # tokens that typed captions may be longer than those of the data
+
+
+def fit(config: GPTConfig, *data: TokenDataset) -> GPTConfig:
+    """A preset with the vocabularies, the grid and the longest text of some tokens, and a little room."""
+    meta = data[0].meta
+    rows, columns = meta["grid"]
     if rows != columns:
         raise ValueError(f"the tokens' images must be square, got {rows} x {columns}")
+    max_text = max(d.meta["text_length"] for d in data) + TEXT_ROOM
     return dataclasses.replace(
         config,
-        image_vocab=data.meta["codebook_size"],
-        text_vocab=data.meta["text_vocab_size"],
+        image_vocab=meta["codebook_size"],
+        text_vocab=meta["text_vocab_size"],
         image_grid=rows,
-        max_positions=rows * columns + 4 + data.meta["text_length"],
+        max_positions=rows * columns + 4 + max_text,
     )

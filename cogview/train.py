@@ -85,7 +85,7 @@ class Trainer:
         self.optimizer = Optimizer(model, config)
         self.state = State()
         torch.manual_seed(config.seed)  # dropout
-        self.pivot_generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self._nll = torch.compile(sequence_nll) if config.compile else sequence_nll
         self._order: tuple[int, np.ndarray] | None = None  # of which epoch
         self._skipped_in_a_row = 0
@@ -112,13 +112,15 @@ class Trainer:
         c, model, state = self.config, self.model, self.state
         tokens = self._next_tokens()
         labels = tokens[:, 1:]
-        pivots = model.draw_pivots(tokens[:, :-1], self.pivot_generator)
+        pivots = model.draw_pivots(tokens[:, :-1], self.generator)
+        inputs = self._hide_context(tokens[:, :-1])
         weights = model.vocab.loss_weights(labels, c.text_weight, c.image_weight)
         total, nlls = weights.sum(), []
         for rows in torch.arange(c.batch_size, device=self.device).chunk(c.accumulate):
             nll = self._nll(
                 model,
                 tokens[rows],
+                inputs=inputs[rows],
                 pivots=None if pivots is None else pivots[:, rows],
                 checkpoint_activations=c.checkpoint_activations,
             )
@@ -132,6 +134,20 @@ class Trainer:
         self._skipped_in_a_row = 0 if taken else self._skipped_in_a_row + 1
         losses = self._losses(torch.cat(nlls), labels, weights)
         return {**losses, "gradient_norm": norm, "learning_rate": rate}
+
+    def _hide_context(self, inputs: Tensor) -> Tensor:
+        """Inputs with image tokens hidden behind [MASK], in `hide_context` of the rows, a random share of each.
+
+        Nearly everything about a picture's later tokens can be told from its earlier ones, and very little of the loss
+        teaches what can only be told from the text; where the earlier ones are hidden, all of it does.
+        """
+        share = self.config.hide_context
+        if share == 0:
+            return inputs
+        chance = torch.rand(2, len(inputs), 1, generator=self.generator, device=self.device)
+        rate = torch.where(chance[0] < share, chance[1], 0)
+        hidden = torch.rand(inputs.shape, generator=self.generator, device=self.device) < rate
+        return inputs.masked_fill(hidden & self.model.vocab.is_image(inputs), self.model.vocab["MASK"])
 
     def _next_tokens(self) -> Tensor:
         """The next batch of stored sequences; it may reach into the next epoch."""
@@ -228,7 +244,7 @@ class Trainer:
     def save(self) -> Path:
         """Writes a checkpoint of everything, drops old ones, returns its path."""
         tensors = self.optimizer.tensors()
-        tensors["random.pivots"] = self.pivot_generator.get_state()
+        tensors["random.draws"] = self.generator.get_state()
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -257,7 +273,7 @@ class Trainer:
         checkpoint.check_shapes(path, tensors, self.model)
         try:
             self.optimizer.load(tensors)
-            self.pivot_generator.set_state(tensors["random.pivots"])
+            self.generator.set_state(tensors["random.draws"])
             torch.set_rng_state(tensors["random.cpu"])
             if self.device.type == "cuda" and "random.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["random.cuda"], self.device)

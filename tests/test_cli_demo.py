@@ -157,4 +157,4 @@ def test_fit_takes_sizes_from_the_tokens(finished):
     data = TokenDataset(finished / "tokens" / "train")
     config = pipeline.fit(preset("tiny")[0], data)
     assert config.image_vocab == 32
-    assert config.max_text == data.meta["text_length"]
+    assert config.max_text == data.meta["text_length"] + pipeline.TEXT_ROOM

@@ -13,9 +13,10 @@ from cogview.sequence import pad_text
 CAPTIONS = [[1, 2, 3, 4, 5], [], [6], [7, 8, 9, 0, 1, 2, 3, 4, 5]]
 
 
+@pytest.mark.parametrize("image_positions", ["following", "fixed"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_cached_decoding_equals_the_full_forward(attention):
-    model = make(attention).eval()
+def test_cached_decoding_equals_the_full_forward(attention, image_positions):
+    model = make(attention, image_positions=image_positions).eval()
     c = model.config
     text = pad_text(CAPTIONS)
     tokens = model.vocab.text2image(text, torch.randint(20, (4, 16)), c.max_positions)

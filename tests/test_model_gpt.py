@@ -208,3 +208,28 @@ def test_weighted_mean():
     nll = torch.tensor([1.0, 2.0, 3.0])
     assert weighted_mean(nll, torch.tensor([1.0, 0.0, 3.0])).item() == 2.5
     assert weighted_mean(nll, torch.zeros(3)).item() == 0.0
+
+
+def test_fixed_image_positions_do_not_depend_on_the_text():
+    model = make("dense", image_positions="fixed")
+    c, codes = model.config, torch.randint(20, (2, 16))
+    text = torch.tensor([[1, 2, 3, 4, 5], [6, -1, -1, -1, -1]])
+    tokens = model.vocab.text2image(text, codes, c.max_positions)[:, :-1]
+    rows = model._position_rows(tokens, torch.arange(tokens.shape[1]), None)
+    image = rows[model.vocab.is_image(tokens)].view(2, 16)
+    assert torch.equal(image[0], image[1])
+    assert image[0].tolist() == list(range(c.max_text + 3, c.max_text + 19))
+    assert rows[0, :8].tolist() == [0, 1, 2, 3, 4, 5, 6, c.max_text + 2]  # text first, then [BOI1]
+    caption = model.vocab.caption(text, codes, c.max_positions)[:, :-1]  # an image in front stays there
+    plain = torch.arange(caption.shape[1]).expand(caption.shape)
+    assert torch.equal(model._position_rows(caption, plain[0], None), plain)
+
+
+def test_initial_scales():
+    model = make("dense", hidden_size=128, init_std=0.05, embedding_std=0.3, branch_gain=0.25)
+    layer = model.transformer.layers[0]
+    assert layer.mlp.dense_h_to_4h.weight.std().item() == pytest.approx(0.05, rel=0.05)
+    assert layer.attention.dense.weight.std().item() == pytest.approx(0.05 / 2, rel=0.05)  # 1 / sqrt(2 * 2 layers)
+    assert model.word_embeddings.weight.std().item() == pytest.approx(0.3, rel=0.05)
+    assert (layer.fourth_layernorm.weight == 0.25).all()
+    assert (layer.input_layernorm.weight == 1).all()

@@ -61,7 +61,7 @@ def trainer(folder, config=TRAIN, model=CONFIG, data=None, validation=None) -> T
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_resume_is_exact(tmp_path, dtype):
-    config = dataclasses.replace(TRAIN, dtype=dtype, accumulate=2)
+    config = dataclasses.replace(TRAIN, dtype=dtype, accumulate=2, hide_context=0.5)
     straight = trainer(tmp_path / "a", config)
     expected = [straight.step() for _ in range(10)]
     first = trainer(tmp_path / "b", config)
@@ -85,6 +85,22 @@ def test_every_sample_once_an_epoch(tmp_path):
         t.step()
     assert sorted(seen) == sorted(list(range(7)) * 4)
     assert sorted(seen[:7]) == list(range(7))
+
+
+def test_hidden_context_is_image_only_and_of_the_asked_share(tmp_path):
+    run = trainer(tmp_path, dataclasses.replace(TRAIN, hide_context=0.5))
+    vocab = run.model.vocab
+    inputs = vocab.text2image(*Pairs(400).batch(np.arange(400)), CONFIG.max_positions)[:, :-1]
+    hidden = run._hide_context(inputs)
+    changed = hidden != inputs
+    assert (hidden[changed] == vocab["MASK"]).all()
+    assert vocab.is_image(inputs[changed]).all()
+    shares = changed.sum(1) / vocab.is_image(inputs).sum(1)
+    assert 0.4 < (shares > 0).float().mean() < 0.55  # half of the rows, less those whose rate is near 0
+    assert 0.4 < shares[shares > 0].mean() < 0.65  # uniform rates
+    assert shares.max() > 0.9
+    whole = trainer(tmp_path)
+    assert whole._hide_context(inputs) is inputs
 
 
 def test_accumulation_gives_the_same_step(tmp_path):

@@ -27,7 +27,7 @@ VERSION = 1
 SIZE = 64  # pixels of a side
 TILE = 32  # pixels of an emoji's side
 SCENES_PER_SHARD = 4096
-_SALT = "84"  # with it every emoji is in some test scene of either kind, and none in many
+_SALT = "2908"  # with it every emoji is in some test scene of either kind, and none in many
 
 # English noun: codepoints, English article, Chinese measure word, Chinese noun
 NOUNS = {
@@ -36,21 +36,13 @@ NOUNS = {
     "apple": ("1f34e", "an", "个", "苹果"),
     "frog": ("1f438", "a", "只", "青蛙"),
     "fox": ("1f98a", "a", "只", "狐狸"),
-    "pig": ("1f437", "a", "头", "猪"),
     "football": ("26bd", "a", "个", "足球"),
-    "banana": ("1f34c", "a", "根", "香蕉"),
-    "octopus": ("1f419", "an", "只", "章鱼"),
-    "carrot": ("1f955", "a", "根", "胡萝卜"),
     "tree": ("1f333", "a", "棵", "树"),
-    "sunflower": ("1f33b", "a", "朵", "向日葵"),
     "mushroom": ("1f344", "a", "个", "蘑菇"),
-    "ghost": ("1f47b", "a", "个", "幽灵"),
     "fish": ("1f41f", "a", "条", "鱼"),
     "rocket": ("1f680", "a", "枚", "火箭"),
-    "pumpkin": ("1f383", "a", "个", "南瓜"),
     "house": ("1f3e0", "a", "座", "房子"),
     "penguin": ("1f427", "a", "只", "企鹅"),
-    "car": ("1f699", "a", "辆", "汽车"),
 }
 # English colour: RGB, English article, Chinese
 BACKGROUNDS = {
