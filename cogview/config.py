@@ -209,7 +209,7 @@ PRESETS: dict[str, GPTConfig] = {
 
 _PUBLISHED = TrainConfig(steps=144_000, batch_size=6144, accumulate=96, checkpoint_activations=True, save_every=1000)
 TRAINING: dict[str, TrainConfig] = {
-    # What the demo has is minutes: small batches, less of the noise that unpredictable captions are, and hidden context,
+    # What the demo has is minutes: small batches, less of the noise of unpredictable captions, and hidden context,
     # without which the model learned to finish pictures long before it learned to read what they show.
     "tiny": TrainConfig(
         seconds=390.0,

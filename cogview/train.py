@@ -228,7 +228,10 @@ class Trainer:
                         log.write(state.step, **{f"validation_{k}": v for k, v in validation.items()})
                     if state.step % c.save_every == 0 and not last:
                         self.save()
-            return Result(dataclasses.replace(state), self.save(), self.progress() >= 1, validation)
+            finished = self.progress() >= 1
+            if finished and not validation:  # it was finished before
+                validation = self.validate()
+            return Result(dataclasses.replace(state), self.save(), finished, validation)
         finally:
             log.close()
 

@@ -226,7 +226,8 @@ def test_fixed_image_positions_do_not_depend_on_the_text():
 
 
 def test_initial_scales():
-    model = make("dense", hidden_size=128, init_std=0.05, embedding_std=0.3, branch_gain=0.25)
+    scales = {"init_std": 0.05, "embedding_std": 0.3, "branch_gain": 0.25}
+    model = GPT(dataclasses.replace(make("dense").config, hidden_size=128, **scales))
     layer = model.transformer.layers[0]
     assert layer.mlp.dense_h_to_4h.weight.std().item() == pytest.approx(0.05, rel=0.05)
     assert layer.attention.dense.weight.std().item() == pytest.approx(0.05 / 2, rel=0.05)  # 1 / sqrt(2 * 2 layers)
