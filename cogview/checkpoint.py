@@ -52,13 +52,18 @@ def read(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], GPTConfig,
                 wanted = f"format {_FORMAT} version {_VERSION}"
                 raise ValueError(f"{path} must be of {wanted}, got format {found[0]} version {found[1]}")
             config = GPTConfig(**json.loads(metadata["config"]))
-            state = json.loads(metadata["state"])
+            state = dict(json.loads(metadata["state"]))
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118, no mapping
             return {name: file.get_tensor(name) for name in names}, config, state
     except FileNotFoundError as error:
         raise ValueError(f"there is no checkpoint {path}") from error
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+def read_state(path: Path) -> dict:
+    """The state of a checkpoint alone."""
+    return read(path, prefix="-")[2]
 
 
 def check_shapes(path: Path, tensors: dict[str, Tensor], model: GPT) -> None:

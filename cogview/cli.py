@@ -11,6 +11,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
+from safetensors import SafetensorError
 
 from .config import PRESETS, TrainConfig, preset
 from .data.scenes import build_scene_shards
@@ -125,12 +126,16 @@ class Tokenize:
     def run(self) -> None:
         from .pipeline import image_tokenizer, text_tokenizer, tokens
         from .tokenizers.image import VQVAE, VQConfig
+        from .tokenizers.text import TextTokenizer
 
         data, folder = PairDataset(self.shards), self.run_folder
-        text = text_tokenizer(data, folder, self.languages, self.text_pieces)
-        trained = folder / "vqvae.safetensors"
-        if trained.exists() and not (folder / "vqvae.training.safetensors").exists():
-            image = VQVAE.load(trained).eval()  # someone else's
+        trained, unfinished = folder / "vqvae.safetensors", folder / "vqvae.training.safetensors"
+        if self.split == "train":
+            text = text_tokenizer(data, folder, self.languages, self.text_pieces)
+        else:  # only the training split trains
+            text = TextTokenizer.load(folder / "text.model")
+        if self.split != "train" or (trained.exists() and not unfinished.exists()):
+            image = VQVAE.load(trained).eval()
         else:
             config = VQConfig(codebook_size=self.codebook, dim=self.code_dim, hidden=self.hidden)
             image, report = image_tokenizer(
@@ -164,11 +169,10 @@ class Train:
     dtype: Literal["bfloat16", "float32"] | None = None
     text_weight: float | None = None
     image_weight: float | None = None
-    truncate_text: bool | None = None
     checkpoint_activations: bool | None = None
     compile: bool | None = None
     seed: int | None = None
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "cpu"
 
     def run(self) -> None:
         from .pipeline import fit
@@ -276,8 +280,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command.run()
     except KeyboardInterrupt:
-        sys.exit("cogview: stopped; the same command goes on from here")
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        resumable = isinstance(command, (Demo, Data, Tokenize, Train))
+        sys.exit(f"cogview: stopped{'; the same command goes on from here' if resumable else ''}")
+    except (ValueError, TypeError, OSError, RuntimeError, SafetensorError) as error:
         sys.exit(f"cogview: {error}")
 
 

@@ -103,9 +103,13 @@ def _train(data: TokenDataset, held_out: TokenDataset, folder: Path, plan: Plan)
 def _remember(out: Path, plan: Plan) -> None:
     """One folder is one plan: tokens and GPT of another image tokenizer would not fit."""
     record = out / "demo.json"
-    if record.exists() and json.loads(record.read_text(encoding="utf-8")) != dataclasses.asdict(plan):
-        found = json.loads(record.read_text(encoding="utf-8")).get("minutes")
-        raise ValueError(f"{out} holds a demo of {found:g} minutes: go on with that, or give another --out")
+    if record.exists():
+        try:
+            found = Plan(**json.loads(record.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{record} is damaged ({error}): give another --out") from error
+        if found != plan:
+            raise ValueError(f"{out} holds a demo of {found.minutes} minutes: go on with that, or give another --out")
     write_json(record, dataclasses.asdict(plan))
 
 
@@ -113,11 +117,8 @@ def _estimate(plan: Plan) -> str:
     """What this machine will get done in the budget, from a few training steps of the GPT."""
     config, training = preset("tiny")
     model = GPT(config).to(getattr(torch, training.dtype))
-    tokens = model.vocab.text2image(
-        torch.zeros(training.batch_size, 8, dtype=torch.int64),
-        torch.zeros(training.batch_size, 64, dtype=torch.int64),
-        97,
-    )
+    text, codes = (torch.zeros(training.batch_size, n, dtype=torch.int64) for n in (8, config.image_tokens))
+    tokens = model.vocab.text2image(text, codes, config.max_positions)
     seconds = []
     for _ in range(4):
         begun = time.monotonic()

@@ -20,10 +20,12 @@ def text_tokenizer(
     """The tokenizer in folder/text.model; if it is not there, trained on the captions of the first `limit` pairs."""
     path = folder / "text.model"
     if not path.exists():
-        pairs = [data[index] for index in range(min(limit, len(data)))]
-        captions = [p.captions[name] for p in pairs if p is not None for name in languages if name in p.captions]
+        captions = []
+        for index in range(min(limit, len(data))):
+            if (pair := data[index]) is not None:
+                captions += [pair.captions[name] for name in languages if name in pair.captions]
         if not captions:
-            raise ValueError(f"no caption in {', '.join(languages)} among the first {len(pairs)} pairs ({data.report})")
+            raise ValueError(f"no caption in {', '.join(languages)} among the first {limit} pairs ({data.report})")
         TextTokenizer.train(captions, vocab_size, path)
     return TextTokenizer.load(path)
 
@@ -66,4 +68,6 @@ def fit(config: GPTConfig, *data: TokenDataset) -> GPTConfig:
         text_vocab=meta["text_vocab_size"],
         image_grid=rows,
         max_positions=rows * columns + 4 + max_text,
+        # all text and commands, and room for some of the image
+        num_pivots=max(config.num_pivots, max_text + 4 + rows * columns // 4),
     )

@@ -118,5 +118,7 @@ The image tokenizer's reconstructions, originals above:
 
 ![reconstructions](reconstructions.png)
 
-Draw your own: `cogview generate --run {out} --captions "a fox above a tree on a green background"`
+Draw your own, with the environment that made this activated (`source .venv/bin/activate`):
+
+    cogview generate --run {out} --captions "a fox above a tree on a green background"
 """

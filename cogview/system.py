@@ -30,13 +30,9 @@ class System:
         if newest is None:
             raise ValueError(f"{folder} holds no trained model: expected gpt/step-*.safetensors in it")
         text, image = TextTokenizer.load(folder / "text.model"), VQVAE.load(folder / "vqvae.safetensors")
-        gpt = checkpoint.load_model(newest)
-        for name, tokenizer, model in (
-            ("text_vocab", text.vocab_size, gpt.config.text_vocab),
-            ("image_vocab", image.config.codebook_size, gpt.config.image_vocab),
-        ):
-            if tokenizer != model:
-                raise ValueError(f"{folder}: {name} of the GPT is {model}, its tokenizer has {tokenizer}")
+        gpt, trained_on = checkpoint.load_model(newest), checkpoint.read_state(newest).get("tokenizers")
+        if trained_on != [text.sha256, image.sha256]:
+            raise ValueError(f"{folder}: the GPT was trained on tokens of other tokenizers than those beside it")
         return cls(text, image.eval(), gpt)
 
     def encode(self, captions: Sequence[str]) -> list[list[int]]:

@@ -38,6 +38,11 @@ _MAX_SKIPPED = 20  # non-finite steps in a row after which a run is hopeless
 class Pairs(Protocol):
     """What training needs of a data set; `cogview.data.tokens.TokenDataset` is one."""
 
+    @property
+    def tokenizers(self) -> list[str]:
+        """Hashes of the text and image tokenizer that made it."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -253,10 +258,14 @@ class Trainer:
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = checkpoint.path_of(self.folder, self.state.step)
-        state = {"run": dataclasses.asdict(self.state), "data": len(self.data), "seed": self.config.seed}
+        state = {"run": dataclasses.asdict(self.state), **self._identity()}
         checkpoint.save(path, tensors, self.model.config, state)
         checkpoint.prune(self.folder, self.config.keep)
         return path
+
+    def _identity(self) -> dict:
+        """What a resumed run must have in common with the one before, besides the model's shape."""
+        return {"data": len(self.data), "tokenizers": self.data.tokenizers, "seed": self.config.seed}
 
     def resume(self, path: Path | None = None) -> bool:
         """Continues from a checkpoint, by default the newest of the folder; False when there is none.
@@ -268,8 +277,8 @@ class Trainer:
             return False
         tensors, config, state = checkpoint.read(path)
         here, there = dataclasses.asdict(self.model.config), dataclasses.asdict(config)
-        here |= {"data": len(self.data), "seed": self.config.seed}
-        there |= {name: state.get(name) for name in ("data", "seed")}
+        here |= self._identity()
+        there |= {name: state.get(name) for name in self._identity()}
         for name, ours in here.items():
             if there[name] != ours:
                 raise ValueError(f"{path} is of another run: {name} must be {ours}, got {there[name]}")

@@ -31,3 +31,8 @@ def test_variable_is_read_by_the_code(variable: str) -> None:
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, flags=re.M))
 def test_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.M)
+
+
+@pytest.mark.parametrize("image", re.findall(r"!\[.*?\]\((.*?)\)", README))
+def test_image_exists(image: str) -> None:
+    assert (ROOT / image).is_file()

@@ -160,6 +160,11 @@ class TokenDataset:
     def __len__(self) -> int:
         return len(self.text)
 
+    @property
+    def tokenizers(self) -> list[str]:
+        """Hashes of the text and image tokenizer that made it."""
+        return [self.meta["text_sha256"], self.meta["image_sha256"]]
+
     def check(self, text_tokenizer: TextTokenizer, vqvae: VQVAE) -> None:
         """ValueError unless these are the tokenizers the folder was made with."""
         for name, got in (("text", text_tokenizer.sha256), ("image", vqvae.sha256)):

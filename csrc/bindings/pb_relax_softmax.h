@@ -26,6 +26,7 @@ Tensor softmax_fwd(const Tensor& scores, const std::optional<Tensor>& mask, doub
   a.scores_rows = rows_of(scores);
   if (mask) {
     check_same_shape(*mask, scores, "mask");
+    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, "mask: expected bool");
     a.mask = static_cast<const bool*>(mask->const_data_ptr());
     a.mask_rows = leading_rows(*mask);
     a.mask_col_stride = mask->stride(-1);
@@ -39,6 +40,7 @@ Tensor softmax_fwd(const Tensor& scores, const std::optional<Tensor>& mask, doub
 template <class Run>
 Tensor softmax_bwd(const Tensor& dout_in, const Tensor& out, double alpha, bool causal, Run run) {
   check_same_shape(dout_in, out, "dout");
+  STD_TORCH_CHECK(dout_in.scalar_type() == out.scalar_type(), "dout: expected out's dtype");
   const Tensor dout = rows_contiguous(dout_in);
   Tensor grad = empty_rows(out);
   SoftmaxArgs a = softmax_args(out, alpha, causal);

@@ -44,7 +44,10 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const std::optional<Tensor>& dout_in, con
                                        const Tensor& lse_in, const Tensor& pivots_in, int64_t block_size,
                                        int64_t window_blocks, double pivot_bias, double scale) {
   Tensor dq = empty_rows(q), dk = empty_rows(k), dv = empty_rows(v);
-  if (q.numel() == 0) return {dq, dk, dv};
+  if (q.numel() == 0) {
+    torch::stable::zero_(dk), torch::stable::zero_(dv);
+    return {dq, dk, dv};
+  }
   const Tensor pivots = torch::stable::contiguous(pivots_in), lse = torch::stable::contiguous(lse_in);
   const Tensor dout = readable(dout_in, out);
   ThreeRegionArgs a = describe(q, k, v, pivots, block_size, window_blocks, pivot_bias, scale);

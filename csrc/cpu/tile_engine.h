@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "attention.h"
+#include "loops.h"
 #include "tile_gemm.h"
 
 namespace cogview {
@@ -36,28 +37,10 @@ struct Tile {
   double bias;
 };
 
-template <class T, class F>
-inline void for_vectors(int d, F&& f) {
-  constexpr int w = kLanes<Acc<T>>;
-  for (int j = 0; j < d; j += w) f(j, d - j < w ? d - j : w);
-}
-
-template <class T>
-inline Vec<Acc<T>> load_n(const T* p, int n) {
-  return n == kLanes<Acc<T>> ? load(p) : load_partial(p, n);
-}
-template <class T>
-inline void store_n(T* p, Vec<Acc<T>> v, int n) {
-  if (n == kLanes<Acc<T>>)
-    store(p, v);
-  else
-    store_partial(p, v, n);
-}
-
 // Rows of accumulators times a factor each, in the tensor's dtype.
 template <class T>
 inline void write_row(const Acc<T>* acc, Acc<T> factor, int d, T* out) {
-  for_vectors<T>(d, [&](int j, int n) { store_n(out + j, load(acc + j) * factor, n); });
+  each<Acc<T>>(d, [&](int64_t j, auto n) { put(out + j, load(acc + j) * factor, n); });
 }
 
 // One row of scores: the running maximum (in m), and the row's probabilities against it, to p and added to `total`.
@@ -176,8 +159,8 @@ class Narrow {
     rows = q.count;
     scale_ = A(scale * kLog2e);
     for (int r = 0; r < rows; ++r) {
-      for_vectors<T>(d_, [&](int j, int n) {
-        store(q_ + r * ld_ + j, load_n(q.row(r) + j, n));
+      each<Acc<T>>(d_, [&](int64_t j, auto n) {
+        store(q_ + r * ld_ + j, load(q.row(r) + j, n));
         store(o_ + r * ld_ + j, Vec<A>{});
       });
       total_[r] = Vec<A>{}, m_[r] = kNone<A>;
@@ -193,7 +176,7 @@ class Narrow {
         if (!(tile.mask[r] >> c & 1)) continue;
         Vec<A> dot{};
         const T* key = k + tile.index[c] * k_stride;
-        for_vectors<T>(d_, [&](int j, int n) { dot += load(q + j) * load_n(key + j, n); });
+        each<Acc<T>>(d_, [&](int64_t j, auto n) { dot += load(q + j) * load(key + j, n); });
         s_[c] = hsum(dot);
       }
       const auto rescale = [&](A keep) {
@@ -203,7 +186,7 @@ class Narrow {
       for (int c = 0; c < tile.count; ++c) {
         if (!(tile.mask[r] >> c & 1)) continue;
         const T* value = v + tile.index[c] * v_stride;
-        for_vectors<T>(d_, [&](int j, int n) { store(o + j, load(o + j) + load_n(value + j, n) * s_[c]); });
+        each<Acc<T>>(d_, [&](int64_t j, auto n) { store(o + j, load(o + j) + load(value + j, n) * s_[c]); });
       }
     }
   }
@@ -226,7 +209,7 @@ class Narrow {
 };
 
 // From scores s and dout-products dp to probabilities and score gradients: p = 2^(s - lse), ds = p (dp - delta).
-// lse and delta per row (stride 0 over columns) or per column.
+// A bit that is not set makes both 0.
 template <class A>
 struct Probabilities {
   Vec<A> p, ds;
@@ -384,7 +367,7 @@ class GradKey {
 template <class T>
 inline Acc<T> row_delta(const T* dout, const T* out, int d, Acc<T> dlse) {
   Vec<Acc<T>> sum{};
-  for_vectors<T>(d, [&](int j, int n) { sum += load_n(dout + j, n) * load_n(out + j, n); });
+  each<Acc<T>>(d, [&](int64_t j, auto n) { sum += load(dout + j, n) * load(out + j, n); });
   return hsum(sum) - dlse;
 }
 

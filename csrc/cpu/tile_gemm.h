@@ -267,7 +267,7 @@ void pack_b_transposed(const Operand<T>* rows, int ld, Operand<T>* out) {
     transpose(rows, ld, kTile, ld, out, kTile);
 }
 
-// From 64 rows packed as an A operand: the B operand of themselves, [64, ld]. Null where it is the same memory.
+// From 64 rows packed as an A operand: the B operand of themselves, [64, ld]; without AMX that is the same memory.
 template <class T>
 const Operand<T>* pack_b(const Operand<T>* rows, int ld, Operand<T>* out) {
   if constexpr (kOnAmx<T>) {
