@@ -1,5 +1,5 @@
-// Three-region block-sparse attention on CPU. With w(i) = max(0, (i / block_size - window_blocks + 1) * block_size), the
-// first key of query i's window, query i sees key j iff j <= i and (w(i) <= j or j is a pivot).
+// Three-region block-sparse attention on CPU. With w(i) = max(0, (i / block_size - window_blocks + 1) * block_size),
+// the first key of query i's window, query i sees key j iff j <= i and (w(i) <= j or j is a pivot).
 #pragma once
 
 #include "attention.h"
