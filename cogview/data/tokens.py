@@ -61,6 +61,7 @@ def tokenize_pairs(
     out = Path(out)
     settings = {
         "version": VERSION,
+        "shards": [[shard.path.name, shard.path.stat().st_size] for shard in dataset.shards],
         "pairs": len(dataset),
         "languages": list(languages),
         "image_size": image_size,
