@@ -5,15 +5,14 @@ Reading one never runs code from it. They are written beside and renamed, so non
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cogview.config import GPTConfig
+from cogview.data.files import save_tensors
 from cogview.model import GPT
 
 _FORMAT, _VERSION = "cogview-gpt", "1"
@@ -27,16 +26,7 @@ def save(path: Path, tensors: dict[str, Tensor], config: GPTConfig, state: dict)
         "config": json.dumps(dataclasses.asdict(config)),
         "state": json.dumps(state),
     }
-    beside = path.with_name(path.name + ".partial")
-    try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, beside, metadata)
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write checkpoint {path}: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    save_tensors(path, tensors, metadata)
 
 
 def read(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], GPTConfig, dict]:

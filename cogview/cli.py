@@ -11,7 +11,6 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
-from safetensors import SafetensorError
 
 from .config import PRESETS, TrainConfig, preset
 from .data.scenes import build_scene_shards
@@ -282,7 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         resumable = isinstance(command, (Demo, Data, Tokenize, Train))
         sys.exit(f"cogview: stopped{'; the same command goes on from here' if resumable else ''}")
-    except (ValueError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"cogview: {error}")
 
 

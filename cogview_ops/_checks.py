@@ -80,6 +80,14 @@ def choice(x: Any, name: str, allowed: Sequence[Any]) -> None:
     require(x in allowed, name, " or ".join(repr(a) for a in allowed), repr(x))
 
 
+def scale(x: Any, query: Tensor) -> float:
+    """The scale of an attention: `head_dim ** -0.5` where none is given."""
+    if x is None:
+        return query.shape[-1] ** -0.5
+    finite(x, "scale")
+    return float(x)
+
+
 def attention(query: Any, key: Any, value: Any, key_name: str = "key", value_name: str = "value") -> None:
     """query `[B, H, Sq, D]` with key and value `[B, Hkv, Sk, D]`, Hkv dividing H."""
     for x, name in ((query, "query"), (key, key_name), (value, value_name)):

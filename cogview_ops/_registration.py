@@ -67,6 +67,21 @@ def empty_rows(x: torch.Tensor) -> torch.Tensor:
     return out if out.stride(-1) == 1 or out.shape[-1] == 1 else x.new_empty(x.shape)
 
 
+def statistic(x: torch.Tensor) -> torch.Tensor:
+    """One number for each row of x, in the dtype that statistics are kept in. For fake kernels."""
+    return x.new_empty(x.shape[:-1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def attention_fake(query: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """out and lse of an attention forward."""
+    return empty_rows(query), statistic(query)
+
+
+def decode_fake(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """out of an attention decode."""
+    return empty_rows(query)
+
+
 def autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
     """Under autocast, float32 (and lower) tensors in the user's autocast dtype; float64 and None stay."""
     kind = next(x.device.type for x in tensors if x is not None)

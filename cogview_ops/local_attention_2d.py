@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from . import _checks, _dispatch, _registration, reference
-from .three_region_attention import _decode_fake, _scale
 
 
 def local_attention_2d(
@@ -70,7 +69,7 @@ def local_attention_2d(
     )
     sets = _check_sets(query, key, grid, prefix_key, prefix_value, prefix_mask, prefix_bias, coarse_key, coarse_value,
                        coarse_grid, coarse_kernel_size, coarse_bias)  # fmt: skip
-    scale = _scale(query, scale)
+    scale = _checks.scale(scale, query)
     query, key, value, *others = _registration.autocast(query, key, value, *sets)
     sets = tuple(others)
     ops = _dispatch.select("local_attention_2d_fwd", impl, query)
@@ -121,7 +120,7 @@ def local_attention_2d_decode(
     _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2])
     sets = _check_sets(query, key_cache, grid, prefix_key, prefix_value, prefix_mask, prefix_bias, coarse_key,
                        coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)  # fmt: skip
-    scale = _scale(query, scale)
+    scale = _checks.scale(scale, query)
     query, key_cache, value_cache, *others = _registration.autocast(query, key_cache, value_cache, *sets)
     sets = tuple(others)
     ops = _dispatch.select("local_attention_2d_decode", impl, query)
@@ -197,11 +196,6 @@ _KEYS = (
 _COARSE = "float prefix_bias, int[] coarse_grid, int[] coarse_kernel_size, float coarse_bias, float scale"
 
 
-def _fwd_fake(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return _registration.empty_rows(query), query.new_empty(query.shape[:3], dtype=dtype)
-
-
 def _bwd_fake(dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     sets = rest[:4]
     grads = [_registration.empty_rows(x) for x in (query, key, value)]
@@ -241,7 +235,7 @@ def register(namespace: str) -> None:
         "local_attention_2d_fwd",
         f"({_KEYS}, Tensor? prefix_mask, int[] grid, int[] kernel_size, bool raster_causal, {_COARSE}) "
         "-> (Tensor, Tensor)",
-        _fwd_fake,
+        _registration.attention_fake,
         namespace=namespace,
         backward=_backward_of(namespace),
         setup_context=_setup_context,
@@ -249,7 +243,7 @@ def register(namespace: str) -> None:
     _registration.define(
         "local_attention_2d_decode",
         f"({_KEYS}, Tensor? prefix_mask, Tensor cache_seqlens, int[] grid, int[] kernel_size, {_COARSE}) -> Tensor",
-        _decode_fake,
+        _registration.decode_fake,
         namespace=namespace,
     )
 

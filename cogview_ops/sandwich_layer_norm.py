@@ -135,13 +135,8 @@ def _check_mix(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     return tuple(w.contiguous() for w in weights)
 
 
-def _stat(x: Tensor) -> Tensor:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty(x.shape[:-1], dtype=dtype)
-
-
 def _ln_fwd_fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relax: int) -> tuple[Tensor, ...]:
-    return _registration.empty_rows(x), _stat(x), _stat(x)
+    return _registration.empty_rows(x), _registration.statistic(x), _registration.statistic(x)
 
 
 def _ln_bwd_fake(dout: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
@@ -160,7 +155,7 @@ def _sandwich_fwd_fake(
     dropout_p: float,
     seed: int,
 ) -> tuple[Tensor, ...]:
-    stats = [_stat(branch) for _ in range(4)]
+    stats = [_registration.statistic(branch) for _ in range(4)]
     return _registration.empty_rows(branch), _registration.empty_rows(branch), *stats
 
 

@@ -54,7 +54,7 @@ def three_region_attention(
     )
     _checks.pivots(pivots, query, key.shape[2])
     _check_pattern(block_size, window_blocks, pivot_bias)
-    scale = _scale(query, scale)
+    scale = _checks.scale(scale, query)
     query, key, value = _registration.autocast(query, key, value)
     ops = _dispatch.select("three_region_attention_fwd", impl, query)
     if ops is None:
@@ -107,7 +107,7 @@ def three_region_attention_decode(
     _checks.pivots(pivots, query, key_cache.shape[2])
     _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2])
     _check_pattern(block_size, window_blocks, pivot_bias)
-    scale = _scale(query, scale)
+    scale = _checks.scale(scale, query)
     query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
     ops = _dispatch.select("three_region_attention_decode", impl, query)
     if ops is None:
@@ -135,24 +135,8 @@ def _check_pattern(block_size: int, window_blocks: int, pivot_bias: float) -> No
     _checks.finite(pivot_bias, "pivot_bias")
 
 
-def _scale(query: Tensor, scale: float | None) -> float:
-    if scale is None:
-        return query.shape[-1] ** -0.5
-    _checks.finite(scale, "scale")
-    return float(scale)
-
-
-def _fwd_fake(query: Tensor, key: Tensor, value: Tensor, pivots: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return _registration.empty_rows(query), query.new_empty(query.shape[:3], dtype=dtype)
-
-
 def _bwd_fake(dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return _registration.empty_rows(query), _registration.empty_rows(key), _registration.empty_rows(value)
-
-
-def _decode_fake(query: Tensor, *rest: Any) -> Tensor:
-    return _registration.empty_rows(query)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -184,7 +168,7 @@ def register(namespace: str) -> None:
     _registration.define(
         "three_region_attention_fwd",
         f"(Tensor query, Tensor key, Tensor value, Tensor pivots, {options}) -> (Tensor, Tensor)",
-        _fwd_fake,
+        _registration.attention_fake,
         namespace=namespace,
         backward=_backward_of(namespace),
         setup_context=_setup_context,
@@ -193,7 +177,7 @@ def register(namespace: str) -> None:
         "three_region_attention_decode",
         "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor pivots, Tensor cache_seqlens, "
         f"{options}) -> Tensor",
-        _decode_fake,
+        _registration.decode_fake,
         namespace=namespace,
     )
 

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "_dispatch": {"_C"},
     "_registration": {"_dispatch"},
     "reference": {"patterns"},
-    **{op: {"_checks", "_dispatch", "_registration", "reference", "three_region_attention"} for op in OPERATORS},
+    **{op: {"_checks", "_dispatch", "_registration", "reference"} for op in OPERATORS},
     "modules": {*OPERATORS, "", "_checks"},
     "info": {"", "_dispatch"},
     "__init__": {*OPERATORS, "modules"},

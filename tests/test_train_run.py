@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cogview import checkpoint
 from cogview.config import GPTConfig, TrainConfig
+from cogview.data import files
 from cogview.generate import generate
 from cogview.model import GPT
 from cogview.runlog import RunLog, read_log
@@ -301,7 +302,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
         beside.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(files, "save_file", full_disk)
     with pytest.raises(OSError, match=r"cannot write checkpoint .*: No space left on device"):
         t.save()
     assert path.read_bytes() == before

@@ -2,10 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 @contextmanager
@@ -21,6 +25,16 @@ def written_beside(path: str | Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, never half of it; OSError in one sentence when it cannot."""
+    path = Path(path)
+    try:
+        with written_beside(path) as beside:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, beside, metadata)
+    except (OSError, SafetensorError) as error:  # a full disk comes as either
+        raise OSError(f"cannot write checkpoint {path}: {error}") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cogview.data.files import written_beside
+from cogview.data.files import save_tensors
 
 FORMAT = "cogview-vqvae-1"
 MEAN = (0.79093, 0.76271, 0.75340)  # of CogView's training pictures; kept for its released weights
@@ -233,8 +232,7 @@ class VQVAE(nn.Module):
     def save(self, path: str | Path) -> None:
         """Writes weights and config as safetensors, never half of it."""
         metadata = {"format": FORMAT, "config": json.dumps(asdict(self.config))}
-        with written_beside(path) as beside:
-            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, beside, metadata)
+        save_tensors(path, self.state_dict(), metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "VQVAE":

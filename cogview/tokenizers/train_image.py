@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from cogview.data.files import written_beside
+from cogview.data.files import save_tensors, written_beside
 from cogview.data.shuffle import permutation
 
 from .image import VQVAE, VQConfig
@@ -186,13 +185,12 @@ def _code_use(codes: Tensor, config: VQConfig) -> dict[str, float]:
 
 
 def _save(path: Path, model: VQVAE, optimizer: torch.optim.Adam, settings: dict, step: int, spent: float) -> None:
-    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{number}.{name}": value.contiguous() for name, value in state.items()}
+        tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
     position = json.dumps({"step": step, "seconds": spent})
     metadata = {"format": FORMAT, "settings": json.dumps(settings), "position": position}
-    with written_beside(path) as beside:
-        save_file(tensors, beside, metadata)
+    save_tensors(path, tensors, metadata)
 
 
 def _restore(path: Path, model: VQVAE, optimizer: torch.optim.Adam, settings: dict) -> tuple[int, float]:
