@@ -55,6 +55,18 @@ inline Tensor stat_like(const Tensor& q) {
   return torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, stat_type(q));
 }
 
+constexpr int64_t kTile = 64;  // rows of the kernels' tiles
+
+// How many groups of `size` it takes for `count`.
+inline int64_t groups(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// How many of a head's tiles one work item takes: many, which share packed tiles, but enough items for all threads.
+inline int64_t group_size(int64_t tiles, int64_t heads) {
+  int64_t size = 16;  // what the kernels have room for
+  while (size > 1 && heads * groups(tiles, size) < 4 * num_threads()) size /= 2;
+  return size;
+}
+
 inline Tensor byte_buffer(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
 }

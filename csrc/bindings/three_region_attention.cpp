@@ -23,6 +23,9 @@ ThreeRegionArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, cons
   a.k = key_view(k, "key", q, a.kv_heads, -1);
   a.v = key_view(v, "value", q, a.kv_heads, a.seqlen_k);
   a.pivots = indices(pivots, "pivots");
+  a.query_group = group_size(a.query_tiles(), a.batch * a.heads);
+  a.key_group = group_size(a.key_tiles(), a.batch * a.kv_heads);
+  a.pivot_group = group_size(a.pivot_tiles(), a.batch * a.kv_heads);
   return a;
 }
 
@@ -35,7 +38,7 @@ std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v
   STD_TORCH_CHECK(a.seqlen_q == a.seqlen_k, "key: expected as many tokens as query");
   a.out = view(out), a.lse = lse.mutable_data_ptr();
   a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
-  run_items(COGVIEW_PICK(three_region_fwd), a, a.batch * a.heads * a.query_tiles());
+  run_items(COGVIEW_PICK(three_region_fwd), a, a.batch * a.heads * groups(a.query_tiles(), a.query_group));
   return {out, lse};
 }
 
@@ -66,9 +69,9 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const std::optional<Tensor>& dout_in, con
   Tensor pivot_dk = torch::stable::new_empty(q, parts, stat_type(q)), pivot_dv = torch::stable::empty_like(pivot_dk);
   a.pivot_dk = pivot_dk.mutable_data_ptr(), a.pivot_dv = pivot_dv.mutable_data_ptr();
   a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
-  run_items(COGVIEW_PICK(three_region_grad_query), a, a.batch * a.heads * a.query_tiles());
-  run_items(COGVIEW_PICK(three_region_grad_pivot), a, a.batch * a.kv_heads * a.pivot_tiles());
-  run_items(COGVIEW_PICK(three_region_grad_key), a, a.batch * a.kv_heads * a.key_tiles());
+  run_items(COGVIEW_PICK(three_region_grad_query), a, a.batch * a.heads * groups(a.query_tiles(), a.query_group));
+  run_items(COGVIEW_PICK(three_region_grad_pivot), a, a.batch * a.kv_heads * groups(a.pivot_tiles(), a.pivot_group));
+  run_items(COGVIEW_PICK(three_region_grad_key), a, a.batch * a.kv_heads * groups(a.key_tiles(), a.key_group));
   return {dq, dk, dv};
 }
 
@@ -83,7 +86,15 @@ Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& p
   a.cache_seqlens = indices(seqlens, "cache_seqlens");
   a.out = view(out);
   a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
-  run_items(COGVIEW_PICK(three_region_fwd), a, a.batch * a.heads * a.query_tiles());
+  const int64_t group = a.heads / a.kv_heads;
+  if (a.seqlen_q > kTile) {  // a prompt: as the forward
+    run_items(COGVIEW_PICK(three_region_fwd), a, a.batch * a.heads * groups(a.query_tiles(), a.query_group));
+  } else {
+    // heads that share keys together, but enough items for all threads
+    const int64_t parts = groups(num_threads(), a.batch * a.kv_heads);
+    a.decode_heads = std::clamp<int64_t>(group / parts, 1, kTile / a.seqlen_q);
+    run_items(COGVIEW_PICK(three_region_decode), a, a.batch * a.kv_heads * groups(group, a.decode_heads));
+  }
   return out;
 }
 

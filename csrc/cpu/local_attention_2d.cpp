@@ -1,10 +1,18 @@
 #include "local_attention_2d.h"
 
-#include "tile_engine.h"
+#include "tile_narrow.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
+
+// Columns of a tile by index, and which of them each row sees.
+struct Columns {
+  int64_t index[kTile];
+  int count;
+  uint64_t mask[kTile];
+  double bias;
+};
 
 // Cells [y0, y1) x [x0, x1).
 struct Box {
@@ -22,7 +30,7 @@ struct Chunk {
     for (int64_t i = 0; i < 64; i += width) first_column |= uint64_t(1) << i;
   }
   int count() const { return int((box.y1 - box.y0) * width); }
-  void fill(int64_t grid_width, Tile& tile) const {
+  void fill(int64_t grid_width, Columns& tile) const {
     tile.count = 0;
     for (int64_t y = box.y0; y < box.y1; ++y)
       for (int64_t x = box.x0; x < box.x1; ++x) tile.index[tile.count++] = y * grid_width + x;
@@ -91,7 +99,7 @@ template <class Step>
 void visit_keys(const LocalArgs& a, int64_t b, const int64_t* cells, int n, const Box& box, Step&& step) {
   const Geometry g{a};
   const int64_t width = a.grid.w;
-  Tile tile;
+  Columns tile;
   tile.bias = a.prefix_bias;
   for (int64_t p = 0; p < a.prefix_len; p += kTile) {
     tile.count = int(a.prefix_len - p < kTile ? a.prefix_len - p : kTile);
@@ -169,12 +177,12 @@ struct QueryItem {
   }
 };
 
-template <class T, class Engine>
-void forward_tile(const LocalArgs& a, const QueryItem& it, Engine&& engine) {
+template <class T, class Engine, class Show>
+void forward_tile(const LocalArgs& a, const QueryItem& it, Engine& engine, Show&& show) {
   engine.begin(RowSet<T>{a.q.at<T>(it.b, it.h), a.q.stride[2], it.row, it.n}, a.scale);
-  visit_keys(a, it.b, it.cell, it.n, it.box, [&](const Keys& keys, const Tile& tile) {
-    engine.step(keys.k.template at<T>(it.b, it.kv), keys.k.stride[2], keys.v.template at<T>(it.b, it.kv),
-                keys.v.stride[2], tile);
+  visit_keys(a, it.b, it.cell, it.n, it.box, [&](const Keys& x, const Columns& tile) {
+    show(RowSet<T>{x.k.template at<T>(it.b, it.kv), x.k.stride[2], tile.index, tile.count},
+         RowSet<T>{x.v.template at<T>(it.b, it.kv), x.v.stride[2], tile.index, tile.count}, tile.mask, tile.bias);
   });
   Acc<T>* lse = stat<T>(a.lse, a, it.b, it.h);
   for (int r = 0; r < it.n; ++r) {
@@ -185,10 +193,21 @@ void forward_tile(const LocalArgs& a, const QueryItem& it, Engine&& engine) {
 
 template <class T>
 void run_forward(const LocalArgs& a, const QueryItem& it, char* scratch) {
-  if (it.n <= kNarrow)
-    forward_tile<T>(a, it, Narrow<T>(Arena{scratch}, int(a.head_dim)));
-  else
-    forward_tile<T>(a, it, Forward<T>(Arena{scratch}, int(a.head_dim)));
+  const int d = int(a.head_dim);
+  if (it.n <= kNarrow) {
+    Narrow<T> engine;
+    Arena arena{scratch};
+    engine.take(arena, d);
+    forward_tile<T>(a, it, engine, [&](const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
+      engine.step(keys, values, mask, bias);
+    });
+  } else {
+    Group<T, Forward> one(Arena{scratch}, d, 1);
+    forward_tile<T>(a, it, one.owners[0], [&](const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
+      one.tiles[0].pack(keys, values, d);
+      one.owners[0].step(one.work, one.tiles[0], mask, bias);
+    });
+  }
 }
 template <class T>
 void forward(const LocalArgs& a, int64_t item, char* scratch) {
@@ -202,7 +221,8 @@ void decode(const LocalArgs& a, int64_t item, char* scratch) {
 template <class T>
 void grad_query(const LocalArgs& a, int64_t item, char* scratch) {
   const QueryItem it(a, item, false);
-  GradQuery<T> engine(Arena{scratch}, int(a.head_dim));
+  Group<T, GradQuery> one(Arena{scratch}, int(a.head_dim), 1);
+  GradQuery<T>& engine = one.owners[0];
   const T *dout = a.dout.at<T>(it.b, it.h), *out = a.out.at<T>(it.b, it.h);
   engine.begin(RowSet<T>{a.q.at<T>(it.b, it.h), a.q.stride[2], it.row, it.n},
                RowSet<T>{dout, a.dout.stride[2], it.row, it.n}, a.scale);
@@ -210,12 +230,14 @@ void grad_query(const LocalArgs& a, int64_t item, char* scratch) {
   Acc<T>* delta = stat<T>(a.delta, a, it.b, it.h);
   for (int r = 0; r < it.n; ++r) {
     const int64_t i = it.row[r];
-    delta[i] = row_delta(dout + i * a.dout.stride[2], out + i * a.out.stride[2], int(a.head_dim), dlse ? dlse[i] : 0);
+    delta[i] = row_dot(dout + i * a.dout.stride[2], out + i * a.out.stride[2], int(a.head_dim)) - (dlse ? dlse[i] : 0);
     engine.set_row(r, lse[i], delta[i]);
   }
-  visit_keys(a, it.b, it.cell, it.n, it.box, [&](const Keys& keys, const Tile& tile) {
-    engine.step(keys.k.template at<T>(it.b, it.kv), keys.k.stride[2], keys.v.template at<T>(it.b, it.kv),
-                keys.v.stride[2], tile);
+  visit_keys(a, it.b, it.cell, it.n, it.box, [&](const Keys& x, const Columns& tile) {
+    one.tiles[0].pack(RowSet<T>{x.k.template at<T>(it.b, it.kv), x.k.stride[2], tile.index, tile.count},
+                      RowSet<T>{x.v.template at<T>(it.b, it.kv), x.v.stride[2], tile.index, tile.count},
+                      int(a.head_dim));
+    engine.step(one.work, one.tiles[0], tile.mask, tile.bias);
   });
   for (int r = 0; r < it.n; ++r) engine.finish(r, a.dq.at<T>(it.b, it.h) + it.row[r] * a.dq.stride[2]);
 }
@@ -224,14 +246,17 @@ void grad_query(const LocalArgs& a, int64_t item, char* scratch) {
 template <class T, class Visit>
 void grad_key_tile(const LocalArgs& a, int64_t b, int64_t kv, const Tensor4& k, const Tensor4& v, const Tensor4& dk,
                    const Tensor4& dv, const int64_t* index, int n, char* scratch, Visit&& visit) {
-  GradKey<T> engine(Arena{scratch}, int(a.head_dim));
+  Group<T, GradKey> one(Arena{scratch}, int(a.head_dim), 1);
+  GradKey<T>& engine = one.owners[0];
   engine.begin(RowSet<T>{k.at<T>(b, kv), k.stride[2], index, n}, RowSet<T>{v.at<T>(b, kv), v.stride[2], index, n},
                a.scale);
   const int64_t group = a.heads / a.kv_heads;
   for (int64_t h = kv * group; h < (kv + 1) * group; ++h)
-    visit([&](const Tile& tile) {
-      engine.step(a.q.at<T>(b, h), a.q.stride[2], a.dout.at<T>(b, h), a.dout.stride[2], stat<T>(a.lse, a, b, h),
-                  stat<T>(a.delta, a, b, h), tile);
+    visit([&](const Columns& tile) {
+      one.tiles[0].pack(RowSet<T>{a.q.at<T>(b, h), a.q.stride[2], tile.index, tile.count},
+                        RowSet<T>{a.dout.at<T>(b, h), a.dout.stride[2], tile.index, tile.count},
+                        stat<T>(a.lse, a, b, h), stat<T>(a.delta, a, b, h), int(a.head_dim));
+      engine.step(one.work, one.tiles[0], tile.mask, tile.bias);
     });
   for (int r = 0; r < n; ++r)
     engine.finish(r, dk.at<T>(b, kv) + index[r] * dk.stride[2], dv.at<T>(b, kv) + index[r] * dv.stride[2]);
@@ -240,7 +265,7 @@ void grad_key_tile(const LocalArgs& a, int64_t b, int64_t kv, const Tensor4& k, 
 // Tiles of queries in a box of the image; mask_of(chunk, row) gives a row's bits.
 template <class Mask, class Step>
 void visit_queries(const LocalArgs& a, const Box& box, int rows, double bias, Mask&& mask_of, Step&& step) {
-  Tile tile;
+  Columns tile;
   tile.bias = bias;
   each_chunk(box.within(a.grid), [&](const Chunk& chunk) {
     chunk.fill(a.grid.w, tile);

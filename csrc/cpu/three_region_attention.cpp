@@ -1,6 +1,6 @@
 #include "three_region_attention.h"
 
-#include "tile_engine.h"
+#include "tile_narrow.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
@@ -31,11 +31,11 @@ struct Geometry {
     return lo;
   }
 
-  // The pivots [first, first + 64) as columns or rows. Contents are not trusted: what is out of range is row 0, and its
-  // bit is missing from the result.
-  uint64_t pivot_rows(int64_t first, int64_t* index, int* count) const {
+  // The pivots [first, first + count) as rows or columns. Contents are not trusted: what is out of range is row 0, and
+  // its bit is missing from the result.
+  uint64_t pivot_rows(int64_t first, int64_t end, int64_t* index, int* count) const {
     uint64_t valid = 0;
-    *count = int(a.num_pivots - first < kTile ? a.num_pivots - first : kTile);
+    *count = int(end - first < kTile ? end - first : kTile);
     for (int c = 0; c < *count; ++c) {
       const int64_t p = pivot(first + c);
       const bool ok = p >= 0 && p < a.seqlen_k;
@@ -44,189 +44,313 @@ struct Geometry {
     }
     return valid;
   }
-
-  // Tiles of the keys that queries [first, first + n) see.
-  template <class Step>
-  void visit_keys(int64_t first, int n, Step&& step) const {
-    Tile tile;
-    const int64_t last = first + n - 1;
-    tile.bias = a.pivot_bias;
-    const int64_t visible = pivots_before(window_start(last));
-    for (int64_t t = 0; t < visible; t += kTile) {
-      const uint64_t valid = pivot_rows(t, tile.index, &tile.count);
-      if (visible - t < tile.count) tile.count = int(visible - t);  // a cache has not been written at later ones
-      int64_t start = -1, before = 0;
-      for (int r = 0; r < n; ++r) {
-        if (window_start(first + r) != start) start = window_start(first + r), before = pivots_before(start);
-        tile.mask[r] = valid & range_bits(0, before - t);
-      }
-      step(tile);
-    }
-    tile.bias = 0;
-    for (int64_t j = window_start(first); j <= last; j += kTile) {
-      tile.count = int(last + 1 - j < kTile ? last + 1 - j : kTile);
-      for (int c = 0; c < tile.count; ++c) tile.index[c] = j + c;
-      for (int r = 0; r < n; ++r) tile.mask[r] = range_bits(window_start(first + r) - j, first + r + 1 - j);
-      step(tile);
-    }
-  }
-
-  // Tiles of the queries [from, to), where row r of the caller sees columns [lo(r), hi(r)).
-  template <class Range, class Step>
-  void visit_queries(int64_t from, int64_t to, int rows, double bias, Range&& range, Step&& step) const {
-    Tile tile;
-    tile.bias = bias;
-    for (int64_t i = from; i < to; i += kTile) {
-      tile.count = int(to - i < kTile ? to - i : kTile);
-      for (int c = 0; c < tile.count; ++c) tile.index[c] = i + c;
-      for (int r = 0; r < rows; ++r) {
-        int64_t lo, hi;
-        range(r, &lo, &hi);
-        tile.mask[r] = range_bits(lo - i, (hi < to ? hi : to) - i);
-      }
-      step(tile);
-    }
-  }
 };
+
+int rows_from(int64_t first, int64_t end, int64_t* index) {
+  const int n = int(end - first < kTile ? end - first : kTile);
+  for (int r = 0; r < n; ++r) index[r] = first + r;
+  return n;
+}
 
 template <class T>
 Acc<T>* stat(void* p, const ThreeRegionArgs& a, int64_t b, int64_t h) {
   return p ? static_cast<Acc<T>*>(p) + (b * a.heads + h) * a.seqlen_q : nullptr;
 }
+template <class T>
+RowSet<T> rows_of(const Tensor4& x, int64_t b, int64_t h, const int64_t* index, int n) {
+  return {x.at<T>(b, h), x.stride[2], index, n};
+}
 
-// A query tile's place in the work: the last tiles, which have most keys, first.
-struct QueryItem {
-  int64_t b, h, kv, first, position;
-  int n;
-  int64_t index[kTile];
-  QueryItem(const ThreeRegionArgs& a, int64_t item) {
-    const int64_t tiles = a.query_tiles();
-    first = (tiles - 1 - item / (a.batch * a.heads)) * kTile;
-    b = item % (a.batch * a.heads) / a.heads, h = item % a.heads, kv = h / (a.heads / a.kv_heads);
-    n = int(a.seqlen_q - first < kTile ? a.seqlen_q - first : kTile);
-    for (int r = 0; r < n; ++r) index[r] = first + r;
-    position = first;
+// The queries [first, end) of a sample, and the tiles of keys they see: pivots first, then windows, cut at multiples of
+// 64. Row t stands at position offset + t.
+struct Queries {
+  const ThreeRegionArgs& a;
+  int64_t b, first, end, offset = 0;
+  Geometry geometry;
+  int64_t pivots, window;  // how many pivots the last query sees; first key of the first query's window
+
+  Queries(const ThreeRegionArgs& a, int64_t b, int64_t first, int64_t end)
+      : a(a), b(b), first(first), end(end), geometry{a, b} {
     if (a.cache_seqlens.data) {  // clamped: contents are not trusted
-      const int64_t length = a.cache_seqlens[b], offset = length - a.seqlen_q, most = a.seqlen_k - a.seqlen_q;
-      position += offset < 0 ? 0 : offset > most ? most : offset;
+      const int64_t most = a.seqlen_k - a.seqlen_q;
+      offset = a.cache_seqlens[b] - a.seqlen_q;
+      offset = offset < 0 ? 0 : offset > most ? most : offset;
     }
+    pivots = geometry.pivots_before(geometry.window_start(offset + end - 1));
+    window = geometry.window_start(offset + first) / kTile * kTile;
+  }
+
+  int64_t pivot_tiles() const { return (pivots + kTile - 1) / kTile; }
+  int64_t key_tiles() const { return pivot_tiles() + (offset + end - window + kTile - 1) / kTile; }
+
+  // Keys of a tile, of which a cache may hold no more; returns the bits that exist.
+  uint64_t keys(int64_t number, int64_t* index, int* count) const {
+    if (number < pivot_tiles()) return geometry.pivot_rows(number * kTile, pivots, index, count);
+    *count = rows_from(window + (number - pivot_tiles()) * kTile, offset + end, index);
+    return range_bits(0, *count);
+  }
+
+  // Calls step(mask, bias) if the queries [from, from + n) see any of a tile's keys.
+  template <class Step>
+  void see(int64_t from, int n, int64_t number, uint64_t valid, Step&& step) const {
+    const int64_t top = offset + from, last = top + n - 1;
+    uint64_t mask[kTile];
+    if (number < pivot_tiles()) {
+      const int64_t t = number * kTile;
+      int64_t start = geometry.window_start(top), before = geometry.pivots_before(start);
+      if (before >= t + kTile && valid == ~uint64_t(0)) return step(nullptr, a.pivot_bias);
+      if (geometry.pivots_before(geometry.window_start(last)) <= t) return;
+      for (int r = 0; r < n; ++r) {
+        if (geometry.window_start(top + r) != start)
+          start = geometry.window_start(top + r), before = geometry.pivots_before(start);
+        mask[r] = valid & range_bits(0, before - t);
+      }
+      return step(mask, a.pivot_bias);
+    }
+    const int64_t j = window + (number - pivot_tiles()) * kTile;
+    if (j > last || j + kTile <= geometry.window_start(top)) return;
+    if (j + kTile - 1 <= top && geometry.window_start(last) <= j) return step(nullptr, 0.0);
+    for (int r = 0; r < n; ++r) mask[r] = range_bits(geometry.window_start(top + r) - j, top + r + 1 - j);
+    step(mask, 0.0);
+  }
+
+  // f(number, keys, values, bits that exist) for every tile of keys.
+  template <class T, class F>
+  void each_tile(int64_t kv, F&& f) const {
+    for (int64_t number = 0; number < key_tiles(); ++number) pick<T>(kv, number, f);
+  }
+  template <class T, class F>
+  void pick(int64_t kv, int64_t number, F&& f) const {
+    int64_t index[kTile];
+    int count;
+    const uint64_t valid = keys(number, index, &count);
+    f(number, rows_of<T>(a.k, b, kv, index, count), rows_of<T>(a.v, b, kv, index, count), valid);
   }
 };
 
-template <class T, class Engine>
-void forward_tile(const ThreeRegionArgs& a, const QueryItem& it, Engine&& engine) {
-  const T *k = a.k.at<T>(it.b, it.kv), *v = a.v.at<T>(it.b, it.kv);
-  engine.begin(RowSet<T>{a.q.at<T>(it.b, it.h), a.q.stride[2], it.index, it.n}, a.scale);
-  Geometry{a, it.b}.visit_keys(it.position, it.n,
-                               [&](const Tile& tile) { engine.step(k, a.k.stride[2], v, a.v.stride[2], tile); });
-  Acc<T>* lse = stat<T>(a.lse, a, it.b, it.h);
-  for (int r = 0; r < it.n; ++r) {
-    const Acc<T> value = engine.finish(r, a.out.at<T>(it.b, it.h) + it.index[r] * a.out.stride[2]);
-    if (lse) lse[it.index[r]] = value;
+// A group of query tiles of one head: the last ones, which have most keys, come first in the work.
+struct QueryGroup {
+  const ThreeRegionArgs& a;
+  int64_t b, h, kv;
+  Queries queries;
+
+  QueryGroup(const ThreeRegionArgs& a, int64_t item)
+      : a(a),
+        b(item % (a.batch * a.heads) / a.heads),
+        h(item % a.heads),
+        kv(h / (a.heads / a.kv_heads)),
+        queries(a, b, first_of(a, item), end_of(a, item)) {}
+
+  static int64_t first_of(const ThreeRegionArgs& a, int64_t item) {
+    const int64_t groups = (a.query_tiles() + a.query_group - 1) / a.query_group;
+    return (groups - 1 - item / (a.batch * a.heads)) * a.query_group * kTile;
   }
-}
+  static int64_t end_of(const ThreeRegionArgs& a, int64_t item) {
+    const int64_t end = first_of(a, item) + a.query_group * kTile;
+    return end < a.seqlen_q ? end : a.seqlen_q;
+  }
+  int tiles() const { return int((queries.end - queries.first + kTile - 1) / kTile); }
+  // Rows of tile o of the group in a [B, H, S, D] tensor.
+  template <class T>
+  RowSet<T> rows(const Tensor4& x, int o, int64_t* index) const {
+    const int n = rows_from(queries.first + o * kTile, queries.end, index);
+    return rows_of<T>(x, b, h, index, n);
+  }
+
+  // Shows every tile of keys to every owner that sees it.
+  template <class T, template <class> class Engine>
+  void meet(Group<T, Engine>& group) const {
+    group.meet(
+        tiles(), queries.key_tiles(),
+        [&](int64_t number, auto& tile) {
+          queries.pick<T>(kv, number, [&](int64_t, const RowSet<T>& keys, const RowSet<T>& values, uint64_t valid) {
+            tile.pack(keys, values, int(a.head_dim));
+            tile.valid = valid;
+          });
+        },
+        [&](Engine<T>& owner, int o, int64_t number, const auto& tile) {
+          queries.see(queries.first + o * kTile, owner.rows, number, tile.valid,
+                      [&](Mask mask, double bias) { owner.step(group.work, tile, mask, bias); });
+        });
+  }
+};
 
 template <class T>
 void forward(const ThreeRegionArgs& a, int64_t item, char* scratch) {
-  const QueryItem it(a, item);
-  if (it.n <= kNarrow)
-    forward_tile<T>(a, it, Narrow<T>(Arena{scratch}, int(a.head_dim)));
-  else
-    forward_tile<T>(a, it, Forward<T>(Arena{scratch}, int(a.head_dim)));
+  const QueryGroup it(a, item);
+  Group<T, Forward> group(Arena{scratch}, int(a.head_dim), it.tiles());
+  int64_t index[kTile];
+  for (int o = 0; o < it.tiles(); ++o) group.owners[o].begin(it.rows<T>(a.q, o, index), a.scale);
+  it.meet(group);
+  Acc<T>* lse = stat<T>(a.lse, a, it.b, it.h);
+  const int64_t first = it.queries.first;
+  for (int64_t i = first; i < it.queries.end; ++i) {
+    T* out = a.out.at<T>(it.b, it.h) + i * a.out.stride[2];
+    const Acc<T> value = group.owners[(i - first) / kTile].finish(int((i - first) % kTile), out);
+    if (lse) lse[i] = value;
+  }
+}
+
+// All queries of some of the heads that share a key head, at most 64 rows.
+template <class T, class Engine, class Show>
+void decode_rows(const ThreeRegionArgs& a, int64_t b, int64_t h, int64_t kv, int heads, Engine& engine, Show&& show) {
+  const Queries queries(a, b, 0, a.seqlen_q);
+  const int n = int(a.seqlen_q), rows = heads * n;
+  int64_t offset[kTile];
+  for (int r = 0; r < rows; ++r) offset[r] = r / n * a.q.stride[1] + r % n * a.q.stride[2];
+  engine.begin(RowSet<T>{a.q.at<T>(b, h), 1, offset, rows}, a.scale);
+  queries.each_tile<T>(kv, [&](int64_t number, const RowSet<T>& keys, const RowSet<T>& values, uint64_t valid) {
+    queries.see(0, n, number, valid, [&](Mask mask, double bias) {
+      uint64_t masks[kTile];
+      for (int r = 0; mask && r < rows; ++r) masks[r] = mask[r % n];
+      show(keys, values, mask ? masks : nullptr, bias);
+    });
+  });
+  for (int r = 0; r < rows; ++r) engine.finish(r, a.out.at<T>(b, h + r / n) + r % n * a.out.stride[2]);
+}
+
+template <class T>
+void decode(const ThreeRegionArgs& a, int64_t item, char* scratch) {
+  const int64_t group = a.heads / a.kv_heads, parts = (group + a.decode_heads - 1) / a.decode_heads;
+  const int64_t b = item / (a.kv_heads * parts), kv = item / parts % a.kv_heads;
+  const int64_t first = item % parts * a.decode_heads, h = kv * group + first;
+  const int d = int(a.head_dim), heads = int(group - first < a.decode_heads ? group - first : a.decode_heads);
+  if (heads * a.seqlen_q <= kNarrow) {
+    Narrow<T> engine;
+    Arena arena{scratch};
+    engine.take(arena, d);
+    decode_rows<T>(a, b, h, kv, heads, engine,
+                   [&](const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
+                     engine.step(keys, values, mask, bias);
+                   });
+  } else {
+    Group<T, Forward> one(Arena{scratch}, d, 1);
+    decode_rows<T>(a, b, h, kv, heads, one.owners[0],
+                   [&](const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
+                     one.tiles[0].pack(keys, values, d);
+                     one.owners[0].step(one.work, one.tiles[0], mask, bias);
+                   });
+  }
 }
 
 template <class T>
 void grad_query(const ThreeRegionArgs& a, int64_t item, char* scratch) {
-  const QueryItem it(a, item);
-  GradQuery<T> engine(Arena{scratch}, int(a.head_dim));
-  const T *k = a.k.at<T>(it.b, it.kv), *v = a.v.at<T>(it.b, it.kv);
-  const T *dout = a.dout.at<T>(it.b, it.h), *out = a.out.at<T>(it.b, it.h);
-  engine.begin(RowSet<T>{a.q.at<T>(it.b, it.h), a.q.stride[2], it.index, it.n},
-               RowSet<T>{dout, a.dout.stride[2], it.index, it.n}, a.scale);
+  const QueryGroup it(a, item);
+  Group<T, GradQuery> group(Arena{scratch}, int(a.head_dim), it.tiles());
   const Acc<T>*lse = stat<T>(a.lse, a, it.b, it.h), *dlse = stat<T>(a.dlse, a, it.b, it.h);
   Acc<T>* delta = stat<T>(a.delta, a, it.b, it.h);
-  for (int r = 0; r < it.n; ++r) {
-    const int64_t i = it.index[r];
-    delta[i] = row_delta(dout + i * a.dout.stride[2], out + i * a.out.stride[2], int(a.head_dim), dlse ? dlse[i] : 0);
-    engine.set_row(r, lse[i], delta[i]);
+  int64_t index[kTile];
+  for (int o = 0; o < it.tiles(); ++o) {
+    const RowSet<T> dout = it.rows<T>(a.dout, o, index), out = it.rows<T>(a.out, o, index);
+    group.owners[o].begin(it.rows<T>(a.q, o, index), dout, a.scale);
+    for (int r = 0; r < dout.count; ++r) {
+      const int64_t i = index[r];
+      delta[i] = row_dot(dout.row(r), out.row(r), int(a.head_dim)) - (dlse ? dlse[i] : 0);
+      group.owners[o].set_row(r, lse[i], delta[i]);
+    }
   }
-  Geometry{a, it.b}.visit_keys(it.position, it.n,
-                               [&](const Tile& tile) { engine.step(k, a.k.stride[2], v, a.v.stride[2], tile); });
-  for (int r = 0; r < it.n; ++r) engine.finish(r, a.dq.at<T>(it.b, it.h) + it.index[r] * a.dq.stride[2]);
+  it.meet(group);
+  const int64_t first = it.queries.first;
+  for (int64_t i = first; i < it.queries.end; ++i)
+    group.owners[(i - first) / kTile].finish(int((i - first) % kTile), a.dq.at<T>(it.b, it.h) + i * a.dq.stride[2]);
 }
 
-// Runs visit(step) once per query head of the group, with `step` bound to that head.
-template <class T, class Visit>
-void each_head(const ThreeRegionArgs& a, int64_t b, int64_t kv, GradKey<T>& engine, Visit&& visit) {
-  const int64_t group = a.heads / a.kv_heads;
-  for (int64_t h = kv * group; h < (kv + 1) * group; ++h)
-    visit([&](const Tile& tile) {
-      engine.step(a.q.at<T>(b, h), a.q.stride[2], a.dout.at<T>(b, h), a.dout.stride[2], stat<T>(a.lse, a, b, h),
-                  stat<T>(a.delta, a, b, h), tile);
-    });
+// Shows the queries [from, to) of every head of key head kv to owners of key rows, in tiles cut at multiples of 64.
+// sees(owner, row, &lo, &hi): the queries that see a row; they ascend with the rows of an owner.
+template <class T, class Sees>
+void meet_queries(const ThreeRegionArgs& a, int64_t b, int64_t kv, int64_t from, int64_t to, double bias,
+                  Group<T, GradKey>& group, int owners, Sees&& sees) {
+  const int64_t heads = a.heads / a.kv_heads;
+  from = from / kTile * kTile;
+  for (int64_t h = kv * heads; h < (kv + 1) * heads && from < to; ++h)
+    group.meet(
+        owners, (to - from + kTile - 1) / kTile,
+        [&](int64_t number, auto& tile) {
+          int64_t index[kTile];
+          const int n = rows_from(from + number * kTile, to, index);
+          tile.pack(rows_of<T>(a.q, b, h, index, n), rows_of<T>(a.dout, b, h, index, n), stat<T>(a.lse, a, b, h),
+                    stat<T>(a.delta, a, b, h), int(a.head_dim));
+        },
+        [&](GradKey<T>& owner, int o, int64_t number, const auto& tile) {
+          const int64_t i = from + number * kTile;
+          uint64_t mask[kTile], all = ~uint64_t(0), any = 0;
+          for (int r = 0; r < owner.rows; ++r) {
+            int64_t lo, hi;
+            sees(o, r, &lo, &hi);
+            // queries beyond the last one are zero and change nothing
+            mask[r] = range_bits(lo - i, hi >= to ? kTile : hi - i);
+            all &= mask[r], any |= mask[r];
+          }
+          if (any) owner.step(group.work, tile, ~all ? mask : nullptr, bias);
+        });
 }
 
 template <class T>
 void grad_pivot(const ThreeRegionArgs& a, int64_t item, char* scratch) {
-  const int64_t pairs = a.batch * a.kv_heads, first = item / pairs * kTile;
+  const int64_t pairs = a.batch * a.kv_heads, first = item / pairs * a.pivot_group * kTile;
   const int64_t b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
+  const int64_t end = first + a.pivot_group * kTile < a.num_pivots ? first + a.pivot_group * kTile : a.num_pivots;
+  const int owners = int((end - first + kTile - 1) / kTile);
   const Geometry geometry{a, b};
-  GradKey<T> engine(Arena{scratch}, int(d));
-  int64_t index[kTile];
-  int n;
-  const uint64_t valid = geometry.pivot_rows(first, index, &n);
-  engine.begin(RowSet<T>{a.k.at<T>(b, kv), a.k.stride[2], index, n},
-               RowSet<T>{a.v.at<T>(b, kv), a.v.stride[2], index, n}, a.scale);
-  if (valid)
-    each_head<T>(a, b, kv, engine, [&](auto&& step) {
-      geometry.visit_queries(
-          geometry.window_end(index[0]), a.seqlen_q, n, a.pivot_bias,
-          [&](int r, int64_t* lo, int64_t* hi) {
-            *lo = geometry.window_end(index[r]), *hi = valid >> r & 1 ? a.seqlen_q : 0;
-          },
-          step);
-    });
-  for (int r = 0; r < n; ++r) {
-    const int64_t at = ((b * a.kv_heads + kv) * a.num_pivots + first + r) * d;
-    std::memcpy(static_cast<Acc<T>*>(a.pivot_dk) + at, engine.dk(r), d * sizeof(Acc<T>));
-    std::memcpy(static_cast<Acc<T>*>(a.pivot_dv) + at, engine.dv(r), d * sizeof(Acc<T>));
+  Group<T, GradKey> group(Arena{scratch}, int(d), owners);
+  int64_t index[kGroup][kTile], from = a.seqlen_q;
+  uint64_t valid[kGroup];
+  for (int o = 0; o < owners; ++o) {
+    int n;
+    valid[o] = geometry.pivot_rows(first + o * kTile, end, index[o], &n);
+    group.owners[o].begin(rows_of<T>(a.k, b, kv, index[o], n), rows_of<T>(a.v, b, kv, index[o], n), a.scale);
+    for (int r = 0; r < n; ++r)
+      if (valid[o] >> r & 1 && geometry.window_end(index[o][r]) < from) from = geometry.window_end(index[o][r]);
+  }
+  meet_queries<T>(a, b, kv, from, a.seqlen_q, a.pivot_bias, group, owners, [&](int o, int r, int64_t* lo, int64_t* hi) {
+    *lo = geometry.window_end(index[o][r]), *hi = valid[o] >> r & 1 ? a.seqlen_q : 0;
+  });
+  for (int64_t p = first; p < end; ++p) {
+    const int64_t at = ((b * a.kv_heads + kv) * a.num_pivots + p) * d;
+    GradKey<T>& owner = group.owners[(p - first) / kTile];
+    std::memcpy(static_cast<Acc<T>*>(a.pivot_dk) + at, owner.dk(int((p - first) % kTile)), d * sizeof(Acc<T>));
+    std::memcpy(static_cast<Acc<T>*>(a.pivot_dv) + at, owner.dv(int((p - first) % kTile)), d * sizeof(Acc<T>));
   }
 }
 
 template <class T>
 void grad_key(const ThreeRegionArgs& a, int64_t item, char* scratch) {
-  const int64_t pairs = a.batch * a.kv_heads, first = item / pairs * kTile, d = a.head_dim;
+  const int64_t pairs = a.batch * a.kv_heads, first = item / pairs * a.key_group * kTile, d = a.head_dim;
   const int64_t b = item % pairs / a.kv_heads, kv = item % a.kv_heads;
+  const int64_t end = first + a.key_group * kTile < a.seqlen_k ? first + a.key_group * kTile : a.seqlen_k;
+  const int owners = int((end - first + kTile - 1) / kTile);
   const Geometry geometry{a, b};
-  GradKey<T> engine(Arena{scratch}, int(d));
+  Group<T, GradKey> group(Arena{scratch}, int(d), owners);
   int64_t index[kTile];
-  const int n = int(a.seqlen_k - first < kTile ? a.seqlen_k - first : kTile);
-  for (int r = 0; r < n; ++r) index[r] = first + r;
-  engine.begin(RowSet<T>{a.k.at<T>(b, kv), a.k.stride[2], index, n},
-               RowSet<T>{a.v.at<T>(b, kv), a.v.stride[2], index, n}, a.scale);
-  const int64_t end = geometry.window_end(index[n - 1]);
-  each_head<T>(a, b, kv, engine, [&](auto&& step) {
-    geometry.visit_queries(
-        first, end < a.seqlen_q ? end : a.seqlen_q, n, 0,
-        [&](int r, int64_t* lo, int64_t* hi) { *lo = index[r], *hi = geometry.window_end(index[r]); }, step);
+  for (int o = 0; o < owners; ++o) {
+    const int n = rows_from(first + o * kTile, end, index);
+    group.owners[o].begin(rows_of<T>(a.k, b, kv, index, n), rows_of<T>(a.v, b, kv, index, n), a.scale);
+  }
+  const int64_t last = geometry.window_end(end - 1), to = last < a.seqlen_q ? last : a.seqlen_q;
+  meet_queries<T>(a, b, kv, first, to, 0, group, owners, [&](int o, int r, int64_t* lo, int64_t* hi) {
+    *lo = first + o * kTile + r, *hi = geometry.window_end(*lo);
   });
-  // a key of this tile that is also a pivot of later queries: its other part, summed here and rounded once
+  // a key of this group that is also a pivot of later queries: its other part, summed here and rounded once
   for (int64_t p = geometry.pivots_before(first); p < a.num_pivots; ++p) {
-    const int64_t r = geometry.pivot(p) - first;
-    if (r < 0 || r >= n) break;
+    const int64_t j = geometry.pivot(p);
+    if (j < first || j >= end) break;
+    GradKey<T>& owner = group.owners[(j - first) / kTile];
     const int64_t at = ((b * a.kv_heads + kv) * a.num_pivots + p) * d;
-    for (int64_t j = 0; j < d; ++j) {
-      engine.dk(int(r))[j] += static_cast<const Acc<T>*>(a.pivot_dk)[at + j];
-      engine.dv(int(r))[j] += static_cast<const Acc<T>*>(a.pivot_dv)[at + j];
+    Acc<T>*dk = owner.dk(int((j - first) % kTile)), *dv = owner.dv(int((j - first) % kTile));
+    for (int64_t c = 0; c < d; ++c) {
+      dk[c] += static_cast<const Acc<T>*>(a.pivot_dk)[at + c];
+      dv[c] += static_cast<const Acc<T>*>(a.pivot_dv)[at + c];
     }
   }
-  for (int r = 0; r < n; ++r)
-    engine.finish(r, a.dk.at<T>(b, kv) + index[r] * a.dk.stride[2], a.dv.at<T>(b, kv) + index[r] * a.dv.stride[2]);
+  for (int64_t j = first; j < end; ++j)
+    group.owners[(j - first) / kTile].finish(int((j - first) % kTile), a.dk.at<T>(b, kv) + j * a.dk.stride[2],
+                                             a.dv.at<T>(b, kv) + j * a.dv.stride[2]);
 }
 
 }  // namespace
 
 COGVIEW_TILE_KERNEL(three_region_fwd, ThreeRegionArgs, forward)
+COGVIEW_TILE_KERNEL(three_region_decode, ThreeRegionArgs, decode)
 COGVIEW_TILE_KERNEL(three_region_grad_query, ThreeRegionArgs, grad_query)
 COGVIEW_TILE_KERNEL(three_region_grad_pivot, ThreeRegionArgs, grad_pivot)
 COGVIEW_TILE_KERNEL(three_region_grad_key, ThreeRegionArgs, grad_key)

@@ -11,6 +11,8 @@ struct ThreeRegionArgs {
   int64_t batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, num_pivots;
   int64_t block_size, window_blocks;
   double pivot_bias, scale;
+  int64_t query_group, key_group, pivot_group;  // tiles of a work item, at most 16
+  int64_t decode_heads;                         // of a work item; times seqlen_q at most 64
   Tensor4 q, k, v, out, dout, dq, dk, dv;
   Indices pivots;             // [B, num_pivots], contiguous
   Indices cache_seqlens;      // decode only: query row t stands at cache_seqlens[b] - seqlen_q + t
@@ -23,9 +25,10 @@ struct ThreeRegionArgs {
   int64_t pivot_tiles() const { return (num_pivots + 63) / 64; }
 };
 
-COGVIEW_DECLARE_KERNEL(three_region_fwd, ThreeRegionArgs)         // items: batch x heads x query_tiles
-COGVIEW_DECLARE_KERNEL(three_region_grad_query, ThreeRegionArgs)  // the same; also writes delta
-COGVIEW_DECLARE_KERNEL(three_region_grad_pivot, ThreeRegionArgs)  // batch x kv_heads x pivot_tiles
-COGVIEW_DECLARE_KERNEL(three_region_grad_key, ThreeRegionArgs)    // batch x kv_heads x key_tiles
+COGVIEW_DECLARE_KERNEL(three_region_fwd, ThreeRegionArgs)         // items: batch x heads x groups of query_tiles
+COGVIEW_DECLARE_KERNEL(three_region_decode, ThreeRegionArgs)      // batch x kv_heads x parts of their heads
+COGVIEW_DECLARE_KERNEL(three_region_grad_query, ThreeRegionArgs)  // as three_region_fwd; also writes delta
+COGVIEW_DECLARE_KERNEL(three_region_grad_pivot, ThreeRegionArgs)  // batch x kv_heads x groups of pivot_tiles
+COGVIEW_DECLARE_KERNEL(three_region_grad_key, ThreeRegionArgs)    // batch x kv_heads x groups of key_tiles
 
 }  // namespace cogview

@@ -2,19 +2,28 @@
 
 namespace cogview {
 namespace COGVIEW_ISA {
+namespace {
 
-// GradKey is the hungriest pass.
+template <class T>
+int64_t bytes(int d) {
+  const int64_t forward = Group<T, Forward>::bytes(d), grad_query = Group<T, GradQuery>::bytes(d);
+  const int64_t grad_key = Group<T, GradKey>::bytes(d), backward = grad_query > grad_key ? grad_query : grad_key;
+  return forward > backward ? forward : backward;
+}
+
+}  // namespace
+
 int64_t tile_scratch(Dtype dtype, int64_t head_dim) {
   const int d = int(head_dim);
   switch (dtype) {
     case Dtype::f64:
-      return GradKey<double>::bytes(d);
+      return bytes<double>(d);
     case Dtype::f32:
-      return GradKey<float>::bytes(d);
+      return bytes<float>(d);
     case Dtype::bf16:
-      return GradKey<BFloat16>::bytes(d);
+      return bytes<BFloat16>(d);
     default:
-      return GradKey<Half>::bytes(d);
+      return bytes<Half>(d);
   }
 }
 

@@ -1,9 +1,9 @@
 // The online-softmax tile engine that every attention operator shares.
 //
-// An operator's geometry hands it tiles: up to 64 rows against up to 64 columns by index, one mask word a row, one
-// bias. Three passes: Forward (rows are queries, columns keys), GradQuery (the same tiles again) and GradKey (rows
-// are keys, columns queries), so every gradient has one owner: no atomics, bitwise repeatable. Narrow is Forward for
-// a few rows, where packing keys would cost more than it saves. Scores are kept in units of log2.
+// An owner is up to 64 rows whose result is being summed up, a tile up to 64 columns that are packed once and shown to
+// every owner of a group that sees them. Three passes: Forward (rows are queries, columns keys), GradQuery (the same)
+// and GradKey (rows are keys, columns queries), so every gradient has one owner: no atomics, bitwise repeatable.
+// Scores are kept in units of log2.
 #pragma once
 
 #include <cmath>
@@ -18,9 +18,15 @@ namespace COGVIEW_ISA {
 namespace {
 
 constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
-constexpr int kHalf = kTile / 2;  // rows of scores that are worked on at a time, so that they stay in the L1 cache
 template <class A>
 constexpr A kNone = -std::numeric_limits<A>::infinity();
+// Scores up to this size need no maximum: 2^s, its sums and its products stay far inside the accumulator's range.
+constexpr double kBounded = 60;
+// What the probabilities of a dtype are rounded to decides how well 2^x has to be known.
+template <class T>
+constexpr int kExpDegree = std::is_same_v<T, BFloat16> ? 3
+                           : std::is_same_v<T, Half>   ? 4
+                                                       : 6;
 
 // Bits [lo, hi) of a word; both may lie outside of it.
 inline uint64_t range_bits(int64_t lo, int64_t hi) {
@@ -29,13 +35,43 @@ inline uint64_t range_bits(int64_t lo, int64_t hi) {
   return (hi == 64 ? ~uint64_t(0) : (uint64_t(1) << hi) - 1) & ~((uint64_t(1) << lo) - 1);
 }
 
-// Columns of one tile, and which of them each row sees.
-struct Tile {
-  int64_t index[kTile];
-  int count;
-  uint64_t mask[kTile];
-  double bias;
+// Which columns of a tile each row of an owner sees; null: all. Masked out or not, columns beyond the tile's count are
+// zero, which is right for GradKey, while Forward and GradQuery have to be told.
+using Mask = const uint64_t*;
+
+// Scores, probabilities and their gradients of two strips, of which one is multiplied while the other is in vectors.
+template <class T>
+struct Workspace {
+  struct Strip {
+    Acc<T>*s, *ds;
+    Operand<T>*p, *dp;
+  } strip[2];
+  static constexpr int64_t plane = kStrip * kTile;
+  void take(Arena& arena) {
+    for (Strip& x : strip) {
+      x.s = arena.take<Acc<T>>(plane), x.ds = arena.take<Acc<T>>(plane);
+      x.p = arena.take<Operand<T>>(plane * kPlanes<T>), x.dp = arena.take<Operand<T>>(plane * kPlanes<T>);
+      if (!arena.base) continue;
+      std::memset(static_cast<void*>(x.p), 0, sizeof(*x.p) * plane * kPlanes<T>);  // rows that an owner lacks
+      std::memset(static_cast<void*>(x.dp), 0, sizeof(*x.dp) * plane * kPlanes<T>);
+    }
+  }
 };
+
+// Strips of an owner's rows in a pipeline: while strip u is in vectors, the products `before` of the next one and
+// `after` of the last one are under way, so that no product waits for what has just been written. f(strip, row) takes a
+// row.
+template <class Before, class F, class After>
+inline void each_strip(int rows, Before&& before, F&& f, After&& after) {
+  const int strips = (rows + kStrip - 1) / kStrip;
+  before(0);
+  for (int u = 0; u < strips; ++u) {
+    if (u + 1 < strips) before(u + 1);
+    for (int r = u * kStrip; r < rows && r < (u + 1) * kStrip; ++r) f(u, r);
+    if (u > 0) after(u - 1);
+  }
+  after(strips - 1);
+}
 
 // Rows of accumulators times a factor each, in the tensor's dtype.
 template <class T>
@@ -43,306 +79,334 @@ inline void write_row(const Acc<T>* acc, Acc<T> factor, int d, T* out) {
   each<Acc<T>>(d, [&](int64_t j, auto n) { put(out + j, load(acc + j) * factor, n); });
 }
 
-// One row of scores: the running maximum (in m), and the row's probabilities against it, to p and added to `total`.
-// Calls rescale(keep) when the maximum moved.
-template <class A, class E, class Rescale>
-inline void softmax_row(const A* s, uint64_t mask, A scale, A bias, A& m, Vec<A>& total, E* p, Rescale&& rescale) {
-  constexpr int w = kLanes<A>, n = kTile / w;
+// One row of scores against its running maximum m: adds to `total`, and hands two vectors of probabilities at a time to
+// put(column, x0, x1). Calls rescale(keep) when the maximum moved.
+template <class T, class Rescale, class Put>
+inline void softmax_row(const Acc<T>* s, uint64_t mask, Acc<T> scale, Acc<T> bias, Acc<T>* m, Vec<Acc<T>>* total,
+                        Rescale&& rescale, Put&& put) {
+  using A = Acc<T>;
+  constexpr int l = kLanes<A>, n = kTile / l;
   Vec<A> x[n], top = splat(kNone<A>);
   for (int c = 0; c < n; ++c) {
-    x[c] = select_bits<A>(mask >> (c * w), load(s + c * w) * scale + bias, kNone<A>);
+    x[c] = select_bits<A>(mask >> (c * l), load(s + c * l) * scale + bias, kNone<A>);
     top = vmax(x[c], top);
   }
   const A peak = hmax(top);
-  if (peak > m) {
-    if (m != kNone<A>) {
-      const A keep = exp2v(splat(m - peak))[0];
-      total *= keep;
+  if (peak > *m) {
+    if (*m != kNone<A>) {
+      const A keep = exp2v(splat(*m - peak))[0];
+      *total *= keep;
       rescale(keep);
     }
-    m = peak;
+    *m = peak;
   }
-  const A base = m == kNone<A> ? A(0) : m;  // masked entries stay exp2(-inf) = 0; a NaN among the others stays NaN
-  for (int c = 0; c < n; ++c) {
-    x[c] = exp2v(x[c] - base);
-    total += x[c];
-    store_operand(p + c * w, x[c]);
+  // masked entries stay exp2(-inf) = 0; a NaN among the others stays NaN
+  const A base = *m == kNone<A> ? A(0) : *m;
+  for (int c = 0; c < n; c += 2) {
+    x[c] = exp2v<kExpDegree<T>>(x[c] - base), x[c + 1] = exp2v<kExpDegree<T>>(x[c + 1] - base);
+    *total += x[c] + x[c + 1];
+    put(c * l, x[c], x[c + 1]);
   }
 }
 
-template <class A>
-inline A finish_row(A m, Vec<A> total, A* inverse) {
+// Writes a row of the output and returns its log-sum-exp: zeros and -inf for a row that saw nothing. `weight` is the
+// sum of the probabilities that were multiplied, `total` of those that were not rounded for it.
+template <class T>
+inline Acc<T> finish_row(const Acc<T>* o, Acc<T> m, Vec<Acc<T>> total, Vec<Acc<T>> weight, int d, T* out) {
+  using A = Acc<T>;
   const A sum = hsum(total);
-  *inverse = sum == 0 ? A(0) : 1 / sum;
+  write_row(o, sum == 0 ? A(0) : 1 / hsum(weight), d, out);
   return sum == 0 ? kNone<A> : A(kLn2) * m + std::log(sum);
 }
 
+// sum(x * y)
 template <class T>
-class Forward {
- public:
-  using A = Acc<T>;
-  using E = Operand<T>;
-  static int64_t bytes(int d) { return Forward(Arena{nullptr}, d).used_; }
-
-  Forward(Arena arena, int d) : d_(d), ld_(int(round_up(d, kPad<T>))) {
-    q_ = arena.take<E>(kTile * ld_), rows_ = arena.take<E>(kTile * ld_);
-    kt_ = arena.take<E>(kTile * ld_), vb_ = arena.take<E>(kTile * ld_);
-    s_ = arena.take<A>(kHalf * kTile), p_ = arena.take<E>(kHalf * kTile);
-    o_ = arena.take<A>(kTile * ld_), total_ = arena.take<Vec<A>>(kTile), m_ = arena.take<A>(kTile);
-    used_ = arena.used;
-  }
-
-  void begin(const RowSet<T>& q, double scale) {
-    rows = q.count;
-    padded_ = int(round_up(rows, 16));
-    scale_ = A(scale * kLog2e);
-    pack_a(q, padded_, d_, q_, ld_);
-    std::memset(static_cast<void*>(p_), 0, sizeof(E) * kHalf * kTile);
-    std::memset(static_cast<void*>(o_), 0, sizeof(A) * kTile * ld_);
-    for (int r = 0; r < kTile; ++r) total_[r] = Vec<A>{}, m_[r] = kNone<A>;
-  }
-
-  void step(const T* k, int64_t k_stride, const T* v, int64_t v_stride, const Tile& tile) {
-    pack_a(RowSet<T>{k, k_stride, tile.index, tile.count}, kTile, d_, rows_, ld_);
-    pack_b_transposed<T>(rows_, ld_, kt_);
-    pack_a(RowSet<T>{v, v_stride, tile.index, tile.count}, kTile, d_, rows_, ld_);
-    const E* vb = pack_b<T>(rows_, ld_, vb_);
-    const A bias = A(tile.bias * kLog2e);
-    for (int first = 0; first < rows; first += kHalf) {
-      const int m = padded_ - first < kHalf ? padded_ - first : kHalf,
-                end = first + kHalf < rows ? first + kHalf : rows;
-      gemm(m, kTile, ld_, q_ + first * ld_, ld_, kt_, kTile, s_, kTile, false);
-      for (int r = first; r < end; ++r) {
-        const auto rescale = [&](A keep) {
-          for (int j = 0; j < ld_; j += kLanes<A>) store(o_ + r * ld_ + j, load(o_ + r * ld_ + j) * keep);
-        };
-        const int at = (r - first) * kTile;
-        softmax_row(s_ + at, tile.mask[r], scale_, bias, m_[r], total_[r], p_ + at, rescale);
-      }
-      gemm(m, ld_, kTile, p_, kTile, vb, ld_, o_ + first * ld_, ld_, true);
-    }
-  }
-
-  // Writes row r of the output, and returns its log-sum-exp.
-  A finish(int r, T* out) {
-    A inverse;
-    const A lse = finish_row(m_[r], total_[r], &inverse);
-    write_row(o_ + r * ld_, inverse, d_, out);
-    return lse;
-  }
-
-  int rows = 0;
-
- private:
-  int d_, ld_, padded_ = 0;
-  A scale_ = 0;
-  E *q_, *rows_, *kt_, *vb_, *p_;
-  A *s_, *o_, *m_;
-  Vec<A>* total_;
-  int64_t used_;
-};
-
-constexpr int kNarrow = 4;  // up to so many rows Narrow is the faster one
-
-template <class T>
-class Narrow {
- public:
-  using A = Acc<T>;
-  static int64_t bytes(int d) { return Narrow(Arena{nullptr}, d).used_; }
-
-  Narrow(Arena arena, int d) : d_(d), ld_(int(round_up(d, kLanes<A>))) {
-    q_ = arena.take<A>(kNarrow * ld_), o_ = arena.take<A>(kNarrow * ld_), s_ = arena.take<A>(kTile);
-    used_ = arena.used;
-  }
-
-  void begin(const RowSet<T>& q, double scale) {
-    rows = q.count;
-    scale_ = A(scale * kLog2e);
-    for (int r = 0; r < rows; ++r) {
-      each<Acc<T>>(d_, [&](int64_t j, auto n) {
-        store(q_ + r * ld_ + j, load(q.row(r) + j, n));
-        store(o_ + r * ld_ + j, Vec<A>{});
-      });
-      total_[r] = Vec<A>{}, m_[r] = kNone<A>;
-    }
-  }
-
-  void step(const T* k, int64_t k_stride, const T* v, int64_t v_stride, const Tile& tile) {
-    for (int r = 0; r < rows; ++r) {
-      if (!tile.mask[r]) continue;
-      A *q = q_ + r * ld_, *o = o_ + r * ld_;
-      for (int c = 0; c < kTile; ++c) {
-        s_[c] = 0;
-        if (!(tile.mask[r] >> c & 1)) continue;
-        Vec<A> dot{};
-        const T* key = k + tile.index[c] * k_stride;
-        each<Acc<T>>(d_, [&](int64_t j, auto n) { dot += load(q + j) * load(key + j, n); });
-        s_[c] = hsum(dot);
-      }
-      const auto rescale = [&](A keep) {
-        for (int j = 0; j < ld_; j += kLanes<A>) store(o + j, load(o + j) * keep);
-      };
-      softmax_row(s_, tile.mask[r], scale_, A(tile.bias * kLog2e), m_[r], total_[r], s_, rescale);
-      for (int c = 0; c < tile.count; ++c) {
-        if (!(tile.mask[r] >> c & 1)) continue;
-        const T* value = v + tile.index[c] * v_stride;
-        each<Acc<T>>(d_, [&](int64_t j, auto n) { store(o + j, load(o + j) + load(value + j, n) * s_[c]); });
-      }
-    }
-  }
-
-  A finish(int r, T* out) {
-    A inverse;
-    const A lse = finish_row(m_[r], total_[r], &inverse);
-    write_row(o_ + r * ld_, inverse, d_, out);
-    return lse;
-  }
-
-  int rows = 0;
-
- private:
-  int d_, ld_;
-  A scale_ = 0;
-  A *q_, *o_, *s_, m_[kNarrow];
-  Vec<A> total_[kNarrow];
-  int64_t used_;
-};
-
-// From scores s and dout-products dp to probabilities and score gradients: p = 2^(s - lse), ds = p (dp - delta).
-// A bit that is not set makes both 0.
-template <class A>
-struct Probabilities {
-  Vec<A> p, ds;
-};
-template <class A>
-inline Probabilities<A> backward_vector(Vec<A> s, Vec<A> dp, uint64_t bits, A scale, A bias, Vec<A> lse, Vec<A> delta) {
-  const Vec<A> p = select_bits<A>(bits, exp2v(s * scale + (bias - lse)), A(0));
-  return {p, select_bits<A>(bits, p * (dp - delta), A(0))};
+inline Acc<T> row_dot(const T* x, const T* y, int d) {
+  Vec<Acc<T>> sum{};
+  each<Acc<T>>(d, [&](int64_t j, auto n) { sum += load(x + j, n) * load(y + j, n); });
+  return hsum(sum);
 }
 
 template <class T>
-class GradQuery {
- public:
+struct Forward {
   using A = Acc<T>;
   using E = Operand<T>;
-  static int64_t bytes(int d) { return GradQuery(Arena{nullptr}, d).used_; }
+  using Strip = typename Workspace<T>::Strip;
 
-  GradQuery(Arena arena, int d) : d_(d), ld_(int(round_up(d, kPad<T>))) {
-    q_ = arena.take<E>(kTile * ld_), do_ = arena.take<E>(kTile * ld_);
-    rows_ = arena.take<E>(kTile * ld_), kb_ = arena.take<E>(kTile * ld_);
-    kt_ = arena.take<E>(kTile * ld_), vt_ = arena.take<E>(kTile * ld_);
-    s_ = arena.take<A>(kHalf * kTile), dp_ = arena.take<A>(kHalf * kTile), ds_ = arena.take<E>(kHalf * kTile);
+  // Keys and values, packed.
+  struct Tile {
+    E *kt, *v;
+    A norm;  // of the longest key, squared
+    uint64_t valid = 0;
+    void take(Arena& arena, int d) {
+      const int64_t n = kTile * round_up(d, kPad<T>) * kPlanes<T>;
+      kt = arena.take<E>(n), v = arena.take<E>(n);
+    }
+    void pack(const RowSet<T>& keys, const RowSet<T>& values, int d) {
+      const int ld = int(round_up(d, kPad<T>));
+      pack_transposed(keys, d, kt, ld);
+      pack_b(values, d, v, ld);
+      norm = max_norm<T>(kt, ld);
+    }
+  };
+
+  void take(Arena& arena, int d) {
+    d_ = d, ld_ = int(round_up(d, kPad<T>));
+    q_ = arena.take<E>(kTile * ld_ * kPlanes<T>), o_ = arena.take<A>(kTile * ld_);
+    total_ = arena.take<Vec<A>>(kTile), stored_ = arena.take<Vec<A>>(kTile), m_ = arena.take<A>(kTile);
+  }
+
+  void begin(const RowSet<T>& q, double scale) {
+    rows = q.count;
+    scale_ = A(scale * kLog2e);
+    pack_a(q, int(round_up(rows, 16)), d_, q_, ld_, plane());
+    std::memset(static_cast<void*>(o_), 0, sizeof(A) * kTile * ld_);
+    norm_ = 0, bounded_ = true;
+    for (int r = 0; r < rows; ++r) {
+      total_[r] = stored_[r] = Vec<A>{}, m_[r] = 0;
+      norm_ = vmax(row_dot(q.row(r), q.row(r), d_), norm_);
+    }
+  }
+
+  void step(const Workspace<T>& w, const Tile& tile, Mask mask, double bias_) {
+    const A bias = A(bias_ * kLog2e);
+    // no score is larger than the product of the norms (Cauchy-Schwarz); false for NaN
+    if (bounded_ && !(std::sqrt(norm_ * tile.norm) * std::abs(scale_) + std::abs(bias) < A(kBounded))) leave_bounded();
+    if (!bounded_)
+      run(w, tile, [&](int r, const Strip& x) { running_max(r, x, mask ? mask[r] : ~uint64_t(0), bias); });
+    else if (mask)
+      run(w, tile, [&](int r, const Strip& x) { bounded<true>(r, x, mask[r], bias); });
+    else
+      run(w, tile, [&](int r, const Strip& x) { bounded<false>(r, x, 0, bias); });
+  }
+
+  // Writes row r of the output, and returns its log-sum-exp.
+  A finish(int r, T* out) const {
+    return finish_row(o_ + r * ld_, m_[r], total_[r], kRounds<T> ? stored_[r] : total_[r], d_, out);
+  }
+
+  int rows = 0;
+
+ private:
+  int64_t plane() const { return kTile * ld_; }
+
+  // From here on rows have a maximum. What was summed so far is relative to 0, which is as good as any.
+  void leave_bounded() {
+    bounded_ = false;
+    for (int r = 0; r < rows; ++r)
+      if (hsum(total_[r]) == 0) m_[r] = kNone<A>;
+  }
+
+  template <class F>
+  void run(const Workspace<T>& w, const Tile& tile, F&& softmax) {
+    each_strip(
+        rows,
+        [&](int u) {
+          gemm<T>(kTile, ld_, q_ + u * kStrip * ld_, ld_, plane(), tile.kt, w.strip[u & 1].s, kTile, false);
+        },
+        [&](int u, int r) { softmax(r, w.strip[u & 1]); },
+        [&](int u) {
+          gemm<T>(ld_, kTile, w.strip[u & 1].p, kTile, w.plane, tile.v, o_ + u * kStrip * ld_, ld_, true);
+        });
+  }
+
+  template <bool masked>
+  void bounded(int r, const Strip& strip, uint64_t mask, A bias) {
+    constexpr int l = kLanes<A>;
+    const int at = r % kStrip * kTile;
+    Vec<A> sum{}, stored{};
+    for (int c = 0; c < kTile; c += 2 * l) {
+      Vec<A> x0 = exp2v<kExpDegree<T>>(load(strip.s + at + c) * scale_ + bias);
+      Vec<A> x1 = exp2v<kExpDegree<T>>(load(strip.s + at + c + l) * scale_ + bias);
+      if (masked) {
+        x0 = select_bits<A>(mask >> c, x0, A(0));
+        x1 = select_bits<A>(mask >> (c + l), x1, A(0));
+      }
+      sum += x0 + x1;
+      stored += store_pair<T>(strip.p + at + c, Workspace<T>::plane, x0, x1);
+    }
+    total_[r] += sum;
+    if (kRounds<T>) stored_[r] += stored;
+  }
+
+  void running_max(int r, const Strip& strip, uint64_t mask, A bias) {
+    const int at = r % kStrip * kTile;
+    softmax_row<T>(
+        strip.s + at, mask, scale_, bias, &m_[r], &total_[r],
+        [&](A keep) {
+          for (int j = 0; j < ld_; j += kLanes<A>) store(o_ + r * ld_ + j, load(o_ + r * ld_ + j) * keep);
+          if (kRounds<T>) stored_[r] *= keep;
+        },
+        [&](int c, Vec<A> x0, Vec<A> x1) {
+          const Vec<A> stored = store_pair<T>(strip.p + at + c, Workspace<T>::plane, x0, x1);
+          if (kRounds<T>) stored_[r] += stored;
+        });
+  }
+
+  int d_ = 0, ld_ = 0;
+  bool bounded_ = true;
+  A scale_ = 0, norm_ = 0;
+  E* q_;
+  A *o_, *m_;
+  Vec<A>*total_, *stored_;  // sums of probabilities, and of them as they were rounded to be multiplied
+};
+
+// A row of scores s and dout-products ds, to probabilities p = 2^(s + offset) and score gradients p (ds - delta);
+// offset and delta by column.
+template <class T, class Offset, class Delta>
+inline void gradients(const typename Workspace<T>::Strip& strip, int r, Mask mask, Acc<T> scale, Offset&& offset,
+                      Delta&& delta) {
+  using A = Acc<T>;
+  constexpr int l = kLanes<A>;
+  for (int c = 0; c < kTile; c += 2 * l) {
+    const int at = r % kStrip * kTile + c;
+    Vec<A> p[2], ds[2];
+    for (int i = 0; i < 2; ++i) {
+      p[i] = exp2v<kExpDegree<T>>(load(strip.s + at + i * l) * scale + offset(c + i * l));
+      ds[i] = p[i] * (load(strip.ds + at + i * l) - delta(c + i * l));
+      if (mask) {
+        p[i] = select_bits<A>(mask[r] >> (c + i * l), p[i], A(0));
+        ds[i] = select_bits<A>(mask[r] >> (c + i * l), ds[i], A(0));
+      }
+    }
+    store_pair<T>(strip.p + at, Workspace<T>::plane, p[0], p[1]);
+    store_pair<T>(strip.dp + at, Workspace<T>::plane, ds[0], ds[1]);
+  }
+}
+
+template <class T>
+struct GradQuery {
+  using A = Acc<T>;
+  using E = Operand<T>;
+
+  // Keys twice and values, packed.
+  struct Tile {
+    E *kt, *k, *vt;
+    uint64_t valid = 0;
+    void take(Arena& arena, int d) {
+      const int64_t n = kTile * round_up(d, kPad<T>) * kPlanes<T>;
+      kt = arena.take<E>(n), k = arena.take<E>(n), vt = arena.take<E>(n);
+    }
+    void pack(const RowSet<T>& keys, const RowSet<T>& values, int d) {
+      const int ld = int(round_up(d, kPad<T>));
+      pack_transposed(keys, d, kt, ld);
+      pack_b(keys, d, k, ld);
+      pack_transposed(values, d, vt, ld);
+    }
+  };
+
+  void take(Arena& arena, int d) {
+    d_ = d, ld_ = int(round_up(d, kPad<T>));
+    q_ = arena.take<E>(kTile * ld_ * kPlanes<T>), do_ = arena.take<E>(kTile * ld_ * kPlanes<T>);
     dq_ = arena.take<A>(kTile * ld_), lse_ = arena.take<A>(kTile), delta_ = arena.take<A>(kTile);
-    used_ = arena.used;
   }
 
   void begin(const RowSet<T>& q, const RowSet<T>& dout, double scale) {
     rows = q.count;
-    padded_ = int(round_up(rows, 16));
     scale_ = A(scale);
-    pack_a(q, padded_, d_, q_, ld_);
-    pack_a(dout, padded_, d_, do_, ld_);
-    std::memset(static_cast<void*>(ds_), 0, sizeof(E) * kHalf * kTile);
+    pack_a(q, int(round_up(rows, 16)), d_, q_, ld_, plane());
+    pack_a(dout, int(round_up(rows, 16)), d_, do_, ld_, plane());
     std::memset(static_cast<void*>(dq_), 0, sizeof(A) * kTile * ld_);
   }
 
   // lse of row r as the forward gave it; delta = sum(dout * out) - dlse.
   void set_row(int r, A lse, A delta) { lse_[r] = lse * A(kLog2e), delta_[r] = delta; }
 
-  void step(const T* k, int64_t k_stride, const T* v, int64_t v_stride, const Tile& tile) {
-    constexpr int w = kLanes<A>;
-    pack_a(RowSet<T>{v, v_stride, tile.index, tile.count}, kTile, d_, rows_, ld_);
-    pack_b_transposed<T>(rows_, ld_, vt_);
-    pack_a(RowSet<T>{k, k_stride, tile.index, tile.count}, kTile, d_, rows_, ld_);
-    pack_b_transposed<T>(rows_, ld_, kt_);
-    const E* kb = pack_b<T>(rows_, ld_, kb_);
-    const A scale = scale_ * A(kLog2e), bias = A(tile.bias * kLog2e);
-    for (int first = 0; first < rows; first += kHalf) {
-      const int m = padded_ - first < kHalf ? padded_ - first : kHalf,
-                end = first + kHalf < rows ? first + kHalf : rows;
-      gemm(m, kTile, ld_, q_ + first * ld_, ld_, kt_, kTile, s_, kTile, false);
-      gemm(m, kTile, ld_, do_ + first * ld_, ld_, vt_, kTile, dp_, kTile, false);
-      for (int r = first; r < end; ++r)
-        for (int c = 0; c < kTile; c += w) {
-          const int at = (r - first) * kTile + c;
-          const auto g = backward_vector<A>(load(s_ + at), load(dp_ + at), tile.mask[r] >> c, scale, bias,
-                                            splat(lse_[r]), splat(delta_[r]));
-          store_operand(ds_ + at, g.ds);
-        }
-      gemm(m, ld_, kTile, ds_, kTile, kb, ld_, dq_ + first * ld_, ld_, true);
-    }
+  void step(const Workspace<T>& w, const Tile& tile, Mask mask, double bias_) {
+    const A scale = scale_ * A(kLog2e), bias = A(bias_ * kLog2e);
+    each_strip(
+        rows,
+        [&](int u) {
+          const int64_t at = u * kStrip * ld_;
+          gemm<T>(kTile, ld_, q_ + at, ld_, plane(), tile.kt, w.strip[u & 1].s, kTile, false);
+          gemm<T>(kTile, ld_, do_ + at, ld_, plane(), tile.vt, w.strip[u & 1].ds, kTile, false);
+        },
+        [&](int u, int r) {
+          const auto& strip = w.strip[u & 1];
+          const Vec<A> offset = splat(bias - lse_[r]), delta = splat(delta_[r]);
+          gradients<T>(strip, r, mask, scale, [&](int) { return offset; }, [&](int) { return delta; });
+        },
+        [&](int u) {
+          gemm<T>(ld_, kTile, w.strip[u & 1].dp, kTile, w.plane, tile.k, dq_ + u * kStrip * ld_, ld_, true);
+        });
   }
 
-  void finish(int r, T* dq) { write_row(dq_ + r * ld_, scale_, d_, dq); }
+  void finish(int r, T* dq) const { write_row(dq_ + r * ld_, scale_, d_, dq); }
 
   int rows = 0;
 
  private:
-  int d_, ld_, padded_ = 0;
+  int64_t plane() const { return kTile * ld_; }
+
+  int d_ = 0, ld_ = 0;
   A scale_ = 0;
-  E *q_, *do_, *rows_, *kt_, *vt_, *kb_, *ds_;
-  A *s_, *dp_, *dq_, *lse_, *delta_;
-  int64_t used_;
+  E *q_, *do_;
+  A *dq_, *lse_, *delta_;
 };
 
 template <class T>
-class GradKey {
- public:
+struct GradKey {
   using A = Acc<T>;
   using E = Operand<T>;
-  static int64_t bytes(int d) { return GradKey(Arena{nullptr}, d).used_; }
 
-  GradKey(Arena arena, int d) : d_(d), ld_(int(round_up(d, kPad<T>))) {
-    k_ = arena.take<E>(kTile * ld_), v_ = arena.take<E>(kTile * ld_);
-    q_rows_ = arena.take<E>(kTile * ld_), qt_ = arena.take<E>(kTile * ld_), qb_ = arena.take<E>(kTile * ld_);
-    do_rows_ = arena.take<E>(kTile * ld_), dot_ = arena.take<E>(kTile * ld_), dob_ = arena.take<E>(kTile * ld_);
-    s_ = arena.take<A>(kHalf * kTile), dp_ = arena.take<A>(kHalf * kTile);
-    p_ = arena.take<E>(kHalf * kTile), ds_ = arena.take<E>(kHalf * kTile);
+  // Queries and their output gradients, both twice, packed, and what belongs to each query.
+  struct Tile {
+    E *qt, *q, *dot, *dout;
+    A *lse, *delta;
+    void take(Arena& arena, int d) {
+      const int64_t n = kTile * round_up(d, kPad<T>) * kPlanes<T>;
+      qt = arena.take<E>(n), q = arena.take<E>(n), dot = arena.take<E>(n), dout = arena.take<E>(n);
+      lse = arena.take<A>(kTile), delta = arena.take<A>(kTile);
+    }
+    // lse and delta are indexed as the queries are.
+    void pack(const RowSet<T>& queries, const RowSet<T>& douts, const A* all_lse, const A* all_delta, int d) {
+      const int ld = int(round_up(d, kPad<T>));
+      pack_transposed(queries, d, qt, ld);
+      pack_b(queries, d, q, ld);
+      pack_transposed(douts, d, dot, ld);
+      pack_b(douts, d, dout, ld);
+      for (int c = 0; c < kTile; ++c) {
+        const bool exists = c < queries.count;
+        lse[c] = exists ? all_lse[queries.index[c]] * A(kLog2e) : A(0);
+        delta[c] = exists ? all_delta[queries.index[c]] : A(0);
+      }
+    }
+  };
+
+  void take(Arena& arena, int d) {
+    d_ = d, ld_ = int(round_up(d, kPad<T>));
+    k_ = arena.take<E>(kTile * ld_ * kPlanes<T>), v_ = arena.take<E>(kTile * ld_ * kPlanes<T>);
     dk_ = arena.take<A>(kTile * ld_), dv_ = arena.take<A>(kTile * ld_);
-    used_ = arena.used;
   }
 
   void begin(const RowSet<T>& k, const RowSet<T>& v, double scale) {
     rows = k.count;
-    padded_ = int(round_up(rows, 16));
     scale_ = A(scale);
-    pack_a(k, padded_, d_, k_, ld_);
-    pack_a(v, padded_, d_, v_, ld_);
-    std::memset(static_cast<void*>(p_), 0, sizeof(E) * kHalf * kTile);
-    std::memset(static_cast<void*>(ds_), 0, sizeof(E) * kHalf * kTile);
+    pack_a(k, int(round_up(rows, 16)), d_, k_, ld_, plane());
+    pack_a(v, int(round_up(rows, 16)), d_, v_, ld_, plane());
     std::memset(static_cast<void*>(dk_), 0, sizeof(A) * kTile * ld_);
     std::memset(static_cast<void*>(dv_), 0, sizeof(A) * kTile * ld_);
   }
 
-  // lse and delta are indexed as the queries are.
-  void step(const T* q, int64_t q_stride, const T* dout, int64_t dout_stride, const A* lse, const A* delta,
-            const Tile& tile) {
-    constexpr int w = kLanes<A>;
-    alignas(64) A lse2[kTile] = {}, del[kTile] = {};
-    for (int c = 0; c < tile.count; ++c) lse2[c] = lse[tile.index[c]] * A(kLog2e), del[c] = delta[tile.index[c]];
-    pack_a(RowSet<T>{q, q_stride, tile.index, tile.count}, kTile, d_, q_rows_, ld_);
-    pack_b_transposed<T>(q_rows_, ld_, qt_);
-    const E* qb = pack_b<T>(q_rows_, ld_, qb_);
-    pack_a(RowSet<T>{dout, dout_stride, tile.index, tile.count}, kTile, d_, do_rows_, ld_);
-    pack_b_transposed<T>(do_rows_, ld_, dot_);
-    const E* dob = pack_b<T>(do_rows_, ld_, dob_);
-    const A scale = scale_ * A(kLog2e), bias = A(tile.bias * kLog2e);
-    for (int first = 0; first < rows; first += kHalf) {
-      const int m = padded_ - first < kHalf ? padded_ - first : kHalf,
-                end = first + kHalf < rows ? first + kHalf : rows;
-      gemm(m, kTile, ld_, k_ + first * ld_, ld_, qt_, kTile, s_, kTile, false);
-      gemm(m, kTile, ld_, v_ + first * ld_, ld_, dot_, kTile, dp_, kTile, false);
-      for (int r = first; r < end; ++r)
-        for (int c = 0; c < kTile; c += w) {
-          const int at = (r - first) * kTile + c;
-          const auto g = backward_vector<A>(load(s_ + at), load(dp_ + at), tile.mask[r] >> c, scale, bias,
-                                            load(lse2 + c), load(del + c));
-          store_operand(p_ + at, g.p);
-          store_operand(ds_ + at, g.ds);
-        }
-      gemm(m, ld_, kTile, ds_, kTile, qb, ld_, dk_ + first * ld_, ld_, true);
-      gemm(m, ld_, kTile, p_, kTile, dob, ld_, dv_ + first * ld_, ld_, true);
-    }
+  void step(const Workspace<T>& w, const Tile& tile, Mask mask, double bias_) {
+    const A scale = scale_ * A(kLog2e), bias = A(bias_ * kLog2e);
+    each_strip(
+        rows,
+        [&](int u) {
+          const int64_t at = u * kStrip * ld_;
+          gemm<T>(kTile, ld_, k_ + at, ld_, plane(), tile.qt, w.strip[u & 1].s, kTile, false);
+          gemm<T>(kTile, ld_, v_ + at, ld_, plane(), tile.dot, w.strip[u & 1].ds, kTile, false);
+        },
+        [&](int u, int r) {
+          gradients<T>(
+              w.strip[u & 1], r, mask, scale, [&](int c) { return bias - load(tile.lse + c); },
+              [&](int c) { return load(tile.delta + c); });
+        },
+        [&](int u) {
+          const int64_t at = u * kStrip * ld_;
+          gemm<T>(ld_, kTile, w.strip[u & 1].dp, kTile, w.plane, tile.q, dk_ + at, ld_, true);
+          gemm<T>(ld_, kTile, w.strip[u & 1].p, kTile, w.plane, tile.dout, dv_ + at, ld_, true);
+        });
   }
 
   // Accumulators of row r, dk still to be multiplied by the scale.
@@ -356,20 +420,53 @@ class GradKey {
   int rows = 0;
 
  private:
-  int d_, ld_, padded_ = 0;
+  int64_t plane() const { return kTile * ld_; }
+
+  int d_ = 0, ld_ = 0;
   A scale_ = 0;
-  E *k_, *v_, *q_rows_, *qt_, *qb_, *do_rows_, *dot_, *dob_, *p_, *ds_;
-  A *s_, *dp_, *dk_, *dv_;
-  int64_t used_;
+  E *k_, *v_;
+  A *dk_, *dv_;
 };
 
-// delta of a row: sum(dout * out) - dlse.
-template <class T>
-inline Acc<T> row_delta(const T* dout, const T* out, int d, Acc<T> dlse) {
-  Vec<Acc<T>> sum{};
-  each<Acc<T>>(d, [&](int64_t j, auto n) { sum += load(dout + j, n) * load(out + j, n); });
-  return hsum(sum) - dlse;
-}
+constexpr int kGroup = 16;                // owners at most
+constexpr int kBatch = 32;                // tiles at most
+constexpr int64_t kBatchBytes = 1 << 19;  // what may stay in the L2 cache beside the owners
+
+// Owners that share tiles, in one thread's scratch.
+template <class T, template <class> class Engine>
+struct Group {
+  using Tile = typename Engine<T>::Tile;
+  Workspace<T> work;
+  Engine<T> owners[kGroup];
+  Tile tiles[kBatch];
+
+  Group(Arena arena, int d, int count) {
+    work.take(arena);
+    for (int i = 0; i < count; ++i) owners[i].take(arena, d);
+    const int64_t before = arena.used;
+    tiles[0].take(arena, d);
+    const int64_t fit = kBatchBytes / (arena.used - before);
+    batch_ = int(fit < 4 ? 4 : fit > kBatch ? kBatch : fit);
+    for (int i = 1; i < batch_; ++i) tiles[i].take(arena, d);
+    bytes_ = arena.used;
+  }
+  static int64_t bytes(int d) { return Group(Arena{nullptr}, d, kGroup).bytes_; }
+
+  // pack(number, tile) once for each of n tiles, then see(owner, number, tile) by every owner, in the order of numbers.
+  template <class Pack, class See>
+  void meet(int count, int64_t n, Pack&& pack, See&& see) {
+    for (int64_t first = 0; first < n; first += batch_) {
+      const int here = int(n - first < batch_ ? n - first : batch_);
+      for (int i = 0; i < here; ++i) pack(first + i, tiles[i]);
+      for (int o = 0; o < count; ++o)
+        for (int i = 0; i < here; ++i) see(owners[o], o, first + i, tiles[i]);
+    }
+  }
+
+ private:
+  int batch_;
+  int64_t bytes_;
+};
 
 }  // namespace
 }  // namespace COGVIEW_ISA

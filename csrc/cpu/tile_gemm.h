@@ -1,7 +1,9 @@
 // Products of tiles, and the packing of rows into operands. C[m, n] (+)= A[m, k] B[k, n], C in the accumulator type.
 //
-// A operand: row-major, the depth padded with zeros. B operand: row-major too, except on AMX, which wants pairs of
-// rows interleaved. bfloat16 multiplies on AMX where the processor has it; everything else in float or double vectors.
+// Without AMX both operands are row-major accumulators. AMX multiplies bfloat16 only: a float16 number is the exact sum
+// of two of them, each an operand of its own, and all products of parts are summed but that of the two small ones, which
+// is below float16's precision. (float32 as three parts, six products, was no faster than AVX-512.) An A operand is
+// row-major; a B operand is 1 KB blocks of 32 x 16 elements, pairs of rows interleaved, so that a block is one tile.
 #pragma once
 
 #include "vec.h"
@@ -10,19 +12,21 @@ namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
 
-constexpr int kTile = 64;  // rows and columns of a tile of scores
+constexpr int kTile = 64;   // rows and columns of a tile of scores
+constexpr int kStrip = 16;  // rows that are multiplied at a time
 
 #if defined(__AMX_BF16__)
-constexpr bool kHasAmx = true;
+template <class T>
+constexpr int kParts = std::is_same_v<T, BFloat16> ? 1
+                       : std::is_same_v<T, Half>   ? 2
+                       : std::is_same_v<T, float>  ? 3
+                                                   : 0;
 #else
-constexpr bool kHasAmx = false;
+template <class T>
+constexpr int kParts = 0;
 #endif
 template <class T>
-constexpr bool kIsBf16 = false;
-template <>
-constexpr bool kIsBf16<BFloat16> = true;
-template <class T>
-constexpr bool kOnAmx = kHasAmx && kIsBf16<T>;
+constexpr bool kOnAmx = kParts<T> > 0;
 
 template <bool amx, class T>
 struct OperandOf {
@@ -35,6 +39,9 @@ struct OperandOf<true, T> {
 // Element type of packed operands of dtype T.
 template <class T>
 using Operand = typename OperandOf<kOnAmx<T>, T>::type;
+// How many of them an element takes.
+template <class T>
+constexpr int kPlanes = kOnAmx<T> ? kParts<T> : 1;
 // What depths and widths are padded to.
 template <class T>
 constexpr int kPad = kOnAmx<T> ? 32 : kLanes<Acc<T>>;
@@ -87,20 +94,42 @@ inline void gemm_block(int k, const A* a, int lda, const A* b, int ldb, A* c, in
     }
 }
 
-// m a multiple of 4, n of the vector.
-template <class A>
-void gemm(int m, int n, int k, const A* a, int lda, const A* b, int ldb, A* c, int ldc, bool accumulate) {
-  constexpr int w = kLanes<A>, NR = kVecBytes == 64 ? 4 : 2;
+// C[16, n] (+)= A[16, k] B[k, n], n a multiple of the vector. `plane`: elements between the parts of A.
+template <class T>
+inline void gemm(int n, int k, const Acc<T>* a, int lda, int64_t /*plane*/, const Acc<T>* b, Acc<T>* c, int ldc,
+                 bool accumulate) {
+  constexpr int w = kLanes<Acc<T>>, NR = kVecBytes == 64 ? 4 : 2;
   int j = 0;
   for (; j + NR * w <= n; j += NR * w)
-    for (int i = 0; i < m; i += 4)
-      gemm_block<A, 4, NR>(k, a + i * lda, lda, b + j, ldb, c + i * ldc + j, ldc, accumulate);
+    for (int i = 0; i < kStrip; i += 4)
+      gemm_block<Acc<T>, 4, NR>(k, a + i * lda, lda, b + j, n, c + i * ldc + j, ldc, accumulate);
   for (; j < n; j += w)
-    for (int i = 0; i < m; i += 4)
-      gemm_block<A, 4, 1>(k, a + i * lda, lda, b + j, ldb, c + i * ldc + j, ldc, accumulate);
+    for (int i = 0; i < kStrip; i += 4)
+      gemm_block<Acc<T>, 4, 1>(k, a + i * lda, lda, b + j, n, c + i * ldc + j, ldc, accumulate);
 }
 
 #if defined(__AMX_BF16__)
+constexpr int kBlock = 512;  // elements of an AMX tile
+
+// Tile instructions with the register as a template argument; GCC's intrinsics want literals, and tell the compiler
+// nothing about the memory they read and write.
+template <int t>
+inline void tile_load(const void* p, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(t) : "memory");
+}
+template <int t>
+inline void tile_store(void* p, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(t) : "memory");
+}
+template <int t>
+inline void tile_zero() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(t));
+}
+template <int t, int a, int b>
+inline void tile_multiply() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(t), "i"(a), "i"(b));
+}
+
 // Tile registers set to 16 rows of 64 bytes, for the life of this object.
 struct AmxScope {
   AmxScope() {
@@ -115,54 +144,39 @@ struct AmxScope {
   ~AmxScope() { _tile_release(); }
 };
 
-// 32 x 32 of C, or 16 in a direction. m, n multiples of 16, k of 32; everything 64-byte aligned.
-template <bool wide_m, bool wide_n>
-inline void amx_block(int k, const BFloat16* a, int lda, const BFloat16* b, int ldb, float* c, int ldc,
-                      bool accumulate) {
-  const int c_stride = ldc * 4, a_stride = lda * 2, b_stride = ldb * 4;
-  if (accumulate) {
-    _tile_loadd(0, c, c_stride);
-    if (wide_n) _tile_loadd(1, c + 16, c_stride);
-    if (wide_m) _tile_loadd(2, c + 16 * ldc, c_stride);
-    if (wide_m && wide_n) _tile_loadd(3, c + 16 * ldc + 16, c_stride);
-  } else {
-    _tile_zero(0);
-    if (wide_n) _tile_zero(1);
-    if (wide_m) _tile_zero(2);
-    if (wide_m && wide_n) _tile_zero(3);
-  }
-  for (int p = 0; p < k; p += 32) {
-    _tile_loadd(4, a + p, a_stride);
-    if (wide_m) _tile_loadd(5, a + 16 * lda + p, a_stride);
-    _tile_loadd(6, b + p * ldb, b_stride);
-    if (wide_n) _tile_loadd(7, b + p * ldb + 32, b_stride);
-    _tile_dpbf16ps(0, 4, 6);
-    if (wide_n) _tile_dpbf16ps(1, 4, 7);
-    if (wide_m) _tile_dpbf16ps(2, 5, 6);
-    if (wide_m && wide_n) _tile_dpbf16ps(3, 5, 7);
-  }
-  _tile_stored(0, c, c_stride);
-  if (wide_n) _tile_stored(1, c + 16, c_stride);
-  if (wide_m) _tile_stored(2, c + 16 * ldc, c_stride);
-  if (wide_m && wide_n) _tile_stored(3, c + 16 * ldc + 16, c_stride);
-}
-
-inline void gemm(int m, int n, int k, const BFloat16* a, int lda, const BFloat16* b, int ldb, float* c, int ldc,
+// n and k multiples of 32, everything 64-byte aligned; B's blocks of the same depth follow each other, its parts too.
+template <class T>
+inline void gemm(int n, int k, const BFloat16* a, int lda, int64_t plane, const BFloat16* b, float* c, int ldc,
                  bool accumulate) {
-  for (int j = 0; j < n; j += 32)
-    for (int i = 0; i < m; i += 32) {
-      const BFloat16 *ai = a + i * lda, *bj = b + j * 2;
-      float* cij = c + i * ldc + j;
-      const bool wide_m = m - i > 16, wide_n = n - j > 16;
-      if (wide_m && wide_n)
-        amx_block<true, true>(k, ai, lda, bj, ldb, cij, ldc, accumulate);
-      else if (wide_m)
-        amx_block<true, false>(k, ai, lda, bj, ldb, cij, ldc, accumulate);
-      else if (wide_n)
-        amx_block<false, true>(k, ai, lda, bj, ldb, cij, ldc, accumulate);
-      else
-        amx_block<false, false>(k, ai, lda, bj, ldb, cij, ldc, accumulate);
+  constexpr int parts = kParts<T>;
+  const int64_t b_plane = int64_t(k) * n, c_stride = ldc * 4;
+  for (int j = 0; j < n; j += 64, c += 64) {
+    const bool four = j + 32 < n;
+    if (accumulate) {
+      tile_load<0>(c, c_stride), tile_load<1>(c + 16, c_stride);
+      if (four) tile_load<2>(c + 32, c_stride), tile_load<3>(c + 48, c_stride);
+    } else {
+      tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
     }
+    for (int p = 0; p < k; p += 32)
+      for (int i = 0; i < parts; ++i) {
+        tile_load<4>(a + i * plane + p, lda * 2);
+        for (int ib = 0; ib < parts - i; ++ib) {
+          const BFloat16* at = b + ib * b_plane + p * n + j * 32;
+          const bool last = p + 32 >= k && i + 1 == parts;
+          // each stored as soon as it is complete, beside the next one's product
+          tile_load<5>(at, 64), tile_multiply<0, 4, 5>();
+          if (last) tile_store<0>(c, c_stride);
+          tile_load<6>(at + kBlock, 64), tile_multiply<1, 4, 6>();
+          if (last) tile_store<1>(c + 16, c_stride);
+          if (!four) continue;
+          tile_load<7>(at + 2 * kBlock, 64), tile_multiply<2, 4, 7>();
+          if (last) tile_store<2>(c + 32, c_stride);
+          tile_load<5>(at + 3 * kBlock, 64), tile_multiply<3, 4, 5>();
+          if (last) tile_store<3>(c + 48, c_stride);
+        }
+      }
+  }
 }
 #else
 struct AmxScope {
@@ -172,51 +186,66 @@ struct AmxScope {
 
 // ---- packing ----
 
+#if defined(__AMX_BF16__)
+// Two vectors of 16 numbers as parts of 32 each.
+template <int parts>
+inline void split(VecF lo, VecF hi, __m512i* out) {
+  for (int i = 0; i < parts; ++i) {
+    out[i] = bits_as<__m512i>(_mm512_cvtne2ps_pbh(bits_as<__m512>(hi), bits_as<__m512>(lo)));
+    if (i + 1 == parts) return;
+    lo -= bits_as<VecF>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(out[i])), 16));
+    hi -= bits_as<VecF>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(out[i], 1)), 16));
+  }
+}
+// The first n (at most 32) elements from p as parts; the rest is zero.
+template <class T>
+inline void load_parts(const T* p, int n, __m512i* out) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    *out = n >= 32 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16((uint32_t(1) << n) - 1, p);
+  } else if (n >= 32) {
+    split<kParts<T>>(load(p), load(p + 16), out);
+  } else {
+    const int rest = n > 16 ? n - 16 : 0;
+    split<kParts<T>>(load_partial(p, n - rest), rest ? load_partial(p + 16, rest) : VecF{}, out);
+  }
+}
+#endif
+
 // One row of d elements, converted and padded with zeros to ld.
 template <class T>
-inline void copy_row(const T* x, int d, Operand<T>* out, int ld) {
+inline void copy_row(const T* x, int d, Operand<T>* out, int ld, int64_t plane) {
+#if defined(__AMX_BF16__)
   if constexpr (kOnAmx<T>) {
-    constexpr int line = 32;  // elements of 64 bytes: copies of a known size are moves, not calls
-    int j = 0;
-    for (; j + line <= d; j += line) std::memcpy(static_cast<void*>(out + j), x + j, line * sizeof(T));
-    if (j == d) return;
-    std::memset(static_cast<void*>(out + j), 0, line * sizeof(T));
-    std::memcpy(static_cast<void*>(out + j), x + j, (d - j) * sizeof(T));
-  } else {
-    constexpr int w = kLanes<Acc<T>>;
-    int j = 0;
+    for (int j = 0; j < ld; j += 32) {
+      __m512i part[kParts<T>];
+      load_parts(x + j, d - j, part);
+      for (int i = 0; i < kParts<T>; ++i) _mm512_storeu_si512(out + i * plane + j, part[i]);
+    }
+    return;
+  }
+#endif
+  constexpr int w = kLanes<Acc<T>>;
+  int j = 0;
+  if constexpr (!kOnAmx<T>) {
     for (; j + w <= d; j += w) store(out + j, load(x + j));
     if (j < d) store(out + j, load_partial(x + j, d - j)), j += w;
     for (; j < ld; j += w) store(out + j, Vec<Acc<T>>{});
   }
 }
 
-// A operand: rows as they are; those beyond the count up to `rows` are zero.
+// A operand [rows, ld]: rows as they are; those beyond the count are zero.
 template <class T>
-void pack_a(const RowSet<T>& x, int rows, int d, Operand<T>* out, int ld) {
-  for (int r = 0; r < x.count; ++r) copy_row(x.row(r), d, out + r * ld, ld);
-  if (rows > x.count)
-    std::memset(static_cast<void*>(out + x.count * ld), 0, int64_t(rows - x.count) * ld * sizeof(Operand<T>));
-}
-
-// A vector of accumulators as elements of an operand.
-template <class E, class V>
-inline void store_operand(E* p, V v) {
-#if defined(__AVX512BF16__)
-  if constexpr (kIsBf16<E>) {
-    const __m256bh h = _mm512_cvtneps_pbh(bits_as<__m512>(v));
-    std::memcpy(static_cast<void*>(p), &h, sizeof h);
-    return;
-  }
-#endif
-  store(p, v);
+void pack_a(const RowSet<T>& x, int rows, int d, Operand<T>* out, int ld, int64_t plane) {
+  for (int r = 0; r < x.count; ++r) copy_row<T>(x.row(r), d, out + r * ld, ld, plane);
+  for (int i = 0; i < kPlanes<T> && rows > x.count; ++i)
+    std::memset(static_cast<void*>(out + i * plane + x.count * ld), 0,
+                int64_t(rows - x.count) * ld * sizeof(Operand<T>));
 }
 
 #if defined(__AVX512F__)
 // 16 x 16 of 32-bit elements.
-inline void transpose_block(const uint32_t* in, int ld_in, uint32_t* out, int ld_out) {
-  __m512i r[16], t[16];
-  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(in + i * ld_in);
+inline void transpose_block(__m512i* r) {
+  __m512i t[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
     t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
@@ -234,56 +263,157 @@ inline void transpose_block(const uint32_t* in, int ld_in, uint32_t* out, int ld
     t[12 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
   }
   for (int j = 0; j < 4; ++j) {
-    _mm512_storeu_si512(out + j * ld_out, _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88));
-    _mm512_storeu_si512(out + (4 + j) * ld_out, _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0x88));
-    _mm512_storeu_si512(out + (8 + j) * ld_out, _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd));
-    _mm512_storeu_si512(out + (12 + j) * ld_out, _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0xdd));
+    r[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
+    r[4 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0x88);
+    r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
+    r[12 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0xdd);
   }
 }
 #endif
 
-template <class U>
-void transpose(const U* in, int ld_in, int rows, int cols, U* out, int ld_out) {
+// w vectors of w accumulators, transposed.
+template <class A>
+inline void transpose(Vec<A>* x) {
+  constexpr int w = kLanes<A>;
 #if defined(__AVX512F__)
-  if constexpr (sizeof(U) == 4)
-    if (rows % 16 == 0 && cols % 16 == 0) {
-      for (int i = 0; i < rows; i += 16)
-        for (int j = 0; j < cols; j += 16)
-          transpose_block(reinterpret_cast<const uint32_t*>(in) + i * ld_in + j, ld_in,
-                          reinterpret_cast<uint32_t*>(out) + j * ld_out + i, ld_out);
-      return;
-    }
-#endif
-  for (int j = 0; j < cols; ++j)
-    for (int i = 0; i < rows; ++i) out[j * ld_out + i] = in[i * ld_in + j];
-}
-
-// From 64 rows packed as an A operand with leading dimension ld: the B operand of their transpose, [ld, 64].
-template <class T>
-void pack_b_transposed(const Operand<T>* rows, int ld, Operand<T>* out) {
-  if constexpr (kOnAmx<T>)  // a pair of elements moves as one
-    transpose(reinterpret_cast<const uint32_t*>(rows), ld / 2, kTile, ld / 2, reinterpret_cast<uint32_t*>(out), kTile);
-  else
-    transpose(rows, ld, kTile, ld, out, kTile);
-}
-
-// From 64 rows packed as an A operand: the B operand of themselves, [64, ld]; without AMX that is the same memory.
-template <class T>
-const Operand<T>* pack_b(const Operand<T>* rows, int ld, Operand<T>* out) {
-  if constexpr (kOnAmx<T>) {
-    constexpr int w = kLanes<float>;
-    for (int r = 0; r < kTile; r += 2)
-      for (int j = 0; j < ld; j += w) {
-        VecU16 even, odd;
-        std::memcpy(&even, rows + r * ld + j, sizeof even);
-        std::memcpy(&odd, rows + (r + 1) * ld + j, sizeof odd);
-        const VecU32 pairs = __builtin_convertvector(even, VecU32) | __builtin_convertvector(odd, VecU32) << 16;
-        std::memcpy(static_cast<void*>(out + r * ld + 2 * j), &pairs, sizeof pairs);
-      }
-    return out;
-  } else {
-    return rows;
+  if constexpr (w == 16) {
+    __m512i r[16];
+    std::memcpy(r, x, sizeof r);
+    transpose_block(r);
+    std::memcpy(x, r, sizeof r);
+    return;
   }
+#endif
+  for (int i = 0; i < w; ++i)
+    for (int j = 0; j < i; ++j) {
+      const A t = x[i][j];
+      x[i][j] = x[j][i], x[j][i] = t;
+    }
+}
+
+// B operand of the transpose, [ld, 64], of up to 64 rows; the rest is zero.
+template <class T>
+void pack_transposed(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
+#if defined(__AMX_BF16__)
+  if constexpr (kOnAmx<T>) {
+    constexpr int parts = kParts<T>;
+    for (int first = 0; first < kTile; first += 16)
+      for (int j = 0; j < ld; j += 32) {
+        __m512i part[parts], r[parts][16];
+        for (int c = 0; c < 16; ++c) {
+          if (first + c < x.count)
+            load_parts(x.row(first + c) + j, d - j, part);
+          else
+            for (int i = 0; i < parts; ++i) part[i] = _mm512_setzero_si512();
+          for (int i = 0; i < parts; ++i) r[i][c] = part[i];
+        }
+        for (int i = 0; i < parts; ++i) {
+          BFloat16* block = out + i * int64_t(ld) * kTile + j * kTile + first * 32;
+          transpose_block(r[i]);  // a pair of elements moves as one
+          for (int c = 0; c < 16; ++c) _mm512_storeu_si512(block + c * 32, r[i][c]);
+        }
+      }
+    return;
+  }
+#endif
+  if constexpr (!kOnAmx<T>) {
+    using A = Acc<T>;
+    constexpr int w = kLanes<A>;
+    for (int first = 0; first < kTile; first += w)
+      for (int j = 0; j < ld; j += w) {
+        Vec<A> r[w];
+        for (int c = 0; c < w; ++c) {
+          const int n = first + c < x.count ? d - j : 0;
+          r[c] = n >= w ? load(x.row(first + c) + j) : n > 0 ? load_partial(x.row(first + c) + j, n) : Vec<A>{};
+        }
+        transpose<A>(r);
+        for (int c = 0; c < w; ++c) store(out + (j + c) * kTile + first, r[c]);
+      }
+  }
+}
+
+// B operand of up to 64 rows themselves, [64, ld]; the rest is zero.
+template <class T>
+void pack_b(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
+#if defined(__AMX_BF16__)
+  if constexpr (kOnAmx<T>) {
+    constexpr int parts = kParts<T>;
+    for (int r = 0; r < kTile; r += 2)
+      for (int j = 0; j < ld; j += 32) {
+        __m512i row[2][parts];
+        for (int c = 0; c < 2; ++c)
+          if (r + c < x.count)
+            load_parts(x.row(r + c) + j, d - j, row[c]);
+          else
+            for (int i = 0; i < parts; ++i) row[c][i] = _mm512_setzero_si512();
+        for (int i = 0; i < parts; ++i) {
+          BFloat16* at = out + i * int64_t(ld) * kTile + (r / 32 * ld + j) * 32 + r % 32 * 16;
+          const auto pairs = [](__m256i even, __m256i odd) {
+            return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+          };
+          _mm512_storeu_si512(at, pairs(_mm512_castsi512_si256(row[0][i]), _mm512_castsi512_si256(row[1][i])));
+          _mm512_storeu_si512(at + kBlock,
+                              pairs(_mm512_extracti64x4_epi64(row[0][i], 1), _mm512_extracti64x4_epi64(row[1][i], 1)));
+        }
+      }
+    return;
+  }
+#endif
+  pack_a(x, kTile, d, out, ld, 0);
+}
+
+// Whether operands of a dtype are so much coarser than accumulators that sums of them differ.
+template <class T>
+constexpr bool kRounds = kPlanes<T> == 1 && kOnAmx<T>;
+
+// Two vectors of accumulators as elements of an operand; returns the sum of what was stored.
+template <class T, class V>
+inline V store_pair(Operand<T>* p, int64_t plane, V x0, V x1) {
+#if defined(__AMX_BF16__)
+  if constexpr (kOnAmx<T>) {
+    __m512i part[kParts<T>];
+    split<kParts<T>>(x0, x1, part);
+    for (int i = 0; i < kParts<T>; ++i) _mm512_store_si512(p + i * plane, part[i]);
+    if constexpr (kRounds<T>) {
+      const auto ones = bits_as<__m512bh>(_mm512_set1_epi16(0x3f80));
+      return bits_as<VecF>(_mm512_dpbf16_ps(_mm512_setzero_ps(), bits_as<__m512bh>(part[0]), ones));
+    }
+  }
+#endif
+  if constexpr (!kOnAmx<T>) store(p, x0), store(p + kLanes<Acc<T>>, x1);
+  return x0 + x1;
+}
+
+// The largest squared norm among the columns of a transposed operand [ld, 64], a little rounded.
+template <class T>
+Acc<T> max_norm(const Operand<T>* columns, int ld) {
+  using A = Acc<T>;
+  constexpr int w = kLanes<A>;
+  Vec<A> top{};
+#if defined(__AMX_BF16__)
+  if constexpr (kOnAmx<T>) {
+    for (int first = 0; first < kTile; first += 16) {
+      __m512 sum = _mm512_setzero_ps();
+      for (int j = 0; j < ld; j += 32)
+        for (int r = 0; r < 16; ++r) {
+          const auto pair = bits_as<__m512bh>(_mm512_load_si512(columns + j * kTile + first * 32 + r * 32));
+          sum = _mm512_dpbf16_ps(sum, pair, pair);
+        }
+      top = vmax(bits_as<VecF>(sum), top);
+    }
+    return hmax(top);
+  }
+#endif
+  if constexpr (!kOnAmx<T>)
+    for (int first = 0; first < kTile; first += w) {
+      Vec<A> sum{};
+      for (int j = 0; j < ld; ++j) {
+        const Vec<A> x = load(columns + j * kTile + first);
+        sum += x * x;
+      }
+      top = vmax(sum, top);
+    }
+  return hmax(top);
 }
 
 }  // namespace

@@ -1,0 +1,148 @@
+// Attention of a few rows, as in decoding, where packing keys would cost more than it saves: keys and values are read
+// once, where they lie.
+#pragma once
+
+#include "tile_engine.h"
+
+namespace cogview {
+namespace COGVIEW_ISA {
+namespace {
+
+constexpr int kNarrow = 8;  // rows at most
+
+// The sums of w vectors of w lanes, as one vector.
+template <class A>
+inline Vec<A> sums_of(Vec<A>* x) {
+  constexpr int w = kLanes<A>;
+  Vec<A> sum{};
+  if constexpr (kVecBytes == 64 && sizeof(A) == 4) {
+    transpose<A>(x);
+    for (int i = 0; i < w; ++i) sum += x[i];
+  } else {
+    for (int i = 0; i < w; ++i) sum[i] = hsum(x[i]);
+  }
+  return sum;
+}
+
+template <class T>
+class Narrow {
+ public:
+  using A = Acc<T>;
+
+  void take(Arena& arena, int d) {
+    d_ = d, ld_ = int(round_up(d, 32));
+    q_ = arena.take<A>(kNarrow * ld_), o_ = arena.take<A>(kNarrow * ld_);
+    half_ = arena.take<T>(kNarrow * ld_);
+  }
+
+  void begin(const RowSet<T>& q, double scale) {
+    rows = q.count;
+    scale_ = A(scale * kLog2e);
+    std::memset(static_cast<void*>(q_), 0, sizeof(A) * kNarrow * ld_);
+    std::memset(static_cast<void*>(o_), 0, sizeof(A) * kNarrow * ld_);
+    std::memset(static_cast<void*>(half_), 0, sizeof(T) * kNarrow * ld_);
+    for (int r = 0; r < rows; ++r) {
+      each<A>(d_, [&](int64_t j, auto n) { store(q_ + r * ld_ + j, load(q.row(r) + j, n)); });
+      std::memcpy(static_cast<void*>(half_ + r * ld_), q.row(r), d_ * sizeof(T));
+      total_[r] = Vec<A>{}, m_[r] = kNone<A>;
+    }
+  }
+
+  void step(const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
+    if (rows == 1)
+      step_rows<1>(keys, values, mask, bias);
+    else if (rows == 2)
+      step_rows<2>(keys, values, mask, bias);
+    else if (rows <= 4)
+      step_rows<4>(keys, values, mask, bias);
+    else
+      step_rows<8>(keys, values, mask, bias);
+  }
+
+  // Writes row r of the output, and returns its log-sum-exp.
+  A finish(int r, T* out) const { return finish_row(o_ + r * ld_, m_[r], total_[r], total_[r], d_, out); }
+
+  int rows = 0;
+
+ private:
+  template <int R>
+  void step_rows(const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
+    constexpr int w = kLanes<A>;
+    alignas(64) A s[R][kTile] = {};
+    uint64_t any = 0;
+    for (int r = 0; r < rows; ++r) any |= mask ? mask[r] : ~uint64_t(0);
+    any &= range_bits(0, keys.count);
+    for (int first = 0; first < keys.count; first += w) {
+      Vec<A> part[R][w] = {};
+      for (int c = 0; c < w; ++c)
+        if (any >> first >> c & 1) dots<R>(keys.row(first + c), c, part);
+      for (int r = 0; r < R; ++r) store(s[r] + first, sums_of<A>(part[r]));
+    }
+    for (int r = 0; r < rows; ++r)
+      softmax_row<T>(
+          s[r], mask ? mask[r] & any : any, scale_, A(bias * kLog2e), &m_[r], &total_[r],
+          [&](A keep) {
+            for (int j = 0; j < ld_; j += w) store(o_ + r * ld_ + j, load(o_ + r * ld_ + j) * keep);
+          },
+          [&](int c, Vec<A> x0, Vec<A> x1) { store(s[r] + c, x0), store(s[r] + c + w, x1); });
+    constexpr int W = R <= 4 ? 4 : 2;
+    int j = 0;
+    for (; j + W * w <= d_; j += W * w) add_values<R, W>(values, any, s, j, Whole<A>{});
+    each<A>(d_ - j, [&](int64_t i, auto n) { add_values<R, 1>(values, any, s, int(j + i), n); });
+  }
+
+  // Column c of part: products of every row with a key, still to be summed.
+  template <int R>
+  void dots(const T* key, int c, Vec<A> (*part)[kLanes<A>]) const {
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      __m512 acc[R] = {};
+      for (int j = 0; j < d_; j += 32) {
+        const int n = d_ - j;
+        const auto k = bits_as<__m512bh>(n >= 32 ? _mm512_loadu_si512(key + j)
+                                                 : _mm512_maskz_loadu_epi16((uint32_t(1) << n) - 1, key + j));
+        for (int r = 0; r < R; ++r)
+          acc[r] = _mm512_dpbf16_ps(acc[r], bits_as<__m512bh>(_mm512_load_si512(half_ + r * ld_ + j)), k);
+      }
+      for (int r = 0; r < R; ++r) part[r][c] = bits_as<VecF>(acc[r]);
+      return;
+    }
+#endif
+    Vec<A> acc[R] = {};
+    each<A>(d_, [&](int64_t j, auto n) {
+      const Vec<A> k = load(key + j, n);
+      for (int r = 0; r < R; ++r) acc[r] += load(q_ + r * ld_ + j) * k;
+    });
+    for (int r = 0; r < R; ++r) part[r][c] = acc[r];
+  }
+
+  // o[:, j ...] += s @ values, W vectors wide.
+  template <int R, int W, class N>
+  void add_values(const RowSet<T>& values, uint64_t any, const A (*s)[kTile], int j, N n) {
+    constexpr int w = kLanes<A>;
+    Vec<A> acc[R][W] = {};
+    for (int c = 0; c < values.count; ++c) {
+      if (!(any >> c & 1)) continue;
+      const T* value = values.row(c) + j;
+      Vec<A> v[W];
+      for (int i = 0; i < W; ++i) v[i] = load(value + i * w, n);
+      for (int r = 0; r < R; ++r)
+        for (int i = 0; i < W; ++i) acc[r][i] += v[i] * s[r][c];
+    }
+    for (int r = 0; r < rows; ++r)
+      for (int i = 0; i < W; ++i) {
+        A* o = o_ + r * ld_ + j + i * w;
+        store(o, load(o) + acc[r][i]);
+      }
+  }
+
+  int d_ = 0, ld_ = 0;
+  A scale_ = 0;
+  A *q_, *o_, m_[kNarrow];
+  T* half_;  // the rows as they are, for products of bfloat16
+  Vec<A> total_[kNarrow];
+};
+
+}  // namespace
+}  // namespace COGVIEW_ISA
+}  // namespace cogview
