@@ -193,3 +193,18 @@ def grid_pattern(query: Tensor, key: Tensor, key_name: str, grid: Any, grid_name
     for k, size in zip(kernel, grid, strict=True):
         require(k % 2 == 1, name, "odd sizes", tuple(kernel))
         require(k <= 2 * size - 1, name, f"at most {tuple(2 * s - 1 for s in grid)}", tuple(kernel))
+
+
+def new_tokens(x: Any, lengths: Tensor, given: int) -> None:
+    """How many of the tokens given to a cache count, for each sample."""
+    tensor(x, "new_tokens", INTEGERS, ndim=1)
+    require(x.device == lengths.device, "new_tokens", f"the cache's device {lengths.device}", x.device)
+    shape(x, "new_tokens", lengths.shape)
+    if _readable(x):
+        require(bool(((x >= 0) & (x <= given)).all()), "new_tokens", f"counts from 0 to {given}", _range(x))
+
+
+def room(lengths: Tensor, given: int, capacity: int) -> None:
+    if _readable(lengths):
+        left = capacity - int(lengths.max())
+        require(given <= left, "key", f"at most {left} more tokens in a cache of {capacity}", given)

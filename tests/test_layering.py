@@ -26,7 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "_registration": {"_dispatch"},
     "reference": {"patterns"},
     **{op: {"_checks", "_dispatch", "_registration", "reference"} for op in OPERATORS},
-    "modules": {*OPERATORS, "", "_checks"},
+    "kv_cache": {"_checks"},
+    "modules": {*OPERATORS, "kv_cache", "", "_checks"},
     "info": {"", "_dispatch"},
     "__init__": {*OPERATORS, "modules"},
 }

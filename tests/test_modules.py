@@ -1,11 +1,23 @@
 """The nn.Module front ends: parameters, options and modes reach the operators."""
 
+import re
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from cases import some_pivots
+from common import DTYPES, assert_as_good_as, refused
+from torch import Tensor, nn
 
-from cogview_ops import layer_norm, pb_relax_softmax, sandwich_layer_norm
-from cogview_ops.modules import PBRelaxLayerNorm, PBRelaxSoftmax, SandwichLayerNorm
+from cogview_ops import (
+    layer_norm,
+    modules,
+    pb_relax_softmax,
+    sample_pivots,
+    sandwich_layer_norm,
+    three_region_attention,
+)
+from cogview_ops.modules import PBRelaxLayerNorm, PBRelaxSoftmax, SandwichLayerNorm, ThreeRegionAttention
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -55,3 +67,130 @@ def test_sandwich_draws_a_seed() -> None:
     torch.manual_seed(0)
     assert torch.equal(a, module(branch, residual)[0])
     assert not torch.equal(a, b)
+
+
+# --- ThreeRegionAttention --------------------------------------------------------------------------------------------
+
+PATTERN: dict[str, Any] = {"block_size": 4, "window_blocks": 2, "pivot_bias": 0.5}
+
+
+def attention(**options: Any) -> ThreeRegionAttention:
+    torch.manual_seed(0)
+    return ThreeRegionAttention(24, 6, **{"num_kv_heads": 2, "head_dim": 8, **PATTERN, **options})
+
+
+def test_attention_is_the_operator_between_projections() -> None:
+    module = attention(dtype=torch.float64, scale=0.4)
+    x, pivots = torch.randn(2, 30, 24, dtype=torch.float64, requires_grad=True), some_pivots("text", 2, 30)
+    parts = module.qkv_proj(x).split([48, 16, 16], -1)
+    q, k, v = (part.view(2, 30, -1, 8).transpose(1, 2) for part in parts)
+    heads = three_region_attention(q, k, v, pivots, **PATTERN, scale=0.4, impl="reference")
+    expected = module.out_proj(heads.transpose(1, 2).reshape(2, 30, 48))  # type: ignore[union-attr]
+    torch.testing.assert_close(module(x, pivots), expected, atol=1e-12, rtol=0)
+    leaves, seed = [x, *module.parameters()], torch.randn_like(expected)
+    grads = (torch.autograd.grad(y, leaves, seed) for y in (module(x, pivots), expected))
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)
+
+
+def test_attention_holds_what_it_was_given() -> None:
+    shapes = {name: tuple(x.shape) for name, x in attention().state_dict().items()}
+    assert shapes == {
+        "qkv_proj.weight": (80, 24),
+        "qkv_proj.bias": (80,),
+        "out_proj.weight": (24, 48),
+        "out_proj.bias": (24,),
+    }
+    module = ThreeRegionAttention(24, 6, bias=False, dtype=torch.bfloat16)
+    assert {name: tuple(x.shape) for name, x in module.state_dict().items()} == {
+        "qkv_proj.weight": (72, 24),
+        "out_proj.weight": (24, 24),
+    }
+    assert module.make_cache(2, 5).keys.dtype == torch.bfloat16
+    assert module.make_cache(2, 5, dtype=torch.float32).keys.dtype == torch.float32
+    assert attention().make_cache(2, 5).values.shape == (2, 2, 5, 8)
+    assert "num_heads=6, num_kv_heads=2, head_dim=8, block_size=4, window_blocks=2" in repr(attention())
+
+
+@torch.no_grad()
+def decode(module: ThreeRegionAttention, x: Tensor, pivots: Tensor, prompts: list[int], chunk: int) -> Tensor:
+    """Prompts of different lengths padded with garbage, then `chunk` tokens a step, each sample at its own
+    place, until all of x has been through."""
+    batch, seqlen, _ = x.shape
+    rows, out = torch.arange(batch)[:, None], torch.full_like(x, torch.nan)
+    cache = module.make_cache(batch, seqlen + chunk)  # padding needs room too
+    fed = torch.zeros(batch, dtype=torch.int64)
+    counts = torch.tensor(prompts)
+    while True:
+        given = int(counts.max())
+        columns = fed[:, None] + torch.arange(given)
+        real = torch.arange(given) < counts[:, None]
+        piece = torch.where(real[..., None], x[rows, columns.clamp_max(seqlen - 1)], 7.0)
+        y = module(piece, pivots, cache, None if real.all() else counts)
+        out[rows.expand_as(real)[real], columns[real]] = y[real]
+        fed += counts
+        assert cache.lengths.tolist() == fed.tolist()
+        counts = (seqlen - fed).clamp_max(chunk)
+        if not counts.any():
+            return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("prompts", "chunk"), [([1, 1], 1), ([9, 20], 1), ([0, 29], 3), ([40, 40], 1)], ids=str)
+def test_prefill_and_decode_equal_the_forward(dtype: torch.dtype, prompts: list[int], chunk: int) -> None:
+    module = attention(dtype=dtype)
+    x, pivots = torch.randn(2, 40, 24, dtype=dtype), some_pivots("text", 2, 40)
+    wide = attention(dtype=torch.float64)
+    wide.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        truth, full = wide(x.double(), pivots), module(x, pivots)
+    assert_as_good_as(decode(module, x, pivots, prompts, chunk), truth, full)
+
+
+def test_attention_compiles_as_one_graph() -> None:
+    torch._dynamo.reset()
+    module, pivots = attention(), some_pivots("text", 2, 30)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x, seed = torch.randn(2, 30, 24, requires_grad=True), torch.randn(2, 30, 24)
+    leaves = [x, *module.parameters()]
+    grads = (torch.autograd.grad(f(x, pivots), leaves, seed) for f in (compiled, module))
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    caches = [module.make_cache(2, 30) for _ in range(2)]
+    with torch.no_grad():
+        for t in range(0, 30, 10):
+            steps = (f(x[:, t : t + 10], pivots, c) for f, c in zip((compiled, module), caches, strict=True))
+            torch.testing.assert_close(*steps)
+    assert caches[0].lengths.tolist() == [30, 30]
+
+
+def test_attention_under_autocast() -> None:
+    module, x, pivots = attention(), torch.randn(2, 30, 24), some_pivots("text", 2, 30)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        full = module(x, pivots)
+        assert full.dtype == torch.bfloat16
+        steps = module(x, pivots, module.make_cache(2, 30, dtype=torch.bfloat16))
+        torch.testing.assert_close(steps, full, atol=0.02, rtol=0.02)
+        with pytest.raises(TypeError, match=r"^key: expected the cache's dtype torch.float32, got torch.bfloat16"):
+            module(x, pivots, module.make_cache(2, 30))
+
+
+def test_attention_refuses() -> None:
+    sizes = {"embed_dim": 24, "num_heads": 6, "num_kv_heads": 2, "head_dim": 4}
+    for name in sizes:
+        refused(ThreeRegionAttention, sizes, name, 0, ValueError)
+        refused(ThreeRegionAttention, sizes, name, 6.0, TypeError)
+    refused(ThreeRegionAttention, sizes, "num_kv_heads", 4, ValueError)
+    refused(ThreeRegionAttention, {"embed_dim": 24}, "num_heads", 5, ValueError)
+    arguments = {"x": torch.zeros(1, 5, 24), "pivots": torch.zeros(1, 1, dtype=torch.int32)}
+    refused(attention(), arguments, "x", [1.0], TypeError)
+    refused(attention(), arguments, "x", torch.zeros(5, 24), ValueError)
+    refused(attention(), arguments, "x", torch.zeros(1, 5, 23), ValueError)
+    refused(attention(), arguments, "new_tokens", torch.tensor([5]), ValueError)
+
+
+def test_docstring_example() -> None:
+    (example,) = re.findall(r"((?:^ {4}.*\n|^\n)+)", modules.__doc__ or "", flags=re.M)[-1:]
+    names = {"torch": torch, "x": torch.randn(1, 1024, 512), "ThreeRegionAttention": ThreeRegionAttention}
+    exec("if True:\n" + example, names | {"sample_pivots": sample_pivots}, results := {})
+    torch.testing.assert_close(results["y"][:, :65], torch.cat([results["prompt"], results["token"]], 1))
