@@ -1,6 +1,9 @@
 """Fused operators for transformers on text and images.
 
 Layout of attention tensors is that of `torch.nn.functional.scaled_dot_product_attention`: `[B, H, S, D]`.
+
+Operators may be called from several Python threads at once. In a forked process, as torch's own operators, they need
+`torch.set_num_threads(1)` first, which DataLoader's workers have done: OpenMP's threads do not survive a fork.
 """
 
 from .local_attention_2d import local_attention_2d, local_attention_2d_decode
