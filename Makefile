@@ -17,9 +17,11 @@ PY := $(ENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -qq
 STAMPS := build/stamps$(subst /,-,$(ENV))
 HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+OPERATOR_TESTS := operators threads three_region_attention local_attention_2d merge_attentions pb_relax_softmax \
+  sandwich_layer_norm modules kv_cache
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test install lint format bench clean
+.PHONY: demo test asan install lint format bench clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/extension
@@ -27,6 +29,17 @@ demo: $(STAMPS)/extension
 
 test: lint
 	@$(PY) -m pytest
+
+# The operator tests under GCC's address and undefined-behaviour sanitizers, on a build of its own. Leaks are Python's;
+# libstdc++ is there before the sanitizer looks for what throws; --capture=sys lets its report through.
+asan: $(STAMPS)/packages
+	@COGVIEW_OPS_CUDA=0 COGVIEW_OPS_SANITIZE=address,undefined $(PY) setup.py -q build --build-lib build/asan \
+	  > build/asan.log 2>&1 || { cat build/asan.log; exit 1; }
+	@library() { $${CXX:-c++} -print-file-name=$$1.so; }; \
+	  export LD_PRELOAD="$$(library libasan) $$(library libstdc++)" PYTHONPATH=$(CURDIR)/build/asan; \
+	  export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
+	  $(PY) -P -c 'from cogview_ops import _C; assert "sanitizers" in _C.compiler(), _C.__file__' && \
+	  $(PY) -P -m pytest --capture=sys $(OPERATOR_TESTS:%=tests/test_%.py)
 
 install: $(STAMPS)/extension
 	@$(PY) -m cogview_ops.info

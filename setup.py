@@ -2,6 +2,7 @@
 
 COGVIEW_OPS_CUDA=auto (default) builds the CUDA part when torch has CUDA and nvcc is there, 0 never, 1 or fail.
 TORCH_CUDA_ARCH_LIST and MAX_JOBS are torch's own.
+COGVIEW_OPS_SANITIZE=address,undefined builds the CPU part with these sanitizers, for `make asan`.
 """
 
 import os
@@ -43,6 +44,11 @@ CXX_FLAGS = [
     "-Wno-uninitialized",
     "-g0",
 ]
+SANITIZE = os.environ.get("COGVIEW_OPS_SANITIZE", "")
+if SANITIZE:
+    # the first finding ends the process; Python's own -fwrapv would hide signed overflow
+    CXX_FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-fno-wrapv"]
+    CXX_FLAGS += ["-O1", "-g1"]
 
 
 def sources(folder: str, pattern: str) -> list[str]:
@@ -69,7 +75,7 @@ class Build(BuildExtension):
     def finalize_options(self):
         super().finalize_options()
         # one folder for every way to build, `pip install -e` too, so that only what has changed is compiled again
-        self.build_temp = str(ROOT / "build" / sys.implementation.cache_tag)
+        self.build_temp = str(ROOT / "build" / (sys.implementation.cache_tag + "-sanitized" * bool(SANITIZE)))
 
     def build_extension(self, ext):
         kernels = [s for s in sources("csrc/cpu", "*.cpp") if not s.endswith("isa.cpp")]
@@ -89,8 +95,9 @@ if cuda:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0+PTX;9.0a")
 archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "") if cuda else ""
 compiler = "clang" if "clang" in os.environ.get("CXX", "") else "g++"
+sanitizers = f" with sanitizers {SANITIZE}" if SANITIZE else ""
 macros = [
-    ("COGVIEW_COMPILER", '"' + compiler + ' " __VERSION__'),
+    ("COGVIEW_COMPILER", f'"{compiler} " __VERSION__ "{sanitizers}"'),
     ("COGVIEW_TORCH", f'"{torch.__version__}"'),
     ("COGVIEW_CUDA_ARCHS", f'"{archs}"'),
 ]
@@ -101,5 +108,6 @@ extension = (CUDAExtension if cuda else CppExtension)(
     define_macros=macros + ([("USE_CUDA", None)] if cuda else []),
     depends=[*sources("csrc", "**/*.h"), *sources("csrc", "**/*.cuh"), "setup.py"],
     extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]} if cuda else {"cxx": CXX_FLAGS},
+    extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
 )
 setup(ext_modules=[extension], cmdclass={"build_ext": Build})
