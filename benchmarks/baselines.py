@@ -1,4 +1,4 @@
-"""What the operators are compared with: formulas in plain torch, SDPA, FlexAttention."""
+"""What the operators are compared with: formulas in plain torch, SDPA, FlexAttention. Masks are bool, True = attend."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -8,11 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cogview_ops import patterns
+
 
 def vanilla_attention(mask: Tensor | None) -> Callable[..., Tensor]:
-    """softmax(q k' / sqrt(d)) v with the whole score matrix in memory; mask is bool, True = attend."""
+    """softmax(q k' / sqrt(d)) v with the whole score matrix in memory."""
 
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        group = query.shape[1] // key.shape[1]
+        if group > 1:
+            key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
@@ -23,20 +28,66 @@ def vanilla_attention(mask: Tensor | None) -> Callable[..., Tensor]:
 
 def sdpa(mask: Tensor | None = None, causal: bool = False) -> Callable[..., Tensor]:
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        grouped = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
     return attention
 
 
-def flex_attention(mask: Tensor) -> Callable[..., Tensor]:
-    """FlexAttention with the same mask `[Sq, Sk]`, compiled at the first call; on CPU forward only."""
+def gathered_sdpa(mask: Tensor) -> Callable[..., Tensor]:
+    """SDPA over the keys of `mask` `[B, 1, 1, Sk]` alone, copied side by side: CogView's way to decode."""
+    visible = mask[:, 0, 0]
+    count = int(visible.sum(-1).max())
+    index = visible.int().argsort(descending=True, stable=True)[:, None, :count, None]
+    padding = None if bool((visible.sum(-1) == count).all()) else mask.gather(-1, index.mT)
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        key, value = (x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])) for x in (key, value))
+        return sdpa(padding)(query, key, value)
+
+    return attention
+
+
+def published_three_region(
+    pivots: Tensor, block_size: int, window_blocks: int, pivot_bias: float = 0.0
+) -> Callable[..., Tensor]:
+    """CogView's own training formula: pivots gathered, a window of padded keys for each block, all scores side by side
+    in one softmax. Sequences must be a multiple of the block."""
+
+    def windows(x: Tensor) -> Tensor:
+        """`[B, H, S / block, window, D]`, overlapping."""
+        return (
+            F.pad(x, (0, 0, (window_blocks - 1) * block_size, 0)).unfold(2, window_blocks * block_size, block_size).mT
+        )
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        _, heads, seqlen, dim = query.shape
+        if seqlen % block_size:
+            raise ValueError(f"{seqlen} tokens are no multiple of the block of {block_size}")
+        position = torch.arange(seqlen)
+        index = pivots.clamp(min=0).long()[:, None, :, None].expand(-1, heads, -1, dim)
+        seen = patterns.three_region_pivot(position[:, None], pivots[:, None, :], block_size, window_blocks)
+        far = query @ key.gather(2, index).mT * dim**-0.5 + pivot_bias
+        far = far.masked_fill(~seen[:, None], float("-inf"))
+        keys = windows(position[None, None, :, None] + 1)[0, 0, :, :, 0] - 1  # positions; -1 is padding
+        seen = (keys[:, None] >= 0) & (keys[:, None] <= position.view(-1, block_size, 1))
+        near = query.unflatten(2, (-1, block_size)) @ windows(key).mT * dim**-0.5
+        near = near.masked_fill(~seen, float("-inf")).flatten(2, 3)
+        p_far, p_near = torch.cat([far, near], -1).softmax(-1).split([far.shape[-1], near.shape[-1]], -1)
+        out = p_far @ value.gather(2, index)
+        return out + (p_near.unflatten(2, (-1, block_size)) @ windows(value)).flatten(2, 3)
+
+    return attention
+
+
+def flex_attention(mask_mod: Callable[..., Tensor], seqlen: int) -> Callable[..., Tensor]:
+    """FlexAttention over the pairs of `mask_mod(b, h, i, j)`, compiled at the first call; on CPU forward only."""
 
     @cache
     def compiled() -> Callable[..., Tensor]:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        rows, columns = mask.shape
-        blocks = create_block_mask(lambda b, h, i, j: mask[i, j], None, None, rows, columns, device=mask.device.type)
+        blocks = create_block_mask(mask_mod, None, None, seqlen, seqlen, device="cpu")
         return partial(torch.compile(flex_attention, dynamic=False), block_mask=blocks)
 
     return lambda query, key, value: compiled()(query, key, value)

@@ -9,8 +9,8 @@ from .machine import slug
 
 RESULTS = Path(__file__).parent / "results"
 HEADER = (
-    "| operator | shape | dtype | pass | time | spread | of the floor | extra memory | times as fast as |",
-    "|---|---|---|---|---:|---:|---:|---:|---|",
+    "| operator | shape | dtype | pass | time | per token | spread | of the floor | extra memory | times as fast as |",
+    "|---|---|---|---|---:|---:|---:|---:|---:|---|",
 )
 
 
@@ -37,9 +37,10 @@ def line(row: dict[str, Any]) -> str:
     """One row of the table."""
     cells = [row["op"], row["shape"], row["dtype"], row["direction"]]
     if "failed" in row:
-        return f"| {' | '.join(cells)} | not timed | | | | {row['failed']} |"
+        return f"| {' | '.join(cells)} | not timed | | | | | {row['failed']} |"
     cells += [
         seconds(row["median_s"]),
+        seconds(row["median_s"] / row["tokens"]) if row.get("tokens") else "",
         f"± {row['iqr_s'] / row['median_s'] / 2:.0%}",
         f"{row['floor_s'] / row['median_s']:.0%} ({row['bound']})",
         size(row["extra_bytes"]),
@@ -75,10 +76,11 @@ def tables(folder: Path = RESULTS) -> str:
     return "\n".join(
         [
             *parts,
-            "Median of interleaved rounds in one process. Floor: the bytes or matrix products that cannot be avoided,",
-            "over the copy bandwidth or the matmul rate measured on the same machine. Memory: growth of the process at",
-            "its peak, results included; for the baselines in brackets. A star marks a baseline that computes",
-            "something else: dense attention, or a norm or softmax without PB-relax.",
+            "Median of interleaved rounds in one process. Floor: the bytes, matrix products or exponentials that are",
+            "unavoidable, whichever takes longest at the copy bandwidth, the matmul rate and the rate of torch.exp",
+            "measured on the same machine. Memory: growth of the process at its peak, results included; for the",
+            "baselines in brackets. A star marks a baseline that computes something else: dense attention, or a norm",
+            "or softmax without PB-relax.",
         ]
     )
 

@@ -42,11 +42,13 @@ def measure(case: Case, benchmark: Any, seconds: float) -> dict[str, Any]:
     times = interleave(benchmark, calls, seconds)
     stats = benchmark.stats.stats
     row |= {"median_s": stats.median, "iqr_s": stats.iqr, "rounds": stats.rounds, **floor(problem)}
+    row["tokens"], row["input_bytes"] = problem.tokens, sum(x.nbytes for x in problem.inputs)
     row["extra_bytes"] = machine.peak_extra_bytes(calls["ours"])
     row["baselines"] = {
         name: {
             "median_s": median(values),
             "ratio": median(values) / stats.median,
+            "rounds": len(values),
             "extra_bytes": machine.peak_extra_bytes(calls[name]),
             "same_result": name in problem.baselines,
         }
@@ -60,11 +62,14 @@ def contestants(problem: Problem, backward: bool) -> tuple[dict[str, Callable[[]
     """Calls to time, "ours" last, and the reasons why others are not: wrong here, or cannot run here."""
     run = partial(_run, problem.inputs, backward)
     sampled = tuple(problem.sample(x).double() for x in problem.inputs)
-    expected = _run(sampled, backward, partial(problem.ours, impl="reference"))
+    expected = _run(sampled, backward, problem.truth or partial(problem.ours, impl="reference"))
     tolerance = TOLERANCE[problem.inputs[0].dtype]
     calls: dict[str, Callable[[], Any]] = {}
     failed: dict[str, str] = {}
     for name, function in (problem.baselines | problem.others | {"ours": problem.ours}).items():
+        if isinstance(function, str):
+            failed[name] = function
+            continue
         try:
             got = run(function)
         except Exception as error:
@@ -99,33 +104,36 @@ def mismatch(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], problem: Pro
 
 
 def interleave(benchmark: Any, calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Runs every call once per round; pytest-benchmark times ours, the times of the others are returned."""
+    """Runs every call once per round; pytest-benchmark times ours, the times of the others are returned.
+
+    A baseline that has had `seconds` sits out the later rounds.
+    """
     others = {name: call for name, call in calls.items() if name != "ours"}
     times: dict[str, list[float]] = {name: [] for name in others}
 
     def baselines() -> None:
         for name, call in others.items():
-            start = perf_counter()
-            call()
-            times[name].append(perf_counter() - start)
+            if sum(times[name]) < seconds or not times[name]:
+                start = perf_counter()
+                call()
+                times[name].append(perf_counter() - start)
 
     start = perf_counter()
-    baselines()  # warm, and as long as every round
+    baselines()  # as long as every round; all of them are warm, their results have been compared
     calls["ours"]()
     rounds = int(seconds / (perf_counter() - start))
-    for values in times.values():
-        values.clear()
     benchmark.pedantic(calls["ours"], setup=baselines, rounds=min(max(rounds, 3), 200))
     return times
 
 
 def floor(problem: Problem) -> dict[str, Any]:
-    """The least time this machine could take: moving the bytes or doing the matrix products, whichever is longer."""
-    moving = problem.bytes / machine.copy_bandwidth()
-    computing = problem.flops / machine.matmul_rate(problem.inputs[0].dtype) if problem.flops else 0.0
-    return {
-        "floor_s": max(moving, computing),
-        "bound": "memory" if moving > computing else "matmul",
-        "bytes": problem.bytes,
-        "flops": problem.flops,
+    """The least time this machine could take, were nothing done but what takes longest: moving the bytes, doing the
+    matrix products or the exponentials."""
+    work = {"bytes": problem.bytes, "flops": problem.flops, "exps": problem.exps}
+    least = {
+        "memory": problem.bytes / machine.copy_bandwidth(),
+        "matmul": problem.flops / machine.matmul_rate(problem.inputs[0].dtype) if problem.flops else 0.0,
+        "exp": problem.exps / machine.exp_rate() if problem.exps else 0.0,
     }
+    bound = max(least, key=least.__getitem__)
+    return {"floor_s": least[bound], "bound": bound, "floors_s": least, **work}
