@@ -40,7 +40,7 @@ def local_2d(query: Tensor, key: Tensor, *, width: int, kernel_size: tuple[int, 
     raster order, so keys to the right in rows above remain.
     """
     near = (key // width - query // width).abs() <= kernel_size[0] // 2
-    near &= (key % width - query % width).abs() <= kernel_size[1] // 2
+    near = near & ((key % width - query % width).abs() <= kernel_size[1] // 2)  # not in place: FlexAttention's rule
     return near & (key <= query) if raster_causal else near
 
 
