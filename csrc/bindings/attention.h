@@ -60,15 +60,19 @@ constexpr int64_t kTile = 64;  // rows of the kernels' tiles
 // How many groups of `size` it takes for `count`.
 inline int64_t groups(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// How many of a head's tiles one work item takes: many, which share packed tiles, but enough items for all threads.
-inline int64_t group_size(int64_t tiles, int64_t heads) {
-  int64_t size = 16;  // what the kernels have room for
-  while (size > 1 && heads * groups(tiles, size) < 4 * num_threads()) size /= 2;
+// How many of a head's tiles one work item takes: `size`, which share packed tiles, or so few that there are `enough`.
+inline int64_t group_size(int64_t tiles, int64_t heads, int64_t size, int64_t enough) {
+  while (size > 1 && heads * groups(tiles, size) < enough) size /= 2;
   return size;
 }
 
 inline Tensor byte_buffer(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
+}
+// The first 64-byte-aligned address of a buffer.
+inline char* aligned(const Tensor& buffer) {
+  const auto at = reinterpret_cast<uintptr_t>(buffer.mutable_data_ptr());
+  return reinterpret_cast<char*>((at + 63) & ~uintptr_t(63));
 }
 
 // One allocation, a 64-byte-aligned piece for each thread; `owner` keeps it alive.
@@ -76,8 +80,7 @@ inline Scratch scratch(const Tensor& like, Dtype dtype, int64_t head_dim, Tensor
   Scratch s;
   s.bytes = COGVIEW_PICK(tile_scratch)(dtype, head_dim);
   *owner = byte_buffer(like, s.bytes * num_threads() + 64);
-  const auto at = reinterpret_cast<uintptr_t>(owner->mutable_data_ptr());
-  s.data = reinterpret_cast<char*>((at + 63) & ~uintptr_t(63));
+  s.data = aligned(*owner);
   return s;
 }
 

@@ -23,9 +23,7 @@ ThreeRegionArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, cons
   a.k = key_view(k, "key", q, a.kv_heads, -1);
   a.v = key_view(v, "value", q, a.kv_heads, a.seqlen_k);
   a.pivots = indices(pivots, "pivots");
-  a.query_group = group_size(a.query_tiles(), a.batch * a.heads);
-  a.key_group = group_size(a.key_tiles(), a.batch * a.kv_heads);
-  a.pivot_group = group_size(a.pivot_tiles(), a.batch * a.kv_heads);
+  a.query_group = group_size(a.query_tiles(), a.batch * a.heads, 16, 4 * num_threads());
   return a;
 }
 
@@ -65,13 +63,24 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const std::optional<Tensor>& dout_in, con
     dlse = torch::stable::contiguous(*dlse_in);
     a.dlse = stat_view(dlse, delta, "dlse");
   }
-  const std::vector<int64_t> parts{a.batch, a.kv_heads, a.num_pivots, a.head_dim};
+  const int64_t pairs = a.batch * a.kv_heads, enough = 32;  // items for the threads of most machines
+  a.key_group = group_size(a.key_tiles(), pairs, 8, enough);
+  a.pivot_chunks = std::clamp<int64_t>(enough / pairs, 1, a.query_tiles());
+  // groups of one color are so far apart that no query has two of them in its window
+  a.colors = 1 + groups(std::min(a.block_size * a.window_blocks, a.seqlen_k), a.key_group * kTile);
+  const std::vector<int64_t> parts{a.batch, a.kv_heads, a.pivot_chunks, a.num_pivots, a.head_dim};
   Tensor pivot_dk = torch::stable::new_empty(q, parts, stat_type(q)), pivot_dv = torch::stable::empty_like(pivot_dk);
   a.pivot_dk = pivot_dk.mutable_data_ptr(), a.pivot_dv = pivot_dv.mutable_data_ptr();
+  const int64_t tiles = a.batch * a.heads * a.query_tiles();
+  Tensor dq_sums = byte_buffer(q, tiles * a.dq_tile_size() * (a.dtype == Dtype::f64 ? 8 : 4) + 64);
+  a.dq_sums = aligned(dq_sums);
   a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
-  run_items(COGVIEW_PICK(three_region_grad_query), a, a.batch * a.heads * groups(a.query_tiles(), a.query_group));
-  run_items(COGVIEW_PICK(three_region_grad_pivot), a, a.batch * a.kv_heads * groups(a.pivot_tiles(), a.pivot_group));
-  run_items(COGVIEW_PICK(three_region_grad_key), a, a.batch * a.kv_heads * groups(a.key_tiles(), a.key_group));
+  run_items(COGVIEW_PICK(three_region_prepare), a, tiles);
+  if (a.num_pivots > 0) run_items(COGVIEW_PICK(three_region_grad_pivot), a, pairs * a.pivot_chunks);
+  const int64_t key_groups = groups(a.key_tiles(), a.key_group);
+  for (a.color = 0; a.color < a.colors && a.color < key_groups; ++a.color)
+    run_items(COGVIEW_PICK(three_region_grad_key), a, pairs * groups(key_groups - a.color, a.colors));
+  run_items(COGVIEW_PICK(three_region_finish), a, tiles);
   return {dq, dk, dv};
 }
 

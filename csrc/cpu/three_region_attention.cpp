@@ -233,114 +233,144 @@ void decode(const ThreeRegionArgs& a, int64_t item, char* scratch) {
   }
 }
 
+// Where the gradient of 64 queries is summed up, transposed.
 template <class T>
-void grad_query(const ThreeRegionArgs& a, int64_t item, char* scratch) {
-  const QueryGroup it(a, item);
-  Group<T, GradQuery> group(Arena{scratch}, int(a.head_dim), it.tiles());
-  const Acc<T>*lse = stat<T>(a.lse, a, it.b, it.h), *dlse = stat<T>(a.dlse, a, it.b, it.h);
-  Acc<T>* delta = stat<T>(a.delta, a, it.b, it.h);
-  int64_t index[kTile];
-  for (int o = 0; o < it.tiles(); ++o) {
-    const RowSet<T> dout = it.rows<T>(a.dout, o, index), out = it.rows<T>(a.out, o, index);
-    group.owners[o].begin(it.rows<T>(a.q, o, index), dout, a.scale);
-    for (int r = 0; r < dout.count; ++r) {
-      const int64_t i = index[r];
-      delta[i] = row_dot(dout.row(r), out.row(r), int(a.head_dim)) - (dlse ? dlse[i] : 0);
-      group.owners[o].set_row(r, lse[i], delta[i]);
-    }
-  }
-  it.meet(group);
-  const int64_t first = it.queries.first;
-  for (int64_t i = first; i < it.queries.end; ++i)
-    group.owners[(i - first) / kTile].finish(int((i - first) % kTile), a.dq.at<T>(it.b, it.h) + i * a.dq.stride[2]);
+Acc<T>* dq_tile(const ThreeRegionArgs& a, int64_t b, int64_t h, int64_t number) {
+  return static_cast<Acc<T>*>(a.dq_sums) + ((b * a.heads + h) * a.query_tiles() + number) * a.dq_tile_size();
+}
+// Where the gradients of the pivots are summed up, by chunk of queries.
+template <class T>
+Acc<T>* pivot_part(void* parts, const ThreeRegionArgs& a, int64_t b, int64_t kv, int64_t chunk, int64_t p) {
+  return static_cast<Acc<T>*>(parts) +
+         (((b * a.kv_heads + kv) * a.pivot_chunks + chunk) * a.num_pivots + p) * a.head_dim;
 }
 
+template <class T>
+void prepare(const ThreeRegionArgs& a, int64_t item, char*) {
+  const int64_t b = item / a.query_tiles() / a.heads, h = item / a.query_tiles() % a.heads, d = a.head_dim;
+  const int64_t number = item % a.query_tiles();
+  std::memset(static_cast<void*>(dq_tile<T>(a, b, h, number)), 0, sizeof(Acc<T>) * a.dq_tile_size());
+  const Acc<T>* dlse = stat<T>(a.dlse, a, b, h);
+  Acc<T>* delta = stat<T>(a.delta, a, b, h);
+  for (int64_t i = number * kTile; i < a.seqlen_q && i < (number + 1) * kTile; ++i)
+    delta[i] = row_dot(a.dout.at<T>(b, h) + i * a.dout.stride[2], a.out.at<T>(b, h) + i * a.out.stride[2], int(d)) -
+               (dlse ? dlse[i] : 0);
+}
+
+template <class T>
+void finish_query(const ThreeRegionArgs& a, int64_t item, char*) {
+  const int64_t b = item / a.query_tiles() / a.heads, h = item / a.query_tiles() % a.heads;
+  const int64_t number = item % a.query_tiles(), first = number * kTile;
+  const int rows = int(a.seqlen_q - first < kTile ? a.seqlen_q - first : kTile);
+  write_transposed<T>(dq_tile<T>(a, b, h, number), Acc<T>(a.scale), rows, int(a.head_dim),
+                      a.dq.at<T>(b, h) + first * a.dq.stride[2], a.dq.stride[2]);
+}
+
+// The queries [lo, hi) that see each row of an owner; rows that nobody sees have none.
+struct Seen {
+  int64_t lo[kTile], hi[kTile], first, last, all_from, all_to;  // some row is seen in [first, last), all in the others
+  void close(int rows) {
+    first = all_to = INT64_MAX, last = all_from = 0;
+    for (int r = 0; r < rows; ++r) {
+      if (lo[r] < first) first = lo[r];
+      if (lo[r] > all_from) all_from = lo[r];
+      if (hi[r] > last) last = hi[r];
+      if (hi[r] < all_to) all_to = hi[r];
+    }
+  }
+};
+
 // Shows the queries [from, to) of every head of key head kv to owners of key rows, in tiles cut at multiples of 64.
-// sees(owner, row, &lo, &hi): the queries that see a row; they ascend with the rows of an owner.
-template <class T, class Sees>
+template <class T>
 void meet_queries(const ThreeRegionArgs& a, int64_t b, int64_t kv, int64_t from, int64_t to, double bias,
-                  Group<T, GradKey>& group, int owners, Sees&& sees) {
-  const int64_t heads = a.heads / a.kv_heads;
-  from = from / kTile * kTile;
+                  Group<T, GradKey>& group, int owners, const Seen* seen) {
+  const int64_t heads = a.heads / a.kv_heads, first = from / kTile;
   for (int64_t h = kv * heads; h < (kv + 1) * heads && from < to; ++h)
     group.meet(
-        owners, (to - from + kTile - 1) / kTile,
+        owners, (to - first * kTile + kTile - 1) / kTile,
         [&](int64_t number, auto& tile) {
           int64_t index[kTile];
-          const int n = rows_from(from + number * kTile, to, index);
+          const int n = rows_from((first + number) * kTile, to, index);
           tile.pack(rows_of<T>(a.q, b, h, index, n), rows_of<T>(a.dout, b, h, index, n), stat<T>(a.lse, a, b, h),
                     stat<T>(a.delta, a, b, h), int(a.head_dim));
+          tile.dq = dq_tile<T>(a, b, h, first + number);
         },
         [&](GradKey<T>& owner, int o, int64_t number, const auto& tile) {
-          const int64_t i = from + number * kTile;
-          uint64_t mask[kTile], all = ~uint64_t(0), any = 0;
-          for (int r = 0; r < owner.rows; ++r) {
-            int64_t lo, hi;
-            sees(o, r, &lo, &hi);
-            // queries beyond the last one are zero and change nothing
-            mask[r] = range_bits(lo - i, hi >= to ? kTile : hi - i);
-            all &= mask[r], any |= mask[r];
-          }
-          if (any) owner.step(group.work, tile, ~all ? mask : nullptr, bias);
+          const int64_t i = (first + number) * kTile, end = i + kTile < to ? i + kTile : to;
+          const Seen& x = seen[o];
+          if (end <= x.first || i >= x.last) return;
+          // queries beyond the last one are zero and change nothing
+          if (i >= x.all_from && end <= x.all_to) return owner.step(group.work, tile, nullptr, bias);
+          uint64_t mask[kTile];
+          for (int r = 0; r < owner.rows; ++r) mask[r] = range_bits(x.lo[r] - i, x.hi[r] - i);
+          owner.step(group.work, tile, mask, bias);
         });
 }
 
+// A chunk of queries and all pivots: the chunk's dq, and the chunk's part of the pivots' dk and dv.
 template <class T>
 void grad_pivot(const ThreeRegionArgs& a, int64_t item, char* scratch) {
-  const int64_t pairs = a.batch * a.kv_heads, first = item / pairs * a.pivot_group * kTile;
-  const int64_t b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
-  const int64_t end = first + a.pivot_group * kTile < a.num_pivots ? first + a.pivot_group * kTile : a.num_pivots;
-  const int owners = int((end - first + kTile - 1) / kTile);
+  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
+  const int64_t chunk = a.pivot_chunks - 1 - item / pairs;  // the last ones, which see most pivots, first
+  const int64_t begin = chunk * a.query_tiles() / a.pivot_chunks * kTile;
+  int64_t to = (chunk + 1) * a.query_tiles() / a.pivot_chunks * kTile;
+  if (to > a.seqlen_q) to = a.seqlen_q;
   const Geometry geometry{a, b};
-  Group<T, GradKey> group(Arena{scratch}, int(d), owners);
-  int64_t index[kGroup][kTile], from = a.seqlen_q;
-  uint64_t valid[kGroup];
-  for (int o = 0; o < owners; ++o) {
-    int n;
-    valid[o] = geometry.pivot_rows(first + o * kTile, end, index[o], &n);
-    group.owners[o].begin(rows_of<T>(a.k, b, kv, index[o], n), rows_of<T>(a.v, b, kv, index[o], n), a.scale);
-    for (int r = 0; r < n; ++r)
-      if (valid[o] >> r & 1 && geometry.window_end(index[o][r]) < from) from = geometry.window_end(index[o][r]);
-  }
-  meet_queries<T>(a, b, kv, from, a.seqlen_q, a.pivot_bias, group, owners, [&](int o, int r, int64_t* lo, int64_t* hi) {
-    *lo = geometry.window_end(index[o][r]), *hi = valid[o] >> r & 1 ? a.seqlen_q : 0;
-  });
-  for (int64_t p = first; p < end; ++p) {
-    const int64_t at = ((b * a.kv_heads + kv) * a.num_pivots + p) * d;
-    GradKey<T>& owner = group.owners[(p - first) / kTile];
-    std::memcpy(static_cast<Acc<T>*>(a.pivot_dk) + at, owner.dk(int((p - first) % kTile)), d * sizeof(Acc<T>));
-    std::memcpy(static_cast<Acc<T>*>(a.pivot_dv) + at, owner.dv(int((p - first) % kTile)), d * sizeof(Acc<T>));
+  for (int64_t first = 0; first < a.num_pivots; first += a.key_group * kTile) {
+    const int64_t end = first + a.key_group * kTile < a.num_pivots ? first + a.key_group * kTile : a.num_pivots;
+    const int owners = int((end - first + kTile - 1) / kTile);
+    Group<T, GradKey> group(Arena{scratch}, int(d), owners);
+    Seen seen[kGroup];
+    int64_t from = to;
+    for (int o = 0; o < owners; ++o) {
+      int64_t index[kTile];
+      int n;
+      const uint64_t valid = geometry.pivot_rows(first + o * kTile, end, index, &n);
+      group.owners[o].begin(rows_of<T>(a.k, b, kv, index, n), rows_of<T>(a.v, b, kv, index, n), a.scale);
+      for (int r = 0; r < n; ++r)
+        seen[o].lo[r] = geometry.window_end(index[r]), seen[o].hi[r] = valid >> r & 1 ? a.seqlen_q : 0;
+      seen[o].close(n);
+      if (seen[o].first < from) from = seen[o].first;
+    }
+    meet_queries<T>(a, b, kv, from < begin ? begin : from, to, a.pivot_bias, group, owners, seen);
+    for (int64_t p = first; p < end; ++p) {
+      GradKey<T>& owner = group.owners[(p - first) / kTile];
+      const int r = int((p - first) % kTile);
+      std::memcpy(pivot_part<T>(a.pivot_dk, a, b, kv, chunk, p), owner.dk(r), d * sizeof(Acc<T>));
+      std::memcpy(pivot_part<T>(a.pivot_dv, a, b, kv, chunk, p), owner.dv(r), d * sizeof(Acc<T>));
+    }
   }
 }
 
+// A group of key tiles and the queries that have them in their windows.
 template <class T>
 void grad_key(const ThreeRegionArgs& a, int64_t item, char* scratch) {
-  const int64_t pairs = a.batch * a.kv_heads, first = item / pairs * a.key_group * kTile, d = a.head_dim;
-  const int64_t b = item % pairs / a.kv_heads, kv = item % a.kv_heads;
+  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
+  const int64_t first = (item / pairs * a.colors + a.color) * a.key_group * kTile;
   const int64_t end = first + a.key_group * kTile < a.seqlen_k ? first + a.key_group * kTile : a.seqlen_k;
   const int owners = int((end - first + kTile - 1) / kTile);
   const Geometry geometry{a, b};
   Group<T, GradKey> group(Arena{scratch}, int(d), owners);
-  int64_t index[kTile];
+  Seen seen[kGroup];
   for (int o = 0; o < owners; ++o) {
-    const int n = rows_from(first + o * kTile, end, index);
-    group.owners[o].begin(rows_of<T>(a.k, b, kv, index, n), rows_of<T>(a.v, b, kv, index, n), a.scale);
+    const int n = rows_from(first + o * kTile, end, seen[o].lo);
+    group.owners[o].begin(rows_of<T>(a.k, b, kv, seen[o].lo, n), rows_of<T>(a.v, b, kv, seen[o].lo, n), a.scale);
+    for (int r = 0; r < n; ++r) seen[o].hi[r] = geometry.window_end(seen[o].lo[r]);
+    seen[o].close(n);
   }
   const int64_t last = geometry.window_end(end - 1), to = last < a.seqlen_q ? last : a.seqlen_q;
-  meet_queries<T>(a, b, kv, first, to, 0, group, owners, [&](int o, int r, int64_t* lo, int64_t* hi) {
-    *lo = first + o * kTile + r, *hi = geometry.window_end(*lo);
-  });
-  // a key of this group that is also a pivot of later queries: its other part, summed here and rounded once
+  meet_queries<T>(a, b, kv, first, to, 0, group, owners, seen);
+  // a key of this group that is also a pivot of later queries: its other parts, summed here and rounded once
   for (int64_t p = geometry.pivots_before(first); p < a.num_pivots; ++p) {
     const int64_t j = geometry.pivot(p);
     if (j < first || j >= end) break;
     GradKey<T>& owner = group.owners[(j - first) / kTile];
-    const int64_t at = ((b * a.kv_heads + kv) * a.num_pivots + p) * d;
-    Acc<T>*dk = owner.dk(int((j - first) % kTile)), *dv = owner.dv(int((j - first) % kTile));
-    for (int64_t c = 0; c < d; ++c) {
-      dk[c] += static_cast<const Acc<T>*>(a.pivot_dk)[at + c];
-      dv[c] += static_cast<const Acc<T>*>(a.pivot_dv)[at + c];
-    }
+    const int r = int((j - first) % kTile);
+    for (int64_t chunk = 0; chunk < a.pivot_chunks; ++chunk)
+      for (int64_t c = 0; c < d; ++c) {
+        owner.dk(r)[c] += pivot_part<T>(a.pivot_dk, a, b, kv, chunk, p)[c];
+        owner.dv(r)[c] += pivot_part<T>(a.pivot_dv, a, b, kv, chunk, p)[c];
+      }
   }
   for (int64_t j = first; j < end; ++j)
     group.owners[(j - first) / kTile].finish(int((j - first) % kTile), a.dk.at<T>(b, kv) + j * a.dk.stride[2],
@@ -351,9 +381,10 @@ void grad_key(const ThreeRegionArgs& a, int64_t item, char* scratch) {
 
 COGVIEW_TILE_KERNEL(three_region_fwd, ThreeRegionArgs, forward)
 COGVIEW_TILE_KERNEL(three_region_decode, ThreeRegionArgs, decode)
-COGVIEW_TILE_KERNEL(three_region_grad_query, ThreeRegionArgs, grad_query)
+COGVIEW_TILE_KERNEL(three_region_prepare, ThreeRegionArgs, prepare)
 COGVIEW_TILE_KERNEL(three_region_grad_pivot, ThreeRegionArgs, grad_pivot)
 COGVIEW_TILE_KERNEL(three_region_grad_key, ThreeRegionArgs, grad_key)
+COGVIEW_TILE_KERNEL(three_region_finish, ThreeRegionArgs, finish_query)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

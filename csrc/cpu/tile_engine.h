@@ -39,22 +39,25 @@ inline uint64_t range_bits(int64_t lo, int64_t hi) {
 // zero, which is right for GradKey, while Forward and GradQuery have to be told.
 using Mask = const uint64_t*;
 
-// Scores, probabilities and their gradients of two strips, of which one is multiplied while the other is in vectors.
+// What one owner at a time works with: scores s, probabilities p and dout-products dp of two strips, of which one is
+// multiplied while the other is in vectors; gradients of scores ds of all strips.
 template <class T>
 struct Workspace {
   struct Strip {
-    Acc<T>*s, *ds;
-    Operand<T>*p, *dp;
+    Acc<T>*s, *dp;
+    Operand<T>* p;
   } strip[2];
-  static constexpr int64_t plane = kStrip * kTile;
+  Operand<T>*ds, *ds_pairs;
+  static constexpr int64_t plane = kStrip * kTile, ds_plane = kTile * kTile;
   void take(Arena& arena) {
     for (Strip& x : strip) {
-      x.s = arena.take<Acc<T>>(plane), x.ds = arena.take<Acc<T>>(plane);
-      x.p = arena.take<Operand<T>>(plane * kPlanes<T>), x.dp = arena.take<Operand<T>>(plane * kPlanes<T>);
-      if (!arena.base) continue;
-      std::memset(static_cast<void*>(x.p), 0, sizeof(*x.p) * plane * kPlanes<T>);  // rows that an owner lacks
-      std::memset(static_cast<void*>(x.dp), 0, sizeof(*x.dp) * plane * kPlanes<T>);
+      x.s = arena.take<Acc<T>>(plane), x.dp = arena.take<Acc<T>>(plane);
+      x.p = arena.take<Operand<T>>(plane * kPlanes<T>);
+      // rows that an owner lacks are multiplied too
+      if (arena.base) std::memset(static_cast<void*>(x.p), 0, sizeof(*x.p) * plane * kPlanes<T>);
     }
+    ds = arena.take<Operand<T>>(ds_plane * kPlanes<T>), ds_pairs = arena.take<Operand<T>>(ds_plane * kPlanes<T>);
+    if (arena.base) std::memset(static_cast<void*>(ds), 0, sizeof(*ds) * ds_plane * kPlanes<T>);
   }
 };
 
@@ -251,26 +254,26 @@ struct Forward {
   Vec<A>*total_, *stored_;  // sums of probabilities, and of them as they were rounded to be multiplied
 };
 
-// A row of scores s and dout-products ds, to probabilities p = 2^(s + offset) and score gradients p (ds - delta);
-// offset and delta by column.
-template <class T, class Offset, class Delta>
-inline void gradients(const typename Workspace<T>::Strip& strip, int r, Mask mask, Acc<T> scale, Offset&& offset,
-                      Delta&& delta) {
+// Row r of scores s and dout-products dp, to score gradients p (dp - delta) with p = 2^(s + offset), and where wanted
+// the probabilities p; offset and delta by column.
+template <bool want_p, class T, class Offset, class Delta>
+inline void gradients(const Workspace<T>& w, int r, Mask mask, Acc<T> scale, Offset&& offset, Delta&& delta) {
   using A = Acc<T>;
   constexpr int l = kLanes<A>;
+  const auto& strip = w.strip[r / kStrip & 1];
   for (int c = 0; c < kTile; c += 2 * l) {
     const int at = r % kStrip * kTile + c;
     Vec<A> p[2], ds[2];
     for (int i = 0; i < 2; ++i) {
       p[i] = exp2v<kExpDegree<T>>(load(strip.s + at + i * l) * scale + offset(c + i * l));
-      ds[i] = p[i] * (load(strip.ds + at + i * l) - delta(c + i * l));
+      ds[i] = p[i] * (load(strip.dp + at + i * l) - delta(c + i * l));
       if (mask) {
         p[i] = select_bits<A>(mask[r] >> (c + i * l), p[i], A(0));
         ds[i] = select_bits<A>(mask[r] >> (c + i * l), ds[i], A(0));
       }
     }
-    store_pair<T>(strip.p + at, Workspace<T>::plane, p[0], p[1]);
-    store_pair<T>(strip.dp + at, Workspace<T>::plane, ds[0], ds[1]);
+    if (want_p) store_pair<T>(strip.p + at, w.plane, p[0], p[1]);
+    store_pair<T>(w.ds + r * kTile + c, w.ds_plane, ds[0], ds[1]);
   }
 }
 
@@ -319,15 +322,14 @@ struct GradQuery {
         [&](int u) {
           const int64_t at = u * kStrip * ld_;
           gemm<T>(kTile, ld_, q_ + at, ld_, plane(), tile.kt, w.strip[u & 1].s, kTile, false);
-          gemm<T>(kTile, ld_, do_ + at, ld_, plane(), tile.vt, w.strip[u & 1].ds, kTile, false);
+          gemm<T>(kTile, ld_, do_ + at, ld_, plane(), tile.vt, w.strip[u & 1].dp, kTile, false);
         },
-        [&](int u, int r) {
-          const auto& strip = w.strip[u & 1];
+        [&](int, int r) {
           const Vec<A> offset = splat(bias - lse_[r]), delta = splat(delta_[r]);
-          gradients<T>(strip, r, mask, scale, [&](int) { return offset; }, [&](int) { return delta; });
+          gradients<false, T>(w, r, mask, scale, [&](int) { return offset; }, [&](int) { return delta; });
         },
         [&](int u) {
-          gemm<T>(ld_, kTile, w.strip[u & 1].dp, kTile, w.plane, tile.k, dq_ + u * kStrip * ld_, ld_, true);
+          gemm<T>(ld_, kTile, w.ds + u * w.plane, kTile, w.ds_plane, tile.k, dq_ + u * kStrip * ld_, ld_, true);
         });
   }
 
@@ -353,6 +355,7 @@ struct GradKey {
   struct Tile {
     E *qt, *q, *dot, *dout;
     A *lse, *delta;
+    A* dq = nullptr;  // [ld, 64], transposed: where their own gradient is summed up, without the scale; or null
     void take(Arena& arena, int d) {
       const int64_t n = kTile * round_up(d, kPad<T>) * kPlanes<T>;
       qt = arena.take<E>(n), q = arena.take<E>(n), dot = arena.take<E>(n), dout = arena.take<E>(n);
@@ -376,6 +379,7 @@ struct GradKey {
   void take(Arena& arena, int d) {
     d_ = d, ld_ = int(round_up(d, kPad<T>));
     k_ = arena.take<E>(kTile * ld_ * kPlanes<T>), v_ = arena.take<E>(kTile * ld_ * kPlanes<T>);
+    kt_ = arena.take<E>(kTile * ld_ * kPlanes<T>);
     dk_ = arena.take<A>(kTile * ld_), dv_ = arena.take<A>(kTile * ld_);
   }
 
@@ -384,6 +388,7 @@ struct GradKey {
     scale_ = A(scale);
     pack_a(k, int(round_up(rows, 16)), d_, k_, ld_, plane());
     pack_a(v, int(round_up(rows, 16)), d_, v_, ld_, plane());
+    pack_a_transposed(k, d_, kt_, ld_, reinterpret_cast<E*>(dk_));
     std::memset(static_cast<void*>(dk_), 0, sizeof(A) * kTile * ld_);
     std::memset(static_cast<void*>(dv_), 0, sizeof(A) * kTile * ld_);
   }
@@ -395,18 +400,24 @@ struct GradKey {
         [&](int u) {
           const int64_t at = u * kStrip * ld_;
           gemm<T>(kTile, ld_, k_ + at, ld_, plane(), tile.qt, w.strip[u & 1].s, kTile, false);
-          gemm<T>(kTile, ld_, v_ + at, ld_, plane(), tile.dot, w.strip[u & 1].ds, kTile, false);
+          gemm<T>(kTile, ld_, v_ + at, ld_, plane(), tile.dot, w.strip[u & 1].dp, kTile, false);
         },
-        [&](int u, int r) {
-          gradients<T>(
-              w.strip[u & 1], r, mask, scale, [&](int c) { return bias - load(tile.lse + c); },
+        [&](int, int r) {
+          gradients<true, T>(
+              w, r, mask, scale, [&](int c) { return bias - load(tile.lse + c); },
               [&](int c) { return load(tile.delta + c); });
         },
         [&](int u) {
           const int64_t at = u * kStrip * ld_;
-          gemm<T>(ld_, kTile, w.strip[u & 1].dp, kTile, w.plane, tile.q, dk_ + at, ld_, true);
+          gemm<T>(ld_, kTile, w.ds + u * w.plane, kTile, w.ds_plane, tile.q, dk_ + at, ld_, true);
           gemm<T>(ld_, kTile, w.strip[u & 1].p, kTile, w.plane, tile.dout, dv_ + at, ld_, true);
         });
+    if (!tile.dq) return;
+    for (int i = 0; i < kPlanes<T> && rows < kTile; ++i)
+      std::memset(static_cast<void*>(w.ds + i * w.ds_plane + rows * kTile), 0, sizeof(E) * (kTile - rows) * kTile);
+    const E* ds = a_to_b<T>(w.ds, w.ds_pairs);
+    for (int j = 0; j < ld_; j += kStrip)
+      gemm<T>(kTile, kTile, kt_ + j * kTile, kTile, plane(), ds, tile.dq + j * kTile, kTile, true);
   }
 
   // Accumulators of row r, dk still to be multiplied by the scale.
@@ -424,13 +435,27 @@ struct GradKey {
 
   int d_ = 0, ld_ = 0;
   A scale_ = 0;
-  E *k_, *v_;
+  E *k_, *v_, *kt_;
   A *dk_, *dv_;
 };
 
-constexpr int kGroup = 16;                // owners at most
-constexpr int kBatch = 32;                // tiles at most
-constexpr int64_t kBatchBytes = 1 << 19;  // what may stay in the L2 cache beside the owners
+// Rows of the transpose of acc [ld, 64] times a factor, in the tensor's dtype.
+template <class T>
+void write_transposed(const Acc<T>* acc, Acc<T> factor, int rows, int d, T* out, int64_t stride) {
+  using A = Acc<T>;
+  constexpr int w = kLanes<A>;
+  for (int first = 0; first < rows; first += w)
+    each<A>(d, [&](int64_t j, auto n) {
+      Vec<A> x[w];
+      for (int i = 0; i < w; ++i) x[i] = i < n ? load(acc + (j + i) * kTile + first) : Vec<A>{};
+      transpose<A>(x);
+      for (int i = 0; i < w && first + i < rows; ++i) put(out + (first + i) * stride + j, x[i] * factor, n);
+    });
+}
+
+constexpr int kGroup = 16;                  // owners at most
+constexpr int kBatch = 32;                  // tiles at most
+constexpr int64_t kBatchBytes = 512 << 10;  // what may stay in the L2 cache beside the owners
 
 // Owners that share tiles, in one thread's scratch.
 template <class T, template <class> class Engine>

@@ -1,12 +1,16 @@
 // Products of tiles, and the packing of rows into operands. C[m, n] (+)= A[m, k] B[k, n], C in the accumulator type.
 //
 // Without AMX both operands are row-major accumulators. AMX multiplies bfloat16 only: a float16 number is the exact sum
-// of two of them, each an operand of its own, and all products of parts are summed but that of the two small ones, which
-// is below float16's precision. (float32 as three parts, six products, was no faster than AVX-512.) An A operand is
-// row-major; a B operand is 1 KB blocks of 32 x 16 elements, pairs of rows interleaved, so that a block is one tile.
+// of two of them, each an operand of its own, and all products of parts are summed but that of the two small ones,
+// which is below float16's precision. (float32 as three parts, six products, was no faster than AVX-512.) An A operand
+// is row-major; a B operand is 1 KB blocks of 32 x 16 elements, pairs of rows interleaved, so that a block is one tile.
 #pragma once
 
 #include "vec.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace cogview {
 namespace COGVIEW_ISA {
@@ -44,11 +48,12 @@ template <class T>
 constexpr int kPlanes = kOnAmx<T> ? kParts<T> : 1;
 // What depths and widths are padded to.
 template <class T>
-constexpr int kPad = kOnAmx<T> ? 32 : kLanes<Acc<T>>;
+constexpr int kPad = kOnAmx<T> ? 32 : kStrip;
 
 constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-// Scratch memory handed out in aligned pieces; with a null base it only counts.
+// Scratch memory handed out in aligned pieces; with a null base it only counts. Under the address sanitizer no piece
+// may be left: 64 bytes behind each are poisoned.
 struct Arena {
   char* base;
   int64_t used = 0;
@@ -56,6 +61,11 @@ struct Arena {
   U* take(int64_t n) {
     U* p = reinterpret_cast<U*>(base + used);
     used += round_up(n * int64_t(sizeof(U)), 64);
+#if defined(__SANITIZE_ADDRESS__)
+    if (base) ASAN_UNPOISON_MEMORY_REGION(p, n * sizeof(U));
+    if (base) ASAN_POISON_MEMORY_REGION(base + used, 64);
+    used += 64;
+#endif
     return p;
   }
 };
@@ -332,6 +342,39 @@ void pack_transposed(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
   }
 }
 
+// A operand of the transpose, [ld, 64], of up to 64 rows; `room` takes as much as `out`.
+template <class T>
+void pack_a_transposed(const RowSet<T>& x, int d, Operand<T>* out, int ld, Operand<T>* room) {
+#if defined(__AMX_BF16__)
+  if constexpr (kOnAmx<T>) {
+    pack_transposed(x, d, room, ld);
+    for (int i = 0; i < kParts<T>; ++i)
+      for (int j = 0; j < ld; j += 2)
+        for (int first = 0; first < kTile; first += 16) {
+          const int64_t plane = i * int64_t(ld) * kTile;
+          const __m512i pairs = _mm512_loadu_si512(room + plane + j / 32 * 32 * kTile + first * 32 + j % 32 * 16);
+          BFloat16* at = out + plane + j * kTile + first;
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtepi32_epi16(pairs));
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(at + kTile),
+                              _mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16)));
+        }
+    return;
+  }
+#endif
+  pack_transposed(x, d, out, ld);
+}
+
+#if defined(__AMX_BF16__)
+// 32 columns of two rows, interleaved, to two blocks of a B operand.
+inline void store_pairs(BFloat16* block, __m512i even, __m512i odd) {
+  const auto pairs = [](__m256i e, __m256i o) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(e), _mm512_slli_epi32(_mm512_cvtepu16_epi32(o), 16));
+  };
+  _mm512_store_si512(block, pairs(_mm512_castsi512_si256(even), _mm512_castsi512_si256(odd)));
+  _mm512_store_si512(block + kBlock, pairs(_mm512_extracti64x4_epi64(even, 1), _mm512_extracti64x4_epi64(odd, 1)));
+}
+#endif
+
 // B operand of up to 64 rows themselves, [64, ld]; the rest is zero.
 template <class T>
 void pack_b(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
@@ -346,20 +389,28 @@ void pack_b(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
             load_parts(x.row(r + c) + j, d - j, row[c]);
           else
             for (int i = 0; i < parts; ++i) row[c][i] = _mm512_setzero_si512();
-        for (int i = 0; i < parts; ++i) {
-          BFloat16* at = out + i * int64_t(ld) * kTile + (r / 32 * ld + j) * 32 + r % 32 * 16;
-          const auto pairs = [](__m256i even, __m256i odd) {
-            return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
-          };
-          _mm512_storeu_si512(at, pairs(_mm512_castsi512_si256(row[0][i]), _mm512_castsi512_si256(row[1][i])));
-          _mm512_storeu_si512(at + kBlock,
-                              pairs(_mm512_extracti64x4_epi64(row[0][i], 1), _mm512_extracti64x4_epi64(row[1][i], 1)));
-        }
+        for (int i = 0; i < parts; ++i)
+          store_pairs(out + i * int64_t(ld) * kTile + (r / 32 * ld + j) * 32 + r % 32 * 16, row[0][i], row[1][i]);
       }
     return;
   }
 #endif
   pack_a(x, kTile, d, out, ld, 0);
+}
+
+// From an A operand [64, 64] the B operand of the same numbers; without AMX that is the same memory.
+template <class T>
+const Operand<T>* a_to_b(const Operand<T>* a, Operand<T>* out) {
+#if defined(__AMX_BF16__)
+  if constexpr (kOnAmx<T>) {
+    for (int r = 0; r < kPlanes<T> * kTile; r += 2)  // its parts follow each other too
+      for (int j = 0; j < kTile; j += 32)
+        store_pairs(out + (r / 32 * kTile + j) * 32 + r % 32 * 16, _mm512_load_si512(a + r * kTile + j),
+                    _mm512_load_si512(a + (r + 1) * kTile + j));
+    return out;
+  }
+#endif
+  return a;
 }
 
 // Whether operands of a dtype are so much coarser than accumulators that sums of them differ.

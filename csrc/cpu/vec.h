@@ -120,11 +120,16 @@ inline VecF load(const Half* p) {
 inline void store(float* p, VecF v) { std::memcpy(p, &v, sizeof v); }
 inline void store(double* p, VecD v) { std::memcpy(p, &v, sizeof v); }
 inline void store(BFloat16* p, VecF v) {
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh(bits_as<__m512>(v));  // numbers below the normal range become 0
+  std::memcpy(static_cast<void*>(p), &h, sizeof h);
+#else
   const VecU32 w = bits_as<VecU32>(v);
   const VecU32 rounded = (w + 0x7fff + (w >> 16 & 1)) >> 16;
   const VecU32 nan = bits_as<VecU32>(v != v);
   const VecU16 h = __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), VecU16);
   std::memcpy(p, &h, sizeof h);
+#endif
 }
 inline void store(Half* p, VecF v) {
 #if defined(__AVX512F__)
