@@ -1,6 +1,6 @@
 """Turns a schema and Python functions into torch operators; the same for every operator and namespace."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -38,6 +38,12 @@ def define(
 
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=library)
     torch.library.register_vmap(op, _loop_over_batch(op), lib=library)
+
+
+def implement(namespace: str, name: str, kernel: Callable[..., Any], keys: Iterable[str]) -> None:
+    """Register a Python function as the kernel of a defined operator for some dispatch keys."""
+    for key in keys:
+        _libraries[namespace].impl(name, kernel, key)
 
 
 def _loop_over_batch(op: str) -> Callable[..., Any]:

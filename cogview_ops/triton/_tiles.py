@@ -1,0 +1,115 @@
+"""What attention kernels share: loading rows, a step of the online softmax, a step of its derivative.
+
+Scores are kept in base 2: `scale` and `bias` come multiplied by log2(e), and exp2 is one instruction.
+"""
+
+import ctypes
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .configs import Config
+
+LOG2E: tl.constexpr = tl.constexpr(1 / math.log(2))
+LOWEST: tl.constexpr = tl.constexpr(-3.4e38)  # the maximum of nothing: finite, so that differences stay numbers
+
+
+@triton.jit
+def exactly(high, low, ACC: tl.constexpr):
+    """A number of the host's in ACC: arguments are float32, float64 comes in two of them."""
+    return tl.full((), 0.0, ACC) + high + low
+
+
+@triton.jit
+def load_rows(at, stride, count, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):
+    """Rows [0, ROWS) at a pointer; from `count` (or column D) on, zeros."""
+    rows = tl.arange(0, ROWS)
+    cols = tl.arange(0, BLOCK_D)
+    mask = rows[:, None] < count
+    if D != BLOCK_D:
+        mask = mask & (cols[None, :] < D)
+    if WIDE:
+        rows = rows.to(tl.int64)
+    return tl.load(at + rows[:, None] * stride + cols[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def gather_rows(at, stride, index, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows `index` of a matrix; where not `valid` zeros, and nothing is read."""
+    cols = tl.arange(0, BLOCK_D)
+    mask = valid[:, None] & (cols[None, :] < D)
+    return tl.load(at + index[:, None].to(tl.int64) * stride + cols[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(at, stride, x, count, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    rows = tl.arange(0, ROWS)
+    cols = tl.arange(0, BLOCK_D)
+    mask = (rows[:, None] < count) & (cols[None, :] < D)
+    tl.store(at + rows[:, None].to(tl.int64) * stride + cols[None, :], x.to(at.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def softmax_step(acc, top, total, s, v, scale, bias, ACC: tl.constexpr):
+    """Adds keys with raw scores s (masked: -inf) and values v to rows with maximum `top` and sum `total`. scale > 0."""
+    new_top = tl.maximum(top, tl.max(s, 1) * scale + bias)
+    p = tl.exp2(s * scale - (new_top - bias)[:, None])
+    keep = tl.exp2(top - new_top)
+    total = total * keep + tl.sum(p, 1)
+    acc = acc * keep[:, None]
+    acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee", out_dtype=ACC)
+    return acc, new_top, total
+
+
+@triton.jit
+def heavy_first(tiles, heads, section):
+    """(tile, head) of this program: `section` heads at a time, whose keys fit in the L2 cache together; in a
+    section the last tiles, which have most keys, first."""
+    pid = tl.program_id(0)
+    group = pid // (section * tiles)
+    size = tl.minimum(section, heads - group * section)
+    rest = pid - group * section * tiles
+    return tiles - 1 - rest // size, group * section + rest % size
+
+
+# --- host ------------------------------------------------------------------------------------------------------------
+
+
+def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:
+    kernel[grid](**arguments, num_warps=config.warps, num_stages=config.stages)
+
+
+def strides(**tensors: torch.Tensor) -> dict[str, int]:
+    """Arguments `<name>_b`, `<name>_h`, `<name>_s` of tensors [B, H, S, D]."""
+    return {f"{name}_{axis}": x.stride(k) for name, x in tensors.items() for k, axis in enumerate("bhs")}
+
+
+def two_parts(**values: float) -> dict[str, float]:
+    """Arguments `<name>` and `<name>_low` for `exactly`."""
+    out = {}
+    for name, value in values.items():
+        out[name] = ctypes.c_float(value).value
+        out[f"{name}_low"] = value - out[name]
+    return out
+
+
+def wide(*tensors: torch.Tensor) -> bool:
+    """Whether offsets inside a tile (at most 256 rows) can pass 31 bits."""
+    return any(x.stride(2) >= 2**23 for x in tensors)
+
+
+def section(heads: int, group: int, key: torch.Tensor) -> int:
+    """Query heads to work on at a time: their keys and values take 32 MB, half of an H100's L2 cache."""
+    pairs = 2**25 // max(2 * key.shape[2] * key.shape[3] * key.element_size(), 1)
+    return min(heads, max(pairs, 1) * group)
+
+
+def block_d(head_dim: int) -> int:
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+def accumulator(dtype: torch.dtype) -> Any:
+    return tl.float64 if dtype == torch.float64 else tl.float32
