@@ -24,16 +24,21 @@ def exactly(high, low, ACC: tl.constexpr):
 
 
 @triton.jit
-def load_rows(at, stride, count, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):
-    """Rows [0, ROWS) at a pointer; from `count` (or column D) on, zeros."""
+def load_rows(
+    at, stride, count, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """Rows [0, ROWS) at a pointer, and zeros behind column D; if MASKED there are `count` rows, then zeros."""
     rows = tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK_D)
-    mask = rows[:, None] < count
-    if D != BLOCK_D:
-        mask = mask & (cols[None, :] < D)
-    if WIDE:
-        rows = rows.to(tl.int64)
-    return tl.load(at + rows[:, None] * stride + cols[None, :], mask=mask, other=0.0)
+    steps = rows.to(tl.int64) if WIDE else rows
+    at = at + steps[:, None] * stride + cols[None, :]
+    if MASKED:
+        return tl.load(at, mask=(rows[:, None] < count) & (cols[None, :] < D), other=0.0)
+    elif D != BLOCK_D:
+        return tl.load(at, mask=cols[None, :] < D, other=0.0)
+    else:
+        return tl.load(at)
 
 
 @triton.jit

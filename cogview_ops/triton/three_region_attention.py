@@ -97,25 +97,48 @@ def gather_kernel(
 
 
 @triton.jit
-def query_tile_keys(rank, first, last, i, block_size, window_blocks, N: tl.constexpr):
-    """Of a tile of queries `i` in [first, last]: each row's first window key and number of visible pivots; of the
-    first and the last row likewise; tiles of pivots and of all keys."""
-    start = window_start(i, block_size, window_blocks)
-    seen = tl.load(rank + start, mask=i <= last, other=0)
+def key_tiles(rank, first, last, block_size, window_blocks, N: tl.constexpr):
+    """Tiles of the keys that queries [first, last] see, of N each; `full` are those that every query sees whole.
+
+    Tiles of pivots are [0, pivots), `full_pivots` of them full; tiles of the window start at key `low`, and are
+    [0, window), of which [head, tail) are full.
+    """
     low = window_start(first, block_size, window_blocks)
     high = window_start(last, block_size, window_blocks)
-    near = tl.load(rank + low)
-    pivot_tiles = tl.cdiv(tl.load(rank + high), N)
-    return start, seen, low, high, near, pivot_tiles, pivot_tiles + tl.cdiv(last + 1 - low, N)
+    full_pivots = tl.load(rank + low) // N
+    pivots = tl.cdiv(tl.load(rank + high), N)
+    head = tl.cdiv(high - low, N)
+    tail = tl.maximum(head, (first + 1 - low) // N)
+    return low, full_pivots, pivots, head, tail, tl.cdiv(last + 1 - low, N)
 
 
 @triton.jit
-def key_tile(t, pivot_tiles, near, low, high, first, N: tl.constexpr):
-    """Tile t of a query tile: whether of pivots, its first column, and whether a row does not see all of it."""
-    pivot = t < pivot_tiles
-    j = tl.where(pivot, t * N, low + (t - pivot_tiles) * N)
-    edge = tl.where(pivot, j + N > near, (j < high) | (j + N > first + 1))
-    return pivot, j, edge
+def full_tile(t, low, full_pivots, head, N: tl.constexpr):
+    """Of the full tiles number t: whether it is of pivots, and its first column."""
+    pivot = t < full_pivots
+    return pivot, tl.where(pivot, t * N, low + (t - full_pivots + head) * N)
+
+
+@triton.jit
+def edge_tile(t, low, full_pivots, pivots, head, tail, N: tl.constexpr):
+    """Of the other tiles number t, likewise."""
+    pivot = t < pivots - full_pivots
+    u = t - (pivots - full_pivots)
+    u = tl.where(u < head, u, u + tail - head)
+    return pivot, tl.where(pivot, (full_pivots + t) * N, low + u * N)
+
+
+@triton.jit
+def key_rows(
+    x, copies, stride, pivot, j, room, seqlen,
+    N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Rows [j, j + N) of the keys (or values) of one head, or of its pivots' copies."""
+    stride = tl.where(pivot, BLOCK_D, stride)
+    count = tl.where(pivot, room, seqlen) - j
+    return load_rows(
+        tl.where(pivot, copies, x) + j.to(tl.int64) * stride, stride, count, N, D, BLOCK_D, WIDE, MASKED
+    )  # fmt: skip
 
 
 @triton.jit
@@ -123,6 +146,20 @@ def visible(pivot, j, start, seen, i, N: tl.constexpr):
     """Mask of an edge tile, [rows, N]."""
     column = j + tl.arange(0, N)[None, :]
     return (column >= tl.where(pivot, 0, start)[:, None]) & (column < tl.where(pivot, seen, i + 1)[:, None])
+
+
+@triton.jit
+def forward_tile(
+    acc, top, total, x, k, v, pivot_k, pivot_v, k_s, v_s, pivot, j, i, start, seen, room, seqlen, scale, bias,
+    MASKED: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    N: tl.constexpr,
+):  # fmt: skip
+    y = key_rows(k, pivot_k, k_s, pivot, j, room, seqlen, N, D, BLOCK_D, WIDE, MASKED)
+    s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
+    if MASKED:
+        s = tl.where(visible(pivot, j, start, seen, i, N), s, float("-inf"))
+    z = key_rows(v, pivot_v, v_s, pivot, j, room, seqlen, N, D, BLOCK_D, WIDE, MASKED)
+    return softmax_step(acc, top, total, s, z, scale, tl.where(pivot, bias, 0.0), ACC)
 
 
 @triton.jit
@@ -141,10 +178,10 @@ def forward_kernel(
     first = tile * M
     last = tl.minimum(first + M, seqlen) - 1
     i = first + tl.arange(0, M)
-    start, seen, low, high, near, pivot_tiles, tiles = query_tile_keys(
-        rank + b * (seqlen + 1), first, last, i, block_size, window_blocks, N
-    )
-    x = load_rows(q + b * q_b + h * q_h + first.to(tl.int64) * q_s, q_s, seqlen - first, M, D, BLOCK_D, WIDE)
+    rank += b * (seqlen + 1)
+    low, full_pivots, pivots, headed, tail, window = key_tiles(rank, first, last, block_size, window_blocks, N)
+    at = first.to(tl.int64)
+    x = load_rows(q + b * q_b + h * q_h + at * q_s, q_s, seqlen - first, M, D, BLOCK_D, WIDE, True)
     if NEGATE:  # the sign of `scale`, so that a larger score is a larger logit
         x = -x
     k += b * k_b + kv * k_h
@@ -152,26 +189,46 @@ def forward_kernel(
     copies = (b * (heads // group) + kv) * room * BLOCK_D
     pivot_k += copies
     pivot_v += copies
+    start = window_start(i, block_size, window_blocks)
+    seen = tl.load(rank + start, mask=i <= last, other=0)
 
     acc = tl.zeros([M, BLOCK_D], ACC)
     top = tl.full([M], LOWEST, ACC)
     total = tl.zeros([M], ACC)
-    for t in tl.range(0, tiles):
-        pivot, j, edge = key_tile(t, pivot_tiles, near, low, high, first, N)
-        k_step = tl.where(pivot, BLOCK_D, k_s)
-        v_step = tl.where(pivot, BLOCK_D, v_s)
-        count = tl.where(pivot, room, seqlen) - j
-        y = load_rows(tl.where(pivot, pivot_k, k) + j.to(tl.int64) * k_step, k_step, count, N, D, BLOCK_D, WIDE)
-        s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
-        if edge:
-            s = tl.where(visible(pivot, j, start, seen, i, N), s, float("-inf"))
-        z = load_rows(tl.where(pivot, pivot_v, v) + j.to(tl.int64) * v_step, v_step, count, N, D, BLOCK_D, WIDE)
-        acc, top, total = softmax_step(acc, top, total, s, z, scale, tl.where(pivot, bias, 0.0), ACC)
+    for t in tl.range(0, full_pivots + tail - headed):
+        pivot, j = full_tile(t, low, full_pivots, headed, N)
+        acc, top, total = forward_tile(
+            acc, top, total, x, k, v, pivot_k, pivot_v, k_s, v_s, pivot, j, i, start, seen, room, seqlen, scale, bias,
+            False, WIDE, ACC, D, BLOCK_D, N,
+        )  # fmt: skip
+    for t in tl.range(0, pivots - full_pivots + headed + window - tail):
+        pivot, j = edge_tile(t, low, full_pivots, pivots, headed, tail, N)
+        acc, top, total = forward_tile(
+            acc, top, total, x, k, v, pivot_k, pivot_v, k_s, v_s, pivot, j, i, start, seen, room, seqlen, scale, bias,
+            True, WIDE, ACC, D, BLOCK_D, N,
+        )  # fmt: skip
 
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    store_rows(out + b * out_b + h * out_h + first.to(tl.int64) * out_s, out_s, acc, seqlen - first, M, D, BLOCK_D)
+    store_rows(out + b * out_b + h * out_h + at * out_s, out_s, acc, seqlen - first, M, D, BLOCK_D)
     value = tl.where(total > 0, (top + tl.log2(total)) * LN2, float("-inf"))
     tl.store(lse + head.to(tl.int64) * seqlen + i, value, mask=i < seqlen)
+
+
+@triton.jit
+def grad_query_tile(
+    acc, x, dx, k, v, pivot_k, pivot_v, k_s, v_s, row_lse, row_delta, pivot, j, i, start, seen, room, seqlen, scale, bias,
+    MASKED: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    N: tl.constexpr,
+):  # fmt: skip
+    y = key_rows(k, pivot_k, k_s, pivot, j, room, seqlen, N, D, BLOCK_D, WIDE, MASKED)
+    z = key_rows(v, pivot_v, v_s, pivot, j, room, seqlen, N, D, BLOCK_D, WIDE, MASKED)
+    s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
+    p = tl.exp2(s * scale - (row_lse - tl.where(pivot, bias, 0.0))[:, None])
+    if MASKED:
+        p = tl.where(visible(pivot, j, start, seen, i, N), p, 0.0)
+    dp = tl.dot(dx, tl.trans(z), input_precision="ieee", out_dtype=ACC)
+    ds = p * (dp - row_delta[:, None])
+    return tl.dot(ds.to(y.dtype), y, acc, input_precision="ieee", out_dtype=ACC)
 
 
 @triton.jit
@@ -192,14 +249,13 @@ def grad_query_kernel(
     first = tile * M
     last = tl.minimum(first + M, seqlen) - 1
     i = first + tl.arange(0, M)
-    start, seen, low, high, near, pivot_tiles, tiles = query_tile_keys(
-        rank + b * (seqlen + 1), first, last, i, block_size, window_blocks, N
-    )
+    rank += b * (seqlen + 1)
+    low, full_pivots, pivots, headed, tail, window = key_tiles(rank, first, last, block_size, window_blocks, N)
     at = first.to(tl.int64)
     rows = seqlen - first
-    x = load_rows(q + b * q_b + h * q_h + at * q_s, q_s, rows, M, D, BLOCK_D, WIDE)
-    dx = load_rows(dout + b * dout_b + h * dout_h + at * dout_s, dout_s, rows, M, D, BLOCK_D, WIDE)
-    o = load_rows(out + b * out_b + h * out_h + at * out_s, out_s, rows, M, D, BLOCK_D, WIDE)
+    x = load_rows(q + b * q_b + h * q_h + at * q_s, q_s, rows, M, D, BLOCK_D, WIDE, True)
+    dx = load_rows(dout + b * dout_b + h * dout_h + at * dout_s, dout_s, rows, M, D, BLOCK_D, WIDE, True)
+    o = load_rows(out + b * out_b + h * out_h + at * out_s, out_s, rows, M, D, BLOCK_D, WIDE, True)
     stat = head.to(tl.int64) * seqlen + i
     row_delta = tl.sum(o.to(ACC) * dx.to(ACC), 1)
     if HAS_DLSE:
@@ -211,25 +267,52 @@ def grad_query_kernel(
     copies = (b * (heads // group) + kv) * room * BLOCK_D
     pivot_k += copies
     pivot_v += copies
+    start = window_start(i, block_size, window_blocks)
+    seen = tl.load(rank + start, mask=i <= last, other=0)
 
     acc = tl.zeros([M, BLOCK_D], ACC)
-    for t in tl.range(0, tiles):
-        pivot, j, edge = key_tile(t, pivot_tiles, near, low, high, first, N)
-        k_step = tl.where(pivot, BLOCK_D, k_s)
-        v_step = tl.where(pivot, BLOCK_D, v_s)
-        count = tl.where(pivot, room, seqlen) - j
-        y = load_rows(tl.where(pivot, pivot_k, k) + j.to(tl.int64) * k_step, k_step, count, N, D, BLOCK_D, WIDE)
-        z = load_rows(tl.where(pivot, pivot_v, v) + j.to(tl.int64) * v_step, v_step, count, N, D, BLOCK_D, WIDE)
-        s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
-        p = tl.exp2(s * scale - (row_lse - tl.where(pivot, bias, 0.0))[:, None])
-        if edge:
-            p = tl.where(visible(pivot, j, start, seen, i, N), p, 0.0)
-        dp = tl.dot(dx, tl.trans(z), input_precision="ieee", out_dtype=ACC)
-        ds = p * (dp - row_delta[:, None])
-        acc = tl.dot(ds.to(y.dtype), y, acc, input_precision="ieee", out_dtype=ACC)
+    for t in tl.range(0, full_pivots + tail - headed):
+        pivot, j = full_tile(t, low, full_pivots, headed, N)
+        acc = grad_query_tile(
+            acc, x, dx, k, v, pivot_k, pivot_v, k_s, v_s, row_lse, row_delta, pivot, j, i, start, seen, room, seqlen,
+            scale, bias, False, WIDE, ACC, D, BLOCK_D, N,
+        )  # fmt: skip
+    for t in tl.range(0, pivots - full_pivots + headed + window - tail):
+        pivot, j = edge_tile(t, low, full_pivots, pivots, headed, tail, N)
+        acc = grad_query_tile(
+            acc, x, dx, k, v, pivot_k, pivot_v, k_s, v_s, row_lse, row_delta, pivot, j, i, start, seen, room, seqlen,
+            scale, bias, True, WIDE, ACC, D, BLOCK_D, N,
+        )  # fmt: skip
 
     acc *= exactly(step, step_low, ACC)
     store_rows(dq + b * dq_b + h * dq_h + at * dq_s, dq_s, acc, rows, M, D, BLOCK_D)
+
+
+@triton.jit
+def grad_key_tile(
+    sum_k, sum_v, y, z, q, dout, lse, delta, q_s, dout_s, i, begin, end, seqlen, scale, bias,
+    MASKED: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    M: tl.constexpr,
+):  # fmt: skip
+    """Adds queries [i, i + M) of one head to the sums of keys y, values z; row r is seen by [begin[r], end[r])."""
+    at = i.to(tl.int64)
+    x = load_rows(q + at * q_s, q_s, seqlen - i, M, D, BLOCK_D, WIDE, MASKED)
+    dx = load_rows(dout + at * dout_s, dout_s, seqlen - i, M, D, BLOCK_D, WIDE, MASKED)
+    rows = i + tl.arange(0, M)
+    if MASKED:
+        row_lse = tl.load(lse + rows, mask=rows < seqlen, other=0.0)
+        row_delta = tl.load(delta + rows, mask=rows < seqlen, other=0.0)
+    else:
+        row_lse = tl.load(lse + rows)
+        row_delta = tl.load(delta + rows)
+    s = tl.dot(y, tl.trans(x), input_precision="ieee", out_dtype=ACC)
+    p = tl.exp2(s * scale - (row_lse * LOG2E - bias)[None, :])
+    if MASKED:
+        p = tl.where((rows[None, :] >= begin[:, None]) & (rows[None, :] < end[:, None]), p, 0.0)
+    sum_v = tl.dot(p.to(dx.dtype), dx, sum_v, input_precision="ieee", out_dtype=ACC)
+    dp = tl.dot(z, tl.trans(dx), input_precision="ieee", out_dtype=ACC)
+    ds = p * (dp - row_delta[None, :])
+    return tl.dot(ds.to(x.dtype), x, sum_k, input_precision="ieee", out_dtype=ACC), sum_v
 
 
 @triton.jit
@@ -259,6 +342,7 @@ def grad_key_kernel(
     columns = n + tl.arange(0, N)
     k += b * k_b + kv * k_h
     v += b * v_b + kv * v_h
+    # row r is seen by queries [begin[r], end[r]), all by [from_all, to_all), any by [low, high)
     if PIVOT:
         position, valid = valid_pivots(pivots + b * num_pivots, columns, num_pivots, seqlen)
         y = gather_rows(k, k_s, position, valid, D, BLOCK_D)
@@ -271,42 +355,45 @@ def grad_key_kernel(
         high = seqlen
     else:
         at = n.to(tl.int64)
-        y = load_rows(k + at * k_s, k_s, seqlen - n, N, D, BLOCK_D, WIDE)
-        z = load_rows(v + at * v_s, v_s, seqlen - n, N, D, BLOCK_D, WIDE)
+        y = load_rows(k + at * k_s, k_s, seqlen - n, N, D, BLOCK_D, WIDE, True)
+        z = load_rows(v + at * v_s, v_s, seqlen - n, N, D, BLOCK_D, WIDE, True)
         begin = columns
-        end = window_end(columns, block_size, window_blocks)
         from_all = n + N - 1
-        to_all = window_end(n, block_size, window_blocks)
+        to_all = tl.minimum(window_end(n, block_size, window_blocks), seqlen)
         low = n
         high = tl.minimum(window_end(tl.minimum(n + N, seqlen) - 1, block_size, window_blocks), seqlen)
+        end = tl.minimum(window_end(columns, block_size, window_blocks), high)
+    # query tiles [0, all) start at `low`; those of [head_tiles, tail) see every row
+    all = tl.cdiv(tl.maximum(high - low, 0), M)
+    head_tiles = tl.minimum(tl.cdiv(tl.maximum(from_all - low, 0), M), all)
+    tail = tl.maximum(head_tiles, (to_all - low) // M)
+    full, edges = tail - head_tiles, all - tail + head_tiles
+    full_share, edge_share = tl.cdiv(full * GROUP, splits), tl.cdiv(edges * GROUP, splits)
+    if not PIVOT:
+        full_share, edge_share = full * GROUP, edges * GROUP
+    q += b * q_b + kv * GROUP * q_h
+    dout += b * dout_b + kv * GROUP * dout_h
+    stat = (b * kv_heads + kv) * GROUP * seqlen
+    lse += stat
+    delta += stat
 
-    per_head = tl.cdiv(tl.maximum(high - low, 0), M)
-    work = per_head * GROUP
-    share_size = tl.cdiv(work, splits) if PIVOT else work
     sum_k = tl.zeros([N, BLOCK_D], ACC)
     sum_v = tl.zeros([N, BLOCK_D], ACC)
-    for t in tl.range(share * share_size, tl.minimum((share + 1) * share_size, work)):
-        if GROUP == 1:
-            h, i = kv, low + t * M
-        else:
-            h, i = kv * GROUP + t // per_head, low + t % per_head * M
-        rows = i + tl.arange(0, M)
-        at = i.to(tl.int64)
-        x = load_rows(q + b * q_b + h * q_h + at * q_s, q_s, seqlen - i, M, D, BLOCK_D, WIDE)
-        dx = load_rows(dout + b * dout_b + h * dout_h + at * dout_s, dout_s, seqlen - i, M, D, BLOCK_D, WIDE)
-        stat = (b * kv_heads * GROUP + h) * seqlen + i
-        mask = tl.arange(0, M) < seqlen - i
-        # rows behind the last query: exp2(-inf) is 0
-        row_lse = tl.load(lse + stat + tl.arange(0, M), mask=mask, other=float("inf")) * LOG2E - bias
-        row_delta = tl.load(delta + stat + tl.arange(0, M), mask=mask, other=0.0)
-        s = tl.dot(y, tl.trans(x), input_precision="ieee", out_dtype=ACC)
-        p = tl.exp2(s * scale - row_lse[None, :])
-        if (i < from_all) | (i + M > to_all):
-            p = tl.where((rows[None, :] >= begin[:, None]) & (rows[None, :] < end[:, None]), p, 0.0)
-        sum_v = tl.dot(p.to(dx.dtype), dx, sum_v, input_precision="ieee", out_dtype=ACC)
-        dp = tl.dot(z, tl.trans(dx), input_precision="ieee", out_dtype=ACC)
-        ds = p * (dp - row_delta[None, :])
-        sum_k = tl.dot(ds.to(x.dtype), x, sum_k, input_precision="ieee", out_dtype=ACC)
+    for t in tl.range(share * full_share, tl.minimum((share + 1) * full_share, full * GROUP)):
+        g = (t // full).to(tl.int64)
+        i = low + (t % full + head_tiles) * M
+        sum_k, sum_v = grad_key_tile(
+            sum_k, sum_v, y, z, q + g * q_h, dout + g * dout_h, lse + g * seqlen, delta + g * seqlen, q_s, dout_s,
+            i, begin, end, seqlen, scale, bias, False, WIDE, ACC, D, BLOCK_D, M,
+        )  # fmt: skip
+    for t in tl.range(share * edge_share, tl.minimum((share + 1) * edge_share, edges * GROUP)):
+        g = (t // edges).to(tl.int64)
+        u = t % edges
+        i = low + tl.where(u < head_tiles, u, u + full) * M
+        sum_k, sum_v = grad_key_tile(
+            sum_k, sum_v, y, z, q + g * q_h, dout + g * dout_h, lse + g * seqlen, delta + g * seqlen, q_s, dout_s,
+            i, begin, end, seqlen, scale, bias, True, WIDE, ACC, D, BLOCK_D, M,
+        )  # fmt: skip
 
     sum_k *= exactly(step, step_low, ACC)
     if PIVOT:
@@ -319,8 +406,8 @@ def grad_key_kernel(
         is_pivot = tl.load(ranks + 1, mask=columns < seqlen, other=0) > slot
         for s in tl.range(0, splits):
             part = (s * total_kv_heads + head).to(tl.int64) * room * BLOCK_D
-            sum_k += gather_rows(part_k + part, BLOCK_D, slot, is_pivot, D, BLOCK_D)
-            sum_v += gather_rows(part_v + part, BLOCK_D, slot, is_pivot, D, BLOCK_D)
+            sum_k += gather_rows(part_k + part, BLOCK_D, slot, is_pivot, BLOCK_D, BLOCK_D)
+            sum_v += gather_rows(part_v + part, BLOCK_D, slot, is_pivot, BLOCK_D, BLOCK_D)
         at = n.to(tl.int64)
         store_rows(dk + b * dk_b + kv * dk_h + at * dk_s, dk_s, sum_k, seqlen - n, N, D, BLOCK_D)
         store_rows(dv + b * dv_b + kv * dv_h + at * dv_s, dv_s, sum_v, seqlen - n, N, D, BLOCK_D)
