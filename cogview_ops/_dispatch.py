@@ -21,6 +21,7 @@ except ImportError as error:  # usable without it: impl="reference"
     build_error = str(error)
 
 _compiled: set[tuple[str, str]] = set()  # (operator, "cpp" or "cuda"), filled as operators are defined
+_triton: dict[str, tuple[str, ...]] = {}  # devices of an operator's Triton kernel, filled by `_load_triton`
 
 
 def record(op: str) -> None:
@@ -30,12 +31,26 @@ def record(op: str) -> None:
             _compiled.add((op, impl))
 
 
+def record_triton(op: str, devices: tuple[str, ...]) -> None:
+    """Note on which devices an operator's Triton kernel runs."""
+    _triton[op] = devices
+
+
+def _load_triton() -> str | None:
+    """Register the Triton kernels, on first use: Triton is optional and slow to import. None, or why they are not."""
+    try:
+        from . import triton as triton
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); `pip install cogview-ops[triton]`"
+    return None
+
+
 def reason_unavailable(op: str, impl: str) -> str | None:
     """None where `impl` of `op` can run here, else one sentence why not."""
     if impl == "reference":
         return None
     if impl == "triton":
-        return None if hasattr(torch.ops.cogview_ops_triton, op) else "there is no Triton kernel of this operator"
+        return _load_triton() or (None if op in _triton else "there is no Triton kernel of this operator")
     if _C is None:
         return f"the compiled extension is missing ({build_error}); build it with `pip install .`"
     if (op, impl) in _compiled:
@@ -60,6 +75,8 @@ def select(op: str, impl: str, x: Tensor) -> Any:
     reasons = []
     for name in candidates:
         reason = reason_unavailable(op, name)
+        if reason is None and name == "triton" and device not in (*_triton[op], "meta"):
+            reason = f"its Triton kernel runs on {' or '.join(_triton[op])} (on cpu with TRITON_INTERPRET=1)"
         if reason is None:
             return torch.ops.cogview_ops_triton if name == "triton" else torch.ops.cogview_ops
         reasons.append(f"{name}: {reason}")

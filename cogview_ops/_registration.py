@@ -1,6 +1,6 @@
 """Turns a schema and Python functions into torch operators; the same for every operator and namespace."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,10 +40,11 @@ def define(
     torch.library.register_vmap(op, _loop_over_batch(op), lib=library)
 
 
-def implement(namespace: str, name: str, kernel: Callable[..., Any], keys: Iterable[str]) -> None:
-    """Register a Python function as the kernel of a defined operator for some dispatch keys."""
-    for key in keys:
-        _libraries[namespace].impl(name, kernel, key)
+def implement(name: str, kernel: Callable[..., Any], devices: tuple[str, ...]) -> None:
+    """Make a Python function the kernel of `cogview_ops_triton::name` on some devices."""
+    for device in devices:
+        _libraries["cogview_ops_triton"].impl(name, kernel, device.upper())
+    _dispatch.record_triton(name, devices)
 
 
 def _loop_over_batch(op: str) -> Callable[..., Any]:

@@ -52,6 +52,11 @@ THREE_REGION = [
     three_region("narrow_heads", 200, 8, 16, 6, "long", pivot_bias=1.0),
     three_region("large_scale", 130, 16, 16, 2, "text", scale=3.0, pivot_bias=math.log(3)),
     three_region("head_dim_1", 20, 1, 4, 2, "text"),
+    three_region("zero_scale", 20, 16, 4, 1, "text", scale=0.0, pivot_bias=-1.0),
+    # small enough for Triton's interpreter, with edges of all kinds in tiles of 16
+    three_region("tiny", 20, 8, 4, 2, "text", heads=1, kv_heads=1),
+    three_region("tiny_grouped", 41, 20, 3, 2, "text", batch=1, heads=2, kv_heads=1, scale=-0.4, pivot_bias=0.7),
+    three_region("tiny_aligned", 64, 16, 16, 1, "all", batch=1, heads=1, kv_heads=1),
 ]
 
 
@@ -137,5 +142,5 @@ DECODE = [
 
 BY_LABEL = {case.label: case for case in [*THREE_REGION, *LOCAL_2D, *OTHERS, *DECODE]}
 # one of each operator, with everything in it that the operator can do
-DIFFERENTIABLE = [BY_LABEL["blocks_of_64"], BY_LABEL["all_sets"], *OTHERS]
+DIFFERENTIABLE = [BY_LABEL["blocks_of_64"], BY_LABEL["tiny"], BY_LABEL["all_sets"], *OTHERS]
 ALL = [*DIFFERENTIABLE, *DECODE]

@@ -1,11 +1,16 @@
 """Fixtures of all tests."""
 
+import importlib.util
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from cogview_ops import _dispatch
+
+if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its kernels run on CPU tensors
 
 
 @pytest.fixture

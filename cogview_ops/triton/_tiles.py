@@ -70,6 +70,12 @@ def softmax_step(acc, top, total, s, v, scale, bias, ACC: tl.constexpr):
 
 
 @triton.jit
+def log_sum(top, total):
+    """log2 of the sum of a row's exponentials; -inf for a row without keys."""
+    return tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
+
+
+@triton.jit
 def heavy_first(tiles, heads, section):
     """(tile, head) of this program: `section` heads at a time, whose keys fit in the L2 cache together; in a
     section the last tiles, which have most keys, first."""
@@ -81,6 +87,9 @@ def heavy_first(tiles, heads, section):
 
 
 # --- host ------------------------------------------------------------------------------------------------------------
+
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run in NumPy, on CPU tensors too
+DEVICES = ("cuda", "xpu", "cpu") if INTERPRETED else ("cuda", "xpu")
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:

@@ -20,6 +20,8 @@ from .. import _registration
 from ..three_region_attention import register
 from . import configs
 from ._tiles import (
+    DEVICES,
+    INTERPRETED,
     LOG2E,
     LOWEST,
     accumulator,
@@ -29,6 +31,7 @@ from ._tiles import (
     heavy_first,
     launch,
     load_rows,
+    log_sum,
     section,
     softmax_step,
     store_rows,
@@ -210,7 +213,7 @@ def forward_kernel(
 
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     store_rows(out + b * out_b + h * out_h + at * out_s, out_s, acc, seqlen - first, M, D, BLOCK_D)
-    value = tl.where(total > 0, (top + tl.log2(total)) * LN2, float("-inf"))
+    value = log_sum(top, total) * LN2
     tl.store(lse + head.to(tl.int64) * seqlen + i, value, mask=i < seqlen)
 
 
@@ -327,8 +330,8 @@ def grad_key_kernel(
     """dk and dv of N keys, from all queries of the group's heads that see them.
 
     PIVOT: the keys are pivots, each program takes one of `splits` equal runs of the queries behind their window, and
-    leaves float32 sums in part_k and part_v [splits, B, Hkv, room, BLOCK_D]. Otherwise they are window keys, and the
-    parts of those that are also pivots are added before rounding.
+    leaves its float32 sums in part_k and part_v [splits, B, Hkv, room, BLOCK_D]. Otherwise they are window keys, and
+    the sums of those that are also pivots start from these parts.
     """
     tiles = tl.cdiv(num_pivots if PIVOT else seqlen, N)
     tile, head = heavy_first(tiles, total_kv_heads, section)
@@ -363,14 +366,14 @@ def grad_key_kernel(
         low = n
         high = tl.minimum(window_end(tl.minimum(n + N, seqlen) - 1, block_size, window_blocks), seqlen)
         end = tl.minimum(window_end(columns, block_size, window_blocks), high)
-    # query tiles [0, all) start at `low`; those of [head_tiles, tail) see every row
-    all = tl.cdiv(tl.maximum(high - low, 0), M)
-    head_tiles = tl.minimum(tl.cdiv(tl.maximum(from_all - low, 0), M), all)
-    tail = tl.maximum(head_tiles, (to_all - low) // M)
-    full, edges = tail - head_tiles, all - tail + head_tiles
-    full_share, edge_share = tl.cdiv(full * GROUP, splits), tl.cdiv(edges * GROUP, splits)
-    if not PIVOT:
-        full_share, edge_share = full * GROUP, edges * GROUP
+    # query tiles [0, queries) start at `low`; those of [headed, tail) are seen whole by every row
+    queries = tl.cdiv(tl.maximum(high - low, 0), M)
+    headed = tl.minimum(tl.cdiv(tl.maximum(from_all - low, 0), M), queries)
+    tail = tl.maximum(headed, (to_all - low) // M)
+    full, edges = tail - headed, queries - tail + headed
+    full_share, edge_share = full * GROUP, edges * GROUP
+    if PIVOT:
+        full_share, edge_share = tl.cdiv(full_share, splits), tl.cdiv(edge_share, splits)
     q += b * q_b + kv * GROUP * q_h
     dout += b * dout_b + kv * GROUP * dout_h
     stat = (b * kv_heads + kv) * GROUP * seqlen
@@ -379,28 +382,7 @@ def grad_key_kernel(
 
     sum_k = tl.zeros([N, BLOCK_D], ACC)
     sum_v = tl.zeros([N, BLOCK_D], ACC)
-    for t in tl.range(share * full_share, tl.minimum((share + 1) * full_share, full * GROUP)):
-        g = (t // full).to(tl.int64)
-        i = low + (t % full + head_tiles) * M
-        sum_k, sum_v = grad_key_tile(
-            sum_k, sum_v, y, z, q + g * q_h, dout + g * dout_h, lse + g * seqlen, delta + g * seqlen, q_s, dout_s,
-            i, begin, end, seqlen, scale, bias, False, WIDE, ACC, D, BLOCK_D, M,
-        )  # fmt: skip
-    for t in tl.range(share * edge_share, tl.minimum((share + 1) * edge_share, edges * GROUP)):
-        g = (t // edges).to(tl.int64)
-        u = t % edges
-        i = low + tl.where(u < head_tiles, u, u + full) * M
-        sum_k, sum_v = grad_key_tile(
-            sum_k, sum_v, y, z, q + g * q_h, dout + g * dout_h, lse + g * seqlen, delta + g * seqlen, q_s, dout_s,
-            i, begin, end, seqlen, scale, bias, True, WIDE, ACC, D, BLOCK_D, M,
-        )  # fmt: skip
-
-    sum_k *= exactly(step, step_low, ACC)
-    if PIVOT:
-        part = ((share * total_kv_heads + head).to(tl.int64) * room + n) * BLOCK_D
-        store_rows(part_k + part, BLOCK_D, sum_k, room - n, N, BLOCK_D, BLOCK_D)
-        store_rows(part_v + part, BLOCK_D, sum_v, room - n, N, BLOCK_D, BLOCK_D)
-    else:
+    if not PIVOT:
         ranks = rank + b * (seqlen + 1) + columns
         slot = tl.load(ranks, mask=columns < seqlen, other=0)
         is_pivot = tl.load(ranks + 1, mask=columns < seqlen, other=0) > slot
@@ -408,6 +390,28 @@ def grad_key_kernel(
             part = (s * total_kv_heads + head).to(tl.int64) * room * BLOCK_D
             sum_k += gather_rows(part_k + part, BLOCK_D, slot, is_pivot, BLOCK_D, BLOCK_D)
             sum_v += gather_rows(part_v + part, BLOCK_D, slot, is_pivot, BLOCK_D, BLOCK_D)
+    for t in tl.range(share * full_share, tl.minimum((share + 1) * full_share, full * GROUP)):
+        g = (t // full).to(tl.int64)
+        i = low + (t % full + headed) * M
+        sum_k, sum_v = grad_key_tile(
+            sum_k, sum_v, y, z, q + g * q_h, dout + g * dout_h, lse + g * seqlen, delta + g * seqlen, q_s, dout_s,
+            i, begin, end, seqlen, scale, bias, False, WIDE, ACC, D, BLOCK_D, M,
+        )  # fmt: skip
+    for t in tl.range(share * edge_share, tl.minimum((share + 1) * edge_share, edges * GROUP)):
+        g = (t // edges).to(tl.int64)
+        u = t % edges
+        i = low + tl.where(u < headed, u, u + full) * M
+        sum_k, sum_v = grad_key_tile(
+            sum_k, sum_v, y, z, q + g * q_h, dout + g * dout_h, lse + g * seqlen, delta + g * seqlen, q_s, dout_s,
+            i, begin, end, seqlen, scale, bias, True, WIDE, ACC, D, BLOCK_D, M,
+        )  # fmt: skip
+
+    if PIVOT:
+        part = ((share * total_kv_heads + head).to(tl.int64) * room + n) * BLOCK_D
+        store_rows(part_k + part, BLOCK_D, sum_k, room - n, N, BLOCK_D, BLOCK_D)
+        store_rows(part_v + part, BLOCK_D, sum_v, room - n, N, BLOCK_D, BLOCK_D)
+    else:
+        sum_k *= exactly(step, step_low, ACC)
         at = n.to(tl.int64)
         store_rows(dk + b * dk_b + kv * dk_h + at * dk_s, dk_s, sum_k, seqlen - n, N, D, BLOCK_D)
         store_rows(dv + b * dv_b + kv * dv_h + at * dv_s, dv_s, sum_v, seqlen - n, N, D, BLOCK_D)
@@ -471,7 +475,7 @@ def decode_kernel(
 
     row = (share * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * M
     store_rows(part + row * BLOCK_D, BLOCK_D, acc / tl.where(total > 0, total, 1.0)[:, None], M, M, BLOCK_D, BLOCK_D)
-    tl.store(part_lse + row + tl.arange(0, M), tl.where(total > 0, top + tl.log2(total), float("-inf")))
+    tl.store(part_lse + row + tl.arange(0, M), log_sum(top, total))
 
 
 @triton.jit
@@ -502,7 +506,9 @@ class _Call:
     """What the kernels of one call share: clamped sizes, the rank table, the pivots' copies."""
 
     def __init__(self, q: Tensor, k: Tensor, pivots: Tensor, block_size: int, window_blocks: int) -> None:
-        self.arch = configs.arch(q.device)
+        if INTERPRETED and q.dtype == torch.bfloat16:
+            raise NotImplementedError("Triton's interpreter computes bfloat16 wrongly: use float32 or float16 with it")
+        self.arch = configs.chip(q.device)
         self.batch, self.heads, _, self.dim = q.shape
         self.kv_heads, self.seqlen = k.shape[1], k.shape[2]
         # larger ones mean the same, and products stay below 2**31; a pivot beyond the first S is no pivot
@@ -598,7 +604,7 @@ def backward(
     pairs = call.batch * call.kv_heads
     pivot_config = call.config("grad_pivot", q)
     pivot_programs = triton.cdiv(min(room, call.num_pivots), pivot_config.n) * pairs
-    splits = configs.splits(pivot_programs, triton.cdiv(call.seqlen, pivot_config.m) * group, q.device)
+    splits = configs.splits(pivot_programs, triton.cdiv(call.seqlen, pivot_config.m) * group, 8, q.device)
     parts = [torch.empty(splits, pairs, room, block_d(call.dim), dtype=lse.dtype, device=q.device) for _ in "kv"]
     shared |= {
         "pivots": call.pivots, "part_k": parts[0], "part_v": parts[1], "dk": dk, "dv": dv,
@@ -631,7 +637,7 @@ def decode(
     window = call.block_size * call.window_blocks + min(steps, triton.cdiv(config.m, group) + 1)
     pivot_tiles = triton.cdiv(call.num_pivots, config.n)
     tiles = pivot_tiles + triton.cdiv(min(window, call.seqlen), config.n)
-    shares = configs.splits(pairs * row_tiles, tiles, q.device)
+    shares = configs.splits(pairs * row_tiles, tiles, 64, q.device)
     share_size = triton.cdiv(tiles, shares)
     shares = triton.cdiv(tiles, share_size)
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -659,8 +665,7 @@ def _logits(scale: float, pivot_bias: float) -> dict[str, float]:
     return two_parts(scale=scale / math.log(2) or 1e-30, bias=pivot_bias / math.log(2))
 
 
-KEYS = ("CUDA", "CPU")
 register("cogview_ops_triton")
-_registration.implement("cogview_ops_triton", "three_region_attention_fwd", forward, KEYS)
-_registration.implement("cogview_ops_triton", "three_region_attention_bwd", backward, KEYS)
-_registration.implement("cogview_ops_triton", "three_region_attention_decode", decode, KEYS)
+_registration.implement("three_region_attention_fwd", forward, DEVICES)
+_registration.implement("three_region_attention_bwd", backward, DEVICES)
+_registration.implement("three_region_attention_decode", decode, DEVICES)

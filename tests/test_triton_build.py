@@ -1,0 +1,153 @@
+"""The Triton kernels as compiled ahead of time for GPUs, on machines without one: matrix instructions, spills, sizes.
+
+What is compiled is what the launchers launch: they run on meta tensors, and `launch` is caught. A process of its own
+does it, because in this one kernels are interpreted (conftest.py). `python tests/test_triton_build.py` prints all rows.
+"""
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+SHARED_MEMORY = {80: 163, 90: 227}  # KB that a block can have
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64", "int32": "i32", "int64": "i64"}
+# forward, backward and decode for both chips in both dtypes; head_dim 64 in one of them, 128 in the other
+SOME = [(80, "float16", 64), (80, "bfloat16", 128), (90, "bfloat16", 64), (90, "float16", 128)]
+ALL = list(itertools.product((80, 90), ("bfloat16", "float16", "float32", "float64"), (16, 64, 128, 256)))
+
+
+class Kernel(NamedTuple):
+    chip: int
+    dtype: str
+    head_dim: int
+    name: str
+    registers: int
+    spilled: int  # bytes of a thread
+    shared: int
+    matrix: dict[str, int]  # instructions by opcode
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Kernel]:
+    command = [sys.executable, __file__, json.dumps(SOME)]
+    root = str(Path(__file__).parents[1])
+    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1", "PYTHONPATH": root}
+    run = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr
+    return [Kernel(*row) for row in json.loads(run.stdout)]
+
+
+def test_every_kernel_is_there(kernels: list[Kernel]) -> None:
+    names = ["forward_kernel", "grad_query_kernel", "grad_pivot_kernel", "grad_key_kernel", "decode_kernel"]
+    for target in SOME:
+        assert [kernel.name for kernel in kernels if kernel[:3] == target] == names
+
+
+def test_nothing_spills(kernels: list[Kernel]) -> None:
+    for kernel in kernels:
+        assert kernel.spilled == 0, kernel
+
+
+def test_shared_memory_fits(kernels: list[Kernel]) -> None:
+    for kernel in kernels:
+        assert kernel.shared <= SHARED_MEMORY[kernel.chip] * 1024, kernel
+
+
+def test_matrix_instructions(kernels: list[Kernel]) -> None:
+    """wgmma on Hopper, mma.sync elsewhere and for the 16 rows of a decode."""
+    for kernel in kernels:
+        opcode = "wgmma.mma_async" if kernel.chip == 90 and kernel.name != "decode_kernel" else "mma.sync"
+        # s and out; with a gradient also dp, and dv or not; the loops of full tiles and of edge tiles have them each
+        dots = {"forward_kernel": 4, "grad_query_kernel": 6, "decode_kernel": 2}.get(kernel.name, 8)
+        assert kernel.matrix[opcode] >= dots, kernel
+        assert sum(kernel.matrix.values()) == kernel.matrix[opcode], kernel
+
+
+# --- the process that compiles ---------------------------------------------------------------------------------------
+
+
+def launches(chip: int, dtype: torch.dtype, head_dim: int) -> list[tuple[Any, ...]]:
+    """(kernel, configuration, arguments) of a forward, a backward and a decode."""
+    from cogview_ops.triton import configs, three_region_attention
+
+    caught: list[tuple[Any, ...]] = []
+
+    def catch(kernel: Any, grid: tuple[int, ...], config: Any, **arguments: Any) -> None:
+        caught.append((kernel, config, arguments))
+
+    x = torch.empty(4, 40, 4224, head_dim, dtype=dtype, device="meta")
+    lse = torch.empty(4, 40, 4224, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="meta")
+    pivots = torch.empty(4, 768, dtype=torch.int32, device="meta")
+    options = (128, 6, 1.6, head_dim**-0.5)
+    with (
+        mock.patch.object(three_region_attention, "launch", catch),
+        mock.patch.object(configs, "chip", lambda device: chip),
+    ):
+        three_region_attention.forward(x, x, x, pivots, *options)
+        three_region_attention.backward(x, lse, x, x, x, x, lse, pivots, *options)
+        three_region_attention.decode(x[:, :, :1], x, x, pivots, pivots[:, 0], *options)
+    attention = {(kernel.fn.__name__, a.get("PIVOT")): (kernel, c, a) for kernel, c, a in caught if "M" in a and "N" in a}
+    return list(attention.values())
+
+
+def specialised(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
+    """Types, constants and divisibility as Triton's launcher derives them from arguments."""
+    types, constants, hints = {}, {}, {}
+    for k, parameter in enumerate(kernel.params):
+        name, value = parameter.name, arguments[parameter.name]
+        if parameter.is_constexpr or (type(value) is int and value == 1):
+            types[name], constants[name] = "constexpr", value
+        elif isinstance(value, float):
+            types[name] = "fp32"
+        elif isinstance(value, torch.Tensor):
+            types[name] = "*" + DTYPES[str(value.dtype).removeprefix("torch.")]
+            hints[(k,)] = [["tt.divisibility", 16]]
+        else:
+            types[name] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                hints[(k,)] = [["tt.divisibility", 16]]
+    return types, constants, hints
+
+
+def build(chip: int, dtype: str, head_dim: int, emit: Callable[[Kernel], None]) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    for kernel, config, arguments in launches(chip, getattr(torch, dtype), head_dim):
+        source = ASTSource(kernel, *specialised(kernel, arguments))
+        options = {"num_warps": config.warps, "num_stages": config.stages}
+        binary = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(binary.asm["cubin"])
+            file.flush()
+            command = [str(tool), "--dump-resource-usage", file.name]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
+        assert found, usage
+        name = "grad_pivot_kernel" if arguments.get("PIVOT") else kernel.fn.__name__
+        matrix = {opcode: binary.asm["ptx"].count(f"{opcode}.") for opcode in ("wgmma.mma_async", "mma.sync")}
+        spilled = int(found[2]) + int(found[3])
+        emit(Kernel(chip, dtype, head_dim, name, int(found[1]), spilled, binary.metadata.shared, matrix))
+
+
+if __name__ == "__main__":
+    rows: list[Kernel] = []
+    chosen = json.loads(sys.argv[1]) if len(sys.argv) > 1 else None
+    for target in chosen or ALL:
+        build(*target, rows.append if chosen else print)
+    if chosen:
+        print(json.dumps(rows))
