@@ -54,7 +54,7 @@ THREE_REGION = [
     three_region("head_dim_1", 20, 1, 4, 2, "text"),
     three_region("zero_scale", 20, 16, 4, 1, "text", scale=0.0, pivot_bias=-1.0),
     # small enough for Triton's interpreter, with edges of all kinds in tiles of 16
-    three_region("tiny", 20, 8, 4, 2, "text", heads=1, kv_heads=1),
+    three_region("tiny", 12, 8, 4, 2, "text", heads=1, kv_heads=1),
     three_region("tiny_grouped", 41, 20, 3, 2, "text", batch=1, heads=2, kv_heads=1, scale=-0.4, pivot_bias=0.7),
     three_region("tiny_aligned", 64, 16, 16, 1, "all", batch=1, heads=1, kv_heads=1),
 ]

@@ -69,7 +69,11 @@ def runnable(cases: Sequence[Case], impl: str) -> Sequence[Case]:
     """Of some cases those made for the interpreter, which takes 0.1 s for a tile."""
     if not interpreted(impl):
         return cases
-    return [case for case in cases if case.label.startswith("tiny") or case.op.endswith("_decode")]
+    return [
+        case
+        for case in cases
+        if case.label.startswith("tiny") or case.op.endswith("_decode") or any(0 in x for x in case.shapes.values())
+    ]
 
 
 def computable(dtype: torch.dtype, impl: str) -> torch.dtype:
@@ -80,6 +84,11 @@ def computable(dtype: torch.dtype, impl: str) -> torch.dtype:
 def skip_uncomputable(dtype: torch.dtype, impl: str) -> None:
     if computable(dtype, impl) != dtype:
         pytest.skip("Triton's interpreter computes bfloat16 wrongly")
+
+
+def skip_slow(impl: str, unless: bool = False) -> None:
+    if interpreted(impl) and not unless:
+        pytest.skip("takes Triton's interpreter long")
 
 
 def unavailable(op: str, impl: str) -> str | None:

@@ -22,7 +22,7 @@ OPERATORS = (
 ALLOWED: dict[str, set[str]] = {
     "patterns": set(),
     "_checks": set(),
-    "_dispatch": {"_C"},
+    "_dispatch": {"_C", "triton"},  # the latter on demand
     "_registration": {"_dispatch"},
     "reference": {"patterns"},
     **{op: {"_checks", "_dispatch", "_registration", "reference"} for op in OPERATORS},

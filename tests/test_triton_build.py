@@ -93,12 +93,14 @@ def launches(chip: int, dtype: torch.dtype, head_dim: int) -> list[tuple[Any, ..
     options = (128, 6, 1.6, head_dim**-0.5)
     with (
         mock.patch.object(three_region_attention, "launch", catch),
-        mock.patch.object(configs, "chip", lambda device: chip),
+        mock.patch.object(configs, "chip", return_value=chip),
     ):
         three_region_attention.forward(x, x, x, pivots, *options)
         three_region_attention.backward(x, lse, x, x, x, x, lse, pivots, *options)
         three_region_attention.decode(x[:, :, :1], x, x, pivots, pivots[:, 0], *options)
-    attention = {(kernel.fn.__name__, a.get("PIVOT")): (kernel, c, a) for kernel, c, a in caught if "M" in a and "N" in a}
+    attention = {
+        (kernel.fn.__name__, a.get("PIVOT")): (kernel, c, a) for kernel, c, a in caught if "M" in a and "N" in a
+    }
     return list(attention.values())
 
 

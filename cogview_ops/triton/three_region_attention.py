@@ -219,7 +219,8 @@ def forward_kernel(
 
 @triton.jit
 def grad_query_tile(
-    acc, x, dx, k, v, pivot_k, pivot_v, k_s, v_s, row_lse, row_delta, pivot, j, i, start, seen, room, seqlen, scale, bias,
+    acc, x, dx, k, v, pivot_k, pivot_v, k_s, v_s, row_lse, row_delta, pivot, j, i, start, seen, room, seqlen,
+    scale, bias,
     MASKED: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr,
 ):  # fmt: skip
@@ -470,7 +471,8 @@ def decode_kernel(
         s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
         from_row = tl.where(pivot, 0, start)
         to_row = tl.where(pivot, start, i + 1)
-        s = tl.where(read[None, :] & (j[None, :] >= from_row[:, None]) & (j[None, :] < to_row[:, None]), s, float("-inf"))
+        seen = read[None, :] & (j[None, :] >= from_row[:, None]) & (j[None, :] < to_row[:, None])
+        s = tl.where(seen, s, float("-inf"))
         acc, top, total = softmax_step(acc, top, total, s, z, scale, tl.where(pivot, bias, 0.0), ACC)
 
     row = (share * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * M

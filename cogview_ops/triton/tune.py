@@ -1,0 +1,83 @@
+"""`python -m cogview_ops.triton.tune`: measure tile sizes on the GPU at hand, print the best as rows for configs.py.
+
+Each kernel is tuned by the time of the whole call it is part of, the others at their shipped sizes.
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+import triton
+
+from . import configs
+from .configs import Config
+from .three_region_attention import backward, decode, forward
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def candidates(kernel: str) -> Iterator[Config]:
+    rows = (16,) if kernel == "decode" else (16, 32, 64, 128)
+    for m, n, warps, stages in itertools.product(rows, (16, 32, 64, 128), (4, 8), (1, 2, 3)):
+        if kernel == "decode" or m * n >= 1024:
+            yield Config(m, n, warps, stages)
+
+
+def best(kernel: str, call: Callable[[], object]) -> Config:
+    """The fastest candidate that fits the chip."""
+    times: dict[Config, float] = {}
+    for config in candidates(kernel):
+        with configs.trying(kernel, config):
+            try:
+                times[config] = triton.testing.do_bench(call, return_mode="median")
+            except (triton.OutOfResources, triton.CompilationError):
+                continue
+    return min(times, key=lambda config: times[config])
+
+
+def calls(
+    x: torch.Tensor, pivots: torch.Tensor, block_size: int, window_blocks: int
+) -> dict[str, Callable[[], object]]:
+    pattern = (block_size, window_blocks, 0.0, x.shape[3] ** -0.5)
+    out, lse = forward(x, x, x, pivots, *pattern)
+    lengths = torch.full(x.shape[:1], x.shape[2], device=x.device)
+
+    def gradients() -> object:
+        return backward(x, None, x, x, x, out, lse, pivots, *pattern)
+
+    return {
+        "forward": lambda: forward(x, x, x, pivots, *pattern),
+        "grad_query": gradients,
+        "grad_key": gradients,
+        "grad_pivot": gradients,
+        "decode": lambda: decode(x[:, :, -1:], x, x, pivots, lengths, *pattern),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m cogview_ops.triton.tune", description=__doc__)
+    for name, default in (("batch", 4), ("heads", 40), ("tokens", 4224), ("pivots", 768)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--window-blocks", type=int, default=6)
+    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16")
+    parser.add_argument("--kernels", nargs="+", default=["forward", "grad_query", "grad_key", "grad_pivot", "decode"])
+    args = parser.parse_args()
+    device = torch.device("cuda")
+    generator = torch.Generator(device).manual_seed(0)
+    pivots = torch.stack(
+        [torch.randperm(args.tokens, device=device, generator=generator)[: args.pivots] for _ in range(args.batch)]
+    )
+    print(f"# {torch.cuda.get_device_name()}, Triton {triton.__version__}: CHIPS[{configs.chip(device)}]")
+    for dim in args.head_dim:
+        shape = (args.batch, args.heads, args.tokens, dim)
+        x = torch.randn(shape, device=device, dtype=DTYPES[args.dtype], generator=generator)
+        call = calls(x, pivots.sort().values.int(), args.block_size, args.window_blocks)
+        for kernel in args.kernels:
+            print(f'("{kernel}", {x.element_size()}): {{{dim}: {best(kernel, call[kernel])}}},', flush=True)
+
+
+if __name__ == "__main__":
+    main()
