@@ -93,7 +93,8 @@ DEVICES = ("cuda", "xpu", "cpu") if INTERPRETED else ("cuda", "xpu")
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:
-    kernel[grid](**arguments, num_warps=config.warps, num_stages=config.stages)
+    with torch.cuda.device_of(next(iter(arguments.values()))):  # Triton launches on the current device
+        kernel[grid](**arguments, num_warps=config.warps, num_stages=config.stages)
 
 
 def strides(**tensors: torch.Tensor) -> dict[str, int]:

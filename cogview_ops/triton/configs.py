@@ -25,7 +25,7 @@ INTERPRETER = Config(16, 16, 4, 1)
 Rows = dict[tuple[str, int], dict[int, Config]]  # of (kernel, bytes of an element): by head_dim, the next larger one
 
 ANY: Rows = {  # up to 99 KB of shared memory, no wgmma
-    ("forward", 2): {64: Config(128, 64, 4, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 32, 8, 2)},
+    ("forward", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
     ("grad_query", 2): {64: Config(128, 64, 8, 2), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 8, 1)},
     ("grad_key", 2): {64: Config(32, 128, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1)},
     ("grad_pivot", 2): {64: Config(32, 128, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1)},
@@ -46,7 +46,7 @@ CHIPS: dict[int, Rows] = {  # by compute capability; what is missing is as above
         ("forward", 2): {64: Config(128, 64, 4, 3), 128: Config(128, 64, 8, 3), 256: Config(128, 32, 8, 2)},
         ("grad_query", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
         ("grad_key", 2): {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 8, 2)},
-        ("grad_pivot", 2): {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(16, 64, 8, 2)},
+        ("grad_pivot", 2): {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 8, 2)},
     }
 }
 
