@@ -24,7 +24,7 @@ INTERPRETER = Config(16, 16, 4, 1)
 
 Rows = dict[tuple[str, int], dict[int, Config]]  # of (kernel, bytes of an element): by head_dim, the next larger one
 
-ANY: Rows = {  # up to 99 KB of shared memory, no wgmma
+ANY: Rows = {  # at most 99 KB of shared memory (float64 gradients at head_dim 256: 160), no wgmma
     ("forward", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
     ("grad_query", 2): {64: Config(128, 64, 8, 2), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 8, 1)},
     ("grad_key", 2): {64: Config(32, 128, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1)},
