@@ -84,7 +84,7 @@ class Build(BuildExtension):
                 kernels,
                 output_dir=os.path.join(self.build_temp, isa),
                 macros=[("COGVIEW_ISA", isa)],
-                extra_postargs={"cxx": CXX_FLAGS + flags},
+                extra_postargs={"cxx": [*CXX_FLAGS, "-fno-exceptions", *flags]},
                 depends=[*sources("csrc/cpu", "*.h"), "setup.py"],
             )
         super().build_extension(ext)

@@ -55,6 +55,34 @@ def test_every_instruction_set(isa: str, case: Case, dtype: torch.dtype) -> None
     assert_true(case, dtype, "cpp")
 
 
+@every_isa
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scores_that_grow_on_the_way(isa: str, dtype: torch.dtype) -> None:
+    """Keys so long that a row maximum becomes necessary after some tiles, when some queries have not seen any key."""
+    case = BY_LABEL["text_pivots"]
+    inputs = case.inputs(dtype)
+    inputs["key"][:, :, 70:] *= 30
+    inputs["key"][:, :, 110:] *= 4
+    outputs, truth, formula = (
+        case(x, impl)
+        for x, impl in (
+            (inputs, "cpp"),
+            ({k: x.double() for k, x in inputs.items()}, "reference"),
+            (inputs, "reference"),
+        )
+    )
+    for k in range(2):
+        assert_as_good_as(outputs[k], truth[k], formula[k], f"output {k}")
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", DTYPES[1:3], ids=str)
+def test_many_heads_share_packed_tiles(isa: str, dtype: torch.dtype) -> None:
+    """Enough heads that a work item takes several tiles of keys and of pivots."""
+    case = three_region("many_heads", 330, 16, 50, 1, "all", batch=1, heads=32, kv_heads=32, pivot_bias=0.5)
+    assert_true(case, dtype, "cpp")
+
+
 @each_impl(OP)
 def test_large_scores(impl: str) -> None:
     """Scores far beyond exp's range: the online maximum must carry them, in every tile order."""

@@ -7,7 +7,7 @@ namespace COGVIEW_ISA {
 namespace {
 
 // Columns of a tile by index, and which of them each row sees.
-struct Columns {
+struct Cells {
   int64_t index[kTile];
   int count;
   uint64_t mask[kTile];
@@ -30,7 +30,7 @@ struct Chunk {
     for (int64_t i = 0; i < 64; i += width) first_column |= uint64_t(1) << i;
   }
   int count() const { return int((box.y1 - box.y0) * width); }
-  void fill(int64_t grid_width, Columns& tile) const {
+  void fill(int64_t grid_width, Cells& tile) const {
     tile.count = 0;
     for (int64_t y = box.y0; y < box.y1; ++y)
       for (int64_t x = box.x0; x < box.x1; ++x) tile.index[tile.count++] = y * grid_width + x;
@@ -99,7 +99,7 @@ template <class Step>
 void visit_keys(const LocalArgs& a, int64_t b, const int64_t* cells, int n, const Box& box, Step&& step) {
   const Geometry g{a};
   const int64_t width = a.grid.w;
-  Columns tile;
+  Cells tile;
   tile.bias = a.prefix_bias;
   for (int64_t p = 0; p < a.prefix_len; p += kTile) {
     tile.count = int(a.prefix_len - p < kTile ? a.prefix_len - p : kTile);
@@ -180,7 +180,7 @@ struct QueryItem {
 template <class T, class Engine, class Show>
 void forward_tile(const LocalArgs& a, const QueryItem& it, Engine& engine, Show&& show) {
   engine.begin(RowSet<T>{a.q.at<T>(it.b, it.h), a.q.stride[2], it.row, it.n}, a.scale);
-  visit_keys(a, it.b, it.cell, it.n, it.box, [&](const Keys& x, const Columns& tile) {
+  visit_keys(a, it.b, it.cell, it.n, it.box, [&](const Keys& x, const Cells& tile) {
     show(RowSet<T>{x.k.template at<T>(it.b, it.kv), x.k.stride[2], tile.index, tile.count},
          RowSet<T>{x.v.template at<T>(it.b, it.kv), x.v.stride[2], tile.index, tile.count}, tile.mask, tile.bias);
   });
@@ -199,7 +199,7 @@ void run_forward(const LocalArgs& a, const QueryItem& it, char* scratch) {
     Arena arena{scratch};
     engine.take(arena, d);
     forward_tile<T>(a, it, engine, [&](const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
-      engine.step(keys, values, mask, bias);
+      engine.step({keys, values}, mask, bias, {});
     });
   } else {
     Group<T, Forward> one(Arena{scratch}, d, 1);
@@ -233,7 +233,7 @@ void grad_query(const LocalArgs& a, int64_t item, char* scratch) {
     delta[i] = row_dot(dout + i * a.dout.stride[2], out + i * a.out.stride[2], int(a.head_dim)) - (dlse ? dlse[i] : 0);
     engine.set_row(r, lse[i], delta[i]);
   }
-  visit_keys(a, it.b, it.cell, it.n, it.box, [&](const Keys& x, const Columns& tile) {
+  visit_keys(a, it.b, it.cell, it.n, it.box, [&](const Keys& x, const Cells& tile) {
     one.tiles[0].pack(RowSet<T>{x.k.template at<T>(it.b, it.kv), x.k.stride[2], tile.index, tile.count},
                       RowSet<T>{x.v.template at<T>(it.b, it.kv), x.v.stride[2], tile.index, tile.count},
                       int(a.head_dim));
@@ -252,7 +252,7 @@ void grad_key_tile(const LocalArgs& a, int64_t b, int64_t kv, const Tensor4& k, 
                a.scale);
   const int64_t group = a.heads / a.kv_heads;
   for (int64_t h = kv * group; h < (kv + 1) * group; ++h)
-    visit([&](const Columns& tile) {
+    visit([&](const Cells& tile) {
       one.tiles[0].pack(RowSet<T>{a.q.at<T>(b, h), a.q.stride[2], tile.index, tile.count},
                         RowSet<T>{a.dout.at<T>(b, h), a.dout.stride[2], tile.index, tile.count},
                         stat<T>(a.lse, a, b, h), stat<T>(a.delta, a, b, h), int(a.head_dim));
@@ -265,7 +265,7 @@ void grad_key_tile(const LocalArgs& a, int64_t b, int64_t kv, const Tensor4& k, 
 // Tiles of queries in a box of the image; mask_of(chunk, row) gives a row's bits.
 template <class Mask, class Step>
 void visit_queries(const LocalArgs& a, const Box& box, int rows, double bias, Mask&& mask_of, Step&& step) {
-  Columns tile;
+  Cells tile;
   tile.bias = bias;
   each_chunk(box.within(a.grid), [&](const Chunk& chunk) {
     chunk.fill(a.grid.w, tile);

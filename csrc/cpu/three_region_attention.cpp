@@ -114,17 +114,13 @@ struct Queries {
     step(mask, 0.0);
   }
 
-  // f(number, keys, values, bits that exist) for every tile of keys.
-  template <class T, class F>
-  void each_tile(int64_t kv, F&& f) const {
-    for (int64_t number = 0; number < key_tiles(); ++number) pick<T>(kv, number, f);
-  }
+  // f(keys, values, bits that exist) of a tile of keys.
   template <class T, class F>
   void pick(int64_t kv, int64_t number, F&& f) const {
     int64_t index[kTile];
     int count;
     const uint64_t valid = keys(number, index, &count);
-    f(number, rows_of<T>(a.k, b, kv, index, count), rows_of<T>(a.v, b, kv, index, count), valid);
+    f(rows_of<T>(a.k, b, kv, index, count), rows_of<T>(a.v, b, kv, index, count), valid);
   }
 };
 
@@ -163,7 +159,7 @@ struct QueryGroup {
     group.meet(
         tiles(), queries.key_tiles(),
         [&](int64_t number, auto& tile) {
-          queries.pick<T>(kv, number, [&](int64_t, const RowSet<T>& keys, const RowSet<T>& values, uint64_t valid) {
+          queries.pick<T>(kv, number, [&](const RowSet<T>& keys, const RowSet<T>& values, uint64_t valid) {
             tile.pack(keys, values, int(a.head_dim));
             tile.valid = valid;
           });
@@ -191,21 +187,34 @@ void forward(const ThreeRegionArgs& a, int64_t item, char* scratch) {
   }
 }
 
-// All queries of some of the heads that share a key head, at most 64 rows.
+// All queries of some of the heads that share a key head, at most 64 rows, against tiles of keys one after another:
+// show(tile, mask, bias, next tile).
 template <class T, class Engine, class Show>
 void decode_rows(const ThreeRegionArgs& a, int64_t b, int64_t h, int64_t kv, int heads, Engine& engine, Show&& show) {
   const Queries queries(a, b, 0, a.seqlen_q);
   const int n = int(a.seqlen_q), rows = heads * n;
-  int64_t offset[kTile];
+  int64_t offset[kTile], index[2][kTile];
   for (int r = 0; r < rows; ++r) offset[r] = r / n * a.q.stride[1] + r % n * a.q.stride[2];
   engine.begin(RowSet<T>{a.q.at<T>(b, h), 1, offset, rows}, a.scale);
-  queries.each_tile<T>(kv, [&](int64_t number, const RowSet<T>& keys, const RowSet<T>& values, uint64_t valid) {
-    queries.see(0, n, number, valid, [&](Mask mask, double bias) {
+  Columns<T> tile[2];
+  uint64_t valid[2];
+  const auto list = [&](int64_t number) {
+    Columns<T>& x = tile[number & 1];
+    x = {};
+    if (number == queries.key_tiles()) return;
+    int count;
+    valid[number & 1] = queries.keys(number, index[number & 1], &count);
+    x = {rows_of<T>(a.k, b, kv, index[number & 1], count), rows_of<T>(a.v, b, kv, index[number & 1], count)};
+  };
+  list(0);
+  for (int64_t number = 0; number < queries.key_tiles(); ++number) {
+    list(number + 1);
+    queries.see(0, n, number, valid[number & 1], [&](Mask mask, double bias) {
       uint64_t masks[kTile];
       for (int r = 0; mask && r < rows; ++r) masks[r] = mask[r % n];
-      show(keys, values, mask ? masks : nullptr, bias);
+      show(tile[number & 1], mask ? masks : nullptr, bias, tile[(number + 1) & 1]);
     });
-  });
+  }
   for (int r = 0; r < rows; ++r) engine.finish(r, a.out.at<T>(b, h + r / n) + r % n * a.out.stride[2]);
 }
 
@@ -220,14 +229,14 @@ void decode(const ThreeRegionArgs& a, int64_t item, char* scratch) {
     Arena arena{scratch};
     engine.take(arena, d);
     decode_rows<T>(a, b, h, kv, heads, engine,
-                   [&](const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
-                     engine.step(keys, values, mask, bias);
+                   [&](const Columns<T>& tile, Mask mask, double bias, const Columns<T>& next) {
+                     engine.step(tile, mask, bias, next);
                    });
   } else {
     Group<T, Forward> one(Arena{scratch}, d, 1);
     decode_rows<T>(a, b, h, kv, heads, one.owners[0],
-                   [&](const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
-                     one.tiles[0].pack(keys, values, d);
+                   [&](const Columns<T>& tile, Mask mask, double bias, const Columns<T>&) {
+                     one.tiles[0].pack(tile.keys, tile.values, d);
                      one.owners[0].step(one.work, one.tiles[0], mask, bias);
                    });
   }

@@ -20,13 +20,11 @@ namespace {
 constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 template <class A>
 constexpr A kNone = -std::numeric_limits<A>::infinity();
-// Scores up to this size need no maximum: 2^s, its sums and its products stay far inside the accumulator's range.
+// Scores up to this size need no maximum: 2^s and sums of 2^s times values of up to 2^50 stay inside float's range.
 constexpr double kBounded = 60;
 // What the probabilities of a dtype are rounded to decides how well 2^x has to be known.
 template <class T>
-constexpr int kExpDegree = std::is_same_v<T, BFloat16> ? 3
-                           : std::is_same_v<T, Half>   ? 4
-                                                       : 6;
+constexpr int kExpDegree = sizeof(T) == 2 ? 4 : 6;
 
 // Bits [lo, hi) of a word; both may lie outside of it.
 inline uint64_t range_bits(int64_t lo, int64_t hi) {

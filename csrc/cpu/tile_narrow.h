@@ -24,6 +24,12 @@ inline Vec<A> sums_of(Vec<A>* x) {
   return sum;
 }
 
+// A tile's keys and values.
+template <class T>
+struct Columns {
+  RowSet<T> keys{}, values{};
+};
+
 template <class T>
 class Narrow {
  public:
@@ -48,15 +54,14 @@ class Narrow {
     }
   }
 
-  void step(const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
+  // Fetches the rows of `next`, whose places no hardware can foresee, on the way.
+  void step(const Columns<T>& tile, Mask mask, double bias, const Columns<T>& next) {
     if (rows == 1)
-      step_rows<1>(keys, values, mask, bias);
-    else if (rows == 2)
-      step_rows<2>(keys, values, mask, bias);
+      step_rows<1>(tile, mask, bias, next);
     else if (rows <= 4)
-      step_rows<4>(keys, values, mask, bias);
+      step_rows<4>(tile, mask, bias, next);
     else
-      step_rows<8>(keys, values, mask, bias);
+      step_rows<8>(tile, mask, bias, next);
   }
 
   // Writes row r of the output, and returns its log-sum-exp.
@@ -66,16 +71,19 @@ class Narrow {
 
  private:
   template <int R>
-  void step_rows(const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
+  void step_rows(const Columns<T>& tile, Mask mask, double bias, const Columns<T>& next) {
     constexpr int w = kLanes<A>;
+    const RowSet<T>&keys = tile.keys, &values = tile.values;
     alignas(64) A s[R][kTile] = {};
     uint64_t any = 0;
     for (int r = 0; r < rows; ++r) any |= mask ? mask[r] : ~uint64_t(0);
     any &= range_bits(0, keys.count);
     for (int first = 0; first < keys.count; first += w) {
       Vec<A> part[R][w] = {};
-      for (int c = 0; c < w; ++c)
+      for (int c = 0; c < w; ++c) {
+        if (first + c < next.keys.count) fetch(next.keys.row(first + c)), fetch(next.values.row(first + c));
         if (any >> first >> c & 1) dots<R>(keys.row(first + c), c, part);
+      }
       for (int r = 0; r < R; ++r) store(s[r] + first, sums_of<A>(part[r]));
     }
     for (int r = 0; r < rows; ++r)
@@ -89,6 +97,10 @@ class Narrow {
     int j = 0;
     for (; j + W * w <= d_; j += W * w) add_values<R, W>(values, any, s, j, Whole<A>{});
     each<A>(d_ - j, [&](int64_t i, auto n) { add_values<R, 1>(values, any, s, int(j + i), n); });
+  }
+
+  void fetch(const T* row) const {
+    for (int j = 0; j < d_; j += int(64 / sizeof(T))) __builtin_prefetch(row + j);
   }
 
   // Column c of part: products of every row with a key, still to be summed.

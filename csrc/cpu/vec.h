@@ -237,15 +237,14 @@ inline Vec<A> select_bits(uint64_t bits, Vec<A> v, A other) {
 #endif
 }
 
-// 2^f for f in [0, 1] by the polynomial of least relative error: 7e-5, 3e-6, 2e-9.
+// 2^f for f in [0, 1] by the polynomial of least relative error: 3e-6 or 2e-9.
 template <int degree>
 inline VecF exp2_poly(VecF f) {
-  static_assert(degree == 3 || degree == 4 || degree == 6);
-  constexpr float c3[] = {0.0780245215f, 0.226067171f, 0.695833504f, 0.999925196f};
+  static_assert(degree == 4 || degree == 6);
   constexpr float c4[] = {0.0135341678f, 0.0520114638f, 0.241442755f, 0.693003833f, 1.00000262f};
   constexpr float c6[] = {
       0.000217022549f, 0.00124396884f, 0.00967884064f, 0.0554833412f, 0.24022983f, 0.693147004f, 1.0f};
-  const float* c = degree == 3 ? c3 : degree == 4 ? c4 : c6;
+  const float* c = degree == 4 ? c4 : c6;
   VecF p = splat(c[0]);
   for (int i = 1; i <= degree; ++i) p = p * f + c[i];
   return p;
