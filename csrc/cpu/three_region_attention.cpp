@@ -97,21 +97,34 @@ struct Queries {
     uint64_t mask[kTile];
     if (number < pivot_tiles()) {
       const int64_t t = number * kTile;
-      int64_t start = geometry.window_start(top), before = geometry.pivots_before(start);
-      if (before >= t + kTile && valid == ~uint64_t(0)) return step(nullptr, a.pivot_bias);
       if (geometry.pivots_before(geometry.window_start(last)) <= t) return;
-      for (int r = 0; r < n; ++r) {
-        if (geometry.window_start(top + r) != start)
-          start = geometry.window_start(top + r), before = geometry.pivots_before(start);
-        mask[r] = valid & range_bits(0, before - t);
-      }
+      if (geometry.pivots_before(geometry.window_start(top)) >= t + kTile && valid == ~uint64_t(0))
+        return step(nullptr, a.pivot_bias);
+      each_row(
+          top, n, [&](int64_t start) { return geometry.pivots_before(start) - t; },
+          [&](int r, int64_t before) { mask[r] = valid & range_bits(0, before); });
       return step(mask, a.pivot_bias);
     }
     const int64_t j = window + (number - pivot_tiles()) * kTile;
     if (j > last || j + kTile <= geometry.window_start(top)) return;
     if (j + kTile - 1 <= top && geometry.window_start(last) <= j) return step(nullptr, 0.0);
-    for (int r = 0; r < n; ++r) mask[r] = range_bits(geometry.window_start(top + r) - j, top + r + 1 - j);
+    each_row(
+        top, n, [&](int64_t start) { return start - j; },
+        [&](int r, int64_t start) { mask[r] = range_bits(start, top + r + 1 - j); });
     step(mask, 0.0);
+  }
+
+  // f(row, of(first key of its window)) for n queries from position top; `of` once for each block of them.
+  template <class Of, class F>
+  void each_row(int64_t top, int n, Of&& of, F&& f) const {
+    int64_t block_end = top, value = 0;
+    for (int r = 0; r < n; ++r) {
+      if (top + r == block_end) {
+        value = of(geometry.window_start(top + r));
+        block_end = ((top + r) / a.block_size + 1) * a.block_size;
+      }
+      f(r, value);
+    }
   }
 
   // f(keys, values, bits that exist) of a tile of keys.
