@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const std::optional<Tensor>& dout_in, con
     a.dlse = stat_view(dlse, delta, "dlse");
   }
   const int64_t pairs = a.batch * a.kv_heads, enough = 32;  // items for the threads of most machines
-  a.key_group = group_size(a.key_tiles(), pairs, 8, enough);
+  a.key_group = group_size(a.key_tiles(), pairs, 4, enough);
   // their parts take less memory than query, key and value
   a.pivot_chunks = std::clamp<int64_t>(enough / pairs, 1, std::max<int64_t>(1, a.seqlen_q / (2 * a.num_pivots + 1)));
   // groups of one color are so far apart that no query has two of them in its window

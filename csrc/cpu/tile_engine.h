@@ -453,7 +453,7 @@ void write_transposed(const Acc<T>* acc, Acc<T> factor, int rows, int d, T* out,
 
 constexpr int kGroup = 16;                  // owners at most
 constexpr int kBatch = 32;                  // tiles at most
-constexpr int64_t kBatchBytes = 512 << 10;  // what may stay in the L2 cache beside the owners
+constexpr int64_t kBatchBytes = 256 << 10;  // what may stay in the L2 cache beside the owners
 
 // Owners that share tiles, in one thread's scratch.
 template <class T, template <class> class Engine>
