@@ -6,6 +6,8 @@ Operators may be called from several Python threads at once. In a forked process
 `torch.set_num_threads(1)` first, which DataLoader's workers have done: OpenMP's threads do not survive a fork.
 """
 
+from .cogview2_attention import cogview2_attention
+from .dalle_attention import dalle_attention, dalle_attention_decode
 from .local_attention_2d import local_attention_2d, local_attention_2d_decode
 from .merge_attentions import merge_attentions
 from .pb_relax_softmax import pb_relax_softmax
@@ -14,6 +16,9 @@ from .sandwich_layer_norm import layer_norm, sandwich_layer_norm
 from .three_region_attention import three_region_attention, three_region_attention_decode
 
 __all__ = [
+    "cogview2_attention",
+    "dalle_attention",
+    "dalle_attention_decode",
     "layer_norm",
     "local_attention_2d",
     "local_attention_2d_decode",

@@ -124,13 +124,16 @@ def pivots(x: Any, query: Tensor, num_keys: int) -> None:
     require(bool((least >= -1) & (most < num_keys)), "pivots", f"indices below {num_keys} or -1", _range(x))
 
 
-def cache_seqlens(x: Any, query: Tensor, capacity: int) -> None:
+def cache_seqlens(x: Any, query: Tensor, capacity: int, before: int = 0) -> None:
+    """Where the new tokens end in a cache that has `before` others at least."""
     tensor(x, "cache_seqlens", INTEGERS, ndim=1)
     require(x.device == query.device, "cache_seqlens", f"query's device {query.device}", x.device)
     shape(x, "cache_seqlens", (query.shape[0],))
     if _readable(x):
-        ok = bool((x >= query.shape[2]).all() & (x <= capacity).all())
-        expected = f"lengths from {query.shape[2]} (the new tokens) to {capacity} (the cache)"
+        least = before + query.shape[2]
+        ok = bool((x >= least).all() & (x <= capacity).all())
+        what = f"{before} of text and the new tokens" if before else "the new tokens"
+        expected = f"lengths from {least} ({what}) to {capacity} (the cache)"
         require(ok, "cache_seqlens", expected, _range(x))
 
 
@@ -187,12 +190,30 @@ def same_heads(x: Tensor, name: str, key: Tensor) -> None:
 def grid_pattern(query: Tensor, key: Tensor, key_name: str, grid: Any, grid_name: str, kernel: Any, name: str) -> None:
     """A grid that key's tokens fill, and an odd window no larger than it can use."""
     pair(grid, grid_name)
-    pair(kernel, name)
     tokens = grid[0] * grid[1]
     require(key.shape[2] == tokens, grid_name, f"{key_name}'s {key.shape[2]} tokens", f"{tuple(grid)}: {tokens}")
+    window(kernel, name, grid)
+
+
+def window(kernel: Any, name: str, grid: tuple[int, int]) -> None:
+    pair(kernel, name)
     for k, size in zip(kernel, grid, strict=True):
         require(k % 2 == 1, name, "odd sizes", tuple(kernel))
         require(k <= 2 * size - 1, name, f"at most {tuple(2 * s - 1 for s in grid)}", tuple(kernel))
+
+
+def whole_sequence(lengths: Sequence[int], **tensors: Tensor) -> None:
+    """Tensors `[B, H, S, D]` with the tokens of all parts, one after the other."""
+    for name, x in tensors.items():
+        expected = f"{sum(lengths)} tokens ({' + '.join(map(str, lengths))})"
+        require(x.shape[2] == sum(lengths), name, expected, f"shape {tuple(x.shape)}")
+
+
+def text_mask(x: Any, query: Tensor, text_len: int) -> None:
+    if x is not None:
+        tensor(x, "text_mask", (torch.bool,))
+        shape(x, "text_mask", (query.shape[0], text_len))
+        require(x.device == query.device, "text_mask", f"query's device {query.device}", x.device)
 
 
 def new_tokens(x: Any, lengths: Tensor, given: int) -> None:

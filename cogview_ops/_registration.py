@@ -98,3 +98,10 @@ def autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
     return tuple(
         x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors
     )
+
+
+def cat_tokens(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Parts `[B, H, S_i, D]` of a sequence, joined; tokens before heads in memory where `like` has them so."""
+    if like.stride(1) < like.stride(2):
+        return torch.cat([x.transpose(1, 2) for x in parts], 1).transpose(1, 2)
+    return torch.cat(parts, 2)

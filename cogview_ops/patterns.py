@@ -59,6 +59,66 @@ def coarse_2d(
     return near & ((key % coarse_grid[1] - x).abs() <= kernel_size[1] // 2)
 
 
+def dalle(
+    query: Tensor,
+    key: Tensor,
+    *,
+    kind: str,
+    text_len: int,
+    grid: tuple[int, int],
+    kernel_size: int,
+    wrap: bool,
+) -> Tensor:
+    """Positions of one sequence, text and then image: causal; of the image, image tokens see `kind`'s part only.
+
+    `wrap`, of rows: the last W + 1 tokens in raster order, up to the one right above, wherever the row starts.
+    """
+    i, j = query - text_len, key - text_len
+    if wrap:
+        near = i - j <= grid[1]
+    else:
+        kernel = dalle_kernel(kind, grid, kernel_size)
+        near = local_2d(i, j, width=grid[1], kernel_size=kernel, raster_causal=True)
+    return (key <= query) & ((key < text_len) | near)
+
+
+def dalle_kernel(kind: str, grid: tuple[int, int], kernel_size: int) -> tuple[int, int]:
+    """Of `local_2d`, no larger than the image can use."""
+    whole = 2 * grid[0] - 1, 2 * grid[1] - 1
+    if kind == "row":
+        return 1, whole[1]
+    if kind == "column":
+        return whole[0], 1
+    return min(kernel_size, whole[0]), min(kernel_size, whole[1])
+
+
+def cogview2(
+    query: Tensor,
+    key: Tensor,
+    *,
+    text_len: int,
+    grid: tuple[int, int],
+    kernel_size: tuple[int, int],
+    raster_causal: bool,
+    coarse_grid: tuple[int, int] | None,
+    coarse_kernel_size: tuple[int, int],
+) -> Tensor:
+    """Positions of one sequence: text, the coarse image if there is one, the image.
+
+    Text sees text. With a coarse image, that one sees text and itself, and the image its own window and the coarse
+    one; without, the image sees text and its own window.
+    """
+    cells = 0 if coarse_grid is None else coarse_grid[0] * coarse_grid[1]
+    start = text_len + cells
+    i, j = query - start, key - start
+    near = local_2d(i, j, width=grid[1], kernel_size=kernel_size, raster_causal=raster_causal) & (j >= 0)
+    if coarse_grid is None:
+        return (key < text_len) | (near & (i >= 0))
+    home = coarse_2d(i, key - text_len, grid=grid, coarse_grid=coarse_grid, kernel_size=coarse_kernel_size)
+    fine = near | (home & (key >= text_len) & (key < start))
+    return torch.where(i >= 0, fine, key < torch.where(query < text_len, text_len, start))
+
+
 def causal(query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
     """Bottom-right aligned: row i of R sees columns j <= i + K - R."""
     return key <= query + num_keys - num_queries

@@ -6,6 +6,7 @@ inside, where a fused kernel accumulates in float32, only where the formula itse
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -192,3 +193,29 @@ def local_attention_2d(
         biases.append(key.new_full((coarse_key.shape[2],), coarse_bias))
     mask = torch.cat([m.expand(batch, num_queries, -1) for m in masks], -1)[:, None]
     return masked_attention(query, torch.cat(keys, 2), torch.cat(values, 2), mask, torch.cat(biases), scale)
+
+
+def dalle_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, text_mask: Tensor | None, scale: float,
+    query_pos: Tensor | None = None, **pattern: Any,
+) -> Tensor:  # fmt: skip
+    """`query_pos` `[B, Sq]` places the queries in the sequence; default: one query per key, in order."""
+    i = torch.arange(query.shape[2], device=query.device)[None] if query_pos is None else query_pos
+    mask = patterns.dalle(i[..., None], torch.arange(key.shape[2], device=key.device), **pattern)
+    return masked_attention(query, key, value, _hide_padding(mask, i, text_mask), 0.0, scale)[0]
+
+
+def cogview2_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, text_mask: Tensor | None, scale: float, **pattern: Any
+) -> Tensor:
+    i = torch.arange(query.shape[2], device=query.device)
+    mask = patterns.cogview2(i[:, None], i, **pattern)[None]
+    return masked_attention(query, key, value, _hide_padding(mask, i[None], text_mask), 0.0, scale)[0]
+
+
+def _hide_padding(mask: Tensor, query_pos: Tensor, text_mask: Tensor | None) -> Tensor:
+    """`mask` `[1 or B, Sq, Sk]` without the text tokens that only themselves may see; `[B, 1, Sq, Sk]`."""
+    if text_mask is not None:
+        seen = torch.nn.functional.pad(text_mask, (0, mask.shape[-1] - text_mask.shape[1]), value=True)[:, None]
+        mask = mask & (seen | (query_pos[..., None] == torch.arange(mask.shape[-1], device=mask.device)))
+    return mask[:, None]

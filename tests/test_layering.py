@@ -18,6 +18,7 @@ OPERATORS = (
     "merge_attentions",
     "sample_pivots",
 )
+COMPOSITIONS = ("dalle_attention", "cogview2_attention")
 # what each module of cogview_ops may import from the package
 ALLOWED: dict[str, set[str]] = {
     "patterns": set(),
@@ -26,10 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "_registration": {"_dispatch"},
     "reference": {"patterns"},
     **{op: {"_checks", "_dispatch", "_registration", "reference"} for op in OPERATORS},
+    **{op: {*OPERATORS, "_checks", "_registration", "reference", "patterns"} for op in COMPOSITIONS},
     "kv_cache": {"_checks"},
     "modules": {*OPERATORS, "kv_cache", "", "_checks"},
     "info": {"", "_dispatch"},
-    "__init__": {*OPERATORS, "modules"},
+    "__init__": {*OPERATORS, *COMPOSITIONS, "modules"},
 }
 TRITON = {"patterns", "_checks", "_dispatch", "_registration", *OPERATORS}  # never the reference
 

@@ -1,0 +1,154 @@
+"""DALL-E's three kinds of attention over a whole sequence of text and image, and decoding with them.
+
+DALL-E, arXiv 2102.12092, appendix B.1. The pattern is `patterns.dalle`. Each is a composition: causal attention over
+the text, and `local_attention_2d` over the image with the text as its prefix.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, _registration, patterns, reference
+from .local_attention_2d import local_attention_2d, local_attention_2d_decode
+from .three_region_attention import three_region_attention
+
+KINDS = ("row", "column", "convolutional")
+
+
+def dalle_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    kind: str,
+    text_len: int,
+    grid: tuple[int, int],
+    kernel_size: int = 11,
+    wrap: bool = False,
+    text_mask: Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    r"""`softmax(scale * q @ k.T) @ v`: text sees the text up to itself; image all text and a part of the image.
+
+    That part is what lies at or before the token in raster order, itself included, and
+
+    - row: in its row; with `wrap` (DALL-E's own) the last W + 1 tokens, up to the one right above,
+    - column: in its column,
+    - convolutional: in the square of `kernel_size` around it, which ends at the image's edges (DALL-E's wraps around).
+
+    Of DALL-E's layers 1 to n the last is convolutional, those with (i - 2) % 4 == 0 column, the others row.
+
+    Args:
+        query: `[B, heads, text_len + H*W, D]`, text and then the image in raster order; float64, float32, bfloat16 or
+            float16; any strides, last dimension contiguous.
+        key, value: `[B, Hkv, text_len + H*W, D]`, Hkv divides heads (grouped queries).
+        kind: "row", "column" or "convolutional".
+        text_len: text tokens, at least 1.
+        grid: (H, W).
+        kernel_size: of convolutional, odd; what is beyond the image has no effect.
+        wrap: for rows only.
+        text_mask: bool `[B, text_len]`, False = padding, which nobody but itself sees. DALL-E needs none: it learns a
+            token for each place of padding.
+        scale: `D ** -0.5` by default.
+        impl: "auto", "reference", "cpp", "cuda" or "triton".
+
+    Returns:
+        `[B, heads, text_len + H*W, D]` in query's dtype.
+    """
+    _checks.attention(query, key, value)
+    lengths = _check_pattern(query, kind, text_len, grid, kernel_size, wrap, text_mask)
+    _checks.whole_sequence(lengths, query=query, key=key)
+    query, key, value = _registration.autocast(query, key, value)
+    if impl == "reference":
+        return reference.dalle_attention(
+            query, key, value, kind=kind, text_len=text_len, grid=grid, kernel_size=kernel_size, wrap=wrap,
+            text_mask=text_mask, scale=_checks.scale(scale, query),
+        )  # fmt: skip
+    (tq, iq), (tk, ik), (tv, iv) = (x.split(lengths, 2) for x in (query, key, value))
+    how: dict[str, Any] = {"scale": scale, "impl": impl}
+    text = _causal(tq, tk, tv, text_mask, how)
+    image: Any = local_attention_2d(
+        iq, ik, iv, raster_causal=True, prefix_key=tk, prefix_value=tv, prefix_mask=text_mask,
+        **_window(kind, grid, kernel_size, wrap), **how,
+    )  # fmt: skip
+    return _registration.cat_tokens([text, image], query)
+
+
+def dalle_attention_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cache_seqlens: Tensor,
+    *,
+    kind: str,
+    text_len: int,
+    grid: tuple[int, int],
+    kernel_size: int = 11,
+    wrap: bool = False,
+    text_mask: Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    r"""The last Sq image tokens of `dalle_attention` against a cache; inference only.
+
+    Args:
+        query: `[B, heads, Sq, D]`; row t of sample b stands at position `cache_seqlens[b] - Sq + t` of the sequence.
+        key_cache, value_cache: `[B, Hkv, text_len + H*W, D]`, all text and the new tokens written in already.
+        cache_seqlens: int32 or int64 `[B]`, tokens in the cache with the new ones, from text_len + Sq.
+        The others: as in `dalle_attention`.
+
+    Returns:
+        `[B, heads, Sq, D]` in query's dtype and layout.
+    """
+    _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
+    lengths = _check_pattern(query, kind, text_len, grid, kernel_size, wrap, text_mask)
+    _checks.whole_sequence(lengths, key_cache=key_cache)
+    _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2], before=text_len)
+    query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
+    if impl == "reference":
+        query_pos = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
+        return reference.dalle_attention(
+            query, key_cache, value_cache, kind=kind, text_len=text_len, grid=grid, kernel_size=kernel_size, wrap=wrap,
+            text_mask=text_mask, scale=_checks.scale(scale, query), query_pos=query_pos,
+        )  # fmt: skip
+    (tk, ik), (tv, iv) = (x.split(lengths, 2) for x in (key_cache, value_cache))
+    return local_attention_2d_decode(
+        query, ik, iv, cache_seqlens - text_len, prefix_key=tk, prefix_value=tv, prefix_mask=text_mask, scale=scale,
+        impl=impl, **_window(kind, grid, kernel_size, wrap),
+    )  # fmt: skip
+
+
+def _check_pattern(
+    query: Tensor, kind: Any, text_len: Any, grid: Any, kernel_size: Any, wrap: Any, text_mask: Any
+) -> list[int]:
+    """Lengths of text and image."""
+    _checks.choice(kind, "kind", KINDS)
+    _checks.integer(text_len, "text_len", 1)
+    _checks.pair(grid, "grid")
+    _checks.integer(kernel_size, "kernel_size", 1)
+    _checks.require(kernel_size % 2 == 1, "kernel_size", "an odd size", kernel_size)
+    _checks.boolean(wrap, "wrap")
+    _checks.require(kind == "row" or not wrap, "wrap", f"False for kind {kind!r}, only rows wrap", wrap)
+    _checks.text_mask(text_mask, query, text_len)
+    return [text_len, grid[0] * grid[1]]
+
+
+def _window(kind: str, grid: tuple[int, int], kernel_size: int, wrap: bool) -> dict[str, Any]:
+    """The image part as a window of `local_attention_2d`; rows that wrap are those of an image of one long row."""
+    if wrap:
+        tokens = grid[0] * grid[1]
+        return {"grid": (1, tokens), "kernel_size": (1, min(2 * grid[1] + 1, 2 * tokens - 1))}
+    return {"grid": grid, "kernel_size": patterns.dalle_kernel(kind, grid, kernel_size)}
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]) -> Any:
+    """Causal attention: one block is all of the text. With padding: blocks of one token, and the others as pivots."""
+    tokens = torch.arange(query.shape[2], device=query.device, dtype=torch.int32)
+    if mask is None:
+        no_pivots = tokens.new_empty(query.shape[0], 0)
+        return three_region_attention(query, key, value, no_pivots, block_size=len(tokens), window_blocks=1, **how)
+    last = torch.where(mask, tokens, len(tokens)).sort(-1).values
+    pivots = torch.where(last < len(tokens), last, -1).int()
+    return three_region_attention(query, key, value, pivots, block_size=1, window_blocks=1, **how)
