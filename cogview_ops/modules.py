@@ -18,13 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _checks
+from .attention_modules import LocalAttention2d, ThreeRegionAttention
 from .kv_cache import KVCache
 from .pb_relax_softmax import pb_relax_softmax
 from .sandwich_layer_norm import layer_norm, sandwich_layer_norm
-from .three_region_attention import three_region_attention, three_region_attention_decode
 
-__all__ = ["KVCache", "PBRelaxLayerNorm", "PBRelaxSoftmax", "SandwichLayerNorm", "ThreeRegionAttention"]
+__all__ = [
+    "KVCache",
+    "LocalAttention2d",
+    "PBRelaxLayerNorm",
+    "PBRelaxSoftmax",
+    "SandwichLayerNorm",
+    "ThreeRegionAttention",
+]
 
 
 class PBRelaxSoftmax(nn.Module):
@@ -112,89 +118,3 @@ class SandwichLayerNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dropout_p={self.dropout_p}"
-
-
-class ThreeRegionAttention(nn.Module):
-    """Self-attention over a window of blocks and pivot tokens, with its projections; decodes with a `KVCache`.
-
-    Args:
-        embed_dim: C, size of what comes in and goes out.
-        num_heads: H query heads.
-        num_kv_heads: Hkv key and value heads, dividing H (grouped queries); H by default.
-        head_dim: D, `embed_dim // num_heads` by default.
-        bias: of both projections.
-        block_size, window_blocks, pivot_bias, scale: as in `cogview_ops.three_region_attention`.
-        device, dtype: of the parameters.
-
-    Attributes:
-        qkv_proj: Linear from C to the heads of query, key and value, one after the other.
-        out_proj: Linear from the query heads back to C.
-    """
-
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
-        bias: bool = True,
-        block_size: int = 128,
-        window_blocks: int = 6,
-        pivot_bias: float = 0.0,
-        scale: float | None = None,
-        **factory: Any,
-    ) -> None:
-        super().__init__()
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        _checks.integer(embed_dim, "embed_dim", 1)
-        _checks.integer(num_heads, "num_heads", 1)
-        _checks.integer(num_kv_heads, "num_kv_heads", 1)
-        _checks.require(num_heads % num_kv_heads == 0, "num_kv_heads", f"a divisor of {num_heads} heads", num_kv_heads)
-        if head_dim is None:
-            _checks.require(embed_dim % num_heads == 0, "num_heads", f"a divisor of embed_dim {embed_dim}", num_heads)
-            head_dim = embed_dim // num_heads
-        _checks.integer(head_dim, "head_dim", 1)
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.pattern: dict[str, Any] = {
-            "block_size": block_size,
-            "window_blocks": window_blocks,
-            "pivot_bias": pivot_bias,
-            "scale": scale,
-        }
-        self.qkv_proj = nn.Linear(embed_dim, (num_heads + 2 * num_kv_heads) * head_dim, bias, **factory)
-        self.out_proj = nn.Linear(num_heads * head_dim, embed_dim, bias, **factory)
-
-    def make_cache(self, batch_size: int, max_tokens: int, *, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for `forward`, on the parameters' device, in their dtype (under autocast: give its dtype)."""
-        weight = self.qkv_proj.weight
-        return KVCache(
-            batch_size, self.num_kv_heads, max_tokens, self.head_dim, device=weight.device, dtype=dtype or weight.dtype
-        )
-
-    def forward(
-        self, x: Tensor, pivots: Tensor, cache: KVCache | None = None, new_tokens: Tensor | None = None
-    ) -> Tensor:
-        """Shape and dtype of `x` `[B, S, C]`.
-
-        Args:
-            pivots: `[B, P]`, as in `cogview_ops.three_region_attention`; of the whole sequence, also when decoding.
-            cache: x are the next S tokens of its samples, and are appended; inference only.
-            new_tokens: with a cache, int32 or int64 `[B]`: how many of x's tokens count, if the rest is padding at the
-                end. What comes out for padding means nothing.
-        """
-        _checks.tensor(x, "x", ndim=3)
-        _checks.shape(x, "x", (*x.shape[:2], self.qkv_proj.in_features))
-        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        if cache is None:
-            _checks.require(new_tokens is None, "new_tokens", "None without a cache", type(new_tokens).__name__)
-            out: Any = three_region_attention(q, k, v, pivots, **self.pattern)
-        else:
-            ends = cache.append(k, v, new_tokens)
-            out = three_region_attention_decode(q, cache.keys, cache.values, pivots, ends, **self.pattern)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
-
-    def extra_repr(self) -> str:
-        heads = f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, head_dim={self.head_dim}"
-        return ", ".join([heads, *(f"{name}={value}" for name, value in self.pattern.items())])

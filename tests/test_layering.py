@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     **{op: {"_checks", "_dispatch", "_registration", "reference"} for op in OPERATORS},
     **{op: {*OPERATORS, "_checks", "_registration", "reference", "patterns"} for op in COMPOSITIONS},
     "kv_cache": {"_checks"},
-    "modules": {*OPERATORS, "kv_cache", "", "_checks"},
+    "attention_modules": {*OPERATORS, "kv_cache", "", "_checks"},
+    "modules": {*OPERATORS, "kv_cache", "attention_modules"},
     "info": {"", "_dispatch"},
     "__init__": {*OPERATORS, *COMPOSITIONS, "modules"},
 }

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 
 from cogview_ops import (
     layer_norm,
+    local_attention_2d,
     modules,
     pb_relax_softmax,
     sample_pivots,
     sandwich_layer_norm,
     three_region_attention,
 )
-from cogview_ops.modules import PBRelaxLayerNorm, PBRelaxSoftmax, SandwichLayerNorm, ThreeRegionAttention
+from cogview_ops.modules import (
+    LocalAttention2d,
+    PBRelaxLayerNorm,
+    PBRelaxSoftmax,
+    SandwichLayerNorm,
+    ThreeRegionAttention,
+)
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -187,6 +194,80 @@ def test_attention_refuses() -> None:
     refused(attention(), arguments, "x", torch.zeros(5, 24), ValueError)
     refused(attention(), arguments, "x", torch.zeros(1, 5, 23), ValueError)
     refused(attention(), arguments, "new_tokens", torch.tensor([5]), ValueError)
+
+
+# --- LocalAttention2d ------------------------------------------------------------------------------------------------
+
+WINDOW: dict[str, Any] = {"grid": (4, 6), "kernel_size": (3, 5), "prefix_bias": 0.5}
+COARSE: dict[str, Any] = {"coarse_grid": (2, 3), "coarse_kernel_size": (3, 1), "coarse_bias": -0.5}
+
+
+def local(**options: Any) -> LocalAttention2d:
+    torch.manual_seed(0)
+    return LocalAttention2d(24, 6, **{"num_kv_heads": 2, "head_dim": 8, "raster_causal": True, **WINDOW, **options})
+
+
+def test_local_is_the_operator_between_projections() -> None:
+    """Text and the coarse image come through the same projection."""
+    module = local(dtype=torch.float64, scale=0.4, **COARSE)
+    text, coarse, x = (torch.randn(2, n, 24, dtype=torch.float64, requires_grad=True) for n in (5, 6, 24))
+
+    def heads(y: Tensor) -> tuple[Tensor, ...]:
+        parts = module.qkv_proj(y).split([48, 16, 16], -1)
+        return tuple(part.view(*y.shape[:2], -1, 8).transpose(1, 2) for part in parts)
+
+    sets = {"prefix_mask": torch.tensor([[True, False, True, True, False], [True] * 5])}
+    expected = local_attention_2d(
+        *heads(x), **WINDOW, **COARSE, **sets, raster_causal=True, scale=0.4, impl="reference",
+        prefix_key=heads(text)[1], prefix_value=heads(text)[2], coarse_key=heads(coarse)[1],
+        coarse_value=heads(coarse)[2],
+    )  # fmt: skip
+    expected = module.out_proj(expected.transpose(1, 2).reshape(2, 24, 48))  # type: ignore[union-attr]
+    for name, y in (("prefix", text), ("coarse", coarse)):
+        sets[f"{name}_key"], sets[f"{name}_value"] = module.keys_values(y)
+    out = module(x, **sets)
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+    leaves, seed = [x, text, coarse, *module.parameters()], torch.randn_like(expected)
+    grads = (torch.autograd.grad(y, leaves, seed) for y in (out, expected))
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)
+    assert "coarse_bias=-0.5, scale=0.4, raster_causal=True" in repr(module)
+    assert local(bias=False).keys_values(text.float())[1].shape == (2, 2, 5, 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_local_decode_equals_the_forward(dtype: torch.dtype) -> None:
+    """Some tokens at a time; then one sample has forgotten 7, and the other its last ones."""
+    module, wide = local(dtype=dtype), local(dtype=torch.float64)
+    wide.load_state_dict(module.state_dict())
+    x, text = torch.randn(2, 24, 24, dtype=dtype), torch.randn(2, 5, 24, dtype=dtype)
+    with torch.no_grad():
+        sets = dict(zip(("prefix_key", "prefix_value"), wide.keys_values(text.double()), strict=True))
+        truth = wide(x.double(), **sets)
+        sets = dict(zip(("prefix_key", "prefix_value"), module.keys_values(text), strict=True))
+        full, cache = module(x, **sets), module.make_cache(2)
+        pieces = [module(piece, cache, **sets) for piece in x.split([5, 1, 3, 1, 14], 1)]
+        assert_as_good_as(torch.cat(pieces, 1), truth, full)
+        cache.lengths -= torch.tensor([7, 4], dtype=torch.int32)
+        rows, columns = torch.arange(2)[:, None], cache.lengths[:, None] + torch.arange(4)
+        again = module(x[rows, columns], cache, **sets)
+    assert_as_good_as(again, truth[rows, columns], full[rows, columns])
+    with pytest.raises(ValueError, match=r"^key: expected at most 0 more tokens in a cache of 24, got 1"):
+        module(x[:, :1], cache, **sets)
+
+
+def test_local_refuses() -> None:
+    arguments = {"embed_dim": 24, "num_heads": 6, **WINDOW}
+    refused(LocalAttention2d, arguments, "grid", 24, TypeError)
+    refused(LocalAttention2d, arguments, "kernel_size", (3, 4), ValueError)
+    refused(LocalAttention2d, arguments, "kernel_size", (9, 3), ValueError)
+    refused(LocalAttention2d, arguments, "raster_causal", None, TypeError)
+    refused(LocalAttention2d, arguments, "num_heads", 5, ValueError)
+    call = {"x": torch.zeros(1, 24, 24)}
+    refused(local(), call, "x", torch.zeros(1, 24, 23), ValueError)
+    refused(local(raster_causal=False), call, "cache", local().make_cache(1), ValueError)
+    with pytest.raises(ValueError, match=r"^grid: expected key's 23 tokens, got \(4, 6\): 24"):
+        local()(torch.zeros(1, 23, 24))
 
 
 def test_docstring_example() -> None:

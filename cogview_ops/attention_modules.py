@@ -1,0 +1,203 @@
+"""The attentions as `torch.nn` modules: projections, operator, KV cache. `modules` has them under its own name."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks
+from .kv_cache import KVCache
+from .local_attention_2d import local_attention_2d, local_attention_2d_decode
+from .three_region_attention import three_region_attention, three_region_attention_decode
+
+
+class _Attention(nn.Module):
+    """Heads of query, key and value from one projection, and the projection of what attention makes of them."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int | None,
+        head_dim: int | None,
+        bias: bool,
+        pattern: dict[str, Any],
+        **factory: Any,
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        _checks.integer(embed_dim, "embed_dim", 1)
+        _checks.integer(num_heads, "num_heads", 1)
+        _checks.integer(num_kv_heads, "num_kv_heads", 1)
+        _checks.require(num_heads % num_kv_heads == 0, "num_kv_heads", f"a divisor of {num_heads} heads", num_kv_heads)
+        if head_dim is None:
+            _checks.require(embed_dim % num_heads == 0, "num_heads", f"a divisor of embed_dim {embed_dim}", num_heads)
+            head_dim = embed_dim // num_heads
+        _checks.integer(head_dim, "head_dim", 1)
+        self.num_heads, self.num_kv_heads, self.head_dim, self.pattern = num_heads, num_kv_heads, head_dim, pattern
+        self.qkv_proj = nn.Linear(embed_dim, (num_heads + 2 * num_kv_heads) * head_dim, bias, **factory)
+        self.out_proj = nn.Linear(num_heads * head_dim, embed_dim, bias, **factory)
+
+    def _empty_cache(self, batch_size: int, max_tokens: int, dtype: torch.dtype | None) -> KVCache:
+        weight = self.qkv_proj.weight
+        return KVCache(
+            batch_size, self.num_kv_heads, max_tokens, self.head_dim, device=weight.device, dtype=dtype or weight.dtype
+        )
+
+    def _check_input(self, x: Tensor) -> None:
+        _checks.tensor(x, "x", ndim=3)
+        _checks.shape(x, "x", (*x.shape[:2], self.qkv_proj.in_features))
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+        self._check_input(x)
+        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+
+    def _project(self, out: Any) -> Tensor:
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def extra_repr(self) -> str:
+        heads = f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, head_dim={self.head_dim}"
+        return ", ".join([heads, *(f"{name}={value}" for name, value in self.pattern.items())])
+
+
+class ThreeRegionAttention(_Attention):
+    """Self-attention over a window of blocks and pivot tokens, with its projections; decodes with a `KVCache`.
+
+    Args:
+        embed_dim: C, size of what comes in and goes out.
+        num_heads: H query heads.
+        num_kv_heads: Hkv key and value heads, dividing H (grouped queries); H by default.
+        head_dim: D, `embed_dim // num_heads` by default.
+        bias: of both projections.
+        block_size, window_blocks, pivot_bias, scale: as in `cogview_ops.three_region_attention`.
+        device, dtype: of the parameters.
+
+    Attributes:
+        qkv_proj: Linear from C to the heads of query, key and value, one after the other.
+        out_proj: Linear from the query heads back to C.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        block_size: int = 128,
+        window_blocks: int = 6,
+        pivot_bias: float = 0.0,
+        scale: float | None = None,
+        **factory: Any,
+    ) -> None:
+        pattern = {"block_size": block_size, "window_blocks": window_blocks, "pivot_bias": pivot_bias, "scale": scale}
+        super().__init__(embed_dim, num_heads, num_kv_heads, head_dim, bias, pattern, **factory)
+
+    def make_cache(self, batch_size: int, max_tokens: int, *, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for `forward`, on the parameters' device, in their dtype (under autocast: give its dtype)."""
+        return self._empty_cache(batch_size, max_tokens, dtype)
+
+    def forward(
+        self, x: Tensor, pivots: Tensor, cache: KVCache | None = None, new_tokens: Tensor | None = None
+    ) -> Tensor:
+        """Shape and dtype of `x` `[B, S, C]`.
+
+        Args:
+            pivots: `[B, P]`, as in `cogview_ops.three_region_attention`; of the whole sequence, also when decoding.
+            cache: x are the next S tokens of its samples, and are appended; inference only.
+            new_tokens: with a cache, int32 or int64 `[B]`: how many of x's tokens count, if the rest is padding at the
+                end. What comes out for padding means nothing.
+        """
+        q, k, v = self._qkv(x)
+        if cache is None:
+            _checks.require(new_tokens is None, "new_tokens", "None without a cache", type(new_tokens).__name__)
+            out: Any = three_region_attention(q, k, v, pivots, **self.pattern)
+        else:
+            ends = cache.append(k, v, new_tokens)
+            out = three_region_attention_decode(q, cache.keys, cache.values, pivots, ends, **self.pattern)
+        return self._project(out)
+
+
+class LocalAttention2d(_Attention):
+    """Self-attention of an image's tokens in a window, with its projections; raster-causal it decodes with a `KVCache`.
+
+    Args:
+        embed_dim, num_heads, num_kv_heads, head_dim, bias: as of `ThreeRegionAttention`.
+        grid, kernel_size, raster_causal, prefix_bias, coarse_grid, coarse_kernel_size, coarse_bias, scale: as in
+            `cogview_ops.local_attention_2d`.
+        device, dtype: of the parameters.
+
+    Attributes:
+        qkv_proj, out_proj: as of `ThreeRegionAttention`.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        grid: tuple[int, int],
+        kernel_size: tuple[int, int],
+        raster_causal: bool = False,
+        prefix_bias: float = 0.0,
+        coarse_grid: tuple[int, int] | None = None,
+        coarse_kernel_size: tuple[int, int] | None = None,
+        coarse_bias: float = 0.0,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        scale: float | None = None,
+        **factory: Any,
+    ) -> None:
+        _checks.pair(grid, "grid")
+        _checks.window(kernel_size, "kernel_size", grid)
+        _checks.boolean(raster_causal, "raster_causal")
+        pattern = {
+            "grid": grid,
+            "kernel_size": kernel_size,
+            "prefix_bias": prefix_bias,
+            "coarse_grid": coarse_grid,
+            "coarse_kernel_size": coarse_kernel_size,
+            "coarse_bias": coarse_bias,
+            "scale": scale,
+        }
+        super().__init__(embed_dim, num_heads, num_kv_heads, head_dim, bias, pattern, **factory)
+        self.raster_causal = raster_causal
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, Hkv, S, D]` of other tokens `[B, S, C]`, text or a coarser image, for `forward`."""
+        self._check_input(x)
+        split = self.num_heads * self.head_dim
+        bias = None if self.qkv_proj.bias is None else self.qkv_proj.bias[split:]
+        heads = nn.functional.linear(x, self.qkv_proj.weight[split:], bias).unflatten(-1, (-1, self.head_dim))
+        key, value = heads.transpose(1, 2).chunk(2, dim=1)
+        return key, value
+
+    def make_cache(self, batch_size: int, *, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for an image a sample, on the parameters' device, in their dtype (under autocast: give its
+        dtype)."""
+        grid = self.pattern["grid"]
+        return self._empty_cache(batch_size, grid[0] * grid[1], dtype)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None, **others: Any) -> Tensor:
+        """Shape and dtype of `x` `[B, H*W, C]`, or `[B, S, C]` with a cache.
+
+        Args:
+            cache: x are the next S image tokens of its samples, and are appended; raster-causal, inference only.
+            others: prefix_key, prefix_value, prefix_mask, coarse_key and coarse_value, as in
+                `cogview_ops.local_attention_2d`; `keys_values` makes them.
+        """
+        q, k, v = self._qkv(x)
+        if cache is None:
+            out: Any = local_attention_2d(q, k, v, raster_causal=self.raster_causal, **self.pattern, **others)
+        else:
+            causal = self.raster_causal
+            _checks.require(causal, "cache", "None where attention is not raster_causal", type(cache).__name__)
+            ends = cache.append(k, v)
+            out = local_attention_2d_decode(q, cache.keys, cache.values, ends, **self.pattern, **others)
+        return self._project(out)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, raster_causal={self.raster_causal}"
