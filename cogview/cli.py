@@ -157,7 +157,7 @@ class Train:
     """Length of the run in steps; bit for bit repeatable."""
     minutes: float | None = None
     """Or its length in minutes."""
-    attention: Literal["dense", "dense_pb_relax", "three_region"] | None = None
+    attention: Literal["dense", "dense_pb_relax", "three_region", "dalle"] | None = None
     """Default: the preset's, like all that is not given."""
     layers: int | None = None
     hidden_size: int | None = None

@@ -28,7 +28,8 @@ class GPTConfig:
     """Rows of the position table, and the stored length of a training sequence (one less is fed)."""
     image_vocab: int = 8192
     text_vocab: int = 50000
-    attention: Literal["dense", "dense_pb_relax", "three_region"] = "dense"
+    attention: Literal["dense", "dense_pb_relax", "three_region", "dalle"] = "dense"
+    """dalle: DALL-E's rows, columns and, in the last layer, squares of the image, after all text."""
     block_size: int = 128
     window_blocks: int = 6
     num_pivots: int = 768
@@ -64,13 +65,17 @@ class GPTConfig:
             f"max_positions must be at least {self.image_tokens + 5} for {self.image_tokens} image tokens, "
             f"got {self.max_positions}",
         )
-        kinds = ("dense", "dense_pb_relax", "three_region")
+        kinds = ("dense", "dense_pb_relax", "three_region", "dalle")
         _require(self.attention in kinds, f"attention must be one of {kinds}, got {self.attention!r}")
         _require(
             self.attention != "three_region" or self.num_pivots >= self.max_text + 4,
             f"num_pivots must hold all text and command tokens ({self.max_text + 4}), got {self.num_pivots}",
         )
         _require(self.relax in ("row", "tensor", None), f"relax must be row, tensor or None, got {self.relax!r}")
+        _require(
+            self.attention != "dalle" or self.relax != "tensor",
+            "relax must be row or None with attention dalle, whose padding would count, got 'tensor'",
+        )
         places = ("following", "fixed")
         _require(
             self.image_positions in places, f"image_positions must be one of {places}, got {self.image_positions!r}"
@@ -96,6 +101,11 @@ class GPTConfig:
     def max_text(self) -> int:
         """Longest caption in tokens: what [ROI1] [BASE] [BOI1] image [EOI1] leave of a stored sequence."""
         return self.max_positions - self.image_tokens - 4
+
+    @property
+    def text_slots(self) -> int:
+        """Places of the longest text and of [ROI1] [BASE] [BOI1]."""
+        return self.max_text + 3
 
     @property
     def pivot_bias(self) -> float:

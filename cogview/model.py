@@ -6,25 +6,17 @@ D head size, L layers, P pivots, C hidden size.
 """
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cogview.attention import Attention, LayerCache
 from cogview.config import GPTConfig
 from cogview.sequence import Vocabulary
-from cogview_ops import (
-    layer_norm,
-    pb_relax_softmax,
-    sample_pivots,
-    sandwich_layer_norm,
-    three_region_attention,
-    three_region_attention_decode,
-)
-
-_PB_RELAX_ALPHA = 32.0
+from cogview_ops import layer_norm, sample_pivots, sandwich_layer_norm
 
 
 class KVCache:
@@ -43,76 +35,6 @@ class KVCache:
         self.image_shift = torch.full((batch,), -1, device=device)  # of fixed image positions; -1 before [BOI1]
 
 
-class LayerCache(NamedTuple):
-    """One layer's part of a KVCache and where its new tokens stand."""
-
-    keys: Tensor  # [B, H, Smax, D]
-    values: Tensor
-    positions: Tensor  # int64 [B, Sq]
-
-    def append(self, k: Tensor, v: Tensor) -> None:
-        rows = torch.arange(len(k), device=k.device)[:, None]
-        self.keys[rows, :, self.positions] = k.transpose(1, 2)
-        self.values[rows, :, self.positions] = v.transpose(1, 2)
-
-
-class Attention(nn.Module):
-    def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.config = config
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, x: Tensor, pivots: Tensor | None, cache: LayerCache | None, weights: list | None) -> Tensor:
-        c, (B, S, C) = self.config, x.shape
-        q, k, v = self.query_key_value(x).view(B, S, 3, c.num_heads, c.head_dim).permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            cache.append(k, v)
-        if c.attention == "three_region":
-            out = self._three_region(q, k, v, pivots, cache)
-        elif c.attention == "dense_pb_relax":
-            out = self._pb_relax(q, k, v, cache, weights)
-        else:
-            out = self._dense(q, k, v, cache)
-        return self.dense(out.transpose(1, 2).reshape(B, S, C))
-
-    def _three_region(self, q, k, v, pivots, cache):
-        c = self.config
-        pattern: dict[str, Any] = {
-            "block_size": c.block_size,
-            "window_blocks": c.window_blocks,
-            "pivot_bias": c.pivot_bias,
-        }
-        if cache is None:
-            return three_region_attention(q, k, v, pivots, **pattern)
-        seqlens = (cache.positions[:, -1] + 1).int()
-        return three_region_attention_decode(q, cache.keys, cache.values, pivots, seqlens, **pattern)
-
-    def _dense(self, q, k, v, cache):
-        if cache is None:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=_seen(cache))
-
-    def _pb_relax(self, q, k, v, cache, weights):
-        if cache is not None:
-            k, v = cache.keys, cache.values
-        # Divided by alpha before the product, so that it cannot overflow (paper, eq. 4).
-        scores = (q / (_PB_RELAX_ALPHA * math.sqrt(self.config.head_dim))) @ k.transpose(-1, -2)
-        if cache is None:
-            p = pb_relax_softmax(scores, alpha=_PB_RELAX_ALPHA, causal=True)
-        else:
-            p = pb_relax_softmax(scores, alpha=_PB_RELAX_ALPHA, mask=_seen(cache))
-        if weights is not None:
-            weights.append(p)
-        return p @ v
-
-
-def _seen(cache: LayerCache) -> Tensor:
-    """bool [B, 1, Sq, Smax]: cached tokens at or before each query."""
-    keys = torch.arange(cache.keys.shape[2], device=cache.keys.device)
-    return (keys <= cache.positions[..., None])[:, None]
-
-
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -127,19 +49,19 @@ class Layer(nn.Module):
     """h += LN3(Attention(LN1 h)); h += LN4(MLP(LN2 h)). Takes and returns (h, x): x is h normalised for the
     next sub-layer, because each branch's post-norm is fused with the pre-norm that follows it."""
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, index: int):
         super().__init__()
         self.relax, self.dropout = config.relax, config.dropout
         # nn.LayerNorm only holds weight and bias here: the operators apply them.
         self.input_layernorm = nn.LayerNorm(config.hidden_size)
-        self.attention = Attention(config)
+        self.attention = Attention(config, index)
         self.third_layernorm = nn.LayerNorm(config.hidden_size)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size)
         self.mlp = MLP(config)
         self.fourth_layernorm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, h, x, next_norm: nn.LayerNorm, pivots, cache, weights) -> tuple[Tensor, Tensor]:
-        branch = self.attention(x, pivots, cache, weights)
+    def forward(self, h, x, next_norm: nn.LayerNorm, pivots, text_mask, cache, weights) -> tuple[Tensor, Tensor]:
+        branch = self.attention(x, pivots, text_mask, cache, weights)
         h, x = self._join(branch, h, self.third_layernorm, self.post_attention_layernorm)
         return self._join(self.mlp(x), h, self.fourth_layernorm, next_norm)
 
@@ -156,8 +78,20 @@ class Transformer(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.position_embeddings = nn.Embedding(config.max_positions, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size)
+
+
+def _to_slots(h: Tensor, slots: Tensor, count: int) -> Tensor:
+    """States [B, S, C] at their slots of [B, count, C], zeros elsewhere; what is beyond is dropped."""
+    index = slots.clamp_max(count)[..., None].expand_as(h)
+    return h.new_zeros(len(h), count + 1, h.shape[2]).scatter(1, index, h)[:, :count]
+
+
+def _from_slots(x: Tensor, slots: Tensor) -> Tensor:
+    """The inverse; zeros for what was dropped."""
+    index = slots.clamp_max(x.shape[1])[..., None].expand(*slots.shape, x.shape[2])
+    return F.pad(x, (0, 0, 0, 1)).gather(1, index)
 
 
 class GPT(nn.Module):
@@ -206,7 +140,8 @@ class GPT(nn.Module):
         """Final hidden states [B, S, C] of int64 tokens [B, S].
 
         With a cache the tokens continue its rows, which grow by S. `weights`, a list, receives each
-        layer's attention weights [B, H, S, keys] (dense_pb_relax only).
+        layer's attention weights [B, H, S, keys] (dense_pb_relax only). With dalle attention text comes before the
+        image, a cache takes it at once, and what follows the image is not computed: its states are 0.
         """
         c, S = self.config, tokens.shape[1]
         self._check(tokens, pivots, cache, weights)
@@ -214,25 +149,39 @@ class GPT(nn.Module):
             positions = torch.arange(S, device=tokens.device)
         else:
             positions = cache.seqlens[:, None] + torch.arange(S, device=tokens.device)
-        rows = self._position_rows(tokens, positions, cache) if c.image_positions == "fixed" else positions
+        rows, slots, text_mask = positions, None, None
+        if c.image_positions == "fixed" or c.attention == "dalle":
+            moved, shift = self._position_rows(tokens, positions, cache)
+            rows = moved if c.image_positions == "fixed" else positions
+        if c.attention == "dalle":
+            slots, text_mask = moved, self._text_mask(shift)
         h = self.word_embeddings(tokens) + self.transformer.position_embeddings(rows)
         h = torch.lerp(h.detach(), h, c.embedding_grad_scale)  # value h, gradient times the scale
         h = F.dropout(h, c.dropout, self.training)
+        # DALL-E's patterns need every image at the same place: all but image tokens for a cache move to their slots.
+        prompt = c.attention == "dalle" and (cache is None or not bool(self.vocab.is_image(tokens).all()))
+        if slots is not None and prompt:
+            image_rows = min(c.image_grid, max(1, -(-(S - 3) // c.image_grid)))  # [ROI1], [BASE], [BOI1] are text
+            h = _to_slots(h, slots, c.text_slots + image_rows * c.image_grid)
+            positions = torch.arange(h.shape[1], device=tokens.device).expand(h.shape[:2])
+        elif slots is not None:
+            positions = slots
 
         layers = cast("list[Layer]", list(self.transformer.layers))
         norms = [layer.input_layernorm for layer in layers] + [self.transformer.final_layernorm]
         x = layer_norm(h, norms[0].weight, norms[0].bias, eps=norms[0].eps, relax=c.relax)
         for i, layer in enumerate(layers):
             layer_pivots = None if pivots is None else pivots[i]
-            layer_cache = None if cache is None else LayerCache(cache.keys[i], cache.values[i], positions)
-            args = (h, x, norms[i + 1], layer_pivots, layer_cache, weights)
+            layer_cache = None if cache is None else LayerCache(cache.keys[i], cache.values[i], positions, prompt)
+            args = (h, x, norms[i + 1], layer_pivots, text_mask, layer_cache, weights)
             h, x = checkpoint(layer, *args, use_reentrant=False) if checkpoint_activations else layer(*args)
         if cache is not None:
             cache.seqlens = cache.seqlens + S
-        return x
+        return x if slots is None or not prompt else _from_slots(x, slots)
 
-    def _position_rows(self, tokens: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor:
-        """Rows of the position table, [B, S]: from [BOI1] on those behind the longest possible text."""
+    def _position_rows(self, tokens: Tensor, positions: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """Rows of the position table, [B, S]: from [BOI1] on those behind the longest possible text; and by how much
+        that moves, [B]."""
         c = self.config
         positions = positions.expand(tokens.shape)
         begins = (tokens == self.vocab["BOI1"]) & (positions >= 2)  # where the image comes first it stays there
@@ -242,7 +191,23 @@ class GPT(nn.Module):
             begun |= (cache.image_shift >= 0)[:, None]
             shift = torch.where(begins.any(dim=1), shift, cache.image_shift)
             cache.image_shift = shift.where(begun[:, -1], -1)
-        return (positions + shift[:, None] * begun).clamp_max(c.max_positions - 1)
+        if c.attention == "dalle":
+            self._check_text_first(tokens, begun, cache)
+        return (positions + shift[:, None] * begun).clamp_max(c.max_positions - 1), shift
+
+    def _check_text_first(self, tokens: Tensor, begun: Tensor, cache: KVCache | None) -> None:
+        if torch.compiler.is_compiling():
+            return
+        image = self.vocab.is_image(tokens)
+        if bool((image & ~begun).any()):
+            raise ValueError("attention dalle needs the text before the image, got image tokens before [BOI1]")
+        if cache is not None and not bool(image.all()) and bool(cache.seqlens.any()):
+            raise ValueError("attention dalle needs all text in a cache at once, got text tokens for a cache in use")
+
+    def _text_mask(self, shift: Tensor) -> Tensor:
+        """bool [B, text_slots]: those with a token; [BOI1] has the last, and `shift` before it have none."""
+        slot = torch.arange(self.config.text_slots, device=shift.device)
+        return (slot < slot[-1] - shift[:, None]) | (slot == slot[-1])
 
     def forward(self, tokens: Tensor, **how) -> Tensor:
         """float32 logits [B, S, vocab.size] of tokens [B, S]; keywords as `hidden`."""

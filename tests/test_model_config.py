@@ -52,6 +52,7 @@ def test_every_preset_has_training_settings():
         ({"attention": "sparse"}, "attention must be one of .*, got 'sparse'"),
         ({"num_pivots": 32}, r"num_pivots must hold all text and command tokens \(33\), got 32"),
         ({"relax": "head"}, "relax must be row, tensor or None, got 'head'"),
+        ({"attention": "dalle", "relax": "tensor"}, "relax must be row or None with attention dalle"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"embedding_grad_scale": 2}, r"embedding_grad_scale must be in \[0, 1\], got 2"),
     ],
