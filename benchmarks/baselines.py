@@ -80,14 +80,77 @@ def published_three_region(
     return attention
 
 
-def flex_attention(mask_mod: Callable[..., Tensor], seqlen: int) -> Callable[..., Tensor]:
+def joined(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Attention over the keys and values of a coarse image behind those of the image."""
+    return lambda query, key, value, *coarse: attention(
+        query, *(torch.cat(both, 2) for both in zip((key, value), coarse, strict=True))
+    )
+
+
+def _neighbours(grid: tuple[int, int], kernel_size: tuple[int, int], raster_causal: bool) -> tuple[Tensor, list[Any]]:
+    """Which neighbours exist, bool `[H, W, K]`, and where each lies in an image padded by half the kernel."""
+    kh, kw = kernel_size
+    places = [(slice(y, y + grid[0]), slice(x, x + grid[1])) for y in range(kh) for x in range(kw)]
+    if raster_causal:
+        places = places[: kh * kw // 2 + 1]
+    inside = F.pad(torch.ones(grid, dtype=torch.bool), (kw // 2, kw // 2, kh // 2, kh // 2))
+    return torch.stack([inside[place] for place in places], -1), places
+
+
+def unfolded_local(
+    grid: tuple[int, int], kernel_size: tuple[int, int], raster_causal: bool = False
+) -> Callable[..., Tensor]:
+    """Local attention as it is written without an operator: F.unfold copies every key and value to each neighbour."""
+    inside = _neighbours(grid, kernel_size, raster_causal)[0].flatten(0, 1)
+    padding = kernel_size[0] // 2, kernel_size[1] // 2
+
+    def unfold(x: Tensor) -> Tensor:
+        """`[heads, S, D, K]`"""
+        image = x.flatten(0, 1).mT.unflatten(2, grid)
+        copies = F.unfold(image, kernel_size, padding=padding).unflatten(1, (x.shape[3], -1))
+        return copies[:, :, : inside.shape[1]].permute(0, 3, 1, 2)
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q = query.flatten(0, 1)[:, :, None]
+        scores = (q @ unfold(key))[:, :, 0] * query.shape[-1] ** -0.5
+        p = scores.masked_fill(~inside, float("-inf")).softmax(-1)
+        return (unfold(value) @ p[..., None])[..., 0].view_as(query)
+
+    return attention
+
+
+def shifted_local(
+    grid: tuple[int, int], kernel_size: tuple[int, int], raster_causal: bool = False
+) -> Callable[..., Tensor]:
+    """Local attention by one shifted image for each neighbour: slow, little memory; the truth of large images."""
+    inside, places = _neighbours(grid, kernel_size, raster_causal)
+    kh, kw = kernel_size
+
+    def shifts(x: Tensor) -> list[Tensor]:
+        image = F.pad(x.unflatten(2, grid), (0, 0, kw // 2, kw // 2, kh // 2, kh // 2))
+        return [image[(..., *place, slice(None))] for place in places]
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q = query.unflatten(2, grid) * query.shape[-1] ** -0.5
+        scores = torch.stack([(q * k).sum(-1) for k in shifts(key)], -1)
+        p = scores.masked_fill(~inside, float("-inf")).softmax(-1).unbind(-1)
+        out = torch.zeros_like(q)
+        for weight, v in zip(p, shifts(value), strict=True):
+            out = out + weight[..., None] * v
+        return out.flatten(2, 3)
+
+    return attention
+
+
+def flex_attention(mask_mod: Callable[..., Tensor], seqlen: int, num_keys: int | None = None) -> Callable[..., Tensor]:
     """FlexAttention over the pairs of `mask_mod(b, h, i, j)`, compiled at the first call; on CPU forward only."""
+    num_keys = seqlen if num_keys is None else num_keys
 
     @cache
     def compiled() -> Callable[..., Tensor]:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        blocks = create_block_mask(mask_mod, None, None, seqlen, seqlen, device="cpu")
+        blocks = create_block_mask(mask_mod, None, None, seqlen, num_keys, device="cpu")
         return partial(torch.compile(flex_attention, dynamic=False), block_mask=blocks)
 
     return lambda query, key, value: compiled()(query, key, value)

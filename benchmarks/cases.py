@@ -63,16 +63,19 @@ def _attention(
     dense: dict[str, Contestant],
     dtype: torch.dtype,
     back: bool,
+    coarse: int = 0,
 ) -> Problem:
-    """Self-attention over so many pairs a head: 2 matrix products forward, 5 backward, both with all exponentials."""
+    """Self-attention over so many pairs a head: 2 matrix products forward, 5 backward, both with all exponentials;
+    with so many other keys and values."""
     heads, seqlen, dim = shape
     inputs = tuple(torch.randn(1, heads, seqlen, dim, dtype=dtype) for _ in range(3))
+    others = tuple(torch.randn(1, heads, coarse, dim, dtype=dtype) for _ in range(2 * bool(coarse)))
     return Problem(
-        inputs,
+        inputs + others,
         op,
         same,
         dense,
-        bytes=(12 if back else 4) * inputs[0].nbytes,
+        bytes=(12 if back else 4) * inputs[0].nbytes + (3 if back else 1) * sum(x.nbytes for x in others),
         flops=(7 if back else 2) * 2 * pairs * heads * dim,
         exps=(2 if back else 1) * pairs * heads,
         tokens=seqlen,
@@ -149,18 +152,95 @@ def three_region_decode(
     )
 
 
-def local_2d(dtype: torch.dtype, back: bool, *, heads=16, side=64, dim=64, kernel=9) -> Problem:
-    i = torch.arange(side * side)
-    pattern = partial(patterns.local_2d, width=side, kernel_size=(kernel, kernel), raster_causal=False)
-    mask = pattern(i[:, None], i)
-    same: dict[str, Contestant] = {"vanilla": baselines.vanilla_attention(mask), "masked SDPA": baselines.sdpa(mask)}
-    if dtype == torch.bfloat16 and not back:  # compiling it takes longer than all the timing
-        same["FlexAttention"] = baselines.flex_attention(lambda b, h, i, j: pattern(i, j), len(i))
-    dense: dict[str, Contestant] = {"global SDPA": baselines.sdpa()}
-    if not back:
-        dense["global vanilla"] = baselines.vanilla_attention(None)
-    op = partial(ops.local_attention_2d, grid=(side, side), kernel_size=(kernel, kernel))
-    return _attention(op, int(mask.sum()), (heads, len(i), dim), same, dense, dtype, back)
+UNFOLDED = 2**32  # bytes of copied keys up to which F.unfold is run
+
+
+def local_2d(
+    dtype: torch.dtype, back: bool, *, heads=16, grid=(64, 64), dim=64, kernel=(9, 9), causal=False, alone=False
+) -> Problem:
+    """`alone`: without baselines, where only sizes are compared with each other."""
+    seqlen, window = grid[0] * grid[1], {"grid": grid, "kernel_size": kernel, "raster_causal": causal}
+    rows, columns = (sum(min(i + k // 2, n - 1) - max(i - k // 2, 0) + 1 for i in range(n))
+                     for n, k in zip(grid, kernel, strict=True))  # fmt: skip
+    pairs = (rows * columns + seqlen) // 2 if causal else rows * columns
+    shifted = baselines.shifted_local(grid, kernel, causal)
+    same: dict[str, Contestant] = {}
+    dense: dict[str, Contestant] = {}
+    if seqlen <= DENSE and not alone:
+        i = torch.arange(seqlen)
+        pattern = partial(patterns.local_2d, width=grid[1], kernel_size=kernel, raster_causal=causal)
+        mask = pattern(i[:, None], i)
+        same = {"vanilla": baselines.vanilla_attention(mask), "masked SDPA": baselines.sdpa(mask)}
+        dense = {"global SDPA": baselines.sdpa(), "global vanilla": baselines.vanilla_attention(None)}
+        same["FlexAttention"] = flex(lambda b, h, i, j: pattern(i, j), dtype, back, seqlen)
+    elif not alone:
+        same = dict.fromkeys(("vanilla", "masked SDPA", "FlexAttention"), LEFT_OUT)
+        dense = dict.fromkeys(("global SDPA", "global vanilla"), LEFT_OUT)
+    if not alone:
+        copied = heads * seqlen * dim * kernel[0] * kernel[1] * dtype.itemsize
+        unfolded: Contestant = f"left out, its copies of the keys alone would take {copied / 1e9:.1f} GB"
+        same["F.unfold"] = baselines.unfolded_local(grid, kernel, causal) if copied <= UNFOLDED else unfolded
+    op = partial(ops.local_attention_2d, **window)
+    problem = _attention(op, pairs, (heads, seqlen, dim), same, dense, dtype, back)
+    return replace(problem, truth=shifted) if alone or seqlen > DENSE else problem  # the reference is quadratic
+
+
+def flex(mask_mod: Callable[..., Tensor], dtype: torch.dtype, back: bool, *shape: int) -> Contestant:
+    if back:
+        return "left out, on CPU it has no backward"
+    if dtype != torch.bfloat16:
+        return "left out but in bf16, compiling it takes longer than all the timing"
+    return baselines.flex_attention(mask_mod, *shape)
+
+
+def cross_resolution(
+    dtype: torch.dtype, back: bool, *, heads=16, grid=(64, 64), dim=64, kernel=(17, 9), coarse=(32, 32), cross=(7, 7)
+) -> Problem:
+    """Raster-causal window, and a window in a coarse image."""
+    seqlen, cells = grid[0] * grid[1], coarse[0] * coarse[1]
+
+    def sees(batch: Any, head: Any, i: Tensor, j: Tensor) -> Tensor:
+        own = patterns.local_2d(i, j, width=grid[1], kernel_size=kernel, raster_causal=True)
+        home = patterns.coarse_2d(i, j - seqlen, grid=grid, coarse_grid=coarse, kernel_size=cross)
+        return own & (j < seqlen) | home & (j >= seqlen)
+
+    def op(query: Tensor, key: Tensor, value: Tensor, *others: Tensor, **how: Any) -> Any:
+        return ops.local_attention_2d(
+            query, key, value, grid=grid, kernel_size=kernel, raster_causal=True, coarse_key=others[0],
+            coarse_value=others[1], coarse_grid=coarse, coarse_kernel_size=cross, **how,
+        )  # fmt: skip
+
+    mask = sees(0, 0, torch.arange(seqlen)[:, None], torch.arange(seqlen + cells))
+    same: dict[str, Contestant] = {
+        "vanilla": baselines.joined(baselines.vanilla_attention(mask)),
+        "masked SDPA": baselines.joined(baselines.sdpa(mask)),
+    }
+    flexible = flex(sees, dtype, back, seqlen, seqlen + cells)
+    same["FlexAttention"] = flexible if isinstance(flexible, str) else baselines.joined(flexible)
+    dense: dict[str, Contestant] = {"global SDPA": baselines.joined(baselines.sdpa())}
+    return _attention(op, int(mask.sum()), (heads, seqlen, dim), same, dense, dtype, back, coarse=cells)
+
+
+def dalle(
+    dtype: torch.dtype, back: bool, *, kind: str, wrap=False, heads=16, text=256, grid=(32, 32), dim=64
+) -> Problem:
+    seqlen = text + grid[0] * grid[1]
+    how: dict[str, Any] = {"kind": kind, "wrap": wrap, "text_len": text, "grid": grid, "kernel_size": 11}
+    i = torch.arange(seqlen)
+    mask = patterns.dalle(i[:, None], i, **how)
+    return _attention(
+        partial(ops.dalle_attention, **how),
+        int(mask.sum()),
+        (heads, seqlen, dim),
+        {
+            "vanilla": baselines.vanilla_attention(mask),
+            "masked SDPA": baselines.sdpa(mask),
+            "FlexAttention": flex(lambda b, h, i, j: patterns.dalle(i, j, **how), dtype, back, seqlen),
+        },
+        {"causal SDPA": baselines.sdpa(causal=True)},
+        dtype,
+        back,
+    )
 
 
 def softmax(dtype: torch.dtype, back: bool, *, heads=16, seqlen=1088, causal=False, alpha=32.0) -> Problem:
@@ -231,7 +311,31 @@ CASES = [
         for shape, how in DECODE.items()
         for dtype in ("bf16", "fp32")
     ),
-    *_cases("local_attention_2d", "16x64x64x64", local_2d, *BOTH[:3]),
+    *_cases("local_attention_2d", "16x64x64x64", local_2d, *BOTH),
+    *_cases(
+        "local_attention_2d",
+        "4x128x128x64-13x13",
+        partial(local_2d, heads=4, grid=(128, 128), kernel=(13, 13)),
+        *BOTH,
+    ),
+    *_cases("local_attention_2d", "16x64x64x64-17x9-causal-coarse-7x7", cross_resolution, *BOTH),
+    *_cases("local_attention_2d", "16x50x50x64", partial(local_2d, grid=(50, 50)), *BOTH),
+    *(
+        Case(
+            "local_attention_2d",
+            f"4x{n}x{n}x64-alone",
+            "bf16",
+            back,
+            partial(local_2d, heads=4, grid=(n, n), alone=True),
+        )
+        for n in (32, 64, 128, 256)
+        for back in (False, True)
+    ),
+    *(
+        case
+        for kind in ("row", "column", "convolutional")
+        for case in _cases("dalle_attention", f"16x1280x64-{kind}", partial(dalle, kind=kind), *BOTH)
+    ),
     *_cases("pb_relax_softmax", "16x1088x1088", softmax, *BOTH[:3]),
     *_cases("pb_relax_softmax", "16x1088x1088-causal", partial(softmax, causal=True), ("bf16", False)),
     *_cases("layer_norm", "8704x2560", layer_norm, *BOTH[:3]),

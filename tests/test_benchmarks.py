@@ -18,7 +18,13 @@ SMALL = {
     "three_region_attention_decode": partial(
         cases.three_region_decode, heads=4, kv_heads=2, lengths=(1000, 900), dim=16, pivots=100, text=20
     ),
-    "local_attention_2d": partial(cases.local_2d, heads=2, side=12, dim=16, kernel=5),
+    "local_attention_2d": partial(cases.local_2d, heads=2, grid=(12, 11), dim=16, kernel=(5, 3)),
+    "local_attention_2d-causal": partial(cases.local_2d, heads=2, grid=(9, 7), dim=16, kernel=(5, 7), causal=True),
+    "local_attention_2d-coarse": partial(
+        cases.cross_resolution, heads=2, grid=(8, 12), dim=16, kernel=(5, 3), coarse=(4, 6), cross=(3, 1)
+    ),
+    "dalle_attention": partial(cases.dalle, kind="convolutional", heads=2, text=9, grid=(13, 12), dim=16),
+    "dalle_attention-wrap": partial(cases.dalle, kind="row", wrap=True, heads=2, text=9, grid=(6, 5), dim=16),
     "pb_relax_softmax": partial(cases.softmax, heads=2, seqlen=33, causal=True),
     "layer_norm": partial(cases.layer_norm, rows=7, dim=24),
     "sandwich_layer_norm": partial(cases.sandwich, rows=7, dim=24),
@@ -26,7 +32,7 @@ SMALL = {
 
 
 def test_every_operator_with_a_case_is_tried_small() -> None:
-    assert {case.op for case in cases.CASES} == set(SMALL)
+    assert {case.op for case in cases.CASES} == {op.partition("-")[0] for op in SMALL}
     assert len({str(case) for case in cases.CASES}) == len(cases.CASES)
 
 
@@ -36,6 +42,7 @@ def test_ours_and_every_baseline_agree_with_float64(op: str) -> None:
     problem = SMALL[op](torch.float32, backward)
     compiled = ("torch.compile", "FlexAttention")  # takes seconds
     eager = {name: f for name, f in problem.baselines.items() if name not in compiled}
+    assert not any(isinstance(f, str) for f in eager.values())
     calls, failed = contestants(dataclasses.replace(problem, baselines=eager), backward)
     assert failed == {}
     assert set(calls) == {"ours", *eager, *problem.others}
@@ -50,6 +57,21 @@ def test_three_region_counts_the_pairs_of_its_mask() -> None:
     )
     assert problem.flops == 4 * 2 * 16 * int((window | pivot).sum())
     assert problem.exps == 2 * int((window | pivot).sum())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_local_counts_its_pairs_and_large_images_have_a_truth(causal: bool) -> None:
+    """By shifts, it is the truth where the reference would take too much memory."""
+    shape = {"heads": 2, "grid": (7, 6), "dim": 8, "kernel": (5, 9), "causal": causal}
+    problem = cases.local_2d(torch.float32, True, alone=True, **shape)
+    i = torch.arange(42)
+    mask = patterns.local_2d(i[:, None], i, width=6, kernel_size=(5, 9), raster_causal=causal)
+    assert problem.exps == 2 * 2 * int(mask.sum())
+    assert problem.truth is not None
+    inputs = [x.double() for x in problem.inputs]
+    torch.testing.assert_close(problem.truth(*inputs), problem.ours(*inputs, impl="reference"), atol=1e-12, rtol=0)
+    calls, failed = contestants(problem, True)
+    assert (set(calls), failed) == ({"ours"}, {})
 
 
 def test_the_published_formula_is_the_operator() -> None:
@@ -69,6 +91,9 @@ def test_what_is_too_large_is_left_out_visibly() -> None:
     assert set(calls) == {"ours", "published formula", "causal SDPA"}
     assert set(failed) == {"vanilla", "masked SDPA", "FlexAttention"}
     assert all("left out above 8448 tokens" in reason for reason in failed.values())
+    problem = cases.local_2d(torch.float32, True, heads=16, grid=(128, 128), dim=64, kernel=(13, 13))
+    assert "copies of the keys alone would take 11.3 GB" in str(problem.baselines["F.unfold"])
+    assert problem.others["global vanilla"] == cases.LEFT_OUT
 
 
 def small_row(benchmark, ours=None) -> dict:
