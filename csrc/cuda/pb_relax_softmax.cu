@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kMaxTeam)
     forward(const __grid_constant__ SoftmaxArgs a, int64_t rows, int team_size) {
   using A = Acc<T>;
   const A none = -INFINITY;
-  __shared__ A warps[3][32];
+  __shared__ A warps[3][1][32];
   const RowTeam team(team_size);
   if (team.row >= rows) return;  // whole teams only, and a team of several warps is its block
   const T* x = static_cast<const T*>(a.scores) + a.scores_rows.offset(team.row);
@@ -85,7 +85,7 @@ template <class T, int W, int kPacks>
 __global__ void __launch_bounds__(kMaxTeam)
     backward(const __grid_constant__ SoftmaxArgs a, int64_t rows, int team_size) {
   using A = Acc<T>;
-  __shared__ A warps[32];
+  __shared__ A warps[1][32];
   const RowTeam team(team_size);
   if (team.row >= rows) return;
   const T* y = static_cast<const T*>(a.out) + a.out_rows.offset(team.row);

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <climits>
 #include <cstdint>
 #include <type_traits>
@@ -19,23 +20,36 @@ using Column = std::conditional_t<kPacks == 0, int64_t, int>;
 
 struct RowTeam {
   int size, rank;
-  int64_t row;
+  int64_t row, step;  // this team's first row, and how many rows on its next one is
 
   __device__ explicit RowTeam(int size)
-      : size(size), rank(threadIdx.x % size), row(int64_t(blockIdx.x) * (blockDim.x / size) + threadIdx.x / size) {}
+      : size(size),
+        rank(threadIdx.x % size),
+        row(int64_t(blockIdx.x) * (blockDim.x / size) + threadIdx.x / size),
+        step(int64_t(gridDim.x) * (blockDim.x / size)) {}
 
-  // op over all values of the team, the same bits in every thread. `warps` is shared memory of this call alone.
-  template <class A, class Op>
-  __device__ A reduce(A x, A identity, Op op, A (&warps)[32]) const {
+  // op over all values of the team, each x on its own, the same bits in every thread. `warps` is shared memory that was
+  // not used by the reduction before this one: its slower threads may still read there.
+  template <int N, class V, class Op>
+  __device__ void reduce(V (&x)[N], V identity, Op op, V (&warps)[N][32]) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const unsigned lanes = size < 32 ? ((1u << size) - 1) << (lane & ~(size - 1)) : ~0u;
-    for (int d = min(size, 32) / 2; d > 0; d /= 2) x = op(x, __shfl_xor_sync(lanes, x, d));
-    if (size <= 32) return x;
-    if (lane == 0) warps[warp] = x;
+    for (int d = min(size, 32) / 2; d > 0; d /= 2)
+      for (int i = 0; i < N; ++i) x[i] = op(x[i], __shfl_xor_sync(lanes, x[i], d));
+    if (size <= 32) return;
+    if (lane == 0)
+      for (int i = 0; i < N; ++i) warps[i][warp] = x[i];
     __syncthreads();
-    x = lane < size / 32 ? warps[lane] : identity;
-    for (int d = 16; d > 0; d /= 2) x = op(x, __shfl_xor_sync(~0u, x, d));
-    return x;
+    for (int i = 0; i < N; ++i) {
+      x[i] = lane < size / 32 ? warps[i][lane] : identity;
+      for (int d = 16; d > 0; d /= 2) x[i] = op(x[i], __shfl_xor_sync(~0u, x[i], d));
+    }
+  }
+  template <class V, class Op>
+  __device__ V reduce(V x, V identity, Op op, V (&warps)[1][32]) const {
+    V one[1] = {x};
+    reduce(one, identity, op, warps);
+    return one[0];
   }
 
   // Calls f(k, j) for this thread's packs of W columns before `end`: the k-th begins at column j. Neighbouring threads
@@ -55,15 +69,35 @@ struct RowTeam {
 // How many threads take a row of which each may keep `kept` elements in registers.
 struct RowLaunch {
   int team = kMinTeam, threads;
+  size_t shared = 0;  // bytes of dynamic shared memory
   int64_t blocks;
   bool fits;  // the row in the team's registers
 
-  RowLaunch(int64_t rows, int64_t cols, int kept) {
-    // half full at most, as long as the team can grow: more threads and more loads at once
-    while (team < kMaxTeam && int64_t(team) * kept / 2 < cols) team *= 2;
-    fits = int64_t(team) * kept >= cols;
+  // As few threads as can keep the row: each then has several loads under way.
+  RowLaunch(int64_t rows, int64_t cols, int kept, int max_team = kMaxTeam) {
+    while (team < 32 && int64_t(team) * kept < cols) team *= 2;
+    fits = cols <= int64_t(max_team) * kept;
+    if (int64_t(team) * kept < cols)
+      team = fits ? static_cast<int>((cols + 32 * kept - 1) / (32 * kept)) * 32 : max_team;
     threads = team > 32 ? team : 128;
     blocks = (rows + threads / team - 1) / (threads / team);
+  }
+
+  // One team a block.
+  void whole_blocks(int64_t rows) {
+    team = threads = std::max(team, 32);
+    blocks = rows;
+  }
+
+  // A persistent grid: as many blocks as run at once, fewer where rows are few.
+  template <class Args>
+  cudaError_t persist(void (*kernel)(Args, int64_t, int)) {
+    int device = 0, processors = 0, each = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared);
+    blocks = std::min(blocks, int64_t(processors) * std::max(each, 1));
+    return error;
   }
 
   template <class Args>
@@ -71,7 +105,7 @@ struct RowLaunch {
                          cudaStream_t stream) const {
     if (rows == 0) return cudaSuccess;
     if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
-    kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(args, rows, team);
+    kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(args, rows, team);
     return cudaGetLastError();
   }
 };

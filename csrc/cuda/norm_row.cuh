@@ -1,0 +1,175 @@
+// What the forward and the backward of a norm share: a row's parts in registers, dropout, statistics.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "pack.cuh"
+#include "philox.cuh"
+#include "row_team.cuh"
+#include "sandwich_layer_norm.h"
+
+namespace cogview::cuda {
+namespace {
+
+// Without their sign, floats are ordered as their bits are, NaN last.
+template <class A>
+using Bits = std::conditional_t<sizeof(A) == 8, unsigned long long, unsigned>;
+
+template <class A>
+__device__ Bits<A> bits_of(A x) {
+  Bits<A> bits;
+  memcpy(&bits, &x, sizeof x);
+  return bits;
+}
+template <class A>
+__device__ A from_bits(Bits<A> bits) {
+  A x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+template <class A>
+__device__ Bits<A> magnitude(A x) {
+  return bits_of(x) & (~Bits<A>(0) >> 1);
+}
+
+template <class T>
+__device__ const T* row_of(const void* p, const Rows& rows, int64_t i) {
+  return static_cast<const T*>(p) + rows.offset(i);
+}
+template <class T>
+__device__ T* row_of(void* p, const Rows& rows, int64_t i) {
+  return static_cast<T*>(p) + rows.offset(i);
+}
+
+// W numbers of [cols], in the rows' dtype or in their own.
+template <class T, int W>
+__device__ void load_weights(const void* p, int64_t j, bool wide, Acc<T> (&out)[W]) {
+  using A = Acc<T>;
+  if (std::is_same_v<T, A> || wide) {
+    constexpr int P = W * sizeof(A) > 16 ? 16 / sizeof(A) : W;
+    for (int q = 0; q < W; q += P) {
+      const Pack<A, P> pack = load<P>(static_cast<const A*>(p) + j + q);
+      for (int l = 0; l < P; ++l) out[q + l] = pack.at[l];
+    }
+  } else {
+    const Pack<T, W> pack = load<W>(static_cast<const T*>(p) + j);
+    for (int l = 0; l < W; ++l) out[l] = widen(pack.at[l]);
+  }
+}
+
+// This thread's packs of a row: read once into registers, or, kPacks = 0, from memory whenever they are used.
+template <class T, int W, int kPacks>
+struct RowPart {
+  Pack<T, W> kept[kPacks ? kPacks : 1];
+  const T* from;
+
+  __device__ void read(const RowTeam& team, const T* row, Column<kPacks> cols) {
+    from = row;
+    if constexpr (kPacks > 0) team.each_pack<W, kPacks>(cols, [&](int k, int j) { kept[k] = load<W>(row + j); });
+  }
+  __device__ void operator()(int k, Column<kPacks> j, Acc<T> (&v)[W]) const {
+    Pack<T, W> pack;
+    if constexpr (kPacks > 0)
+      pack = kept[k];
+    else  // this kernel may have written it
+      pack = *reinterpret_cast<const Pack<T, W>*>(from + j);
+    for (int l = 0; l < W; ++l) v[l] = widen(pack.at[l]);
+  }
+};
+
+// The branch after dropout. Which elements are kept is worked out once, or, kPacks = 0, whenever they are used.
+template <class T, int W, int kPacks>
+struct Branch : RowPart<T, W, kPacks> {
+  static_assert(kPacks * W <= 32);
+  uint32_t bits;
+
+  __device__ void drop(const LayerNormArgs& a, const RowTeam& team, int64_t i) {
+    bits = ~0u;
+    if constexpr (kPacks > 0)
+      if (a.dropout) {
+        bits = 0;
+#pragma unroll 1
+        for (int k = 0; k < kPacks; ++k)
+          bits |= kept_bits<W>(a.seed, a.dropout_threshold, i * a.cols + (team.rank + k * team.size) * W) << (k * W);
+      }
+  }
+  __device__ void factors(const LayerNormArgs& a, int64_t i, int k, Column<kPacks> j, Acc<T> (&f)[W]) const {
+    uint32_t mine = bits >> (k * W);
+    if (kPacks == 0 && a.dropout) mine = kept_bits<W>(a.seed, a.dropout_threshold, i * a.cols + j);
+    const Acc<T> scale = a.dropout ? Acc<T>(a.dropout_scale) : Acc<T>(1);
+    for (int l = 0; l < W; ++l) f[l] = mine >> l & 1 ? scale : Acc<T>(0);
+  }
+};
+
+template <class A>
+struct Sum {
+  __device__ A operator()(A p, A q) const { return p + q; }
+};
+template <class V>
+struct Largest {
+  __device__ V operator()(V p, V q) const { return p < q ? q : p; }
+};
+
+// The power of two that brings c near 1: exact, so LN(x / c) is LN(x * power) with eps * (c * power)^2.
+template <class A>
+__device__ A power_for(A c) {
+  constexpr int mantissa = std::numeric_limits<A>::digits - 1;
+  constexpr int64_t top = 2 * std::numeric_limits<A>::max_exponent - 2;  // the exponent field of 1 is half of it
+  const int64_t field = top - static_cast<int64_t>(bits_of(c) >> mantissa);
+  return from_bits<A>(Bits<A>(field < 1 ? 1 : field) << mantissa);
+}
+
+template <class A>
+struct Statistics {
+  A power, mean, rstd;  // of x * power
+};
+
+template <class A>
+struct Slots {  // of reductions
+  Bits<A> peak[1][32];
+  A mean[1][32], variance[1][32];
+};
+
+// x(k, j, v) gives a pack of the norm's input.
+template <int W, int kPacks, class A, class X>
+__device__ Statistics<A> statistics(const LayerNormArgs& a, const Norm& norm, const void* common_peak, int64_t i,
+                                    const RowTeam& team, Slots<A>& slots, X x) {
+  using J = Column<kPacks>;
+  const J cols = a.cols;
+  A c = 1, power = 1, v[W];
+  if (a.relax == Relax::row) {
+    Bits<A> peak = 0;
+    team.each_pack<W, kPacks>(cols, [&](int k, J j) {
+      x(k, j, v);
+      for (int l = 0; l < W; ++l) peak = Largest<Bits<A>>()(peak, magnitude(v[l]));
+    });
+    c = from_bits<A>(team.reduce(peak, Bits<A>(0), Largest<Bits<A>>(), slots.peak));
+  } else if (a.relax == Relax::tensor) {
+    c = *static_cast<const A*>(common_peak) / 8;
+  }
+  if (c == 0) c = 1;
+  if (a.relax != Relax::none) power = power_for(c);
+  A mean = 0;
+  team.each_pack<W, kPacks>(cols, [&](int k, J j) {
+    x(k, j, v);
+    for (int l = 0; l < W; ++l) mean += v[l] * power;
+  });
+  mean = team.reduce(mean, A(0), Sum<A>(), slots.mean) / A(cols);
+  A variance = 0;
+  team.each_pack<W, kPacks>(cols, [&](int k, J j) {
+    x(k, j, v);
+    for (int l = 0; l < W; ++l) variance += (v[l] * power - mean) * (v[l] * power - mean);
+  });
+  variance = team.reduce(variance, A(0), Sum<A>(), slots.variance) / A(cols);
+  const A unit = c * power;
+  const A rstd = 1 / sqrt(variance + A(a.eps) * unit * unit);
+  if (team.rank == 0) {
+    static_cast<A*>(norm.mean)[i] = mean / power;
+    static_cast<A*>(norm.rstd)[i] = rstd * power;
+  }
+  return {power, mean, rstd};
+}
+
+}  // namespace
+}  // namespace cogview::cuda

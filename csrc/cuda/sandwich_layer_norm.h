@@ -1,0 +1,30 @@
+// LayerNorm and the fused step of a Sandwich-LN transformer on CUDA, over all rows.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "../cpu/sandwich_layer_norm.h"
+
+namespace cogview::cuda {
+
+// The CPU's arguments with device pointers (no Norm::peak, no peaks), and what differs: weights may have the rows'
+// dtype, the largest |input| of a norm stays on the device, and sums over rows are added up and rounded there.
+struct LayerNormArgs : NormArgs {
+  bool wide_weights;           // of the statistics' dtype, not the rows'
+  void *post_peak, *pre_peak;  // relax = tensor: one number of the statistics' dtype each, instead of Norm::peak
+  void *dpost_weight, *dpost_bias, *dpre_weight, *dpre_bias;  // [cols], in the weights' dtype
+  bool sums_in_shared;                                        // for the launchers
+};
+
+// The largest |element| of the dropped-out branch to post_peak, or of h to pre_peak where there is no branch.
+cudaError_t layer_norm_peak(const LayerNormArgs& args, int64_t rows, cudaStream_t stream);
+
+// With relax = tensor and without x, the largest |h| goes to pre_peak.
+cudaError_t sandwich_layer_norm_fwd(const LayerNormArgs& args, int64_t rows, cudaStream_t stream);
+
+// Norm::dweight, Norm::dbias and scratch are [blocks, cols] of the statistics' dtype, and blocks is this; it depends on
+// the shape, the layout and the GPU, so gradients repeat bit for bit.
+cudaError_t sandwich_layer_norm_bwd_blocks(const LayerNormArgs& args, int64_t rows, int64_t* blocks);
+cudaError_t sandwich_layer_norm_bwd(const LayerNormArgs& args, int64_t rows, cudaStream_t stream);
+
+}  // namespace cogview::cuda
