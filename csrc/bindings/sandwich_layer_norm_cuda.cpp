@@ -48,18 +48,18 @@ struct CudaCall : NormCall<cuda::LayerNormArgs> {
   template <size_t N>
   std::array<std::array<Tensor, 2>, N> backward(const Tensor& x,
                                                 const std::array<std::pair<Norm&, const Tensor&>, N>& norms) {
+    a.scratch_cols = (a.cols + 7) / 8 * 8;
     int64_t blocks = 0;
     {
       const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
       STD_CUDA_CHECK(cuda::sandwich_layer_norm_bwd_blocks(a, a.rows, &blocks));
     }
-    a.scratch_cols = a.cols;
-    const Tensor scratch = torch::stable::new_empty(x, {blocks, a.cols}, stat_type(x));
+    const Tensor scratch = torch::stable::new_empty(x, {blocks, a.scratch_cols}, stat_type(x));
     a.scratch = scratch.mutable_data_ptr();
     std::array<std::array<Tensor, 2>, N> sums, grads;
     for (size_t i = 0; i < N; ++i) {
       Norm& norm = norms[i].first;
-      for (Tensor& sum : sums[i]) sum = torch::stable::new_empty(x, {blocks, a.cols}, stat_type(x));
+      for (Tensor& sum : sums[i]) sum = torch::stable::new_empty(x, {blocks, a.scratch_cols}, stat_type(x));
       norm.dweight = sums[i][0].mutable_data_ptr();
       norm.dbias = sums[i][1].mutable_data_ptr();
       const ScalarType dtype = a.wide_weights ? stat_type(x) : x.scalar_type();

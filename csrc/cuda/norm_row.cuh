@@ -42,45 +42,60 @@ __device__ T* row_of(void* p, const Rows& rows, int64_t i) {
   return static_cast<T*>(p) + rows.offset(i);
 }
 
-// W numbers of [cols], in the rows' dtype or in their own.
-template <class T, int W>
-__device__ void load_weights(const void* p, int64_t j, bool wide, Acc<T> (&out)[W]) {
+// How many elements the pack at column j has.
+template <class T, bool kAligned, class J>
+__device__ int elements(J cols, J j) {
+  return kAligned ? kPackWidth<T> : static_cast<int>(min(cols - j, J(kPackWidth<T>)));
+}
+
+// A pack of [cols] parameters, in the rows' dtype or in their own.
+template <class T, bool kAligned, int W>
+__device__ void load_weights(const void* p, int64_t j, int left, bool wide, Acc<T> (&out)[W]) {
   using A = Acc<T>;
   if (std::is_same_v<T, A> || wide) {
     constexpr int P = W * sizeof(A) > 16 ? 16 / sizeof(A) : W;
     for (int q = 0; q < W; q += P) {
-      const Pack<A, P> pack = load<P>(static_cast<const A*>(p) + j + q);
+      const Pack<A, P> pack = load<kAligned, P>(static_cast<const A*>(p) + j + q, left - q);
       for (int l = 0; l < P; ++l) out[q + l] = pack.at[l];
     }
   } else {
-    const Pack<T, W> pack = load<W>(static_cast<const T*>(p) + j);
+    const Pack<T, W> pack = load<kAligned, W>(static_cast<const T*>(p) + j, left);
     for (int l = 0; l < W; ++l) out[l] = widen(pack.at[l]);
   }
 }
 
 // This thread's packs of a row: read once into registers, or, kPacks = 0, from memory whenever they are used.
-template <class T, int W, int kPacks>
+template <class T, bool kAligned, int kPacks>
 struct RowPart {
+  static constexpr int W = kPackWidth<T>;
+  using J = Column<kPacks>;
   Pack<T, W> kept[kPacks ? kPacks : 1];
   const T* from;
+  J cols;
 
-  __device__ void read(const RowTeam& team, const T* row, Column<kPacks> cols) {
+  __device__ void read(const RowTeam& team, const T* row, J n) {
     from = row;
-    if constexpr (kPacks > 0) team.each_pack<W, kPacks>(cols, [&](int k, int j) { kept[k] = load<W>(row + j); });
+    cols = n;
+    if constexpr (kPacks > 0)
+      team.each_pack<W, kPacks>(
+          n, [&](int k, int j) { kept[k] = load<kAligned, W>(row + j, elements<T, kAligned>(n, j)); });
   }
-  __device__ void operator()(int k, Column<kPacks> j, Acc<T> (&v)[W]) const {
+  __device__ void operator()(int k, J j, Acc<T> (&v)[W]) const {
     Pack<T, W> pack;
     if constexpr (kPacks > 0)
       pack = kept[k];
-    else  // this kernel may have written it
+    else if constexpr (kAligned)  // not through the read-only path: this kernel may have written it
       pack = *reinterpret_cast<const Pack<T, W>*>(from + j);
+    else
+      for (int l = 0; l < W; ++l) pack.at[l] = l < cols - j ? from[j + l] : narrow<T>(0);
     for (int l = 0; l < W; ++l) v[l] = widen(pack.at[l]);
   }
 };
 
 // The branch after dropout. Which elements are kept is worked out once, or, kPacks = 0, whenever they are used.
-template <class T, int W, int kPacks>
-struct Branch : RowPart<T, W, kPacks> {
+template <class T, bool kAligned, int kPacks>
+struct Branch : RowPart<T, kAligned, kPacks> {
+  static constexpr int W = kPackWidth<T>;
   static_assert(kPacks * W <= 32);
   uint32_t bits;
 
@@ -95,8 +110,11 @@ struct Branch : RowPart<T, W, kPacks> {
       }
   }
   __device__ void factors(const LayerNormArgs& a, int64_t i, int k, Column<kPacks> j, Acc<T> (&f)[W]) const {
-    uint32_t mine = bits >> (k * W);
-    if (kPacks == 0 && a.dropout) mine = kept_bits<W>(a.seed, a.dropout_threshold, i * a.cols + j);
+    uint32_t mine;
+    if constexpr (kPacks > 0)
+      mine = bits >> (k * W);
+    else
+      mine = a.dropout ? kept_bits<W>(a.seed, a.dropout_threshold, i * a.cols + j) : ~0u;
     const Acc<T> scale = a.dropout ? Acc<T>(a.dropout_scale) : Acc<T>(1);
     for (int l = 0; l < W; ++l) f[l] = mine >> l & 1 ? scale : Acc<T>(0);
   }
@@ -132,9 +150,10 @@ struct Slots {  // of reductions
 };
 
 // x(k, j, v) gives a pack of the norm's input.
-template <int W, int kPacks, class A, class X>
+template <class T, bool kAligned, int kPacks, class A, class X>
 __device__ Statistics<A> statistics(const LayerNormArgs& a, const Norm& norm, const void* common_peak, int64_t i,
                                     const RowTeam& team, Slots<A>& slots, X x) {
+  constexpr int W = kPackWidth<T>;
   using J = Column<kPacks>;
   const J cols = a.cols;
   A c = 1, power = 1, v[W];
@@ -159,7 +178,9 @@ __device__ Statistics<A> statistics(const LayerNormArgs& a, const Norm& norm, co
   A variance = 0;
   team.each_pack<W, kPacks>(cols, [&](int k, J j) {
     x(k, j, v);
-    for (int l = 0; l < W; ++l) variance += (v[l] * power - mean) * (v[l] * power - mean);
+    const int left = elements<T, kAligned>(cols, j);
+    for (int l = 0; l < W; ++l)
+      if (l < left) variance += (v[l] * power - mean) * (v[l] * power - mean);
   });
   variance = team.reduce(variance, A(0), Sum<A>(), slots.variance) / A(cols);
   const A unit = c * power;

@@ -66,6 +66,29 @@ __device__ void store(T* y, const Pack<T, W>& pack) {
   *reinterpret_cast<decltype(raw)*>(y) = raw;
 }
 
+// The same where a pack may begin anywhere and end early: elements from `left` on are zeros, and are not stored. So
+// which thread has which column does not depend on the layout, and neither does a bit of the result.
+template <bool kAligned, int W, class T>
+__device__ Pack<T, W> load(const T* x, int left) {
+  if constexpr (kAligned) {
+    return load<W>(x);
+  } else {
+    Pack<T, W> pack;
+    for (int l = 0; l < W; ++l) pack.at[l] = l < left ? load<1>(x + l).at[0] : narrow<T>(0);
+    return pack;
+  }
+}
+
+template <bool kAligned, class T, int W>
+__device__ void store(T* y, const Pack<T, W>& pack, int left) {
+  if constexpr (kAligned) {
+    store(y, pack);
+  } else {
+    for (int l = 0; l < W; ++l)
+      if (l < left) y[l] = pack.at[l];
+  }
+}
+
 // Calls f with a value of the dtype's type.
 template <class F>
 cudaError_t by_dtype(Dtype dtype, F f) {

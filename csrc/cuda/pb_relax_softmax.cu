@@ -8,11 +8,12 @@
 namespace cogview::cuda {
 namespace {
 
-// kPacks > 0: a thread keeps that many packs of W in registers, so memory is read once and written once. kPacks = 0:
+// kPacks > 0: a thread keeps that many packs in registers, so memory is read once and written once. kPacks = 0:
 // rows longer than that are read again for each of the three passes, mostly from cache.
-template <class T, int W, int kPacks>
+template <class T, bool kAligned, int kPacks>
 __global__ void __launch_bounds__(kMaxTeam)
     forward(const __grid_constant__ SoftmaxArgs a, int64_t rows, int team_size) {
+  constexpr int W = kPackWidth<T>;
   using A = Acc<T>;
   const A none = -INFINITY;
   __shared__ A warps[3][1][32];
@@ -30,15 +31,15 @@ __global__ void __launch_bounds__(kMaxTeam)
   bool any = !mask && n > 0;
   // kept[k]: the entries from column j, -inf where hidden
   const auto see = [&](int k, J j) {
-    if (kPacks == 0) raw[k] = load<W>(x + j);
     const int left = static_cast<int>(min(n - j, J(W)));
+    if (kPacks == 0) raw[k] = load<kAligned, W>(x + j, left);
     for (int l = 0; l < W; ++l) kept[k][l] = l < left ? widen(raw[k].at[l]) : none;
     if (!mask) return;
     Pack<unsigned char, W> shown;
-    if constexpr (W == 1)
-      shown.at[0] = mask[j * a.mask_col_stride];
-    else
+    if constexpr (kAligned && W > 1)
       shown = load<W>(reinterpret_cast<const unsigned char*>(mask) + j);
+    else
+      for (int l = 0; l < W; ++l) shown.at[l] = l < left && mask[(j + l) * a.mask_col_stride];
     for (int l = 0; l < W; ++l) {
       any |= l < left && shown.at[l];
       if (!shown.at[l]) kept[k][l] = none;
@@ -46,7 +47,9 @@ __global__ void __launch_bounds__(kMaxTeam)
   };
 
   // all loads first, so that they are under way together
-  if (kPacks > 0) team.each_pack<W, kPacks>(n, [&](int k, J j) { raw[k] = load<W>(x + j); });
+  if (kPacks > 0)
+    team.each_pack<W, kPacks>(
+        n, [&](int k, J j) { raw[k] = load<kAligned, W>(x + j, static_cast<int>(min(n - j, J(W)))); });
   A peak = none;
   team.each_pack<W, kPacks>(n, [&](int k, J j) {
     see(k, j);
@@ -77,13 +80,14 @@ __global__ void __launch_bounds__(kMaxTeam)
     }
     Pack<T, W> out;  // hidden entries: zeros, or NaN where the row is
     for (int l = 0; l < W; ++l) out.at[l] = narrow<T>(kept[k][l] * inverse);
-    store(y + j, out);
+    store<kAligned>(y + j, out, static_cast<int>(min(cols - j, J(W))));
   });
 }
 
-template <class T, int W, int kPacks>
+template <class T, bool kAligned, int kPacks>
 __global__ void __launch_bounds__(kMaxTeam)
     backward(const __grid_constant__ SoftmaxArgs a, int64_t rows, int team_size) {
+  constexpr int W = kPackWidth<T>;
   using A = Acc<T>;
   __shared__ A warps[1][32];
   const RowTeam team(team_size);
@@ -97,8 +101,9 @@ __global__ void __launch_bounds__(kMaxTeam)
 
   Pack<T, W> p[kPacks ? kPacks : 1], dp[kPacks ? kPacks : 1];
   const auto read = [&](int k, J j) {
-    p[k] = load<W>(y + j);
-    dp[k] = load<W>(dy + j);
+    const int left = static_cast<int>(min(n - j, J(W)));
+    p[k] = load<kAligned, W>(y + j, left);
+    dp[k] = load<kAligned, W>(dy + j, left);
   };
   if (kPacks > 0) team.each_pack<W, kPacks>(n, read);
   A inner = 0;
@@ -116,7 +121,7 @@ __global__ void __launch_bounds__(kMaxTeam)
     Pack<T, W> out;
     for (int l = 0; l < W; ++l)
       out.at[l] = narrow<T>(l < left ? widen(p[k].at[l]) * (widen(dp[k].at[l]) - inner) * alpha : A(0));
-    store(dx + j, out);
+    store<kAligned>(dx + j, out, static_cast<int>(min(cols - j, J(W))));
   });
 }
 
@@ -126,12 +131,14 @@ cudaError_t pb_relax_softmax_fwd(const SoftmaxArgs& a, int64_t rows, cudaStream_
   return by_dtype(a.dtype, [&](auto one) {
     using T = decltype(one);
     constexpr int kWide = kPackWidth<T>, kKept = 64 / sizeof(Acc<T>);
-    const bool wide = a.cols % kWide == 0 && aligned(a.scores, a.scores_rows, kWide, sizeof(T)) &&
-                      aligned(a.out, a.out_rows, kWide, sizeof(T)) &&
-                      (!a.mask || (a.mask_col_stride == 1 && aligned(a.mask, a.mask_rows, kWide, 1)));
+    const bool whole = a.cols % kWide == 0 && aligned(a.scores, a.scores_rows, kWide, sizeof(T)) &&
+                       aligned(a.out, a.out_rows, kWide, sizeof(T)) &&
+                       (!a.mask || (a.mask_col_stride == 1 && aligned(a.mask, a.mask_rows, kWide, 1)));
     const RowLaunch launch(rows, a.cols, kKept);
-    const auto kernel = launch.fits ? (wide ? forward<T, kWide, kKept / kWide> : forward<T, 1, kKept>)
-                                    : (wide ? forward<T, kWide, 0> : forward<T, 1, 0>);
+    // what is not aligned is read again in each pass
+    const auto kernel = !whole        ? forward<T, kWide == 1, 0>
+                        : launch.fits ? forward<T, true, kKept / kWide>
+                                      : forward<T, true, 0>;
     return launch(kernel, a, rows, stream);
   });
 }
@@ -140,11 +147,13 @@ cudaError_t pb_relax_softmax_bwd(const SoftmaxArgs& a, int64_t rows, cudaStream_
   return by_dtype(a.dtype, [&](auto one) {
     using T = decltype(one);
     constexpr int kWide = kPackWidth<T>, kKept = 64 / sizeof(Acc<T>);  // of each of two tensors
-    const bool wide = a.cols % kWide == 0 && aligned(a.out, a.out_rows, kWide, sizeof(T)) &&
-                      aligned(a.dout, a.dout_rows, kWide, sizeof(T)) && aligned(a.grad, a.grad_rows, kWide, sizeof(T));
+    const bool whole = a.cols % kWide == 0 && aligned(a.out, a.out_rows, kWide, sizeof(T)) &&
+                       aligned(a.dout, a.dout_rows, kWide, sizeof(T)) && aligned(a.grad, a.grad_rows, kWide, sizeof(T));
     const RowLaunch launch(rows, a.cols, kKept);
-    const auto kernel = launch.fits ? (wide ? backward<T, kWide, kKept / kWide> : backward<T, 1, kKept>)
-                                    : (wide ? backward<T, kWide, 0> : backward<T, 1, 0>);
+    // what is not aligned is read again in each pass
+    const auto kernel = !whole        ? backward<T, kWide == 1, 0>
+                        : launch.fits ? backward<T, true, kKept / kWide>
+                                      : backward<T, true, 0>;
     return launch(kernel, a, rows, stream);
   });
 }

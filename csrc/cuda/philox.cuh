@@ -24,23 +24,18 @@ __device__ inline void philox(uint64_t seed, uint64_t counter, uint32_t (&words)
   words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
 }
 
-// Bit l: whether element at + l is kept. Several elements begin at a multiple of 4.
+// Bit l: whether element at + l is kept, of up to W.
 template <int W>
 __device__ uint32_t kept_bits(uint64_t seed, uint32_t threshold, int64_t at) {
-  uint32_t words[4], bits = 0;
-  if constexpr (W == 1) {
-    philox(seed, uint64_t(at) / 4, words);
-    const int word = int(at % 4);
-    return (word == 0 ? words[0] : word == 1 ? words[1] : word == 2 ? words[2] : words[3]) >= threshold;
-  } else {
-    static_assert(W % 4 == 0);
+  uint64_t bits = 0;  // of whole counters
+  const int skip = int(at % 4);
 #pragma unroll 1
-    for (int q = 0; q < W / 4; ++q) {
-      philox(seed, uint64_t(at) / 4 + q, words);
-      for (int l = 0; l < 4; ++l) bits |= uint32_t(words[l] >= threshold) << (4 * q + l);
-    }
-    return bits;
+  for (int q = 0; 4 * q < skip + W; ++q) {
+    uint32_t words[4];
+    philox(seed, uint64_t(at) / 4 + q, words);
+    for (int l = 0; l < 4; ++l) bits |= uint64_t(words[l] >= threshold) << (4 * q + l);
   }
+  return uint32_t(bits >> skip) & ((1u << W) - 1);
 }
 
 }  // namespace cogview::cuda

@@ -57,6 +57,7 @@ struct RowTeam {
   template <int W, int kPacks, class F>
   __device__ void each_pack(Column<kPacks> end, F f) const {
     if constexpr (kPacks == 0) {
+#pragma unroll 1
       for (int64_t j = rank * W; j < end; j += size * W) f(0, j);
     } else {
 #pragma unroll
@@ -81,12 +82,6 @@ struct RowLaunch {
       team = fits ? static_cast<int>((cols + 32 * kept - 1) / (32 * kept)) * 32 : max_team;
     threads = team > 32 ? team : 128;
     blocks = (rows + threads / team - 1) / (threads / team);
-  }
-
-  // One team a block.
-  void whole_blocks(int64_t rows) {
-    team = threads = std::max(team, 32);
-    blocks = rows;
   }
 
   // A persistent grid: as many blocks as run at once, fewer where rows are few.

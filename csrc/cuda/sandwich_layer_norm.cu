@@ -6,6 +6,7 @@ namespace cogview::cuda {
 namespace {
 
 constexpr int kThreads = 512;  // of a block at most: 128 registers each
+constexpr int kTeamRows = 5;   // in shared memory: sums over rows of four gradients, and a gradient not rounded
 
 // The largest magnitude that any thread of the grid has seen.
 template <class A>
@@ -14,11 +15,12 @@ __device__ void publish(Bits<A> peak, void* to) {
   if (threadIdx.x % 32 == 0 && peak) atomicMax(static_cast<Bits<A>*>(to), peak);
 }
 
-// kPacks > 0: a thread keeps that many packs of W in registers, so memory is read once and written once. kPacks = 0:
-// longer rows are read again in each pass, from cache.
-template <class T, int W, int kPacks, bool kBranch>
+// kPacks > 0: a thread keeps that many packs in registers, so memory is read once and written once. kPacks = 0: longer
+// rows are read again in each pass, from cache.
+template <class T, bool kAligned, int kPacks, bool kBranch>
 __global__ void __launch_bounds__(kThreads, 1)
     forward(const __grid_constant__ LayerNormArgs a, int64_t rows, int team_size) {
+  constexpr int W = kPackWidth<T>;
   using A = Acc<T>;
   using J = Column<kPacks>;
   __shared__ Slots<A> slots;
@@ -27,16 +29,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   Bits<A> peak = 0;
   const bool emit = kBranch && a.relax == Relax::tensor && !a.x;
   for (int64_t i = team.row; i < rows; i += team.step) {
-    RowPart<T, W, kPacks> h;
+    RowPart<T, kAligned, kPacks> h;
     T* h_row = row_of<T>(a.h, a.h_rows, i);
     A v[W], weight[W], bias[W];
     const auto normalise = [&](const Norm& norm, const Statistics<A>& s, J j) {
-      load_weights<T>(norm.weight, j, a.wide_weights, weight);
-      load_weights<T>(norm.bias, j, a.wide_weights, bias);
+      const int left = elements<T, kAligned>(cols, j);
+      load_weights<T, kAligned>(norm.weight, j, left, a.wide_weights, weight);
+      load_weights<T, kAligned>(norm.bias, j, left, a.wide_weights, bias);
       for (int l = 0; l < W; ++l) v[l] = (v[l] * s.power - s.mean) * s.rstd * weight[l] + bias[l];
     };
     if constexpr (kBranch) {
-      Branch<T, W, kPacks> branch;
+      Branch<T, kAligned, kPacks> branch;
       branch.read(team, row_of<T>(a.branch, a.branch_rows, i), cols);
       h.read(team, row_of<T>(a.residual, a.residual_rows, i), cols);
       branch.drop(a, team, i);
@@ -46,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         branch.factors(a, i, k, j, other);
         for (int l = 0; l < W; ++l) x[l] *= other[l];
       };
-      const Statistics<A> s = statistics<W, kPacks>(a, a.post, a.post_peak, i, team, slots, dropped);
+      const Statistics<A> s = statistics<T, kAligned, kPacks>(a, a.post, a.post_peak, i, team, slots, dropped);
       team.each_pack<W, kPacks>(cols, [&](int k, J j) {
         dropped(k, j, v);
         normalise(a.post, s, j);
@@ -56,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           sum.at[l] = narrow<T>(other[l] + v[l]);
           if (emit) peak = Largest<Bits<A>>()(peak, magnitude(widen(sum.at[l])));
         }
-        store(h_row + j, sum);
+        store<kAligned>(h_row + j, sum, elements<T, kAligned>(cols, j));
       });
       h.from = h_row;
     } else {
@@ -64,27 +67,28 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (!kBranch || a.x) {
       T* x_row = row_of<T>(a.x, a.x_rows, i);
-      const Statistics<A> s = statistics<W, kPacks>(a, a.pre, a.pre_peak, i, team, slots, h);
+      const Statistics<A> s = statistics<T, kAligned, kPacks>(a, a.pre, a.pre_peak, i, team, slots, h);
       team.each_pack<W, kPacks>(cols, [&](int k, J j) {
         h(k, j, v);
         normalise(a.pre, s, j);
         Pack<T, W> out;
         for (int l = 0; l < W; ++l) out.at[l] = narrow<T>(v[l]);
-        store(x_row + j, out);
+        store<kAligned>(x_row + j, out, elements<T, kAligned>(cols, j));
       });
     }
   }
   if (emit) publish<A>(peak, a.pre_peak);
 }
 
-template <class T, int W, bool kBranch>
+template <class T, bool kAligned, bool kBranch>
 __global__ void __launch_bounds__(kThreads, 1)
     peaks(const __grid_constant__ LayerNormArgs a, int64_t rows, int team_size) {
+  constexpr int W = kPackWidth<T>;
   using A = Acc<T>;
   const RowTeam team(team_size);
   Bits<A> peak = 0;
   for (int64_t i = team.row; i < rows; i += team.step) {
-    Branch<T, W, 0> part;
+    Branch<T, kAligned, 0> part;
     part.read(team, kBranch ? row_of<T>(a.branch, a.branch_rows, i) : row_of<T>(a.h, a.h_rows, i), a.cols);
     team.each_pack<W, 0>(a.cols, [&](int k, int64_t j) {
       A v[W], factor[W];
@@ -96,21 +100,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   publish<A>(peak, kBranch ? a.post_peak : a.pre_peak);
 }
 
-// Sums over a block's rows of the gradients of weight and bias: in registers, or, kPacks = 0, in shared memory where
+// Sums over a team's rows of the gradients of weight and bias: in registers, or, kPacks = 0, in shared memory where
 // they fit and in this block's row of the partial sums where not. Every thread has columns of its own.
 template <class A, int W, int kPacks>
 struct ParameterSums {
   A dweight[kPacks ? kPacks : 1][W] = {}, dbias[kPacks ? kPacks : 1][W] = {};
-  A *weight_row, *bias_row;  // of the partial sums
-  A *weight_memory, *bias_memory;
+  A *weight_row, *bias_row;        // of the partial sums
+  A *weight_memory, *bias_memory;  // the same without shared memory: a block is one team then
 
-  __device__ ParameterSums(const Norm& norm, int64_t cols, const RowTeam& team, A* shared)
-      : weight_row(static_cast<A*>(norm.dweight) + blockIdx.x * cols),
-        bias_row(static_cast<A*>(norm.dbias) + blockIdx.x * cols),
-        weight_memory(shared ? shared : weight_row),
-        bias_memory(shared ? shared + cols : bias_row) {
+  // `shared` has room for kTeamRows rows of each team.
+  __device__ ParameterSums(const LayerNormArgs& a, const Norm& norm, const RowTeam& team, A* shared)
+      : weight_row(static_cast<A*>(norm.dweight) + blockIdx.x * a.scratch_cols),
+        bias_row(static_cast<A*>(norm.dbias) + blockIdx.x * a.scratch_cols) {
+    const int number = threadIdx.x / team.size;
+    weight_memory = shared ? shared + number * kTeamRows * a.scratch_cols : weight_row;
+    bias_memory = shared ? weight_memory + a.scratch_cols : bias_row;
     if constexpr (kPacks == 0)
-      team.each_pack<W, 0>(cols, [&](int, int64_t j) {
+      team.each_pack<W, 0>(a.cols, [&](int, int64_t j) {
         for (int l = 0; l < W; ++l) weight_memory[j + l] = bias_memory[j + l] = 0;
       });
   }
@@ -120,36 +126,29 @@ struct ParameterSums {
       (kPacks ? dbias[k][l] : bias_memory[j + l]) += dy[l];
     }
   }
+  // Teams of one block in their order; `shared` is a row of them.
   __device__ void write(Column<kPacks> cols, const RowTeam& team, A* shared) {
-    if constexpr (kPacks > 0) {
-      combine(cols, team, shared, dweight, weight_row);
-      combine(cols, team, shared, dbias, bias_row);
-    } else if (weight_memory != weight_row) {
-      team.each_pack<W, 0>(cols, [&](int, int64_t j) {
-        for (int l = 0; l < W; ++l) weight_row[j + l] = weight_memory[j + l], bias_row[j + l] = bias_memory[j + l];
-      });
-    }
-  }
-
- private:
-  // Teams of one block in their order.
-  __device__ void combine(int cols, const RowTeam& team, A* shared, const A (&mine)[kPacks ? kPacks : 1][W], A* row) {
+    if (kPacks == 0 && weight_memory == weight_row) return;
     const int teams = blockDim.x / team.size, number = threadIdx.x / team.size;
-    for (int t = 0; t < teams; ++t) {
-      if (number == t)
-        team.each_pack<W, kPacks>(cols, [&](int k, int j) {
-          for (int l = 0; l < W; ++l) {
-            const A sum = t ? shared[j + l] + mine[k][l] : mine[k][l];
-            (t + 1 < teams ? shared : row)[j + l] = sum;
-          }
-        });
-      __syncthreads();
+    for (int which = 0; which < 2; ++which) {
+      A* row = which ? bias_row : weight_row;
+      for (int t = 0; t < teams; ++t) {
+        if (number == t)
+          team.each_pack<W, kPacks>(cols, [&](int k, Column<kPacks> j) {
+            for (int l = 0; l < W; ++l) {
+              const A mine = kPacks ? (which ? dbias : dweight)[k][l] : (which ? bias_memory : weight_memory)[j + l];
+              A* to = t + 1 < teams ? shared : row;
+              to[j + l] = t ? shared[j + l] + mine : mine;
+            }
+          });
+        __syncthreads();
+      }
     }
   }
 };
 
 // Gradient through one norm: x, dy and each(k, j, gradient) by packs.
-template <class T, int W, int kPacks, class A, class X, class DY, class F>
+template <class T, bool kAligned, int kPacks, int W, class A, class X, class DY, class F>
 __device__ void norm_backward(const LayerNormArgs& a, const Norm& norm, int64_t i, const RowTeam& team,
                               ParameterSums<A, W, kPacks>& sums, A (&warps)[2][32], X x, DY dy, F each) {
   using J = Column<kPacks>;
@@ -160,7 +159,7 @@ __device__ void norm_backward(const LayerNormArgs& a, const Norm& norm, int64_t 
   const auto see = [&](int k, J j) {
     x(k, j, y);
     dy(k, j, d);
-    load_weights<T>(norm.weight, j, a.wide_weights, weight);
+    load_weights<T, kAligned>(norm.weight, j, elements<T, kAligned>(cols, j), a.wide_weights, weight);
     // halves: the difference of two huge numbers does not overflow
     for (int l = 0; l < W; ++l) y[l] = (y[l] * A(0.5) - half_mean) * twice_rstd;
   };
@@ -182,25 +181,26 @@ __device__ void norm_backward(const LayerNormArgs& a, const Norm& norm, int64_t 
   });
 }
 
-template <class T, int W, int kPacks, bool kBranch>
+template <class T, bool kAligned, int kPacks, bool kBranch>
 __global__ void __launch_bounds__(kThreads, 1)
     backward(const __grid_constant__ LayerNormArgs a, int64_t rows, int team_size) {
+  constexpr int W = kPackWidth<T>, kKept = kPacks ? kPacks : 1;
   using A = Acc<T>;
   using J = Column<kPacks>;
-  constexpr int kKept = kPacks ? kPacks : 1;
   __shared__ A warps[2][2][2][32];
-  __shared__ A teams[kPacks ? 32 * kPacks * W : 1];
+  __shared__ A teams[32 * (sizeof(A) == 8 ? 4 : 16)];  // a row that several teams of a block can take
   extern __shared__ double memory[];
   A* const shared = kPacks == 0 && a.sums_in_shared ? reinterpret_cast<A*>(memory) : nullptr;
   const RowTeam team(team_size);
   const J cols = a.cols;
-  ParameterSums<A, W, kPacks> pre(a.pre, cols, team, shared);
-  ParameterSums<A, W, kPacks> post(kBranch ? a.post : a.pre, cols, team,
-                                   shared && kBranch ? shared + 2 * cols : shared);
+  ParameterSums<A, W, kPacks> pre(a, a.pre, team, shared);
+  ParameterSums<A, W, kPacks> post(a, kBranch ? a.post : a.pre, team, shared ? shared + 2 * a.scratch_cols : nullptr);
+  A* const row = shared ? shared + (threadIdx.x / team.size * kTeamRows + 4) * a.scratch_cols
+                        : static_cast<A*>(a.scratch) + blockIdx.x * a.scratch_cols;
   int turn = 0;
   for (int64_t i = team.row; i < rows; i += team.step, turn ^= 1) {
-    RowPart<T, W, kPacks> h, dx, dh;
-    Branch<T, W, kPacks> branch;
+    RowPart<T, kAligned, kPacks> h, dx, dh;
+    Branch<T, kAligned, kPacks> branch;
     if (a.dx) {
       dx.read(team, row_of<T>(a.dx, a.dx_rows, i), cols);
       h.read(team, row_of<T>(static_cast<const void*>(a.h), a.h_rows, i), cols);
@@ -209,8 +209,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (kBranch) branch.read(team, row_of<T>(a.branch, a.branch_rows, i), cols);
 
     T* dresidual = row_of<T>(a.dresidual, a.dresidual_rows, i);
-    // the gradient of h, not rounded: in registers, or in this block's row of the scratch
-    A kept[kKept][W], *row = static_cast<A*>(a.scratch) + blockIdx.x * a.scratch_cols;
+    // the gradient of h, not rounded: in registers, or in shared memory or this block's row of the scratch
+    A kept[kKept][W];
     const auto wide = [&](int k, J j, int l) -> A& { return kPacks ? kept[k][l] : row[j + l]; };
     const auto finish = [&](int k, J j, A(&d)[W]) {
       A other[W];
@@ -221,10 +221,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (kBranch) wide(k, j, l) = d[l];
         out.at[l] = narrow<T>(d[l]);
       }
-      store(dresidual + j, out);
+      store<kAligned>(dresidual + j, out, elements<T, kAligned>(cols, j));
     };
     if (a.dx) {
-      norm_backward<T>(a, a.pre, i, team, pre, warps[0][turn], h, dx, finish);
+      norm_backward<T, kAligned, kPacks>(a, a.pre, i, team, pre, warps[0][turn], h, dx, finish);
     } else {
       team.each_pack<W, kPacks>(cols, [&](int k, J j) {
         A none[W] = {};
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       branch.drop(a, team, i);
       T* dbranch = row_of<T>(a.dbranch, a.dbranch_rows, i);
       A factor[W];
-      norm_backward<T>(
+      norm_backward<T, kAligned, kPacks>(
           a, a.post, i, team, post, warps[1][turn],
           [&](int k, J j, A(&x)[W]) {
             branch(k, j, x);
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             branch.factors(a, i, k, j, factor);
             Pack<T, W> out;
             for (int l = 0; l < W; ++l) out.at[l] = narrow<T>(d[l] * factor[l]);
-            store(dbranch + j, out);
+            store<kAligned>(dbranch + j, out, elements<T, kAligned>(cols, j));
           });
     }
   }
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(kColumns* kParts) total(const __grid_constant_
       blockIdx.y < 2 ? (blockIdx.y ? a.dpre_bias : a.dpre_weight) : (blockIdx.y == 2 ? a.dpost_weight : a.dpost_bias);
   A sum = 0;
   if (j < a.cols)
-    for (int64_t block = part; block < blocks; block += kParts) sum += sums[block * a.cols + j];
+    for (int64_t block = part; block < blocks; block += kParts) sum += sums[block * a.scratch_cols + j];
   parts[part][column] = sum;
   __syncthreads();
   if (part > 0 || j >= a.cols) return;
@@ -284,12 +284,31 @@ __global__ void __launch_bounds__(kColumns* kParts) total(const __grid_constant_
     static_cast<T*>(to)[j] = narrow<T>(sum);
 }
 
-// Of each tensor of a row, in a thread. What does not come in packs is read again in each pass, from cache.
+// Of each tensor of a row in a thread, as many as registers allow. Sums over rows take twice as many for two norms.
 constexpr int kForwardPacks = 4;
-constexpr size_t kStaticShared = 2048;
+template <class T, bool kBranch>
+constexpr int kBackwardPacks = (sizeof(T) == 2 ? 2 : 4) / (kBranch ? 2 : 1);
+
+using Kernel = void (*)(LayerNormArgs, int64_t, int);
+
+// What is not aligned is read again in each pass.
+template <class T, bool kBranch>
+Kernel forward_kernel(bool aligned, bool fits) {
+  if (!aligned) return forward<T, kPackWidth<T> == 1, 0, kBranch>;
+  return fits ? forward<T, true, kForwardPacks, kBranch> : forward<T, true, 0, kBranch>;
+}
+template <class T, bool kBranch>
+Kernel backward_kernel(bool aligned, bool fits) {
+  if (!aligned) return backward<T, kPackWidth<T> == 1, 0, kBranch>;
+  return fits ? backward<T, true, kBackwardPacks<T, kBranch>, kBranch> : backward<T, true, 0, kBranch>;
+}
+template <class T, bool kBranch>
+Kernel peak_kernel(bool aligned) {
+  return aligned ? peaks<T, true, kBranch> : peaks<T, kPackWidth<T> == 1, kBranch>;
+}
 
 template <class T>
-bool wide_rows(const LayerNormArgs& a) {
+bool all_aligned(const LayerNormArgs& a) {
   constexpr int W = kPackWidth<T>, size = sizeof(T);
   bool yes = a.cols % W == 0;
   const auto rows = [&](const void* data, const Rows& rows) { yes &= !data || aligned(data, rows, W, size); };
@@ -306,30 +325,6 @@ bool wide_rows(const LayerNormArgs& a) {
   return yes;
 }
 
-using Kernel = void (*)(LayerNormArgs, int64_t, int);
-
-template <class T, bool kBranch>
-Kernel forward_kernel(bool wide, bool fits) {
-  if constexpr (kPackWidth<T> > 1) {
-    if (wide) return fits ? forward<T, kPackWidth<T>, kForwardPacks, kBranch> : forward<T, kPackWidth<T>, 0, kBranch>;
-  }
-  return forward<T, 1, 0, kBranch>;
-}
-
-// One more pack where there is one norm only.
-template <class T, bool kBranch>
-constexpr int kBackwardPacks = sizeof(T) == 2 ? (kBranch ? 1 : 2) : (kBranch ? 2 : 4);
-
-template <class T, bool kBranch>
-Kernel backward_kernel(bool wide, bool fits) {
-  if constexpr (kPackWidth<T> > 1) {
-    if (wide)
-      return fits ? backward<T, kPackWidth<T>, kBackwardPacks<T, kBranch>, kBranch>
-                  : backward<T, kPackWidth<T>, 0, kBranch>;
-  }
-  return backward<T, 1, 0, kBranch>;
-}
-
 struct BackwardLaunch : RowLaunch {
   Kernel kernel;
   cudaError_t error = cudaSuccess;
@@ -338,17 +333,17 @@ struct BackwardLaunch : RowLaunch {
   BackwardLaunch(LayerNormArgs& a, int64_t rows, T)
       : RowLaunch(rows, a.cols, kPackWidth<T> * (a.branch ? kBackwardPacks<T, true> : kBackwardPacks<T, false>),
                   kThreads) {
-    const bool wide = wide_rows<T>(a);
-    kernel = a.branch ? backward_kernel<T, true>(wide, fits) : backward_kernel<T, false>(wide, fits);
-    if (!wide || kPackWidth<T> == 1 || !fits) {  // sums in memory
-      whole_blocks(rows);
+    const bool aligned = all_aligned<T>(a);
+    kernel = a.branch ? backward_kernel<T, true>(aligned, fits) : backward_kernel<T, false>(aligned, fits);
+    if (!fits || !aligned) {
       int device = 0, most = 0;
       error = cudaGetDevice(&device);
       if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-      const size_t bytes = a.cols * (a.branch ? 4 : 2) * sizeof(Acc<T>);
-      a.sums_in_shared = bytes + kStaticShared <= size_t(most);
+      const size_t bytes = threads / team * kTeamRows * a.scratch_cols * sizeof(Acc<T>);
+      constexpr size_t kOther = 8192;  // the kernel's own
+      a.sums_in_shared = bytes + kOther <= size_t(most);
       if (a.sums_in_shared) shared = bytes;
-      if (error == cudaSuccess && bytes > 32768 && a.sums_in_shared)
+      if (error == cudaSuccess && a.sums_in_shared)
         error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     }
     if (error == cudaSuccess) error = persist(kernel);
@@ -360,11 +355,9 @@ struct BackwardLaunch : RowLaunch {
 cudaError_t layer_norm_peak(const LayerNormArgs& a, int64_t rows, cudaStream_t stream) {
   return by_dtype(a.dtype, [&](auto one) {
     using T = decltype(one);
-    constexpr int W = kPackWidth<T>;
-    const bool wide = wide_rows<T>(a);
-    const auto kernel =
-        a.branch ? (wide ? peaks<T, W, true> : peaks<T, 1, true>) : (wide ? peaks<T, W, false> : peaks<T, 1, false>);
-    RowLaunch launch(rows, a.cols, 4 * W, kThreads);
+    RowLaunch launch(rows, a.cols, 4 * kPackWidth<T>, kThreads);
+    const bool aligned = all_aligned<T>(a);
+    const Kernel kernel = a.branch ? peak_kernel<T, true>(aligned) : peak_kernel<T, false>(aligned);
     cudaError_t error = cudaMemsetAsync(a.branch ? a.post_peak : a.pre_peak, 0, sizeof(Acc<T>), stream);
     if (error == cudaSuccess) error = launch.persist(kernel);
     return error == cudaSuccess ? launch(kernel, a, rows, stream) : error;
@@ -374,10 +367,9 @@ cudaError_t layer_norm_peak(const LayerNormArgs& a, int64_t rows, cudaStream_t s
 cudaError_t sandwich_layer_norm_fwd(const LayerNormArgs& a, int64_t rows, cudaStream_t stream) {
   return by_dtype(a.dtype, [&](auto one) {
     using T = decltype(one);
-    const bool wide = wide_rows<T>(a);
     RowLaunch launch(rows, a.cols, kForwardPacks * kPackWidth<T>, kThreads);
-    const Kernel kernel =
-        a.branch ? forward_kernel<T, true>(wide, launch.fits) : forward_kernel<T, false>(wide, launch.fits);
+    const bool aligned = all_aligned<T>(a), fits = launch.fits;
+    const Kernel kernel = a.branch ? forward_kernel<T, true>(aligned, fits) : forward_kernel<T, false>(aligned, fits);
     cudaError_t error = launch.persist(kernel);
     if (error == cudaSuccess && a.relax == Relax::tensor && !a.x)
       error = cudaMemsetAsync(a.pre_peak, 0, sizeof(Acc<T>), stream);
@@ -399,9 +391,9 @@ cudaError_t sandwich_layer_norm_bwd(const LayerNormArgs& args, int64_t rows, cud
     using T = decltype(one);
     LayerNormArgs a = args;
     const BackwardLaunch launch(a, rows, one);
-    cudaError_t error = launch.error == cudaSuccess ? launch(launch.kernel, a, rows, stream) : launch.error;
+    const cudaError_t error = launch.error == cudaSuccess ? launch(launch.kernel, a, rows, stream) : launch.error;
     if (error != cudaSuccess) return error;
-    const dim3 grid(static_cast<unsigned>((a.cols + kColumns - 1) / kColumns), a.branch ? 4 : 2);
+    const dim3 grid(static_cast<unsigned>((a.cols + kColumns - 1) / kColumns), a.dpost_weight ? 4 : 2);
     total<T><<<grid, kColumns * kParts, 0, stream>>>(a, launch.blocks);
     return cudaGetLastError();
   });

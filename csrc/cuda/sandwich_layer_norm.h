@@ -22,8 +22,8 @@ cudaError_t layer_norm_peak(const LayerNormArgs& args, int64_t rows, cudaStream_
 // With relax = tensor and without x, the largest |h| goes to pre_peak.
 cudaError_t sandwich_layer_norm_fwd(const LayerNormArgs& args, int64_t rows, cudaStream_t stream);
 
-// Norm::dweight, Norm::dbias and scratch are [blocks, cols] of the statistics' dtype, and blocks is this; it depends on
-// the shape, the layout and the GPU, so gradients repeat bit for bit.
+// Norm::dweight, Norm::dbias and scratch are [blocks, scratch_cols] of the statistics' dtype, scratch_cols a multiple
+// of 8, and blocks is this; it depends on the shape, the layout and the GPU, so gradients repeat bit for bit.
 cudaError_t sandwich_layer_norm_bwd_blocks(const LayerNormArgs& args, int64_t rows, int64_t* blocks);
 cudaError_t sandwich_layer_norm_bwd(const LayerNormArgs& args, int64_t rows, cudaStream_t stream);
 
