@@ -15,9 +15,10 @@ import pytest
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
 CSRC = Path(__file__).parents[1] / "csrc"
-ARCHS = ("80", "90a")  # setup.py's default
+ARCHS = ("80", "90a", "100")
 FILES = sorted((CSRC / "cuda").glob("*.cu"))
-REGISTERS = {"pb_relax_softmax": 64}  # of a thread: 65536 by the largest block
+REGISTERS = {"pb_relax_softmax": 128, "sandwich_layer_norm": 128}  # of a thread: 65536 by the largest block
+DTYPE = {"80": "f32", "90a": "bf16", "100": "f16"}  # compiled for it; all of them on each would take minutes
 SCALARS = {"d": "f64", "f": "f32", "13__nv_bfloat16": "bf16", "6__half": "f16"}
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 
@@ -36,7 +37,17 @@ Builds = dict[tuple[str, str], list[Kernel]]  # of (file stem, architecture)
 def compiled(file: Path, arch: str, folder: Path) -> list[Kernel]:
     """Compile one file for one architecture with the flags of the build."""
     target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-    flags = ["-std=c++17", "-O3", *COMMON_NVCC_FLAGS, target, "-Xptxas", "-v", "--keep", f"--keep-dir={folder}"]
+    flags = [
+        "-std=c++17",
+        "-O3",
+        *COMMON_NVCC_FLAGS,
+        target,
+        f"-DCOGVIEW_ONE_DTYPE={DTYPE[arch]}",
+        "-Xptxas",
+        "-v",
+        "--keep",
+        f"--keep-dir={folder}",
+    ]
     command = ["nvcc", *flags, "-cubin", "-o", str(folder / "k.cubin"), str(file)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -77,26 +88,50 @@ def test_registers_and_spills(builds: Builds, arch: str) -> None:
             assert not re.search(r"\b(ld|st)\.local\b", kernel.code), kernel.symbol
 
 
+def wide_accesses(code: str) -> tuple[int, int]:
+    """Loads and stores of 16 bytes; none of one or two."""
+    assert not re.search(r"\b(ld|st)\.global(\.nc)?\.[ubs](8|16)\b", code)
+    loads = len(re.findall(r"\bld\.global(?:\.nc)?\.v4\.\w32\b", code))
+    return loads, len(re.findall(r"\bst\.global\.v4\.\w32\b", code))
+
+
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHS)
 def test_pb_relax_softmax_moves_16_bytes_at_once(builds: Builds, arch: str) -> None:
-    """Kernels are templates of dtype, elements per access, and accesses per thread that stay in registers (or 0)."""
+    """Kernels are templates of dtype, alignment, and accesses per thread that stay in registers (or 0)."""
     wide = set()
     for kernel in builds["pb_relax_softmax", arch]:
-        match = re.search(rf"(forward|backward)I({'|'.join(SCALARS)})Li(\d+)ELi(\d+)E", kernel.symbol)
+        match = re.search(rf"(forward|backward)I({'|'.join(SCALARS)})Lb([01])ELi(\d+)E", kernel.symbol)
         assert match, kernel.symbol
-        name, scalar, width, kept = match[1], match[2], int(match[3]), int(match[4])
-        if width == 1:
+        name, scalar, aligned, kept = match[1], SCALARS[match[2]], match[3] == "1", int(match[4])
+        if not aligned or scalar == "f64":
             continue
-        wide.add((name, SCALARS[scalar], kept > 0))
-        loads = len(re.findall(r"\bld\.global\.nc\.v4\.\w32\b", kernel.code))
-        stores = len(re.findall(r"\bst\.global\.v4\.\w32\b", kernel.code))
+        wide.add((name, scalar, kept > 0))
+        loads, stores = wide_accesses(kernel.code)
         tensors = 1 if name == "forward" else 2
         assert stores == max(kept, 1), kernel.symbol
         # rows that fit are read once
         assert loads == tensors * kept if kept else loads >= 2 * tensors, kernel.symbol
-        assert not re.search(r"\b(ld|st)\.global(\.nc)?\.[ubs](8|16)\b", kernel.code), kernel.symbol
-    assert wide == set(itertools.product(("forward", "backward"), ("f32", "bf16", "f16"), (True, False)))
+    assert wide == set(itertools.product(("forward", "backward"), (DTYPE[arch],), (True, False)))
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ARCHS)
+def test_norms_move_16_bytes_at_once(builds: Builds, arch: str) -> None:
+    """Templates of dtype, alignment, accesses per thread of each tensor, and whether there is a branch."""
+    wide = set()
+    for kernel in builds["sandwich_layer_norm", arch]:
+        match = re.search(rf"(forward|backward)I({'|'.join(SCALARS)})Lb([01])ELi(\d+)ELb([01])E", kernel.symbol)
+        if not match or match[3] == "0":
+            assert match or re.search("total|peaks", kernel.symbol), kernel.symbol
+            continue
+        name, kept, branch = match[1], int(match[4]), match[5] == "1"
+        wide.add((name, kept > 0, branch))
+        loads, stores = wide_accesses(kernel.code)
+        # h and x; dresidual, with and without a gradient of x, and dbranch
+        assert stores == max(kept, 1) * {"forward": 1 + branch, "backward": 2 + branch}[name], kernel.symbol
+        assert loads >= max(kept, 1) * (1 + branch if name == "forward" else 2 + 2 * branch), kernel.symbol
+    assert wide == set(itertools.product(("forward", "backward"), (True, False), (True, False)))
 
 
 def test_no_torch_header() -> None:

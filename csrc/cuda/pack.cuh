@@ -89,9 +89,17 @@ __device__ void store(T* y, const Pack<T, W>& pack, int left) {
   }
 }
 
-// Calls f with a value of the dtype's type.
+template <Dtype dtype>
+using One = std::conditional_t<
+    dtype == Dtype::f64, double,
+    std::conditional_t<dtype == Dtype::f32, float, std::conditional_t<dtype == Dtype::bf16, __nv_bfloat16, __half>>>;
+
+// Calls f with a value of the dtype's type. COGVIEW_ONE_DTYPE: for quick looks at what the compiler makes of one.
 template <class F>
 cudaError_t by_dtype(Dtype dtype, F f) {
+#ifdef COGVIEW_ONE_DTYPE
+  return dtype == Dtype::COGVIEW_ONE_DTYPE ? f(One<Dtype::COGVIEW_ONE_DTYPE>{}) : cudaErrorInvalidValue;
+#else
   switch (dtype) {
     case Dtype::f64:
       return f(double{});
@@ -103,6 +111,7 @@ cudaError_t by_dtype(Dtype dtype, F f) {
       return f(__half{});
   }
   return cudaErrorInvalidValue;
+#endif
 }
 
 }  // namespace cogview::cuda

@@ -8,10 +8,12 @@
 namespace cogview::cuda {
 namespace {
 
+constexpr int kThreads = 512;  // of a block at most: 128 registers each
+
 // kPacks > 0: a thread keeps that many packs in registers, so memory is read once and written once. kPacks = 0:
 // rows longer than that are read again for each of the three passes, mostly from cache.
 template <class T, bool kAligned, int kPacks>
-__global__ void __launch_bounds__(kMaxTeam)
+__global__ void __launch_bounds__(kThreads, 1)
     forward(const __grid_constant__ SoftmaxArgs a, int64_t rows, int team_size) {
   constexpr int W = kPackWidth<T>;
   using A = Acc<T>;
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(kMaxTeam)
 }
 
 template <class T, bool kAligned, int kPacks>
-__global__ void __launch_bounds__(kMaxTeam)
+__global__ void __launch_bounds__(kThreads, 1)
     backward(const __grid_constant__ SoftmaxArgs a, int64_t rows, int team_size) {
   constexpr int W = kPackWidth<T>;
   using A = Acc<T>;
@@ -130,11 +132,11 @@ __global__ void __launch_bounds__(kMaxTeam)
 cudaError_t pb_relax_softmax_fwd(const SoftmaxArgs& a, int64_t rows, cudaStream_t stream) {
   return by_dtype(a.dtype, [&](auto one) {
     using T = decltype(one);
-    constexpr int kWide = kPackWidth<T>, kKept = 64 / sizeof(Acc<T>);
+    constexpr int kWide = kPackWidth<T>, kKept = 128 / sizeof(Acc<T>);
     const bool whole = a.cols % kWide == 0 && aligned(a.scores, a.scores_rows, kWide, sizeof(T)) &&
                        aligned(a.out, a.out_rows, kWide, sizeof(T)) &&
                        (!a.mask || (a.mask_col_stride == 1 && aligned(a.mask, a.mask_rows, kWide, 1)));
-    const RowLaunch launch(rows, a.cols, kKept);
+    const RowLaunch launch(rows, a.cols, kKept, kThreads);
     // what is not aligned is read again in each pass
     const auto kernel = !whole        ? forward<T, kWide == 1, 0>
                         : launch.fits ? forward<T, true, kKept / kWide>
@@ -146,10 +148,10 @@ cudaError_t pb_relax_softmax_fwd(const SoftmaxArgs& a, int64_t rows, cudaStream_
 cudaError_t pb_relax_softmax_bwd(const SoftmaxArgs& a, int64_t rows, cudaStream_t stream) {
   return by_dtype(a.dtype, [&](auto one) {
     using T = decltype(one);
-    constexpr int kWide = kPackWidth<T>, kKept = 64 / sizeof(Acc<T>);  // of each of two tensors
+    constexpr int kWide = kPackWidth<T>, kKept = 128 / sizeof(Acc<T>);  // of each of two tensors
     const bool whole = a.cols % kWide == 0 && aligned(a.out, a.out_rows, kWide, sizeof(T)) &&
                        aligned(a.dout, a.dout_rows, kWide, sizeof(T)) && aligned(a.grad, a.grad_rows, kWide, sizeof(T));
-    const RowLaunch launch(rows, a.cols, kKept);
+    const RowLaunch launch(rows, a.cols, kKept, kThreads);
     // what is not aligned is read again in each pass
     const auto kernel = !whole        ? backward<T, kWide == 1, 0>
                         : launch.fits ? backward<T, true, kKept / kWide>

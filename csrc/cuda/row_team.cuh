@@ -1,4 +1,4 @@
-// Rows by teams: 4 to 32 threads of a warp, or a whole block of up to 1024, share one row.
+// Rows by teams: 4 to 32 threads of a warp, or a whole block, share one row.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,7 +12,7 @@
 
 namespace cogview::cuda {
 
-constexpr int kMinTeam = 4, kMaxTeam = 1024;
+constexpr int kMinTeam = 4;
 
 // Kept rows are short.
 template <int kPacks>
@@ -75,7 +75,7 @@ struct RowLaunch {
   bool fits;  // the row in the team's registers
 
   // As few threads as can keep the row: each then has several loads under way.
-  RowLaunch(int64_t rows, int64_t cols, int kept, int max_team = kMaxTeam) {
+  RowLaunch(int64_t rows, int64_t cols, int kept, int max_team) {
     while (team < 32 && int64_t(team) * kept < cols) team *= 2;
     fits = cols <= int64_t(max_team) * kept;
     if (int64_t(team) * kept < cols)
