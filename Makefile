@@ -21,7 +21,7 @@ OPERATOR_TESTS := operators threads three_region_attention local_attention_2d me
   sandwich_layer_norm modules kv_cache
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test asan install lint format bench clean
+.PHONY: demo test asan install lint format bench gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/extension
@@ -57,6 +57,10 @@ format: $(STAMPS)/extension
 
 bench: $(STAMPS)/extension
 	@$(PY) -m benchmarks
+
+# Build, tests and benchmarks on the GPU at hand, in under ten minutes; takes what is installed, downloads nothing.
+gpu:
+	@$(if $(ACTIVE),$(PY),$(PYTHON)) scripts/gpu_check.py
 
 # The environment, the trained models and the results of benchmarks stay.
 clean:

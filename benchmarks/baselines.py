@@ -64,7 +64,7 @@ def published_three_region(
         _, heads, seqlen, dim = query.shape
         if seqlen % block_size:
             raise ValueError(f"{seqlen} tokens are no multiple of the block of {block_size}")
-        position = torch.arange(seqlen)
+        position = torch.arange(seqlen, device=query.device)
         index = pivots.clamp(min=0).long()[:, None, :, None].expand(-1, heads, -1, dim)
         seen = patterns.three_region_pivot(position[:, None], pivots[:, None, :], block_size, window_blocks)
         far = query @ key.gather(2, index).mT * dim**-0.5 + pivot_bias
@@ -113,7 +113,7 @@ def unfolded_local(
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q = query.flatten(0, 1)[:, :, None]
         scores = (q @ unfold(key))[:, :, 0] * query.shape[-1] ** -0.5
-        p = scores.masked_fill(~inside, float("-inf")).softmax(-1)
+        p = scores.masked_fill(~inside.to(query.device), float("-inf")).softmax(-1)
         return (unfold(value) @ p[..., None])[..., 0].view_as(query)
 
     return attention
@@ -133,7 +133,7 @@ def shifted_local(
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q = query.unflatten(2, grid) * query.shape[-1] ** -0.5
         scores = torch.stack([(q * k).sum(-1) for k in shifts(key)], -1)
-        p = scores.masked_fill(~inside, float("-inf")).softmax(-1).unbind(-1)
+        p = scores.masked_fill(~inside.to(query.device), float("-inf")).softmax(-1).unbind(-1)
         out = torch.zeros_like(q)
         for weight, v in zip(p, shifts(value), strict=True):
             out = out + weight[..., None] * v
@@ -143,17 +143,17 @@ def shifted_local(
 
 
 def flex_attention(mask_mod: Callable[..., Tensor], seqlen: int, num_keys: int | None = None) -> Callable[..., Tensor]:
-    """FlexAttention over the pairs of `mask_mod(b, h, i, j)`, compiled at the first call; on CPU forward only."""
+    """FlexAttention over the pairs of `mask_mod(b, h, i, j)`, compiled at the first call of a device; on CPU forward only."""
     num_keys = seqlen if num_keys is None else num_keys
 
     @cache
-    def compiled() -> Callable[..., Tensor]:
+    def compiled(device: torch.device) -> Callable[..., Tensor]:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        blocks = create_block_mask(mask_mod, None, None, seqlen, num_keys, device="cpu")
+        blocks = create_block_mask(mask_mod, None, None, seqlen, num_keys, device=device)
         return partial(torch.compile(flex_attention, dynamic=False), block_mask=blocks)
 
-    return lambda query, key, value: compiled()(query, key, value)
+    return lambda query, key, value: compiled(query.device)(query, key, value)
 
 
 def compile_formula(formula: Callable[..., Any]) -> Callable[..., Any]:

@@ -46,9 +46,10 @@ class Case:
     def __str__(self) -> str:
         return f"{self.op}-{self.shape}-{self.dtype}-{'forward+backward' if self.backward else 'forward'}"
 
-    def problem(self) -> Problem:
+    def problem(self, device: str = "cpu") -> Problem:
         torch.manual_seed(0)
-        return self.build(DTYPES[self.dtype], self.backward)
+        with torch.device(device):
+            return self.build(DTYPES[self.dtype], self.backward)
 
 
 def heads_of_one_key_head(kv_heads: int, x: Tensor) -> Tensor:
@@ -340,4 +341,19 @@ CASES = [
     *_cases("pb_relax_softmax", "16x1088x1088-causal", partial(softmax, causal=True), ("bf16", False)),
     *_cases("layer_norm", "8704x2560", layer_norm, *BOTH[:3]),
     *_cases("sandwich_layer_norm", "8704x2560", sandwich, *BOTH[:3]),
+]
+# where a GPU is at hand: sizes of the published models, batches of eight as more heads
+GPU_CASES = [
+    *_cases("layer_norm", "33792x2560", partial(layer_norm, rows=33792), *BOTH[::2]),
+    *(
+        Case("layer_norm", f"{2**27 // dim}x{dim}", "bf16", False, partial(layer_norm, rows=2**27 // dim, dim=dim))
+        for dim in (64, 1024, 8192, 65536)
+    ),
+    *_cases("sandwich_layer_norm", "33792x2560", partial(sandwich, rows=33792), *BOTH[::2]),
+    *_cases("pb_relax_softmax", "320x1088x1088-causal", partial(softmax, heads=320, causal=True), *BOTH[::2]),
+    *_cases("pb_relax_softmax", "16x4224x4224", partial(softmax, seqlen=4224), *BOTH[::2]),
+    *_cases("three_region_attention", "160x4224x64", partial(three_region, heads=160), *BOTH[::2]),
+    *_cases("local_attention_2d", "320x64x64x64", partial(local_2d, heads=320), *BOTH[::2]),
+    *_cases("local_attention_2d", "16x128x128x64-13", partial(local_2d, side=128, kernel=13), *BOTH[::2]),
+    *CASES,
 ]
