@@ -143,7 +143,7 @@ def shifted_local(
 
 
 def flex_attention(mask_mod: Callable[..., Tensor], seqlen: int, num_keys: int | None = None) -> Callable[..., Tensor]:
-    """FlexAttention over the pairs of `mask_mod(b, h, i, j)`, compiled at the first call of a device; on CPU forward only."""
+    """FlexAttention over the pairs of `mask_mod(b, h, i, j)`, compiled at the first call; on CPU forward only."""
     num_keys = seqlen if num_keys is None else num_keys
 
     @cache

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl  # noqa: F401  Triton's interpreter looks for it
 from torch import Tensor
 
 from .configs import Config
