@@ -43,7 +43,7 @@ def addressable(x: Tensor, contiguous_rows: bool = True) -> Tensor:
 
 def row_strides(**tensors: Tensor) -> dict[str, int]:
     """Arguments `<name>_n1`, `_n2`, `_s0`, `_s1`, `_s2` of tensors that are `addressable`."""
-    out = {}
+    out: dict[str, int] = {}
     for name, x in tensors.items():
         axes = merged(x)
         assert axes is not None, name

@@ -31,12 +31,14 @@ def forward_kernel(
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
     j = tl.arange(0, N)[None, :]
-    seen = j < visible_columns(i, rows, cols, rows_per_matrix, CAUSAL)[:, None]
+    visible = visible_columns(i, rows, cols, rows_per_matrix, CAUSAL)
+    seen = j < visible[:, None]
+    near = (j < (visible + 15)[:, None] // 16 * 16) & (j < cols)  # in whole vectors
     if MASK:
         at = mask + row_offsets(i, mask_n1, mask_n2, mask_s0, mask_s1, mask_s2)[:, None] + j.to(tl.int64) * mask_col
         seen = tl.load(at, mask=seen, other=0) != 0
     at = x + row_offsets(i, x_n1, x_n2, x_s0, x_s1, x_s2)[:, None] + j
-    s = tl.load(at, mask=seen, other=float("-inf")).to(ACC)
+    s = tl.where(seen, tl.load(at, mask=near, other=0.0).to(ACC), float("-inf"))
     top = tl.max(s, 1)
     top = tl.where(tl.max(seen.to(tl.int32), 1) > 0, top, 0.0)  # sees nothing: all exp(-inf) = 0
     p = tl.exp((s - top[:, None]) * exactly(alpha, alpha_low, ACC))
@@ -56,11 +58,13 @@ def backward_kernel(
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
     j = tl.arange(0, N)[None, :]
-    seen = j < visible_columns(i, rows, cols, rows_per_matrix, CAUSAL)[:, None]
+    visible = visible_columns(i, rows, cols, rows_per_matrix, CAUSAL)
+    seen = j < visible[:, None]
+    near = (j < (visible + 15)[:, None] // 16 * 16) & (j < cols)
     at = out + row_offsets(i, out_n1, out_n2, out_s0, out_s1, out_s2)[:, None] + j
-    p = tl.load(at, mask=seen, other=0.0).to(ACC)
+    p = tl.where(seen, tl.load(at, mask=near, other=0.0).to(ACC), 0.0)
     at = dout + row_offsets(i, dout_n1, dout_n2, dout_s0, dout_s1, dout_s2)[:, None] + j
-    dp = tl.load(at, mask=seen, other=0.0).to(ACC)
+    dp = tl.where(seen, tl.load(at, mask=near, other=0.0).to(ACC), 0.0)
     inner = tl.sum(p * dp, 1)
     ds = tl.where(seen, p * (dp - inner[:, None]) * exactly(alpha, alpha_low, ACC), 0.0)
     at = grad + row_offsets(i, grad_n1, grad_n2, grad_s0, grad_s1, grad_s2)[:, None] + j
