@@ -354,6 +354,6 @@ GPU_CASES = [
     *_cases("pb_relax_softmax", "16x4224x4224", partial(softmax, seqlen=4224), *BOTH[::2]),
     *_cases("three_region_attention", "160x4224x64", partial(three_region, heads=160), *BOTH[::2]),
     *_cases("local_attention_2d", "320x64x64x64", partial(local_2d, heads=320), *BOTH[::2]),
-    *_cases("local_attention_2d", "16x128x128x64-13", partial(local_2d, side=128, kernel=13), *BOTH[::2]),
+    *_cases("local_attention_2d", "16x128x128x64-13", partial(local_2d, grid=(128, 128), kernel=(13, 13)), *BOTH[::2]),
     *CASES,
 ]
