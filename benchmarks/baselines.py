@@ -64,7 +64,7 @@ def published_three_region(
         _, heads, seqlen, dim = query.shape
         if seqlen % block_size:
             raise ValueError(f"{seqlen} tokens are no multiple of the block of {block_size}")
-        position = torch.arange(seqlen, device=query.device)
+        position = torch.arange(seqlen)
         index = pivots.clamp(min=0).long()[:, None, :, None].expand(-1, heads, -1, dim)
         seen = patterns.three_region_pivot(position[:, None], pivots[:, None, :], block_size, window_blocks)
         far = query @ key.gather(2, index).mT * dim**-0.5 + pivot_bias
@@ -105,16 +105,15 @@ def unfolded_local(
     padding = kernel_size[0] // 2, kernel_size[1] // 2
 
     def unfold(x: Tensor) -> Tensor:
-        """`[heads, S, D, K]`"""
+        """`[heads, D, K, S]`"""
         image = x.flatten(0, 1).mT.unflatten(2, grid)
-        copies = F.unfold(image, kernel_size, padding=padding).unflatten(1, (x.shape[3], -1))
-        return copies[:, :, : inside.shape[1]].permute(0, 3, 1, 2)
+        return F.unfold(image, kernel_size, padding=padding).unflatten(1, (x.shape[3], -1))[:, :, : inside.shape[1]]
 
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q = query.flatten(0, 1)[:, :, None]
-        scores = (q @ unfold(key))[:, :, 0] * query.shape[-1] ** -0.5
-        p = scores.masked_fill(~inside.to(query.device), float("-inf")).softmax(-1)
-        return (unfold(value) @ p[..., None])[..., 0].view_as(query)
+        q = query.flatten(0, 1).mT[:, :, None] * query.shape[-1] ** -0.5
+        scores = (q * unfold(key)).sum(1)
+        p = scores.masked_fill(~inside.mT.to(query.device), float("-inf")).softmax(1)
+        return (p[:, None] * unfold(value)).sum(2).mT.view_as(query)
 
     return attention
 
