@@ -23,7 +23,6 @@ constexpr int kStrip = 16;  // rows that are multiplied at a time
 template <class T>
 constexpr int kParts = std::is_same_v<T, BFloat16> ? 1
                        : std::is_same_v<T, Half>   ? 2
-                       : std::is_same_v<T, float>  ? 3
                                                    : 0;
 #else
 template <class T>
