@@ -58,6 +58,14 @@ def store_rows(at, stride, x, count, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_
 
 
 @triton.jit
+def scatter_rows(at, stride, index, valid, x, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The counterpart of `gather_rows`."""
+    cols = tl.arange(0, BLOCK_D)
+    mask = valid[:, None] & (cols[None, :] < D)
+    tl.store(at + index[:, None].to(tl.int64) * stride + cols[None, :], x.to(at.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def softmax_step(acc, top, total, s, v, scale, bias, ACC: tl.constexpr):
     """Adds keys with raw scores s (masked: -inf) and values v to rows with maximum `top` and sum `total`. scale > 0."""
     new_top = tl.maximum(top, tl.max(s, 1) * scale + bias)
