@@ -109,10 +109,10 @@ LOCAL_2D = [
     local_2d("all_sets_wide", (4, 6), (3, 11), 256, prefix=3, masked=True, coarse=(2, 3), coarse_kernel_size=(1, 5),
              heads=1, kv_heads=1, prefix_bias=-0.5, coarse_bias=2.0, scale=0.05),
     # small enough for Triton's interpreter, with boxes clipped at all edges and wider than tiles of 16
-    local_2d("tiny_local", (3, 4), (3, 3), 8, heads=1, kv_heads=1),
-    local_2d("tiny_sets", (4, 6), (3, 5), 20, batch=2, heads=2, kv_heads=1, raster_causal=True, prefix=5, masked=True,
-             prefix_bias=0.8, coarse=(2, 3), coarse_kernel_size=(1, 3), coarse_bias=-0.5, scale=-0.4),
-    local_2d("tiny_row", (2, 19), (1, 37), 16, batch=1, heads=1, kv_heads=1, prefix=17),
+    local_2d("tiny_local", (3, 4), (3, 3), 8, batch=2, heads=1, kv_heads=1),
+    local_2d("tiny_row", (1, 19), (1, 37), 16, batch=1, heads=2, kv_heads=1, prefix=17, scale=-0.4),
+    local_2d("tiny_sets", (3, 6), (3, 5), 20, heads=1, kv_heads=1, raster_causal=True, prefix=5, masked=True,
+             prefix_bias=0.8, coarse=(1, 3), coarse_kernel_size=(1, 3), coarse_bias=-0.5),
 ]  # fmt: skip
 
 OTHERS = [
@@ -147,5 +147,5 @@ DECODE = [
 
 BY_LABEL = {case.label: case for case in [*THREE_REGION, *LOCAL_2D, *OTHERS, *DECODE]}
 # one of each operator, with everything in it that the operator can do
-DIFFERENTIABLE = [BY_LABEL["blocks_of_64"], BY_LABEL["tiny"], BY_LABEL["all_sets"], *OTHERS]
+DIFFERENTIABLE = [*(BY_LABEL[x] for x in ("blocks_of_64", "tiny", "all_sets", "tiny_local")), *OTHERS]
 ALL = [*DIFFERENTIABLE, *DECODE]

@@ -23,12 +23,20 @@ import torch
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 SHARED_MEMORY = {80: 163, 90: 227}  # KB that a block can have
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64", "int32": "i32", "int64": "i64"}
+DTYPES |= {"uint8": "u8"}
 # forward, backward and decode for both chips in both dtypes; head_dim 64 in one of them, 128 in the other
-SOME = [(80, "float16", 64), (80, "bfloat16", 128), (90, "bfloat16", 64), (90, "float16", 128)]
-ALL = list(itertools.product((80, 90), ("bfloat16", "float16", "float32", "float64"), (16, 64, 128, 256)))
+SOME = [
+    *(("three_region", *x) for x in ((80, "float16", 64), (80, "bfloat16", 128), (90, "bfloat16", 64))),
+    ("three_region", 90, "float16", 128),
+    ("local_2d", 80, "float16", 64),  # the image alone
+    ("local_2d_sets", 90, "bfloat16", 64),  # with a prefix and a coarse grid
+]
+OPS = ("three_region", "local_2d", "local_2d_sets")
+ALL = list(itertools.product(OPS, (80, 90), ("bfloat16", "float16", "float32", "float64"), (16, 64, 128, 256)))
 
 
 class Kernel(NamedTuple):
+    op: str
     chip: int
     dtype: str
     head_dim: int
@@ -50,9 +58,10 @@ def kernels() -> list[Kernel]:
 
 
 def test_every_kernel_is_there(kernels: list[Kernel]) -> None:
-    names = ["forward_kernel", "grad_query_kernel", "grad_pivot_kernel", "grad_key_kernel", "decode_kernel"]
+    of_sets = {"three_region": ["grad_pivot_kernel"], "local_2d": [], "local_2d_sets": ["grad_prefix_kernel"]}
     for target in SOME:
-        assert [kernel.name for kernel in kernels if kernel[:3] == target] == names
+        names = ["forward_kernel", "grad_query_kernel", *of_sets[target[0]], "grad_key_kernel", "decode_kernel"]
+        assert [kernel.name for kernel in kernels if kernel[:4] == target] == names
 
 
 def test_nothing_spills(kernels: list[Kernel]) -> None:
@@ -69,8 +78,13 @@ def test_matrix_instructions(kernels: list[Kernel]) -> None:
     """wgmma on Hopper, mma.sync elsewhere and for the 16 rows of a decode."""
     for kernel in kernels:
         opcode = "wgmma.mma_async" if kernel.chip == 90 and kernel.name != "decode_kernel" else "mma.sync"
-        # s and out; with a gradient also dp, and dv or not; the loops of full tiles and of edge tiles have them each
-        dots = {"forward_kernel": 4, "grad_query_kernel": 6, "decode_kernel": 2}.get(kernel.name, 8)
+        # s and out; with a gradient also dp, and dv or not; the loops of full tiles and of edge tiles have them each,
+        # or those of the sets
+        dots = {"forward_kernel": 2, "grad_query_kernel": 3, "decode_kernel": 2}.get(kernel.name, 4)
+        if kernel.op == "three_region":
+            dots *= 1 if kernel.name == "decode_kernel" else 2
+        elif kernel.op == "local_2d_sets" and kernel.name not in ("grad_prefix_kernel", "grad_key_kernel"):
+            dots *= 3
         assert kernel.matrix[opcode] >= dots, kernel
         assert sum(kernel.matrix.values()) == kernel.matrix[opcode], kernel
 
@@ -78,30 +92,57 @@ def test_matrix_instructions(kernels: list[Kernel]) -> None:
 # --- the process that compiles ---------------------------------------------------------------------------------------
 
 
-def launches(chip: int, dtype: torch.dtype, head_dim: int) -> list[tuple[Any, ...]]:
-    """(kernel, configuration, arguments) of a forward, a backward and a decode."""
-    from cogview_ops.triton import configs, three_region_attention
+def launches(op: str, chip: int, dtype: torch.dtype, head_dim: int) -> list[tuple[Any, ...]]:
+    """(name, kernel, configuration, arguments) of a forward, a backward and a decode."""
+    from cogview_ops.triton import configs, local_attention_2d, three_region_attention
 
-    caught: list[tuple[Any, ...]] = []
+    caught: dict[str, tuple[Any, ...]] = {}
 
-    def catch(kernel: Any, grid: tuple[int, ...], config: Any, **arguments: Any) -> None:
-        caught.append((kernel, config, arguments))
+    def catch(fn: Any, programs: tuple[int, ...], config: Any, **arguments: Any) -> None:
+        kinds = {"PIVOT": "grad_pivot_kernel", "DENSE": "grad_prefix_kernel"}
+        name = next((kinds[kind] for kind in kinds if arguments.get(kind)), fn.fn.__name__)
+        if "M" in arguments and "N" in arguments:
+            caught[name] = (fn, config, arguments)
+
+    with (
+        mock.patch.object(three_region_attention, "launch", catch),
+        mock.patch.object(local_attention_2d, "launch", catch),
+        mock.patch.object(configs, "chip", return_value=chip),
+    ):
+        (call_three_region if op == "three_region" else call_local_2d)(dtype, head_dim, op == "local_2d_sets")
+    return [(name, *row) for name, row in caught.items()]
+
+
+def call_three_region(dtype: torch.dtype, head_dim: int, sets: bool) -> None:
+    from cogview_ops.triton import three_region_attention
 
     x = torch.empty(4, 40, 4224, head_dim, dtype=dtype, device="meta")
     lse = torch.empty(4, 40, 4224, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="meta")
     pivots = torch.empty(4, 768, dtype=torch.int32, device="meta")
     options = (128, 6, 1.6, head_dim**-0.5)
-    with (
-        mock.patch.object(three_region_attention, "launch", catch),
-        mock.patch.object(configs, "chip", return_value=chip),
-    ):
-        three_region_attention.forward(x, x, x, pivots, *options)
-        three_region_attention.backward(x, lse, x, x, x, x, lse, pivots, *options)
-        three_region_attention.decode(x[:, :, :1], x, x, pivots, pivots[:, 0], *options)
-    attention = {
-        (kernel.fn.__name__, a.get("PIVOT")): (kernel, c, a) for kernel, c, a in caught if "M" in a and "N" in a
-    }
-    return list(attention.values())
+    three_region_attention.forward(x, x, x, pivots, *options)
+    three_region_attention.backward(x, lse, x, x, x, x, lse, pivots, *options)
+    three_region_attention.decode(x[:, :, :1], x, x, pivots, pivots[:, 0], *options)
+
+
+def call_local_2d(dtype: torch.dtype, head_dim: int, sets: bool) -> None:
+    """CogView2's super-resolution from 32 x 32 to 64 x 64, or its local part alone."""
+    from cogview_ops.triton import local_attention_2d
+
+    def empty(tokens: int) -> torch.Tensor:
+        return torch.empty(4, 40, tokens, head_dim, dtype=dtype, device="meta")
+
+    x, prefix, coarse = empty(4096), empty(64), empty(1024)
+    lse = torch.empty(4, 40, 4096, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="meta")
+    mask, lengths = (
+        torch.empty(4, 64, dtype=torch.bool, device="meta"),
+        torch.empty(4, dtype=torch.int64, device="meta"),
+    )
+    others = (prefix, prefix, coarse, coarse, mask) if sets else (None,) * 5
+    window, rest = ([64, 64], [17, 9]), (1.2, [32, 32], [7, 7], 0.5, head_dim**-0.5)
+    local_attention_2d.forward(x, x, x, *others, *window, True, *rest)
+    local_attention_2d.backward(x, lse, x, x, x, *others, x, lse, *window, True, *rest)
+    local_attention_2d.decode(x[:, :, :1], x, x, *others, lengths, *window, *rest)
 
 
 def specialised(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
@@ -123,13 +164,13 @@ def specialised(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str],
     return types, constants, hints
 
 
-def build(chip: int, dtype: str, head_dim: int, emit: Callable[[Kernel], None]) -> None:
+def build(op: str, chip: int, dtype: str, head_dim: int, emit: Callable[[Kernel], None]) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    for kernel, config, arguments in launches(chip, getattr(torch, dtype), head_dim):
+    for name, kernel, config, arguments in launches(op, chip, getattr(torch, dtype), head_dim):
         source = ASTSource(kernel, *specialised(kernel, arguments))
         options = {"num_warps": config.warps, "num_stages": config.stages}
         binary = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
@@ -140,10 +181,9 @@ def build(chip: int, dtype: str, head_dim: int, emit: Callable[[Kernel], None]) 
             usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
         assert found, usage
-        name = "grad_pivot_kernel" if arguments.get("PIVOT") else kernel.fn.__name__
         matrix = {opcode: binary.asm["ptx"].count(f"{opcode}.") for opcode in ("wgmma.mma_async", "mma.sync")}
         spilled = int(found[2]) + int(found[3])
-        emit(Kernel(chip, dtype, head_dim, name, int(found[1]), spilled, binary.metadata.shared, matrix))
+        emit(Kernel(op, chip, dtype, head_dim, name, int(found[1]), spilled, binary.metadata.shared, matrix))
 
 
 if __name__ == "__main__":

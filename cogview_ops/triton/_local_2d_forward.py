@@ -30,8 +30,8 @@ def attend(
     CAUSAL: tl.constexpr, PREFIX: tl.constexpr, MASKED: tl.constexpr, COARSE: tl.constexpr, SMALL: tl.constexpr,
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Outputs and log2-sum-exps of queries x at (y, col), raster indices i up to `last`, between two corners, over tiles
-    [begin, end) of what they see: prefix, coarse grid, image."""
+    """Outputs and log2-sum-exps of queries x at (y, col), raster indices i up to `last`, between two corners, over
+    tiles [begin, end) of what they see: prefix, coarse grid, image."""
     acc = tl.zeros([M, BLOCK_D], ACC)
     top = tl.full([M], LOWEST, ACC)
     total = tl.zeros([M], ACC)

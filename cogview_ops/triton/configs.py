@@ -40,8 +40,8 @@ ANY: Rows = {  # at most 99 KB of shared memory (float64 gradients at head_dim 2
     ("grad_key", 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
     ("grad_pivot", 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
     ("decode", 8): {256: Config(16, 16, 8, 1)},
-    ("local_forward", 2): {64: Config(64, 64, 4, 3), 128: Config(64, 64, 8, 2), 256: Config(64, 32, 8, 2)},
-    ("local_grad_query", 2): {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
+    ("local_forward", 2): {64: Config(64, 32, 4, 3), 128: Config(64, 32, 8, 2), 256: Config(64, 32, 8, 2)},
+    ("local_grad_query", 2): {64: Config(64, 32, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
     ("local_grad_key", 2): {64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1)},
     ("local_decode", 2): {128: Config(16, 64, 4, 3), 256: Config(16, 32, 4, 3)},
     ("local_forward", 4): {64: Config(32, 32, 8, 2), 128: Config(32, 32, 8, 2), 256: Config(32, 16, 8, 1)},
@@ -59,6 +59,8 @@ CHIPS: dict[int, Rows] = {  # by compute capability; what is missing is as above
         ("grad_query", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
         ("grad_key", 2): {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 8, 2)},
         ("grad_pivot", 2): {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 8, 2)},
+        ("local_forward", 2): {64: Config(64, 64, 4, 3), 128: Config(64, 64, 8, 2), 256: Config(64, 32, 8, 2)},
+        ("local_grad_query", 2): {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
     }
 }
 

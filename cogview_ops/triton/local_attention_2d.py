@@ -31,7 +31,7 @@ Pair = tuple[int, int]
 
 
 def patch_rows(grid: Pair, kernel: Pair, cells: int, tile: int, causal: bool, ratio: Pair = (1, 1)) -> int:
-    """Rows of the patch of `cells` cells whose boxes take the fewest tiles over the whole grid.
+    """Rows of the patch of `cells` cells whose boxes take the fewest tiles over the whole grid, itself counted as one.
 
     A box is `ratio` times the patch and its halo. Row kernels get patches of one row, column kernels of one column.
     """
@@ -40,7 +40,7 @@ def patch_rows(grid: Pair, kernel: Pair, cells: int, tile: int, causal: bool, ra
         columns = cells // rows
         halo = kernel[0] // 2 if causal else kernel[0] - 1
         box = min(grid[0], rows + halo) * min(grid[1], columns + kernel[1] - 1) * ratio[0] * ratio[1]
-        return triton.cdiv(grid[0], rows) * triton.cdiv(grid[1], columns) * triton.cdiv(box, tile)
+        return triton.cdiv(grid[0], rows) * triton.cdiv(grid[1], columns) * (triton.cdiv(box, tile) + 1)
 
     return min((1 << n for n in range(cells.bit_length())), key=cost)
 
