@@ -138,8 +138,8 @@ DECODE = [
     Case(
         "local_attention_2d_decode",
         "local_2d_decode",
-        {"query": (2, 4, 3, 16), "key_cache": (2, 2, 48, 16), "value_cache": (2, 2, 48, 16),
-         "prefix_key": (2, 2, 5, 16), "prefix_value": (2, 2, 5, 16)},
+        {"query": (2, 2, 3, 16), "key_cache": (2, 1, 48, 16), "value_cache": (2, 1, 48, 16),
+         "prefix_key": (2, 1, 5, 16), "prefix_value": (2, 1, 5, 16)},
         {"cache_seqlens": torch.tensor([48, 20]), "grid": (6, 8), "kernel_size": (5, 3), "prefix_bias": 0.5,
          "prefix_mask": torch.tensor([[True, False, True, True, False], [False] * 5])},
     ),

@@ -42,7 +42,7 @@ EMPTY = [
         ("sandwich", "no rows", lambda s: (0, *s[1:]) if len(s) > 1 else s, {}),
         ("three_region_decode", "no batch", lambda s: (0, *s[1:]),
          {"pivots": torch.zeros(0, 9, dtype=torch.int32), "cache_seqlens": torch.zeros(0, dtype=torch.int32)}),
-        ("local_2d_decode", "no queries", lambda s: (*s[:2], 0, s[3]) if s[1] == 4 else s,
+        ("local_2d_decode", "no queries", lambda s: (*s[:2], 0, s[3]) if s[1] == 2 else s,
          BY_LABEL["local_2d_decode"].options),
     )
 ]  # fmt: skip
