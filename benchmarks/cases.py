@@ -153,7 +153,7 @@ def three_region_decode(
     )
 
 
-UNFOLDED = 2**32  # bytes of copied keys up to which F.unfold is run
+UNFOLDED = 2**28  # bytes of copied keys up to which F.unfold is run
 
 
 def local_2d(
@@ -317,10 +317,10 @@ CASES = [
         "local_attention_2d",
         "4x128x128x64-13x13",
         partial(local_2d, heads=4, grid=(128, 128), kernel=(13, 13)),
-        *BOTH,
+        *BOTH[:3],
     ),
-    *_cases("local_attention_2d", "16x64x64x64-17x9-causal-coarse-7x7", cross_resolution, *BOTH),
-    *_cases("local_attention_2d", "16x50x50x64", partial(local_2d, grid=(50, 50)), *BOTH),
+    *_cases("local_attention_2d", "16x64x64x64-17x9-causal-coarse-7x7", cross_resolution, *BOTH[:3]),
+    *_cases("local_attention_2d", "16x50x50x64", partial(local_2d, grid=(50, 50)), *BOTH[:3]),
     *(
         Case(
             "local_attention_2d",
@@ -330,12 +330,12 @@ CASES = [
             partial(local_2d, heads=4, grid=(n, n), alone=True),
         )
         for n in (32, 64, 128, 256)
-        for back in (False, True)
+        for back in (False, True)[: 1 if n == 256 else 2]
     ),
     *(
         case
         for kind in ("row", "column", "convolutional")
-        for case in _cases("dalle_attention", f"16x1280x64-{kind}", partial(dalle, kind=kind), *BOTH)
+        for case in _cases("dalle_attention", f"16x1280x64-{kind}", partial(dalle, kind=kind), *BOTH[:3])
     ),
     *_cases("pb_relax_softmax", "16x1088x1088", softmax, *BOTH[:3]),
     *_cases("pb_relax_softmax", "16x1088x1088-causal", partial(softmax, causal=True), ("bf16", False)),
