@@ -115,7 +115,7 @@ def test_accumulation_gives_the_same_step(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_learns_a_few_pairs_and_draws_them(tmp_path, dtype):
-    config = TrainConfig(steps=150, batch_size=4, learning_rate=1e-2, dtype=dtype)
+    config = TrainConfig(steps=250, batch_size=4, learning_rate=1e-2, dtype=dtype)
     model = dataclasses.replace(CONFIG, hidden_size=64, dropout=0.0)
     data = Pairs(4)
     result = trainer(tmp_path, config, model, data, data).run()
