@@ -34,8 +34,8 @@ def seconds_of(call: Callable[[], Any], flush: torch.Tensor) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def captured(call: Callable[[], Any]) -> Callable[[], Any]:
-    """The call as a CUDA graph, or itself where it cannot be captured (it waits for the device, say)."""
+def captured(call: Callable[[], Any]) -> tuple[Callable[[], Any], str | None]:
+    """The call as a CUDA graph, or itself and why it cannot be captured (it waits for the device, say)."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     graph = torch.cuda.CUDAGraph()
@@ -46,10 +46,10 @@ def captured(call: Callable[[], Any]) -> Callable[[], Any]:
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(graph):
             call()
-    except Exception:
+    except Exception as error:
         torch.cuda.synchronize()
-        return call
-    return graph.replay
+        return call, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return graph.replay, None
 
 
 def ceilings(flush: torch.Tensor) -> dict[str, float]:
@@ -73,7 +73,10 @@ def measure(case: Case, ceiling: dict[str, float], flush: torch.Tensor, seconds:
     if "ours" in failed:
         return row | {"failed": failed["ours"]}
     row["extra_bytes"] = extra_bytes(calls["ours"])
-    graphs = {name: captured(call) for name, call in calls.items()}
+    attempts = {name: captured(call) for name, call in calls.items()}
+    graphs = {name: call for name, (call, _) in attempts.items()}
+    # these are timed with their launches
+    row["not_captured"] = {name: reason for name, (_, reason) in attempts.items() if reason is not None}
     times: dict[str, list[float]] = {name: [] for name in graphs}
     stop = monotonic() + seconds
     while len(times["ours"]) < 5 or (monotonic() < stop and len(times["ours"]) < 100):

@@ -64,11 +64,6 @@ def fits_one_program(cols: int) -> None:
         raise NotImplementedError(f"the Triton kernels take rows of up to {2**20} elements, got {cols}")
 
 
-def refuse_bfloat16_in_interpreter(x: Tensor, interpreted: bool) -> None:
-    if interpreted and x.dtype == torch.bfloat16:
-        raise NotImplementedError("Triton's interpreter computes bfloat16 wrongly: use float32 or float16 with it")
-
-
 def programs(tiles: int, device: torch.device) -> int:
     """Of a kernel whose programs take one tile after another."""
     if device.type == "cuda":

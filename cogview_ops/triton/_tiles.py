@@ -100,6 +100,11 @@ INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run 
 DEVICES = ("cuda", "xpu", "cpu") if INTERPRETED else ("cuda", "xpu")
 
 
+def check_interpreter(x: torch.Tensor) -> None:
+    if INTERPRETED and x.dtype == torch.bfloat16:
+        raise NotImplementedError("Triton's interpreter computes bfloat16 wrongly: use float32 or float16 with it")
+
+
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:
     with torch.cuda.device_of(next(iter(arguments.values()))):  # Triton launches on the current device
         kernel[grid](**arguments, num_warps=config.warps, num_stages=config.stages)

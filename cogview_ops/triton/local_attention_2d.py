@@ -25,7 +25,7 @@ from . import configs
 from ._local_2d_backward import grad_key_kernel, grad_query_kernel, sum_kernel
 from ._local_2d_forward import decode_kernel, forward_kernel
 from ._three_region_forward import combine_kernel
-from ._tiles import DEVICES, INTERPRETED, accumulator, block_d, launch, section, strides, two_parts
+from ._tiles import DEVICES, accumulator, block_d, check_interpreter, launch, section, strides, two_parts
 
 Pair = tuple[int, int]
 
@@ -53,8 +53,7 @@ class _Call:
         grid: list[int], kernel: list[int], prefix_bias: float, coarse_grid: list[int], coarse_kernel: list[int],
         coarse_bias: float, scale: float,
     ) -> None:  # fmt: skip
-        if INTERPRETED and q.dtype == torch.bfloat16:
-            raise NotImplementedError("Triton's interpreter computes bfloat16 wrongly: use float32 or float16 with it")
+        check_interpreter(q)
         prefix_k, prefix_v, coarse_k, coarse_v = sets
         self.arch = configs.chip(q.device)
         self.batch, self.heads, _, self.dim = q.shape

@@ -9,7 +9,7 @@ from .. import _registration
 from ..pb_relax_softmax import register
 from . import _rows
 from ._rows import row_offsets
-from ._tiles import DEVICES, INTERPRETED, accumulator, exactly, launch, two_parts
+from ._tiles import DEVICES, accumulator, check_interpreter, exactly, launch, two_parts
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def backward_kernel(
 
 
 def _shared(like: Tensor, alpha: float, causal: bool) -> _rows.Arguments:
-    _rows.refuse_bfloat16_in_interpreter(like, INTERPRETED)
+    check_interpreter(like)
     cols = like.shape[-1]
     _rows.fits_one_program(cols)
     return {

@@ -13,7 +13,7 @@ from .. import _registration
 from ..sandwich_layer_norm import register
 from . import _rows
 from ._rows import row_offsets
-from ._tiles import DEVICES, INTERPRETED, accumulator, exactly, launch, two_parts
+from ._tiles import DEVICES, accumulator, check_interpreter, exactly, launch, two_parts
 
 ROW, TENSOR = 1, 2  # relax, as in cogview_ops.sandwich_layer_norm
 PACK = 8  # elements of a tensor in a thread, about
@@ -222,7 +222,7 @@ def backward_kernel(
 
 
 def _shared(x: Tensor, dropout_p: float = 0.0, seed: int = 0) -> _rows.Arguments:
-    _rows.refuse_bfloat16_in_interpreter(x, INTERPRETED)
+    check_interpreter(x)
     cols = x.shape[-1]
     _rows.fits_one_program(cols)
     threshold = round(dropout_p * 2**32)

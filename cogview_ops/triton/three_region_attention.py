@@ -20,7 +20,7 @@ from . import configs
 from ._three_region_backward import grad_key_kernel, grad_query_kernel
 from ._three_region_forward import combine_kernel, decode_kernel, forward_kernel
 from ._three_region_pattern import gather_kernel, rank_kernel
-from ._tiles import DEVICES, INTERPRETED, accumulator, block_d, launch, section, strides, two_parts, wide
+from ._tiles import DEVICES, accumulator, block_d, check_interpreter, launch, section, strides, two_parts, wide
 
 PIVOT_ROWS = 128  # copies of pivot rows are allocated in multiples of this, the most rows of a tile
 
@@ -29,8 +29,7 @@ class _Call:
     """What the kernels of one call share: clamped sizes, the rank table, the pivots' copies."""
 
     def __init__(self, q: Tensor, k: Tensor, pivots: Tensor, block_size: int, window_blocks: int) -> None:
-        if INTERPRETED and q.dtype == torch.bfloat16:
-            raise NotImplementedError("Triton's interpreter computes bfloat16 wrongly: use float32 or float16 with it")
+        check_interpreter(q)
         self.arch = configs.chip(q.device)
         self.batch, self.heads, _, self.dim = q.shape
         self.kv_heads, self.seqlen = k.shape[1], k.shape[2]

@@ -386,6 +386,7 @@ struct GradKey {
     scale_ = A(scale);
     pack_a(k, int(round_up(rows, 16)), d_, k_, ld_, plane());
     pack_a(v, int(round_up(rows, 16)), d_, v_, ld_, plane());
+    static_assert(sizeof(E) * kPlanes<T> <= sizeof(A), "dk has room for a packed tile");
     pack_a_transposed(k, d_, kt_, ld_, reinterpret_cast<E*>(dk_));
     std::memset(static_cast<void*>(dk_), 0, sizeof(A) * kTile * ld_);
     std::memset(static_cast<void*>(dv_), 0, sizeof(A) * kTile * ld_);
