@@ -169,7 +169,7 @@ def local_2d(
     dense: dict[str, Contestant] = {}
     if seqlen <= DENSE and not alone:
         i = torch.arange(seqlen)
-        pattern = partial(patterns.local_2d, width=grid[1], kernel_size=kernel, raster_causal=causal)
+        pattern = partial(patterns.local_2d, grid=grid, kernel_size=kernel, raster_causal=causal)
         mask = pattern(i[:, None], i)
         same = {"vanilla": baselines.vanilla_attention(mask), "masked SDPA": baselines.sdpa(mask)}
         dense = {"global SDPA": baselines.sdpa(), "global vanilla": baselines.vanilla_attention(None)}
@@ -201,7 +201,7 @@ def cross_resolution(
     seqlen, cells = grid[0] * grid[1], coarse[0] * coarse[1]
 
     def sees(batch: Any, head: Any, i: Tensor, j: Tensor) -> Tensor:
-        own = patterns.local_2d(i, j, width=grid[1], kernel_size=kernel, raster_causal=True)
+        own = patterns.local_2d(i, j, grid=grid, kernel_size=kernel, raster_causal=True)
         home = patterns.coarse_2d(i, j - seqlen, grid=grid, coarse_grid=coarse, kernel_size=cross)
         return own & (j < seqlen) | home & (j >= seqlen)
 

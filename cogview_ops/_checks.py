@@ -187,19 +187,41 @@ def same_heads(x: Tensor, name: str, key: Tensor) -> None:
     require(x.shape[1] == key.shape[1], name, f"key's {key.shape[1]} heads", x.shape[1])
 
 
-def grid_pattern(query: Tensor, key: Tensor, key_name: str, grid: Any, grid_name: str, kernel: Any, name: str) -> None:
-    """A grid that key's tokens fill, and an odd window no larger than it can use."""
-    pair(grid, grid_name)
+def grid_tokens(key: Tensor, key_name: str, grid: Any, name: str) -> None:
+    """A grid that key's tokens fill."""
+    pair(grid, name)
     tokens = grid[0] * grid[1]
-    require(key.shape[2] == tokens, grid_name, f"{key_name}'s {key.shape[2]} tokens", f"{tuple(grid)}: {tokens}")
-    window(kernel, name, grid)
+    require(key.shape[2] == tokens, name, f"{key_name}'s {key.shape[2]} tokens", f"{tuple(grid)}: {tokens}")
 
 
-def window(kernel: Any, name: str, grid: tuple[int, int]) -> None:
+def dilation(x: Any) -> tuple[int, int]:
+    """The dilation of both axes, where one number may stand for two."""
+    if isinstance(x, (tuple, list)):
+        pair(x, "dilation")
+        return x[0], x[1]
+    integer(x, "dilation", 1)
+    return x, x
+
+
+def window(
+    kernel: Any, name: str, grid: tuple[int, int], dilation: tuple[int, int] = (1, 1), edge: str = "clip"
+) -> None:
+    """An odd window, no larger than a grid can use; shifted, no larger than the least of the grids it moves in."""
     pair(kernel, name)
-    for k, size in zip(kernel, grid, strict=True):
+    choice(edge, "edge", ("clip", "shift"))
+    sizes = list(zip(grid, dilation, strict=True))
+    most, why = tuple(2 * ((n + d - 1) // d) - 1 for n, d in sizes), "2 * ceil(grid / dilation) - 1"
+    if edge == "shift":
+        most, why = tuple(n // d for n, d in sizes), "grid // dilation, with edge 'shift'"
+    for k, limit in zip(kernel, most, strict=True):
         require(k % 2 == 1, name, "odd sizes", tuple(kernel))
-        require(k <= 2 * size - 1, name, f"at most {tuple(2 * s - 1 for s in grid)}", tuple(kernel))
+        require(k <= limit, name, f"at most {most}: {why}", tuple(kernel))
+
+
+def raster_causal(x: Any, edge: str) -> None:
+    boolean(x, "raster_causal")
+    rule = "'clip' with raster_causal, of whose keys a shifted window would have too few"
+    require(not x or edge == "clip", "edge", rule, repr(edge))
 
 
 def whole_sequence(lengths: Sequence[int], **tensors: Tensor) -> None:

@@ -125,8 +125,8 @@ class LocalAttention2d(_Attention):
 
     Args:
         embed_dim, num_heads, num_kv_heads, head_dim, bias: as of `ThreeRegionAttention`.
-        grid, kernel_size, raster_causal, prefix_bias, coarse_grid, coarse_kernel_size, coarse_bias, scale: as in
-            `cogview_ops.local_attention_2d`.
+        grid, kernel_size, dilation, edge, raster_causal, prefix_bias, coarse_grid, coarse_kernel_size, coarse_bias,
+            scale: as in `cogview_ops.local_attention_2d`.
         device, dtype: of the parameters.
 
     Attributes:
@@ -140,6 +140,8 @@ class LocalAttention2d(_Attention):
         *,
         grid: tuple[int, int],
         kernel_size: tuple[int, int],
+        dilation: int | tuple[int, int] = 1,
+        edge: str = "clip",
         raster_causal: bool = False,
         prefix_bias: float = 0.0,
         coarse_grid: tuple[int, int] | None = None,
@@ -152,11 +154,12 @@ class LocalAttention2d(_Attention):
         **factory: Any,
     ) -> None:
         _checks.pair(grid, "grid")
-        _checks.window(kernel_size, "kernel_size", grid)
-        _checks.boolean(raster_causal, "raster_causal")
+        _checks.window(kernel_size, "kernel_size", grid, _checks.dilation(dilation), edge)
+        _checks.raster_causal(raster_causal, edge)
         pattern = {
             "grid": grid,
             "kernel_size": kernel_size,
+            "dilation": dilation,
             "prefix_bias": prefix_bias,
             "coarse_grid": coarse_grid,
             "coarse_kernel_size": coarse_kernel_size,
@@ -164,7 +167,7 @@ class LocalAttention2d(_Attention):
             "scale": scale,
         }
         super().__init__(embed_dim, num_heads, num_kv_heads, head_dim, bias, pattern, **factory)
-        self.raster_causal = raster_causal
+        self.edge, self.raster_causal = edge, raster_causal
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[B, Hkv, S, D]` of other tokens `[B, S, C]`, text or a coarser image, for `forward`."""
@@ -191,7 +194,8 @@ class LocalAttention2d(_Attention):
         """
         q, k, v = self._qkv(x)
         if cache is None:
-            out: Any = local_attention_2d(q, k, v, raster_causal=self.raster_causal, **self.pattern, **others)
+            window: dict[str, Any] = {"edge": self.edge, "raster_causal": self.raster_causal, **self.pattern}
+            out: Any = local_attention_2d(q, k, v, **window, **others)
         else:
             causal = self.raster_causal
             _checks.require(causal, "cache", "None where attention is not raster_causal", type(cache).__name__)
@@ -200,4 +204,4 @@ class LocalAttention2d(_Attention):
         return self._project(out)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, raster_causal={self.raster_causal}"
+        return f"{super().extra_repr()}, edge={self.edge}, raster_causal={self.raster_causal}"

@@ -33,15 +33,40 @@ def three_region_masks(
     return window.expand(seen.shape[0], -1, -1), pivot[..., :num_keys]
 
 
-def local_2d(query: Tensor, key: Tensor, *, width: int, kernel_size: tuple[int, int], raster_causal: bool) -> Tensor:
-    """Keys within the window centred on the query; positions outside the image do not exist.
+def local_2d(
+    query: Tensor,
+    key: Tensor,
+    *,
+    grid: tuple[int, int],
+    kernel_size: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+    edge: str = "clip",
+    raster_causal: bool,
+) -> Tensor:
+    """Keys within the window around the query: of each axis the window `local_1d`.
 
     `query` and `key` are raster indices of one grid. `raster_causal` keeps keys at or before the query in
     raster order, so keys to the right in rows above remain.
     """
-    near = (key // width - query // width).abs() <= kernel_size[0] // 2
-    near = near & ((key % width - query % width).abs() <= kernel_size[1] // 2)  # not in place: FlexAttention's rule
+    rows = local_1d(query // grid[1], key // grid[1], grid[0], kernel_size[0], dilation[0], edge)
+    columns = local_1d(query % grid[1], key % grid[1], grid[1], kernel_size[1], dilation[1], edge)
+    near = rows & columns  # not in place: FlexAttention's rule
     return near & (key <= query) if raster_causal else near
+
+
+def local_1d(query: Tensor, key: Tensor, length: int, kernel_size: int, dilation: int, edge: str) -> Tensor:
+    """Every `dilation`-th position around the query, `kernel_size` of them.
+
+    At an edge, "clip": positions outside do not exist; "shift": the window moves inward, so that it stays full (NATTEN,
+    arXiv 2204.07143 and 2209.15001).
+    """
+    same = (key - query) % dilation == 0
+    if edge == "clip":
+        return same & ((key - query).abs() <= kernel_size // 2 * dilation)
+    # in the group of positions that are dilation apart
+    members = (length - 1 - query % dilation) // dilation + 1
+    start = torch.minimum((query // dilation - kernel_size // 2).clamp(min=0), members - kernel_size)
+    return same & (key // dilation >= start) & (key // dilation < start + kernel_size)
 
 
 def coarse_2d(
@@ -78,7 +103,7 @@ def dalle(
         near = i - j <= grid[1]
     else:
         kernel = dalle_kernel(kind, grid, kernel_size)
-        near = local_2d(i, j, width=grid[1], kernel_size=kernel, raster_causal=True)
+        near = local_2d(i, j, grid=grid, kernel_size=kernel, raster_causal=True)
     return (key <= query) & ((key < text_len) | near)
 
 
@@ -111,7 +136,7 @@ def cogview2(
     cells = 0 if coarse_grid is None else coarse_grid[0] * coarse_grid[1]
     start = text_len + cells
     i, j = query - start, key - start
-    near = local_2d(i, j, width=grid[1], kernel_size=kernel_size, raster_causal=raster_causal) & (j >= 0)
+    near = local_2d(i, j, grid=grid, kernel_size=kernel_size, raster_causal=raster_causal) & (j >= 0)
     if coarse_grid is None:
         return (key < text_len) | (near & (i >= 0))
     home = coarse_2d(i, key - text_len, grid=grid, coarse_grid=coarse_grid, kernel_size=coarse_kernel_size)

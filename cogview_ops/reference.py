@@ -151,6 +151,8 @@ def local_attention_2d(
     *,
     grid: tuple[int, int],
     kernel_size: tuple[int, int],
+    dilation: tuple[int, int],
+    edge: str,
     raster_causal: bool,
     prefix_key: Tensor | None,
     prefix_value: Tensor | None,
@@ -173,7 +175,9 @@ def local_attention_2d(
     def indices(x: Tensor) -> Tensor:
         return torch.arange(x.shape[2], device=x.device)
 
-    local = patterns.local_2d(i, indices(key), width=grid[1], kernel_size=kernel_size, raster_causal=raster_causal)
+    local = patterns.local_2d(
+        i, indices(key), grid=grid, kernel_size=kernel_size, dilation=dilation, edge=edge, raster_causal=raster_causal
+    )
     keys, values, masks, biases = [key], [value], [local], [key.new_zeros(key.shape[2])]
     if prefix_key is not None and prefix_value is not None:
         visible = torch.ones(1, prefix_key.shape[2], dtype=torch.bool, device=query.device)

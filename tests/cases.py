@@ -108,11 +108,21 @@ LOCAL_2D = [
              coarse_kernel_size=(3, 3), coarse_bias=0.5, heads=4, batch=3),
     local_2d("all_sets_wide", (4, 6), (3, 11), 256, prefix=3, masked=True, coarse=(2, 3), coarse_kernel_size=(1, 5),
              heads=1, kv_heads=1, prefix_bias=-0.5, coarse_bias=2.0, scale=0.05),
+    local_2d("dilated", (9, 13), (5, 3), 64, dilation=(2, 5), heads=4, scale=0.2),
+    local_2d("dilated_causal", (7, 20), (7, 5), 16, dilation=(2, 3), raster_causal=True, prefix=5, masked=True),
+    local_2d("dilated_strict_row", (5, 9), (1, 9), 8, dilation=(4, 2), raster_causal=True, heads=3, kv_heads=1),
+    local_2d("shifted", (9, 13), (9, 5), 64, edge="shift", prefix=3, prefix_bias=0.5),
+    local_2d("shifted_square", (6, 6), (3, 3), 20, edge="shift", heads=4),
+    local_2d("shifted_sets", (12, 10), (5, 3), 64, dilation=(2, 3), edge="shift", prefix=9, masked=True, heads=4,
+             batch=3, prefix_bias=0.8, coarse=(4, 5), coarse_kernel_size=(3, 3), coarse_bias=-0.5),
     # small enough for Triton's interpreter, with boxes clipped at all edges and wider than tiles of 16
     local_2d("tiny_local", (3, 4), (3, 3), 8, batch=2, heads=1, kv_heads=1),
     local_2d("tiny_row", (1, 19), (1, 37), 16, batch=1, heads=2, kv_heads=1, prefix=17, scale=-0.4),
     local_2d("tiny_sets", (3, 6), (3, 5), 20, heads=1, kv_heads=1, raster_causal=True, prefix=5, masked=True,
              prefix_bias=0.8, coarse=(1, 3), coarse_kernel_size=(1, 3), coarse_bias=-0.5),
+    local_2d("tiny_dilated", (5, 7), (3, 3), 8, dilation=(1, 3), heads=2, kv_heads=1, batch=1, raster_causal=True,
+             prefix=3, coarse=(5, 1), coarse_kernel_size=(3, 1)),
+    local_2d("tiny_shifted", (3, 13), (3, 5), 8, dilation=(1, 2), edge="shift", heads=1, kv_heads=1, batch=1),
 ]  # fmt: skip
 
 OTHERS = [
@@ -147,5 +157,5 @@ DECODE = [
 
 BY_LABEL = {case.label: case for case in [*THREE_REGION, *LOCAL_2D, *OTHERS, *DECODE]}
 # one of each operator, with everything in it that the operator can do
-DIFFERENTIABLE = [*(BY_LABEL[x] for x in ("blocks_of_64", "tiny", "all_sets", "tiny_local")), *OTHERS]
+DIFFERENTIABLE = [*(BY_LABEL[x] for x in ("blocks_of_64", "tiny", "all_sets", "tiny_local", "shifted_sets")), *OTHERS]
 ALL = [*DIFFERENTIABLE, *DECODE]

@@ -65,7 +65,7 @@ def test_local_counts_its_pairs_and_large_images_have_a_truth(causal: bool) -> N
     shape = {"heads": 2, "grid": (7, 6), "dim": 8, "kernel": (5, 9), "causal": causal}
     problem = cases.local_2d(torch.float32, True, alone=True, **shape)
     i = torch.arange(42)
-    mask = patterns.local_2d(i[:, None], i, width=6, kernel_size=(5, 9), raster_causal=causal)
+    mask = patterns.local_2d(i[:, None], i, grid=(7, 6), kernel_size=(5, 9), raster_causal=causal)
     assert problem.exps == 2 * 2 * int(mask.sum())
     assert problem.truth is not None
     inputs = [x.double() for x in problem.inputs]

@@ -26,8 +26,10 @@ from torch import Tensor
 from cogview_ops import local_attention_2d, local_attention_2d_decode, merge_attentions, patterns, reference
 
 OP = "local_attention_2d"
-TINY = [("tiny_sets", torch.float32), ("tiny_row", torch.float32), ("tiny_local", torch.float16)]
-SOME = [BY_LABEL[x] for x in ("row", "three_by_three", "strict_column", "coarse_ratio_2", "all_sets", "all_sets_wide")]
+TINY = [("tiny_sets", torch.float32), ("tiny_row", torch.float32), ("tiny_local", torch.float16),
+        ("tiny_dilated", torch.float32), ("tiny_shifted", torch.float16)]  # fmt: skip
+SOME = [BY_LABEL[x] for x in ("row", "three_by_three", "strict_column", "coarse_ratio_2", "all_sets", "all_sets_wide",
+                              "dilated_causal", "shifted_sets")]  # fmt: skip
 
 
 @each_impl(OP, LOCAL_2D)
@@ -69,9 +71,8 @@ def weights_of(options: dict[str, Any], prefix: int) -> Tensor:
     """Attention weights of equal scores, from patterns.py: float64 [B, S, P + S + C]."""
     grid, coarse = options["grid"], options.get("coarse_grid")
     i = torch.arange(grid[0] * grid[1])
-    local = patterns.local_2d(
-        i[:, None], i, width=grid[1], kernel_size=options["kernel_size"], raster_causal=options["raster_causal"]
-    )
+    window = {k: options[k] for k in ("grid", "kernel_size", "dilation", "edge", "raster_causal") if k in options}
+    local = patterns.local_2d(i[:, None], i, **window)
     mask = options["prefix_mask"].cpu() if prefix else torch.ones(2, 0)
     parts = [mask[:, None].double().expand(-1, len(i), -1) * math.exp(options.get("prefix_bias", 0.0))]
     parts.append(local.double().expand(2, -1, -1))
@@ -158,11 +159,33 @@ def test_coarse_and_prefix_masks_exhaustively(impl: str) -> None:
 
 
 @each_impl(OP)
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("kernel", [(9, 5), (1, 25), (17, 1), (17, 25)])
-def test_mask_across_tiles(impl: str, kernel: tuple[int, int], causal: bool) -> None:
+def test_dilated_and_shifted_masks_exhaustively(impl: str) -> None:
+    """Every kernel that a few grids and dilations have room for: clipped, causal, shifted."""
+    if interpreted(impl):
+        probe(impl, 0, grid=(5, 2), kernel_size=(3, 1), dilation=(2, 3), raster_causal=True)
+        return probe(impl, 0, grid=(3, 7), kernel_size=(3, 3), dilation=(1, 2), edge="shift", raster_causal=False)
+    for grid, dilation in itertools.product(((1, 9), (7, 4), (5, 6)), ((1, 1), (1, 2), (2, 1), (2, 3), (3, 8))):
+        room = [(n + d - 1) // d for n, d in zip(grid, dilation, strict=True)]
+        for kernel in itertools.product(*(range(1, 2 * n, 2) for n in room)):
+            how: dict[str, Any] = {"grid": grid, "kernel_size": kernel, "dilation": dilation}
+            if dilation != (1, 1):
+                probe(impl, 0, **how, raster_causal=False)
+                probe(impl, 0, **how, raster_causal=True)
+            if all(k * d <= n for k, d, n in zip(kernel, dilation, grid, strict=True)):
+                probe(impl, 0, **how, edge="shift", raster_causal=False)
+
+
+@each_impl(OP)
+@pytest.mark.parametrize("how", ["clip", "causal", "shift"])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1), (3, 4)])
+@pytest.mark.parametrize("kernel", [(9, 5), (1, 25), (17, 1), (17, 25), (3, 3)])
+def test_mask_across_tiles(impl: str, kernel: tuple[int, int], dilation: tuple[int, int], how: str) -> None:
     skip_slow(impl)
-    probe(impl, 0, grid=(9, 13), kernel_size=kernel, raster_causal=causal)
+    grid = (9, 13)
+    most = [n // d if how == "shift" else 2 * ((n + d - 1) // d) - 1 for n, d in zip(grid, dilation, strict=True)]
+    kernel = (min(kernel[0], (most[0] - 1) | 1), min(kernel[1], (most[1] - 1) | 1))  # odd
+    edge = "shift" if how == "shift" else "clip"
+    probe(impl, 0, grid=grid, kernel_size=kernel, dilation=dilation, edge=edge, raster_causal=how == "causal")
 
 
 @each_impl(OP)
@@ -181,11 +204,12 @@ def test_whole_grid_is_dense_attention(impl: str) -> None:
 @each_impl(f"{OP}_decode")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("steps", [1, 3, 40])
-@pytest.mark.parametrize("label", ["strict_row", "cogview2", "all_sets", "tiny_sets"])
+@pytest.mark.parametrize("label", ["strict_row", "cogview2", "all_sets", "dilated_causal", "tiny_sets", "tiny_dilated"])
 def test_decode_equals_forward(impl: str, dtype: torch.dtype, steps: int, label: str) -> None:
     """Token by token or several at once; the samples stand at different places; the rest of the cache is NaN."""
     skip_uncomputable(dtype, impl)
-    skip_slow(impl, unless=label == "tiny_sets" and (steps, dtype) in ((1, torch.float32), (40, torch.float16)))
+    fast = [("tiny_sets", 1, torch.float32), ("tiny_sets", 40, torch.float16), ("tiny_dilated", 3, torch.float32)]
+    skip_slow(impl, unless=(label, steps, dtype) in fast)
     case, device = BY_LABEL[label], device_of(impl)
     inputs = case.inputs(dtype, device)
     truth = case({k: x.double() for k, x in inputs.items()}, "reference")[0]
@@ -227,6 +251,8 @@ def test_gradcheck(impl: str) -> None:
     sets: dict[str, Any] = {"prefix": 2, "masked": True, "prefix_bias": 0.3, "coarse": (1, 2)}
     sets |= {"coarse_kernel_size": (1, 1), "coarse_bias": -0.4}
     for case in (local_2d("gradcheck", (2, 3), (3, 3), 3, batch=1, kv_heads=1),
+                 local_2d("gradcheck_dilated", (1, 5), (1, 3), 2, batch=1, heads=1, kv_heads=1, dilation=(1, 2)),
+                 local_2d("gradcheck_shifted", (1, 6), (1, 3), 2, batch=1, heads=1, kv_heads=1, edge="shift"),
                  local_2d("gradcheck_sets", (2, 2), (3, 1), 2, raster_causal=True, **sets)):  # fmt: skip
         inputs = case.inputs(torch.float64, device_of(impl))
         names = list(inputs)
@@ -303,6 +329,11 @@ INVALID: list[tuple[str, Any, type[Exception]]] = [
     ("kernel_size", (3, 0), ValueError),
     ("kernel_size", (7, 3), ValueError),
     ("kernel_size", (3, 9), ValueError),
+    ("dilation", 0, ValueError),
+    ("dilation", (1, -1), ValueError),
+    ("dilation", 2.0, TypeError),
+    ("dilation", True, TypeError),
+    ("dilation", (2,), TypeError),
     ("prefix_value", None, ValueError),
     ("prefix_key", None, ValueError),
     ("prefix_value", torch.zeros(2, 2, 3, 8), ValueError),
@@ -343,6 +374,8 @@ def test_invalid_arguments(impl: str) -> None:
     arguments = {"query": Q, "key": KV, "value": KV, "grid": (3, 4), "kernel_size": (3, 3), **SETS, "impl": impl}
     table: list[tuple[str, Any, type[Exception]]] = [
         ("raster_causal", "no", TypeError),
+        ("edge", "wrap", ValueError),
+        ("edge", None, ValueError),
         ("query", Q[:, :, :11], ValueError),
     ]
     for name, value, error in INVALID + table:
@@ -352,6 +385,10 @@ def test_invalid_arguments(impl: str) -> None:
         refused(local_attention_2d, {**arguments, f"{kind}_value": heads}, f"{kind}_key", heads, ValueError)
     narrow = {**arguments, "coarse_kernel_size": (1, 1)}
     refused(local_attention_2d, narrow, "coarse_grid", (2, 1), ValueError)  # two rows do not divide three
+    for how, kernel in (({"dilation": (3, 1)}, (3, 3)), ({"dilation": (1, 2)}, (3, 5)), ({"edge": "shift"}, (3, 5)),
+                        ({"edge": "shift", "dilation": 2}, (1, 3))):  # fmt: skip
+        refused(local_attention_2d, arguments | how, "kernel_size", kernel, ValueError)
+    refused(local_attention_2d, arguments | {"raster_causal": True}, "edge", "shift", ValueError)
     bare = {k: v for k, v in arguments.items() if k not in SETS}
     refused(local_attention_2d, bare, "prefix_mask", SETS["prefix_mask"], ValueError)
     for name in ("coarse_grid", "coarse_kernel_size"):
@@ -374,3 +411,4 @@ def test_invalid_arguments_of_decode(impl: str) -> None:
     ]
     for name, value, error in [row for row in INVALID if row[0] != "query"] + table:
         refused(local_attention_2d_decode, arguments, name, value, error)
+    refused(local_attention_2d_decode, arguments | {"dilation": 2}, "kernel_size", (5, 3), ValueError)

@@ -231,7 +231,7 @@ def test_local_is_the_operator_between_projections() -> None:
     grads = (torch.autograd.grad(y, leaves, seed) for y in (out, expected))
     for mine, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)
-    assert "coarse_bias=-0.5, scale=0.4, raster_causal=True" in repr(module)
+    assert "coarse_bias=-0.5, scale=0.4, edge=clip, raster_causal=True" in repr(module)
     assert local(bias=False).keys_values(text.float())[1].shape == (2, 2, 5, 8)
 
 
@@ -262,6 +262,9 @@ def test_local_refuses() -> None:
     refused(LocalAttention2d, arguments, "kernel_size", (3, 4), ValueError)
     refused(LocalAttention2d, arguments, "kernel_size", (9, 3), ValueError)
     refused(LocalAttention2d, arguments, "raster_causal", None, TypeError)
+    refused(LocalAttention2d, arguments, "dilation", (0, 1), ValueError)
+    refused(LocalAttention2d, arguments | {"dilation": 3}, "kernel_size", (5, 3), ValueError)
+    refused(LocalAttention2d, arguments | {"raster_causal": True}, "edge", "shift", ValueError)
     refused(LocalAttention2d, arguments, "num_heads", 5, ValueError)
     call = {"x": torch.zeros(1, 24, 24)}
     refused(local(), call, "x", torch.zeros(1, 24, 23), ValueError)

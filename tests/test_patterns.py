@@ -1,6 +1,7 @@
 """The patterns against their definition in words, token by token."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -46,22 +47,63 @@ def test_three_region_of_placed_queries_are_rows_of_the_whole() -> None:
 def test_local_2d(kernel: tuple[int, int], causal: bool) -> None:
     height, width = 4, 6
     i = torch.arange(height * width)
-    mask = patterns.local_2d(i[:, None], i, width=width, kernel_size=kernel, raster_causal=causal)
+    mask = patterns.local_2d(i[:, None], i, grid=(height, width), kernel_size=kernel, raster_causal=causal)
     for (y, x), (v, u) in itertools.product(itertools.product(range(height), range(width)), repeat=2):
         near = abs(v - y) <= kernel[0] // 2 and abs(u - x) <= kernel[1] // 2
         assert mask[y * width + x, v * width + u] == (near and (not causal or (v, u) <= (y, x)))
 
 
+def natten_window(index: int, length: int, kernel: int, dilation: int) -> range:
+    """The keys of one axis as NATTEN's code has them (get_window_start, arXiv 2209.15001), in its own words."""
+    reach = kernel // 2 * dilation
+    if index - reach < 0:
+        start = index % dilation
+    elif index + reach >= length:
+        offset, whole = index % dilation, length // dilation * dilation
+        rest = length - whole
+        start = length - rest + offset - 2 * reach if offset < rest else whole + offset - kernel * dilation
+    else:
+        start = index - reach
+    return range(start, start + kernel * dilation, dilation)
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 3, 5])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_local_1d_at_edges(kernel: int, dilation: int) -> None:
+    for length in range(1, 18):
+        i = torch.arange(length)
+        clipped = patterns.local_1d(i[:, None], i, length, kernel, dilation, "clip")
+        for x in range(length):
+            window = range(x - kernel // 2 * dilation, x + kernel // 2 * dilation + 1, dilation)
+            assert clipped[x].nonzero().flatten().tolist() == [u for u in window if 0 <= u < length]
+        if kernel * dilation <= length:
+            shifted = patterns.local_1d(i[:, None], i, length, kernel, dilation, "shift")
+            for x in range(length):
+                assert shifted[x].nonzero().flatten().tolist() == list(natten_window(x, length, kernel, dilation))
+
+
+@pytest.mark.parametrize("edge", ["clip", "shift"])
+def test_axes_of_local_2d(edge: str) -> None:
+    """Kernel and dilation of rows, then of columns."""
+    i = torch.arange(7 * 9)
+    how: dict[str, Any] = {"kernel_size": (3, 5), "dilation": (2, 1), "edge": edge}
+    mask = patterns.local_2d(i[:, None], i, grid=(7, 9), **how, raster_causal=False)
+    y, x = torch.arange(7), torch.arange(9)
+    rows = patterns.local_1d(y[:, None], y, 7, 3, 2, edge)
+    columns = patterns.local_1d(x[:, None], x, 9, 5, 1, edge)
+    assert torch.equal(mask.view(7, 9, 7, 9), rows[:, None, :, None] & columns[:, None, :])
+
+
 def test_raster_causal_keeps_the_right_of_rows_above() -> None:
-    mask = patterns.local_2d(torch.tensor(12), torch.arange(25), width=5, kernel_size=(3, 3), raster_causal=True)
+    mask = patterns.local_2d(torch.tensor(12), torch.arange(25), grid=(5, 5), kernel_size=(3, 3), raster_causal=True)
     assert mask.nonzero().flatten().tolist() == [6, 7, 8, 11, 12]
 
 
 def test_dall_e_row_and_column() -> None:
     """(1, 2W-1) is the query's row, (2H-1, 1) its column."""
     i = torch.arange(12)
-    row = patterns.local_2d(i[:, None], i, width=4, kernel_size=(1, 7), raster_causal=False)
-    column = patterns.local_2d(i[:, None], i, width=4, kernel_size=(5, 1), raster_causal=False)
+    row = patterns.local_2d(i[:, None], i, grid=(3, 4), kernel_size=(1, 7), raster_causal=False)
+    column = patterns.local_2d(i[:, None], i, grid=(3, 4), kernel_size=(5, 1), raster_causal=False)
     assert torch.equal(row, i[:, None] // 4 == i // 4)
     assert torch.equal(column, i[:, None] % 4 == i % 4)
 

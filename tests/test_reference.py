@@ -43,7 +43,13 @@ def test_local_2d(case: Case) -> None:
     q, grid = inputs["query"], options["grid"]
     i = torch.arange(q.shape[2])[:, None]
     local = patterns.local_2d(
-        i, i.T, width=grid[1], kernel_size=options["kernel_size"], raster_causal=options.get("raster_causal", False)
+        i,
+        i.T,
+        grid=grid,
+        kernel_size=options["kernel_size"],
+        dilation=options.get("dilation", (1, 1)),
+        edge=options.get("edge", "clip"),
+        raster_causal=options.get("raster_causal", False),
     )
     masks, keys, biases = [local.expand(len(q), -1, -1)], [""], [0.0]
     if "prefix_key" in inputs:

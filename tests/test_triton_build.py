@@ -29,9 +29,10 @@ SOME = [
     *(("three_region", *x) for x in ((80, "float16", 64), (80, "bfloat16", 128), (90, "bfloat16", 64))),
     ("three_region", 90, "float16", 128),
     ("local_2d", 80, "float16", 64),  # the image alone
+    ("local_2d_shift", 90, "bfloat16", 64),  # dilated and shifted
     ("local_2d_sets", 90, "bfloat16", 64),  # with a prefix and a coarse grid
 ]
-OPS = ("three_region", "local_2d", "local_2d_sets")
+OPS = ("three_region", "local_2d", "local_2d_shift", "local_2d_sets")
 ALL = list(itertools.product(OPS, (80, 90), ("bfloat16", "float16", "float32", "float64"), (16, 64, 128, 256)))
 
 
@@ -58,7 +59,12 @@ def kernels() -> list[Kernel]:
 
 
 def test_every_kernel_is_there(kernels: list[Kernel]) -> None:
-    of_sets = {"three_region": ["grad_pivot_kernel"], "local_2d": [], "local_2d_sets": ["grad_prefix_kernel"]}
+    of_sets = {
+        "three_region": ["grad_pivot_kernel"],
+        "local_2d": [],
+        "local_2d_shift": [],
+        "local_2d_sets": ["grad_prefix_kernel"],
+    }
     for target in SOME:
         names = ["forward_kernel", "grad_query_kernel", *of_sets[target[0]], "grad_key_kernel", "decode_kernel"]
         assert [kernel.name for kernel in kernels if kernel[:4] == target] == names
@@ -109,11 +115,11 @@ def launches(op: str, chip: int, dtype: torch.dtype, head_dim: int) -> list[tupl
         mock.patch.object(local_attention_2d, "launch", catch),
         mock.patch.object(configs, "chip", return_value=chip),
     ):
-        (call_three_region if op == "three_region" else call_local_2d)(dtype, head_dim, op == "local_2d_sets")
+        (call_three_region if op == "three_region" else call_local_2d)(op, dtype, head_dim)
     return [(name, *row) for name, row in caught.items()]
 
 
-def call_three_region(dtype: torch.dtype, head_dim: int, sets: bool) -> None:
+def call_three_region(op: str, dtype: torch.dtype, head_dim: int) -> None:
     from cogview_ops.triton import three_region_attention
 
     x = torch.empty(4, 40, 4224, head_dim, dtype=dtype, device="meta")
@@ -125,8 +131,8 @@ def call_three_region(dtype: torch.dtype, head_dim: int, sets: bool) -> None:
     three_region_attention.decode(x[:, :, :1], x, x, pivots, pivots[:, 0], *options)
 
 
-def call_local_2d(dtype: torch.dtype, head_dim: int, sets: bool) -> None:
-    """CogView2's super-resolution from 32 x 32 to 64 x 64, or its local part alone."""
+def call_local_2d(op: str, dtype: torch.dtype, head_dim: int) -> None:
+    """CogView2's super-resolution from 32 x 32 to 64 x 64, its local part alone, or that dilated and shifted."""
     from cogview_ops.triton import local_attention_2d
 
     def empty(tokens: int) -> torch.Tensor:
@@ -138,10 +144,11 @@ def call_local_2d(dtype: torch.dtype, head_dim: int, sets: bool) -> None:
         torch.empty(4, 64, dtype=torch.bool, device="meta"),
         torch.empty(4, dtype=torch.int64, device="meta"),
     )
-    others = (prefix, prefix, coarse, coarse, mask) if sets else (None,) * 5
-    window, rest = ([64, 64], [17, 9]), (1.2, [32, 32], [7, 7], 0.5, head_dim**-0.5)
-    local_attention_2d.forward(x, x, x, *others, *window, True, *rest)
-    local_attention_2d.backward(x, lse, x, x, x, *others, x, lse, *window, True, *rest)
+    others = (prefix, prefix, coarse, coarse, mask) if op == "local_2d_sets" else (None,) * 5
+    shift = op == "local_2d_shift"
+    window, rest = ([64, 64], [17, 9], [3, 2] if shift else [1, 1]), (1.2, [32, 32], [7, 7], 0.5, head_dim**-0.5)
+    local_attention_2d.forward(x, x, x, *others, *window, not shift, shift, *rest)
+    local_attention_2d.backward(x, lse, x, x, x, *others, x, lse, *window, not shift, shift, *rest)
     local_attention_2d.decode(x[:, :, :1], x, x, *others, lengths, *window, *rest)
 
 

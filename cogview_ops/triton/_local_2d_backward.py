@@ -5,6 +5,7 @@ import triton.language as tl
 
 from ._local_2d_pattern import (
     box_cells,
+    coarse_windows,
     grid_tile,
     inside,
     key_box,
@@ -14,6 +15,9 @@ from ._local_2d_pattern import (
     prefix_tile,
     query_box,
     query_windows,
+    raster,
+    sub_image,
+    whole,
 )
 from ._tiles import LOG2E, exactly, gather_rows, heavy_first, load_rows, scatter_rows, store_rows
 
@@ -39,22 +43,22 @@ def grad_query_kernel(
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, prefix_k_b, prefix_k_h, prefix_k_s, prefix_v_b, prefix_v_h, prefix_v_s,
     coarse_k_b, coarse_k_h, coarse_k_s, coarse_v_b, coarse_v_h, coarse_v_s,
     out_b, out_h, out_s, dout_b, dout_h, dout_s, dq_b, dq_h, dq_s,
-    heads, group, total_heads, section, height, width, kernel_h, kernel_w, prefix_len,
+    heads, group, tiles, total_heads, section, height, width, kernel_h, kernel_w, dilation_h, dilation_w, prefix_len,
     coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w,
     scale, scale_low, prefix_bias, prefix_bias_low, coarse_bias, coarse_bias_low, step, step_low,
-    HAS_DLSE: tl.constexpr, CAUSAL: tl.constexpr, PREFIX: tl.constexpr, MASKED: tl.constexpr, COARSE: tl.constexpr,
-    SMALL: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_DLSE: tl.constexpr, CAUSAL: tl.constexpr, SHIFT: tl.constexpr, PREFIX: tl.constexpr, MASKED: tl.constexpr,
+    COARSE: tl.constexpr, SMALL: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """dq, and delta = rowsum(dout * out) - dlse for the kernels that own keys."""
-    tile, head = heavy_first(tl.cdiv(height, ROWS) * tl.cdiv(width, M // ROWS), total_heads, section)
+    tile, head = heavy_first(tiles, total_heads, section)
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     kv = h // group
     scale = exactly(scale, scale_low, ACC)
-    grid, reach = (height, width), (1, 1, kernel_h, kernel_w)
-    corners, y, col, there = patch(tile, height, width, ROWS, M)
-    i = y * width + col
-    last = corners[1] * width + corners[3]
+    reach = (1, 1, kernel_h, kernel_w)
+    image, corners, y, col, there = patch(tile, height, width, dilation_h, dilation_w, ROWS, M)
+    i = raster(image, y, col)
+    last = raster(image, corners[1], corners[3])
     x = gather_rows(q + b * q_b + h * q_h, q_s, i, there, D, BLOCK_D)
     dx = gather_rows(dout + b * dout_b + h * dout_h, dout_s, i, there, D, BLOCK_D)
     o = gather_rows(out + b * out_b + h * out_h, out_s, i, there, D, BLOCK_D)
@@ -82,18 +86,18 @@ def grad_query_kernel(
         )
         bias = exactly(coarse_bias, coarse_bias_low, ACC)
         coarse_reach = (height // coarse_height, width // coarse_width, coarse_kernel_h, coarse_kernel_w)
-        box = key_box(corners, coarse_reach, (coarse_height, coarse_width), False)
-        low_y, low_x = key_windows(y, col, coarse_reach)
+        coarse_image = whole(coarse_height, coarse_width)
+        low_y, low_x, box = coarse_windows(y, col, corners, image, coarse_image, coarse_reach)
         size = (coarse_kernel_h, coarse_kernel_w)
         for t in tl.range(0, tl.cdiv(box[2] * box[3], N)):
-            j, read, seen = grid_tile(t, box, coarse_width, low_y, low_x, size, i, last, N, SMALL, False)
+            j, read, seen = grid_tile(t, box, coarse_image, low_y, low_x, size, i, last, N, SMALL, False)
             acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, j, read, seen, scale, bias, ACC, D, BLOCK_D)
     keys = keys_of(k, v, k_b, k_h, k_s, v_b, v_h, v_s, b, kv)
-    box = key_box(corners, reach, grid, CAUSAL)
-    low_y, low_x = key_windows(y, col, reach)
+    box = key_box(corners, reach, image, CAUSAL, SHIFT)
+    low_y, low_x = key_windows(y, col, reach, image, SHIFT)
     size = (kernel_h, kernel_w)
     for t in tl.range(0, tl.cdiv(box[2] * box[3], N)):
-        j, read, seen = grid_tile(t, box, width, low_y, low_x, size, i, last, N, SMALL, CAUSAL)
+        j, read, seen = grid_tile(t, box, image, low_y, low_x, size, i, last, N, SMALL, CAUSAL)
         acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, j, read, seen, scale, 0.0, ACC, D, BLOCK_D)
     acc *= exactly(step, step_low, ACC)
     scatter_rows(dq + b * dq_b + h * dq_h, dq_s, i, there, acc, D, BLOCK_D)
@@ -103,10 +107,10 @@ def grad_query_kernel(
 def grad_key_kernel(
     q, k, v, mask, dout, lse, delta, part_k, part_v, dk, dv,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, dout_b, dout_h, dout_s, dk_b, dk_h, dk_s, dv_b, dv_h, dv_s,
-    kv_heads, total_kv_heads, section, height, width, key_height, key_width, kernel_h, kernel_w, splits,
-    scale, scale_low, step, step_low, bias, bias_low,
-    DENSE: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, SPLIT: tl.constexpr, SMALL: tl.constexpr,
-    GROUP: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    kv_heads, tiles, total_kv_heads, section, height, width, key_height, key_width, kernel_h, kernel_w,
+    dilation_h, dilation_w, splits, scale, scale_low, step, step_low, bias, bias_low,
+    DENSE: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, SHIFT: tl.constexpr, SPLIT: tl.constexpr,
+    SMALL: tl.constexpr, GROUP: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a patch of N keys, from all queries of the group's heads that see them.
@@ -114,40 +118,43 @@ def grad_key_kernel(
     DENSE: the keys are a prefix, a grid of one row that all queries see. SPLIT: each program takes one of `splits`
     equal runs of these queries and leaves its sums in part_k and part_v, [splits, B, Hkv, keys, BLOCK_D].
     """
-    tile, head = heavy_first(tl.cdiv(key_height, ROWS) * tl.cdiv(key_width, N // ROWS), total_kv_heads, section)
+    tile, head = heavy_first(tiles, total_kv_heads, section)
     share = tl.program_id(1)
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
     scale = exactly(scale, scale_low, ACC)
     bias = exactly(bias, bias_low, ACC)
-    corners, key_y, key_x, there = patch(tile, key_height, key_width, ROWS, N)
-    n = key_y * key_width + key_x
+    keys, corners, key_y, key_x, there = patch(tile, key_height, key_width, dilation_h, dilation_w, ROWS, N)
+    image = sub_image(keys[2], keys[3], height, width, dilation_h, dilation_w)
+    n = raster(keys, key_y, key_x)
     read = there
     if MASKED:
         read &= tl.load(mask + b * key_width + n, mask=there, other=0) != 0
     y = gather_rows(k + b * k_b + kv * k_h, k_s, n, read, D, BLOCK_D)
     z = gather_rows(v + b * v_b + kv * v_h, v_s, n, read, D, BLOCK_D)
     reach = (height // key_height, width // key_width, kernel_h, kernel_w)
-    low_y, low_x = query_windows(key_y, key_x, reach)
+    low_y, low_x, size_h, size_w = query_windows(key_y, key_x, reach, image, SHIFT)
+    if SHIFT:
+        size_h, size_w = size_h[:, None], size_w[:, None]
     if DENSE:
         cells = height * width
     else:
-        box = query_box(corners, reach, (height, width), CAUSAL)
+        box = query_box(corners, reach, image, CAUSAL, SHIFT)
         cells = box[2] * box[3]
-    tiles = tl.cdiv(cells, M)
-    run = tl.cdiv(tiles * GROUP, splits)
+    turns = tl.cdiv(cells, M)
+    run = tl.cdiv(turns * GROUP, splits)
     q += b * q_b + kv * GROUP * q_h
     dout += b * dout_b + kv * GROUP * dout_h
     stat = (b * kv_heads + kv) * GROUP * height * width
 
     sum_k = tl.zeros([N, BLOCK_D], ACC)
     sum_v = tl.zeros([N, BLOCK_D], ACC)
-    for t in tl.range(share * run, tl.minimum((share + 1) * run, tiles * GROUP)):
-        g = (t // tiles).to(tl.int64)
+    for t in tl.range(share * run, tl.minimum((share + 1) * run, turns * GROUP)):
+        g = (t // turns).to(tl.int64)
         if DENSE:
-            i = t % tiles * M + tl.arange(0, M)
+            i = t % turns * M + tl.arange(0, M)
             valid = i < cells
         else:
-            query_y, query_x, i, valid = box_cells(t % tiles, box, width, M, SMALL)
+            query_y, query_x, i, valid = box_cells(t % turns, box, image, M, SMALL)
         x = gather_rows(q + g * q_h, q_s, i, valid, D, BLOCK_D)
         dx = gather_rows(dout + g * dout_h, dout_s, i, valid, D, BLOCK_D)
         at = stat + g * height * width + i
@@ -156,7 +163,7 @@ def grad_key_kernel(
         s = tl.dot(y, tl.trans(x), input_precision="ieee", out_dtype=ACC)
         p = tl.exp2(s * scale - (row_lse - bias)[None, :])
         if not DENSE:
-            seen = inside(low_y, low_x, query_y, query_x, reach[0] * kernel_h, reach[1] * kernel_w)
+            seen = inside(low_y, low_x, query_y, query_x, size_h, size_w)
             if CAUSAL:
                 seen &= i[None, :] >= n[:, None]
             p = tl.where(seen, p, 0.0)

@@ -141,14 +141,14 @@ def decode_kernel(
 
 @triton.jit
 def combine_kernel(
-    part, part_lse, out, out_b, out_h, out_s, kv_heads, group, steps, row_tiles, shares,
+    part, part_lse, out, out_b, out_h, out_s, kv_heads, group, pitch, steps, row_tiles, shares,
     D: tl.constexpr, BLOCK_D: tl.constexpr, SHARES: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """Joins the shares of one row, in their order."""
+    """Joins the shares of one row, in their order. The rows of a step are `pitch` apart from those of the next."""
     r, head = tl.program_id(0), tl.program_id(1)
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
     share = tl.arange(0, SHARES)
-    row = ((share * tl.num_programs(1) + head) * row_tiles + r // M).to(tl.int64) * M + r % M
+    row = (share * tl.num_programs(1) + head).to(tl.int64) * row_tiles * M + r // group * pitch + r % group
     lse = tl.load(part_lse + row, mask=share < shares, other=float("-inf"))
     top = tl.maximum(tl.max(lse, 0), LOWEST)
     weight = tl.exp2(lse - top)

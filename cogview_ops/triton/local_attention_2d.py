@@ -45,13 +45,23 @@ def patch_rows(grid: Pair, kernel: Pair, cells: int, tile: int, causal: bool, ra
     return min((1 << n for n in range(cells.bit_length())), key=cost)
 
 
+def sub_image(grid: Pair, dilation: Pair) -> Pair:
+    """Rows and columns of the largest of the parts into which dilation splits an image."""
+    return triton.cdiv(grid[0], dilation[0]), triton.cdiv(grid[1], dilation[1])
+
+
+def patches(image: Pair, patch: Pair, dilation: Pair) -> int:
+    """How many there are in all sub-images."""
+    return triton.cdiv(image[0], patch[0]) * triton.cdiv(image[1], patch[1]) * dilation[0] * dilation[1]
+
+
 class _Call:
     """What the kernels of one call share: shapes, tensors, options in the units of the kernels."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, sets: tuple[Tensor | None, ...], prefix_mask: Tensor | None,
-        grid: list[int], kernel: list[int], prefix_bias: float, coarse_grid: list[int], coarse_kernel: list[int],
-        coarse_bias: float, scale: float,
+        grid: list[int], kernel: list[int], dilation: list[int], prefix_bias: float, coarse_grid: list[int],
+        coarse_kernel: list[int], coarse_bias: float, scale: float,
     ) -> None:  # fmt: skip
         check_interpreter(q)
         prefix_k, prefix_v, coarse_k, coarse_v = sets
@@ -60,6 +70,9 @@ class _Call:
         self.kv_heads = k.shape[1]
         self.group, self.pairs = self.heads // self.kv_heads, self.batch * self.kv_heads
         self.grid, self.kernel = (grid[0], grid[1]), (kernel[0], kernel[1])
+        # of an axis on which only itself is seen it does not matter
+        self.dilation = (dilation[0] if kernel[0] > 1 else 1, dilation[1] if kernel[1] > 1 else 1)
+        self.image = sub_image(self.grid, self.dilation)
         self.prefix_len = 0 if prefix_k is None else prefix_k.shape[2]
         self.has_coarse = coarse_k is not None
         self.coarse_grid = (coarse_grid[0], coarse_grid[1]) if self.has_coarse else (1, 1)
@@ -85,41 +98,44 @@ class _Call:
 
     def query_side(self, patch: Pair, tile: int) -> dict[str, Any]:
         """Arguments of the kernels that own queries."""
-        small = self.small(self.grid, _plus(patch, self.kernel), tile)
-        small = small and self.small(self.coarse_grid, _plus(patch, self.coarse_kernel), tile)
+        spread = (patch[0] - 1) * self.dilation[0] + 1, (patch[1] - 1) * self.dilation[1] + 1
+        small = self.small(self.image, _plus(patch, self.kernel), tile)
+        small = small and self.small(self.coarse_grid, _plus(spread, self.coarse_kernel), tile)
         return {
             **self.keys, **strides(**self.keys), "prefix_mask": self.prefix_mask, "prefix_len": self.prefix_len,
             "group": self.group, "height": self.grid[0], "width": self.grid[1], "kernel_h": self.kernel[0],
-            "kernel_w": self.kernel[1], "coarse_height": self.coarse_grid[0], "coarse_width": self.coarse_grid[1],
+            "kernel_w": self.kernel[1], "dilation_h": self.dilation[0], "dilation_w": self.dilation[1],
+            "coarse_height": self.coarse_grid[0], "coarse_width": self.coarse_grid[1],
             "coarse_kernel_h": self.coarse_kernel[0], "coarse_kernel_w": self.coarse_kernel[1],
             **_logits(prefix_bias=self.prefix_bias, coarse_bias=self.coarse_bias),
             "PREFIX": self.prefix_len > 0, "MASKED": self.masked, "COARSE": self.has_coarse, "SMALL": small,
             **self.shape, "N": tile,
         }  # fmt: skip
 
-    def patches(self, config: configs.Config, causal: bool) -> tuple[int, dict[str, Any]]:
-        """Patches of queries in the image, and arguments of the kernels that own one each."""
-        rows = patch_rows(self.grid, self.kernel, config.m, config.n, causal)
+    def patches(self, config: configs.Config, causal: bool, shift: bool) -> tuple[int, dict[str, Any]]:
+        """Programs, and arguments, of the kernels that own a patch of queries each."""
+        rows = patch_rows(self.image, self.kernel, config.m, config.n, causal)
         columns, total = config.m // rows, self.batch * self.heads
         shared = self.query_side((rows, columns), config.n)
         shared |= {"heads": self.heads, "total_heads": total, "section": section(total, self.group, self.keys["k"])}
-        count = triton.cdiv(self.grid[0], rows) * triton.cdiv(self.grid[1], columns)
-        return count, {**shared, "CAUSAL": causal, "ROWS": rows, "M": config.m}
+        count = patches(self.image, (rows, columns), self.dilation)
+        shared |= {"tiles": count, "CAUSAL": causal, "SHIFT": shift, "ROWS": rows, "M": config.m}
+        return count * total, shared
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None, prefix_v: Tensor | None, coarse_k: Tensor | None,
-    coarse_v: Tensor | None, prefix_mask: Tensor | None, grid: list[int], kernel: list[int], causal: bool,
-    *options: Any,
+    coarse_v: Tensor | None, prefix_mask: Tensor | None, grid: list[int], kernel: list[int],
+    dilation: list[int], causal: bool, shift: bool, *options: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out, lse = _registration.attention_fake(q)
     if not q.numel():
         return out, lse
-    call = _Call(q, k, v, (prefix_k, prefix_v, coarse_k, coarse_v), prefix_mask, grid, kernel, *options)
+    call = _Call(q, k, v, (prefix_k, prefix_v, coarse_k, coarse_v), prefix_mask, grid, kernel, dilation, *options)
     config = call.config("forward", q)
-    patches, shared = call.patches(config, causal)
+    programs, shared = call.patches(config, causal, shift)
     launch(
-        forward_kernel, (patches * call.batch * call.heads,), config, q=q, out=out, lse=lse, **strides(q=q, out=out),
+        forward_kernel, (programs,), config, q=q, out=out, lse=lse, **strides(q=q, out=out),
         **shared, **_scale(abs(call.scale)), NEGATE=call.scale < 0,
     )  # fmt: skip
     return out, lse
@@ -128,7 +144,7 @@ def forward(
 def backward(
     dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None,
     prefix_v: Tensor | None, coarse_k: Tensor | None, coarse_v: Tensor | None, prefix_mask: Tensor | None, out: Tensor,
-    lse: Tensor, grid: list[int], kernel: list[int], causal: bool, *options: Any,
+    lse: Tensor, grid: list[int], kernel: list[int], dilation: list[int], causal: bool, shift: bool, *options: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     sets = (prefix_k, prefix_v, coarse_k, coarse_v)
     grads = [q.new_empty(0) if x is None else _registration.empty_rows(x) for x in (q, k, v, *sets)]
@@ -138,12 +154,12 @@ def backward(
         dout = torch.zeros_like(out)
     elif dout.stride(3) != 1:
         dout = dout.contiguous()
-    call = _Call(q, k, v, sets, prefix_mask, grid, kernel, *options)
+    call = _Call(q, k, v, sets, prefix_mask, grid, kernel, dilation, *options)
     config = call.config("grad_query", q)
     delta = torch.empty_like(lse)
-    patches, shared = call.patches(config, causal)
+    programs, shared = call.patches(config, causal, shift)
     launch(
-        grad_query_kernel, (patches * call.batch * call.heads,), config,
+        grad_query_kernel, (programs,), config,
         q=q, out=out, lse=lse, dout=dout, dlse=lse if dlse is None else dlse.contiguous(), delta=delta, dq=grads[0],
         **strides(q=q, out=out, dout=dout, dq=grads[0]), **shared, **_scale(call.scale), **two_parts(step=call.scale),
         HAS_DLSE=dlse is not None,
@@ -151,16 +167,17 @@ def backward(
     rows = {"q": q, "dout": dout, "lse": lse, "delta": delta}
     # longest first: every query sees the prefix
     if prefix_k is not None and prefix_v is not None and call.prefix_len:
-        _grad_keys(call, rows, prefix_k, prefix_v, grads[3], grads[4], "prefix", causal=False)
+        _grad_keys(call, rows, prefix_k, prefix_v, grads[3], grads[4], "prefix")
     if coarse_k is not None and coarse_v is not None:
-        _grad_keys(call, rows, coarse_k, coarse_v, grads[5], grads[6], "coarse", causal=False)
-    _grad_keys(call, rows, k, v, grads[1], grads[2], "local", causal=causal)
+        _grad_keys(call, rows, coarse_k, coarse_v, grads[5], grads[6], "coarse")
+    _grad_keys(call, rows, k, v, grads[1], grads[2], "local", causal, shift)
     return tuple(grads)
 
 
 def _grad_keys(
-    call: _Call, rows: dict[str, Tensor], k: Tensor, v: Tensor, dk: Tensor, dv: Tensor, kind: str, causal: bool
-) -> None:
+    call: _Call, rows: dict[str, Tensor], k: Tensor, v: Tensor, dk: Tensor, dv: Tensor, kind: str,
+    causal: bool = False, shift: bool = False,
+) -> None:  # fmt: skip
     """Gradients of the keys of one set, from q, dout, lse, delta."""
     q = rows["q"]
     config = call.config("grad_key", q)
@@ -170,13 +187,16 @@ def _grad_keys(
         "local": (call.grid, call.kernel, 0.0, (1, 1)),
     }[kind]
     dense = kind == "prefix"
-    patch = 1 if dense else patch_rows(keys, kernel, config.n, config.m, causal, ratio)
+    dilation = call.dilation if kind == "local" else (1, 1)
+    image, grid = sub_image(keys, dilation), sub_image(call.grid, dilation)
+    patch = 1 if dense else patch_rows(image, kernel, config.n, config.m, causal, ratio)
     columns = config.n // patch
-    box = _plus((patch, columns), kernel)
-    size = (box[0] * ratio[0], box[1] * ratio[1])
-    cells = call.grid[0] * call.grid[1]
-    seen = cells if dense else min(call.grid[0], size[0]) * min(call.grid[1], size[1])
-    programs = triton.cdiv(keys[0], patch) * triton.cdiv(keys[1], columns) * call.pairs
+    # shifted, a key may be seen from half a window further on both sides
+    box = _plus((patch, columns), (2 * kernel[0] - 1, 2 * kernel[1] - 1) if shift else kernel)
+    size = grid if dense else (box[0] * ratio[0], box[1] * ratio[1])
+    seen = min(grid[0], size[0]) * min(grid[1], size[1])
+    tiles = patches(image, (patch, columns), dilation)
+    programs = tiles * call.pairs
     # few programs with much to do: several share the queries of a patch
     splits = configs.splits(programs, triton.cdiv(seen, config.m) * call.group, 32, q.device)
     number = keys[0] * keys[1]
@@ -187,11 +207,12 @@ def _grad_keys(
     }  # fmt: skip
     launch(
         grad_key_kernel, (programs, splits), config, **rows, k=k, v=v, mask=call.prefix_mask, **shared,
-        **strides(q=q, k=k, v=v, dout=rows["dout"]), total_kv_heads=call.pairs, section=section(call.pairs, 1, q),
-        height=call.grid[0], width=call.grid[1], key_height=keys[0], key_width=keys[1], kernel_h=kernel[0],
-        kernel_w=kernel[1], **_scale(call.scale), **_logits(bias=bias), DENSE=dense, MASKED=dense and call.masked,
-        CAUSAL=causal, SPLIT=splits > 1, SMALL=call.small(call.grid, size, config.m), GROUP=call.group, ROWS=patch,
-        M=config.m, N=config.n,
+        **strides(q=q, k=k, v=v, dout=rows["dout"]), tiles=tiles, total_kv_heads=call.pairs,
+        section=section(call.pairs, 1, q), height=call.grid[0], width=call.grid[1], key_height=keys[0],
+        key_width=keys[1], kernel_h=kernel[0], kernel_w=kernel[1], dilation_h=dilation[0], dilation_w=dilation[1],
+        **_scale(call.scale), **_logits(bias=bias), DENSE=dense, MASKED=dense and call.masked, CAUSAL=causal,
+        SHIFT=shift, SPLIT=splits > 1, SMALL=call.small(grid, size, config.m), GROUP=call.group, ROWS=patch, M=config.m,
+        N=config.n,
     )  # fmt: skip
     if splits > 1:
         launch(sum_kernel, (triton.cdiv(number, 16), call.pairs), configs.SMALL, **shared, keys=number, ROWS=16)
@@ -207,11 +228,14 @@ def decode(
     call = _Call(q, k, v, (prefix_k, prefix_v, coarse_k, coarse_v), prefix_mask, *options)
     config = call.config("decode", q)
     steps = q.shape[2]
-    row_tiles = triton.cdiv(steps * call.group, config.m)
-    span = min(steps, triton.cdiv(config.m, call.group) + 1)  # steps of a tile of rows; several may cross rows
+    # dilated, steps are apart: a tile of rows is of one
+    dilated = call.dilation != (1, 1)
+    pitch = triton.cdiv(call.group, config.m) * config.m if dilated else call.group
+    row_tiles = triton.cdiv(steps * pitch, config.m)
+    span = 1 if dilated else min(steps, triton.cdiv(config.m, pitch) + 1)  # steps of a tile; several may cross rows
     patch = (1, 1) if span == 1 else (1 + triton.cdiv(span - 1, call.grid[1]), call.grid[1])
     tiles = triton.cdiv(call.prefix_len, config.n)
-    tiles += _box_tiles(call.grid, (patch[0] + call.kernel[0] // 2, patch[1] + call.kernel[1] - 1), config.n)
+    tiles += _box_tiles(call.image, (patch[0] + call.kernel[0] // 2, patch[1] + call.kernel[1] - 1), config.n)
     tiles += _box_tiles(call.coarse_grid, _plus(patch, call.coarse_kernel), config.n) if call.has_coarse else 0
     shares = configs.splits(call.pairs * row_tiles, tiles, 64, q.device)
     share_size = triton.cdiv(tiles, shares)
@@ -219,7 +243,7 @@ def decode(
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     part = torch.empty(shares, call.pairs, row_tiles * config.m, block_d(call.dim), dtype=dtype, device=q.device)
     part_lse = torch.empty(part.shape[:3], dtype=dtype, device=q.device)
-    rows = {"kv_heads": call.kv_heads, "steps": steps, "row_tiles": row_tiles, "M": config.m}
+    rows = {"kv_heads": call.kv_heads, "pitch": pitch, "steps": steps, "row_tiles": row_tiles, "M": config.m}
     launch(
         decode_kernel, (shares, call.pairs * row_tiles), config,
         q=q, lengths=cache_seqlens.contiguous(), part=part, part_lse=part_lse, **strides(q=q),

@@ -175,8 +175,8 @@ def decode(
     )  # fmt: skip
     launch(
         combine_kernel, (steps * group, pairs), configs.SMALL,
-        part=part, part_lse=part_lse, out=out, **strides(out=out), kv_heads=call.kv_heads, group=group, steps=steps,
-        row_tiles=row_tiles, shares=shares, D=call.dim, BLOCK_D=block_d(call.dim),
+        part=part, part_lse=part_lse, out=out, **strides(out=out), kv_heads=call.kv_heads, group=group, pitch=group,
+        steps=steps, row_tiles=row_tiles, shares=shares, D=call.dim, BLOCK_D=block_d(call.dim),
         SHARES=triton.next_power_of_2(shares), M=config.m,
     )  # fmt: skip
     return out

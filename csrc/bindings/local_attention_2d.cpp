@@ -1,6 +1,5 @@
-#include "../cpu/local_attention_2d.h"
-
 #include "attention.h"
+#include "patches.h"
 
 namespace cogview {
 namespace {
@@ -12,8 +11,8 @@ struct Sets {
   const Optional &prefix_k, &prefix_v, &coarse_k, &coarse_v, &prefix_mask;
 };
 struct Options {
-  const std::vector<int64_t>&grid, &kernel;
-  bool raster_causal;
+  const std::vector<int64_t>&grid, &kernel, &dilation;
+  bool raster_causal, shift;
   double prefix_bias;
   const std::vector<int64_t>&coarse_grid, &coarse_kernel;
   double coarse_bias, scale;
@@ -22,19 +21,6 @@ struct Options {
 Grid pair(const std::vector<int64_t>& x, const char* name) {
   STD_TORCH_CHECK(x.size() == 2, name, ": expected two ints");
   return {x[0], x[1]};
-}
-
-// The shape of at most 64 cells whose windows, over the whole grid, take the fewest tiles of keys.
-Grid best_tile(Grid grid, Grid kernel) {
-  Grid best;
-  int64_t best_cost = 0;
-  for (int64_t h = 1; h <= 64; h *= 2) {
-    const Grid tile{h, 64 / h};
-    const int64_t halo = std::min(grid.h, tile.h + kernel.h - 1) * std::min(grid.w, tile.w + kernel.w - 1);
-    const int64_t cost = LocalArgs::tiles(grid, tile) * ((halo + 63) / 64);
-    if (!best_cost || cost < best_cost) best = tile, best_cost = cost;
-  }
-  return best;
 }
 
 // Checks what guards memory; the messages users see come from Python.
@@ -48,8 +34,12 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
   STD_TORCH_CHECK(a.grid.h > 0 && a.grid.w > 0 && a.kernel.h > 0 && a.kernel.w > 0, "grid: expected sizes above 0");
   const int64_t tokens = a.grid.h * a.grid.w;
   a.q = view(q), a.k = key_view(k, "key", q, a.kv_heads, tokens), a.v = key_view(v, "value", q, a.kv_heads, tokens);
-  a.query_tile = best_tile(a.grid, a.kernel);
-  a.raster_causal = o.raster_causal;
+  a.dilation = pair(o.dilation, "dilation"), a.shift = o.shift, a.raster_causal = o.raster_causal;
+  STD_TORCH_CHECK(a.dilation.h > 0 && a.dilation.w > 0, "dilation: expected sizes above 0");
+  // beyond the grid they change nothing, and phases stay few
+  a.dilation = {a.kernel.h == 1 ? 1 : std::min(a.dilation.h, a.grid.h), a.kernel.w == 1 ? 1 : std::min(a.dilation.w, a.grid.w)};
+  STD_TORCH_CHECK(!a.shift || (a.kernel.h * a.dilation.h <= a.grid.h && a.kernel.w * a.dilation.w <= a.grid.w),
+                  "kernel_size: expected a dilated window inside the grid");
   a.prefix_bias = o.prefix_bias, a.coarse_bias = o.coarse_bias, a.scale = o.scale;
   if (s.prefix_k) {
     STD_TORCH_CHECK(s.prefix_v.has_value(), "prefix_value: expected with prefix_key");
@@ -71,12 +61,36 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
     STD_TORCH_CHECK(c.h > 0 && c.w > 0 && a.grid.h % c.h == 0 && a.grid.w % c.w == 0,
                     "coarse_grid: does not divide grid");
     STD_TORCH_CHECK(a.coarse_kernel.h > 0 && a.coarse_kernel.w > 0, "coarse_kernel_size: expected sizes above 0");
-    a.ratio = {a.grid.h / c.h, a.grid.w / c.w};
     a.coarse_k = key_view(*s.coarse_k, "coarse_key", q, a.kv_heads, c.h * c.w);
     a.coarse_v = key_view(*s.coarse_v, "coarse_value", q, a.kv_heads, c.h * c.w);
-    a.coarse_tile = best_tile(c, a.coarse_kernel);
   }
   return a;
+}
+
+// Patches of the queries, the keys and the coarse keys. What the backward uses of them depends on the shape alone, so
+// that results do not depend on the number of threads.
+void plan(LocalArgs& a) {
+  const Phase first(a, 0);
+  const int64_t heads = a.batch * a.heads * a.phases(), pairs = a.batch * a.kv_heads, enough = 32;
+  choose_patches(first.y, first.x, &a.queries, &a.keys);
+  a.queries.forward = choose_group(first.grid(), a.queries, heads, 16, 4 * num_threads());
+  a.keys.backward = choose_group(first.grid(), a.keys, pairs * a.phases(), 8, enough);
+  a.keys.colors = choose_colors(a, a.keys, false);
+  if (a.coarse_grid.h) {
+    choose_patches(first.coarse_y, first.coarse_x, nullptr, &a.coarse);
+    a.coarse.backward = choose_group(a.coarse_grid, a.coarse, pairs, 8, enough);
+    a.coarse.colors = choose_colors(a, a.coarse, true);
+  }
+}
+
+// Runs a kernel for groups of key patches, color by color.
+void run_colors(void (*kernel)(const LocalArgs&, int64_t, int64_t, int), LocalArgs& a, Patches& p, Grid grid,
+                int64_t heads) {
+  for (p.color.h = 0; p.color.h < p.colors.h; ++p.color.h)
+    for (p.color.w = 0; p.color.w < p.colors.w; ++p.color.w) {
+      const Grid groups = groups_of_color(grid, p);
+      run_items(kernel, a, heads * groups.h * groups.w);
+    }
 }
 
 Optional contiguous(const Optional& x) { return x ? Optional(torch::stable::contiguous(*x)) : Optional(); }
@@ -84,17 +98,21 @@ Optional contiguous(const Optional& x) { return x ? Optional(torch::stable::cont
 std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& prefix_k,
                                const Optional& prefix_v, const Optional& coarse_k, const Optional& coarse_v,
                                const Optional& prefix_mask, std::vector<int64_t> grid, std::vector<int64_t> kernel,
-                               bool raster_causal, double prefix_bias, std::vector<int64_t> coarse_grid,
-                               std::vector<int64_t> coarse_kernel, double coarse_bias, double scale) {
+                               std::vector<int64_t> dilation, bool raster_causal, bool shift, double prefix_bias,
+                               std::vector<int64_t> coarse_grid, std::vector<int64_t> coarse_kernel, double coarse_bias,
+                               double scale) {
   Tensor out = empty_rows(q), lse = stat_like(q), owner;
   if (q.numel() == 0) return {out, lse};
   const Optional mask = contiguous(prefix_mask);
-  LocalArgs a = describe(q, k, v, {prefix_k, prefix_v, coarse_k, coarse_v, mask},
-                         {grid, kernel, raster_causal, prefix_bias, coarse_grid, coarse_kernel, coarse_bias, scale});
+  LocalArgs a = describe(
+      q, k, v, {prefix_k, prefix_v, coarse_k, coarse_v, mask},
+      {grid, kernel, dilation, raster_causal, shift, prefix_bias, coarse_grid, coarse_kernel, coarse_bias, scale});
   STD_TORCH_CHECK(a.seqlen_q == a.grid.h * a.grid.w, "query: expected one token per cell");
   a.out = view(out), a.lse = lse.mutable_data_ptr();
   a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
-  run_items(COGVIEW_PICK(local_2d_fwd), a, a.batch * a.heads * a.query_tiles());
+  plan(a);
+  const Grid groups = groups_of(a.phase_grid(), a.queries, a.queries.forward);
+  run_items(COGVIEW_PICK(local_2d_fwd), a, a.batch * a.heads * a.phases() * groups.h * groups.w);
   return {out, lse};
 }
 
@@ -104,8 +122,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
     const Optional& dout_in, const Optional& dlse_in, const Tensor& q, const Tensor& k, const Tensor& v,
     const Optional& prefix_k, const Optional& prefix_v, const Optional& coarse_k, const Optional& coarse_v,
     const Optional& prefix_mask, const Tensor& out, const Tensor& lse_in, std::vector<int64_t> grid,
-    std::vector<int64_t> kernel, bool raster_causal, double prefix_bias, std::vector<int64_t> coarse_grid,
-    std::vector<int64_t> coarse_kernel, double coarse_bias, double scale) {
+    std::vector<int64_t> kernel, std::vector<int64_t> dilation, bool raster_causal, bool shift, double prefix_bias,
+    std::vector<int64_t> coarse_grid, std::vector<int64_t> coarse_kernel, double coarse_bias, double scale) {
   Tensor dq = empty_rows(q), dk = empty_rows(k), dv = empty_rows(v);
   Tensor prefix_dk = grad_like(prefix_k, q), prefix_dv = grad_like(prefix_v, q);
   Tensor coarse_dk = grad_like(coarse_k, q), coarse_dv = grad_like(coarse_v, q);
@@ -115,8 +133,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
   }
   const Optional mask = contiguous(prefix_mask);
   const Tensor lse = torch::stable::contiguous(lse_in), dout = readable(dout_in, out);
-  LocalArgs a = describe(q, k, v, {prefix_k, prefix_v, coarse_k, coarse_v, mask},
-                         {grid, kernel, raster_causal, prefix_bias, coarse_grid, coarse_kernel, coarse_bias, scale});
+  LocalArgs a = describe(
+      q, k, v, {prefix_k, prefix_v, coarse_k, coarse_v, mask},
+      {grid, kernel, dilation, raster_causal, shift, prefix_bias, coarse_grid, coarse_kernel, coarse_bias, scale});
   STD_TORCH_CHECK(a.seqlen_q == a.grid.h * a.grid.w, "query: expected one token per cell");
   a.out = key_view(out, "out", q, a.heads, a.seqlen_q), a.dout = key_view(dout, "dout", q, a.heads, a.seqlen_q);
   a.dq = view(dq), a.dk = view(dk), a.dv = view(dv);
@@ -128,28 +147,48 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
     dlse = torch::stable::contiguous(*dlse_in);
     a.dlse = stat_view(dlse, delta, "dlse");
   }
+  plan(a);
+  const int64_t pairs = a.batch * a.kv_heads, patches = a.batch * a.heads * a.query_patches();
+  // their parts take less memory than query, key and value
+  a.prefix_chunks = std::clamp<int64_t>(32 / pairs, 1, std::max<int64_t>(1, a.seqlen_q / (2 * a.prefix_len + 1)));
+  const std::vector<int64_t> parts{a.batch, a.kv_heads, a.prefix_chunks, a.prefix_len, a.head_dim};
+  Tensor prefix_dks = torch::stable::new_empty(q, parts, stat_type(q)),
+         prefix_dvs = torch::stable::empty_like(prefix_dks);
+  a.prefix_dks = prefix_dks.mutable_data_ptr(), a.prefix_dvs = prefix_dvs.mutable_data_ptr();
+  Tensor dq_sums = byte_buffer(q, patches * a.dq_patch_size() * (a.dtype == Dtype::f64 ? 8 : 4) + 64);
+  a.dq_sums = aligned(dq_sums);
   a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
-  run_items(COGVIEW_PICK(local_2d_grad_query), a, a.batch * a.heads * a.query_tiles());
-  run_items(COGVIEW_PICK(local_2d_grad_key), a, a.batch * a.kv_heads * a.key_tiles());
+  run_items(COGVIEW_PICK(local_2d_prepare), a, patches);
+  if (a.prefix_len > 0) {
+    run_items(COGVIEW_PICK(local_2d_grad_prefix), a, pairs * a.prefix_chunks);
+    run_items(COGVIEW_PICK(local_2d_finish_prefix), a, pairs * a.prefix_tiles());
+  }
+  if (a.coarse_grid.h) run_colors(COGVIEW_PICK(local_2d_grad_coarse), a, a.coarse, a.coarse_grid, pairs);
+  run_colors(COGVIEW_PICK(local_2d_grad_key), a, a.keys, a.phase_grid(), pairs * a.phases());
+  run_items(COGVIEW_PICK(local_2d_finish), a, patches);
   return {dq, dk, dv, prefix_dk, prefix_dv, coarse_dk, coarse_dv};
 }
 
 Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& prefix_k, const Optional& prefix_v,
               const Optional& coarse_k, const Optional& coarse_v, const Optional& prefix_mask, const Tensor& seqlens_in,
-              std::vector<int64_t> grid, std::vector<int64_t> kernel, double prefix_bias,
+              std::vector<int64_t> grid, std::vector<int64_t> kernel, std::vector<int64_t> dilation, double prefix_bias,
               std::vector<int64_t> coarse_grid, std::vector<int64_t> coarse_kernel, double coarse_bias, double scale) {
   Tensor out = empty_rows(q), owner;
   if (q.numel() == 0) return out;
   const Optional mask = contiguous(prefix_mask);
   const Tensor seqlens = torch::stable::contiguous(seqlens_in);
-  LocalArgs a = describe(q, k, v, {prefix_k, prefix_v, coarse_k, coarse_v, mask},
-                         {grid, kernel, true, prefix_bias, coarse_grid, coarse_kernel, coarse_bias, scale});
+  LocalArgs a =
+      describe(q, k, v, {prefix_k, prefix_v, coarse_k, coarse_v, mask},
+               {grid, kernel, dilation, true, false, prefix_bias, coarse_grid, coarse_kernel, coarse_bias, scale});
   STD_TORCH_CHECK(a.seqlen_q <= a.grid.h * a.grid.w, "query: more tokens than the grid has cells");
   STD_TORCH_CHECK(seqlens.dim() == 1 && seqlens.size(0) == a.batch, "cache_seqlens: shape does not match");
   a.cache_seqlens = indices(seqlens, "cache_seqlens");
   a.out = view(out);
   a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
-  run_items(COGVIEW_PICK(local_2d_decode), a, a.batch * a.heads * a.decode_tiles());
+  const int64_t group = a.heads / a.kv_heads, items = a.batch * a.kv_heads * a.seqlen_q;
+  // heads that share keys together, but enough items for all threads
+  a.decode_heads = std::clamp<int64_t>(group / groups(num_threads(), items), 1, 8);
+  run_items(COGVIEW_PICK(local_2d_decode), a, items * groups(group, a.decode_heads));
   return out;
 }
 

@@ -6,329 +6,511 @@ namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
 
-// Columns of a tile by index, and which of them each row sees.
-struct Cells {
-  int64_t index[kTile];
-  int count;
-  uint64_t mask[kTile];
-  double bias;
+// A rectangle of at most 64 cells in raster order: rows of an owner or columns of a tile.
+struct Patch {
+  Span y, x;
+  int count() const { return y.empty() || x.empty() ? 0 : int(y.size() * x.size()); }
+  // Raster indices in a grid.
+  int list(int64_t first, int64_t down, int64_t right, int64_t* index) const {
+    int n = 0;
+    for (int64_t i = y.lo; i < y.hi; ++i)
+      for (int64_t j = x.lo; j < x.hi; ++j) index[n++] = first + i * down + j * right;
+    return n;
+  }
+  int list(const Phase& p, int64_t* index) const { return list(p.first, p.down, p.right, index); }
 };
 
-// Cells [y0, y1) x [x0, x1).
-struct Box {
-  int64_t y0, y1, x0, x1;
-  Box within(Grid g) const { return {y0 < 0 ? 0 : y0, y1 > g.h ? g.h : y1, x0 < 0 ? 0 : x0, x1 > g.w ? g.w : x1}; }
-  bool empty() const { return y0 >= y1 || x0 >= x1; }
+// Patches of a grid in a range of numbers along each axis.
+struct Pieces {
+  const Patches* cut;
+  Grid grid;
+  Span y, x;
+  int64_t count() const { return y.empty() || x.empty() ? 0 : y.size() * x.size(); }
+  Patch operator[](int64_t n) const {
+    return {cut->y.piece(y.lo + n / x.size()).within(grid.h), cut->x.piece(x.lo + n % x.size()).within(grid.w)};
+  }
+  // Number in the whole grid, `across` patches wide.
+  int64_t number(int64_t n, int64_t across) const { return (y.lo + n / x.size()) * across + x.lo + n % x.size(); }
 };
-
-// A rectangle of at most 64 cells in raster order, as the columns of a tile.
-struct Chunk {
-  Box box;
-  int64_t width;
-  uint64_t first_column;  // bit of the first cell of each row
-  explicit Chunk(Box b) : box(b), width(b.x1 - b.x0), first_column(0) {
-    for (int64_t i = 0; i < 64; i += width) first_column |= uint64_t(1) << i;
-  }
-  int count() const { return int((box.y1 - box.y0) * width); }
-  void fill(int64_t grid_width, Cells& tile) const {
-    tile.count = 0;
-    for (int64_t y = box.y0; y < box.y1; ++y)
-      for (int64_t x = box.x0; x < box.x1; ++x) tile.index[tile.count++] = y * grid_width + x;
-  }
-  // The chunk's cells inside a box.
-  uint64_t bits(const Box& b) const {
-    int64_t x0 = b.x0 - box.x0, x1 = b.x1 - box.x0;
-    x0 = x0 < 0 ? 0 : x0, x1 = x1 > width ? width : x1;
-    if (x0 >= x1) return 0;
-    // the same columns of every row: one row's bits times the first column's (rows do not overlap)
-    return range_bits(0, count()) & range_bits((b.y0 - box.y0) * width, (b.y1 - box.y0) * width) &
-           (range_bits(x0, x1) * first_column);
-  }
-  // Number of the chunk's cells before (y, x) in raster order; may be below 0 or beyond the count.
-  int64_t before(int64_t y, int64_t x) const {
-    const int64_t column = x - box.x0;
-    return (y - box.y0) * width + (column < 0 ? 0 : column > width ? width : column);
-  }
-};
-
-// Cuts a box into as few chunks as strips of equal width give.
-template <class F>
-void each_chunk(const Box& b, F&& f) {
-  if (b.empty()) return;
-  const int64_t h = b.y1 - b.y0, w = b.x1 - b.x0;
-  int64_t best_strips = 0, best = 0;
-  for (int64_t strips = (w + 63) / 64; strips <= w && strips < (w + 63) / 64 + 4; ++strips) {
-    const int64_t width = (w + strips - 1) / strips, rows = 64 / width, chunks = strips * ((h + rows - 1) / rows);
-    if (!best || chunks < best) best = chunks, best_strips = strips;
-  }
-  const int64_t width = (w + best_strips - 1) / best_strips, rows = 64 / width;
-  for (int64_t y = b.y0; y < b.y1; y += rows)
-    for (int64_t x = b.x0; x < b.x1; x += width)
-      f(Chunk(Box{y, y + rows < b.y1 ? y + rows : b.y1, x, x + width < b.x1 ? x + width : b.x1}));
+// Those that hold the cells of two spans.
+Pieces pieces_of(const Patches& cut, Grid grid, Span y, Span x) {
+  if (y.empty() || x.empty()) return {&cut, grid, {}, {}};
+  return {&cut, grid, cut.y.pieces(y), cut.x.pieces(x)};
+}
+// Those of group (y, x).
+Pieces group_of(const Patches& cut, Grid grid, Grid group, int64_t y, int64_t x) {
+  return {&cut, grid, Span{y * group.h, (y + 1) * group.h}.within(cut.y.count(grid.h)),
+          Span{x * group.w, (x + 1) * group.w}.within(cut.x.count(grid.w))};
+}
+Patch bounds(const Pieces& p) {
+  const Patch first = p[0], last = p[p.count() - 1];
+  return {{first.y.lo, last.y.hi}, {first.x.lo, last.x.hi}};
 }
 
-// Which keys a cell sees, and which queries see a cell.
-struct Geometry {
-  const LocalArgs& a;
+enum class Order { none, columns_before, columns_after };
 
-  Box around(int64_t y, int64_t x, Grid kernel) const {
-    return {y - kernel.h / 2, y + kernel.h / 2 + 1, x - kernel.w / 2, x + kernel.w / 2 + 1};
+// Bits of the columns that each row sees: those whose places are in of_y(row's y) and of_x(row's x); in raster order at
+// or before the row, or at or after it. Null if that is all of 64 columns.
+template <class OfY, class OfX>
+Mask masks(const Patch& rows, const Patch& columns, Order order, uint64_t* mask, OfY&& of_y, OfX&& of_x) {
+  const int64_t w = columns.x.size();
+  uint64_t every_line = 0, all = ~uint64_t(0), across[kTile], own_line[kTile];
+  for (int64_t i = 0; i < columns.y.size(); ++i) every_line |= uint64_t(1) << (i * w);
+  const auto in_line = [&](Span s) { return range_bits(s.lo - columns.x.lo, s.hi - columns.x.lo) * every_line; };
+  const auto lines = [&](Span s) { return range_bits((s.lo - columns.y.lo) * w, (s.hi - columns.y.lo) * w); };
+  for (int64_t x = rows.x.lo, i = 0; x < rows.x.hi; ++x, ++i) {
+    const Span seen = of_x(x).within(columns.x);
+    across[i] = in_line(seen);
+    if (order == Order::columns_before) own_line[i] = in_line({seen.lo, x + 1 < seen.hi ? x + 1 : seen.hi});
+    if (order == Order::columns_after) own_line[i] = in_line({x > seen.lo ? x : seen.lo, seen.hi});
   }
-  Box coarse_around(int64_t y, int64_t x) const { return around(y / a.ratio.h, x / a.ratio.w, a.coarse_kernel); }
-  // Fine cells whose coarse window holds the coarse cell (y, x).
-  Box seen_from(int64_t y, int64_t x) const {
-    const Box c = around(y, x, a.coarse_kernel);
-    return {c.y0 * a.ratio.h, c.y1 * a.ratio.h, c.x0 * a.ratio.w, c.x1 * a.ratio.w};
+  for (int64_t y = rows.y.lo; y < rows.y.hi; ++y) {
+    const Span seen = of_y(y).within(columns.y);
+    uint64_t down = lines(seen), own = 0;
+    if (order != Order::none) {
+      own = lines(Span{y, y + 1}.within(seen));
+      down = order == Order::columns_before ? lines({seen.lo, y < seen.hi ? y : seen.hi})
+                                            : lines({y + 1 > seen.lo ? y + 1 : seen.lo, seen.hi});
+    }
+    for (int64_t i = 0; i < rows.x.size(); ++i, ++mask) {
+      *mask = order == Order::none ? down & across[i] : (down & across[i]) | (own & own_line[i]);
+      all &= *mask;
+    }
   }
+  return all == ~uint64_t(0) ? nullptr : mask - rows.count();
+}
 
-  uint64_t prefix_bits(int64_t b, int64_t first) const {
-    const int64_t n = a.prefix_len - first < 64 ? a.prefix_len - first : 64;
-    if (!a.prefix_mask) return range_bits(0, n);
-    uint64_t bits = 0;
-    for (int64_t c = 0; c < n; ++c) bits |= uint64_t(a.prefix_mask[b * a.prefix_len + first + c]) << c;
-    return bits;
-  }
-};
+bool meet(const Patch& a, const Patch& b) { return !a.y.within(b.y).empty() && !a.x.within(b.x).empty(); }
 
-struct Keys {
-  const Tensor4 &k, &v;
-};
-
-// Tiles of the keys that n queries at raster indices cells[] see; their bounding box is `box`.
-template <class Step>
-void visit_keys(const LocalArgs& a, int64_t b, const int64_t* cells, int n, const Box& box, Step&& step) {
-  const Geometry g{a};
-  const int64_t width = a.grid.w;
-  Cells tile;
-  tile.bias = a.prefix_bias;
-  for (int64_t p = 0; p < a.prefix_len; p += kTile) {
-    tile.count = int(a.prefix_len - p < kTile ? a.prefix_len - p : kTile);
-    for (int c = 0; c < tile.count; ++c) tile.index[c] = p + c;
-    const uint64_t bits = g.prefix_bits(b, p);
-    for (int r = 0; r < n; ++r) tile.mask[r] = bits;
-    if (bits) step(Keys{a.prefix_k, a.prefix_v}, tile);
-  }
-  if (a.coarse_grid.h) {
-    const Box first = g.coarse_around(box.y0, box.x0), last = g.coarse_around(box.y1 - 1, box.x1 - 1);
-    tile.bias = a.coarse_bias;
-    each_chunk(Box{first.y0, last.y1, first.x0, last.x1}.within(a.coarse_grid), [&](const Chunk& chunk) {
-      chunk.fill(a.coarse_grid.w, tile);
-      for (int r = 0; r < n; ++r) tile.mask[r] = chunk.bits(g.coarse_around(cells[r] / width, cells[r] % width));
-      step(Keys{a.coarse_k, a.coarse_v}, tile);
-    });
-  }
-  const Box first = g.around(box.y0, box.x0, a.kernel), last = g.around(box.y1 - 1, box.x1 - 1, a.kernel);
-  tile.bias = 0;
-  each_chunk(Box{first.y0, a.raster_causal ? box.y1 : last.y1, first.x0, last.x1}.within(a.grid),
-             [&](const Chunk& chunk) {
-               chunk.fill(width, tile);
-               if (a.raster_causal) {  // cells after the last query: a cache may not have been written there
-                 const int64_t seen = chunk.before(cells[n - 1] / width, cells[n - 1] % width + 1);
-                 if (seen <= 0) return;
-                 if (seen < tile.count) tile.count = int(seen);
-               }
-               for (int r = 0; r < n; ++r) {
-                 const int64_t y = cells[r] / width, x = cells[r] % width;
-                 tile.mask[r] = chunk.bits(g.around(y, x, a.kernel));
-                 if (a.raster_causal) tile.mask[r] &= range_bits(0, chunk.before(y, x + 1));
-               }
-               step(Keys{a.k, a.v}, tile);
-             });
+uint64_t prefix_bits(const LocalArgs& a, int64_t b, int64_t first) {
+  const int64_t n = a.prefix_len - first < kTile ? a.prefix_len - first : kTile;
+  if (!a.prefix_mask) return range_bits(0, n);
+  uint64_t bits = 0;
+  for (int64_t c = 0; c < n; ++c) bits |= uint64_t(a.prefix_mask[b * a.prefix_len + first + c]) << c;
+  return bits;
+}
+int prefix_rows(const LocalArgs& a, int64_t first, int64_t* index) {
+  const int n = int(a.prefix_len - first < kTile ? a.prefix_len - first : kTile);
+  for (int r = 0; r < n; ++r) index[r] = first + r;
+  return n;
 }
 
 template <class T>
 Acc<T>* stat(void* p, const LocalArgs& a, int64_t b, int64_t h) {
   return p ? static_cast<Acc<T>*>(p) + (b * a.heads + h) * a.seqlen_q : nullptr;
 }
-
-// Cell `tile` of a grid cut into tiles.
-Box tile_box(Grid grid, Grid tile, int64_t number) {
-  const int64_t across = (grid.w + tile.w - 1) / tile.w, y = number / across * tile.h, x = number % across * tile.w;
-  return Box{y, y + tile.h, x, x + tile.w}.within(grid);
+template <class T>
+RowSet<T> rows_of(const Tensor4& x, int64_t b, int64_t h, const int64_t* index, int n) {
+  return {x.at<T>(b, h), x.stride[2], index, n};
 }
 
-int list_cells(const Box& box, int64_t width, int64_t* cells) {
-  int n = 0;
-  for (int64_t y = box.y0; y < box.y1; ++y)
-    for (int64_t x = box.x0; x < box.x1; ++x) cells[n++] = y * width + x;
-  return n;
-}
+// ---- forward ----
 
-// The queries of one work item: their rows in the tensor, their raster indices and the box around them.
-struct QueryItem {
-  int64_t b, h, kv, row[kTile], cell[kTile];
-  int n;
-  Box box;
-  QueryItem(const LocalArgs& a, int64_t item, bool decode) {
-    b = item % (a.batch * a.heads) / a.heads, h = item % a.heads, kv = h / (a.heads / a.kv_heads);
-    const int64_t number = item / (a.batch * a.heads);
-    if (decode) {
-      n = int(a.seqlen_q - number * kTile < kTile ? a.seqlen_q - number * kTile : kTile);
-      const int64_t most = a.grid.h * a.grid.w - a.seqlen_q, length = a.cache_seqlens[b] - a.seqlen_q;
-      const int64_t offset = length < 0 ? 0 : length > most ? most : length;  // contents are not trusted
-      for (int r = 0; r < n; ++r) row[r] = number * kTile + r, cell[r] = offset + row[r];
-      const int64_t w = a.grid.w, y0 = cell[0] / w, y1 = cell[n - 1] / w;
-      box = y0 == y1 ? Box{y0, y1 + 1, cell[0] % w, cell[n - 1] % w + 1} : Box{y0, y1 + 1, 0, w};
+// A group of query patches of one head, and the tiles of keys they see: prefix, coarse, local.
+struct QueryGroup {
+  const LocalArgs& a;
+  int64_t b, kv;
+  Phase phase;
+  Pieces own, coarse, local;
+
+  QueryGroup(const LocalArgs& a, int64_t b, int64_t kv, int64_t number, Grid groups)
+      : a(a),
+        b(b),
+        kv(kv),
+        phase(a, number / (groups.h * groups.w)),
+        own(group_of(a.queries, phase.grid(), a.queries.forward, number / groups.w % groups.h, number % groups.w)) {
+    if (!own.count()) return;
+    const Patch all = bounds(own);
+    coarse = a.coarse_grid.h
+                 ? pieces_of(a.coarse, a.coarse_grid, phase.coarse_y.windows(all.y), phase.coarse_x.windows(all.x))
+                 : Pieces{};
+    Span y = phase.y.windows(all.y);
+    if (a.raster_causal && all.y.hi < y.hi) y.hi = all.y.hi;
+    local = pieces_of(a.keys, phase.grid(), y, phase.x.windows(all.x));
+  }
+  int64_t tiles() const { return a.prefix_tiles() + coarse.count() + local.count(); }
+
+  // The patch of a tile of cells.
+  Patch patch(int64_t number) const {
+    const int64_t n = number - a.prefix_tiles();
+    return n < 0 ? Patch{} : n < coarse.count() ? coarse[n] : local[n - coarse.count()];
+  }
+
+  template <class T>
+  void pack(int64_t number, const Patch& patch, typename Forward<T>::Tile& tile) const {
+    int64_t index[kTile];
+    const auto as = [&](const Tensor4& k, const Tensor4& v, int n) {
+      tile.pack(rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n), int(a.head_dim));
+    };
+    if (number < a.prefix_tiles()) {
+      tile.valid = prefix_bits(a, b, number * kTile);
+      as(a.prefix_k, a.prefix_v, prefix_rows(a, number * kTile, index));
+    } else if (number < a.prefix_tiles() + coarse.count()) {
+      as(a.coarse_k, a.coarse_v, patch.list(0, a.coarse_grid.w, 1, index));
     } else {
-      box = tile_box(a.grid, a.query_tile, number);
-      n = list_cells(box, a.grid.w, cell);
-      for (int r = 0; r < n; ++r) row[r] = cell[r];
+      as(a.k, a.v, patch.list(phase, index));
+    }
+  }
+
+  // A patch of queries and what it sees of the other grids.
+  struct Owner {
+    Patch rows, coarse, local;
+  };
+  Owner owner(int64_t o) const {
+    Owner x{own[o], {}, {}};
+    if (coarse.count()) x.coarse = {phase.coarse_y.windows(x.rows.y), phase.coarse_x.windows(x.rows.x)};
+    x.local = {phase.y.windows(x.rows.y), phase.x.windows(x.rows.x)};
+    if (a.raster_causal && x.rows.y.hi < x.local.y.hi) x.local.y.hi = x.rows.y.hi;
+    return x;
+  }
+
+  // Calls step(mask, bias) if an owner sees any of a tile's keys.
+  template <class Step>
+  void see(const Owner& owner, int64_t number, const Patch& tile, uint64_t valid, Step&& step) const {
+    uint64_t mask[kTile];
+    if (number < a.prefix_tiles()) {
+      if (valid == ~uint64_t(0)) return step(nullptr, a.prefix_bias);
+      for (int r = 0; r < owner.rows.count(); ++r) mask[r] = valid;
+      step(mask, a.prefix_bias);
+    } else if (number < a.prefix_tiles() + coarse.count()) {
+      if (meet(owner.coarse, tile))
+        step(masks(
+                 owner.rows, tile, Order::none, mask, [&](int64_t y) { return phase.coarse_y.window(y); },
+                 [&](int64_t x) { return phase.coarse_x.window(x); }),
+             a.coarse_bias);
+    } else if (meet(owner.local, tile)) {
+      step(masks(
+               owner.rows, tile, a.raster_causal ? Order::columns_before : Order::none, mask,
+               [&](int64_t y) { return phase.y.window(y); }, [&](int64_t x) { return phase.x.window(x); }),
+           0.0);
     }
   }
 };
 
-template <class T, class Engine, class Show>
-void forward_tile(const LocalArgs& a, const QueryItem& it, Engine& engine, Show&& show) {
-  engine.begin(RowSet<T>{a.q.at<T>(it.b, it.h), a.q.stride[2], it.row, it.n}, a.scale);
-  visit_keys(a, it.b, it.cell, it.n, it.box, [&](const Keys& x, const Cells& tile) {
-    show(RowSet<T>{x.k.template at<T>(it.b, it.kv), x.k.stride[2], tile.index, tile.count},
-         RowSet<T>{x.v.template at<T>(it.b, it.kv), x.v.stride[2], tile.index, tile.count}, tile.mask, tile.bias);
-  });
-  Acc<T>* lse = stat<T>(a.lse, a, it.b, it.h);
-  for (int r = 0; r < it.n; ++r) {
-    const Acc<T> value = engine.finish(r, a.out.at<T>(it.b, it.h) + it.row[r] * a.out.stride[2]);
-    if (lse) lse[it.row[r]] = value;
-  }
-}
-
-template <class T>
-void run_forward(const LocalArgs& a, const QueryItem& it, char* scratch) {
-  const int d = int(a.head_dim);
-  if (it.n <= kNarrow) {
-    Narrow<T> engine;
-    Arena arena{scratch};
-    engine.take(arena, d);
-    forward_tile<T>(a, it, engine, [&](const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
-      engine.step({keys, values}, mask, bias, {});
-    });
-  } else {
-    Group<T, Forward> one(Arena{scratch}, d, 1);
-    forward_tile<T>(a, it, one.owners[0], [&](const RowSet<T>& keys, const RowSet<T>& values, Mask mask, double bias) {
-      one.tiles[0].pack(keys, values, d);
-      one.owners[0].step(one.work, one.tiles[0], mask, bias);
-    });
-  }
-}
 template <class T>
 void forward(const LocalArgs& a, int64_t item, char* scratch) {
-  run_forward<T>(a, QueryItem(a, item, false), scratch);
+  const int64_t pairs = a.batch * a.heads, b = item % pairs / a.heads, h = item % a.heads;
+  const QueryGroup it(a, b, h / (a.heads / a.kv_heads), item / pairs,
+                      groups_of(a.phase_grid(), a.queries, a.queries.forward));
+  const int owners = int(it.own.count());
+  Group<T, Forward> group(Arena{scratch}, int(a.head_dim), owners);
+  QueryGroup::Owner owner[kGroup];
+  Patch patch[kBatch];
+  int64_t index[kTile];
+  for (int o = 0; o < owners; ++o) {
+    owner[o] = it.owner(o);
+    const int n = owner[o].rows.list(it.phase, index);
+    group.owners[o].begin(rows_of<T>(a.q, b, h, index, n), a.scale);
+  }
+  if (owners)
+    group.meet(
+        owners, it.tiles(),
+        [&](int64_t number, auto& tile) {
+          Patch& place = patch[&tile - group.tiles];
+          place = it.patch(number);
+          it.pack<T>(number, place, tile);
+        },
+        [&](Forward<T>& engine, int o, int64_t number, const auto& tile) {
+          it.see(owner[o], number, patch[&tile - group.tiles], tile.valid,
+                 [&](Mask mask, double bias) { engine.step(group.work, tile, mask, bias); });
+        });
+  Acc<T>* lse = stat<T>(a.lse, a, b, h);
+  for (int o = 0; o < owners; ++o) {
+    const int n = owner[o].rows.list(it.phase, index);
+    for (int r = 0; r < n; ++r)
+      lse[index[r]] = group.owners[o].finish(r, a.out.at<T>(b, h) + index[r] * a.out.stride[2]);
+  }
 }
+
+// ---- decode ----
+
+// One new token: exactly the keys it sees, 64 at a time, for some of the heads that share them.
 template <class T>
 void decode(const LocalArgs& a, int64_t item, char* scratch) {
-  run_forward<T>(a, QueryItem(a, item, true), scratch);
+  const int64_t group = a.heads / a.kv_heads, parts = (group + a.decode_heads - 1) / a.decode_heads;
+  const int64_t t = item % a.seqlen_q, part = item / a.seqlen_q % parts, pair = item / a.seqlen_q / parts;
+  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads, h = kv * group + part * a.decode_heads;
+  const int64_t left = group - part * a.decode_heads, most = a.grid.h * a.grid.w - a.seqlen_q;
+  int64_t at = a.cache_seqlens[b] - a.seqlen_q;
+  at = (at < 0 ? 0 : at > most ? most : at) + t;  // clamped: contents are not trusted
+  const int64_t top = at / a.grid.w, left_of = at % a.grid.w;
+  const Phase phase(a, top % a.dilation.h, left_of % a.dilation.w);
+  const int64_t y = top / a.dilation.h, x = left_of / a.dilation.w;
+
+  Narrow<T> engine;
+  Arena arena{scratch};
+  engine.take(arena, int(a.head_dim));
+  int64_t offset[kNarrow];
+  const int rows = int(left < a.decode_heads ? left : a.decode_heads);
+  for (int r = 0; r < rows; ++r) offset[r] = r * a.q.stride[1];
+  engine.begin(RowSet<T>{a.q.at<T>(b, h) + t * a.q.stride[2], 1, offset, rows}, a.scale);
+
+  const Patch coarse = a.coarse_grid.h ? Patch{phase.coarse_y.window(y), phase.coarse_x.window(x)} : Patch{};
+  const Patch local{{phase.y.window(y).lo, y + 1}, phase.x.window(x)};
+  // the last line ends with the token itself
+  const int64_t seen = local.y.size() * local.x.size() - (local.x.hi - x - 1);
+  const int64_t coarse_tiles = (coarse.count() + kTile - 1) / kTile, before = a.prefix_tiles() + coarse_tiles;
+  const auto cells = [](const Patch& p, int64_t first, int64_t end, int64_t* index, auto&& place) {
+    int n = 0;
+    for (int64_t i = first; i < end && n < kTile; ++i)
+      index[n++] = place(p.y.lo + i / p.x.size(), p.x.lo + i % p.x.size());
+    return n;
+  };
+  const auto list = [&](int64_t number, int64_t* index) {
+    const auto as = [&](const Tensor4& k, const Tensor4& v, int n) {
+      return Columns<T>{rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n)};
+    };
+    if (number < a.prefix_tiles()) return as(a.prefix_k, a.prefix_v, prefix_rows(a, number * kTile, index));
+    if (number < before)
+      return as(a.coarse_k, a.coarse_v,
+                cells(coarse, (number - a.prefix_tiles()) * kTile, coarse.count(), index,
+                      [&](int64_t i, int64_t j) { return i * a.coarse_grid.w + j; }));
+    return as(a.k, a.v, cells(local, (number - before) * kTile, seen, index, [&](int64_t i, int64_t j) {
+                return phase.first + i * phase.down + j * phase.right;
+              }));
+  };
+  each_tile<T>(before + (seen + kTile - 1) / kTile, list,
+               [&](int64_t number, const Columns<T>& tile, const Columns<T>& next) {
+                 if (number >= a.prefix_tiles())
+                   return engine.step(tile, nullptr, number < before ? a.coarse_bias : 0.0, next);
+                 uint64_t mask[kNarrow];
+                 for (uint64_t& bits : mask) bits = prefix_bits(a, b, number * kTile);
+                 engine.step(tile, mask, a.prefix_bias, next);
+               });
+  for (int r = 0; r < rows; ++r) engine.finish(r, a.out.at<T>(b, h + r) + t * a.out.stride[2]);
+}
+
+// ---- backward ----
+
+// A patch of queries by its number over all phases; a phase may lack some.
+struct QueryPatch {
+  Phase phase;
+  Patch patch;
+  QueryPatch(const LocalArgs& a, int64_t number) : phase(a, number / a.patches_of_phase()) {
+    const int64_t across = a.queries.x.count(a.phase_grid().w), n = number % a.patches_of_phase();
+    patch = {a.queries.y.piece(n / across).within(phase.y.queries),
+             a.queries.x.piece(n % across).within(phase.x.queries)};
+  }
+};
+
+// Where the gradient of a patch of queries is summed up, transposed.
+template <class T>
+Acc<T>* dq_patch(const LocalArgs& a, int64_t b, int64_t h, int64_t number) {
+  return static_cast<Acc<T>*>(a.dq_sums) + ((b * a.heads + h) * a.query_patches() + number) * a.dq_patch_size();
+}
+// Where the gradients of the prefix are summed up, by chunk of queries.
+template <class T>
+Acc<T>* prefix_part(void* parts, const LocalArgs& a, int64_t b, int64_t kv, int64_t chunk, int64_t p) {
+  return static_cast<Acc<T>*>(parts) +
+         (((b * a.kv_heads + kv) * a.prefix_chunks + chunk) * a.prefix_len + p) * a.head_dim;
 }
 
 template <class T>
-void grad_query(const LocalArgs& a, int64_t item, char* scratch) {
-  const QueryItem it(a, item, false);
-  Group<T, GradQuery> one(Arena{scratch}, int(a.head_dim), 1);
-  GradQuery<T>& engine = one.owners[0];
-  const T *dout = a.dout.at<T>(it.b, it.h), *out = a.out.at<T>(it.b, it.h);
-  engine.begin(RowSet<T>{a.q.at<T>(it.b, it.h), a.q.stride[2], it.row, it.n},
-               RowSet<T>{dout, a.dout.stride[2], it.row, it.n}, a.scale);
-  const Acc<T>*lse = stat<T>(a.lse, a, it.b, it.h), *dlse = stat<T>(a.dlse, a, it.b, it.h);
-  Acc<T>* delta = stat<T>(a.delta, a, it.b, it.h);
-  for (int r = 0; r < it.n; ++r) {
-    const int64_t i = it.row[r];
-    delta[i] = row_dot(dout + i * a.dout.stride[2], out + i * a.out.stride[2], int(a.head_dim)) - (dlse ? dlse[i] : 0);
-    engine.set_row(r, lse[i], delta[i]);
+void prepare(const LocalArgs& a, int64_t item, char*) {
+  const int64_t number = item % a.query_patches(), h = item / a.query_patches() % a.heads;
+  const int64_t b = item / a.query_patches() / a.heads;
+  const QueryPatch it(a, number);
+  std::memset(static_cast<void*>(dq_patch<T>(a, b, h, number)), 0, sizeof(Acc<T>) * a.dq_patch_size());
+  const Acc<T>* dlse = stat<T>(a.dlse, a, b, h);
+  int64_t index[kTile];
+  const int n = it.patch.list(it.phase, index);
+  for (int r = 0; r < n; ++r) {
+    const int64_t i = index[r];
+    stat<T>(a.delta, a, b, h)[i] =
+        row_dot(a.dout.at<T>(b, h) + i * a.dout.stride[2], a.out.at<T>(b, h) + i * a.out.stride[2], int(a.head_dim)) -
+        (dlse ? dlse[i] : 0);
   }
-  visit_keys(a, it.b, it.cell, it.n, it.box, [&](const Keys& x, const Cells& tile) {
-    one.tiles[0].pack(RowSet<T>{x.k.template at<T>(it.b, it.kv), x.k.stride[2], tile.index, tile.count},
-                      RowSet<T>{x.v.template at<T>(it.b, it.kv), x.v.stride[2], tile.index, tile.count},
-                      int(a.head_dim));
-    engine.step(one.work, one.tiles[0], tile.mask, tile.bias);
-  });
-  for (int r = 0; r < it.n; ++r) engine.finish(r, a.dq.at<T>(it.b, it.h) + it.row[r] * a.dq.stride[2]);
 }
 
-// A tile of keys of one kind: their rows, and `visit(step)`, which walks the queries that see them.
-template <class T, class Visit>
-void grad_key_tile(const LocalArgs& a, int64_t b, int64_t kv, const Tensor4& k, const Tensor4& v, const Tensor4& dk,
-                   const Tensor4& dv, const int64_t* index, int n, char* scratch, Visit&& visit) {
-  Group<T, GradKey> one(Arena{scratch}, int(a.head_dim), 1);
-  GradKey<T>& engine = one.owners[0];
-  engine.begin(RowSet<T>{k.at<T>(b, kv), k.stride[2], index, n}, RowSet<T>{v.at<T>(b, kv), v.stride[2], index, n},
-               a.scale);
-  const int64_t group = a.heads / a.kv_heads;
-  for (int64_t h = kv * group; h < (kv + 1) * group; ++h)
-    visit([&](const Cells& tile) {
-      one.tiles[0].pack(RowSet<T>{a.q.at<T>(b, h), a.q.stride[2], tile.index, tile.count},
-                        RowSet<T>{a.dout.at<T>(b, h), a.dout.stride[2], tile.index, tile.count},
-                        stat<T>(a.lse, a, b, h), stat<T>(a.delta, a, b, h), int(a.head_dim));
-      engine.step(one.work, one.tiles[0], tile.mask, tile.bias);
-    });
-  for (int r = 0; r < n; ++r)
-    engine.finish(r, dk.at<T>(b, kv) + index[r] * dk.stride[2], dv.at<T>(b, kv) + index[r] * dv.stride[2]);
+template <class T>
+void finish(const LocalArgs& a, int64_t item, char*) {
+  const int64_t number = item % a.query_patches(), h = item / a.query_patches() % a.heads;
+  const int64_t b = item / a.query_patches() / a.heads;
+  const QueryPatch it(a, number);
+  int64_t index[kTile];
+  const int n = it.patch.list(it.phase, index);
+  write_transposed<T>(dq_patch<T>(a, b, h, number), Acc<T>(a.scale), index, n, int(a.head_dim), a.dq.at<T>(b, h),
+                      a.dq.stride[2]);
 }
 
-// Tiles of queries in a box of the image; mask_of(chunk, row) gives a row's bits.
-template <class Mask, class Step>
-void visit_queries(const LocalArgs& a, const Box& box, int rows, double bias, Mask&& mask_of, Step&& step) {
-  Cells tile;
-  tile.bias = bias;
-  each_chunk(box.within(a.grid), [&](const Chunk& chunk) {
-    chunk.fill(a.grid.w, tile);
-    for (int r = 0; r < rows; ++r) tile.mask[r] = mask_of(chunk, r);
-    step(tile);
-  });
+// Shows n patches of the queries of every head of key head kv to owners of keys: number_of(i) is a patch's number over
+// all phases, see(o, patch, step) calls step(mask) if owner o is seen by any of it.
+template <class T, class Number, class See>
+void meet_queries(const LocalArgs& a, int64_t b, int64_t kv, Group<T, GradKey>& group, int owners, int64_t n,
+                  double bias, Number&& number_of, See&& see) {
+  const int64_t heads = a.heads / a.kv_heads;
+  Patch patch[kBatch];
+  for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h)
+    group.meet(
+        owners, n,
+        [&](int64_t i, auto& tile) {
+          const QueryPatch it(a, number_of(i));
+          int64_t index[kTile];
+          const int count = it.patch.list(it.phase, index);
+          patch[&tile - group.tiles] = it.patch;
+          tile.pack(rows_of<T>(a.q, b, h, index, count), rows_of<T>(a.dout, b, h, index, count),
+                    stat<T>(a.lse, a, b, h), stat<T>(a.delta, a, b, h), int(a.head_dim));
+          tile.dq = dq_patch<T>(a, b, h, number_of(i));
+        },
+        [&](GradKey<T>& owner, int o, int64_t, const auto& tile) {
+          const Patch& queries = patch[&tile - group.tiles];
+          if (queries.count()) see(o, queries, [&](Mask mask) { owner.step(group.work, tile, mask, bias); });
+        });
+}
+
+// A patch of keys, and the cells that see it.
+struct Seen {
+  Patch rows, by;
+};
+
+template <class T>
+void begin_keys(const LocalArgs& a, GradKey<T>& owner, const Tensor4& k, const Tensor4& v, int64_t b, int64_t kv,
+                const int64_t* index, int n) {
+  owner.begin(rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n), a.scale);
+}
+
+// A chunk of the queries and the whole prefix: the chunk's part of the prefix's gradients.
+template <class T>
+void grad_prefix(const LocalArgs& a, int64_t item, char* scratch) {
+  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
+  const int64_t chunk = item / pairs, from = chunk * a.query_patches() / a.prefix_chunks;
+  const int64_t to = (chunk + 1) * a.query_patches() / a.prefix_chunks;
+  for (int64_t first = 0; first < a.prefix_len; first += kGroup * kTile) {
+    const int64_t left = (a.prefix_len - first + kTile - 1) / kTile;
+    const int owners = int(left < kGroup ? left : kGroup);
+    Group<T, GradKey> group(Arena{scratch}, int(d), owners);
+    int64_t index[kTile];
+    for (int o = 0; o < owners; ++o)
+      begin_keys(a, group.owners[o], a.prefix_k, a.prefix_v, b, kv, index, prefix_rows(a, first + o * kTile, index));
+    meet_queries<T>(
+        a, b, kv, group, owners, to - from, a.prefix_bias, [&](int64_t i) { return from + i; },
+        [&](int o, const Patch& queries, auto&& step) {
+          const uint64_t valid = prefix_bits(a, b, first + o * kTile);
+          uint64_t mask[kTile];
+          for (int r = 0; r < kTile; ++r) mask[r] = valid >> r & 1 ? range_bits(0, queries.count()) : 0;
+          step(mask);
+        });
+    for (int o = 0; o < owners; ++o)
+      for (int r = 0; r < group.owners[o].rows; ++r) {
+        const int64_t p = first + o * kTile + r;
+        std::memcpy(prefix_part<T>(a.prefix_dks, a, b, kv, chunk, p), group.owners[o].dk(r), d * sizeof(Acc<T>));
+        std::memcpy(prefix_part<T>(a.prefix_dvs, a, b, kv, chunk, p), group.owners[o].dv(r), d * sizeof(Acc<T>));
+      }
+  }
+}
+
+// The parts of 64 prefix keys, summed in the order of the chunks.
+template <class T>
+void finish_prefix(const LocalArgs& a, int64_t item, char*) {
+  const int64_t number = item % a.prefix_tiles(), kv = item / a.prefix_tiles() % a.kv_heads;
+  const int64_t b = item / a.prefix_tiles() / a.kv_heads;
+  for (int64_t p = number * kTile; p < a.prefix_len && p < (number + 1) * kTile; ++p) {
+    Acc<T>*dk = prefix_part<T>(a.prefix_dks, a, b, kv, 0, p), *dv = prefix_part<T>(a.prefix_dvs, a, b, kv, 0, p);
+    for (int64_t chunk = 1; chunk < a.prefix_chunks; ++chunk)
+      for (int64_t c = 0; c < a.head_dim; ++c) {
+        dk[c] += prefix_part<T>(a.prefix_dks, a, b, kv, chunk, p)[c];
+        dv[c] += prefix_part<T>(a.prefix_dvs, a, b, kv, chunk, p)[c];
+      }
+    write_row(dk, Acc<T>(a.scale), int(a.head_dim), a.prefix_dk.at<T>(b, kv) + p * a.prefix_dk.stride[2]);
+    write_row(dv, Acc<T>(1), int(a.head_dim), a.prefix_dv.at<T>(b, kv) + p * a.prefix_dv.stride[2]);
+  }
+}
+
+template <class T>
+void finish_keys(GradKey<T>& owner, const Tensor4& dk, const Tensor4& dv, int64_t b, int64_t kv, const int64_t* index) {
+  for (int r = 0; r < owner.rows; ++r)
+    owner.finish(r, dk.at<T>(b, kv) + index[r] * dk.stride[2], dv.at<T>(b, kv) + index[r] * dv.stride[2]);
+}
+
+template <class T>
+void grad_coarse(const LocalArgs& a, int64_t item, char* scratch) {
+  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads;
+  const Patches& cut = a.coarse;
+  const int64_t number = item / pairs, across = groups_of_color(a.coarse_grid, cut).w;
+  const Pieces own = group_of(cut, a.coarse_grid, cut.backward, number / across * cut.colors.h + cut.color.h,
+                              number % across * cut.colors.w + cut.color.w);
+  const int owners = int(own.count());
+  const Patch all = bounds(own);
+  Group<T, GradKey> group(Arena{scratch}, int(a.head_dim), owners);
+  int64_t index[kTile];
+  for (int o = 0; o < owners; ++o)
+    begin_keys(a, group.owners[o], a.coarse_k, a.coarse_v, b, kv, index, own[o].list(0, a.coarse_grid.w, 1, index));
+  for (int64_t n = 0; n < a.phases(); ++n) {
+    const Phase phase(a, n);
+    Seen seen[kGroup];
+    for (int o = 0; o < owners; ++o) {
+      const Patch rows = own[o];
+      seen[o] = {rows, {phase.coarse_y.seen_by(rows.y), phase.coarse_x.seen_by(rows.x)}};
+    }
+    const Pieces queries =
+        pieces_of(a.queries, phase.grid(), phase.coarse_y.seen_by(all.y), phase.coarse_x.seen_by(all.x));
+    meet_queries<T>(
+        a, b, kv, group, owners, queries.count(), a.coarse_bias,
+        [&](int64_t i) { return n * a.patches_of_phase() + queries.number(i, a.queries.x.count(a.phase_grid().w)); },
+        [&](int o, const Patch& patch, auto&& step) {
+          if (!meet(seen[o].by, patch)) return;
+          uint64_t mask[kTile];
+          step(masks(
+              seen[o].rows, patch, Order::none, mask, [&](int64_t y) { return phase.coarse_y.seen(y); },
+              [&](int64_t x) { return phase.coarse_x.seen(x); }));
+        });
+  }
+  for (int o = 0; o < owners; ++o) {
+    own[o].list(0, a.coarse_grid.w, 1, index);
+    finish_keys(group.owners[o], a.coarse_dk, a.coarse_dv, b, kv, index);
+  }
 }
 
 template <class T>
 void grad_key(const LocalArgs& a, int64_t item, char* scratch) {
-  const Geometry g{a};
   const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads;
-  int64_t number = item / pairs, cells[kTile];
-  const Box image{0, a.grid.h, 0, a.grid.w};
-  // prefix tiles first: every query sees them, so they take longest
-  if (number < a.prefix_tiles()) {
-    const int64_t first = number * kTile;
-    const int n = int(a.prefix_len - first < kTile ? a.prefix_len - first : kTile);
-    for (int r = 0; r < n; ++r) cells[r] = first + r;
-    const uint64_t seen = g.prefix_bits(b, first);
-    grad_key_tile<T>(a, b, kv, a.prefix_k, a.prefix_v, a.prefix_dk, a.prefix_dv, cells, n, scratch, [&](auto&& step) {
-      visit_queries(
-          a, image, n, a.prefix_bias,
-          [&](const Chunk& c, int r) { return seen >> r & 1 ? range_bits(0, c.count()) : 0; }, step);
-    });
-    return;
+  const Patches& cut = a.keys;
+  const Grid groups = groups_of_color(a.phase_grid(), cut);
+  const int64_t n = item / pairs / (groups.h * groups.w), number = item / pairs % (groups.h * groups.w);
+  const Phase phase(a, n);
+  const Pieces own = group_of(cut, phase.grid(), cut.backward, number / groups.w * cut.colors.h + cut.color.h,
+                              number % groups.w * cut.colors.w + cut.color.w);
+  const int owners = int(own.count());
+  if (!owners) return;
+  const Patch all = bounds(own);
+  Group<T, GradKey> group(Arena{scratch}, int(a.head_dim), owners);
+  int64_t index[kTile];
+  Seen seen[kGroup];
+  for (int o = 0; o < owners; ++o) {
+    const Patch rows = own[o];
+    seen[o] = {rows, {phase.y.seen_by(rows.y), phase.x.seen_by(rows.x)}};
+    if (a.raster_causal && rows.y.lo > seen[o].by.y.lo) seen[o].by.y.lo = rows.y.lo;
+    begin_keys(a, group.owners[o], a.k, a.v, b, kv, index, rows.list(phase, index));
   }
-  number -= a.prefix_tiles();
-  if (number < a.tiles(a.coarse_grid, a.coarse_tile)) {
-    const Box box = tile_box(a.coarse_grid, a.coarse_tile, number);
-    const int64_t width = a.coarse_grid.w;
-    const int n = list_cells(box, width, cells);
-    const Box first = g.seen_from(box.y0, box.x0), last = g.seen_from(box.y1 - 1, box.x1 - 1);
-    grad_key_tile<T>(a, b, kv, a.coarse_k, a.coarse_v, a.coarse_dk, a.coarse_dv, cells, n, scratch, [&](auto&& step) {
-      visit_queries(
-          a, Box{first.y0, last.y1, first.x0, last.x1}, n, a.coarse_bias,
-          [&](const Chunk& c, int r) { return c.bits(g.seen_from(cells[r] / width, cells[r] % width)); }, step);
-    });
-    return;
+  Span y = phase.y.seen_by(all.y);
+  if (a.raster_causal && all.y.lo > y.lo) y.lo = all.y.lo;
+  const Pieces queries = pieces_of(a.queries, phase.grid(), y, phase.x.seen_by(all.x));
+  meet_queries<T>(
+      a, b, kv, group, owners, queries.count(), 0.0,
+      [&](int64_t i) { return n * a.patches_of_phase() + queries.number(i, a.queries.x.count(a.phase_grid().w)); },
+      [&](int o, const Patch& patch, auto&& step) {
+        if (!meet(seen[o].by, patch)) return;
+        uint64_t mask[kTile];
+        step(masks(
+            seen[o].rows, patch, a.raster_causal ? Order::columns_after : Order::none, mask,
+            [&](int64_t i) { return phase.y.seen(i); }, [&](int64_t j) { return phase.x.seen(j); }));
+      });
+  for (int o = 0; o < owners; ++o) {
+    own[o].list(phase, index);
+    finish_keys(group.owners[o], a.dk, a.dv, b, kv, index);
   }
-  number -= a.tiles(a.coarse_grid, a.coarse_tile);
-  const Box box = tile_box(a.grid, a.query_tile, number);
-  const int64_t width = a.grid.w;
-  const int n = list_cells(box, width, cells);
-  const Box first = g.around(box.y0, box.x0, a.kernel), last = g.around(box.y1 - 1, box.x1 - 1, a.kernel);
-  grad_key_tile<T>(a, b, kv, a.k, a.v, a.dk, a.dv, cells, n, scratch, [&](auto&& step) {
-    visit_queries(
-        a, Box{a.raster_causal ? box.y0 : first.y0, last.y1, first.x0, last.x1}, n, 0,
-        [&](const Chunk& c, int r) {
-          const int64_t y = cells[r] / width, x = cells[r] % width;
-          const uint64_t bits = c.bits(g.around(y, x, a.kernel));
-          return a.raster_causal ? bits & range_bits(c.before(y, x), 64) : bits;
-        },
-        step);
-  });
 }
 
 }  // namespace
 
 COGVIEW_TILE_KERNEL(local_2d_fwd, LocalArgs, forward)
 COGVIEW_TILE_KERNEL(local_2d_decode, LocalArgs, decode)
-COGVIEW_TILE_KERNEL(local_2d_grad_query, LocalArgs, grad_query)
+COGVIEW_TILE_KERNEL(local_2d_prepare, LocalArgs, prepare)
+COGVIEW_TILE_KERNEL(local_2d_grad_prefix, LocalArgs, grad_prefix)
+COGVIEW_TILE_KERNEL(local_2d_finish_prefix, LocalArgs, finish_prefix)
+COGVIEW_TILE_KERNEL(local_2d_grad_coarse, LocalArgs, grad_coarse)
 COGVIEW_TILE_KERNEL(local_2d_grad_key, LocalArgs, grad_key)
+COGVIEW_TILE_KERNEL(local_2d_finish, LocalArgs, finish)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

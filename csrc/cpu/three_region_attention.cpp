@@ -206,28 +206,24 @@ template <class T, class Engine, class Show>
 void decode_rows(const ThreeRegionArgs& a, int64_t b, int64_t h, int64_t kv, int heads, Engine& engine, Show&& show) {
   const Queries queries(a, b, 0, a.seqlen_q);
   const int n = int(a.seqlen_q), rows = heads * n;
-  int64_t offset[kTile], index[2][kTile];
+  int64_t offset[kTile];
   for (int r = 0; r < rows; ++r) offset[r] = r / n * a.q.stride[1] + r % n * a.q.stride[2];
   engine.begin(RowSet<T>{a.q.at<T>(b, h), 1, offset, rows}, a.scale);
-  Columns<T> tile[2];
   uint64_t valid[2];
-  const auto list = [&](int64_t number) {
-    Columns<T>& x = tile[number & 1];
-    x = {};
-    if (number == queries.key_tiles()) return;
-    int count;
-    valid[number & 1] = queries.keys(number, index[number & 1], &count);
-    x = {rows_of<T>(a.k, b, kv, index[number & 1], count), rows_of<T>(a.v, b, kv, index[number & 1], count)};
-  };
-  list(0);
-  for (int64_t number = 0; number < queries.key_tiles(); ++number) {
-    list(number + 1);
-    queries.see(0, n, number, valid[number & 1], [&](Mask mask, double bias) {
-      uint64_t masks[kTile];
-      for (int r = 0; mask && r < rows; ++r) masks[r] = mask[r % n];
-      show(tile[number & 1], mask ? masks : nullptr, bias, tile[(number + 1) & 1]);
-    });
-  }
+  each_tile<T>(
+      queries.key_tiles(),
+      [&](int64_t number, int64_t* index) {
+        int count;
+        valid[number & 1] = queries.keys(number, index, &count);
+        return Columns<T>{rows_of<T>(a.k, b, kv, index, count), rows_of<T>(a.v, b, kv, index, count)};
+      },
+      [&](int64_t number, const Columns<T>& tile, const Columns<T>& next) {
+        queries.see(0, n, number, valid[number & 1], [&](Mask mask, double bias) {
+          uint64_t masks[kTile];
+          for (int r = 0; mask && r < rows; ++r) masks[r] = mask[r % n];
+          show(tile, mask ? masks : nullptr, bias, next);
+        });
+      });
   for (int r = 0; r < rows; ++r) engine.finish(r, a.out.at<T>(b, h + r / n) + r % n * a.out.stride[2]);
 }
 
@@ -283,9 +279,10 @@ template <class T>
 void finish_query(const ThreeRegionArgs& a, int64_t item, char*) {
   const int64_t b = item / a.query_tiles() / a.heads, h = item / a.query_tiles() % a.heads;
   const int64_t number = item % a.query_tiles(), first = number * kTile;
-  const int rows = int(a.seqlen_q - first < kTile ? a.seqlen_q - first : kTile);
-  write_transposed<T>(dq_tile<T>(a, b, h, number), Acc<T>(a.scale), rows, int(a.head_dim),
-                      a.dq.at<T>(b, h) + first * a.dq.stride[2], a.dq.stride[2]);
+  int64_t index[kTile];
+  const int rows = rows_from(first, a.seqlen_q, index);
+  write_transposed<T>(dq_tile<T>(a, b, h, number), Acc<T>(a.scale), index, rows, int(a.head_dim), a.dq.at<T>(b, h),
+                      a.dq.stride[2]);
 }
 
 // The queries [lo, hi) that see each row of an owner; rows that nobody sees have none.

@@ -6,8 +6,7 @@ namespace {
 
 template <class T>
 int64_t bytes(int d) {
-  const int64_t forward = Group<T, Forward>::bytes(d), grad_query = Group<T, GradQuery>::bytes(d);
-  const int64_t grad_key = Group<T, GradKey>::bytes(d), backward = grad_query > grad_key ? grad_query : grad_key;
+  const int64_t forward = Group<T, Forward>::bytes(d), backward = Group<T, GradKey>::bytes(d);
   return forward > backward ? forward : backward;
 }
 

@@ -1,9 +1,9 @@
 // The online-softmax tile engine that every attention operator shares.
 //
 // An owner is up to 64 rows whose result is being summed up, a tile up to 64 columns that are packed once and shown to
-// every owner of a group that sees them. Three passes: Forward (rows are queries, columns keys), GradQuery (the same)
-// and GradKey (rows are keys, columns queries), so every gradient has one owner: no atomics, bitwise repeatable.
-// Scores are kept in units of log2.
+// every owner of a group that sees them. Two passes: Forward (rows are queries, columns keys) and GradKey (rows are
+// keys, columns queries), which sums up the columns' own gradient beside: no atomics, bitwise repeatable. Scores are
+// kept in units of log2.
 #pragma once
 
 #include <cmath>
@@ -34,8 +34,24 @@ inline uint64_t range_bits(int64_t lo, int64_t hi) {
 }
 
 // Which columns of a tile each row of an owner sees; null: all. Masked out or not, columns beyond the tile's count are
-// zero, which is right for GradKey, while Forward and GradQuery have to be told.
+// zero, which is right for GradKey, while Forward has to be told.
 using Mask = const uint64_t*;
+
+// The columns [lo, hi), multiples of 32, of a strip of rows, outside of which its mask has nothing.
+struct Part {
+  int strip, lo, hi;
+};
+struct Parts {
+  Part at[kTile / kStrip];
+  int count = 0;
+  Parts(int rows, Mask mask) {
+    for (int first = 0; first < rows; first += kStrip) {
+      uint64_t any = mask ? 0 : ~uint64_t(0);
+      for (int r = first; mask && r < rows && r < first + kStrip; ++r) any |= mask[r];
+      if (any) at[count++] = {first / kStrip, uint32_t(any) ? 0 : 32, any >> 32 ? kTile : 32};
+    }
+  }
+};
 
 // What one owner at a time works with: scores s, probabilities p and dout-products dp of two strips, of which one is
 // multiplied while the other is in vectors; gradients of scores ds of all strips.
@@ -59,19 +75,20 @@ struct Workspace {
   }
 };
 
-// Strips of an owner's rows in a pipeline: while strip u is in vectors, the products `before` of the next one and
-// `after` of the last one are under way, so that no product waits for what has just been written. f(strip, row) takes a
-// row.
+// Parts of an owner's rows in a pipeline: while one is in vectors, the products `before` of the next one and `after` of
+// the last one are under way, so that no product waits for what has just been written. All are told the part and which
+// of the two strips of the workspace it is in; f also a row.
 template <class Before, class F, class After>
-inline void each_strip(int rows, Before&& before, F&& f, After&& after) {
-  const int strips = (rows + kStrip - 1) / kStrip;
-  before(0);
-  for (int u = 0; u < strips; ++u) {
-    if (u + 1 < strips) before(u + 1);
-    for (int r = u * kStrip; r < rows && r < (u + 1) * kStrip; ++r) f(u, r);
-    if (u > 0) after(u - 1);
+inline void each_part(const Parts& parts, int rows, Before&& before, F&& f, After&& after) {
+  for (int i = 0; i <= parts.count; ++i) {
+    if (i == 0 && parts.count) before(parts.at[0], 0);
+    if (i + 1 < parts.count) before(parts.at[i + 1], (i + 1) & 1);
+    if (i < parts.count) {
+      const int first = parts.at[i].strip * kStrip;
+      for (int r = first; r < rows && r < first + kStrip; ++r) f(parts.at[i], i & 1, r);
+    }
+    if (i > 0) after(parts.at[i - 1], (i - 1) & 1);
   }
-  after(strips - 1);
 }
 
 // Rows of accumulators times a factor each, in the tensor's dtype.
@@ -174,11 +191,12 @@ struct Forward {
     // no score is larger than the product of the norms (Cauchy-Schwarz); false for NaN
     if (bounded_ && !(std::sqrt(norm_ * tile.norm) * std::abs(scale_) + std::abs(bias) < A(kBounded))) leave_bounded();
     if (!bounded_)
-      run(w, tile, [&](int r, const Strip& x) { running_max(r, x, mask ? mask[r] : ~uint64_t(0), bias); });
+      run(w, tile, mask,
+          [&](const Part&, const Strip& x, int r) { running_max(r, x, mask ? mask[r] : ~uint64_t(0), bias); });
     else if (mask)
-      run(w, tile, [&](int r, const Strip& x) { bounded<true>(r, x, mask[r], bias); });
+      run(w, tile, mask, [&](const Part& part, const Strip& x, int r) { bounded<true>(r, x, part, mask[r], bias); });
     else
-      run(w, tile, [&](int r, const Strip& x) { bounded<false>(r, x, 0, bias); });
+      run(w, tile, mask, [&](const Part& part, const Strip& x, int r) { bounded<false>(r, x, part, 0, bias); });
   }
 
   // Writes row r of the output, and returns its log-sum-exp.
@@ -199,24 +217,27 @@ struct Forward {
   }
 
   template <class F>
-  void run(const Workspace<T>& w, const Tile& tile, F&& softmax) {
-    each_strip(
-        rows,
-        [&](int u) {
-          gemm<T>(kTile, ld_, q_ + u * kStrip * ld_, ld_, plane(), tile.kt, w.strip[u & 1].s, kTile, false);
+  void run(const Workspace<T>& w, const Tile& tile, Mask mask, F&& softmax) {
+    const Matrix<T> kt{tile.kt, kTile, plane()}, v{tile.v, ld_, plane()};
+    each_part(
+        Parts(rows, mask), rows,
+        [&](const Part& x, int i) {
+          gemm<T>(x.hi - x.lo, ld_, q_ + x.strip * kStrip * ld_, ld_, plane(), kt.from(0, x.lo), w.strip[i].s + x.lo,
+                  kTile, false);
         },
-        [&](int u, int r) { softmax(r, w.strip[u & 1]); },
-        [&](int u) {
-          gemm<T>(ld_, kTile, w.strip[u & 1].p, kTile, w.plane, tile.v, o_ + u * kStrip * ld_, ld_, true);
+        [&](const Part& x, int i, int r) { softmax(x, w.strip[i], r); },
+        [&](const Part& x, int i) {
+          gemm<T>(ld_, x.hi - x.lo, w.strip[i].p + x.lo, kTile, w.plane, v.from(x.lo, 0), o_ + x.strip * kStrip * ld_,
+                  ld_, true);
         });
   }
 
   template <bool masked>
-  void bounded(int r, const Strip& strip, uint64_t mask, A bias) {
+  void bounded(int r, const Strip& strip, const Part& part, uint64_t mask, A bias) {
     constexpr int l = kLanes<A>;
     const int at = r % kStrip * kTile;
     Vec<A> sum{}, stored{};
-    for (int c = 0; c < kTile; c += 2 * l) {
+    for (int c = part.lo; c < part.hi; c += 2 * l) {
       Vec<A> x0 = exp2v<kExpDegree<T>>(load(strip.s + at + c) * scale_ + bias);
       Vec<A> x1 = exp2v<kExpDegree<T>>(load(strip.s + at + c + l) * scale_ + bias);
       if (masked) {
@@ -252,98 +273,6 @@ struct Forward {
   Vec<A>*total_, *stored_;  // sums of probabilities, and of them as they were rounded to be multiplied
 };
 
-// Row r of scores s and dout-products dp, to score gradients p (dp - delta) with p = 2^(s + offset), and where wanted
-// the probabilities p; offset and delta by column.
-template <bool want_p, class T, class Offset, class Delta>
-inline void gradients(const Workspace<T>& w, int r, Mask mask, Acc<T> scale, Offset&& offset, Delta&& delta) {
-  using A = Acc<T>;
-  constexpr int l = kLanes<A>;
-  const auto& strip = w.strip[r / kStrip & 1];
-  for (int c = 0; c < kTile; c += 2 * l) {
-    const int at = r % kStrip * kTile + c;
-    Vec<A> p[2], ds[2];
-    for (int i = 0; i < 2; ++i) {
-      p[i] = exp2v<kExpDegree<T>>(load(strip.s + at + i * l) * scale + offset(c + i * l));
-      ds[i] = p[i] * (load(strip.dp + at + i * l) - delta(c + i * l));
-      if (mask) {
-        p[i] = select_bits<A>(mask[r] >> (c + i * l), p[i], A(0));
-        ds[i] = select_bits<A>(mask[r] >> (c + i * l), ds[i], A(0));
-      }
-    }
-    if (want_p) store_pair<T>(strip.p + at, w.plane, p[0], p[1]);
-    store_pair<T>(w.ds + r * kTile + c, w.ds_plane, ds[0], ds[1]);
-  }
-}
-
-template <class T>
-struct GradQuery {
-  using A = Acc<T>;
-  using E = Operand<T>;
-
-  // Keys twice and values, packed.
-  struct Tile {
-    E *kt, *k, *vt;
-    uint64_t valid = 0;
-    void take(Arena& arena, int d) {
-      const int64_t n = kTile * round_up(d, kPad<T>) * kPlanes<T>;
-      kt = arena.take<E>(n), k = arena.take<E>(n), vt = arena.take<E>(n);
-    }
-    void pack(const RowSet<T>& keys, const RowSet<T>& values, int d) {
-      const int ld = int(round_up(d, kPad<T>));
-      pack_transposed(keys, d, kt, ld);
-      pack_b(keys, d, k, ld);
-      pack_transposed(values, d, vt, ld);
-    }
-  };
-
-  void take(Arena& arena, int d) {
-    d_ = d, ld_ = int(round_up(d, kPad<T>));
-    q_ = arena.take<E>(kTile * ld_ * kPlanes<T>), do_ = arena.take<E>(kTile * ld_ * kPlanes<T>);
-    dq_ = arena.take<A>(kTile * ld_), lse_ = arena.take<A>(kTile), delta_ = arena.take<A>(kTile);
-  }
-
-  void begin(const RowSet<T>& q, const RowSet<T>& dout, double scale) {
-    rows = q.count;
-    scale_ = A(scale);
-    pack_a(q, int(round_up(rows, 16)), d_, q_, ld_, plane());
-    pack_a(dout, int(round_up(rows, 16)), d_, do_, ld_, plane());
-    std::memset(static_cast<void*>(dq_), 0, sizeof(A) * kTile * ld_);
-  }
-
-  // lse of row r as the forward gave it; delta = sum(dout * out) - dlse.
-  void set_row(int r, A lse, A delta) { lse_[r] = lse * A(kLog2e), delta_[r] = delta; }
-
-  void step(const Workspace<T>& w, const Tile& tile, Mask mask, double bias_) {
-    const A scale = scale_ * A(kLog2e), bias = A(bias_ * kLog2e);
-    each_strip(
-        rows,
-        [&](int u) {
-          const int64_t at = u * kStrip * ld_;
-          gemm<T>(kTile, ld_, q_ + at, ld_, plane(), tile.kt, w.strip[u & 1].s, kTile, false);
-          gemm<T>(kTile, ld_, do_ + at, ld_, plane(), tile.vt, w.strip[u & 1].dp, kTile, false);
-        },
-        [&](int, int r) {
-          const Vec<A> offset = splat(bias - lse_[r]), delta = splat(delta_[r]);
-          gradients<false, T>(w, r, mask, scale, [&](int) { return offset; }, [&](int) { return delta; });
-        },
-        [&](int u) {
-          gemm<T>(ld_, kTile, w.ds + u * w.plane, kTile, w.ds_plane, tile.k, dq_ + u * kStrip * ld_, ld_, true);
-        });
-  }
-
-  void finish(int r, T* dq) const { write_row(dq_ + r * ld_, scale_, d_, dq); }
-
-  int rows = 0;
-
- private:
-  int64_t plane() const { return kTile * ld_; }
-
-  int d_ = 0, ld_ = 0;
-  A scale_ = 0;
-  E *q_, *do_;
-  A *dq_, *lse_, *delta_;
-};
-
 template <class T>
 struct GradKey {
   using A = Acc<T>;
@@ -353,7 +282,7 @@ struct GradKey {
   struct Tile {
     E *qt, *q, *dot, *dout;
     A *lse, *delta;
-    A* dq = nullptr;  // [ld, 64], transposed: where their own gradient is summed up, without the scale; or null
+    A* dq;  // [ld, 64], transposed: where their own gradient is summed up, without the scale
     void take(Arena& arena, int d) {
       const int64_t n = kTile * round_up(d, kPad<T>) * kPlanes<T>;
       qt = arena.take<E>(n), q = arena.take<E>(n), dot = arena.take<E>(n), dout = arena.take<E>(n);
@@ -393,30 +322,24 @@ struct GradKey {
   }
 
   void step(const Workspace<T>& w, const Tile& tile, Mask mask, double bias_) {
-    const A scale = scale_ * A(kLog2e), bias = A(bias_ * kLog2e);
-    each_strip(
-        rows,
-        [&](int u) {
-          const int64_t at = u * kStrip * ld_;
-          gemm<T>(kTile, ld_, k_ + at, ld_, plane(), tile.qt, w.strip[u & 1].s, kTile, false);
-          gemm<T>(kTile, ld_, v_ + at, ld_, plane(), tile.dot, w.strip[u & 1].dp, kTile, false);
+    const A bias = A(bias_ * kLog2e);
+    const Parts parts(rows, mask);
+    const Matrix<T> qt{tile.qt, kTile, plane()}, dot{tile.dot, kTile, plane()};
+    const Matrix<T> q{tile.q, ld_, plane()}, dout{tile.dout, ld_, plane()};
+    each_part(
+        parts, rows,
+        [&](const Part& x, int i) {
+          const int64_t at = x.strip * kStrip * ld_, n = x.hi - x.lo;
+          gemm<T>(n, ld_, k_ + at, ld_, plane(), qt.from(0, x.lo), w.strip[i].s + x.lo, kTile, false);
+          gemm<T>(n, ld_, v_ + at, ld_, plane(), dot.from(0, x.lo), w.strip[i].dp + x.lo, kTile, false);
         },
-        [&](int, int r) {
-          gradients<true, T>(
-              w, r, mask, scale, [&](int c) { return bias - load(tile.lse + c); },
-              [&](int c) { return load(tile.delta + c); });
-        },
-        [&](int u) {
-          const int64_t at = u * kStrip * ld_;
-          gemm<T>(ld_, kTile, w.ds + u * w.plane, kTile, w.ds_plane, tile.q, dk_ + at, ld_, true);
-          gemm<T>(ld_, kTile, w.strip[u & 1].p, kTile, w.plane, tile.dout, dv_ + at, ld_, true);
+        [&](const Part& x, int i, int r) { gradients(w, tile, x, w.strip[i], r, mask, bias); },
+        [&](const Part& x, int i) {
+          const int64_t at = x.strip * kStrip * ld_, n = x.hi - x.lo;
+          gemm<T>(ld_, n, w.ds + x.strip * w.plane + x.lo, kTile, w.ds_plane, q.from(x.lo, 0), dk_ + at, ld_, true);
+          gemm<T>(ld_, n, w.strip[i].p + x.lo, kTile, w.plane, dout.from(x.lo, 0), dv_ + at, ld_, true);
         });
-    if (!tile.dq) return;
-    for (int i = 0; i < kPlanes<T> && rows < kTile; ++i)
-      std::memset(static_cast<void*>(w.ds + i * w.ds_plane + rows * kTile), 0, sizeof(E) * (kTile - rows) * kTile);
-    const E* ds = a_to_b<T>(w.ds, w.ds_pairs);
-    for (int j = 0; j < ld_; j += kStrip)
-      gemm<T>(kTile, kTile, kt_ + j * kTile, kTile, plane(), ds, tile.dq + j * kTile, kTile, true);
+    add_dq(w, tile.dq, parts);
   }
 
   // Accumulators of row r, dk still to be multiplied by the scale.
@@ -432,15 +355,64 @@ struct GradKey {
  private:
   int64_t plane() const { return kTile * ld_; }
 
+  // Row r of scores s and dout-products dp, to probabilities p = 2^(s - lse) and score gradients p (dp - delta).
+  void gradients(const Workspace<T>& w, const Tile& tile, const Part& part, const typename Workspace<T>::Strip& strip,
+                 int r, Mask mask, A bias) {
+    constexpr int l = kLanes<A>;
+    const A scale = scale_ * A(kLog2e);
+    for (int c = part.lo; c < part.hi; c += 2 * l) {
+      const int at = r % kStrip * kTile + c;
+      Vec<A> p[2], ds[2];
+      for (int i = 0; i < 2; ++i) {
+        p[i] = exp2v<kExpDegree<T>>(load(strip.s + at + i * l) * scale + (bias - load(tile.lse + c + i * l)));
+        ds[i] = p[i] * (load(strip.dp + at + i * l) - load(tile.delta + c + i * l));
+        if (mask) {
+          p[i] = select_bits<A>(mask[r] >> (c + i * l), p[i], A(0));
+          ds[i] = select_bits<A>(mask[r] >> (c + i * l), ds[i], A(0));
+        }
+      }
+      store_pair<T>(strip.p + at, w.plane, p[0], p[1]);
+      store_pair<T>(w.ds + r * kTile + c, w.ds_plane, ds[0], ds[1]);
+    }
+  }
+
+  // dq += k^T ds, by halves of the rows unless both have the same columns.
+  void add_dq(const Workspace<T>& w, A* dq, const Parts& parts) {
+    Part strips[kTile / kStrip], halves[2];  // without columns: lo 64, hi 0
+    for (Part& x : strips) x = {0, kTile, 0};
+    for (int i = 0; i < parts.count; ++i) strips[parts.at[i].strip] = parts.at[i];
+    for (int h = 0; h < 2; ++h) {
+      const Part &a = strips[2 * h], &b = strips[2 * h + 1];
+      halves[h] = {0, a.lo < b.lo ? a.lo : b.lo, a.hi > b.hi ? a.hi : b.hi};
+    }
+    const bool alike = halves[0].lo == halves[1].lo && halves[0].hi == halves[1].hi;
+    for (int row = 0, depth = alike ? kTile : 32; row < kTile; row += depth) {
+      const int lo = halves[row / 32].lo, hi = halves[row / 32].hi;
+      if (lo >= hi) continue;
+      for (int r = row; r < row + depth; ++r) {
+        const Part x = r < rows ? strips[r / kStrip] : Part{0, kTile, 0};
+        if (x.lo > lo) clear(w, r, lo, x.lo < hi ? x.lo : hi);
+        if (x.hi < hi && x.lo < hi) clear(w, r, x.hi, hi);
+      }
+      const Matrix<T> ds = a_to_b<T>(w.ds, row, depth, lo, hi, w.ds_pairs);
+      for (int j = 0; j < ld_; j += kStrip)
+        gemm<T>(hi - lo, depth, kt_ + j * kTile + row, kTile, plane(), ds, dq + j * kTile + lo, kTile, true);
+    }
+  }
+  void clear(const Workspace<T>& w, int r, int lo, int hi) {
+    for (int i = 0; i < kPlanes<T>; ++i)
+      std::memset(static_cast<void*>(w.ds + i * w.ds_plane + r * kTile + lo), 0, sizeof(E) * (hi - lo));
+  }
+
   int d_ = 0, ld_ = 0;
   A scale_ = 0;
   E *k_, *v_, *kt_;
   A *dk_, *dv_;
 };
 
-// Rows of the transpose of acc [ld, 64] times a factor, in the tensor's dtype.
+// Rows of the transpose of acc [ld, 64] times a factor, in the tensor's dtype, to places by index.
 template <class T>
-void write_transposed(const Acc<T>* acc, Acc<T> factor, int rows, int d, T* out, int64_t stride) {
+void write_transposed(const Acc<T>* acc, Acc<T> factor, const int64_t* index, int rows, int d, T* out, int64_t stride) {
   using A = Acc<T>;
   constexpr int w = kLanes<A>;
   for (int first = 0; first < rows; first += w)
@@ -448,7 +420,7 @@ void write_transposed(const Acc<T>* acc, Acc<T> factor, int rows, int d, T* out,
       Vec<A> x[w];
       for (int i = 0; i < w; ++i) x[i] = i < n ? load(acc + (j + i) * kTile + first) : Vec<A>{};
       transpose<A>(x);
-      for (int i = 0; i < w && first + i < rows; ++i) put(out + (first + i) * stride + j, x[i] * factor, n);
+      for (int i = 0; i < w && first + i < rows; ++i) put(out + index[first + i] * stride + j, x[i] * factor, n);
     });
 }
 

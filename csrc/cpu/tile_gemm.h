@@ -79,6 +79,17 @@ struct RowSet {
   const T* row(int r) const { return base + index[r] * stride; }
 };
 
+// A B operand, or the part of it from some row and column on.
+template <class T>
+struct Matrix {
+  const Operand<T>* data;
+  int width;                                // columns of the whole operand
+  int64_t plane;                            // elements of one of its parts
+  Matrix from(int row, int column) const {  // multiples of 32
+    return {data + row * int64_t(width) + column * (kOnAmx<T> ? 32 : 1), width, plane};
+  }
+};
+
 // ---- products ----
 
 template <class A, int MR, int NR>
@@ -103,18 +114,24 @@ inline void gemm_block(int k, const A* a, int lda, const A* b, int ldb, A* c, in
     }
 }
 
+// Columns [j, n) of all 16 rows, as many blocks as fit.
+template <int MR, int NR, class A>
+inline int gemm_blocks(int j, int n, int k, const A* a, int lda, const A* b, int ldb, A* c, int ldc, bool accumulate) {
+  constexpr int w = NR * kLanes<A>;
+  for (; j + w <= n; j += w)
+    for (int i = 0; i < kStrip; i += MR)
+      gemm_block<A, MR, NR>(k, a + i * lda, lda, b + j, ldb, c + i * ldc + j, ldc, accumulate);
+  return j;
+}
+
 // C[16, n] (+)= A[16, k] B[k, n], n a multiple of the vector. `plane`: elements between the parts of A.
 template <class T>
-inline void gemm(int n, int k, const Acc<T>* a, int lda, int64_t /*plane*/, const Acc<T>* b, Acc<T>* c, int ldc,
+inline void gemm(int n, int k, const Acc<T>* a, int lda, int64_t /*plane*/, const Matrix<T>& b, Acc<T>* c, int ldc,
                  bool accumulate) {
-  constexpr int w = kLanes<Acc<T>>, NR = kVecBytes == 64 ? 4 : 2;
   int j = 0;
-  for (; j + NR * w <= n; j += NR * w)
-    for (int i = 0; i < kStrip; i += 4)
-      gemm_block<Acc<T>, 4, NR>(k, a + i * lda, lda, b + j, n, c + i * ldc + j, ldc, accumulate);
-  for (; j < n; j += w)
-    for (int i = 0; i < kStrip; i += 4)
-      gemm_block<Acc<T>, 4, 1>(k, a + i * lda, lda, b + j, n, c + i * ldc + j, ldc, accumulate);
+  if (kVecBytes == 64) j = gemm_blocks<4, 4>(j, n, k, a, lda, b.data, b.width, c, ldc, accumulate);
+  j = gemm_blocks<kVecBytes == 64 ? 8 : 4, 2>(j, n, k, a, lda, b.data, b.width, c, ldc, accumulate);
+  gemm_blocks<4, 1>(j, n, k, a, lda, b.data, b.width, c, ldc, accumulate);
 }
 
 #if defined(__AMX_BF16__)
@@ -153,12 +170,12 @@ struct AmxScope {
   ~AmxScope() { _tile_release(); }
 };
 
-// n and k multiples of 32, everything 64-byte aligned; B's blocks of the same depth follow each other, its parts too.
+// n and k multiples of 32, everything 64-byte aligned; B's blocks of the same depth follow each other.
 template <class T>
-inline void gemm(int n, int k, const BFloat16* a, int lda, int64_t plane, const BFloat16* b, float* c, int ldc,
+inline void gemm(int n, int k, const BFloat16* a, int lda, int64_t plane, const Matrix<T>& b, float* c, int ldc,
                  bool accumulate) {
   constexpr int parts = kParts<T>;
-  const int64_t b_plane = int64_t(k) * n, c_stride = ldc * 4;
+  const int64_t c_stride = ldc * 4;
   for (int j = 0; j < n; j += 64, c += 64) {
     const bool four = j + 32 < n;
     if (accumulate) {
@@ -171,7 +188,7 @@ inline void gemm(int n, int k, const BFloat16* a, int lda, int64_t plane, const 
       for (int i = 0; i < parts; ++i) {
         tile_load<4>(a + i * plane + p, lda * 2);
         for (int ib = 0; ib < parts - i; ++ib) {
-          const BFloat16* at = b + ib * b_plane + p * n + j * 32;
+          const BFloat16* at = b.data + ib * b.plane + p * int64_t(b.width) + j * 32;
           const bool last = p + 32 >= k && i + 1 == parts;
           // each stored as soon as it is complete, beside the next one's product
           tile_load<5>(at, 64), tile_multiply<0, 4, 5>();
@@ -397,19 +414,24 @@ void pack_b(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
   pack_a(x, kTile, d, out, ld, 0);
 }
 
-// From an A operand [64, 64] the B operand of the same numbers; without AMX that is the same memory.
+// From some rows of an A operand [64, 64] the same of the B operand of the same numbers, columns [lo, hi); without AMX
+// that is the same memory. All multiples of 32.
 template <class T>
-const Operand<T>* a_to_b(const Operand<T>* a, Operand<T>* out) {
+Matrix<T> a_to_b(const Operand<T>* a, int row, int rows, int lo, int hi, [[maybe_unused]] Operand<T>* out) {
+  constexpr int64_t plane = kTile * kTile;
 #if defined(__AMX_BF16__)
   if constexpr (kOnAmx<T>) {
-    for (int r = 0; r < kPlanes<T> * kTile; r += 2)  // its parts follow each other too
-      for (int j = 0; j < kTile; j += 32)
-        store_pairs(out + (r / 32 * kTile + j) * 32 + r % 32 * 16, _mm512_load_si512(a + r * kTile + j),
-                    _mm512_load_si512(a + (r + 1) * kTile + j));
-    return out;
+    for (int i = 0; i < kParts<T>; ++i)
+      for (int r = row; r < row + rows; r += 2)
+        for (int j = lo; j < hi; j += 32) {
+          const BFloat16* from = a + i * plane + r * kTile + j;
+          store_pairs(out + i * plane + (r / 32 * kTile + j) * 32 + r % 32 * 16, _mm512_load_si512(from),
+                      _mm512_load_si512(from + kTile));
+        }
+    return Matrix<T>{out, kTile, plane}.from(row, lo);
   }
 #endif
-  return a;
+  return Matrix<T>{a, kTile, plane}.from(row, lo);
 }
 
 // Whether operands of a dtype are so much coarser than accumulators that sums of them differ.

@@ -30,6 +30,18 @@ struct Columns {
   RowSet<T> keys{}, values{};
 };
 
+// show(number, tile, next tile) for n tiles one after another; list(number, index) lists one.
+template <class T, class List, class Show>
+void each_tile(int64_t n, List&& list, Show&& show) {
+  int64_t index[2][kTile];
+  Columns<T> tile[2];
+  if (n > 0) tile[0] = list(0, index[0]);
+  for (int64_t i = 0; i < n; ++i) {
+    tile[(i + 1) & 1] = i + 1 < n ? list(i + 1, index[(i + 1) & 1]) : Columns<T>{};
+    show(i, tile[i & 1], tile[(i + 1) & 1]);
+  }
+}
+
 template <class T>
 class Narrow {
  public:

@@ -1,0 +1,84 @@
+"""`dilation` and `edge="shift"` of local_attention_2d are NATTEN's (arXiv 2204.07143, 2209.15001), case by case.
+
+Compared with FlexAttention over a mask after NATTEN's own code, because NATTEN itself is no light dependency: `pip` has
+no wheel of it and builds it against a torch of its own. Where it is installed, it is compared with too.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from common import device_of, each_impl, interpreted
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from cogview_ops import local_attention_2d
+
+OP = "local_attention_2d"
+WINDOWS = [  # grid, kernel, dilation
+    ((6, 8), (3, 3), (1, 1)),
+    ((6, 8), (5, 7), (1, 1)),
+    ((9, 11), (3, 5), (3, 2)),
+    ((9, 11), (3, 3), (2, 3)),
+    ((7, 6), (7, 3), (1, 2)),
+    ((3, 7), (3, 3), (1, 2)),
+]
+
+
+def natten_mask(grid: tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int]) -> Callable[..., Tensor]:
+    """A mask_mod: `natten::get_window_start` for each axis."""
+
+    def start(index: Tensor, length: int, kernel: int, dilation: int) -> Tensor:
+        reach, offset, whole = kernel // 2 * dilation, index % dilation, length // dilation * dilation
+        rest = length - whole
+        last = torch.where(offset < rest, whole + offset - 2 * reach, whole + offset - kernel * dilation)
+        inner = torch.where(index + reach >= length, last, index - reach)
+        return torch.where(index - reach < 0, offset, inner)
+
+    def sees(b: Any, h: Any, i: Tensor, j: Tensor) -> Tensor:
+        steps = []
+        for axis, (query, key) in enumerate(((i // grid[1], j // grid[1]), (i % grid[1], j % grid[1]))):
+            steps.append((key - start(query, grid[axis], kernel[axis], dilation[axis]), kernel[axis], dilation[axis]))
+        (y, kh, dh), (x, kw, dw) = steps
+        return (y >= 0) & (y < kh * dh) & (y % dh == 0) & (x >= 0) & (x < kw * dw) & (x % dw == 0)
+
+    return sees
+
+
+@each_impl(OP)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_equals_flex_attention_with_its_mask(impl: str) -> None:
+    for grid, kernel, dilation in WINDOWS[-1:] if interpreted(impl) else WINDOWS:
+        tokens, device = grid[0] * grid[1], device_of(impl)
+        q, k, v = torch.randn(3, 2, 2, tokens, 16, dtype=torch.float64, device=device).unbind()
+        sees = natten_mask(grid, kernel, dilation)
+        pairs = sees(0, 0, torch.arange(tokens)[:, None], torch.arange(tokens))
+        assert (pairs.sum(-1) == kernel[0] * kernel[1]).all()
+        blocks = create_block_mask(sees, None, None, tokens, tokens, device=device)
+        flex: Any = flex_attention(q, k, v, block_mask=blocks)
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        mine: Any = local_attention_2d(
+            *leaves, grid=grid, kernel_size=kernel, dilation=dilation, edge="shift", impl=impl
+        )
+        torch.testing.assert_close(mine, flex, atol=1e-12, rtol=0)
+        # FlexAttention has no gradients on CPU
+        dense = torch.nn.functional.scaled_dot_product_attention(*leaves, attn_mask=pairs.to(device))
+        dout = torch.randn_like(mine)
+        grads = (torch.autograd.grad(out, leaves, dout) for out in (mine, dense))
+        for x, y in zip(*grads, strict=True):
+            torch.testing.assert_close(x, y, atol=1e-12, rtol=0)
+
+
+def test_equals_natten() -> None:
+    functional = pytest.importorskip("natten.functional", reason="NATTEN is not installed")
+    for grid, kernel in itertools.product(((6, 8), (9, 11)), ((3, 3), (3, 5), (5, 3))):
+        for dilation in itertools.product(*(range(1, n // k + 1) for n, k in zip(grid, kernel, strict=True))):
+            q, k, v = torch.randn(3, 1, 2, grid[0] * grid[1], 16).unbind()
+            images = [x.transpose(1, 2).unflatten(1, grid) for x in (q, k, v)]
+            theirs = functional.na2d(*images, kernel_size=kernel, dilation=dilation).flatten(1, 2).transpose(1, 2)
+            mine = local_attention_2d(
+                q, k, v, grid=grid, kernel_size=kernel, dilation=dilation, edge="shift", impl="reference"
+            )
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
