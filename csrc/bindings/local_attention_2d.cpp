@@ -37,7 +37,8 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
   a.dilation = pair(o.dilation, "dilation"), a.shift = o.shift, a.raster_causal = o.raster_causal;
   STD_TORCH_CHECK(a.dilation.h > 0 && a.dilation.w > 0, "dilation: expected sizes above 0");
   // beyond the grid they change nothing, and phases stay few
-  a.dilation = {a.kernel.h == 1 ? 1 : std::min(a.dilation.h, a.grid.h), a.kernel.w == 1 ? 1 : std::min(a.dilation.w, a.grid.w)};
+  a.dilation = {a.kernel.h == 1 ? 1 : std::min(a.dilation.h, a.grid.h),
+                a.kernel.w == 1 ? 1 : std::min(a.dilation.w, a.grid.w)};
   STD_TORCH_CHECK(!a.shift || (a.kernel.h * a.dilation.h <= a.grid.h && a.kernel.w * a.dilation.w <= a.grid.w),
                   "kernel_size: expected a dilated window inside the grid");
   a.prefix_bias = o.prefix_bias, a.coarse_bias = o.coarse_bias, a.scale = o.scale;

@@ -216,9 +216,9 @@ void forward(const LocalArgs& a, int64_t item, char* scratch) {
         });
   Acc<T>* lse = stat<T>(a.lse, a, b, h);
   for (int o = 0; o < owners; ++o) {
-    const int n = owner[o].rows.list(it.phase, index);
-    for (int r = 0; r < n; ++r)
-      lse[index[r]] = group.owners[o].finish(r, a.out.at<T>(b, h) + index[r] * a.out.stride[2]);
+    owner[o].rows.list(it.phase, index);
+    group.owners[o].finish([&](int r) { return a.out.at<T>(b, h) + index[r] * a.out.stride[2]; },
+                           [&](int r, Acc<T> value) { lse[index[r]] = value; });
   }
 }
 
@@ -277,7 +277,7 @@ void decode(const LocalArgs& a, int64_t item, char* scratch) {
                  for (uint64_t& bits : mask) bits = prefix_bits(a, b, number * kTile);
                  engine.step(tile, mask, a.prefix_bias, next);
                });
-  for (int r = 0; r < rows; ++r) engine.finish(r, a.out.at<T>(b, h + r) + t * a.out.stride[2]);
+  engine.finish([&](int r) { return a.out.at<T>(b, h + r) + t * a.out.stride[2]; }, [](int, Acc<T>) {});
 }
 
 // ---- backward ----

@@ -193,10 +193,12 @@ void forward(const ThreeRegionArgs& a, int64_t item, char* scratch) {
   it.meet(group);
   Acc<T>* lse = stat<T>(a.lse, a, it.b, it.h);
   const int64_t first = it.queries.first;
-  for (int64_t i = first; i < it.queries.end; ++i) {
-    T* out = a.out.at<T>(it.b, it.h) + i * a.out.stride[2];
-    const Acc<T> value = group.owners[(i - first) / kTile].finish(int((i - first) % kTile), out);
-    if (lse) lse[i] = value;
+  for (int o = 0; o < it.tiles(); ++o) {
+    const int64_t top = first + o * kTile;
+    group.owners[o].finish([&](int r) { return a.out.at<T>(it.b, it.h) + (top + r) * a.out.stride[2]; },
+                           [&](int r, Acc<T> value) {
+                             if (lse) lse[top + r] = value;
+                           });
   }
 }
 
@@ -224,7 +226,7 @@ void decode_rows(const ThreeRegionArgs& a, int64_t b, int64_t h, int64_t kv, int
           show(tile, mask ? masks : nullptr, bias, next);
         });
       });
-  for (int r = 0; r < rows; ++r) engine.finish(r, a.out.at<T>(b, h + r / n) + r % n * a.out.stride[2]);
+  engine.finish([&](int r) { return a.out.at<T>(b, h + r / n) + r % n * a.out.stride[2]; }, [](int, Acc<T>) {});
 }
 
 template <class T>

@@ -127,22 +127,54 @@ inline void softmax_row(const Acc<T>* s, uint64_t mask, Acc<T> scale, Acc<T> bia
   }
 }
 
-// Writes a row of the output and returns its log-sum-exp: zeros and -inf for a row that saw nothing. `weight` is the
-// sum of the probabilities that were multiplied, `total` of those that were not rounded for it.
-template <class T>
-inline Acc<T> finish_row(const Acc<T>* o, Acc<T> m, Vec<Acc<T>> total, Vec<Acc<T>> weight, int d, T* out) {
-  using A = Acc<T>;
-  const A sum = hsum(total);
-  write_row(o, sum == 0 ? A(0) : 1 / hsum(weight), d, out);
-  return sum == 0 ? kNone<A> : A(kLn2) * m + std::log(sum);
+// The sums of w vectors of w lanes, as one vector.
+template <class A>
+inline Vec<A> sums_of(Vec<A>* x) {
+  constexpr int w = kLanes<A>;
+  Vec<A> sum{};
+  if constexpr (kVecBytes == 64 && sizeof(A) == 4) {
+    transpose<A>(x);
+    for (int i = 0; i < w; ++i) sum += x[i];
+  } else {
+    for (int i = 0; i < w; ++i) sum[i] = hsum(x[i]);
+  }
+  return sum;
 }
 
-// sum(x * y)
+// Writes rows of the output, out(r), and hands their log-sum-exp to lse(r, value): zeros and -inf for a row that saw
+// nothing. `weight` is the sum of the probabilities that were multiplied, `total` of those that were not rounded for
+// it.
+template <class T, class Out, class Lse>
+inline void finish_rows(int rows, const Acc<T>* o, int ld, const Acc<T>* m, const Vec<Acc<T>>* total,
+                        const Vec<Acc<T>>* weight, int d, Out&& out, Lse&& lse) {
+  using A = Acc<T>;
+  constexpr int w = kLanes<A>;
+  for (int first = 0; first < rows; first += w) {
+    const int n = rows - first < w ? rows - first : w;
+    Vec<A> part[2][w] = {};
+    for (int i = 0; i < n; ++i) part[0][i] = total[first + i], part[1][i] = weight[first + i];
+    const Vec<A> sum = sums_of<A>(part[0]), inverse = A(1) / sums_of<A>(part[1]), log = logv(sum);
+    for (int i = 0; i < n; ++i) {
+      const int r = first + i;
+      if (sum[i] == 0)
+        std::memset(static_cast<void*>(out(r)), 0, d * sizeof(T));
+      else
+        write_row(o + r * ld, inverse[i], d, out(r));
+      lse(r, sum[i] == 0 ? kNone<A> : A(kLn2) * m[r] + log[i]);
+    }
+  }
+}
+
+// sum(x * y), still to be summed
 template <class T>
-inline Acc<T> row_dot(const T* x, const T* y, int d) {
+inline Vec<Acc<T>> dot_lanes(const T* x, const T* y, int d) {
   Vec<Acc<T>> sum{};
   each<Acc<T>>(d, [&](int64_t j, auto n) { sum += load(x + j, n) * load(y + j, n); });
-  return hsum(sum);
+  return sum;
+}
+template <class T>
+inline Acc<T> row_dot(const T* x, const T* y, int d) {
+  return hsum(dot_lanes(x, y, d));
 }
 
 template <class T>
@@ -178,11 +210,15 @@ struct Forward {
     rows = q.count;
     scale_ = A(scale * kLog2e);
     pack_a(q, int(round_up(rows, 16)), d_, q_, ld_, plane());
-    std::memset(static_cast<void*>(o_), 0, sizeof(A) * kTile * ld_);
     norm_ = 0, bounded_ = true;
-    for (int r = 0; r < rows; ++r) {
-      total_[r] = stored_[r] = Vec<A>{}, m_[r] = 0;
-      norm_ = vmax(row_dot(q.row(r), q.row(r), d_), norm_);
+    for (bool& x : started_) x = false;
+    for (int first = 0; first < rows; first += kLanes<A>) {
+      Vec<A> norms[kLanes<A>] = {};
+      for (int r = first; r < rows && r < first + kLanes<A>; ++r) {
+        total_[r] = stored_[r] = Vec<A>{}, m_[r] = 0;
+        norms[r - first] = dot_lanes(q.row(r), q.row(r), d_);
+      }
+      norm_ = vmax(hmax(sums_of<A>(norms)), norm_);
     }
   }
 
@@ -199,9 +235,10 @@ struct Forward {
       run(w, tile, mask, [&](const Part& part, const Strip& x, int r) { bounded<false>(r, x, part, 0, bias); });
   }
 
-  // Writes row r of the output, and returns its log-sum-exp.
-  A finish(int r, T* out) const {
-    return finish_row(o_ + r * ld_, m_[r], total_[r], kRounds<T> ? stored_[r] : total_[r], d_, out);
+  // Writes every row r of the output to out(r), and hands its log-sum-exp to lse(r, value).
+  template <class Out, class Lse>
+  void finish(Out&& out, Lse&& lse) const {
+    finish_rows<T>(rows, o_, ld_, m_, total_, kRounds<T> ? stored_ : total_, d_, out, lse);
   }
 
   int rows = 0;
@@ -228,7 +265,8 @@ struct Forward {
         [&](const Part& x, int i, int r) { softmax(x, w.strip[i], r); },
         [&](const Part& x, int i) {
           gemm<T>(ld_, x.hi - x.lo, w.strip[i].p + x.lo, kTile, w.plane, v.from(x.lo, 0), o_ + x.strip * kStrip * ld_,
-                  ld_, true);
+                  ld_, started_[x.strip]);
+          started_[x.strip] = true;
         });
   }
 
@@ -256,7 +294,8 @@ struct Forward {
     softmax_row<T>(
         strip.s + at, mask, scale_, bias, &m_[r], &total_[r],
         [&](A keep) {
-          for (int j = 0; j < ld_; j += kLanes<A>) store(o_ + r * ld_ + j, load(o_ + r * ld_ + j) * keep);
+          for (int j = 0; j < ld_ && started_[r / kStrip]; j += kLanes<A>)
+            store(o_ + r * ld_ + j, load(o_ + r * ld_ + j) * keep);
           if (kRounds<T>) stored_[r] *= keep;
         },
         [&](int c, Vec<A> x0, Vec<A> x1) {
@@ -266,7 +305,7 @@ struct Forward {
   }
 
   int d_ = 0, ld_ = 0;
-  bool bounded_ = true;
+  bool bounded_ = true, started_[kTile / kStrip];  // started: a strip's sums of values have been written
   A scale_ = 0, norm_ = 0;
   E* q_;
   A *o_, *m_;

@@ -464,15 +464,14 @@ Acc<T> max_norm(const Operand<T>* columns, int ld) {
   Vec<A> top{};
 #if defined(__AMX_BF16__)
   if constexpr (kOnAmx<T>) {
-    for (int first = 0; first < kTile; first += 16) {
-      __m512 sum = _mm512_setzero_ps();
-      for (int j = 0; j < ld; j += 32)
-        for (int r = 0; r < 16; ++r) {
-          const auto pair = bits_as<__m512bh>(_mm512_load_si512(columns + j * kTile + first * 32 + r * 32));
-          sum = _mm512_dpbf16_ps(sum, pair, pair);
+    __m512 sum[kTile / 16] = {};
+    for (int j = 0; j < ld; j += 32)
+      for (int r = 0; r < 16; ++r)
+        for (int i = 0; i < kTile / 16; ++i) {
+          const auto pair = bits_as<__m512bh>(_mm512_load_si512(columns + j * kTile + i * kBlock + r * 32));
+          sum[i] = _mm512_dpbf16_ps(sum[i], pair, pair);
         }
-      top = vmax(bits_as<VecF>(sum), top);
-    }
+    for (const __m512& x : sum) top = vmax(bits_as<VecF>(x), top);
     return hmax(top);
   }
 #endif

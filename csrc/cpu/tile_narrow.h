@@ -10,20 +10,6 @@ namespace {
 
 constexpr int kNarrow = 8;  // rows at most
 
-// The sums of w vectors of w lanes, as one vector.
-template <class A>
-inline Vec<A> sums_of(Vec<A>* x) {
-  constexpr int w = kLanes<A>;
-  Vec<A> sum{};
-  if constexpr (kVecBytes == 64 && sizeof(A) == 4) {
-    transpose<A>(x);
-    for (int i = 0; i < w; ++i) sum += x[i];
-  } else {
-    for (int i = 0; i < w; ++i) sum[i] = hsum(x[i]);
-  }
-  return sum;
-}
-
 // A tile's keys and values.
 template <class T>
 struct Columns {
@@ -76,8 +62,11 @@ class Narrow {
       step_rows<8>(tile, mask, bias, next);
   }
 
-  // Writes row r of the output, and returns its log-sum-exp.
-  A finish(int r, T* out) const { return finish_row(o_ + r * ld_, m_[r], total_[r], total_[r], d_, out); }
+  // Writes every row r of the output to out(r), and hands its log-sum-exp to lse(r, value).
+  template <class Out, class Lse>
+  void finish(Out&& out, Lse&& lse) const {
+    finish_rows<T>(rows, o_, ld_, m_, total_, total_, d_, out, lse);
+  }
 
   int rows = 0;
 

@@ -2,6 +2,7 @@
 // GCC vector extensions: one source for AVX-512, AVX2, SSE2 and Arm. Included by kernel files only.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -277,6 +278,19 @@ inline VecD exp2v(VecD x) {
   for (double c : kInverseFactorial) p = p * f + c;
   const VecI64 exponent = bits_as<VecI64>(shifted) - bits_as<VecI64>(magic) + 1023;
   return p * bits_as<VecD>(exponent << 52);
+}
+// log(x) of positive numbers in the normal range, infinity and NaN.
+inline VecF logv(VecF x) {
+  // x = 2^e m with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh((m - 1) / (m + 1))
+  const VecI32 bits = bits_as<VecI32>(x), e = (bits - 0x3f3504f3) >> 23;
+  const VecF m = bits_as<VecF>(bits - (e << 23)), s = (m - 1) / (m + 1), z = s * s;
+  const VecF p = ((2.0f / 9 * z + 2.0f / 7) * z + 2.0f / 5) * z + 2.0f / 3;
+  const VecF y = __builtin_convertvector(e, VecF) * 0.693147180559945309f + (p * z * s + 2 * s);
+  return x - x == 0 ? y : x;
+}
+inline VecD logv(VecD x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::log(x[i]);
+  return x;
 }
 inline VecF expv(VecF x) { return exp2v(x * 1.44269504088896340736f); }
 inline VecD expv(VecD x) { return exp2v(x * 1.44269504088896340736); }
