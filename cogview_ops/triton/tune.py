@@ -9,18 +9,22 @@ from collections.abc import Callable, Iterator
 
 import torch
 import triton
+from torch import Tensor
 
-from . import configs
+from . import configs, local_attention_2d, three_region_attention
 from .configs import Config
-from .three_region_attention import backward, decode, forward
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+Calls = dict[str, Callable[[], object]]  # by the kernel that they are for
+KERNELS = ("forward", "grad_query", "grad_key", "grad_pivot", "decode", "local_forward", "local_grad_query",
+           "local_grad_key", "local_decode")  # fmt: skip
 
 
 def candidates(kernel: str) -> Iterator[Config]:
-    rows = (16,) if kernel == "decode" else (16, 32, 64, 128)
+    decode = kernel.endswith("decode")
+    rows = (16,) if decode else (16, 32, 64, 128)
     for m, n, warps, stages in itertools.product(rows, (16, 32, 64, 128), (4, 8), (1, 2, 3)):
-        if kernel == "decode" or m * n >= 1024:
+        if decode or m * n >= 1024:
             yield Config(m, n, warps, stages)
 
 
@@ -36,22 +40,37 @@ def best(kernel: str, call: Callable[[], object]) -> Config:
     return min(times, key=lambda config: times[config])
 
 
-def calls(
-    x: torch.Tensor, pivots: torch.Tensor, block_size: int, window_blocks: int
-) -> dict[str, Callable[[], object]]:
-    pattern = (block_size, window_blocks, 0.0, x.shape[3] ** -0.5)
-    out, lse = forward(x, x, x, pivots, *pattern)
+def three_region_calls(x: Tensor, pivots: Tensor, block_size: int, window_blocks: int) -> Calls:
+    op, pattern = three_region_attention, (block_size, window_blocks, 0.0, x.shape[3] ** -0.5)
+    out, lse = op.forward(x, x, x, pivots, *pattern)
     lengths = torch.full(x.shape[:1], x.shape[2], device=x.device)
 
     def gradients() -> object:
-        return backward(x, None, x, x, x, out, lse, pivots, *pattern)
+        return op.backward(x, None, x, x, x, out, lse, pivots, *pattern)
 
     return {
-        "forward": lambda: forward(x, x, x, pivots, *pattern),
+        "forward": lambda: op.forward(x, x, x, pivots, *pattern),
         "grad_query": gradients,
         "grad_key": gradients,
         "grad_pivot": gradients,
-        "decode": lambda: decode(x[:, :, -1:], x, x, pivots, lengths, *pattern),
+        "decode": lambda: op.decode(x[:, :, -1:], x, x, pivots, lengths, *pattern),
+    }
+
+
+def local_2d_calls(x: Tensor, grid: list[int], kernel_size: list[int]) -> Calls:
+    op, no_sets, window = local_attention_2d, (None,) * 5, (grid, kernel_size, [1, 1])
+    rest = (0.0, [0, 0], [0, 0], 0.0, x.shape[3] ** -0.5)
+    out, lse = op.forward(x, x, x, *no_sets, *window, False, False, *rest)
+    lengths = torch.full(x.shape[:1], x.shape[2], device=x.device)
+
+    def gradients() -> object:
+        return op.backward(x, None, x, x, x, *no_sets, out, lse, *window, False, False, *rest)
+
+    return {
+        "local_forward": lambda: op.forward(x, x, x, *no_sets, *window, False, False, *rest),
+        "local_grad_query": gradients,
+        "local_grad_key": gradients,
+        "local_decode": lambda: op.decode(x[:, :, -1:], x, x, *no_sets, lengths, *window, *rest),
     }
 
 
@@ -61,9 +80,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--window-blocks", type=int, default=6)
+    parser.add_argument("--grid", type=int, nargs=2, default=[64, 64])
+    parser.add_argument("--kernel-size", type=int, nargs=2, default=[9, 9])
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16")
-    parser.add_argument("--kernels", nargs="+", default=["forward", "grad_query", "grad_key", "grad_pivot", "decode"])
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS)
     args = parser.parse_args()
     device = torch.device("cuda")
     generator = torch.Generator(device).manual_seed(0)
@@ -72,11 +93,16 @@ def main() -> None:
     )
     print(f"# {torch.cuda.get_device_name()}, Triton {triton.__version__}: CHIPS[{configs.chip(device)}]")
     for dim in args.head_dim:
-        shape = (args.batch, args.heads, args.tokens, dim)
-        x = torch.randn(shape, device=device, dtype=DTYPES[args.dtype], generator=generator)
-        call = calls(x, pivots.sort().values.int(), args.block_size, args.window_blocks)
+
+        def draw(tokens: int, dim: int = dim) -> Tensor:
+            shape = (args.batch, args.heads, tokens, dim)
+            return torch.randn(shape, device=device, dtype=DTYPES[args.dtype], generator=generator)
+
+        call = three_region_calls(draw(args.tokens), pivots.sort().values.int(), args.block_size, args.window_blocks)
+        call |= local_2d_calls(draw(args.grid[0] * args.grid[1]), args.grid, args.kernel_size)
         for kernel in args.kernels:
-            print(f'("{kernel}", {x.element_size()}): {{{dim}: {best(kernel, call[kernel])}}},', flush=True)
+            size = DTYPES[args.dtype].itemsize
+            print(f'("{kernel}", {size}): {{{dim}: {best(kernel, call[kernel])}}},', flush=True)
 
 
 if __name__ == "__main__":
