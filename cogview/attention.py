@@ -3,7 +3,6 @@
 Shapes: B batch, S tokens, H heads, D head size, P pivots, C hidden size.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +13,10 @@ from cogview.config import GPTConfig
 from cogview_ops import (
     dalle_attention,
     dalle_attention_decode,
-    pb_relax_softmax,
+    pb_relax_attention,
     three_region_attention,
     three_region_attention_decode,
 )
-
-_PB_RELAX_ALPHA = 32.0
 
 
 def dalle_kind(index: int, num_layers: int) -> str:
@@ -109,17 +106,13 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=_seen(cache))
 
     def _pb_relax(self, q, k, v, cache, weights):
-        if cache is not None:
-            k, v = cache.keys, cache.values
-        # Divided by alpha before the product, so that it cannot overflow (paper, eq. 4).
-        scores = (q / (_PB_RELAX_ALPHA * math.sqrt(self.config.head_dim))) @ k.transpose(-1, -2)
         if cache is None:
-            p = pb_relax_softmax(scores, alpha=_PB_RELAX_ALPHA, causal=True)
+            out, p = pb_relax_attention(q, k, v, causal=True, return_weights=True)
         else:
-            p = pb_relax_softmax(scores, alpha=_PB_RELAX_ALPHA, mask=_seen(cache))
+            out, p = pb_relax_attention(q, cache.keys, cache.values, mask=_seen(cache), return_weights=True)
         if weights is not None:
             weights.append(p)
-        return p @ v
+        return out
 
 
 def _seen(cache: LayerCache) -> Tensor:

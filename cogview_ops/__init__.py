@@ -10,6 +10,7 @@ from .cogview2_attention import cogview2_attention
 from .dalle_attention import dalle_attention, dalle_attention_decode
 from .local_attention_2d import local_attention_2d, local_attention_2d_decode
 from .merge_attentions import merge_attentions
+from .pb_relax_attention import pb_relax_attention
 from .pb_relax_softmax import pb_relax_softmax
 from .sample_pivots import sample_pivots
 from .sandwich_layer_norm import layer_norm, sandwich_layer_norm
@@ -23,6 +24,7 @@ __all__ = [
     "local_attention_2d",
     "local_attention_2d_decode",
     "merge_attentions",
+    "pb_relax_attention",
     "pb_relax_softmax",
     "sample_pivots",
     "sandwich_layer_norm",

@@ -18,7 +18,7 @@ OPERATORS = (
     "merge_attentions",
     "sample_pivots",
 )
-COMPOSITIONS = ("dalle_attention", "cogview2_attention")
+COMPOSITIONS = ("dalle_attention", "cogview2_attention", "pb_relax_attention")
 # what each module of cogview_ops may import from the package
 ALLOWED: dict[str, set[str]] = {
     "patterns": set(),
