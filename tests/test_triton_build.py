@@ -1,9 +1,11 @@
-"""The Triton kernels as compiled ahead of time for GPUs, on machines without one: matrix instructions, spills, sizes.
+"""The Triton kernels as compiled ahead of time for GPUs, on machines without one: matrix instructions, wide accesses,
+spills, sizes.
 
 What is compiled is what the launchers launch: they run on meta tensors, and `launch` is caught. A process of its own
 does it, because in this one kernels are interpreted (conftest.py). `python tests/test_triton_build.py` prints all rows.
 """
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -12,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,32 +28,55 @@ SHARED_MEMORY = {80: 163, 90: 227}  # KB that a block can have
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64", "int32": "i32", "int64": "i64"}
 DTYPES |= {"uint8": "u8"}
 # forward, backward and decode for both chips in both dtypes; head_dim 64 in one of them, 128 in the other
-SOME = [
+ATTENTION = [
     *(("three_region", *x) for x in ((80, "float16", 64), (80, "bfloat16", 128), (90, "bfloat16", 64))),
     ("three_region", 90, "float16", 128),
     ("local_2d", 80, "float16", 64),  # the image alone
     ("local_2d_shift", 90, "bfloat16", 64),  # dilated and shifted
     ("local_2d_sets", 90, "bfloat16", 64),  # with a prefix and a coarse grid
 ]
+# the widest rows of which nothing spills, rows that are no power of two, several of them in a program
+ROWS = [
+    *(("softmax", *x) for x in ((80, "float16", 1088), (90, "bfloat16", 64), (90, "bfloat16", 16384))),
+    *(("layer_norm", *x) for x in ((80, "bfloat16", 4096), (90, "float16", 2560))),
+    *(("sandwich", *x) for x in ((80, "float16", 2560), (90, "bfloat16", 4096))),
+    ("sandwich_tensor", 90, "bfloat16", 2560),
+]
 OPS = ("three_region", "local_2d", "local_2d_shift", "local_2d_sets")
-ALL = list(itertools.product(OPS, (80, 90), ("bfloat16", "float16", "float32", "float64"), (16, 64, 128, 256)))
+ALL = [
+    *itertools.product(OPS, (80, 90), ("bfloat16", "float16", "float32", "float64"), (16, 64, 128, 256)),
+    *itertools.product(dict.fromkeys(x[0] for x in ROWS), (80, 90), ("bfloat16", "float32"), (64, 1088, 2560, 65536)),
+]
+# rows that a kernel reads and writes, parameters that it reads, and gradients of them that it writes, in float32
+TENSORS = {
+    ("softmax", "forward_kernel"): (1, 1, 0, 0),
+    ("softmax", "backward_kernel"): (2, 1, 0, 0),
+    ("layer_norm", "forward_kernel"): (1, 1, 2, 0),
+    ("layer_norm", "backward_kernel"): (2, 1, 1, 2),
+    ("sandwich", "forward_kernel"): (2, 2, 4, 0),
+    ("sandwich", "backward_kernel"): (4, 2, 2, 4),
+    ("sandwich_tensor", "peak_kernel"): (1, 0, 0, 0),
+    ("sandwich_tensor", "forward_kernel"): (1, 1, 2, 0),
+}
 
 
 class Kernel(NamedTuple):
     op: str
     chip: int
     dtype: str
-    head_dim: int
+    size: int  # head_dim, or columns of a row
     name: str
+    elements: int  # of a tensor in a thread, where programs have whole rows
     registers: int
     spilled: int  # bytes of a thread
     shared: int
     matrix: dict[str, int]  # instructions by opcode
+    accesses: dict[str, int]  # of global memory, by opcode
 
 
 @pytest.fixture(scope="module")
 def kernels() -> list[Kernel]:
-    command = [sys.executable, __file__, json.dumps(SOME)]
+    command = [sys.executable, __file__, json.dumps([*ATTENTION, *ROWS])]
     root = str(Path(__file__).parents[1])
     env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1", "PYTHONPATH": root}
     run = subprocess.run(command, capture_output=True, text=True, env=env)
@@ -65,8 +91,11 @@ def test_every_kernel_is_there(kernels: list[Kernel]) -> None:
         "local_2d_shift": [],
         "local_2d_sets": ["grad_prefix_kernel"],
     }
-    for target in SOME:
+    for target in ATTENTION:
         names = ["forward_kernel", "grad_query_kernel", *of_sets[target[0]], "grad_key_kernel", "decode_kernel"]
+        assert [kernel.name for kernel in kernels if kernel[:4] == target] == names
+    for target in ROWS:
+        names = [name for op, name in TENSORS if op == target[0]]
         assert [kernel.name for kernel in kernels if kernel[:4] == target] == names
 
 
@@ -82,7 +111,7 @@ def test_shared_memory_fits(kernels: list[Kernel]) -> None:
 
 def test_matrix_instructions(kernels: list[Kernel]) -> None:
     """wgmma on Hopper, mma.sync elsewhere and for the 16 rows of a decode."""
-    for kernel in kernels:
+    for kernel in (x for x in kernels if x.op in OPS):
         opcode = "wgmma.mma_async" if kernel.chip == 90 and kernel.name != "decode_kernel" else "mma.sync"
         # s and out; with a gradient also dp, and dv or not; the loops of full tiles and of edge tiles have them each,
         # or those of the sets
@@ -95,12 +124,31 @@ def test_matrix_instructions(kernels: list[Kernel]) -> None:
         assert sum(kernel.matrix.values()) == kernel.matrix[opcode], kernel
 
 
+def test_rows_move_16_bytes_at_once(kernels: list[Kernel]) -> None:
+    """And once: nothing is read again."""
+    for kernel in (x for x in kernels if x.op not in OPS):
+        packs = kernel.elements // 8
+        read, written, parameters, sums = TENSORS[kernel.op, kernel.name]
+        wide = {"ld": packs * (read + parameters), "st": packs * (written + 2 * sums)}
+        for access, count in wide.items():
+            assert kernel.accesses.get(f"{access}.global.v4.b32", 0) == count, kernel
+        # mean and 1 / standard deviation of every row, or its largest |element|
+        numbers = {"softmax": 0, "layer_norm": 2, "sandwich": 4, "sandwich_tensor": 3}[kernel.op]
+        assert sum(kernel.accesses.values()) - sum(wide.values()) <= numbers, kernel
+
+
 # --- the process that compiles ---------------------------------------------------------------------------------------
 
 
-def launches(op: str, chip: int, dtype: torch.dtype, head_dim: int) -> list[tuple[Any, ...]]:
-    """(name, kernel, configuration, arguments) of a forward, a backward and a decode."""
-    from cogview_ops.triton import configs, local_attention_2d, three_region_attention
+def launches(op: str, chip: int, dtype: torch.dtype, size: int) -> list[tuple[Any, ...]]:
+    """(name, kernel, configuration, arguments) of a forward, a backward and, of attention, a decode."""
+    from cogview_ops.triton import (
+        configs,
+        local_attention_2d,
+        pb_relax_softmax,
+        sandwich_layer_norm,
+        three_region_attention,
+    )
 
     caught: dict[str, tuple[Any, ...]] = {}
 
@@ -110,12 +158,12 @@ def launches(op: str, chip: int, dtype: torch.dtype, head_dim: int) -> list[tupl
         if "M" in arguments and "N" in arguments:
             caught[name] = (fn, config, arguments)
 
-    with (
-        mock.patch.object(three_region_attention, "launch", catch),
-        mock.patch.object(local_attention_2d, "launch", catch),
-        mock.patch.object(configs, "chip", return_value=chip),
-    ):
-        (call_three_region if op == "three_region" else call_local_2d)(op, dtype, head_dim)
+    calls = {"three_region": call_three_region} | dict.fromkeys(OPS[1:], call_local_2d)
+    with contextlib.ExitStack() as patches:
+        for module in (three_region_attention, local_attention_2d, pb_relax_softmax, sandwich_layer_norm):
+            patches.enter_context(mock.patch.object(module, "launch", catch))
+        patches.enter_context(mock.patch.object(configs, "chip", return_value=chip))
+        calls.get(op, call_rows)(op, dtype, size)
     return [(name, *row) for name, row in caught.items()]
 
 
@@ -152,6 +200,24 @@ def call_local_2d(op: str, dtype: torch.dtype, head_dim: int) -> None:
     local_attention_2d.decode(x[:, :, :1], x, x, *others, lengths, *window, *rest)
 
 
+def call_rows(op: str, dtype: torch.dtype, width: int) -> None:
+    from cogview_ops.triton import pb_relax_softmax, sandwich_layer_norm
+
+    x = torch.empty(4096, width, dtype=dtype, device="meta")
+    weight, stats = x[0], torch.empty(4096, device="meta")
+    relax = sandwich_layer_norm.TENSOR if op == "sandwich_tensor" else sandwich_layer_norm.ROW
+    if op == "softmax":
+        pb_relax_softmax.forward(x, None, 32.0, True)
+        pb_relax_softmax.backward(x, x, 32.0, True)
+    elif op == "layer_norm":
+        sandwich_layer_norm.layer_norm_forward(x, weight, weight, 1e-5, relax)
+        sandwich_layer_norm.layer_norm_backward(x, x, weight, stats, stats)
+    else:
+        sandwich_layer_norm.sandwich_forward(x, x, *(weight,) * 4, 1e-5, relax, 0.1, 5)
+        if relax == sandwich_layer_norm.ROW:  # the backward does not know
+            sandwich_layer_norm.sandwich_backward(*(x,) * 4, weight, weight, *(stats,) * 4, 0.1, 5)
+
+
 def specialised(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
     """Types, constants and divisibility as Triton's launcher derives them from arguments."""
     types, constants, hints = {}, {}, {}
@@ -171,13 +237,13 @@ def specialised(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str],
     return types, constants, hints
 
 
-def build(op: str, chip: int, dtype: str, head_dim: int, emit: Callable[[Kernel], None]) -> None:
+def build(op: str, chip: int, dtype: str, size: int, emit: Callable[[Kernel], None]) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    for name, kernel, config, arguments in launches(op, chip, getattr(torch, dtype), head_dim):
+    for name, kernel, config, arguments in launches(op, chip, getattr(torch, dtype), size):
         source = ASTSource(kernel, *specialised(kernel, arguments))
         options = {"num_warps": config.warps, "num_stages": config.stages}
         binary = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
@@ -188,9 +254,13 @@ def build(op: str, chip: int, dtype: str, head_dim: int, emit: Callable[[Kernel]
             usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
         assert found, usage
-        matrix = {opcode: binary.asm["ptx"].count(f"{opcode}.") for opcode in ("wgmma.mma_async", "mma.sync")}
-        spilled = int(found[2]) + int(found[3])
-        emit(Kernel(op, chip, dtype, head_dim, name, int(found[1]), spilled, binary.metadata.shared, matrix))
+        ptx = binary.asm["ptx"]
+        matrix = {opcode: ptx.count(f"{opcode}.") for opcode in ("wgmma.mma_async", "mma.sync")}
+        accesses = dict(Counter(re.findall(r"\b(?:ld|st)\.global\b[.\w]*", ptx)))
+        elements = arguments["M"] * arguments["N"] // (32 * config.warps)
+        registers, spilled = int(found[1]), int(found[2]) + int(found[3])
+        shared = binary.metadata.shared
+        emit(Kernel(op, chip, dtype, size, name, elements, registers, spilled, shared, matrix, accesses))
 
 
 if __name__ == "__main__":

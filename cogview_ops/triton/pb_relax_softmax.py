@@ -1,4 +1,7 @@
-"""PB-relax softmax in Triton: whole rows in registers, one read and one write; what is hidden is not read."""
+"""PB-relax softmax in Triton: whole rows in registers, one read and one write; what is hidden is not read.
+
+Rows of more than 16384 elements spill to local memory.
+"""
 
 import torch
 import triton
