@@ -67,7 +67,7 @@ def interpreted(impl: str) -> bool:
 
 
 def runnable(cases: Sequence[Case], impl: str) -> Sequence[Case]:
-    """Of some cases those made for the interpreter, which takes 0.1 s for a tile."""
+    """Of some cases those made for the interpreter, which takes 0.1 s for a tile and 0.02 s for eight rows."""
     if not interpreted(impl):
         return cases
     return [
@@ -76,7 +76,7 @@ def runnable(cases: Sequence[Case], impl: str) -> Sequence[Case]:
         if case.label.startswith("tiny")
         or case.op.endswith("_decode")
         or any(0 in x for x in case.shapes.values())
-        or (case.op in ROW_OPERATORS and all(math.prod(x) <= 120 for x in case.shapes.values()))
+        or (case.op in ROW_OPERATORS and all(math.prod(x) <= 1200 for x in case.shapes.values()))
     ]
 
 
