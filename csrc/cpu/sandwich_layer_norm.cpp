@@ -116,6 +116,7 @@ void forward_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
       const T* residual = row_of<T>(a.residual, a.residual_rows, i);
       normalise<A>(a, a.post, i, branch_of<T>(a, i, scratch_row<A>(a, slot, 0)),
                    [&](int64_t j, auto count, Vec<A> y) { put(h + j, load(residual + j, count) + y, count); });
+      if (!a.x) static_cast<A*>(a.peaks)[i] = peak_of<A>(a.cols, Input<T>{h, nullptr});  // while h is in the cache
     }
     if (a.x) {
       T* x = row_of<T>(a.x, a.x_rows, i);

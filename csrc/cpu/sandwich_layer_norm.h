@@ -38,7 +38,7 @@ struct NormArgs {
   Rows h_rows;
   void* x;  // null: without the second half
   Rows x_rows;
-  void* peaks;  // [rows], of the dropped-out branch, or of h without one
+  void* peaks;  // [rows], of the dropped-out branch, or of h without one; of h by the first half without the second
 
   const void *dh, *dx;  // backward; either may be null
   Rows dh_rows, dx_rows;
