@@ -1,12 +1,14 @@
-"""What the operators are compared with: formulas in plain torch, SDPA, FlexAttention. Masks are bool, True = attend."""
+"""What the operators are compared with: plain formulas, SDPA, FlexAttention, Liger. Masks are bool, True = attend."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cogview_ops import patterns
 
@@ -26,10 +28,15 @@ def vanilla_attention(mask: Tensor | None) -> Callable[..., Tensor]:
     return attention
 
 
-def sdpa(mask: Tensor | None = None, causal: bool = False) -> Callable[..., Tensor]:
+def sdpa(mask: Tensor | None = None, causal: bool = False, backend: SDPBackend | None = None) -> Callable[..., Tensor]:
+    """`backend`: the one to use, or to fail with; torch's choice by default."""
+
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         grouped = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        with nullcontext() if backend is None else sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+            )
 
     return attention
 
@@ -64,7 +71,7 @@ def published_three_region(
         _, heads, seqlen, dim = query.shape
         if seqlen % block_size:
             raise ValueError(f"{seqlen} tokens are no multiple of the block of {block_size}")
-        position = torch.arange(seqlen)
+        position = torch.arange(seqlen, device=query.device)
         index = pivots.clamp(min=0).long()[:, None, :, None].expand(-1, heads, -1, dim)
         seen = patterns.three_region_pivot(position[:, None], pivots[:, None, :], block_size, window_blocks)
         far = query @ key.gather(2, index).mT * dim**-0.5 + pivot_bias
@@ -179,6 +186,18 @@ def torch_softmax(scores: Tensor) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """F.layer_norm, without PB-relax."""
     return F.layer_norm(x, x.shape[-1:], weight, bias)
+
+
+def liger_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+
+    return LigerLayerNormFunction.apply(x, weight, bias, 1e-5)
+
+
+def liger_softmax(scores: Tensor) -> Tensor:
+    from liger_kernel.ops.softmax import LigerSoftmaxFunction
+
+    return LigerSoftmaxFunction.apply(scores)
 
 
 def relaxed_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

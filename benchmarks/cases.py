@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 import cogview_ops as ops
 from cogview_ops import patterns
@@ -50,6 +51,15 @@ class Case:
         torch.manual_seed(0)
         with torch.device(device):
             return self.build(DTYPES[self.dtype], self.backward)
+
+
+def on_gpu() -> bool:
+    """Where the case is being built: some baselines are for a GPU alone."""
+    return torch.get_default_device().type == "cuda"
+
+
+def gpu_only(**contestants: Contestant) -> dict[str, Contestant]:
+    return {name.replace("_", " "): f for name, f in contestants.items()} if on_gpu() else {}
 
 
 def heads_of_one_key_head(kv_heads: int, x: Tensor) -> Tensor:
@@ -112,12 +122,17 @@ def three_region(dtype: torch.dtype, back: bool, *, heads=16, seqlen=4224, dim=6
         mask = sees(0, 0, position[:, None], position)
         same = {"vanilla": baselines.vanilla_attention(mask), "masked SDPA": baselines.sdpa(mask)}
         same["FlexAttention"] = baselines.flex_attention(sees, seqlen)
+    dense: dict[str, Contestant] = {"causal SDPA": baselines.sdpa(causal=True)}
+    dense |= gpu_only(
+        flash_causal_SDPA=baselines.sdpa(causal=True, backend=SDPBackend.FLASH_ATTENTION),
+        cuDNN_causal_SDPA=baselines.sdpa(causal=True, backend=SDPBackend.CUDNN_ATTENTION),
+    )
     problem = _attention(
         partial(ops.three_region_attention, pivots=chosen),
         int((position + 1 - window_start + before).sum()),
         (heads, seqlen, dim),
         same | {"published formula": published},
-        {"causal SDPA": baselines.sdpa(causal=True)},
+        dense,
         dtype,
         back,
     )
@@ -187,7 +202,7 @@ def local_2d(
 
 
 def flex(mask_mod: Callable[..., Tensor], dtype: torch.dtype, back: bool, *shape: int) -> Contestant:
-    if back:
+    if back and not on_gpu():
         return "left out, on CPU it has no backward"
     if dtype != torch.bfloat16:
         return "left out but in bf16, compiling it takes longer than all the timing"
@@ -248,14 +263,19 @@ def softmax(dtype: torch.dtype, back: bool, *, heads=16, seqlen=1088, causal=Fal
     scores = torch.randn(1, heads, seqlen, seqlen, dtype=dtype) / alpha
     mask = torch.ones(seqlen, seqlen, dtype=torch.bool).tril() if causal else None
     formula = baselines.relaxed_softmax(alpha, mask)
+    visible = scores.numel() if mask is None else int(mask.sum()) * heads
     return Problem(
         (scores,),
         partial(ops.pb_relax_softmax, alpha=alpha, causal=causal),
         {"eager formula": formula, "torch.compile": baselines.compile_formula(formula)},
-        {"torch.softmax": baselines.torch_softmax},
-        bytes=(5 if back else 2) * scores.nbytes,
-        exps=scores.numel() if mask is None else int(mask.sum()) * heads,
+        {"torch.softmax": baselines.torch_softmax, **gpu_only(Liger=baselines.liger_softmax)},
+        bytes=(2 if back else 1) * scores.nbytes + (3 if back else 1) * visible * scores.element_size(),
+        exps=visible,
     )
+
+
+def first_rows(x: Tensor) -> Tensor:
+    return x[:4096] if x.dim() > 1 else x
 
 
 def _norm_weights(count: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -271,8 +291,9 @@ def layer_norm(dtype: torch.dtype, back: bool, *, rows=8704, dim=2560) -> Proble
             "eager formula": baselines.relaxed_layer_norm,
             "torch.compile": baselines.compile_formula(baselines.relaxed_layer_norm),
         },
-        {"F.layer_norm": baselines.layer_norm},
+        {"F.layer_norm": baselines.layer_norm, **gpu_only(Liger=baselines.liger_layer_norm)},
         bytes=(5 if back else 2) * x.nbytes,
+        sample=(lambda x: x) if back else first_rows,  # all rows are in the gradients of weights
     )
 
 
@@ -285,11 +306,20 @@ def sandwich(dtype: torch.dtype, back: bool, *, rows=8704, dim=2560) -> Problem:
         {"eager formula": formula, "torch.compile": baselines.compile_formula(formula)},
         {"F.layer_norm": baselines.sandwich(baselines.layer_norm)},
         bytes=(10 if back else 4) * branch.nbytes,
+        sample=(lambda x: x) if back else first_rows,
     )
 
 
 def _cases(op: str, shape: str, build: Callable[..., Problem], *runs: tuple[str, bool]) -> list[Case]:
     return [Case(op, shape, dtype, back, build) for dtype, back in runs]
+
+
+def widths(elements: int) -> list[Case]:
+    """Rows from very short to very long, of as many elements together."""
+    return [
+        Case("layer_norm", f"{elements // n}x{n}", "bf16", False, partial(layer_norm, rows=elements // n, dim=n))
+        for n in (64, 1024, 8192, 65536)
+    ]
 
 
 BOTH = [("bf16", False), ("fp32", False), ("bf16", True), ("fp32", True)]
@@ -339,21 +369,23 @@ CASES = [
     ),
     *_cases("pb_relax_softmax", "16x1088x1088", softmax, *BOTH[:3]),
     *_cases("pb_relax_softmax", "16x1088x1088-causal", partial(softmax, causal=True), ("bf16", False)),
+    *_cases("pb_relax_softmax", "2x4224x4224", partial(softmax, heads=2, seqlen=4224), ("bf16", False)),
     *_cases("layer_norm", "8704x2560", layer_norm, *BOTH[:3]),
+    *_cases("layer_norm", "33792x2560", partial(layer_norm, rows=33792), ("bf16", False)),
+    *widths(2**24),
     *_cases("sandwich_layer_norm", "8704x2560", sandwich, *BOTH[:3]),
+    *_cases("sandwich_layer_norm", "33792x2560", partial(sandwich, rows=33792), ("bf16", False)),
 ]
-# where a GPU is at hand: sizes of the published models, batches of eight as more heads
+# where a GPU is at hand: sizes of the published models, batches of eight as more heads; first those with a target
 GPU_CASES = [
     *_cases("layer_norm", "33792x2560", partial(layer_norm, rows=33792), *BOTH[::2]),
-    *(
-        Case("layer_norm", f"{2**27 // dim}x{dim}", "bf16", False, partial(layer_norm, rows=2**27 // dim, dim=dim))
-        for dim in (64, 1024, 8192, 65536)
-    ),
     *_cases("sandwich_layer_norm", "33792x2560", partial(sandwich, rows=33792), *BOTH[::2]),
     *_cases("pb_relax_softmax", "320x1088x1088-causal", partial(softmax, heads=320, causal=True), *BOTH[::2]),
     *_cases("pb_relax_softmax", "16x4224x4224", partial(softmax, seqlen=4224), *BOTH[::2]),
     *_cases("three_region_attention", "160x4224x64", partial(three_region, heads=160), *BOTH[::2]),
+    *_cases("three_region_attention", "40x33792x64", partial(three_region, heads=40, seqlen=33792), *BOTH[::2]),
     *_cases("local_attention_2d", "320x64x64x64", partial(local_2d, heads=320), *BOTH[::2]),
     *_cases("local_attention_2d", "16x128x128x64-13", partial(local_2d, grid=(128, 128), kernel=(13, 13)), *BOTH[::2]),
-    *CASES,
+    *widths(2**27),
+    *(case for case in CASES if case.shape != "33792x2560"),
 ]
