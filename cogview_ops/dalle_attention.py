@@ -17,19 +17,10 @@ KINDS = ("row", "column", "convolutional")
 
 
 def dalle_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    kind: str,
-    text_len: int,
-    grid: tuple[int, int],
-    kernel_size: int = 11,
-    wrap: bool = False,
-    text_mask: Tensor | None = None,
-    scale: float | None = None,
+    query: Tensor, key: Tensor, value: Tensor, *, kind: str, text_len: int, grid: tuple[int, int],
+    kernel_size: int = 11, wrap: bool = False, text_mask: Tensor | None = None, scale: float | None = None,
     impl: str = "auto",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     r"""`softmax(scale * q @ k.T) @ v`: text sees the text up to itself; image all text and a part of the image.
 
     That part is what lies at or before the token in raster order, itself included, and
@@ -77,20 +68,10 @@ def dalle_attention(
 
 
 def dalle_attention_decode(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    cache_seqlens: Tensor,
-    *,
-    kind: str,
-    text_len: int,
-    grid: tuple[int, int],
-    kernel_size: int = 11,
-    wrap: bool = False,
-    text_mask: Tensor | None = None,
-    scale: float | None = None,
-    impl: str = "auto",
-) -> Tensor:
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, cache_seqlens: Tensor, *, kind: str, text_len: int,
+    grid: tuple[int, int], kernel_size: int = 11, wrap: bool = False, text_mask: Tensor | None = None,
+    scale: float | None = None, impl: str = "auto",
+) -> Tensor:  # fmt: skip
     r"""The last Sq image tokens of `dalle_attention` against a cache; inference only.
 
     Args:
