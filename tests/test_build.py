@@ -96,7 +96,7 @@ def test_info_lists_every_operator() -> None:
     assert any(line.startswith("CPU: ") and "in use" in line for line in lines)
     assert any(line.startswith("CUDA: ") for line in lines)
     plain = {"merge_attentions", "sample_pivots"}  # plain torch on every device: nothing to choose
-    composed = {"dalle_attention", "dalle_attention_decode", "cogview2_attention"}  # of operators in the list
+    composed = {"dalle_attention", "dalle_attention_decode", "cogview2_attention", "pb_relax_attention"}
     for op in set(cogview_ops.__all__) - plain - composed:
         at = lines.index(op)
         block = [line.split() for line in lines[at + 1 : at + 5]]

@@ -4,6 +4,7 @@
 """
 
 import concurrent.futures
+import hashlib
 import itertools
 import re
 import shutil
@@ -14,7 +15,8 @@ from typing import NamedTuple
 import pytest
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
-CSRC = Path(__file__).parents[1] / "csrc"
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
 ARCHS = ("80", "90a", "100")
 FILES = sorted((CSRC / "cuda").glob("*.cu"))
 REGISTERS = {"pb_relax_softmax": 128, "sandwich_layer_norm": 128}  # of a thread: 65536 by the largest block
@@ -34,29 +36,39 @@ class Kernel(NamedTuple):
 Builds = dict[tuple[str, str], list[Kernel]]  # of (file stem, architecture)
 
 
-def compiled(file: Path, arch: str, folder: Path) -> list[Kernel]:
-    """Compile one file for one architecture with the flags of the build."""
+def reached(files: list[Path]) -> list[Path]:
+    """The files and what they include of ours, in order."""
+    seen: set[Path] = set()
+    todo = list(files)
+    while todo:
+        path = todo.pop().resolve()
+        if path not in seen:
+            seen.add(path)
+            todo += [path.parent / name for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)]
+    return sorted(seen)
+
+
+def compiled(file: Path, arch: str) -> list[Kernel]:
+    """One file compiled for one architecture with the flags of the build, again only when something has changed."""
+    folder = ROOT / "build" / "cuda-tests" / f"{file.stem}-{arch}"
     target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-    flags = [
-        "-std=c++17",
-        "-O3",
-        *COMMON_NVCC_FLAGS,
-        target,
-        f"-DCOGVIEW_ONE_DTYPE={DTYPE[arch]}",
-        "-Xptxas",
-        "-v",
-        "--keep",
-        f"--keep-dir={folder}",
-    ]
-    command = ["nvcc", *flags, "-cubin", "-o", str(folder / "k.cubin"), str(file)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "warning" not in run.stderr, run.stderr
+    flags = ["-std=c++17", "-O3", *COMMON_NVCC_FLAGS, target, f"-DCOGVIEW_ONE_DTYPE={DTYPE[arch]}", "-Xptxas", "-v"]
+    command = ["nvcc", *flags, "--keep", f"--keep-dir={folder}", "-cubin", "-o", str(folder / "k.cubin"), str(file)]
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    sources = [path.read_text() for path in reached([file])]
+    report = folder / f"{hashlib.sha256(repr([command, version, sources]).encode()).hexdigest()}.txt"
+    if not report.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert "warning" not in run.stderr, run.stderr
+        report.write_text(run.stderr)
     ptx = (folder / f"{file.stem}.ptx").read_text()
     bodies = dict(re.findall(r"\.entry (\w+)\((.*?)^}", ptx, re.DOTALL | re.MULTILINE))
     usage = re.findall(
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers",
-        run.stderr,
+        report.read_text(),
         re.DOTALL,
     )
     assert len(usage) == len(bodies) > 0
@@ -67,13 +79,9 @@ def compiled(file: Path, arch: str, folder: Path) -> list[Kernel]:
 
 
 @pytest.fixture(scope="module")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+def builds() -> Builds:
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        running = {
-            (file.stem, arch): pool.submit(compiled, file, arch, tmp_path_factory.mktemp(f"{file.stem}_{arch}"))
-            for file in FILES
-            for arch in ARCHS
-        }
+        running = {(file.stem, arch): pool.submit(compiled, file, arch) for file in FILES for arch in ARCHS}
         return {key: job.result() for key, job in running.items()}
 
 
@@ -136,18 +144,9 @@ def test_norms_move_16_bytes_at_once(builds: Builds, arch: str) -> None:
 
 def test_no_torch_header() -> None:
     """Whatever is reached from a kernel's file: nvcc alone compiles it."""
-    seen: set[Path] = set()
-    todo = [*FILES, *(CSRC / "cuda").glob("*.h"), *(CSRC / "cuda").glob("*.cuh")]
-    while todo:
-        path = todo.pop().resolve()
-        if path in seen:
-            continue
-        seen.add(path)
-        for mark, name in re.findall(r'^#include ([<"])([^>"]+)[>"]', path.read_text(), re.MULTILINE):
+    for path in reached([*FILES, *(CSRC / "cuda").glob("*.h"), *(CSRC / "cuda").glob("*.cuh")]):
+        for name in re.findall(r'^#include [<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE):
             assert not re.match(r"torch/|ATen/|c10/|pybind11/|Python\.h", name), f"{path.name}: {name}"
-            if mark == '"':
-                todo.append(path.parent / name)
-    assert any(path.suffix == ".cu" for path in seen)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
