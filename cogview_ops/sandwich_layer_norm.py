@@ -72,7 +72,7 @@ def sandwich_layer_norm(
         branch, residual: `[..., D]`, same shape and dtype; float64, float32, bfloat16 or float16; any strides, last
             dimension contiguous.
         post_weight, post_bias, pre_weight, pre_bias: `[D]`, all in branch's dtype or all in float32.
-        eps, relax: as in `layer_norm`, for both norms.
+        eps, relax: as in `layer_norm`, for both norms. "tensor" reads the branch once more; h's maximum comes with h.
         dropout_p: probability in [0, 1] that an element of `branch` is zeroed; the others are divided by 1 - p.
         seed: which elements (Philox4x32-10 of the seed and the element's place in raster order), 0 <= seed < 2**63;
             required with dropout, so that a run repeats. The backward computes the mask again.

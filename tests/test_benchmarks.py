@@ -59,6 +59,15 @@ def test_three_region_counts_the_pairs_of_its_mask() -> None:
     assert problem.exps == 2 * int((window | pivot).sum())
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_causal_softmax_reads_the_visible_half(backward: bool) -> None:
+    problem = SMALL["pb_relax_softmax"](torch.float32, backward)
+    visible = 2 * 33 * 34 // 2
+    assert problem.exps == visible
+    # out and, backward, the gradient are written whole; scores and, backward, out and its gradient read in part
+    assert problem.bytes == 4 * ((2 * 2 * 33**2 + 3 * visible) if backward else (2 * 33**2 + visible))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_local_counts_its_pairs_and_large_images_have_a_truth(causal: bool) -> None:
     """By shifts, it is the truth where the reference would take too much memory."""
