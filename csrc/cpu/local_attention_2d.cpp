@@ -1,86 +1,13 @@
 #include "local_attention_2d.h"
 
+#include "local_patches.h"
+#include "tile_forward.h"
+#include "tile_grad_key.h"
 #include "tile_narrow.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
-
-// A rectangle of at most 64 cells in raster order: rows of an owner or columns of a tile.
-struct Patch {
-  Span y, x;
-  int count() const { return y.empty() || x.empty() ? 0 : int(y.size() * x.size()); }
-  // Raster indices in a grid.
-  int list(int64_t first, int64_t down, int64_t right, int64_t* index) const {
-    int n = 0;
-    for (int64_t i = y.lo; i < y.hi; ++i)
-      for (int64_t j = x.lo; j < x.hi; ++j) index[n++] = first + i * down + j * right;
-    return n;
-  }
-  int list(const Phase& p, int64_t* index) const { return list(p.first, p.down, p.right, index); }
-};
-
-// Patches of a grid in a range of numbers along each axis.
-struct Pieces {
-  const Patches* cut;
-  Grid grid;
-  Span y, x;
-  int64_t count() const { return y.empty() || x.empty() ? 0 : y.size() * x.size(); }
-  Patch operator[](int64_t n) const {
-    return {cut->y.piece(y.lo + n / x.size()).within(grid.h), cut->x.piece(x.lo + n % x.size()).within(grid.w)};
-  }
-  // Number in the whole grid, `across` patches wide.
-  int64_t number(int64_t n, int64_t across) const { return (y.lo + n / x.size()) * across + x.lo + n % x.size(); }
-};
-// Those that hold the cells of two spans.
-Pieces pieces_of(const Patches& cut, Grid grid, Span y, Span x) {
-  if (y.empty() || x.empty()) return {&cut, grid, {}, {}};
-  return {&cut, grid, cut.y.pieces(y), cut.x.pieces(x)};
-}
-// Those of group (y, x).
-Pieces group_of(const Patches& cut, Grid grid, Grid group, int64_t y, int64_t x) {
-  return {&cut, grid, Span{y * group.h, (y + 1) * group.h}.within(cut.y.count(grid.h)),
-          Span{x * group.w, (x + 1) * group.w}.within(cut.x.count(grid.w))};
-}
-Patch bounds(const Pieces& p) {
-  const Patch first = p[0], last = p[p.count() - 1];
-  return {{first.y.lo, last.y.hi}, {first.x.lo, last.x.hi}};
-}
-
-enum class Order { none, columns_before, columns_after };
-
-// Bits of the columns that each row sees: those whose places are in of_y(row's y) and of_x(row's x); in raster order at
-// or before the row, or at or after it. Null if that is all of 64 columns.
-template <class OfY, class OfX>
-Mask masks(const Patch& rows, const Patch& columns, Order order, uint64_t* mask, OfY&& of_y, OfX&& of_x) {
-  const int64_t w = columns.x.size();
-  uint64_t every_line = 0, all = ~uint64_t(0), across[kTile], own_line[kTile];
-  for (int64_t i = 0; i < columns.y.size(); ++i) every_line |= uint64_t(1) << (i * w);
-  const auto in_line = [&](Span s) { return range_bits(s.lo - columns.x.lo, s.hi - columns.x.lo) * every_line; };
-  const auto lines = [&](Span s) { return range_bits((s.lo - columns.y.lo) * w, (s.hi - columns.y.lo) * w); };
-  for (int64_t x = rows.x.lo, i = 0; x < rows.x.hi; ++x, ++i) {
-    const Span seen = of_x(x).within(columns.x);
-    across[i] = in_line(seen);
-    if (order == Order::columns_before) own_line[i] = in_line({seen.lo, x + 1 < seen.hi ? x + 1 : seen.hi});
-    if (order == Order::columns_after) own_line[i] = in_line({x > seen.lo ? x : seen.lo, seen.hi});
-  }
-  for (int64_t y = rows.y.lo; y < rows.y.hi; ++y) {
-    const Span seen = of_y(y).within(columns.y);
-    uint64_t down = lines(seen), own = 0;
-    if (order != Order::none) {
-      own = lines(Span{y, y + 1}.within(seen));
-      down = order == Order::columns_before ? lines({seen.lo, y < seen.hi ? y : seen.hi})
-                                            : lines({y + 1 > seen.lo ? y + 1 : seen.lo, seen.hi});
-    }
-    for (int64_t i = 0; i < rows.x.size(); ++i, ++mask) {
-      *mask = order == Order::none ? down & across[i] : (down & across[i]) | (own & own_line[i]);
-      all &= *mask;
-    }
-  }
-  return all == ~uint64_t(0) ? nullptr : mask - rows.count();
-}
-
-bool meet(const Patch& a, const Patch& b) { return !a.y.within(b.y).empty() && !a.x.within(b.x).empty(); }
 
 uint64_t prefix_bits(const LocalArgs& a, int64_t b, int64_t first) {
   const int64_t n = a.prefix_len - first < kTile ? a.prefix_len - first : kTile;

@@ -1,5 +1,7 @@
 #include "three_region_attention.h"
 
+#include "tile_forward.h"
+#include "tile_grad_key.h"
 #include "tile_narrow.h"
 
 namespace cogview {

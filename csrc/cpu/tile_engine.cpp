@@ -1,4 +1,5 @@
-#include "tile_engine.h"
+#include "tile_forward.h"
+#include "tile_grad_key.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
