@@ -31,7 +31,7 @@ def pb_relax_softmax(
         impl: "auto", "reference", "cpp", "cuda" or "triton".
 
     Returns:
-        Probabilities, shape and dtype of `scores`.
+        Probabilities, shape and dtype of `scores`; on CPU, those below the normal range are 0.
 
     Raises:
         TypeError, ValueError: an argument is not as described.

@@ -38,7 +38,7 @@ def softmax(label: str, *shape: int, mask: tuple[int, ...] | None = None, **opti
 
 CASES = [
     *(softmax(f"width_{n}", 3, n) for n in (1, 3, 16, 17, 63, 64, 100, 2560)),
-    softmax("long_rows", 2, 5000),  # longer than the exponentials that the CPU kernel keeps
+    softmax("long_rows", 2, 5000),
     softmax("vector", 40),
     softmax("large_alpha", 4, 70, alpha=32.0),
     softmax("mask", 2, 3, 5, 37, mask=(2, 3, 5, 37)),
@@ -65,6 +65,34 @@ def test_truth(impl: str, case: Case, dtype: torch.dtype) -> None:
 def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
     for case in CASES:
         assert_true(case, dtype, "cpp")
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_many_rows_are_their_parts(isa: str, dtype: torch.dtype, causal: bool) -> None:
+    """Results beyond the caches are written around them, in lines that rows of this width begin and end within."""
+    scores = torch.randn(6, 900, 901).to(dtype)
+
+    def results(scores: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        scores = scores.detach().requires_grad_()
+        out = pb_relax_softmax(scores, causal=causal, impl="cpp")
+        return out, *torch.autograd.grad(out, scores, scores.detach())
+
+    whole = results(scores)
+    assert whole[0].nbytes > 2**23
+    for i, matrix in enumerate(scores):
+        for got, expected in zip(whole, results(matrix), strict=True):
+            assert torch.equal(got[i], expected)
+
+
+def test_below_the_normal_range() -> None:
+    """What cannot be told from 0 is 0, and the caller's arithmetic is left as it was."""
+    scores = torch.tensor([[0.0, -88.0, -200.0, -80.0]])
+    p = pb_relax_softmax(scores, alpha=1.0, impl="cpp")
+    assert p[0, 1] == p[0, 2] == 0
+    assert p[0, 3] > 0
+    assert torch.tensor(2.0**-100) * torch.tensor(2.0**-40) > 0
 
 
 @each_impl(OP)

@@ -99,6 +99,27 @@ def test_repeats_with_any_number_of_threads(threads: None) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@every_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_rows_are_their_parts(isa: str, dtype: torch.dtype) -> None:
+    """Results beyond the caches are written around them, in lines that rows of this width begin and end within."""
+    width, rows, part = 1025, 5000, 700
+    branch, residual = torch.randn(2, rows, width).to(dtype)
+    weights = torch.randn(4, width).to(dtype)
+
+    def results(rows: slice) -> tuple[Tensor, ...]:
+        inputs = [x[rows].detach().requires_grad_() for x in (branch, residual)]
+        outs = sandwich_layer_norm(*inputs, *weights, impl="cpp")
+        return *outs, *torch.autograd.grad(outs, inputs, [residual[rows], branch[rows]])
+
+    whole = results(slice(None))
+    assert whole[0].nbytes > 2**23
+    for start in range(0, rows, part):
+        rows_of_part = slice(start, start + part)
+        for got, expected in zip(whole, results(rows_of_part), strict=True):
+            assert torch.equal(got[rows_of_part], expected)
+
+
 @pytest.mark.parametrize("relax", RELAX)
 @pytest.mark.parametrize("width", [3, 20])
 def test_gradcheck(relax: str | None, width: int) -> None:

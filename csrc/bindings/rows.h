@@ -36,6 +36,9 @@ inline Tensor rows_contiguous(const Tensor& x) {
   return x.stride(-1) == 1 || x.size(-1) == 1 ? x : torch::stable::contiguous(x);
 }
 
+// Whether results of this size are better written around the caches: they would not stay there until they are read.
+inline bool beyond_cache(const Tensor& out) { return out.numel() * out.element_size() > int64_t(1) << 23; }
+
 // Rows a thread takes at a time: about 32 thousand elements.
 inline int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(cols, 1)); }
 

@@ -7,6 +7,7 @@ struct Call : NormCall<NormArgs> {
   Tensor scratch, peaks;
 
   explicit Call(const Tensor& x) : NormCall(x) {
+    a.stream = beyond_cache(x);
     a.scratch_cols = a.cols + kScratchPad;
     scratch = torch::stable::new_empty(x, {num_threads() * kScratchRows * a.scratch_cols}, stat_type(x));
     a.scratch = scratch.mutable_data_ptr();

@@ -46,23 +46,48 @@ inline void each(int64_t n, F&& f) {
   if (j < n) f(j, int(n - j));
 }
 
-// The same, with f(column, how many, accumulators): K vectors, summed over four independent copies at the end.
+// The same with f(column, how many, accumulators): K vectors of which there are four copies, so that one need not wait
+// for another.
+constexpr int kCopies = 4;
+template <class A, int K, class F>
+inline void accumulate(int64_t n, Vec<A> (&acc)[kCopies][K], F&& f) {
+  constexpr int w = kLanes<A>;
+  int64_t j = 0;
+  for (; j + kCopies * w <= n; j += kCopies * w)
+    for (int c = 0; c < kCopies; ++c) f(j + c * w, Whole<A>{}, acc[c]);
+  for (; j + w <= n; j += w) f(j, Whole<A>{}, acc[0]);
+  if (j < n) f(j, int(n - j), acc[1]);
+}
 template <class A, int K>
 struct Totals {
   A at[K];
 };
 template <class A, int K, class F>
 inline Totals<A, K> sums(int64_t n, F&& f) {
-  constexpr int w = kLanes<A>, copies = 4;
-  Vec<A> acc[copies][K] = {};
-  int64_t j = 0;
-  for (; j + copies * w <= n; j += copies * w)
-    for (int c = 0; c < copies; ++c) f(j + c * w, Whole<A>{}, acc[c]);
-  for (; j + w <= n; j += w) f(j, Whole<A>{}, acc[0]);
-  if (j < n) f(j, int(n - j), acc[1]);
+  Vec<A> acc[kCopies][K] = {};
+  accumulate<A>(n, acc, f);
   Totals<A, K> total;
   for (int k = 0; k < K; ++k) total.at[k] = hsum((acc[0][k] + acc[1][k]) + (acc[2][k] + acc[3][k]));
   return total;
+}
+
+// Copies a row in whole cache lines around the caches, its ends through them.
+template <class T>
+inline void stream_row(T* to, const T* from, int64_t n) {
+  constexpr int64_t line = 64;
+  char* p = reinterpret_cast<char*>(to);
+  const char* q = reinterpret_cast<const char*>(from);
+  const int64_t bytes = n * int64_t(sizeof(T)), head = -reinterpret_cast<uintptr_t>(p) & (line - 1);
+  if (bytes < head + line) return static_cast<void>(std::memcpy(p, q, size_t(bytes)));
+  std::memcpy(p, q, size_t(head));
+  int64_t at = head;
+  for (; at + line <= bytes; at += line)
+    for (int64_t k = 0; k < line; k += kVecBytes) {
+      VecU32 v;
+      std::memcpy(&v, q + at + k, sizeof v);
+      stream(p + at + k, v);
+    }
+  std::memcpy(p + at, q + at, size_t(bytes - at));
 }
 
 }  // namespace

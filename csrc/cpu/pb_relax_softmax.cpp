@@ -22,85 +22,114 @@ inline uint64_t mask_bits(const bool* mask, int64_t stride, int n) {
   return bits;
 }
 
-template <class T>
-void forward_row(const SoftmaxArgs& a, int64_t i) {
+// 2^x; what is rounded to 16 bits needs no more than 18 of them.
+template <class T, class A = Acc<T>>
+Vec<A> power_of_two(Vec<A> x) {
+  if constexpr (sizeof(T) == 2)
+    return exp2v<4>(x);
+  else
+    return exp2v(x);
+}
+
+template <class T, bool masked>
+void forward_row(const SoftmaxArgs& a, int64_t i, int64_t next, Acc<T>* kept) {
   using A = Acc<T>;
   constexpr A kNone = -std::numeric_limits<A>::infinity();
-  constexpr int64_t kKept = 4096;  // exponentials kept in the first-level cache; longer rows compute them again
-  const T* x = static_cast<const T*>(a.scores) + a.scores_rows.offset(i);
+  const T *x = static_cast<const T*>(a.scores) + a.scores_rows.offset(i),
+          *ahead = static_cast<const T*>(a.scores) + a.scores_rows.offset(next);
   T* y = static_cast<T*>(a.out) + a.out_rows.offset(i);
-  const bool* mask = a.mask ? a.mask + a.mask_rows.offset(i) : nullptr;
+  const bool* mask = masked ? a.mask + a.mask_rows.offset(i) : nullptr;
   const int64_t n = a.visible(i);
-  uint64_t any = !mask && n > 0;
+  uint64_t any = !masked && n > 0;
   const auto visible = [&](int64_t j, auto count) {
     const int lanes = count;
     uint64_t bits = (uint64_t(1) << lanes) - 1;
     Vec<A> v = load(x + j, count);
-    if (mask)
+    if constexpr (masked)
       any |= bits = mask_bits(mask + j * a.mask_col_stride, a.mask_col_stride, lanes);
     else if (std::is_same_v<decltype(count), Whole<A>>)
       return v;
     return select_bits<A>(bits, v, kNone);
   };
-  Vec<A> peak = splat(kNone);
-  each<A>(n, [&](int64_t j, auto count) { peak = vmax(visible(j, count), peak); });
+  Vec<A> peaks[kCopies][1];
+  for (auto& peak : peaks) peak[0] = splat(kNone);
+  accumulate<A>(n, peaks, [&](int64_t j, auto count, Vec<A>* peak) { *peak = vmax(visible(j, count), *peak); });
   if (!any) return each<A>(a.cols, [&](int64_t j, auto count) { put(y + j, Vec<A>{}, count); });
 
-  const A shift = hmax(peak), alpha = A(a.alpha);
-  const auto exponential = [&](int64_t j, auto count) { return expv((visible(j, count) - shift) * alpha); };
-  A buffer[std::is_same_v<T, A> ? 1 : kKept];
-  A* kept = buffer;
-  if constexpr (std::is_same_v<T, A>) kept = y;
-  const bool keep = std::is_same_v<T, A> || n <= kKept;
+  const A shift = hmax(vmax(vmax(peaks[0][0], peaks[1][0]), vmax(peaks[2][0], peaks[3][0])));
+  const A scale = A(a.alpha * 1.44269504088896340736);
   const auto total = sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* acc) {
-    const Vec<A> e = exponential(j, count);
-    if (keep) put(kept + j, e, count);
+    __builtin_prefetch(ahead + j);
+    const Vec<A> e = power_of_two<T>((visible(j, count) - shift) * scale);
+    put(kept + j, e, count);
     acc[0] += e;
   });
+  T* to = a.stream ? reinterpret_cast<T*>(kept) : y;  // never ahead of what is read
   const A inverse = 1 / total.at[0];
-  each<A>(n, [&](int64_t j, auto count) {
-    put(y + j, (keep ? load(kept + j, count) : exponential(j, count)) * inverse, count);
-  });
+  each<A>(n, [&](int64_t j, auto count) { put(to + j, load(kept + j, count) * inverse, count); });
   // zeros, or NaN where the row is
-  each<A>(a.cols - n, [&](int64_t j, auto count) { put(y + n + j, splat(inverse * 0), count); });
+  each<A>(a.cols - n, [&](int64_t j, auto count) { put(to + n + j, splat(inverse * 0), count); });
+  if (a.stream) stream_row(y, to, a.cols);
 }
 
 template <class T>
-void backward_row(const SoftmaxArgs& a, int64_t i) {
+void backward_row(const SoftmaxArgs& a, int64_t i, int64_t next, Acc<T>* buffer) {
   using A = Acc<T>;
   const T* y = static_cast<const T*>(a.out) + a.out_rows.offset(i);
   const T* dy = static_cast<const T*>(a.dout) + a.dout_rows.offset(i);
+  const T *y_ahead = static_cast<const T*>(a.out) + a.out_rows.offset(next),
+          *dy_ahead = static_cast<const T*>(a.dout) + a.dout_rows.offset(next);
   T* dx = static_cast<T*>(a.grad) + a.grad_rows.offset(i);
+  T* to = a.stream ? reinterpret_cast<T*>(buffer) : dx;
   const int64_t n = a.visible(i);
   const auto total =
       sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* acc) { acc[0] += load(y + j, count) * load(dy + j, count); });
   const A inner = total.at[0], alpha = A(a.alpha);
   each<A>(n, [&](int64_t j, auto count) {
-    put(dx + j, load(y + j, count) * (load(dy + j, count) - inner) * alpha, count);
+    __builtin_prefetch(y_ahead + j);
+    __builtin_prefetch(dy_ahead + j);
+    put(to + j, load(y + j, count) * (load(dy + j, count) - inner) * alpha, count);
   });
-  each<A>(a.cols - n, [&](int64_t j, auto count) { put(dx + n + j, Vec<A>{}, count); });
+  each<A>(a.cols - n, [&](int64_t j, auto count) { put(to + n + j, Vec<A>{}, count); });
+  if (a.stream) stream_row(dx, to, a.cols);
 }
 
-#define COGVIEW_ROWS(row)                                  \
-  for (int64_t i = begin; i < end; ++i) switch (a.dtype) { \
-      case Dtype::f64:                                     \
-        row<double>(a, i);                                 \
-        break;                                             \
-      case Dtype::f32:                                     \
-        row<float>(a, i);                                  \
-        break;                                             \
-      case Dtype::bf16:                                    \
-        row<BFloat16>(a, i);                               \
-        break;                                             \
-      case Dtype::f16:                                     \
-        row<Half>(a, i);                                   \
-        break;                                             \
-    }
+// row(args, row, the one after it, scratch) for all of a thread's rows.
+template <class T, class F>
+void each_row(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot, F&& row) {
+  const FlushToZero mode;
+  Acc<T>* scratch = static_cast<Acc<T>*>(a.scratch) + slot * a.scratch_cols;
+  for (int64_t i = begin; i < end; ++i) row(a, i, i + 1 < end ? i + 1 : i, scratch);
+  if (a.stream) stream_fence();
+}
+
+template <class T>
+void forward_rows(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) {
+  each_row<T>(a, begin, end, slot, a.mask ? forward_row<T, true> : forward_row<T, false>);
+}
+template <class T>
+void backward_rows(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) {
+  each_row<T>(a, begin, end, slot, backward_row<T>);
+}
 
 }  // namespace
 
-void pb_relax_softmax_fwd(const SoftmaxArgs& a, int64_t begin, int64_t end, int) { COGVIEW_ROWS(forward_row) }
-void pb_relax_softmax_bwd(const SoftmaxArgs& a, int64_t begin, int64_t end, int) { COGVIEW_ROWS(backward_row) }
+#define COGVIEW_BY_DTYPE(kernel)                    \
+  switch (a.dtype) {                                \
+    case Dtype::f64:                                \
+      return kernel<double>(a, begin, end, slot);   \
+    case Dtype::f32:                                \
+      return kernel<float>(a, begin, end, slot);    \
+    case Dtype::bf16:                               \
+      return kernel<BFloat16>(a, begin, end, slot); \
+    case Dtype::f16:                                \
+      return kernel<Half>(a, begin, end, slot);     \
+  }
+
+void pb_relax_softmax_fwd(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) { COGVIEW_BY_DTYPE(forward_rows) }
+void pb_relax_softmax_bwd(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) {
+  COGVIEW_BY_DTYPE(backward_rows)
+}
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

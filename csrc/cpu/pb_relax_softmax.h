@@ -14,6 +14,7 @@ struct SoftmaxArgs {
   int64_t rows_per_matrix, cols;  // R and K of [..., R, K]
   double alpha;
   bool causal;
+  bool stream;         // write results around the caches
   const void* scores;  // forward
   Rows scores_rows;
   const bool* mask;  // or null
@@ -25,6 +26,8 @@ struct SoftmaxArgs {
   Rows out_rows;
   void* grad;
   Rows grad_rows;
+  void* scratch;  // CPU: a row of scratch_cols numbers of the dtype it is computed in, per slot
+  int64_t scratch_cols;
 
   // Number of leading columns that row i may see.
   COGVIEW_HOST_DEVICE int64_t visible(int64_t i) const {

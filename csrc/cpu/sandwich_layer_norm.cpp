@@ -19,6 +19,9 @@ T* row_of(void* p, const Rows& rows, int64_t i) {
   return static_cast<T*>(p) + rows.offset(i);
 }
 
+// Of what the next row reads: to the second cache, the first is full of this row and the parameters.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 // A row as the norm sees it: elements, times the factors of dropout where there is dropout.
 template <class T>
 struct Input {
@@ -45,15 +48,32 @@ A* scratch_row(const NormArgs& a, int slot, int k) {
   return static_cast<A*>(a.scratch) + (int64_t(slot) * kScratchRows + k) * a.scratch_cols;
 }
 
-// The largest |x|, NaN if there is one: without their sign, floats are ordered as their bits are.
+// A row in the statistics' dtype, its sum, and its largest |element|, NaN if there is one.
+template <class A>
+struct Row {
+  A* wide;
+  A sum, peak;
+};
+
+// Writes x(column, how many) of a whole row to `wide`.
 template <class A, class F>
-A peak_of(int64_t n, F&& x) {
-  using I = VecInt<A>;
+Row<A> take(int64_t n, A* wide, F&& x) {
+  using I = VecInt<A>;  // without their sign, floats are ordered as their bits are
   constexpr auto magnitude = std::numeric_limits<typename VecOf<A>::Lane>::max();
   I peak{};
-  each<A>(n, [&](int64_t j, auto count) { peak = vmax(peak, bits_as<I>(x(j, count)) & magnitude); });
+  const auto total = sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* acc) {
+    const Vec<A> v = x(j, count);
+    put(wide + j, v, count);
+    peak = vmax(peak, bits_as<I>(v) & magnitude);
+    acc[0] += v;
+  });
+  return {wide, total.at[0], bits_as<A>(hmax(peak))};
+}
 
-  return bits_as<A>(hmax(peak));
+// Where a row of results waits to be written around the caches: over `wide` where the dtype is the same.
+template <class T>
+T* buffer_row(const NormArgs& a, int slot) {
+  return reinterpret_cast<T*>(scratch_row<Acc<T>>(a, slot, std::is_same_v<T, Acc<T>> ? kWide : kBuffer));
 }
 
 // The power of two that brings c near 1: exact, so LN(x / c) is LN(x * power) with eps * (c * power)^2.
@@ -67,78 +87,96 @@ A power_for(A c) {
   return bits_as<A>(bits);
 }
 
+// A row's norm, as a function of column and how many.
 template <class A>
-struct Statistics {
-  A power, mean, rstd;  // of x * power
+struct Normalised {
+  const A* wide;
+  A mean, rstd;
+  const A *weight, *bias;
+  template <class N>
+  Vec<A> operator()(int64_t j, N n) const {
+    return (load(wide + j, n) - mean) * rstd * load(weight + j, n) + load(bias + j, n);
+  }
 };
 
-template <class A, class F>
-Statistics<A> statistics(const NormArgs& a, const Norm& norm, int64_t i, F&& x) {
+template <class A>
+Normalised<A> normalise(const NormArgs& a, const Norm& norm, int64_t i, Row<A> row) {
   const int64_t n = a.cols;
   A c = 1, power = 1;
   if (a.relax != Relax::none) {
-    c = a.relax == Relax::row ? peak_of<A>(n, x) : A(norm.peak) / 8;
+    constexpr A limit = A(0x1p32);
+    c = a.relax == Relax::row ? row.peak : A(norm.peak) / 8;
     if (c == 0) c = 1;
-    power = power_for(c);
+    if (!(c > 1 / limit && c < limit)) {  // squares could overflow, or vanish
+      power = power_for(c);
+      row = take<A>(n, row.wide, [&](int64_t j, auto count) { return load(row.wide + j, count) * power; });
+    }
   }
-  const A mean =
-      sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* total) { total[0] += x(j, count) * power; }).at[0] / A(n);
-  const A variance = sums<A, 1>(n,
-                                [&](int64_t j, auto count, Vec<A>* total) {
-                                  const Vec<A> centred = first<A>(x(j, count) * power - mean, count);
-                                  total[0] += centred * centred;
-                                })
-                         .at[0] /
-                     A(n);
-  const A unit = c * power;
-  const A rstd = 1 / std::sqrt(variance + A(a.eps) * unit * unit);
+  const A mean = row.sum / A(n);
+  const auto squares = sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* total) {
+    const Vec<A> centred = first<A>(load(row.wide + j, count) - mean, count);
+    total[0] += centred * centred;
+  });
+  const A unit = c * power, rstd = 1 / std::sqrt(squares.at[0] / A(n) + A(a.eps) * unit * unit);
   static_cast<A*>(norm.mean)[i] = mean / power;
   static_cast<A*>(norm.rstd)[i] = rstd * power;
-  return {power, mean, rstd};
-}
-
-// f(column, how many, normalised vector) for the whole row.
-template <class A, class F, class G>
-void normalise(const NormArgs& a, const Norm& norm, int64_t i, F&& x, G&& f) {
-  const Statistics<A> s = statistics<A>(a, norm, i, x);
-  const A *weight = static_cast<const A*>(norm.weight), *bias = static_cast<const A*>(norm.bias);
-  each<A>(a.cols, [&](int64_t j, auto count) {
-    f(j, count, (x(j, count) * s.power - s.mean) * s.rstd * load(weight + j, count) + load(bias + j, count));
-  });
+  return {row.wide, mean, rstd, static_cast<const A*>(norm.weight), static_cast<const A*>(norm.bias)};
 }
 
 template <class T>
 void forward_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
   using A = Acc<T>;
+  const int64_t n = a.cols;
+  A* wide = scratch_row<A>(a, slot, kWide);
+  T* buffer = buffer_row<T>(a, slot);
   for (int64_t i = begin; i < end; ++i) {
-    T* h = row_of<T>(a.h, a.h_rows, i);
+    T *h = row_of<T>(a.h, a.h_rows, i), *x = a.x ? row_of<T>(a.x, a.x_rows, i) : nullptr;
+    const int64_t next = i + 1 < end ? i + 1 : i;
+    Row<A> row;
     if (a.branch) {
-      const T* residual = row_of<T>(a.residual, a.residual_rows, i);
-      normalise<A>(a, a.post, i, branch_of<T>(a, i, scratch_row<A>(a, slot, 0)),
-                   [&](int64_t j, auto count, Vec<A> y) { put(h + j, load(residual + j, count) + y, count); });
-      if (!a.x) static_cast<A*>(a.peaks)[i] = peak_of<A>(a.cols, Input<T>{h, nullptr});  // while h is in the cache
+      const T *residual = row_of<T>(a.residual, a.residual_rows, i), *ahead = row_of<T>(a.branch, a.branch_rows, next);
+      T* to = a.stream ? buffer : h;
+      const auto y = normalise(a, a.post, i, take<A>(n, wide, branch_of<T>(a, i, scratch_row<A>(a, slot, kFactors))));
+      row = take<A>(n, wide, [&](int64_t j, auto count) {
+        prefetch(ahead + j);
+        put(to + j, load(residual + j, count) + y(j, count), count);
+        return load(to + j, count);  // as rounded
+      });
+      if (a.stream) stream_row(h, to, n);
+      if (!x) static_cast<A*>(a.peaks)[i] = row.peak;
+    } else {
+      row = take<A>(n, wide, [&](int64_t j, auto count) { return load(h + j, count); });
     }
-    if (a.x) {
-      T* x = row_of<T>(a.x, a.x_rows, i);
-      normalise<A>(a, a.pre, i, Input<T>{h, nullptr}, [&](int64_t j, auto count, Vec<A> y) { put(x + j, y, count); });
-    }
+    if (!x) continue;
+    const T* ahead = a.branch ? row_of<T>(a.residual, a.residual_rows, next)
+                              : row_of<T>(static_cast<const void*>(a.h), a.h_rows, next);
+    const auto y = normalise(a, a.pre, i, row);
+    T* to = a.stream ? buffer : x;
+    each<A>(n, [&](int64_t j, auto count) {
+      prefetch(ahead + j);
+      put(to + j, y(j, count), count);
+    });
+    if (a.stream) stream_row(x, to, n);
   }
+  if (a.stream) stream_fence();
 }
 
 template <class T>
 void peak_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
   using A = Acc<T>;
   for (int64_t i = begin; i < end; ++i) {
-    const Input<T> x = a.branch ? branch_of<T>(a, i, scratch_row<A>(a, slot, 0))
+    const Input<T> x = a.branch ? branch_of<T>(a, i, scratch_row<A>(a, slot, kFactors))
                                 : Input<T>{row_of<T>(static_cast<const void*>(a.h), a.h_rows, i), nullptr};
-    static_cast<A*>(a.peaks)[i] = peak_of<A>(a.cols, x);
+    static_cast<A*>(a.peaks)[i] = take<A>(a.cols, scratch_row<A>(a, slot, kWide), x).peak;
   }
 }
 
 // Gradient through one norm: of its parameters, added to the block's sums, and of its input, passed to f(column, how
-// many, gradient). x and dy give vectors of the row; `weighted` is a buffer, and may be where dy reads.
-template <class A, class X, class DY, class F>
-void norm_backward(const NormArgs& a, const Norm& norm, int64_t i, int64_t block, A* weighted, X&& x, DY&& dy, F&& f) {
+// many, gradient). x and dy give vectors of the row; `weighted` is a buffer, and may be where dy reads. What is read
+// next comes to the caches meanwhile: `early` and `late`.
+template <class T, class A = Acc<T>, class X, class DY, class F>
+void norm_backward(const NormArgs& a, const Norm& norm, int64_t i, int64_t block, A* weighted, const T* early,
+                   const T* late, X&& x, DY&& dy, F&& f) {
   const A* weight = static_cast<const A*>(norm.weight);
   A *dweight = static_cast<A*>(norm.dweight) + block * a.cols, *dbias = static_cast<A*>(norm.dbias) + block * a.cols;
   const A rstd = static_cast<const A*>(norm.rstd)[i], twice_rstd = rstd * 2;
@@ -146,6 +184,7 @@ void norm_backward(const NormArgs& a, const Norm& norm, int64_t i, int64_t block
   // halves: the difference of two huge numbers does not overflow
   const auto normalised = [&](int64_t j, auto count) { return (x(j, count) * A(0.5) - half_mean) * twice_rstd; };
   const auto total = sums<A, 2>(a.cols, [&](int64_t j, auto count, Vec<A>* acc) {
+    prefetch(early + j);
     const Vec<A> d = dy(j, count), y = normalised(j, count), g = d * load(weight + j, count);
     put(weighted + j, g, count);
     put(dweight + j, load(dweight + j, count) + d * y, count);
@@ -155,6 +194,7 @@ void norm_backward(const NormArgs& a, const Norm& norm, int64_t i, int64_t block
   });
   const A mean_g = total.at[0] / A(a.cols), mean_gy = total.at[1] / A(a.cols);
   each<A>(a.cols, [&](int64_t j, auto count) {
+    prefetch(late + j);
     f(j, count, (load(weighted + j, count) - mean_g - normalised(j, count) * mean_gy) * rstd);
   });
 }
@@ -166,32 +206,40 @@ void zero_sums(const NormArgs& a, const Norm& norm, int64_t block) {
 }
 
 template <class T>
-void backward_row(const NormArgs& a, int64_t i, int64_t block, int slot) {
+void backward_row(const NormArgs& a, int64_t i, int64_t next, int64_t block, int slot) {
   using A = Acc<T>;
+  const auto h = [&](int64_t k) { return row_of<T>(static_cast<const void*>(a.h), a.h_rows, k); };
   const T* dh = a.dh ? row_of<T>(a.dh, a.dh_rows, i) : nullptr;
-  T* dresidual = row_of<T>(a.dresidual, a.dresidual_rows, i);
-  A* wide = scratch_row<A>(a, slot, 0);  // in the end the gradient of h, not rounded
+  T *dresidual = row_of<T>(a.dresidual, a.dresidual_rows, i), *buffer = buffer_row<T>(a, slot);
+  T* to = a.stream ? buffer : dresidual;
+  A* wide = scratch_row<A>(a, slot, kWide);  // in the end the gradient of h, not rounded
   const auto write = [&](int64_t j, auto count, Vec<A> d) {
     if (dh) d += load(dh + j, count);
-    put(dresidual + j, d, count);
+    put(to + j, d, count);
     if (a.branch) put(wide + j, d, count);
   };
   if (a.dx) {
     const T* dx = row_of<T>(a.dx, a.dx_rows, i);
-    norm_backward<A>(
-        a, a.pre, i, block, wide, Input<T>{row_of<T>(static_cast<const void*>(a.h), a.h_rows, i), nullptr},
+    const T* early = a.branch ? row_of<T>(a.branch, a.branch_rows, i) : h(next);
+    const T* late = a.dh ? row_of<T>(a.dh, a.dh_rows, next) : a.branch ? early : row_of<T>(a.dx, a.dx_rows, next);
+    norm_backward<T>(
+        a, a.pre, i, block, wide, early, late, Input<T>{h(i), nullptr},
         [&](int64_t j, auto count) { return load(dx + j, count); }, write);
   } else {
     each<A>(a.cols, [&](int64_t j, auto count) { write(j, count, Vec<A>{}); });
   }
+  if (a.stream) stream_row(dresidual, to, a.cols);
   if (!a.branch) return;
-  const Input<T> branch = branch_of<T>(a, i, scratch_row<A>(a, slot, 1));
+  const Input<T> branch = branch_of<T>(a, i, scratch_row<A>(a, slot, kFactors));
   T* dbranch = row_of<T>(a.dbranch, a.dbranch_rows, i);
-  norm_backward<A>(
-      a, a.post, i, block, wide, branch, [&](int64_t j, auto count) { return load(wide + j, count); },
+  to = a.stream ? buffer : dbranch;
+  norm_backward<T>(
+      a, a.post, i, block, wide, h(next), a.dx ? row_of<T>(a.dx, a.dx_rows, next) : h(next), branch,
+      [&](int64_t j, auto count) { return load(wide + j, count); },
       [&](int64_t j, auto count, Vec<A> d) {
-        put(dbranch + j, branch.factors ? d * load(branch.factors + j, count) : d, count);
+        put(to + j, branch.factors ? d * load(branch.factors + j, count) : d, count);
       });
+  if (a.stream) stream_row(dbranch, to, a.cols);
 }
 
 template <class T>
@@ -200,8 +248,9 @@ void backward_blocks(const NormArgs& a, int64_t begin, int64_t end, int slot) {
     zero_sums<Acc<T>>(a, a.pre, block);
     if (a.branch) zero_sums<Acc<T>>(a, a.post, block);
     const int64_t from = block * a.block_rows, to = from + a.block_rows < a.rows ? from + a.block_rows : a.rows;
-    for (int64_t i = from; i < to; ++i) backward_row<T>(a, i, block, slot);
+    for (int64_t i = from; i < to; ++i) backward_row<T>(a, i, i + 1 < to ? i + 1 : i, block, slot);
   }
+  if (a.stream) stream_fence();
 }
 
 }  // namespace

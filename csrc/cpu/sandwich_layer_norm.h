@@ -48,10 +48,12 @@ struct NormArgs {
   Rows dbranch_rows;
   int64_t block_rows;
 
+  bool stream;    // write h, x and the gradients around the caches
   void* scratch;  // kScratchRows rows of scratch_cols statistics numbers per slot
   int64_t scratch_cols;
 };
-constexpr int kScratchRows = 2;
+// A row in the statistics' dtype, its factors of dropout, a row to be written.
+enum ScratchRow { kWide, kFactors, kBuffer, kScratchRows };
 constexpr int64_t kScratchPad = 64;  // scratch_cols is at least cols + kScratchPad
 
 COGVIEW_DECLARE_KERNEL(layer_norm_peaks, NormArgs)         // items are rows

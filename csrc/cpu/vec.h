@@ -97,9 +97,16 @@ inline VecD load(const double* p) {
   return v;
 }
 inline VecF load(const BFloat16* p) {
+#if defined(__AVX512F__)  // GCC 12 makes two halves of a conversion
+  const VecU32 w = bits_as<VecU32>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  const VecU32 w = bits_as<VecU32>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
   VecU16 h;
   std::memcpy(&h, p, sizeof h);
-  return bits_as<VecF>(__builtin_convertvector(h, VecU32) << 16);
+  const VecU32 w = __builtin_convertvector(h, VecU32);
+#endif
+  return bits_as<VecF>(w << 16);
 }
 inline VecF load(const Half* p) {
 #if defined(__AVX512F__)
@@ -151,6 +158,24 @@ inline void store(Half* p, VecF v) {
 #endif
 }
 
+// Writes a vector around the caches; p is aligned to it. What another thread reads needs a `stream_fence` before.
+inline void stream(void* p, VecU32 v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(static_cast<__m512i*>(p), bits_as<__m512i>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(static_cast<__m256i*>(p), bits_as<__m256i>(v));
+#elif defined(__SSE2__)
+  _mm_stream_si128(static_cast<__m128i*>(p), bits_as<__m128i>(v));
+#else
+  std::memcpy(p, &v, sizeof v);
+#endif
+}
+inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // Copies the first n of a vector's elements between memory and a whole vector in a buffer, whose rest becomes zero.
 template <class T>
 inline void copy_partial(T* buffer, const T* p, int64_t n) {
@@ -193,10 +218,27 @@ inline void store_partial(T* p, Vec<Acc<T>> v, int64_t n) {
 
 // ---- arithmetic ----
 
+// While one lives, results below the normal range are 0: in full they take a hundred times as long.
+class FlushToZero {
+#if defined(__SSE2__)
+  const unsigned before = _mm_getcsr();
+
+ public:
+  FlushToZero() { _mm_setcsr(before | _MM_FLUSH_ZERO_ON); }
+  ~FlushToZero() { _mm_setcsr(before); }
+#else
+ public:
+  ~FlushToZero() {}
+#endif
+};
+
 template <class V>
 inline V vmax(V a, V b) {
   return a > b ? a : b;
 }
+#if defined(__AVX512F__)  // the same, down to NaN, in an instruction that GCC does not find
+inline VecF vmax(VecF a, VecF b) { return bits_as<VecF>(_mm512_max_ps(bits_as<__m512>(a), bits_as<__m512>(b))); }
+#endif
 
 // All lanes into one by a fixed tree, lower half with upper, so that a sum does not depend on the compiler.
 template <class V, class F>
