@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend
 
 import cogview_ops as ops
 from cogview_ops import patterns
+from cogview_ops.modules import KVCache
 
 from . import baselines
 
@@ -139,6 +140,16 @@ def three_region(dtype: torch.dtype, back: bool, *, heads=16, seqlen=4224, dim=6
     return problem if seqlen <= 4224 else replace(problem, truth=published)  # the reference is quadratic
 
 
+def full_cache(query: Tensor, length: int, pivots: Tensor) -> Contestant:
+    """The operator against a KVCache that holds `length` tokens."""
+    batch, heads, _, dim = query.shape
+    cache = KVCache(batch, heads, length, dim, dtype=query.dtype, device=query.device)
+    cache.append(*torch.randn(2, batch, heads, length, dim, dtype=query.dtype))
+    return lambda query, *_: ops.three_region_attention_decode(
+        query, cache.keys, cache.values, pivots, cache.lengths, block_size=BLOCK, window_blocks=WINDOW
+    )
+
+
 def three_region_decode(
     dtype: torch.dtype, back: bool, *, lengths=(4224,), heads=16, kv_heads=16, dim=64, pivots=768, text=128
 ) -> Problem:
@@ -151,6 +162,10 @@ def three_region_decode(
     query = torch.randn(batch, heads, 1, dim, dtype=dtype)
     key, value = torch.randn(2, batch, kv_heads, room, dim, dtype=dtype)
     keys = int(mask.sum())
+    others: dict[str, Contestant] = {"SDPA over the cache": baselines.sdpa(cached)}
+    if lengths == (4224,):  # as many keys to see in a short and a long cache
+        for length in (4224, 33792):
+            others[f"KVCache of {length}"] = full_cache(query, length, spread_pivots(length, text, pivots))
     return Problem(
         (query, key, value),
         partial(ops.three_region_attention_decode, pivots=chosen, cache_seqlens=ends),
@@ -159,7 +174,7 @@ def three_region_decode(
             "masked SDPA": baselines.sdpa(mask),
             "gathered SDPA": baselines.gathered_sdpa(mask),
         },
-        {"SDPA over the cache": baselines.sdpa(cached)},
+        others,
         bytes=2 * query.element_size() * (keys * kv_heads + batch * heads) * dim,
         flops=2 * 2 * keys * heads * dim,
         exps=keys * heads,
