@@ -165,7 +165,7 @@ class Train:
     batch_size: int | None = None
     accumulate: int | None = None
     learning_rate: float | None = None
-    dtype: Literal["bfloat16", "float32"] | None = None
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
     text_weight: float | None = None
     image_weight: float | None = None
     checkpoint_activations: bool | None = None

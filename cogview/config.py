@@ -139,8 +139,8 @@ class TrainConfig:
     """Share of sequences that see only a random part of their own image tokens, so that the text has to tell."""
     truncate_text: bool = False
     """Cut captions that are too long, and count them; off: they are an error."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Compute dtype; master weights and optimizer state are float32 always."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Compute dtype; master weights and optimizer state are float32 always. float16 has a dynamic loss scale."""
     checkpoint_activations: bool = False
     compile: bool = False
     seed: int = 0
@@ -176,7 +176,7 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value >= 0, f"{name} must not be negative, got {value}")
         _require(self.text_weight + self.image_weight > 0, "text_weight and image_weight must not both be 0")
-        dtypes = ("bfloat16", "float32")
+        dtypes = ("bfloat16", "float16", "float32")
         _require(self.dtype in dtypes, f"dtype must be one of {dtypes}, got {self.dtype!r}")
 
 

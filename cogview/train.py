@@ -5,7 +5,7 @@
     result = trainer.run()    # Ctrl-C saves and returns
 
 A run of `steps` resumed anywhere has bit for bit the losses of an uninterrupted one, on the same machine and
-thread count. In bfloat16 the model itself is bfloat16, and float32 master weights take the optimizer's steps.
+thread count. In bfloat16 or float16 the model itself is so, and float32 master weights take the optimizer's steps.
 """
 
 import dataclasses
@@ -129,8 +129,7 @@ class Trainer:
                 pivots=None if pivots is None else pivots[:, rows],
                 checkpoint_activations=c.checkpoint_activations,
             )
-            ((nll * weights[rows]).sum() / total).backward()
-            self.optimizer.collect()
+            self.optimizer.backward((nll * weights[rows]).sum() / total)
             nlls.append(nll.detach())
         rate = self.learning_rate()
         taken, norm = self.optimizer.step(rate)  # a loss that is not finite has such gradients

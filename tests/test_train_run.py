@@ -62,8 +62,9 @@ def trainer(folder, config=TRAIN, model=CONFIG, data=None, validation=None) -> T
     return Trainer(GPT(model), data or Pairs(7), config, folder, validation)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_resume_is_exact(tmp_path, dtype):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_resume_is_exact(tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr("cogview.optimizer._FIRST_SCALE", 2.0**8)  # no step is skipped
     config = dataclasses.replace(TRAIN, dtype=dtype, accumulate=2, hide_context=0.5)
     straight = trainer(tmp_path / "a", config)
     expected = [straight.step() for _ in range(10)]
@@ -113,7 +114,7 @@ def test_accumulation_gives_the_same_step(tmp_path):
     assert a == pytest.approx(b, rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_learns_a_few_pairs_and_draws_them(tmp_path, dtype):
     config = TrainConfig(steps=250, batch_size=4, learning_rate=1e-2, dtype=dtype)
     model = dataclasses.replace(CONFIG, hidden_size=64, dropout=0.0)
@@ -153,8 +154,9 @@ def test_weight_decay_spares_biases_and_norms(tmp_path):
     assert len(decayed["params"]) + len(spared["params"]) == len(list(GPT(CONFIG).parameters()))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_step_that_is_not_finite_is_skipped(tmp_path, dtype):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_step_that_is_not_finite_is_skipped(tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr("cogview.optimizer._FIRST_SCALE", 2.0**8)
     t = trainer(tmp_path, dataclasses.replace(TRAIN, dtype=dtype))
     weight = t.model.transformer.final_layernorm.weight
     t.step()
@@ -168,6 +170,30 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path, dtype):
         assert torch.equal(p, before[name])
     assert np.isfinite(t.step()["loss"])
     assert t.state.skipped == 1
+
+
+def test_loss_scale_of_float16(tmp_path, monkeypatch):
+    """Halved by an overflow, doubled after a row of good steps, without effect on what is learned, kept on resuming."""
+    monkeypatch.setattr("cogview.optimizer._PATIENCE", 3)
+    config = dataclasses.replace(TRAIN, dtype="float16")
+    t = trainer(tmp_path, config)
+    t.optimizer.loss_scale = 2.0**60
+    assert np.isfinite(t.step()["loss"])  # the gradients alone overflow
+    assert (t.state.skipped, t.optimizer.loss_scale) == (1, 2.0**59)
+    norms = {}
+    for scale in (2.0**8, 2.0**12):
+        t = trainer(tmp_path, config)
+        t.optimizer.loss_scale = scale
+        norms[scale], scales = t.step()["gradient_norm"], [t.optimizer.loss_scale]
+        for _ in range(3):
+            t.step()
+            scales.append(t.optimizer.loss_scale)
+        assert scales == [scale, scale, 2 * scale, 2 * scale]
+    assert norms[2.0**8] == pytest.approx(norms[2.0**12], rel=0.01)
+    t.save()
+    again = trainer(tmp_path, config)
+    assert again.resume()
+    assert (again.optimizer.loss_scale, again.optimizer._good_steps) == (2.0**13, 1)
 
 
 def test_a_run_that_stays_broken_ends(tmp_path):
