@@ -234,15 +234,15 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print(f"{len(results['runs'])} runs are in {path}; the same command goes on")
         return 130
-    console.print(stability_report.text(results), highlight=False)
-    console.print(f"{path}, {stability_report.draw(results, path.with_suffix('.png')).name}", highlight=False)
+    picture = stability_report.draw(results, path.with_suffix(".png"))
+    console.print(f"{stability_report.text(results)}\n{path}, {picture.name}", highlight=False, soft_wrap=True)
     return 0
 
 
 def _run_missing(results: dict[str, Any], preset: Preset, device: str, path: Path) -> None:
     data, runs = Scenes(preset.scenes, preset.grid), results["runs"]
     done = {(run["rate"], run["variant"]) for run in runs}
-    columns = TextColumn("{task.description:34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description:33}"), BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, TextColumn("{task.fields[note]}")) as bar:
         for rate, variant in ((r, v) for r in preset.rates for v in VARIANTS if (r, v.name) not in done):
             task = bar.add_task(f"{variant.name}, rate {rate:g}", total=preset.steps, note="")

@@ -7,11 +7,11 @@ from typing import Any
 from cogview.data.files import written_beside
 
 LIMIT = 65504.0  # the largest float16
-COLOURS = {
-    "pre-LN": "#d62728",
-    "pre-LN + PB-relax": "#ff9f1c",
-    "Sandwich-LN": "#1f77b4",
-    "Sandwich-LN + PB-relax": "#2a9d3a",
+STYLES = {  # colour and width: lines of variants that behave alike stay visible below each other
+    "pre-LN": ("#d62728", 4.0),
+    "pre-LN + PB-relax": ("#ff9f1c", 1.6),
+    "Sandwich-LN": ("#1f77b4", 4.0),
+    "Sandwich-LN + PB-relax": ("#2a9d3a", 1.6),
 }
 
 
@@ -72,8 +72,8 @@ def verdict(run: dict[str, Any]) -> str:
 def summary(runs: list[dict[str, Any]]) -> str:
     """Whether only both together carry on, among the runs of one rate."""
     alive = [run["variant"] for run in runs if end(run) is None]
-    if len(runs) < len(COLOURS):
-        return f"{len(runs)} of {len(COLOURS)} variants have run"
+    if len(runs) < len(STYLES):
+        return f"{len(runs)} of {len(STYLES)} variants have run"
     if alive == ["Sandwich-LN + PB-relax"]:
         return "only both together carry on"
     if len(alive) == len(runs):
@@ -137,14 +137,15 @@ def draw(results: dict[str, Any], path: Path) -> Path:
 
 def _draw_run(run: dict[str, Any], axes: Any) -> Any:
     """A run's lines, with a cross where it ended; returns the first."""
-    last, style = end(run), {"color": COLOURS[run["variant"]], "linewidth": 1.6}
+    last, (colour, width) = end(run), STYLES[run["variant"]]
+    style = {"color": colour, "linewidth": width, "solid_capstyle": "round"}
     finite = run["steps"][: last and last - 1]
     for ax, place in zip(axes, ("main", "scores"), strict=False):
         (line,) = ax.plot(range(1, len(finite) + 1), [largest(step, place) for step in finite], **style)
         if last is not None and (run["steps"][last - 1]["overflow"]["place"] == "attention scores") == (
             place == "scores"
         ):
-            ax.plot([len(finite), last], [largest(finite[-1], place), LIMIT], linestyle=":", **style)
-            ax.plot(last, LIMIT, "X", markersize=9, color=style["color"])
+            ax.plot([len(finite), last], [largest(finite[-1], place), LIMIT], **style)
+            ax.plot(last, LIMIT, "X", markersize=7 + 2 * width, color=colour)
     axes[2].plot(range(1, len(finite[-1]["main"]) + 1), finite[-1]["main"], **style)
     return line
