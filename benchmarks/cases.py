@@ -183,7 +183,7 @@ def three_region_decode(
     )
 
 
-UNFOLDED = 2**28  # bytes of copied keys up to which F.unfold is run
+UNFOLDED = 2**30  # bytes of copied keys up to which F.unfold is run
 
 
 def local_2d(
