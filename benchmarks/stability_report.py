@@ -65,7 +65,8 @@ def verdict(run: dict[str, Any]) -> str:
     before = [i for i, step in enumerate(steps[: last and last - 1], 1) if step["overflow"]]
     earlier = f"; {len(before)} overflows without consequence from step {before[0]} on" if before else ""
     if last is None:
-        return f"carries on, {len(steps)} steps, loss {steps[0]['loss']:.2f} to {steps[-1]['loss']:.2f}{earlier}"
+        losses = [step["loss"] for step in steps if step["loss"] is not None]
+        return f"carries on, {len(steps)} steps, loss {losses[0]:.2f} to {losses[-1]:.2f}{earlier}"
     return "overflows at step {0}, {place} of layer {layer}{1}".format(last, earlier, **steps[last - 1]["overflow"])
 
 
@@ -136,10 +137,10 @@ def draw(results: dict[str, Any], path: Path) -> Path:
 
 
 def _draw_run(run: dict[str, Any], axes: Any) -> Any:
-    """A run's lines, with a cross where it ended; returns the first."""
+    """A run's lines, with a cross where it ended; returns one of them."""
     last, (colour, width) = end(run), STYLES[run["variant"]]
     style = {"color": colour, "linewidth": width, "solid_capstyle": "round"}
-    finite = run["steps"][: last and last - 1]
+    finite = run["steps"][: last and last - 1] or run["steps"][:1]  # of a first step that overflows: what was finite
     for ax, place in zip(axes, ("main", "scores"), strict=False):
         (line,) = ax.plot(range(1, len(finite) + 1), [largest(step, place) for step in finite], **style)
         if last is not None and (run["steps"][last - 1]["overflow"]["place"] == "attention scores") == (

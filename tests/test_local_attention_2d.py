@@ -32,6 +32,21 @@ SOME = [BY_LABEL[x] for x in ("row", "three_by_three", "strict_column", "coarse_
                               "dilated_causal", "shifted_sets")]  # fmt: skip
 
 
+def test_phases_that_skip_coarse_keys_share_no_query() -> None:
+    """Dilation leaves coarse keys that a phase does not see between those that it sees: no gradient may be lost."""
+    q, k, v, coarse_k, coarse_v = inputs = torch.randn(5, 1, 1, 1024, 16, dtype=torch.float64, requires_grad=True)
+
+    def gradient(impl: str) -> Tensor:
+        out = local_attention_2d(q, k, v, grid=(32, 32), kernel_size=(3, 3), dilation=4, coarse_key=coarse_k,
+                                 coarse_value=coarse_v, coarse_grid=(32, 32), coarse_kernel_size=(1, 1),
+                                 impl=impl)  # fmt: skip
+        return torch.autograd.grad(out.sin().sum(), inputs)[0]
+
+    expected = gradient("reference")
+    for _ in range(50):
+        torch.testing.assert_close(gradient("cpp"), expected, rtol=0, atol=1e-12)
+
+
 @each_impl(OP, LOCAL_2D)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_truth(impl: str, case: Case, dtype: torch.dtype) -> None:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks import stability, stability_report
 from benchmarks.stability import VARIANTS, Preset, Scenes, Variant, build, first_overflow, train
@@ -102,6 +103,8 @@ def test_verdicts_follow_the_records() -> None:
     once = "; 1 overflows without consequence from step 1 on"
     assert stability_report.verdict(scores) == f"overflows at step 3, attention scores of layer 2{once}"
     assert stability_report.verdict(mended).startswith("carries on, 3 steps")
+    first = run("pre-LN + PB-relax", [None, 5.0, 3.0], {1: {}})
+    assert stability_report.verdict(first).startswith("carries on, 3 steps, loss 5.00 to 3.00")
     assert "only both" not in stability_report.summary([late, scores, both])
     others = stability_report.summary([late, mended, scores, both])
     assert others == f"it is not only both together that carry on, but {mended['variant']} and {both['variant']}"
@@ -109,6 +112,12 @@ def test_verdicts_follow_the_records() -> None:
     assert stability_report.summary([late, broken, scores, both]) == "only both together carry on"
     assert stability_report.summary([both] * 4).startswith("all carry on")
     assert stability_report.reached(late, "scores") == 4
+
+
+def test_a_run_that_overflows_at_once_is_drawn() -> None:
+    axes = Figure().subplots(1, 3)
+    stability_report._draw_run(run("pre-LN", [None], {1: {}}), axes)
+    assert [list(line.get_xdata()) for line in axes[0].lines if line.get_marker() == "X"] == [[1]]
 
 
 def test_runs_are_kept_judged_drawn_and_not_repeated(tmp_path, monkeypatch, capsys, threads) -> None:

@@ -6,7 +6,7 @@ for dq, and patches of keys for dk and dv: no atomics, the same bits each time.
 
 Per head, with 9 x 9 windows on 64 x 64, D = 64, 16 bits: 64 queries (8 x 8) and a box of 16 x 16 keys, so 4 tiles of
 64 keys hold the 81 that a query sees. Memory: q, k, v, out once, 2.1 MB (halos come from the L2 cache: 4 times k and v,
-4.2 MB). Products: 4 * 4096 * 256 * 64 = 0.27 GFLOP. On an H200 (4.4 TB/s measured copy, 600 TFLOP/s with wgmma,
+4.2 MB). Products: 4 * 4096 * 256 * 64 = 0.27 GFLOP. On an H200 (4.4 TB/s copied, 600 TFLOP/s with wgmma,
 3.6 T exponentials/s) 0.5, 0.45 and 0.29 us: all three near one another, and masks (4 integer comparisons per score,
 0.2 us) are not free. Backward reads q, k, v, out, dout and writes dq, dk, dv: 4.2 MB, 1 us, and seven products,
 0.94 GFLOP, 1.6 us.

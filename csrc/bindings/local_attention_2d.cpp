@@ -31,7 +31,10 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
   a.batch = q.size(0), a.heads = q.size(1), a.seqlen_q = q.size(2), a.head_dim = q.size(3), a.kv_heads = k.size(1);
   STD_TORCH_CHECK(a.kv_heads > 0 && a.heads % a.kv_heads == 0, "key: heads do not divide query's");
   a.grid = pair(o.grid, "grid"), a.kernel = pair(o.kernel, "kernel_size");
-  STD_TORCH_CHECK(a.grid.h > 0 && a.grid.w > 0 && a.kernel.h > 0 && a.kernel.w > 0, "grid: expected sizes above 0");
+  STD_TORCH_CHECK(a.grid.h > 0 && a.grid.w > 0, "grid: expected sizes above 0");
+  STD_TORCH_CHECK(a.kernel.h > 0 && a.kernel.h % 2 && a.kernel.w > 0 && a.kernel.w % 2,
+                  "kernel_size: expected odd sizes");
+  STD_TORCH_CHECK(!(o.shift && o.raster_causal), "edge: shifted windows are not raster-causal");
   const int64_t tokens = a.grid.h * a.grid.w;
   a.q = view(q), a.k = key_view(k, "key", q, a.kv_heads, tokens), a.v = key_view(v, "value", q, a.kv_heads, tokens);
   a.dilation = pair(o.dilation, "dilation"), a.shift = o.shift, a.raster_causal = o.raster_causal;
@@ -42,8 +45,9 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
   STD_TORCH_CHECK(!a.shift || (a.kernel.h * a.dilation.h <= a.grid.h && a.kernel.w * a.dilation.w <= a.grid.w),
                   "kernel_size: expected a dilated window inside the grid");
   a.prefix_bias = o.prefix_bias, a.coarse_bias = o.coarse_bias, a.scale = o.scale;
+  STD_TORCH_CHECK(s.prefix_k.has_value() == s.prefix_v.has_value(), "prefix_value: expected with prefix_key");
+  STD_TORCH_CHECK(s.coarse_k.has_value() == s.coarse_v.has_value(), "coarse_value: expected with coarse_key");
   if (s.prefix_k) {
-    STD_TORCH_CHECK(s.prefix_v.has_value(), "prefix_value: expected with prefix_key");
     a.prefix_len = s.prefix_k->size(2);
     a.prefix_k = key_view(*s.prefix_k, "prefix_key", q, a.kv_heads, -1);
     a.prefix_v = key_view(*s.prefix_v, "prefix_value", q, a.kv_heads, a.prefix_len);
@@ -56,7 +60,6 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
     }
   }
   if (s.coarse_k) {
-    STD_TORCH_CHECK(s.coarse_v.has_value(), "coarse_value: expected with coarse_key");
     a.coarse_grid = pair(o.coarse_grid, "coarse_grid"), a.coarse_kernel = pair(o.coarse_kernel, "coarse_kernel_size");
     const Grid c = a.coarse_grid;
     STD_TORCH_CHECK(c.h > 0 && c.w > 0 && a.grid.h % c.h == 0 && a.grid.w % c.w == 0,
@@ -76,11 +79,9 @@ void plan(LocalArgs& a) {
   choose_patches(first.y, first.x, &a.queries, &a.keys);
   a.queries.forward = choose_group(first.grid(), a.queries, heads, 16, 4 * num_threads());
   a.keys.backward = choose_group(first.grid(), a.keys, pairs * a.phases(), 8, enough);
-  a.keys.colors = choose_colors(a, a.keys, false);
   if (a.coarse_grid.h) {
     choose_patches(first.coarse_y, first.coarse_x, nullptr, &a.coarse);
     a.coarse.backward = choose_group(a.coarse_grid, a.coarse, pairs, 8, enough);
-    a.coarse.colors = choose_colors(a, a.coarse, true);
   }
 }
 
@@ -164,7 +165,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
     run_items(COGVIEW_PICK(local_2d_grad_prefix), a, pairs * a.prefix_chunks);
     run_items(COGVIEW_PICK(local_2d_finish_prefix), a, pairs * a.prefix_tiles());
   }
-  if (a.coarse_grid.h) run_colors(COGVIEW_PICK(local_2d_grad_coarse), a, a.coarse, a.coarse_grid, pairs);
+  if (a.coarse_grid.h) {
+    a.coarse.colors = choose_colors(a, a.coarse, true);
+    run_colors(COGVIEW_PICK(local_2d_grad_coarse), a, a.coarse, a.coarse_grid, pairs);
+  }
+  a.keys.colors = choose_colors(a, a.keys, false);
   run_colors(COGVIEW_PICK(local_2d_grad_key), a, a.keys, a.phase_grid(), pairs * a.phases());
   run_items(COGVIEW_PICK(local_2d_finish), a, patches);
   return {dq, dk, dv, prefix_dk, prefix_dv, coarse_dk, coarse_dv};

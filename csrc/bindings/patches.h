@@ -66,15 +66,17 @@ Grid choose_group(Grid grid, const Patches& p, int64_t heads, int64_t most, int6
 
 // The least distance between groups of `group` pieces of keys that share no piece of queries.
 int64_t colors(const Axis& axis, Cut keys, int64_t group, Cut queries) {
-  std::vector<Span> seen;
+  std::vector<Span> seen;  // of each group; a phase may have no query that sees it
   for (int64_t i = 0; i < keys.count(axis.keys); i += group) {
     const Span by = axis.seen_by(Span{keys.piece(i).lo, keys.piece(i + group - 1).hi}.within(axis.keys));
-    if (!by.empty()) seen.push_back(queries.pieces(by));
+    seen.push_back(by.empty() ? Span{} : queries.pieces(by));
   }
-  int64_t n = 1;
+  const auto share = [&](size_t i, size_t j) { return !seen[i].within(seen[j]).empty(); };
+  size_t n = 1;
   for (size_t i = 0; i < seen.size(); ++i)
-    while (i + n < seen.size() && seen[i + n].lo < seen[i].hi) ++n;
-  return n;
+    for (size_t j = i + n; j < seen.size(); ++j)
+      if (share(i, j)) n = j - i + 1;
+  return int64_t(n);
 }
 
 // Of all phases together.

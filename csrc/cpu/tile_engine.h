@@ -94,7 +94,7 @@ inline void each_part(const Parts& parts, int rows, Before&& before, F&& f, Afte
 // Rows of accumulators times a factor each, in the tensor's dtype.
 template <class T>
 inline void write_row(const Acc<T>* acc, Acc<T> factor, int d, T* out) {
-  each<Acc<T>>(d, [&](int64_t j, auto n) { put(out + j, load(acc + j) * factor, n); });
+  each<Acc<T>>(d, [&](int64_t j, auto n) { put(out + j, load(acc + j, n) * factor, n); });
 }
 
 // One row of scores against its running maximum m: adds to `total`, and hands two vectors of probabilities at a time to

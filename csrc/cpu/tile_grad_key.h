@@ -31,7 +31,7 @@ struct GradKey {
       pack_b(douts, d, dout, ld);
       for (int c = 0; c < kTile; ++c) {
         const bool exists = c < queries.count;
-        lse[c] = exists ? all_lse[queries.index[c]] * A(kLog2e) : A(0);
+        lse[c] = exists ? all_lse[queries.index[c]] * A(kLog2e) : -kNone<A>;  // probability 0
         delta[c] = exists ? all_delta[queries.index[c]] : A(0);
       }
     }
