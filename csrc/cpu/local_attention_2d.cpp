@@ -16,20 +16,6 @@ uint64_t prefix_bits(const LocalArgs& a, int64_t b, int64_t first) {
   for (int64_t c = 0; c < n; ++c) bits |= uint64_t(a.prefix_mask[b * a.prefix_len + first + c]) << c;
   return bits;
 }
-int prefix_rows(const LocalArgs& a, int64_t first, int64_t* index) {
-  const int n = int(a.prefix_len - first < kTile ? a.prefix_len - first : kTile);
-  for (int r = 0; r < n; ++r) index[r] = first + r;
-  return n;
-}
-
-template <class T>
-Acc<T>* stat(void* p, const LocalArgs& a, int64_t b, int64_t h) {
-  return p ? static_cast<Acc<T>*>(p) + (b * a.heads + h) * a.seqlen_q : nullptr;
-}
-template <class T>
-RowSet<T> rows_of(const Tensor4& x, int64_t b, int64_t h, const int64_t* index, int n) {
-  return {x.at<T>(b, h), x.stride[2], index, n};
-}
 
 // ---- forward ----
 
@@ -47,13 +33,9 @@ struct QueryGroup {
         phase(a, number / (groups.h * groups.w)),
         own(group_of(a.queries, phase.grid(), a.queries.forward, number / groups.w % groups.h, number % groups.w)) {
     if (!own.count()) return;
-    const Patch all = bounds(own);
-    coarse = a.coarse_grid.h
-                 ? pieces_of(a.coarse, a.coarse_grid, phase.coarse_y.windows(all.y), phase.coarse_x.windows(all.x))
-                 : Pieces{};
-    Span y = phase.y.windows(all.y);
-    if (a.raster_causal && all.y.hi < y.hi) y.hi = all.y.hi;
-    local = pieces_of(a.keys, phase.grid(), y, phase.x.windows(all.x));
+    const Owner all = owner(bounds(own));
+    coarse = pieces_of(a.coarse, a.coarse_grid, all.coarse.y, all.coarse.x);
+    local = pieces_of(a.keys, phase.grid(), all.local.y, all.local.x);
   }
   int64_t tiles() const { return a.prefix_tiles() + coarse.count() + local.count(); }
 
@@ -71,7 +53,7 @@ struct QueryGroup {
     };
     if (number < a.prefix_tiles()) {
       tile.valid = prefix_bits(a, b, number * kTile);
-      as(a.prefix_k, a.prefix_v, prefix_rows(a, number * kTile, index));
+      as(a.prefix_k, a.prefix_v, rows_from(number * kTile, a.prefix_len, index));
     } else if (number < a.prefix_tiles() + coarse.count()) {
       as(a.coarse_k, a.coarse_v, patch.list(0, a.coarse_grid.w, 1, index));
     } else {
@@ -83,11 +65,10 @@ struct QueryGroup {
   struct Owner {
     Patch rows, coarse, local;
   };
-  Owner owner(int64_t o) const {
-    Owner x{own[o], {}, {}};
-    if (coarse.count()) x.coarse = {phase.coarse_y.windows(x.rows.y), phase.coarse_x.windows(x.rows.x)};
-    x.local = {phase.y.windows(x.rows.y), phase.x.windows(x.rows.x)};
-    if (a.raster_causal && x.rows.y.hi < x.local.y.hi) x.local.y.hi = x.rows.y.hi;
+  Owner owner(const Patch& rows) const {
+    Owner x{rows, {}, {phase.y.windows(rows.y), phase.x.windows(rows.x)}};
+    if (a.coarse_grid.h) x.coarse = {phase.coarse_y.windows(rows.y), phase.coarse_x.windows(rows.x)};
+    if (a.raster_causal && rows.y.hi < x.local.y.hi) x.local.y.hi = rows.y.hi;
     return x;
   }
 
@@ -125,7 +106,7 @@ void forward(const LocalArgs& a, int64_t item, char* scratch) {
   Patch patch[kBatch];
   int64_t index[kTile];
   for (int o = 0; o < owners; ++o) {
-    owner[o] = it.owner(o);
+    owner[o] = it.owner(it.own[o]);
     const int n = owner[o].rows.list(it.phase, index);
     group.owners[o].begin(rows_of<T>(a.q, b, h, index, n), a.scale);
   }
@@ -187,7 +168,7 @@ void decode(const LocalArgs& a, int64_t item, char* scratch) {
     const auto as = [&](const Tensor4& k, const Tensor4& v, int n) {
       return Columns<T>{rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n)};
     };
-    if (number < a.prefix_tiles()) return as(a.prefix_k, a.prefix_v, prefix_rows(a, number * kTile, index));
+    if (number < a.prefix_tiles()) return as(a.prefix_k, a.prefix_v, rows_from(number * kTile, a.prefix_len, index));
     if (number < before)
       return as(a.coarse_k, a.coarse_v,
                 cells(coarse, (number - a.prefix_tiles()) * kTile, coarse.count(), index,
@@ -238,15 +219,8 @@ void prepare(const LocalArgs& a, int64_t item, char*) {
   const int64_t b = item / a.query_patches() / a.heads;
   const QueryPatch it(a, number);
   std::memset(static_cast<void*>(dq_patch<T>(a, b, h, number)), 0, sizeof(Acc<T>) * a.dq_patch_size());
-  const Acc<T>* dlse = stat<T>(a.dlse, a, b, h);
   int64_t index[kTile];
-  const int n = it.patch.list(it.phase, index);
-  for (int r = 0; r < n; ++r) {
-    const int64_t i = index[r];
-    stat<T>(a.delta, a, b, h)[i] =
-        row_dot(a.dout.at<T>(b, h) + i * a.dout.stride[2], a.out.at<T>(b, h) + i * a.out.stride[2], int(a.head_dim)) -
-        (dlse ? dlse[i] : 0);
-  }
+  set_delta<T>(a, b, h, index, it.patch.list(it.phase, index));
 }
 
 template <class T>
@@ -285,11 +259,6 @@ void meet_queries(const LocalArgs& a, int64_t b, int64_t kv, Group<T, GradKey>& 
         });
 }
 
-// A patch of keys, and the cells that see it.
-struct Seen {
-  Patch rows, by;
-};
-
 template <class T>
 void begin_keys(const LocalArgs& a, GradKey<T>& owner, const Tensor4& k, const Tensor4& v, int64_t b, int64_t kv,
                 const int64_t* index, int n) {
@@ -308,7 +277,8 @@ void grad_prefix(const LocalArgs& a, int64_t item, char* scratch) {
     Group<T, GradKey> group(Arena{scratch}, int(d), owners);
     int64_t index[kTile];
     for (int o = 0; o < owners; ++o)
-      begin_keys(a, group.owners[o], a.prefix_k, a.prefix_v, b, kv, index, prefix_rows(a, first + o * kTile, index));
+      begin_keys(a, group.owners[o], a.prefix_k, a.prefix_v, b, kv, index,
+                 rows_from(first + o * kTile, a.prefix_len, index));
     meet_queries<T>(
         a, b, kv, group, owners, to - from, a.prefix_bias, [&](int64_t i) { return from + i; },
         [&](int o, const Patch& queries, auto&& step) {
@@ -343,89 +313,81 @@ void finish_prefix(const LocalArgs& a, int64_t item, char*) {
   }
 }
 
-template <class T>
-void finish_keys(GradKey<T>& owner, const Tensor4& dk, const Tensor4& dv, int64_t b, int64_t kv, const int64_t* index) {
-  for (int r = 0; r < owner.rows; ++r)
-    owner.finish(r, dk.at<T>(b, kv) + index[r] * dk.stride[2], dv.at<T>(b, kv) + index[r] * dv.stride[2]);
+// A grid of keys: its cell (y, x) is row first + y * down + x * right of the tensors.
+struct KeyGrid {
+  const Patches& cut;
+  Grid grid;
+  int64_t first, down, right;
+  const Tensor4 &k, &v, &dk, &dv;
+  double bias;
+};
+struct Axes {
+  const Axis &y, &x;
+};
+
+// Group `number` of the patches of keys of a color, and the queries of the phases [from, to) that see them.
+template <class T, class AxesOf>
+void grad_patches(const LocalArgs& a, int64_t pair, const KeyGrid& keys, int64_t number, Grid groups, int64_t from,
+                  int64_t to, Order order, char* scratch, AxesOf&& axes_of) {
+  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads;
+  const Patches& cut = keys.cut;
+  const Pieces own = group_of(cut, keys.grid, cut.backward, number / groups.w * cut.colors.h + cut.color.h,
+                              number % groups.w * cut.colors.w + cut.color.w);
+  const int owners = int(own.count());
+  if (!owners) return;  // a smaller phase
+  Group<T, GradKey> group(Arena{scratch}, int(a.head_dim), owners);
+  const auto list = [&](int o, int64_t* index) { return own[o].list(keys.first, keys.down, keys.right, index); };
+  int64_t index[kTile];
+  for (int o = 0; o < owners; ++o) begin_keys(a, group.owners[o], keys.k, keys.v, b, kv, index, list(o, index));
+  for (int64_t n = from; n < to; ++n) {
+    const Phase phase(a, n);
+    const Axes axes = axes_of(phase);
+    const auto seen_by = [&](const Patch& rows) {
+      Patch by{axes.y.seen_by(rows.y), axes.x.seen_by(rows.x)};
+      if (order == Order::columns_after && rows.y.lo > by.y.lo) by.y.lo = rows.y.lo;
+      return by;
+    };
+    Patch rows[kGroup], by[kGroup];
+    for (int o = 0; o < owners; ++o) rows[o] = own[o], by[o] = seen_by(rows[o]);
+    const Patch all = seen_by(bounds(own));
+    const Pieces queries = pieces_of(a.queries, phase.grid(), all.y, all.x);
+    meet_queries<T>(
+        a, b, kv, group, owners, queries.count(), keys.bias,
+        [&](int64_t i) { return n * a.patches_of_phase() + queries.number(i, a.queries.x.count(a.phase_grid().w)); },
+        [&](int o, const Patch& patch, auto&& step) {
+          if (!meet(by[o], patch)) return;
+          uint64_t mask[kTile];
+          step(masks(
+              rows[o], patch, order, mask, [&](int64_t y) { return axes.y.seen(y); },
+              [&](int64_t x) { return axes.x.seen(x); }));
+        });
+  }
+  for (int o = 0; o < owners; ++o) {
+    list(o, index);
+    for (int r = 0; r < group.owners[o].rows; ++r)
+      group.owners[o].finish(r, keys.dk.at<T>(b, kv) + index[r] * keys.dk.stride[2],
+                             keys.dv.at<T>(b, kv) + index[r] * keys.dv.stride[2]);
+  }
 }
 
 template <class T>
 void grad_coarse(const LocalArgs& a, int64_t item, char* scratch) {
-  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads;
-  const Patches& cut = a.coarse;
-  const int64_t number = item / pairs, across = groups_of_color(a.coarse_grid, cut).w;
-  const Pieces own = group_of(cut, a.coarse_grid, cut.backward, number / across * cut.colors.h + cut.color.h,
-                              number % across * cut.colors.w + cut.color.w);
-  const int owners = int(own.count());
-  const Patch all = bounds(own);
-  Group<T, GradKey> group(Arena{scratch}, int(a.head_dim), owners);
-  int64_t index[kTile];
-  for (int o = 0; o < owners; ++o)
-    begin_keys(a, group.owners[o], a.coarse_k, a.coarse_v, b, kv, index, own[o].list(0, a.coarse_grid.w, 1, index));
-  for (int64_t n = 0; n < a.phases(); ++n) {
-    const Phase phase(a, n);
-    Seen seen[kGroup];
-    for (int o = 0; o < owners; ++o) {
-      const Patch rows = own[o];
-      seen[o] = {rows, {phase.coarse_y.seen_by(rows.y), phase.coarse_x.seen_by(rows.x)}};
-    }
-    const Pieces queries =
-        pieces_of(a.queries, phase.grid(), phase.coarse_y.seen_by(all.y), phase.coarse_x.seen_by(all.x));
-    meet_queries<T>(
-        a, b, kv, group, owners, queries.count(), a.coarse_bias,
-        [&](int64_t i) { return n * a.patches_of_phase() + queries.number(i, a.queries.x.count(a.phase_grid().w)); },
-        [&](int o, const Patch& patch, auto&& step) {
-          if (!meet(seen[o].by, patch)) return;
-          uint64_t mask[kTile];
-          step(masks(
-              seen[o].rows, patch, Order::none, mask, [&](int64_t y) { return phase.coarse_y.seen(y); },
-              [&](int64_t x) { return phase.coarse_x.seen(x); }));
-        });
-  }
-  for (int o = 0; o < owners; ++o) {
-    own[o].list(0, a.coarse_grid.w, 1, index);
-    finish_keys(group.owners[o], a.coarse_dk, a.coarse_dv, b, kv, index);
-  }
+  const int64_t pairs = a.batch * a.kv_heads;
+  const KeyGrid keys{a.coarse,   a.coarse_grid, 0,           a.coarse_grid.w, 1,
+                     a.coarse_k, a.coarse_v,    a.coarse_dk, a.coarse_dv,     a.coarse_bias};
+  grad_patches<T>(a, item % pairs, keys, item / pairs, groups_of_color(keys.grid, keys.cut), 0, a.phases(), Order::none,
+                  scratch, [](const Phase& p) { return Axes{p.coarse_y, p.coarse_x}; });
 }
 
 template <class T>
 void grad_key(const LocalArgs& a, int64_t item, char* scratch) {
-  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads;
-  const Patches& cut = a.keys;
-  const Grid groups = groups_of_color(a.phase_grid(), cut);
+  const int64_t pairs = a.batch * a.kv_heads;
+  const Grid groups = groups_of_color(a.phase_grid(), a.keys);
   const int64_t n = item / pairs / (groups.h * groups.w), number = item / pairs % (groups.h * groups.w);
   const Phase phase(a, n);
-  const Pieces own = group_of(cut, phase.grid(), cut.backward, number / groups.w * cut.colors.h + cut.color.h,
-                              number % groups.w * cut.colors.w + cut.color.w);
-  const int owners = int(own.count());
-  if (!owners) return;
-  const Patch all = bounds(own);
-  Group<T, GradKey> group(Arena{scratch}, int(a.head_dim), owners);
-  int64_t index[kTile];
-  Seen seen[kGroup];
-  for (int o = 0; o < owners; ++o) {
-    const Patch rows = own[o];
-    seen[o] = {rows, {phase.y.seen_by(rows.y), phase.x.seen_by(rows.x)}};
-    if (a.raster_causal && rows.y.lo > seen[o].by.y.lo) seen[o].by.y.lo = rows.y.lo;
-    begin_keys(a, group.owners[o], a.k, a.v, b, kv, index, rows.list(phase, index));
-  }
-  Span y = phase.y.seen_by(all.y);
-  if (a.raster_causal && all.y.lo > y.lo) y.lo = all.y.lo;
-  const Pieces queries = pieces_of(a.queries, phase.grid(), y, phase.x.seen_by(all.x));
-  meet_queries<T>(
-      a, b, kv, group, owners, queries.count(), 0.0,
-      [&](int64_t i) { return n * a.patches_of_phase() + queries.number(i, a.queries.x.count(a.phase_grid().w)); },
-      [&](int o, const Patch& patch, auto&& step) {
-        if (!meet(seen[o].by, patch)) return;
-        uint64_t mask[kTile];
-        step(masks(
-            seen[o].rows, patch, a.raster_causal ? Order::columns_after : Order::none, mask,
-            [&](int64_t i) { return phase.y.seen(i); }, [&](int64_t j) { return phase.x.seen(j); }));
-      });
-  for (int o = 0; o < owners; ++o) {
-    own[o].list(phase, index);
-    finish_keys(group.owners[o], a.dk, a.dv, b, kv, index);
-  }
+  const KeyGrid keys{a.keys, phase.grid(), phase.first, phase.down, phase.right, a.k, a.v, a.dk, a.dv, 0.0};
+  grad_patches<T>(a, item % pairs, keys, number, groups, n, n + 1, a.raster_causal ? Order::columns_after : Order::none,
+                  scratch, [](const Phase& p) { return Axes{p.y, p.x}; });
 }
 
 }  // namespace

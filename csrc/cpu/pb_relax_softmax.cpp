@@ -22,15 +22,6 @@ inline uint64_t mask_bits(const bool* mask, int64_t stride, int n) {
   return bits;
 }
 
-// 2^x; what is rounded to 16 bits needs no more than 18 of them.
-template <class T, class A = Acc<T>>
-Vec<A> power_of_two(Vec<A> x) {
-  if constexpr (sizeof(T) == 2)
-    return exp2v<4>(x);
-  else
-    return exp2v(x);
-}
-
 template <class T, bool masked>
 void forward_row(const SoftmaxArgs& a, int64_t i, int64_t next, Acc<T>* kept) {
   using A = Acc<T>;
@@ -57,10 +48,10 @@ void forward_row(const SoftmaxArgs& a, int64_t i, int64_t next, Acc<T>* kept) {
   if (!any) return each<A>(a.cols, [&](int64_t j, auto count) { put(y + j, Vec<A>{}, count); });
 
   const A shift = hmax(vmax(vmax(peaks[0][0], peaks[1][0]), vmax(peaks[2][0], peaks[3][0])));
-  const A scale = A(a.alpha * 1.44269504088896340736);
+  const A scale = A(a.alpha * kLog2e);
   const auto total = sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* acc) {
     __builtin_prefetch(ahead + j);
-    const Vec<A> e = power_of_two<T>((visible(j, count) - shift) * scale);
+    const Vec<A> e = exp2v<kExpDegree<T>>((visible(j, count) - shift) * scale);
     put(kept + j, e, count);
     acc[0] += e;
   });
@@ -114,21 +105,11 @@ void backward_rows(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) {
 
 }  // namespace
 
-#define COGVIEW_BY_DTYPE(kernel)                    \
-  switch (a.dtype) {                                \
-    case Dtype::f64:                                \
-      return kernel<double>(a, begin, end, slot);   \
-    case Dtype::f32:                                \
-      return kernel<float>(a, begin, end, slot);    \
-    case Dtype::bf16:                               \
-      return kernel<BFloat16>(a, begin, end, slot); \
-    case Dtype::f16:                                \
-      return kernel<Half>(a, begin, end, slot);     \
-  }
-
-void pb_relax_softmax_fwd(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) { COGVIEW_BY_DTYPE(forward_rows) }
+void pb_relax_softmax_fwd(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) {
+  by_dtype(a.dtype, [&](auto x) { forward_rows<decltype(x)>(a, begin, end, slot); });
+}
 void pb_relax_softmax_bwd(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) {
-  COGVIEW_BY_DTYPE(backward_rows)
+  by_dtype(a.dtype, [&](auto x) { backward_rows<decltype(x)>(a, begin, end, slot); });
 }
 
 }  // namespace COGVIEW_ISA

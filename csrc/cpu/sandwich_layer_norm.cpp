@@ -255,22 +255,14 @@ void backward_blocks(const NormArgs& a, int64_t begin, int64_t end, int slot) {
 
 }  // namespace
 
-#define COGVIEW_BY_DTYPE(kernel)                    \
-  switch (a.dtype) {                                \
-    case Dtype::f64:                                \
-      return kernel<double>(a, begin, end, slot);   \
-    case Dtype::f32:                                \
-      return kernel<float>(a, begin, end, slot);    \
-    case Dtype::bf16:                               \
-      return kernel<BFloat16>(a, begin, end, slot); \
-    case Dtype::f16:                                \
-      return kernel<Half>(a, begin, end, slot);     \
-  }
-
-void layer_norm_peaks(const NormArgs& a, int64_t begin, int64_t end, int slot) { COGVIEW_BY_DTYPE(peak_rows) }
-void sandwich_layer_norm_fwd(const NormArgs& a, int64_t begin, int64_t end, int slot) { COGVIEW_BY_DTYPE(forward_rows) }
+void layer_norm_peaks(const NormArgs& a, int64_t begin, int64_t end, int slot) {
+  by_dtype(a.dtype, [&](auto x) { peak_rows<decltype(x)>(a, begin, end, slot); });
+}
+void sandwich_layer_norm_fwd(const NormArgs& a, int64_t begin, int64_t end, int slot) {
+  by_dtype(a.dtype, [&](auto x) { forward_rows<decltype(x)>(a, begin, end, slot); });
+}
 void sandwich_layer_norm_bwd(const NormArgs& a, int64_t begin, int64_t end, int slot) {
-  COGVIEW_BY_DTYPE(backward_blocks)
+  by_dtype(a.dtype, [&](auto x) { backward_blocks<decltype(x)>(a, begin, end, slot); });
 }
 
 }  // namespace COGVIEW_ISA

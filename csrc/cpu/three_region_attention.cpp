@@ -48,21 +48,6 @@ struct Geometry {
   }
 };
 
-int rows_from(int64_t first, int64_t end, int64_t* index) {
-  const int n = int(end - first < kTile ? end - first : kTile);
-  for (int r = 0; r < n; ++r) index[r] = first + r;
-  return n;
-}
-
-template <class T>
-Acc<T>* stat(void* p, const ThreeRegionArgs& a, int64_t b, int64_t h) {
-  return p ? static_cast<Acc<T>*>(p) + (b * a.heads + h) * a.seqlen_q : nullptr;
-}
-template <class T>
-RowSet<T> rows_of(const Tensor4& x, int64_t b, int64_t h, const int64_t* index, int n) {
-  return {x.at<T>(b, h), x.stride[2], index, n};
-}
-
 // The queries [first, end) of a sample, and the tiles of keys they see: pivots first, then windows, cut at multiples of
 // 64. Row t stands at position offset + t.
 struct Queries {
@@ -269,14 +254,11 @@ Acc<T>* pivot_part(void* parts, const ThreeRegionArgs& a, int64_t b, int64_t kv,
 
 template <class T>
 void prepare(const ThreeRegionArgs& a, int64_t item, char*) {
-  const int64_t b = item / a.query_tiles() / a.heads, h = item / a.query_tiles() % a.heads, d = a.head_dim;
+  const int64_t b = item / a.query_tiles() / a.heads, h = item / a.query_tiles() % a.heads;
   const int64_t number = item % a.query_tiles();
   std::memset(static_cast<void*>(dq_tile<T>(a, b, h, number)), 0, sizeof(Acc<T>) * a.dq_tile_size());
-  const Acc<T>* dlse = stat<T>(a.dlse, a, b, h);
-  Acc<T>* delta = stat<T>(a.delta, a, b, h);
-  for (int64_t i = number * kTile; i < a.seqlen_q && i < (number + 1) * kTile; ++i)
-    delta[i] = row_dot(a.dout.at<T>(b, h) + i * a.dout.stride[2], a.out.at<T>(b, h) + i * a.out.stride[2], int(d)) -
-               (dlse ? dlse[i] : 0);
+  int64_t index[kTile];
+  set_delta<T>(a, b, h, index, rows_from(number * kTile, a.seqlen_q, index));
 }
 
 template <class T>

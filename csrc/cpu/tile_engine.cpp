@@ -14,17 +14,7 @@ int64_t bytes(int d) {
 }  // namespace
 
 int64_t tile_scratch(Dtype dtype, int64_t head_dim) {
-  const int d = int(head_dim);
-  switch (dtype) {
-    case Dtype::f64:
-      return bytes<double>(d);
-    case Dtype::f32:
-      return bytes<float>(d);
-    case Dtype::bf16:
-      return bytes<BFloat16>(d);
-    default:
-      return bytes<Half>(d);
-  }
+  return by_dtype(dtype, [&](auto x) { return bytes<decltype(x)>(int(head_dim)); });
 }
 
 }  // namespace COGVIEW_ISA

@@ -17,14 +17,10 @@ namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
 
-constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 template <class A>
 constexpr A kNone = -std::numeric_limits<A>::infinity();
 // Scores up to this size need no maximum: 2^s and sums of 2^s times values of up to 2^50 stay inside float's range.
 constexpr double kBounded = 60;
-// What the probabilities of a dtype are rounded to decides how well 2^x has to be known.
-template <class T>
-constexpr int kExpDegree = sizeof(T) == 2 ? 4 : 6;
 
 // Bits [lo, hi) of a word; both may lie outside of it.
 inline uint64_t range_bits(int64_t lo, int64_t hi) {
@@ -177,6 +173,34 @@ inline Acc<T> row_dot(const T* x, const T* y, int d) {
   return hsum(dot_lanes(x, y, d));
 }
 
+// Rows of a head of a [B, H, S, D] tensor.
+template <class T>
+inline RowSet<T> rows_of(const Tensor4& x, int64_t b, int64_t h, const int64_t* index, int n) {
+  return {x.at<T>(b, h), x.stride[2], index, n};
+}
+// The rows [first, end), of which a tile takes 64; returns how many.
+inline int rows_from(int64_t first, int64_t end, int64_t* index) {
+  const int n = int(end - first < kTile ? end - first : kTile);
+  for (int r = 0; r < n; ++r) index[r] = first + r;
+  return n;
+}
+
+// A head's [seqlen_q] of statistics; null if there are none.
+template <class T, class Args>
+inline Acc<T>* stat(void* p, const Args& a, int64_t b, int64_t h) {
+  return p ? static_cast<Acc<T>*>(p) + (b * a.heads + h) * a.seqlen_q : nullptr;
+}
+
+// delta = sum(dout * out) - dlse of n queries.
+template <class T, class Args>
+inline void set_delta(const Args& a, int64_t b, int64_t h, const int64_t* index, int n) {
+  const Acc<T>* dlse = stat<T>(a.dlse, a, b, h);
+  const RowSet<T> dout = rows_of<T>(a.dout, b, h, index, n), out = rows_of<T>(a.out, b, h, index, n);
+  for (int r = 0; r < n; ++r)
+    stat<T>(a.delta, a, b, h)[index[r]] =
+        row_dot(dout.row(r), out.row(r), int(a.head_dim)) - (dlse ? dlse[index[r]] : 0);
+}
+
 // Rows of the transpose of acc [ld, 64] times a factor, in the tensor's dtype, to places by index.
 template <class T>
 void write_transposed(const Acc<T>* acc, Acc<T> factor, const int64_t* index, int rows, int d, T* out, int64_t stride) {
@@ -236,22 +260,11 @@ struct Group {
 }  // namespace cogview
 
 // Defines the exported kernel `name`: items [begin, end), each by function<T> of the tensors' dtype.
-#define COGVIEW_TILE_KERNEL(name, Args, function)                     \
-  void name(const Args& a, int64_t begin, int64_t end, int slot) {    \
-    [[maybe_unused]] AmxScope amx;                                    \
-    char* scratch = a.scratch.of(slot);                               \
-    for (int64_t item = begin; item < end; ++item) switch (a.dtype) { \
-        case Dtype::f64:                                              \
-          function<double>(a, item, scratch);                         \
-          break;                                                      \
-        case Dtype::f32:                                              \
-          function<float>(a, item, scratch);                          \
-          break;                                                      \
-        case Dtype::bf16:                                             \
-          function<BFloat16>(a, item, scratch);                       \
-          break;                                                      \
-        case Dtype::f16:                                              \
-          function<Half>(a, item, scratch);                           \
-          break;                                                      \
-      }                                                               \
+#define COGVIEW_TILE_KERNEL(name, Args, function)                                             \
+  void name(const Args& a, int64_t begin, int64_t end, int slot) {                            \
+    [[maybe_unused]] AmxScope amx;                                                            \
+    char* scratch = a.scratch.of(slot);                                                       \
+    by_dtype(a.dtype, [&](auto x) {                                                           \
+      for (int64_t item = begin; item < end; ++item) function<decltype(x)>(a, item, scratch); \
+    });                                                                                       \
   }

@@ -165,7 +165,7 @@ struct AmxScope {
       uint8_t rows[16] = {};
     } config;
     for (int t = 0; t < 8; ++t) config.bytes[t] = 64, config.rows[t] = 16;
-    _tile_loadconfig(&config);
+    asm volatile("ldtilecfg %0" ::"m"(config));  // the intrinsic tells of its first bytes only
   }
   ~AmxScope() { _tile_release(); }
 };

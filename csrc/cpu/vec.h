@@ -84,6 +84,21 @@ inline Vec<A> splat(A x) {
   return x - Vec<A>{};
 }
 
+// f(a number of the dtype).
+template <class F>
+inline auto by_dtype(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::f64:
+      return f(double{});
+    case Dtype::f32:
+      return f(float{});
+    case Dtype::bf16:
+      return f(BFloat16{});
+    default:
+      return f(Half{});
+  }
+}
+
 // ---- load and store, converting ----
 
 inline VecF load(const float* p) {
@@ -280,6 +295,11 @@ inline Vec<A> select_bits(uint64_t bits, Vec<A> v, A other) {
 #endif
 }
 
+constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
+// What 2^x has to be known to, for results that are rounded to a dtype.
+template <class T>
+constexpr int kExpDegree = sizeof(T) == 2 ? 4 : 6;
+
 // 2^f for f in [0, 1] by the polynomial of least relative error: 3e-6 or 2e-9.
 template <int degree>
 inline VecF exp2_poly(VecF f) {
@@ -334,8 +354,6 @@ inline VecD logv(VecD x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::log(x[i]);
   return x;
 }
-inline VecF expv(VecF x) { return exp2v(x * 1.44269504088896340736f); }
-inline VecD expv(VecD x) { return exp2v(x * 1.44269504088896340736); }
 
 }  // namespace
 }  // namespace COGVIEW_ISA
