@@ -13,7 +13,7 @@ import cogview_ops
 from cogview_ops import _dispatch
 
 ROOT = Path(__file__).parents[1]
-ISAS = ("baseline", "avx2", "avx512", "amx")
+ISAS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
 OBJECTS = sorted(p for isa in ISAS for p in ROOT.glob(f"build/{sys.implementation.cache_tag}/{isa}/csrc/cpu/*.o"))
 needs_objects = pytest.mark.skipif(
     not OBJECTS or shutil.which("nm") is None, reason="no object files under build/ (not built in this tree), or no nm"
@@ -75,7 +75,7 @@ def test_choice_of_instruction_set() -> None:
         for name in names:
             build.force_cpu(name)
             assert build.active_cpu() == name
-        with pytest.raises(RuntimeError, match="expected baseline, avx2, avx512 or amx, got 'sse9'"):
+        with pytest.raises(RuntimeError, match="expected baseline, avx2, avx512, avx512bf16 or amx, got 'sse9'"):
             build.force_cpu("sse9")
         assert build.active_cpu() == names[-1]  # the failed wish changed nothing
     finally:
@@ -87,7 +87,7 @@ def test_environment_forces_an_instruction_set() -> None:
     assert python("-c", code, COGVIEW_OPS_CPU="baseline").stdout.strip() == "baseline"
     failed = python("-c", code, COGVIEW_OPS_CPU="AVX2")
     assert failed.returncode != 0
-    assert "COGVIEW_OPS_CPU: expected baseline, avx2, avx512 or amx, got 'AVX2'" in failed.stderr
+    assert "COGVIEW_OPS_CPU: expected baseline, avx2, avx512, avx512bf16 or amx, got 'AVX2'" in failed.stderr
 
 
 def test_info_lists_every_operator() -> None:

@@ -75,13 +75,16 @@ inline char* aligned(const Tensor& buffer) {
   return reinterpret_cast<char*>((at + 63) & ~uintptr_t(63));
 }
 
-// One allocation, a 64-byte-aligned piece for each thread; `owner` keeps it alive.
-inline Scratch scratch(const Tensor& like, Dtype dtype, int64_t head_dim, Tensor* owner) {
+// One allocation, a 64-byte-aligned piece of so many bytes for each thread; `owner` keeps it alive.
+inline Scratch scratch(const Tensor& like, int64_t bytes, Tensor* owner) {
   Scratch s;
-  s.bytes = COGVIEW_PICK(tile_scratch)(dtype, head_dim);
+  s.bytes = (bytes + 63) / 64 * 64;
   *owner = byte_buffer(like, s.bytes * num_threads() + 64);
   s.data = aligned(*owner);
   return s;
+}
+inline Scratch scratch(const Tensor& like, Dtype dtype, int64_t head_dim, Tensor* owner) {
+  return scratch(like, COGVIEW_PICK(tile_scratch)(dtype, head_dim), owner);
 }
 
 }  // namespace cogview

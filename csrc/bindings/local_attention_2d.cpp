@@ -71,9 +71,20 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
   return a;
 }
 
+// Strips of queries, and work items: so many that there are `enough`, which in the backward must not depend on the
+// threads, since it decides in which order gradients are summed up. No more than `most`, none of fewer lines than a
+// window has.
+void plan_strips(LocalArgs& a, int64_t enough, int64_t most) {
+  const Phase first(a, 0);
+  a.lanes.strip = choose_strip(first.y, first.x);
+  const int64_t bands = std::max<int64_t>(1, first.y.queries / std::max(a.lanes.strip.h, 2 * first.y.radius));
+  a.lanes.chunks = std::clamp<int64_t>(groups(enough, a.batch * a.kv_heads), 1, std::min(a.phases() * bands, most));
+  a.lanes.bands = groups(a.lanes.chunks, a.phases());
+}
+
 // Patches of the queries, the keys and the coarse keys. What the backward uses of them depends on the shape alone, so
 // that results do not depend on the number of threads.
-void plan(LocalArgs& a) {
+void plan_patches(LocalArgs& a) {
   const Phase first(a, 0);
   const int64_t heads = a.batch * a.heads * a.phases(), pairs = a.batch * a.kv_heads, enough = 32;
   choose_patches(first.y, first.x, &a.queries, &a.keys);
@@ -111,11 +122,62 @@ std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v
       {grid, kernel, dilation, raster_causal, shift, prefix_bias, coarse_grid, coarse_kernel, coarse_bias, scale});
   STD_TORCH_CHECK(a.seqlen_q == a.grid.h * a.grid.w, "query: expected one token per cell");
   a.out = view(out), a.lse = lse.mutable_data_ptr();
-  a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
-  plan(a);
-  const Grid groups = groups_of(a.phase_grid(), a.queries, a.queries.forward);
-  run_items(COGVIEW_PICK(local_2d_fwd), a, a.batch * a.heads * a.phases() * groups.h * groups.w);
+  if (COGVIEW_PICK(local_2d_on_tiles)(a.dtype)) {
+    a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
+    plan_patches(a);
+    const Grid groups = groups_of(a.phase_grid(), a.queries, a.queries.forward);
+    run_items(COGVIEW_PICK(local_tiles_fwd), a, a.batch * a.heads * a.phases() * groups.h * groups.w);
+  } else {
+    plan_strips(a, 4 * num_threads(), a.seqlen_q);
+    a.scratch = scratch(q, COGVIEW_PICK(local_2d_scratch)(a, false), &owner);
+    run_items(COGVIEW_PICK(local_2d_fwd), a, a.batch * a.kv_heads * a.lanes.chunks);
+  }
   return {out, lse};
+}
+
+// Of the sums of the gradients of prefix and coarse keys.
+int64_t shared_bytes(const LocalArgs& a) {
+  const int64_t row = (a.head_dim + 31) / 32 * 32 * (a.dtype == Dtype::f64 ? 8 : 4);
+  return a.batch * a.kv_heads * a.lanes.chunks * 2 * a.shared_keys() * row;
+}
+
+void backward_in_strips(LocalArgs& a, const Tensor& q) {
+  // sums for the prefix and the coarse keys take less memory than query, key and value
+  plan_strips(a, 32, std::max<int64_t>(1, a.seqlen_q / (2 * a.shared_keys() + 1)));
+  Tensor owner, sums = byte_buffer(q, shared_bytes(a) + 64);
+  a.lanes.shared_sums = aligned(sums);
+  a.scratch = scratch(q, COGVIEW_PICK(local_2d_scratch)(a, true), &owner);
+  const int64_t pairs = a.batch * a.kv_heads;
+  run_items(COGVIEW_PICK(local_2d_bwd), a, pairs * a.lanes.chunks);
+  run_items(COGVIEW_PICK(local_2d_finish), a, pairs * a.shared_keys(), 64);
+}
+
+void backward_on_tiles(LocalArgs& a, const Tensor& q) {
+  Tensor delta = stat_like(q), owner;
+  a.delta = delta.mutable_data_ptr();
+  plan_patches(a);
+  const int64_t pairs = a.batch * a.kv_heads, patches = a.batch * a.heads * a.query_patches();
+  // their parts take less memory than query, key and value
+  a.prefix_chunks = std::clamp<int64_t>(32 / pairs, 1, std::max<int64_t>(1, a.seqlen_q / (2 * a.prefix_len + 1)));
+  const std::vector<int64_t> parts{a.batch, a.kv_heads, a.prefix_chunks, a.prefix_len, a.head_dim};
+  Tensor prefix_dks = torch::stable::new_empty(q, parts, stat_type(q)),
+         prefix_dvs = torch::stable::empty_like(prefix_dks);
+  a.prefix_dks = prefix_dks.mutable_data_ptr(), a.prefix_dvs = prefix_dvs.mutable_data_ptr();
+  Tensor dq_sums = byte_buffer(q, patches * a.dq_patch_size() * (a.dtype == Dtype::f64 ? 8 : 4) + 64);
+  a.dq_sums = aligned(dq_sums);
+  a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
+  run_items(COGVIEW_PICK(local_tiles_prepare), a, patches);
+  if (a.prefix_len > 0) {
+    run_items(COGVIEW_PICK(local_tiles_grad_prefix), a, pairs * a.prefix_chunks);
+    run_items(COGVIEW_PICK(local_tiles_finish_prefix), a, pairs * a.prefix_tiles());
+  }
+  if (a.coarse_grid.h) {
+    a.coarse.colors = choose_colors(a, a.coarse, true);
+    run_colors(COGVIEW_PICK(local_tiles_grad_coarse), a, a.coarse, a.coarse_grid, pairs);
+  }
+  a.keys.colors = choose_colors(a, a.keys, false);
+  run_colors(COGVIEW_PICK(local_tiles_grad_key), a, a.keys, a.phase_grid(), pairs * a.phases());
+  run_items(COGVIEW_PICK(local_tiles_finish), a, patches);
 }
 
 Tensor grad_like(const Optional& x, const Tensor& q) { return x ? empty_rows(*x) : torch::stable::new_empty(q, {0}); }
@@ -143,35 +205,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
   a.dq = view(dq), a.dk = view(dk), a.dv = view(dv);
   if (prefix_k) a.prefix_dk = view(prefix_dk), a.prefix_dv = view(prefix_dv);
   if (coarse_k) a.coarse_dk = view(coarse_dk), a.coarse_dv = view(coarse_dv);
-  Tensor delta = stat_like(q), dlse = delta, owner;
-  a.lse = stat_view(lse, delta, "lse"), a.delta = delta.mutable_data_ptr();
-  if (dlse_in) {
-    dlse = torch::stable::contiguous(*dlse_in);
-    a.dlse = stat_view(dlse, delta, "dlse");
-  }
-  plan(a);
-  const int64_t pairs = a.batch * a.kv_heads, patches = a.batch * a.heads * a.query_patches();
-  // their parts take less memory than query, key and value
-  a.prefix_chunks = std::clamp<int64_t>(32 / pairs, 1, std::max<int64_t>(1, a.seqlen_q / (2 * a.prefix_len + 1)));
-  const std::vector<int64_t> parts{a.batch, a.kv_heads, a.prefix_chunks, a.prefix_len, a.head_dim};
-  Tensor prefix_dks = torch::stable::new_empty(q, parts, stat_type(q)),
-         prefix_dvs = torch::stable::empty_like(prefix_dks);
-  a.prefix_dks = prefix_dks.mutable_data_ptr(), a.prefix_dvs = prefix_dvs.mutable_data_ptr();
-  Tensor dq_sums = byte_buffer(q, patches * a.dq_patch_size() * (a.dtype == Dtype::f64 ? 8 : 4) + 64);
-  a.dq_sums = aligned(dq_sums);
-  a.scratch = scratch(q, a.dtype, a.head_dim, &owner);
-  run_items(COGVIEW_PICK(local_2d_prepare), a, patches);
-  if (a.prefix_len > 0) {
-    run_items(COGVIEW_PICK(local_2d_grad_prefix), a, pairs * a.prefix_chunks);
-    run_items(COGVIEW_PICK(local_2d_finish_prefix), a, pairs * a.prefix_tiles());
-  }
-  if (a.coarse_grid.h) {
-    a.coarse.colors = choose_colors(a, a.coarse, true);
-    run_colors(COGVIEW_PICK(local_2d_grad_coarse), a, a.coarse, a.coarse_grid, pairs);
-  }
-  a.keys.colors = choose_colors(a, a.keys, false);
-  run_colors(COGVIEW_PICK(local_2d_grad_key), a, a.keys, a.phase_grid(), pairs * a.phases());
-  run_items(COGVIEW_PICK(local_2d_finish), a, patches);
+  const Tensor like = stat_like(q), dlse = dlse_in ? torch::stable::contiguous(*dlse_in) : like;
+  a.lse = stat_view(lse, like, "lse"), a.dlse = dlse_in ? stat_view(dlse, like, "dlse") : nullptr;
+  (COGVIEW_PICK(local_2d_on_tiles)(a.dtype) ? backward_on_tiles : backward_in_strips)(a, q);
   return {dq, dk, dv, prefix_dk, prefix_dv, coarse_dk, coarse_dv};
 }
 

@@ -1,4 +1,4 @@
-// How 2D local attention cuts its grids into patches and those into work.
+// How 2D local attention cuts its grids into strips or patches and those into work.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +15,25 @@ int64_t meetings(const Axis& axis, int64_t rows, Cut columns) {
   for (int64_t first = 0; first < axis.queries; first += rows)
     sum += columns.pieces(axis.windows({first, std::min(first + rows, axis.queries)})).size();
   return sum;
+}
+
+// The shape of 16 cells whose windows hold the fewest keys; a strip costs about as much as 24 of those.
+Grid choose_strip(const Axis& y, const Axis& x) {
+  const auto keys = [](const Axis& axis, int64_t size) {
+    int64_t sum = 0, count = 0;
+    for (int64_t first = 0; first < axis.queries; first += size, ++count)
+      sum += axis.windows({first, std::min(first + size, axis.queries)}).size();
+    return std::pair<int64_t, int64_t>(sum, count);
+  };
+  Grid best;
+  int64_t least = 0;
+  for (int64_t h = 1; h <= 16; h *= 2) {
+    const auto [rows, down] = keys(y, h);
+    const auto [columns, across] = keys(x, 16 / h);
+    const int64_t cost = rows * columns + 24 * down * across;
+    if (!best.h || cost < least) least = cost, best = {h, 16 / h};
+  }
+  return best;
 }
 
 // Shapes of query and key patches, both 2^n by 64 / 2^n cells, for the least work. The engine multiplies the strips of

@@ -14,7 +14,7 @@
 namespace cogview {
 namespace {
 
-const char* const kNames[kNumIsas] = {"baseline", "avx2", "avx512", "amx"};
+const char* const kNames[kNumIsas] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
 
 // Linux hands out the tile registers on request, once per process.
 bool request_amx() {
@@ -35,9 +35,11 @@ bool detect(Isa isa) {
       return __builtin_cpu_supports("x86-64-v3");
     case Isa::avx512:
       return __builtin_cpu_supports("x86-64-v4");
+    case Isa::avx512bf16:
+      return __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
     case Isa::amx: {
-      static const bool granted = __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16") &&
-                                  __builtin_cpu_supports("amx-bf16") && request_amx();
+      static const bool granted =
+          detect(Isa::avx512bf16) && __builtin_cpu_supports("amx-bf16") && request_amx();
       return granted;
     }
   }
@@ -57,7 +59,8 @@ Isa parse(const char* name) {
       if (detect(static_cast<Isa>(i))) return static_cast<Isa>(i);
       throw std::runtime_error(std::string("COGVIEW_OPS_CPU: this processor does not support '") + name + "'");
     }
-  throw std::runtime_error(std::string("COGVIEW_OPS_CPU: expected baseline, avx2, avx512 or amx, got '") + name + "'");
+  throw std::runtime_error(std::string("COGVIEW_OPS_CPU: expected baseline, avx2, avx512, avx512bf16 or amx, got '") +
+                           name + "'");
 }
 
 std::atomic<int> g_active{-1};

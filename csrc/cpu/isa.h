@@ -5,8 +5,8 @@
 
 namespace cogview {
 
-enum class Isa : int { baseline, avx2, avx512, amx };
-constexpr int kNumIsas = 4;
+enum class Isa : int { baseline, avx2, avx512, avx512bf16, amx };
+constexpr int kNumIsas = 5;
 
 const char* isa_name(Isa isa);
 bool isa_supported(Isa isa);  // by this build and this processor
@@ -27,7 +27,9 @@ void force_isa(const char* name);  // nullptr: back to the default
   namespace baseline {       \
   __VA_ARGS__;               \
   }                          \
-  COGVIEW_X86(namespace avx2 { __VA_ARGS__; } namespace avx512 { __VA_ARGS__; } namespace amx { __VA_ARGS__; })
+  COGVIEW_X86(namespace avx2 { __VA_ARGS__; } namespace avx512 { __VA_ARGS__; } namespace avx512bf16 { \
+    __VA_ARGS__;                                                                                      \
+  } namespace amx { __VA_ARGS__; })
 
 // `void name(const Args&, begin, end, slot)` does the work items [begin, end) as thread `slot`.
 #define COGVIEW_DECLARE_KERNEL(name, Args) COGVIEW_DECLARE(void name(const Args&, int64_t, int64_t, int))
@@ -38,6 +40,6 @@ void force_isa(const char* name);  // nullptr: back to the default
   ([] {                                                                           \
     using Kernel = decltype(&::cogview::baseline::name);                          \
     static constexpr Kernel table[] = {::cogview::baseline::name COGVIEW_X86(     \
-        , ::cogview::avx2::name, ::cogview::avx512::name, ::cogview::amx::name)}; \
+        , ::cogview::avx2::name, ::cogview::avx512::name, ::cogview::avx512bf16::name, ::cogview::amx::name)}; \
     return table[static_cast<int>(::cogview::active_isa())];                      \
   }())

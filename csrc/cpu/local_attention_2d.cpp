@@ -1,133 +1,329 @@
+// 2D local attention on vectors: strips of 16 queries, in raster order, over the keys that they see. Where the tile unit
+// multiplies a dtype, local_tiles.cpp takes its place.
 #include "local_attention_2d.h"
 
+#include "lane_engine.h"
 #include "local_patches.h"
-#include "tile_forward.h"
-#include "tile_grad_key.h"
 #include "tile_narrow.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
 
-uint64_t prefix_bits(const LocalArgs& a, int64_t b, int64_t first) {
-  const int64_t n = a.prefix_len - first < kTile ? a.prefix_len - first : kTile;
-  if (!a.prefix_mask) return range_bits(0, n);
-  uint64_t bits = 0;
-  for (int64_t c = 0; c < n; ++c) bits |= uint64_t(a.prefix_mask[b * a.prefix_len + first + c]) << c;
-  return bits;
-}
+// Keys on a grid, cell (y, x) in row first + y * down + x * right of the tensors, and who sees them.
+template <class T>
+struct KeySet {
+  using A = Acc<T>;
+  using E = Element<T>;
+  Axis y, x;
+  int64_t first, down, right;
+  const Tensor4 *k, *v;
+  double bias;
+  bool causal;
+  const bool* exist;  // of each column; null: all
+  // The last `ring` rows, converted; null where keys are read where they lie.
+  E *k_copy = nullptr, *v_copy = nullptr;
+  int64_t ring = 0, copied = 0;
+  // Where the gradients of the last `sum_ring` rows are summed up, `ld` apart.
+  A *dk = nullptr, *dv = nullptr;
+  int64_t sum_ring = 1, ld = 0;
 
-// ---- forward ----
-
-// A group of query patches of one head, and the tiles of keys they see: prefix, coarse, local.
-struct QueryGroup {
-  const LocalArgs& a;
-  int64_t b, kv;
-  Phase phase;
-  Pieces own, coarse, local;
-
-  QueryGroup(const LocalArgs& a, int64_t b, int64_t kv, int64_t number, Grid groups)
-      : a(a),
-        b(b),
-        kv(kv),
-        phase(a, number / (groups.h * groups.w)),
-        own(group_of(a.queries, phase.grid(), a.queries.forward, number / groups.w % groups.h, number % groups.w)) {
-    if (!own.count()) return;
-    const Owner all = owner(bounds(own));
-    coarse = pieces_of(a.coarse, a.coarse_grid, all.coarse.y, all.coarse.x);
-    local = pieces_of(a.keys, phase.grid(), all.local.y, all.local.x);
+  // Rows that at most a strip of so many lines sees.
+  int64_t most_rows(int64_t lines) const {
+    const int64_t most = (lines * y.step + y.ratio - 1) / y.ratio + 2 * y.radius + 2;
+    return most < y.keys ? most : y.keys;
   }
-  int64_t tiles() const { return a.prefix_tiles() + coarse.count() + local.count(); }
-
-  // The patch of a tile of cells.
-  Patch patch(int64_t number) const {
-    const int64_t n = number - a.prefix_tiles();
-    return n < 0 ? Patch{} : n < coarse.count() ? coarse[n] : local[n - coarse.count()];
+  // What a strip sees.
+  Patch window(const Patch& strip) const {
+    Patch p{y.windows(strip.y), x.windows(strip.x)};
+    if (causal && strip.y.hi < p.y.hi) p.y.hi = strip.y.hi;
+    return p;
   }
-
-  template <class T>
-  void pack(int64_t number, const Patch& patch, typename Forward<T>::Tile& tile) const {
-    int64_t index[kTile];
-    const auto as = [&](const Tensor4& k, const Tensor4& v, int n) {
-      tile.pack(rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n), int(a.head_dim));
-    };
-    if (number < a.prefix_tiles()) {
-      tile.valid = prefix_bits(a, b, number * kTile);
-      as(a.prefix_k, a.prefix_v, rows_from(number * kTile, a.prefix_len, index));
-    } else if (number < a.prefix_tiles() + coarse.count()) {
-      as(a.coarse_k, a.coarse_v, patch.list(0, a.coarse_grid.w, 1, index));
-    } else {
-      as(a.k, a.v, patch.list(phase, index));
-    }
-  }
-
-  // A patch of queries and what it sees of the other grids.
-  struct Owner {
-    Patch rows, coarse, local;
-  };
-  Owner owner(const Patch& rows) const {
-    Owner x{rows, {}, {phase.y.windows(rows.y), phase.x.windows(rows.x)}};
-    if (a.coarse_grid.h) x.coarse = {phase.coarse_y.windows(rows.y), phase.coarse_x.windows(rows.x)};
-    if (a.raster_causal && rows.y.hi < x.local.y.hi) x.local.y.hi = rows.y.hi;
-    return x;
-  }
-
-  // Calls step(mask, bias) if an owner sees any of a tile's keys.
-  template <class Step>
-  void see(const Owner& owner, int64_t number, const Patch& tile, uint64_t valid, Step&& step) const {
-    uint64_t mask[kTile];
-    if (number < a.prefix_tiles()) {
-      if (valid == ~uint64_t(0)) return step(nullptr, a.prefix_bias);
-      for (int r = 0; r < owner.rows.count(); ++r) mask[r] = valid;
-      step(mask, a.prefix_bias);
-    } else if (number < a.prefix_tiles() + coarse.count()) {
-      if (meet(owner.coarse, tile))
-        step(masks(
-                 owner.rows, tile, Order::none, mask, [&](int64_t y) { return phase.coarse_y.window(y); },
-                 [&](int64_t x) { return phase.coarse_x.window(x); }),
-             a.coarse_bias);
-    } else if (meet(owner.local, tile)) {
-      step(masks(
-               owner.rows, tile, a.raster_causal ? Order::columns_before : Order::none, mask,
-               [&](int64_t y) { return phase.y.window(y); }, [&](int64_t x) { return phase.x.window(x); }),
-           0.0);
-    }
+  const E* at(const Tensor4& from, const E* copy, int64_t b, int64_t kv, int64_t row, int64_t column) const {
+    if (copy) return copy + (row % ring * x.keys + column) * ld;
+    return reinterpret_cast<const E*>(from.at<T>(b, kv)) + (first + row * down + column * right) * from.stride[2];
   }
 };
 
 template <class T>
+constexpr bool reads_in_place(int64_t d) {
+  return std::is_same_v<T, Element<T>> && d % kRowPad<T> == 0;
+}
+
+// The lines of one phase that a work item owns.
+struct Band {
+  Phase phase;
+  Span lines;
+  Band(const LocalArgs& a, int64_t unit) : phase(a, unit / a.lanes.bands) {
+    const int64_t n = unit % a.lanes.bands, strips = (phase.y.queries + a.lanes.strip.h - 1) / a.lanes.strip.h;
+    lines = Span{n * strips / a.lanes.bands * a.lanes.strip.h, (n + 1) * strips / a.lanes.bands * a.lanes.strip.h}
+                .within(phase.y.queries);
+  }
+};
+
+// What a thread works with: the keys of one head.
+template <class T>
+struct Keys {
+  using A = Acc<T>;
+  const LocalArgs& a;
+  int64_t b, kv, ld;
+  KeySet<T> sets[3];  // local, prefix, coarse
+  int count = 0;
+
+  Keys(const LocalArgs& a, int64_t b, int64_t kv, const Phase& phase)
+      : a(a), b(b), kv(kv), ld(round_up(a.head_dim, kRowPad<T>)) {
+    sets[count++] = {phase.y, phase.x, phase.first, phase.down, phase.right, &a.k, &a.v, 0.0, a.raster_causal, nullptr};
+    const auto everyone = [](int64_t queries, int64_t keys) { return Axis{queries, keys, queries + keys}; };
+    if (a.prefix_len)
+      sets[count++] = {everyone(phase.y.queries, 1), everyone(phase.x.queries, a.prefix_len), 0, 0, 1, &a.prefix_k,
+                       &a.prefix_v, a.prefix_bias, false,
+                       a.prefix_mask ? a.prefix_mask + b * a.prefix_len : nullptr};
+    if (a.coarse_grid.h)
+      sets[count++] = {phase.coarse_y, phase.coarse_x, 0, a.coarse_grid.w, 1, &a.coarse_k, &a.coarse_v, a.coarse_bias,
+                       false, nullptr};
+    for (int i = 0; i < count; ++i) sets[i].ld = ld;
+  }
+
+  // Room for copies and for sums of the gradients of the local keys.
+  void take(Arena& arena, bool backward) {
+    for (int i = 0; i < count; ++i) {
+      KeySet<T>& s = sets[i];
+      s.ring = s.most_rows(a.lanes.strip.h);
+      const int64_t n = s.ring * s.x.keys * ld;
+      if (!reads_in_place<T>(a.head_dim)) s.k_copy = arena.take<Element<T>>(n), s.v_copy = arena.take<Element<T>>(n);
+      if (i == 0 && backward) s.dk = arena.take<A>(n), s.dv = arena.take<A>(n), s.sum_ring = s.ring;
+    }
+  }
+
+  // Copies what strips of these lines see, if anything is copied; lines only go forward.
+  void enter(Span lines) {
+    if (reads_in_place<T>(a.head_dim)) return;
+    for (int i = 0; i < count; ++i) {
+      KeySet<T>& s = sets[i];
+      const Span rows = s.window({lines, {0, s.x.queries}}).y;
+      if (s.copied < rows.lo) s.copied = rows.lo;
+      for (; s.copied < rows.hi; ++s.copied)
+        for (int64_t column = 0; column < s.x.keys; ++column) {
+          const int64_t from = s.first + s.copied * s.down + column * s.right;
+          const int64_t to = (s.copied % s.ring * s.x.keys + column) * ld;
+          copy_padded(s.k->template at<T>(b, kv) + from * s.k->stride[2], s.k_copy + to);
+          copy_padded(s.v->template at<T>(b, kv) + from * s.v->stride[2], s.v_copy + to);
+        }
+    }
+  }
+  void copy_padded(const T* x, Element<T>* to) const { copy_elements(x, int(a.head_dim), to, int(ld)); }
+
+  // Lists the keys of a set in `rows` that a strip sees, and calls full() whenever the list is.
+  template <class Full>
+  void list(const KeySet<T>& s, const Patch& strip, Span rows, bool backward, KeyList<T>& keys, Full&& full) const {
+    const Patch window = s.window(strip);
+    rows = rows.within(window.y);
+    const int wide = int(strip.x.size());
+    uint64_t every_line = 0;
+    for (int i = 0; i < strip.y.size(); ++i) every_line |= uint64_t(1) << (i * wide);
+    const A bias = A(s.bias * kLog2e);
+    for (int64_t left = window.x.lo; left < window.x.hi; left += kListed) {
+      const int n = int(window.x.hi - left < kListed ? window.x.hi - left : kListed);
+      uint16_t across[kListed], after[kListed];  // lanes that see the column; those at or behind it in a line
+      for (int i = 0; i < n; ++i) {
+        const auto lanes = [&](Span x) { return uint16_t(range_bits(x.lo - strip.x.lo, x.hi - strip.x.lo) * every_line); };
+        across[i] = s.exist && !s.exist[left + i] ? uint16_t(0) : lanes(s.x.seen(left + i).within(strip.x));
+        after[i] = s.causal ? lanes(Span{left + i, strip.x.hi}.within(strip.x)) : uint16_t(0);
+      }
+      for (int64_t y = rows.lo; y < rows.hi; ++y) {
+        if (keys.count + n > kListed) full();
+        const auto lines = [&](Span q) { return uint16_t(range_bits((q.lo - strip.y.lo) * wide, (q.hi - strip.y.lo) * wide)); };
+        const Span seen = s.y.seen(y).within(strip.y);
+        uint16_t down = lines(seen), own = 0;
+        if (s.causal) down &= lines({y + 1, strip.y.hi}), own = lines(Span{y, y + 1}.within(seen));
+        const Element<T>*k = s.at(*s.k, s.k_copy, b, kv, y, left), *v = s.at(*s.v, s.v_copy, b, kv, y, left);
+        const int64_t next_k = s.k_copy ? ld : s.right * s.k->stride[2], next_v = s.v_copy ? ld : s.right * s.v->stride[2];
+        const int64_t sum = (y % s.sum_ring * s.x.keys + left) * ld;
+        for (int i = 0; i < n; ++i) {
+          const uint16_t lanes = (across[i] & down) | (across[i] & own & after[i]);
+          keys.k[keys.count] = k + i * next_k, keys.v[keys.count] = v + i * next_v;
+          keys.bias[keys.count] = bias, keys.lanes[keys.count] = lanes;
+          if (backward) keys.dk[keys.count] = s.dk + sum + i * ld, keys.dv[keys.count] = s.dv + sum + i * ld;
+          keys.count += lanes != 0;
+        }
+      }
+    }
+  }
+};
+
+// f(band) of every band of item's chunk.
+template <class F>
+void each_band(const LocalArgs& a, int64_t chunk, F&& f) {
+  const int64_t units = a.phases() * a.lanes.bands;
+  for (int64_t unit = chunk * units / a.lanes.chunks; unit < (chunk + 1) * units / a.lanes.chunks; ++unit) {
+    const Band band(a, unit);
+    if (!band.lines.empty() && band.phase.x.queries) f(band);
+  }
+}
+
+// f(lines of a row of strips) that hold `lines`.
+template <class F>
+void each_line(const LocalArgs& a, const Phase& phase, Span lines, F&& f) {
+  for (int64_t y = lines.lo / a.lanes.strip.h * a.lanes.strip.h; y < lines.hi; y += a.lanes.strip.h)
+    f(Span{y, y + a.lanes.strip.h}.within(phase.y.queries));
+}
+
+// f(head, strip) of every strip of a row, head after head.
+template <class F>
+void each_strip(const LocalArgs& a, const Phase& phase, int64_t kv, Span lines, F&& f) {
+  const int64_t heads = a.heads / a.kv_heads;
+  for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h)
+    for (int64_t x = 0; x < phase.x.queries; x += a.lanes.strip.w)
+      f(h, Patch{lines, Span{x, x + a.lanes.strip.w}.within(phase.x.queries)});
+}
+
+// ---- forward ----
+
+template <class T>
 void forward(const LocalArgs& a, int64_t item, char* scratch) {
-  const int64_t pairs = a.batch * a.heads, b = item % pairs / a.heads, h = item % a.heads;
-  const QueryGroup it(a, b, h / (a.heads / a.kv_heads), item / pairs,
-                      groups_of(a.phase_grid(), a.queries, a.queries.forward));
-  const int owners = int(it.own.count());
-  Group<T, Forward> group(Arena{scratch}, int(a.head_dim), owners);
-  QueryGroup::Owner owner[kGroup];
-  Patch patch[kBatch];
-  int64_t index[kTile];
-  for (int o = 0; o < owners; ++o) {
-    owner[o] = it.owner(it.own[o]);
-    const int n = owner[o].rows.list(it.phase, index);
-    group.owners[o].begin(rows_of<T>(a.q, b, h, index, n), a.scale);
+  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads;
+  Arena arena{scratch};
+  LaneForward<T> engine;
+  engine.take(arena, int(a.head_dim));
+  KeyList<T>& list = *arena.take<KeyList<T>>(1);
+  list.count = 0;
+  const int64_t used = arena.used;
+  each_band(a, item / pairs, [&](const Band& band) {
+    Keys<T> keys(a, b, kv, band.phase);
+    arena.used = used;
+    keys.take(arena, false);
+    each_line(a, band.phase, band.lines, [&](Span lines) {
+      keys.enter(lines);
+      each_strip(a, band.phase, kv, lines, [&](int64_t h, const Patch& strip) {
+        int64_t index[kTile];
+        engine.begin(rows_of<T>(a.q, b, h, index, strip.list(band.phase, index)), a.scale);
+        for (int i = 0; i < keys.count; ++i)
+          keys.list(keys.sets[i], strip, {0, keys.sets[i].y.keys}, false, list, [&] { engine.step(list); });
+        engine.step(list);
+        Acc<T>* lse = stat<T>(a.lse, a, b, h);
+        engine.finish([&](int r) { return a.out.at<T>(b, h) + index[r] * a.out.stride[2]; },
+                      [&](int r, Acc<T> value) { lse[index[r]] = value; });
+      });
+    });
+  });
+}
+
+// ---- backward ----
+
+// Where the gradients of the prefix and the coarse keys are summed up, by chunk; dk, then dv.
+template <class T>
+Acc<T>* shared_sums(const LocalArgs& a, int64_t b, int64_t kv, int64_t chunk) {
+  return static_cast<Acc<T>*>(a.lanes.shared_sums) +
+         ((b * a.kv_heads + kv) * a.lanes.chunks + chunk) * 2 * a.shared_keys() * round_up(a.head_dim, kRowPad<T>);
+}
+
+// A work item owns the queries and the local keys of its bands. It computes the gradients of all its queries, and with
+// the queries of other bands that see its keys, those of its keys.
+template <class T>
+void backward(const LocalArgs& a, int64_t item, char* scratch) {
+  using A = Acc<T>;
+  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads;
+  const int64_t ld = round_up(a.head_dim, kRowPad<T>), shared = a.shared_keys() * ld;
+  A* sums = shared_sums<T>(a, b, kv, item / pairs);
+  if (shared) std::memset(static_cast<void*>(sums), 0, sizeof(A) * 2 * shared);
+  Arena arena{scratch};
+  LaneBackward<T> engine;
+  engine.take(arena, int(a.head_dim));
+  KeyList<T>& list = *arena.take<KeyList<T>>(1);
+  list.count = 0;
+  const int64_t used = arena.used;
+  each_band(a, item / pairs, [&](const Band& band) {
+    Keys<T> keys(a, b, kv, band.phase);
+    arena.used = used;
+    keys.take(arena, true);
+    KeySet<T>& local = keys.sets[0];
+    const int64_t width = local.x.keys * ld;
+    std::memset(static_cast<void*>(local.dk), 0, sizeof(A) * local.ring * width);
+    std::memset(static_cast<void*>(local.dv), 0, sizeof(A) * local.ring * width);
+    for (int64_t i = 1, at = 0; i < keys.count; ++i) {
+      KeySet<T>& s = keys.sets[i];
+      s.dk = sums + at, s.dv = sums + shared + at, s.sum_ring = s.y.keys;
+      at += s.y.keys * s.x.keys * ld;
+    }
+
+    // Rows of keys before `end` are complete.
+    int64_t written = band.lines.lo;
+    const auto write = [&](int64_t end) {
+      for (; written < end && written < band.lines.hi; ++written) {
+        A *dk = local.dk + written % local.ring * width, *dv = local.dv + written % local.ring * width;
+        for (int64_t x = 0; x < local.x.keys; ++x) {
+          const int64_t row = local.first + written * local.down + x * local.right;
+          write_row(dk + x * ld, A(a.scale), int(a.head_dim), a.dk.at<T>(b, kv) + row * a.dk.stride[2]);
+          write_row(dv + x * ld, A(1), int(a.head_dim), a.dv.at<T>(b, kv) + row * a.dv.stride[2]);
+        }
+        std::memset(static_cast<void*>(dk), 0, sizeof(A) * width);
+        std::memset(static_cast<void*>(dv), 0, sizeof(A) * width);
+      }
+    };
+    Span seen_by = local.y.seen_by(band.lines);
+    if (local.causal) seen_by.lo = band.lines.lo;
+    each_line(a, band.phase, seen_by, [&](Span lines) {
+      const Span rows = local.window({lines, {0, local.x.queries}}).y;
+      write(rows.lo);
+      keys.enter(lines);
+      const bool own = !lines.within(band.lines).empty();
+      each_strip(a, band.phase, kv, lines, [&](int64_t h, const Patch& strip) {
+        int64_t index[kTile];
+        const int n = strip.list(band.phase, index);
+        const RowSet<T> dout = rows_of<T>(a.dout, b, h, index, n), out = rows_of<T>(a.out, b, h, index, n);
+        const A *lse = stat<T>(a.lse, a, b, h), *dlse = stat<T>(a.dlse, a, b, h);
+        A lses[kQueries], delta[kQueries];
+        for (int r = 0; r < n; ++r) {
+          lses[r] = lse[index[r]];
+          delta[r] = row_dot(dout.row(r), out.row(r), int(a.head_dim)) - (dlse ? dlse[index[r]] : 0);
+        }
+        engine.begin(rows_of<T>(a.q, b, h, index, n), dout, lses, delta, a.scale);
+        const auto see = [&](KeySet<T>& s, Span of, bool to_keys) {
+          keys.list(s, strip, of, true, list, [&] { engine.step(list, own, to_keys); });
+        };
+        if (own) {  // keys of other bands
+          see(local, {0, band.lines.lo}, false), see(local, {band.lines.hi, local.y.keys}, false);
+          engine.step(list, true, false);
+          for (int i = 1; i < keys.count; ++i) see(keys.sets[i], {0, keys.sets[i].y.keys}, true);
+        }
+        see(local, band.lines, true);
+        engine.step(list, own, true);
+        if (own) engine.finish([&](int r) { return a.dq.at<T>(b, h) + index[r] * a.dq.stride[2]; });
+      });
+    });
+    write(band.lines.hi);
+  });
+}
+
+// A prefix or coarse key: its sums, in the order of the chunks.
+template <class T>
+void finish_shared(const LocalArgs& a, int64_t item, char*) {
+  using A = Acc<T>;
+  const int64_t n = a.shared_keys(), key = item % n, kv = item / n % a.kv_heads, b = item / n / a.kv_heads;
+  const int64_t d = a.head_dim, ld = round_up(d, kRowPad<T>);
+  const bool prefix = key < a.prefix_len;
+  const int64_t row = prefix ? key : key - a.prefix_len;
+  for (int second = 0; second < 2; ++second) {
+    const auto part = [&](int64_t chunk) { return shared_sums<T>(a, b, kv, chunk) + (second * n + key) * ld; };
+    A* sum = part(0);
+    for (int64_t chunk = 1; chunk < a.lanes.chunks; ++chunk)
+      for (int64_t j = 0; j < ld; j += kLanes<A>) store(sum + j, load(sum + j) + load(part(chunk) + j));
+    const Tensor4& to = prefix ? (second ? a.prefix_dv : a.prefix_dk) : second ? a.coarse_dv : a.coarse_dk;
+    write_row(sum, second ? A(1) : A(a.scale), int(d), to.at<T>(b, kv) + row * to.stride[2]);
   }
-  if (owners)
-    group.meet(
-        owners, it.tiles(),
-        [&](int64_t number, auto& tile) {
-          Patch& place = patch[&tile - group.tiles];
-          place = it.patch(number);
-          it.pack<T>(number, place, tile);
-        },
-        [&](Forward<T>& engine, int o, int64_t number, const auto& tile) {
-          it.see(owner[o], number, patch[&tile - group.tiles], tile.valid,
-                 [&](Mask mask, double bias) { engine.step(group.work, tile, mask, bias); });
-        });
-  Acc<T>* lse = stat<T>(a.lse, a, b, h);
-  for (int o = 0; o < owners; ++o) {
-    owner[o].rows.list(it.phase, index);
-    group.owners[o].finish([&](int r) { return a.out.at<T>(b, h) + index[r] * a.out.stride[2]; },
-                           [&](int r, Acc<T> value) { lse[index[r]] = value; });
+}
+
+template <class T>
+int64_t scratch_bytes(const LocalArgs& a, bool back) {
+  Arena arena{nullptr};
+  if (back) {
+    LaneBackward<T>().take(arena, int(a.head_dim));
+  } else {
+    LaneForward<T>().take(arena, int(a.head_dim));
   }
+  arena.take<KeyList<T>>(1);
+  Keys<T>(a, 0, 0, Phase(a, 0)).take(arena, back);  // the largest phase
+  return arena.used;
 }
 
 // ---- decode ----
@@ -188,218 +384,19 @@ void decode(const LocalArgs& a, int64_t item, char* scratch) {
   engine.finish([&](int r) { return a.out.at<T>(b, h + r) + t * a.out.stride[2]; }, [](int, Acc<T>) {});
 }
 
-// ---- backward ----
-
-// A patch of queries by its number over all phases; a phase may lack some.
-struct QueryPatch {
-  Phase phase;
-  Patch patch;
-  QueryPatch(const LocalArgs& a, int64_t number) : phase(a, number / a.patches_of_phase()) {
-    const int64_t across = a.queries.x.count(a.phase_grid().w), n = number % a.patches_of_phase();
-    patch = {a.queries.y.piece(n / across).within(phase.y.queries),
-             a.queries.x.piece(n % across).within(phase.x.queries)};
-  }
-};
-
-// Where the gradient of a patch of queries is summed up, transposed.
-template <class T>
-Acc<T>* dq_patch(const LocalArgs& a, int64_t b, int64_t h, int64_t number) {
-  return static_cast<Acc<T>*>(a.dq_sums) + ((b * a.heads + h) * a.query_patches() + number) * a.dq_patch_size();
-}
-// Where the gradients of the prefix are summed up, by chunk of queries.
-template <class T>
-Acc<T>* prefix_part(void* parts, const LocalArgs& a, int64_t b, int64_t kv, int64_t chunk, int64_t p) {
-  return static_cast<Acc<T>*>(parts) +
-         (((b * a.kv_heads + kv) * a.prefix_chunks + chunk) * a.prefix_len + p) * a.head_dim;
-}
-
-template <class T>
-void prepare(const LocalArgs& a, int64_t item, char*) {
-  const int64_t number = item % a.query_patches(), h = item / a.query_patches() % a.heads;
-  const int64_t b = item / a.query_patches() / a.heads;
-  const QueryPatch it(a, number);
-  std::memset(static_cast<void*>(dq_patch<T>(a, b, h, number)), 0, sizeof(Acc<T>) * a.dq_patch_size());
-  int64_t index[kTile];
-  set_delta<T>(a, b, h, index, it.patch.list(it.phase, index));
-}
-
-template <class T>
-void finish(const LocalArgs& a, int64_t item, char*) {
-  const int64_t number = item % a.query_patches(), h = item / a.query_patches() % a.heads;
-  const int64_t b = item / a.query_patches() / a.heads;
-  const QueryPatch it(a, number);
-  int64_t index[kTile];
-  const int n = it.patch.list(it.phase, index);
-  write_transposed<T>(dq_patch<T>(a, b, h, number), Acc<T>(a.scale), index, n, int(a.head_dim), a.dq.at<T>(b, h),
-                      a.dq.stride[2]);
-}
-
-// Shows n patches of the queries of every head of key head kv to owners of keys: number_of(i) is a patch's number over
-// all phases, see(o, patch, step) calls step(mask) if owner o is seen by any of it.
-template <class T, class Number, class See>
-void meet_queries(const LocalArgs& a, int64_t b, int64_t kv, Group<T, GradKey>& group, int owners, int64_t n,
-                  double bias, Number&& number_of, See&& see) {
-  const int64_t heads = a.heads / a.kv_heads;
-  Patch patch[kBatch];
-  for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h)
-    group.meet(
-        owners, n,
-        [&](int64_t i, auto& tile) {
-          const QueryPatch it(a, number_of(i));
-          int64_t index[kTile];
-          const int count = it.patch.list(it.phase, index);
-          patch[&tile - group.tiles] = it.patch;
-          tile.pack(rows_of<T>(a.q, b, h, index, count), rows_of<T>(a.dout, b, h, index, count),
-                    stat<T>(a.lse, a, b, h), stat<T>(a.delta, a, b, h), int(a.head_dim));
-          tile.dq = dq_patch<T>(a, b, h, number_of(i));
-        },
-        [&](GradKey<T>& owner, int o, int64_t, const auto& tile) {
-          const Patch& queries = patch[&tile - group.tiles];
-          if (queries.count()) see(o, queries, [&](Mask mask) { owner.step(group.work, tile, mask, bias); });
-        });
-}
-
-template <class T>
-void begin_keys(const LocalArgs& a, GradKey<T>& owner, const Tensor4& k, const Tensor4& v, int64_t b, int64_t kv,
-                const int64_t* index, int n) {
-  owner.begin(rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n), a.scale);
-}
-
-// A chunk of the queries and the whole prefix: the chunk's part of the prefix's gradients.
-template <class T>
-void grad_prefix(const LocalArgs& a, int64_t item, char* scratch) {
-  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
-  const int64_t chunk = item / pairs, from = chunk * a.query_patches() / a.prefix_chunks;
-  const int64_t to = (chunk + 1) * a.query_patches() / a.prefix_chunks;
-  for (int64_t first = 0; first < a.prefix_len; first += kGroup * kTile) {
-    const int64_t left = (a.prefix_len - first + kTile - 1) / kTile;
-    const int owners = int(left < kGroup ? left : kGroup);
-    Group<T, GradKey> group(Arena{scratch}, int(d), owners);
-    int64_t index[kTile];
-    for (int o = 0; o < owners; ++o)
-      begin_keys(a, group.owners[o], a.prefix_k, a.prefix_v, b, kv, index,
-                 rows_from(first + o * kTile, a.prefix_len, index));
-    meet_queries<T>(
-        a, b, kv, group, owners, to - from, a.prefix_bias, [&](int64_t i) { return from + i; },
-        [&](int o, const Patch& queries, auto&& step) {
-          const uint64_t valid = prefix_bits(a, b, first + o * kTile);
-          uint64_t mask[kTile];
-          for (int r = 0; r < kTile; ++r) mask[r] = valid >> r & 1 ? range_bits(0, queries.count()) : 0;
-          step(mask);
-        });
-    for (int o = 0; o < owners; ++o)
-      for (int r = 0; r < group.owners[o].rows; ++r) {
-        const int64_t p = first + o * kTile + r;
-        std::memcpy(prefix_part<T>(a.prefix_dks, a, b, kv, chunk, p), group.owners[o].dk(r), d * sizeof(Acc<T>));
-        std::memcpy(prefix_part<T>(a.prefix_dvs, a, b, kv, chunk, p), group.owners[o].dv(r), d * sizeof(Acc<T>));
-      }
-  }
-}
-
-// The parts of 64 prefix keys, summed in the order of the chunks.
-template <class T>
-void finish_prefix(const LocalArgs& a, int64_t item, char*) {
-  const int64_t number = item % a.prefix_tiles(), kv = item / a.prefix_tiles() % a.kv_heads;
-  const int64_t b = item / a.prefix_tiles() / a.kv_heads;
-  for (int64_t p = number * kTile; p < a.prefix_len && p < (number + 1) * kTile; ++p) {
-    Acc<T>*dk = prefix_part<T>(a.prefix_dks, a, b, kv, 0, p), *dv = prefix_part<T>(a.prefix_dvs, a, b, kv, 0, p);
-    for (int64_t chunk = 1; chunk < a.prefix_chunks; ++chunk)
-      for (int64_t c = 0; c < a.head_dim; ++c) {
-        dk[c] += prefix_part<T>(a.prefix_dks, a, b, kv, chunk, p)[c];
-        dv[c] += prefix_part<T>(a.prefix_dvs, a, b, kv, chunk, p)[c];
-      }
-    write_row(dk, Acc<T>(a.scale), int(a.head_dim), a.prefix_dk.at<T>(b, kv) + p * a.prefix_dk.stride[2]);
-    write_row(dv, Acc<T>(1), int(a.head_dim), a.prefix_dv.at<T>(b, kv) + p * a.prefix_dv.stride[2]);
-  }
-}
-
-// A grid of keys: its cell (y, x) is row first + y * down + x * right of the tensors.
-struct KeyGrid {
-  const Patches& cut;
-  Grid grid;
-  int64_t first, down, right;
-  const Tensor4 &k, &v, &dk, &dv;
-  double bias;
-};
-struct Axes {
-  const Axis &y, &x;
-};
-
-// Group `number` of the patches of keys of a color, and the queries of the phases [from, to) that see them.
-template <class T, class AxesOf>
-void grad_patches(const LocalArgs& a, int64_t pair, const KeyGrid& keys, int64_t number, Grid groups, int64_t from,
-                  int64_t to, Order order, char* scratch, AxesOf&& axes_of) {
-  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads;
-  const Patches& cut = keys.cut;
-  const Pieces own = group_of(cut, keys.grid, cut.backward, number / groups.w * cut.colors.h + cut.color.h,
-                              number % groups.w * cut.colors.w + cut.color.w);
-  const int owners = int(own.count());
-  if (!owners) return;  // a smaller phase
-  Group<T, GradKey> group(Arena{scratch}, int(a.head_dim), owners);
-  const auto list = [&](int o, int64_t* index) { return own[o].list(keys.first, keys.down, keys.right, index); };
-  int64_t index[kTile];
-  for (int o = 0; o < owners; ++o) begin_keys(a, group.owners[o], keys.k, keys.v, b, kv, index, list(o, index));
-  for (int64_t n = from; n < to; ++n) {
-    const Phase phase(a, n);
-    const Axes axes = axes_of(phase);
-    const auto seen_by = [&](const Patch& rows) {
-      Patch by{axes.y.seen_by(rows.y), axes.x.seen_by(rows.x)};
-      if (order == Order::columns_after && rows.y.lo > by.y.lo) by.y.lo = rows.y.lo;
-      return by;
-    };
-    Patch rows[kGroup], by[kGroup];
-    for (int o = 0; o < owners; ++o) rows[o] = own[o], by[o] = seen_by(rows[o]);
-    const Patch all = seen_by(bounds(own));
-    const Pieces queries = pieces_of(a.queries, phase.grid(), all.y, all.x);
-    meet_queries<T>(
-        a, b, kv, group, owners, queries.count(), keys.bias,
-        [&](int64_t i) { return n * a.patches_of_phase() + queries.number(i, a.queries.x.count(a.phase_grid().w)); },
-        [&](int o, const Patch& patch, auto&& step) {
-          if (!meet(by[o], patch)) return;
-          uint64_t mask[kTile];
-          step(masks(
-              rows[o], patch, order, mask, [&](int64_t y) { return axes.y.seen(y); },
-              [&](int64_t x) { return axes.x.seen(x); }));
-        });
-  }
-  for (int o = 0; o < owners; ++o) {
-    list(o, index);
-    for (int r = 0; r < group.owners[o].rows; ++r)
-      group.owners[o].finish(r, keys.dk.at<T>(b, kv) + index[r] * keys.dk.stride[2],
-                             keys.dv.at<T>(b, kv) + index[r] * keys.dv.stride[2]);
-  }
-}
-
-template <class T>
-void grad_coarse(const LocalArgs& a, int64_t item, char* scratch) {
-  const int64_t pairs = a.batch * a.kv_heads;
-  const KeyGrid keys{a.coarse,   a.coarse_grid, 0,           a.coarse_grid.w, 1,
-                     a.coarse_k, a.coarse_v,    a.coarse_dk, a.coarse_dv,     a.coarse_bias};
-  grad_patches<T>(a, item % pairs, keys, item / pairs, groups_of_color(keys.grid, keys.cut), 0, a.phases(), Order::none,
-                  scratch, [](const Phase& p) { return Axes{p.coarse_y, p.coarse_x}; });
-}
-
-template <class T>
-void grad_key(const LocalArgs& a, int64_t item, char* scratch) {
-  const int64_t pairs = a.batch * a.kv_heads;
-  const Grid groups = groups_of_color(a.phase_grid(), a.keys);
-  const int64_t n = item / pairs / (groups.h * groups.w), number = item / pairs % (groups.h * groups.w);
-  const Phase phase(a, n);
-  const KeyGrid keys{a.keys, phase.grid(), phase.first, phase.down, phase.right, a.k, a.v, a.dk, a.dv, 0.0};
-  grad_patches<T>(a, item % pairs, keys, number, groups, n, n + 1, a.raster_causal ? Order::columns_after : Order::none,
-                  scratch, [](const Phase& p) { return Axes{p.y, p.x}; });
-}
-
 }  // namespace
 
-COGVIEW_TILE_KERNEL(local_2d_fwd, LocalArgs, forward)
+bool local_2d_on_tiles(Dtype dtype) {
+  return by_dtype(dtype, [](auto x) { return kOnAmx<decltype(x)>; });
+}
+int64_t local_2d_scratch(const LocalArgs& a, bool backward) {
+  return by_dtype(a.dtype, [&](auto x) { return scratch_bytes<decltype(x)>(a, backward); });
+}
+
+COGVIEW_LANE_KERNEL(local_2d_fwd, LocalArgs, forward)
+COGVIEW_LANE_KERNEL(local_2d_bwd, LocalArgs, backward)
+COGVIEW_LANE_KERNEL(local_2d_finish, LocalArgs, finish_shared)
 COGVIEW_TILE_KERNEL(local_2d_decode, LocalArgs, decode)
-COGVIEW_TILE_KERNEL(local_2d_prepare, LocalArgs, prepare)
-COGVIEW_TILE_KERNEL(local_2d_grad_prefix, LocalArgs, grad_prefix)
-COGVIEW_TILE_KERNEL(local_2d_finish_prefix, LocalArgs, finish_prefix)
-COGVIEW_TILE_KERNEL(local_2d_grad_coarse, LocalArgs, grad_coarse)
-COGVIEW_TILE_KERNEL(local_2d_grad_key, LocalArgs, grad_key)
-COGVIEW_TILE_KERNEL(local_2d_finish, LocalArgs, finish)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

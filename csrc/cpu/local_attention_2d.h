@@ -1,7 +1,8 @@
 // 2D local attention on CPU, joint with prefix keys and a coarser grid.
 //
 // Dilation cuts the image into phases, cells that are dilation apart, of which each sees only itself: everything below
-// is about the grid of one phase. Queries and keys are packed in patches, rectangles of at most 64 cells.
+// is about the grid of one phase. On vectors the work is strips of at most 16 queries; on the tile unit queries and keys
+// are packed in patches, rectangles of at most 64 cells.
 #pragma once
 
 #include "attention.h"
@@ -68,12 +69,20 @@ struct Patches {
   Grid colors{1, 1}, color{0, 0};
 };
 
+// How the work on vectors is cut: strips of 16 cells, bands of a phase's strips, chunks of all bands of a head.
+struct LanePlan {
+  Grid strip{4, 4};
+  int64_t bands = 1, chunks = 1;
+  void* shared_sums = nullptr;  // [B, kv_heads, chunks, 2, prefix and coarse keys, padded head_dim] accumulators
+};
+
 struct LocalArgs {
   Dtype dtype;
   int64_t batch, heads, kv_heads, seqlen_q, head_dim, prefix_len;
   Grid grid, kernel, coarse_grid, coarse_kernel, dilation{1, 1};
   bool raster_causal, shift;
   double prefix_bias, coarse_bias, scale;
+  LanePlan lanes;
   Patches queries, keys, coarse;
   int64_t prefix_chunks;  // of queries, in the backward of the prefix
   Tensor4 q, k, v, out, dout, dq, dk, dv;
@@ -96,6 +105,7 @@ struct LocalArgs {
     return queries.y.count(phase_grid().h) * queries.x.count(phase_grid().w);
   }
   COGVIEW_INLINE int64_t query_patches() const { return phases() * patches_of_phase(); }
+  COGVIEW_INLINE int64_t shared_keys() const { return prefix_len + coarse_grid.h * coarse_grid.w; }
   COGVIEW_INLINE int64_t prefix_tiles() const { return (prefix_len + 63) / 64; }
   COGVIEW_INLINE int64_t dq_patch_size() const { return (head_dim + 31) / 32 * 32 * 64; }
 };
@@ -137,13 +147,21 @@ COGVIEW_INLINE Grid groups_of_color(Grid grid, const Patches& p) {
   return {(all.h - c.h + n.h - 1) / n.h, (all.w - c.w + n.w - 1) / n.w};
 }
 
-COGVIEW_DECLARE_KERNEL(local_2d_fwd, LocalArgs)            // items: batch x heads x phases x groups of query patches
-COGVIEW_DECLARE_KERNEL(local_2d_decode, LocalArgs)         // batch x parts of the heads x seqlen_q
-COGVIEW_DECLARE_KERNEL(local_2d_prepare, LocalArgs)        // batch x heads x query_patches: delta, dq_sums = 0
-COGVIEW_DECLARE_KERNEL(local_2d_grad_prefix, LocalArgs)    // batch x kv_heads x prefix_chunks
-COGVIEW_DECLARE_KERNEL(local_2d_finish_prefix, LocalArgs)  // batch x kv_heads x prefix_tiles
-COGVIEW_DECLARE_KERNEL(local_2d_grad_coarse, LocalArgs)    // batch x kv_heads x groups of coarse patches of a color
-COGVIEW_DECLARE_KERNEL(local_2d_grad_key, LocalArgs)       // batch x kv_heads x phases x groups of patches of a color
-COGVIEW_DECLARE_KERNEL(local_2d_finish, LocalArgs)         // batch x heads x query_patches: dq
+COGVIEW_DECLARE_KERNEL(local_2d_decode, LocalArgs)  // items: batch x parts of the heads x seqlen_q
+
+// Whether a dtype is for the tile unit; if not, how much scratch a thread needs.
+COGVIEW_DECLARE(bool local_2d_on_tiles(Dtype dtype))
+COGVIEW_DECLARE(int64_t local_2d_scratch(const LocalArgs& a, bool backward))
+COGVIEW_DECLARE_KERNEL(local_2d_fwd, LocalArgs)     // batch x kv_heads x chunks
+COGVIEW_DECLARE_KERNEL(local_2d_bwd, LocalArgs)     // batch x kv_heads x chunks
+COGVIEW_DECLARE_KERNEL(local_2d_finish, LocalArgs)  // batch x kv_heads x prefix and coarse keys
+
+COGVIEW_DECLARE_KERNEL(local_tiles_fwd, LocalArgs)            // batch x heads x phases x groups of query patches
+COGVIEW_DECLARE_KERNEL(local_tiles_prepare, LocalArgs)        // batch x heads x query_patches: delta, dq_sums = 0
+COGVIEW_DECLARE_KERNEL(local_tiles_grad_prefix, LocalArgs)    // batch x kv_heads x prefix_chunks
+COGVIEW_DECLARE_KERNEL(local_tiles_finish_prefix, LocalArgs)  // batch x kv_heads x prefix_tiles
+COGVIEW_DECLARE_KERNEL(local_tiles_grad_coarse, LocalArgs)    // batch x kv_heads x groups of coarse patches of a color
+COGVIEW_DECLARE_KERNEL(local_tiles_grad_key, LocalArgs)  // batch x kv_heads x phases x groups of patches of a color
+COGVIEW_DECLARE_KERNEL(local_tiles_finish, LocalArgs)         // batch x heads x query_patches: dq
 
 }  // namespace cogview

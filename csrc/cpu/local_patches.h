@@ -35,16 +35,16 @@ struct Pieces {
   int64_t number(int64_t n, int64_t across) const { return (y.lo + n / x.size()) * across + x.lo + n % x.size(); }
 };
 // Those that hold the cells of two spans.
-Pieces pieces_of(const Patches& cut, Grid grid, Span y, Span x) {
+inline Pieces pieces_of(const Patches& cut, Grid grid, Span y, Span x) {
   if (y.empty() || x.empty()) return {&cut, grid, {}, {}};
   return {&cut, grid, cut.y.pieces(y), cut.x.pieces(x)};
 }
 // Those of group (y, x).
-Pieces group_of(const Patches& cut, Grid grid, Grid group, int64_t y, int64_t x) {
+inline Pieces group_of(const Patches& cut, Grid grid, Grid group, int64_t y, int64_t x) {
   return {&cut, grid, Span{y * group.h, (y + 1) * group.h}.within(cut.y.count(grid.h)),
           Span{x * group.w, (x + 1) * group.w}.within(cut.x.count(grid.w))};
 }
-Patch bounds(const Pieces& p) {
+inline Patch bounds(const Pieces& p) {
   const Patch first = p[0], last = p[p.count() - 1];
   return {{first.y.lo, last.y.hi}, {first.x.lo, last.x.hi}};
 }
@@ -82,7 +82,16 @@ Mask masks(const Patch& rows, const Patch& columns, Order order, uint64_t* mask,
   return all == ~uint64_t(0) ? nullptr : mask - rows.count();
 }
 
-bool meet(const Patch& a, const Patch& b) { return !a.y.within(b.y).empty() && !a.x.within(b.x).empty(); }
+inline bool meet(const Patch& a, const Patch& b) { return !a.y.within(b.y).empty() && !a.x.within(b.x).empty(); }
+
+// Which of the 64 keys of the prefix from `first` on exist.
+inline uint64_t prefix_bits(const LocalArgs& a, int64_t b, int64_t first) {
+  const int64_t n = a.prefix_len - first < kTile ? a.prefix_len - first : kTile;
+  if (!a.prefix_mask) return range_bits(0, n);
+  uint64_t bits = 0;
+  for (int64_t c = 0; c < n; ++c) bits |= uint64_t(a.prefix_mask[b * a.prefix_len + first + c]) << c;
+  return bits;
+}
 
 }  // namespace
 }  // namespace COGVIEW_ISA

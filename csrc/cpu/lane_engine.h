@@ -1,0 +1,252 @@
+// Attention of 16 queries, the lanes, over lists of keys that are read where they lie.
+//
+// Each lane sees its own of a list's keys, and no key costs more than its own products. Softmax is a running maximum
+// and sum for each lane. Scores are kept in units of log2.
+#pragma once
+
+#include "lane_gemm.h"
+#include "tile_engine.h"
+
+namespace cogview {
+namespace COGVIEW_ISA {
+namespace {
+
+constexpr int kListed = 256;  // keys at most
+
+// Keys and values, the lanes that see each, and what is added to its scores (in log2); with `dk` and `dv` where their
+// gradients are summed up.
+template <class T>
+struct KeyList {
+  using A = Acc<T>;
+  using E = Element<T>;
+  const E *k[kListed], *v[kListed];
+  A *dk[kListed], *dv[kListed], bias[kListed];
+  uint16_t lanes[kListed];
+  int count = 0;
+
+  // Products are of 8 keys: as many more that no lane sees, whose gradients go to `nowhere`.
+  void pad(A* nowhere) {
+    for (; count % 8; ++count) {
+      k[count] = k[0], v[count] = v[0], dk[count] = dv[count] = nowhere, bias[count] = 0, lanes[count] = 0;
+    }
+  }
+};
+
+// A number for each lane.
+template <class A>
+struct PerLane {
+  static constexpr int n = kLaneVecs<A>, l = kLanes<A>;
+  Vec<A> at[n];
+  void fill(A x) {
+    for (Vec<A>& v : at) v = splat(x);
+  }
+  void read(const A* x) {
+    for (int v = 0; v < n; ++v) at[v] = load(x + v * l);
+  }
+  void write(A* x) const {
+    for (int v = 0; v < n; ++v) store(x + v * l, at[v]);
+  }
+};
+
+template <class T>
+struct LaneForward {
+  using A = Acc<T>;
+  using E = Element<T>;
+  static constexpr int n = kLaneVecs<A>, l = kLanes<A>;
+
+  void take(Arena& arena, int d) {
+    d_ = d, ld_ = int(round_up(d, kRowPad<T>));
+    rows_ = arena.take<E>(kQueries * ld_), packed_ = arena.take<A>(kQueries * ld_), o_ = arena.take<A>(kQueries * ld_);
+    p_ = arena.take<A>(kListed * kQueries);
+  }
+
+  void begin(const RowSet<T>& q, double scale) {
+    count_ = q.count, scale_ = A(scale * kLog2e), started_ = false;
+    copy_rows(q, kQueries, d_, rows_, ld_);
+    pack_queries<T>(rows_, ld_, packed_);
+    std::memset(static_cast<void*>(o_), 0, sizeof(A) * kQueries * ld_);
+    for (int r = 0; r < kQueries; ++r) out_[r] = o_ + r * ld_;
+    top_.fill(kNone<A>), total_.fill(0), stored_.fill(0);
+  }
+
+  void step(KeyList<T>& keys) {
+    if (!keys.count) return;
+    keys.pad(nullptr);
+    PerLane<A> top = top_;
+    for (int i = 0; i < keys.count; i += kBlockKeys) {
+      Vec<A> s[kBlockKeys][n];
+      dots<T, kBlockKeys>(keys.k + i, packed_, ld_ / kUnit<T>, s);
+      for (int c = 0; c < kBlockKeys; ++c)
+        for (int v = 0; v < n; ++v) {
+          const Vec<A> x = select_bits<A>(keys.lanes[i + c] >> (v * l), s[c][v] * scale_ + keys.bias[i + c], kNone<A>);
+          store(p_ + (i + c) * kQueries + v * l, x);
+          top.at[v] = vmax(x, top.at[v]);
+        }
+    }
+    if (started_) rescale(top);
+    started_ = true, top_ = top;
+    // masked scores stay exp2(-inf) = 0, also for a lane without a maximum; NaN stays NaN
+    for (Vec<A>& x : top.at) x = x == kNone<A> ? splat(A(0)) : x;
+    for (int i = 0; i < keys.count; i += 2) probabilities(i, top);
+    add_products<T, 1, kQueries>(kQueries, keys.count / kUnit<T>, keys.v, p_, out_, ld_);
+    keys.count = 0;
+  }
+
+  // Writes every query's output to out(lane), and hands its log-sum-exp to lse(lane, value): zeros and -inf if it saw
+  // nothing.
+  template <class Out, class Lse>
+  void finish(Out&& out, Lse&& lse) const {
+    A total[kQueries], inverse[kQueries], logs[kQueries];
+    total_.write(total);
+    PerLane<A> log, factor;
+    for (int v = 0; v < n; ++v) {
+      log.at[v] = top_.at[v] * A(kLn2) + logv(total_.at[v]);
+      factor.at[v] = A(1) / (kPaired<T> ? stored_ : total_).at[v];
+    }
+    log.write(logs), factor.write(inverse);
+    for (int r = 0; r < count_; ++r) {
+      if (total[r] == 0)
+        std::memset(static_cast<void*>(out(r)), 0, d_ * sizeof(T));
+      else
+        write_row(o_ + r * ld_, inverse[r], d_, out(r));
+      lse(r, total[r] == 0 ? kNone<A> : logs[r]);
+    }
+  }
+
+ private:
+  // What was summed so far, to new maxima.
+  void rescale(const PerLane<A>& top) {
+    PerLane<A> keep;
+    for (int v = 0; v < n; ++v) {
+      const Vec<A> before = top_.at[v];
+      keep.at[v] = before == top.at[v] ? splat(A(1)) : exp2v(before - top.at[v]);
+      total_.at[v] *= keep.at[v], stored_.at[v] *= keep.at[v];
+    }
+    A factor[kQueries];
+    keep.write(factor);
+    for (int r = 0; r < kQueries; ++r)
+      if (factor[r] != 1)
+        for (int j = 0; j < ld_; j += l) store(out_[r] + j, load(out_[r] + j) * factor[r]);
+  }
+
+  // Keys i and i + 1, in place.
+  void probabilities(int i, const PerLane<A>& top) {
+    Vec<A> x[2][n];
+    for (int c = 0; c < 2; ++c)
+      for (int v = 0; v < n; ++v) {
+        x[c][v] = exp2v<kExpDegree<T>>(load(p_ + (i + c) * kQueries + v * l) - top.at[v]);
+        total_.at[v] += x[c][v];
+      }
+#if defined(__AVX512BF16__)
+    if constexpr (kPaired<T>) {
+      const __m512i pairs = lane_pairs(two_rows(x[0][0], x[1][0])), ones = _mm512_set1_epi16(0x3f80);
+      _mm512_store_si512(p_ + i / 2 * kQueries, pairs);
+      stored_.at[0] = multiply_add<T>(stored_.at[0], bits_as<VecF>(pairs), bits_as<VecF>(ones));
+      return;
+    }
+#endif
+    for (int c = 0; c < 2; ++c)
+      for (int v = 0; v < n; ++v) store(p_ + (i + c) * kQueries + v * l, x[c][v]);
+  }
+
+  int d_ = 0, ld_ = 0, count_ = 0;
+  bool started_ = false;
+  A scale_ = 0;
+  E* rows_;
+  A *packed_, *o_, *p_, *out_[kQueries];
+  PerLane<A> top_, total_, stored_;  // stored: of the probabilities as they were rounded to be multiplied
+};
+
+template <class T>
+struct LaneBackward {
+  using A = Acc<T>;
+  using E = Element<T>;
+  static constexpr int n = kLaneVecs<A>, l = kLanes<A>;
+
+  void take(Arena& arena, int d) {
+    d_ = d, ld_ = int(round_up(d, kRowPad<T>));
+    q_ = arena.take<E>(kQueries * ld_), dout_ = arena.take<E>(kQueries * ld_);
+    packed_q_ = arena.take<A>(kQueries * ld_), packed_dout_ = arena.take<A>(kQueries * ld_);
+    dq_ = arena.take<A>(kQueries * ld_), nowhere_ = arena.take<A>(ld_);
+    p_ = arena.take<E>(kListed * kQueries), ds_ = arena.take<E>(kListed * kQueries);
+    ds_pairs_ = kPaired<T> ? arena.take<A>(kListed / 2 * kQueries) : nullptr;
+  }
+
+  // lse and delta are indexed as the queries are.
+  void begin(const RowSet<T>& q, const RowSet<T>& dout, const A* lse, const A* delta, double scale) {
+    count_ = q.count, scale_ = A(scale);
+    copy_rows(q, kQueries, d_, q_, ld_), copy_rows(dout, kQueries, d_, dout_, ld_);
+    pack_queries<T>(q_, ld_, packed_q_), pack_queries<T>(dout_, ld_, packed_dout_);
+    std::memset(static_cast<void*>(dq_), 0, sizeof(A) * kQueries * ld_);
+    A minus_lse[kQueries], deltas[kQueries];
+    for (int r = 0; r < kQueries; ++r) {
+      q_rows_[r] = q_ + r * ld_, dout_rows_[r] = dout_ + r * ld_, out_[r] = dq_ + r * ld_;
+      minus_lse[r] = r < count_ ? -lse[r] * A(kLog2e) : A(0), deltas[r] = r < count_ ? delta[r] : A(0);
+    }
+    minus_lse_.read(minus_lse), delta_.read(deltas);
+  }
+
+  // Adds to dq, and if `to_keys` to the keys' gradients; in units of 1 / scale.
+  void step(KeyList<T>& keys, bool to_queries, bool to_keys) {
+    if (!keys.count) return;
+    keys.pad(nowhere_);
+    for (int i = 0; i < keys.count; i += kBlockKeys) gradients(keys, i);
+    const A* ds = kPaired<T> ? ds_pairs_ : reinterpret_cast<const A*>(ds_);
+    if (to_queries) add_products<T, 1, kQueries>(kQueries, keys.count / kUnit<T>, keys.k, ds, out_, ld_);
+    if (to_keys) {
+      constexpr int across = kQueries / kUnit<T>;
+      add_products<T, across, 1>(keys.count, across, dout_rows_, reinterpret_cast<const A*>(p_), keys.dv, ld_);
+      add_products<T, across, 1>(keys.count, across, q_rows_, reinterpret_cast<const A*>(ds_), keys.dk, ld_);
+    }
+    keys.count = 0;
+  }
+
+  template <class Out>
+  void finish(Out&& dq) const {
+    for (int r = 0; r < count_; ++r) write_row(dq_ + r * ld_, scale_, d_, dq(r));
+  }
+
+ private:
+  // Probabilities p = 2^(s - lse) and score gradients p (dp - delta) of a block of keys.
+  void gradients(const KeyList<T>& keys, int first) {
+    Vec<A> p[kBlockKeys][n], ds[kBlockKeys][n];
+    const int units = ld_ / kUnit<T>;
+    dots<T, kBlockKeys>(keys.k + first, packed_q_, units, p);
+    const A scale = scale_ * A(kLog2e);
+    for (int c = 0; c < kBlockKeys; ++c)
+      for (int v = 0; v < n; ++v) {
+        const Vec<A> x = exp2v<kExpDegree<T>>(p[c][v] * scale + (minus_lse_.at[v] + keys.bias[first + c]));
+        p[c][v] = select_bits<A>(keys.lanes[first + c] >> (v * l), x, A(0));
+      }
+    dots<T, kBlockKeys>(keys.v + first, packed_dout_, units, ds);
+    for (int c = 0; c < kBlockKeys; ++c)
+      for (int v = 0; v < n; ++v)
+        ds[c][v] = select_bits<A>(keys.lanes[first + c] >> (v * l), p[c][v] * (ds[c][v] - delta_.at[v]), A(0));
+    const auto at = [&](int c) { return (first + c) * kQueries; };
+#if defined(__AVX512BF16__)
+    if constexpr (kPaired<T>) {
+      for (int c = 0; c < kBlockKeys; c += 2) {
+        const __m512i rows = two_rows(ds[c][0], ds[c + 1][0]);
+        _mm512_store_si512(p_ + at(c), two_rows(p[c][0], p[c + 1][0]));
+        _mm512_store_si512(ds_ + at(c), rows);
+        _mm512_store_si512(ds_pairs_ + at(c) / 2, lane_pairs(rows));
+      }
+      return;
+    }
+#endif
+    if constexpr (!kPaired<T>)
+      for (int c = 0; c < kBlockKeys; ++c)
+        for (int v = 0; v < n; ++v) store(p_ + at(c) + v * l, p[c][v]), store(ds_ + at(c) + v * l, ds[c][v]);
+  }
+
+  int d_ = 0, ld_ = 0, count_ = 0;
+  A scale_ = 0;
+  E *q_, *dout_, *p_, *ds_;
+  A *packed_q_, *packed_dout_, *dq_, *ds_pairs_, *nowhere_, *out_[kQueries];
+  const E *q_rows_[kQueries], *dout_rows_[kQueries];
+  PerLane<A> minus_lse_, delta_;
+};
+
+}  // namespace
+}  // namespace COGVIEW_ISA
+}  // namespace cogview

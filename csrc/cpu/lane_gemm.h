@@ -1,0 +1,181 @@
+// Products whose rows are read where they lie.
+//
+// Sixteen queries are the lanes of vectors. A score needs an element of the query of every lane, which are packed beside
+// each other, and one of a key, which goes to all lanes; values are added up the same way with lanes along head_dim. So
+// keys and values need no packing, can be picked one by one, and have to be copied only where a dtype has no
+// instruction of its own or a row does not fill vectors. bfloat16 is multiplied in pairs of elements that lie beside
+// each other, as one 32-bit unit; every other dtype's unit is an accumulator.
+#pragma once
+
+#include "loops.h"
+#include "tile_gemm.h"
+
+namespace cogview {
+namespace COGVIEW_ISA {
+namespace {
+
+constexpr int kQueries = 16;  // lanes
+constexpr int kBlockKeys = kVecBytes == 64 ? 8 : kVecBytes == 32 ? 4 : 2;
+template <class A>
+constexpr int kLaneVecs = kQueries / kLanes<A>;
+
+#if defined(__AVX512BF16__)
+template <class T>
+constexpr bool kPaired = std::is_same_v<T, BFloat16>;
+#else
+template <class T>
+constexpr bool kPaired = false;
+#endif
+template <class T>
+constexpr int kUnit = kPaired<T> ? 2 : 1;  // elements
+// What rows are multiplied as, and what they have to be a multiple of.
+template <class T>
+using Element = std::conditional_t<kPaired<T>, BFloat16, Acc<T>>;
+template <class T>
+constexpr int kRowPad = kPaired<T> ? 32 : kLanes<Acc<T>>;
+
+// One unit, in all lanes.
+template <class T>
+inline Vec<Acc<T>> spread(const void* unit) {
+#if defined(__AVX512BF16__)
+  if constexpr (kPaired<T>) {
+    int32_t bits;
+    std::memcpy(&bits, unit, sizeof bits);
+    return bits_as<VecF>(_mm512_set1_epi32(bits));
+  }
+#endif
+  if constexpr (!kPaired<T>) return splat(*static_cast<const Acc<T>*>(unit));
+}
+
+// sum + x * y, of units.
+template <class T>
+inline Vec<Acc<T>> multiply_add(Vec<Acc<T>> sum, Vec<Acc<T>> x, Vec<Acc<T>> y) {
+#if defined(__AVX512BF16__)
+  if constexpr (kPaired<T>)
+    return bits_as<VecF>(_mm512_dpbf16_ps(bits_as<__m512>(sum), bits_as<__m512bh>(x), bits_as<__m512bh>(y)));
+#endif
+  return sum + x * y;
+}
+
+// s[i] = the product of key i with every lane's query: `packed` is [units, 16].
+template <class T, int M>
+inline void dots(const Element<T>* const* keys, const Acc<T>* packed, int units, Vec<Acc<T>> (*s)[kLaneVecs<Acc<T>>]) {
+  using A = Acc<T>;
+  constexpr int n = kLaneVecs<A>, l = kLanes<A>, chains = kPaired<T> ? 2 : 1;  // a product of pairs takes longer
+  const Element<T>* key[M];
+  for (int i = 0; i < M; ++i) key[i] = keys[i];
+  Vec<A> acc[chains][M][n] = {};
+  for (int u = 0; u < units; u += chains)
+    for (int c = 0; c < chains; ++c) {
+      Vec<A> q[n];
+      for (int v = 0; v < n; ++v) q[v] = load(packed + (u + c) * kQueries + v * l);
+      for (int i = 0; i < M; ++i) {
+        const Vec<A> x = spread<T>(key[i] + (u + c) * kUnit<T>);
+        for (int v = 0; v < n; ++v) acc[c][i][v] = multiply_add<T>(acc[c][i][v], q[v], x);
+      }
+    }
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < n; ++v) s[i][v] = chains == 2 ? acc[0][i][v] + acc[chains - 1][i][v] : acc[0][i][v];
+}
+
+// Units of W vectors from column j on, of the rows that make one.
+template <class T, int W>
+inline void load_units(const Element<T>* const* rows, int64_t j, Vec<Acc<T>>* x) {
+#if defined(__AVX512BF16__)
+  if constexpr (kPaired<T>) {
+    static_assert(W == 2);
+    alignas(64) static constexpr uint16_t kOrder[64] = {
+        0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+        11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
+        22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+    const __m512i even = _mm512_loadu_si512(rows[0] + j), odd = _mm512_loadu_si512(rows[1] + j);
+    for (int w = 0; w < 2; ++w)
+      x[w] = bits_as<VecF>(_mm512_permutex2var_epi16(even, _mm512_load_si512(kOrder + w * 32), odd));
+    return;
+  }
+#endif
+  if constexpr (!kPaired<T>)
+    for (int w = 0; w < W; ++w) x[w] = load(rows[0] + j + w * kLanes<Acc<T>>);
+}
+
+// out[i][j ...] += sum over units u of p[i * across + u * down] * rows u, for M rows and W vectors.
+template <class T, int across, int down, int M, int W>
+inline void add_products(int units, const Element<T>* const* rows, int64_t j, const Acc<T>* p, Acc<T>* const* out) {
+  using A = Acc<T>;
+  Vec<A> acc[M][W] = {};
+  for (int u = 0; u < units; ++u) {
+    Vec<A> x[W];
+    load_units<T, W>(rows + u * kUnit<T>, j, x);
+    for (int i = 0; i < M; ++i) {
+      const Vec<A> y = spread<T>(p + i * across + u * down);
+      for (int w = 0; w < W; ++w) acc[i][w] = multiply_add<T>(acc[i][w], x[w], y);
+    }
+  }
+  for (int i = 0; i < M; ++i)
+    for (int w = 0; w < W; ++w) {
+      A* at = out[i] + j + w * kLanes<A>;
+      store(at, load(at) + acc[i][w]);
+    }
+}
+
+// The same for n rows, a multiple of 8, and all of their ld columns.
+template <class T, int across, int down>
+inline void add_products(int n, int units, const Element<T>* const* rows, const Acc<T>* p, Acc<T>* const* out,
+                         int64_t ld) {
+  constexpr int M = kVecBytes == 64 ? 8 : 4, w = kLanes<Acc<T>>;
+  for (int i = 0; i < n; i += M) {
+    int64_t j = 0;
+    for (; j + 2 * w <= ld; j += 2 * w)
+      add_products<T, across, down, M, 2>(units, rows, j, p + i * across, out + i);
+    if constexpr (!kPaired<T>)
+      if (j < ld) add_products<T, across, down, M, 1>(units, rows, j, p + i * across, out + i);
+  }
+}
+
+// Rows of a tensor as elements, [rows, ld], padded with zeros; those beyond the count are zero.
+template <class T>
+inline void copy_elements(const T* x, int d, Element<T>* out, int ld) {
+  if constexpr (kPaired<T>) {
+    std::memcpy(static_cast<void*>(out), x, d * sizeof(T));
+    std::memset(static_cast<void*>(out + d), 0, (ld - d) * sizeof(T));
+  } else {
+    each<Acc<T>>(d, [&](int64_t j, auto n) { store(out + j, load(x + j, n)); });
+  }
+}
+template <class T>
+inline void copy_rows(const RowSet<T>& x, int rows, int d, Element<T>* out, int ld) {
+  for (int r = 0; r < x.count; ++r) copy_elements(x.row(r), d, out + r * ld, ld);
+  std::memset(static_cast<void*>(out + x.count * ld), 0, sizeof(*out) * (rows - x.count) * ld);
+}
+
+// [16, ld] as [units, 16].
+template <class T>
+inline void pack_queries(const Element<T>* rows, int ld, Acc<T>* out) {
+  using A = Acc<T>;
+  constexpr int w = kLanes<A>;
+  const int units = ld / kUnit<T>;
+  for (int first = 0; first < kQueries; first += w)
+    for (int j = 0; j < units; j += w) {
+      Vec<A> r[w];
+      for (int i = 0; i < w; ++i)
+        std::memcpy(&r[i], rows + (first + i) * int64_t(ld) + j * kUnit<T>, sizeof r[i]);
+      transpose<A>(r);
+      for (int i = 0; i < w; ++i) store(out + (j + i) * kQueries + first, r[i]);
+    }
+}
+
+#if defined(__AVX512BF16__)
+// Rows x0 and x1 of 16 lanes, in bfloat16, one behind the other; and lane by lane beside each other.
+inline __m512i two_rows(VecF x0, VecF x1) {
+  return bits_as<__m512i>(_mm512_cvtne2ps_pbh(bits_as<__m512>(x1), bits_as<__m512>(x0)));
+}
+inline __m512i lane_pairs(__m512i rows) {
+  alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), rows);
+}
+#endif
+
+}  // namespace
+}  // namespace COGVIEW_ISA
+}  // namespace cogview

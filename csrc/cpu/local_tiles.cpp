@@ -1,0 +1,338 @@
+// 2D local attention on the tile unit, for the dtypes that it multiplies.
+#include "local_attention_2d.h"
+
+#include "local_patches.h"
+#include "tile_forward.h"
+#include "tile_grad_key.h"
+
+namespace cogview {
+namespace COGVIEW_ISA {
+namespace {
+
+// ---- forward ----
+
+// A group of query patches of one head, and the tiles of keys they see: prefix, coarse, local.
+struct QueryGroup {
+  const LocalArgs& a;
+  int64_t b, kv;
+  Phase phase;
+  Pieces own, coarse, local;
+
+  QueryGroup(const LocalArgs& a, int64_t b, int64_t kv, int64_t number, Grid groups)
+      : a(a),
+        b(b),
+        kv(kv),
+        phase(a, number / (groups.h * groups.w)),
+        own(group_of(a.queries, phase.grid(), a.queries.forward, number / groups.w % groups.h, number % groups.w)) {
+    if (!own.count()) return;
+    const Owner all = owner(bounds(own));
+    coarse = pieces_of(a.coarse, a.coarse_grid, all.coarse.y, all.coarse.x);
+    local = pieces_of(a.keys, phase.grid(), all.local.y, all.local.x);
+  }
+  int64_t tiles() const { return a.prefix_tiles() + coarse.count() + local.count(); }
+
+  // The patch of a tile of cells.
+  Patch patch(int64_t number) const {
+    const int64_t n = number - a.prefix_tiles();
+    return n < 0 ? Patch{} : n < coarse.count() ? coarse[n] : local[n - coarse.count()];
+  }
+
+  template <class T>
+  void pack(int64_t number, const Patch& patch, typename Forward<T>::Tile& tile) const {
+    int64_t index[kTile];
+    const auto as = [&](const Tensor4& k, const Tensor4& v, int n) {
+      tile.pack(rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n), int(a.head_dim));
+    };
+    if (number < a.prefix_tiles()) {
+      tile.valid = prefix_bits(a, b, number * kTile);
+      as(a.prefix_k, a.prefix_v, rows_from(number * kTile, a.prefix_len, index));
+    } else if (number < a.prefix_tiles() + coarse.count()) {
+      as(a.coarse_k, a.coarse_v, patch.list(0, a.coarse_grid.w, 1, index));
+    } else {
+      as(a.k, a.v, patch.list(phase, index));
+    }
+  }
+
+  // A patch of queries and what it sees of the other grids.
+  struct Owner {
+    Patch rows, coarse, local;
+  };
+  Owner owner(const Patch& rows) const {
+    Owner x{rows, {}, {phase.y.windows(rows.y), phase.x.windows(rows.x)}};
+    if (a.coarse_grid.h) x.coarse = {phase.coarse_y.windows(rows.y), phase.coarse_x.windows(rows.x)};
+    if (a.raster_causal && rows.y.hi < x.local.y.hi) x.local.y.hi = rows.y.hi;
+    return x;
+  }
+
+  // Calls step(mask, bias) if an owner sees any of a tile's keys.
+  template <class Step>
+  void see(const Owner& owner, int64_t number, const Patch& tile, uint64_t valid, Step&& step) const {
+    uint64_t mask[kTile];
+    if (number < a.prefix_tiles()) {
+      if (valid == ~uint64_t(0)) return step(nullptr, a.prefix_bias);
+      for (int r = 0; r < owner.rows.count(); ++r) mask[r] = valid;
+      step(mask, a.prefix_bias);
+    } else if (number < a.prefix_tiles() + coarse.count()) {
+      if (meet(owner.coarse, tile))
+        step(masks(
+                 owner.rows, tile, Order::none, mask, [&](int64_t y) { return phase.coarse_y.window(y); },
+                 [&](int64_t x) { return phase.coarse_x.window(x); }),
+             a.coarse_bias);
+    } else if (meet(owner.local, tile)) {
+      step(masks(
+               owner.rows, tile, a.raster_causal ? Order::columns_before : Order::none, mask,
+               [&](int64_t y) { return phase.y.window(y); }, [&](int64_t x) { return phase.x.window(x); }),
+           0.0);
+    }
+  }
+};
+
+template <class T>
+void forward(const LocalArgs& a, int64_t item, char* scratch) {
+  const int64_t pairs = a.batch * a.heads, b = item % pairs / a.heads, h = item % a.heads;
+  const QueryGroup it(a, b, h / (a.heads / a.kv_heads), item / pairs,
+                      groups_of(a.phase_grid(), a.queries, a.queries.forward));
+  const int owners = int(it.own.count());
+  Group<T, Forward> group(Arena{scratch}, int(a.head_dim), owners);
+  QueryGroup::Owner owner[kGroup];
+  Patch patch[kBatch];
+  int64_t index[kTile];
+  for (int o = 0; o < owners; ++o) {
+    owner[o] = it.owner(it.own[o]);
+    const int n = owner[o].rows.list(it.phase, index);
+    group.owners[o].begin(rows_of<T>(a.q, b, h, index, n), a.scale);
+  }
+  if (owners)
+    group.meet(
+        owners, it.tiles(),
+        [&](int64_t number, auto& tile) {
+          Patch& place = patch[&tile - group.tiles];
+          place = it.patch(number);
+          it.pack<T>(number, place, tile);
+        },
+        [&](Forward<T>& engine, int o, int64_t number, const auto& tile) {
+          it.see(owner[o], number, patch[&tile - group.tiles], tile.valid,
+                 [&](Mask mask, double bias) { engine.step(group.work, tile, mask, bias); });
+        });
+  Acc<T>* lse = stat<T>(a.lse, a, b, h);
+  for (int o = 0; o < owners; ++o) {
+    owner[o].rows.list(it.phase, index);
+    group.owners[o].finish([&](int r) { return a.out.at<T>(b, h) + index[r] * a.out.stride[2]; },
+                           [&](int r, Acc<T> value) { lse[index[r]] = value; });
+  }
+}
+
+// ---- backward ----
+
+// A patch of queries by its number over all phases; a phase may lack some.
+struct QueryPatch {
+  Phase phase;
+  Patch patch;
+  QueryPatch(const LocalArgs& a, int64_t number) : phase(a, number / a.patches_of_phase()) {
+    const int64_t across = a.queries.x.count(a.phase_grid().w), n = number % a.patches_of_phase();
+    patch = {a.queries.y.piece(n / across).within(phase.y.queries),
+             a.queries.x.piece(n % across).within(phase.x.queries)};
+  }
+};
+
+// Where the gradient of a patch of queries is summed up, transposed.
+template <class T>
+Acc<T>* dq_patch(const LocalArgs& a, int64_t b, int64_t h, int64_t number) {
+  return static_cast<Acc<T>*>(a.dq_sums) + ((b * a.heads + h) * a.query_patches() + number) * a.dq_patch_size();
+}
+// Where the gradients of the prefix are summed up, by chunk of queries.
+template <class T>
+Acc<T>* prefix_part(void* parts, const LocalArgs& a, int64_t b, int64_t kv, int64_t chunk, int64_t p) {
+  return static_cast<Acc<T>*>(parts) +
+         (((b * a.kv_heads + kv) * a.prefix_chunks + chunk) * a.prefix_len + p) * a.head_dim;
+}
+
+template <class T>
+void prepare(const LocalArgs& a, int64_t item, char*) {
+  const int64_t number = item % a.query_patches(), h = item / a.query_patches() % a.heads;
+  const int64_t b = item / a.query_patches() / a.heads;
+  const QueryPatch it(a, number);
+  std::memset(static_cast<void*>(dq_patch<T>(a, b, h, number)), 0, sizeof(Acc<T>) * a.dq_patch_size());
+  int64_t index[kTile];
+  set_delta<T>(a, b, h, index, it.patch.list(it.phase, index));
+}
+
+template <class T>
+void finish(const LocalArgs& a, int64_t item, char*) {
+  const int64_t number = item % a.query_patches(), h = item / a.query_patches() % a.heads;
+  const int64_t b = item / a.query_patches() / a.heads;
+  const QueryPatch it(a, number);
+  int64_t index[kTile];
+  const int n = it.patch.list(it.phase, index);
+  write_transposed<T>(dq_patch<T>(a, b, h, number), Acc<T>(a.scale), index, n, int(a.head_dim), a.dq.at<T>(b, h),
+                      a.dq.stride[2]);
+}
+
+// Shows n patches of the queries of every head of key head kv to owners of keys: number_of(i) is a patch's number over
+// all phases, see(o, patch, step) calls step(mask) if owner o is seen by any of it.
+template <class T, class Number, class See>
+void meet_queries(const LocalArgs& a, int64_t b, int64_t kv, Group<T, GradKey>& group, int owners, int64_t n,
+                  double bias, Number&& number_of, See&& see) {
+  const int64_t heads = a.heads / a.kv_heads;
+  Patch patch[kBatch];
+  for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h)
+    group.meet(
+        owners, n,
+        [&](int64_t i, auto& tile) {
+          const QueryPatch it(a, number_of(i));
+          int64_t index[kTile];
+          const int count = it.patch.list(it.phase, index);
+          patch[&tile - group.tiles] = it.patch;
+          tile.pack(rows_of<T>(a.q, b, h, index, count), rows_of<T>(a.dout, b, h, index, count),
+                    stat<T>(a.lse, a, b, h), stat<T>(a.delta, a, b, h), int(a.head_dim));
+          tile.dq = dq_patch<T>(a, b, h, number_of(i));
+        },
+        [&](GradKey<T>& owner, int o, int64_t, const auto& tile) {
+          const Patch& queries = patch[&tile - group.tiles];
+          if (queries.count()) see(o, queries, [&](Mask mask) { owner.step(group.work, tile, mask, bias); });
+        });
+}
+
+template <class T>
+void begin_keys(const LocalArgs& a, GradKey<T>& owner, const Tensor4& k, const Tensor4& v, int64_t b, int64_t kv,
+                const int64_t* index, int n) {
+  owner.begin(rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n), a.scale);
+}
+
+// A chunk of the queries and the whole prefix: the chunk's part of the prefix's gradients.
+template <class T>
+void grad_prefix(const LocalArgs& a, int64_t item, char* scratch) {
+  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
+  const int64_t chunk = item / pairs, from = chunk * a.query_patches() / a.prefix_chunks;
+  const int64_t to = (chunk + 1) * a.query_patches() / a.prefix_chunks;
+  for (int64_t first = 0; first < a.prefix_len; first += kGroup * kTile) {
+    const int64_t left = (a.prefix_len - first + kTile - 1) / kTile;
+    const int owners = int(left < kGroup ? left : kGroup);
+    Group<T, GradKey> group(Arena{scratch}, int(d), owners);
+    int64_t index[kTile];
+    for (int o = 0; o < owners; ++o)
+      begin_keys(a, group.owners[o], a.prefix_k, a.prefix_v, b, kv, index,
+                 rows_from(first + o * kTile, a.prefix_len, index));
+    meet_queries<T>(
+        a, b, kv, group, owners, to - from, a.prefix_bias, [&](int64_t i) { return from + i; },
+        [&](int o, const Patch& queries, auto&& step) {
+          const uint64_t valid = prefix_bits(a, b, first + o * kTile);
+          uint64_t mask[kTile];
+          for (int r = 0; r < kTile; ++r) mask[r] = valid >> r & 1 ? range_bits(0, queries.count()) : 0;
+          step(mask);
+        });
+    for (int o = 0; o < owners; ++o)
+      for (int r = 0; r < group.owners[o].rows; ++r) {
+        const int64_t p = first + o * kTile + r;
+        std::memcpy(prefix_part<T>(a.prefix_dks, a, b, kv, chunk, p), group.owners[o].dk(r), d * sizeof(Acc<T>));
+        std::memcpy(prefix_part<T>(a.prefix_dvs, a, b, kv, chunk, p), group.owners[o].dv(r), d * sizeof(Acc<T>));
+      }
+  }
+}
+
+// The parts of 64 prefix keys, summed in the order of the chunks.
+template <class T>
+void finish_prefix(const LocalArgs& a, int64_t item, char*) {
+  const int64_t number = item % a.prefix_tiles(), kv = item / a.prefix_tiles() % a.kv_heads;
+  const int64_t b = item / a.prefix_tiles() / a.kv_heads;
+  for (int64_t p = number * kTile; p < a.prefix_len && p < (number + 1) * kTile; ++p) {
+    Acc<T>*dk = prefix_part<T>(a.prefix_dks, a, b, kv, 0, p), *dv = prefix_part<T>(a.prefix_dvs, a, b, kv, 0, p);
+    for (int64_t chunk = 1; chunk < a.prefix_chunks; ++chunk)
+      for (int64_t c = 0; c < a.head_dim; ++c) {
+        dk[c] += prefix_part<T>(a.prefix_dks, a, b, kv, chunk, p)[c];
+        dv[c] += prefix_part<T>(a.prefix_dvs, a, b, kv, chunk, p)[c];
+      }
+    write_row(dk, Acc<T>(a.scale), int(a.head_dim), a.prefix_dk.at<T>(b, kv) + p * a.prefix_dk.stride[2]);
+    write_row(dv, Acc<T>(1), int(a.head_dim), a.prefix_dv.at<T>(b, kv) + p * a.prefix_dv.stride[2]);
+  }
+}
+
+// A grid of keys: its cell (y, x) is row first + y * down + x * right of the tensors.
+struct KeyGrid {
+  const Patches& cut;
+  Grid grid;
+  int64_t first, down, right;
+  const Tensor4 &k, &v, &dk, &dv;
+  double bias;
+};
+struct Axes {
+  const Axis &y, &x;
+};
+
+// Group `number` of the patches of keys of a color, and the queries of the phases [from, to) that see them.
+template <class T, class AxesOf>
+void grad_patches(const LocalArgs& a, int64_t pair, const KeyGrid& keys, int64_t number, Grid groups, int64_t from,
+                  int64_t to, Order order, char* scratch, AxesOf&& axes_of) {
+  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads;
+  const Patches& cut = keys.cut;
+  const Pieces own = group_of(cut, keys.grid, cut.backward, number / groups.w * cut.colors.h + cut.color.h,
+                              number % groups.w * cut.colors.w + cut.color.w);
+  const int owners = int(own.count());
+  if (!owners) return;  // a smaller phase
+  Group<T, GradKey> group(Arena{scratch}, int(a.head_dim), owners);
+  const auto list = [&](int o, int64_t* index) { return own[o].list(keys.first, keys.down, keys.right, index); };
+  int64_t index[kTile];
+  for (int o = 0; o < owners; ++o) begin_keys(a, group.owners[o], keys.k, keys.v, b, kv, index, list(o, index));
+  for (int64_t n = from; n < to; ++n) {
+    const Phase phase(a, n);
+    const Axes axes = axes_of(phase);
+    const auto seen_by = [&](const Patch& rows) {
+      Patch by{axes.y.seen_by(rows.y), axes.x.seen_by(rows.x)};
+      if (order == Order::columns_after && rows.y.lo > by.y.lo) by.y.lo = rows.y.lo;
+      return by;
+    };
+    Patch rows[kGroup], by[kGroup];
+    for (int o = 0; o < owners; ++o) rows[o] = own[o], by[o] = seen_by(rows[o]);
+    const Patch all = seen_by(bounds(own));
+    const Pieces queries = pieces_of(a.queries, phase.grid(), all.y, all.x);
+    meet_queries<T>(
+        a, b, kv, group, owners, queries.count(), keys.bias,
+        [&](int64_t i) { return n * a.patches_of_phase() + queries.number(i, a.queries.x.count(a.phase_grid().w)); },
+        [&](int o, const Patch& patch, auto&& step) {
+          if (!meet(by[o], patch)) return;
+          uint64_t mask[kTile];
+          step(masks(
+              rows[o], patch, order, mask, [&](int64_t y) { return axes.y.seen(y); },
+              [&](int64_t x) { return axes.x.seen(x); }));
+        });
+  }
+  for (int o = 0; o < owners; ++o) {
+    list(o, index);
+    for (int r = 0; r < group.owners[o].rows; ++r)
+      group.owners[o].finish(r, keys.dk.at<T>(b, kv) + index[r] * keys.dk.stride[2],
+                             keys.dv.at<T>(b, kv) + index[r] * keys.dv.stride[2]);
+  }
+}
+
+template <class T>
+void grad_coarse(const LocalArgs& a, int64_t item, char* scratch) {
+  const int64_t pairs = a.batch * a.kv_heads;
+  const KeyGrid keys{a.coarse,   a.coarse_grid, 0,           a.coarse_grid.w, 1,
+                     a.coarse_k, a.coarse_v,    a.coarse_dk, a.coarse_dv,     a.coarse_bias};
+  grad_patches<T>(a, item % pairs, keys, item / pairs, groups_of_color(keys.grid, keys.cut), 0, a.phases(), Order::none,
+                  scratch, [](const Phase& p) { return Axes{p.coarse_y, p.coarse_x}; });
+}
+
+template <class T>
+void grad_key(const LocalArgs& a, int64_t item, char* scratch) {
+  const int64_t pairs = a.batch * a.kv_heads;
+  const Grid groups = groups_of_color(a.phase_grid(), a.keys);
+  const int64_t n = item / pairs / (groups.h * groups.w), number = item / pairs % (groups.h * groups.w);
+  const Phase phase(a, n);
+  const KeyGrid keys{a.keys, phase.grid(), phase.first, phase.down, phase.right, a.k, a.v, a.dk, a.dv, 0.0};
+  grad_patches<T>(a, item % pairs, keys, number, groups, n, n + 1, a.raster_causal ? Order::columns_after : Order::none,
+                  scratch, [](const Phase& p) { return Axes{p.y, p.x}; });
+}
+
+}  // namespace
+
+COGVIEW_AMX_KERNEL(local_tiles_fwd, LocalArgs, forward)
+COGVIEW_AMX_KERNEL(local_tiles_prepare, LocalArgs, prepare)
+COGVIEW_AMX_KERNEL(local_tiles_grad_prefix, LocalArgs, grad_prefix)
+COGVIEW_AMX_KERNEL(local_tiles_finish_prefix, LocalArgs, finish_prefix)
+COGVIEW_AMX_KERNEL(local_tiles_grad_coarse, LocalArgs, grad_coarse)
+COGVIEW_AMX_KERNEL(local_tiles_grad_key, LocalArgs, grad_key)
+COGVIEW_AMX_KERNEL(local_tiles_finish, LocalArgs, finish)
+
+}  // namespace COGVIEW_ISA
+}  // namespace cogview
