@@ -38,8 +38,7 @@ bool detect(Isa isa) {
     case Isa::avx512bf16:
       return __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
     case Isa::amx: {
-      static const bool granted =
-          detect(Isa::avx512bf16) && __builtin_cpu_supports("amx-bf16") && request_amx();
+      static const bool granted = detect(Isa::avx512bf16) && __builtin_cpu_supports("amx-bf16") && request_amx();
       return granted;
     }
   }

@@ -1,9 +1,9 @@
 // Products whose rows are read where they lie.
 //
-// Sixteen queries are the lanes of vectors. A score needs an element of the query of every lane, which are packed beside
-// each other, and one of a key, which goes to all lanes; values are added up the same way with lanes along head_dim. So
-// keys and values need no packing, can be picked one by one, and have to be copied only where a dtype has no
-// instruction of its own or a row does not fill vectors. bfloat16 is multiplied in pairs of elements that lie beside
+// Sixteen queries are the lanes of vectors. A score needs an element of the query of every lane, which are packed
+// beside each other, and one of a key, which goes to all lanes; values are added up the same way with lanes along
+// head_dim. So keys and values need no packing, can be picked one by one, and have to be copied only where a dtype has
+// no instruction of its own or a row does not fill vectors. bfloat16 is multiplied in pairs of elements that lie beside
 // each other, as one 32-bit unit; every other dtype's unit is an accumulator.
 #pragma once
 
@@ -84,10 +84,10 @@ inline void load_units(const Element<T>* const* rows, int64_t j, Vec<Acc<T>>* x)
 #if defined(__AVX512BF16__)
   if constexpr (kPaired<T>) {
     static_assert(W == 2);
-    alignas(64) static constexpr uint16_t kOrder[64] = {
-        0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
-        11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
-        22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+    alignas(64) static constexpr uint16_t kOrder[64] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                        8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
+                                                        16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+                                                        24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
     const __m512i even = _mm512_loadu_si512(rows[0] + j), odd = _mm512_loadu_si512(rows[1] + j);
     for (int w = 0; w < 2; ++w)
       x[w] = bits_as<VecF>(_mm512_permutex2var_epi16(even, _mm512_load_si512(kOrder + w * 32), odd));
@@ -125,8 +125,7 @@ inline void add_products(int n, int units, const Element<T>* const* rows, const 
   constexpr int M = kVecBytes == 64 ? 8 : 4, w = kLanes<Acc<T>>;
   for (int i = 0; i < n; i += M) {
     int64_t j = 0;
-    for (; j + 2 * w <= ld; j += 2 * w)
-      add_products<T, across, down, M, 2>(units, rows, j, p + i * across, out + i);
+    for (; j + 2 * w <= ld; j += 2 * w) add_products<T, across, down, M, 2>(units, rows, j, p + i * across, out + i);
     if constexpr (!kPaired<T>)
       if (j < ld) add_products<T, across, down, M, 1>(units, rows, j, p + i * across, out + i);
   }
@@ -136,8 +135,9 @@ inline void add_products(int n, int units, const Element<T>* const* rows, const 
 template <class T>
 inline void copy_elements(const T* x, int d, Element<T>* out, int ld) {
   if constexpr (kPaired<T>) {
-    std::memcpy(static_cast<void*>(out), x, d * sizeof(T));
-    std::memset(static_cast<void*>(out + d), 0, (ld - d) * sizeof(T));
+    int j = 0;
+    for (; j + 32 <= d; j += 32) std::memcpy(static_cast<void*>(out + j), x + j, 64);
+    for (; j < ld; ++j) out[j] = j < d ? x[j] : T{};
   } else {
     each<Acc<T>>(d, [&](int64_t j, auto n) { store(out + j, load(x + j, n)); });
   }
@@ -157,8 +157,7 @@ inline void pack_queries(const Element<T>* rows, int ld, Acc<T>* out) {
   for (int first = 0; first < kQueries; first += w)
     for (int j = 0; j < units; j += w) {
       Vec<A> r[w];
-      for (int i = 0; i < w; ++i)
-        std::memcpy(&r[i], rows + (first + i) * int64_t(ld) + j * kUnit<T>, sizeof r[i]);
+      for (int i = 0; i < w; ++i) std::memcpy(&r[i], rows + (first + i) * int64_t(ld) + j * kUnit<T>, sizeof r[i]);
       transpose<A>(r);
       for (int i = 0; i < w; ++i) store(out + (j + i) * kQueries + first, r[i]);
     }

@@ -1,5 +1,5 @@
-// 2D local attention on vectors: strips of 16 queries, in raster order, over the keys that they see. Where the tile unit
-// multiplies a dtype, local_tiles.cpp takes its place.
+// 2D local attention on vectors: strips of 16 queries, in raster order, over the keys that they see. Where the tile
+// unit multiplies a dtype, local_tiles.cpp takes its place.
 #include "local_attention_2d.h"
 
 #include "lane_engine.h"
@@ -56,8 +56,9 @@ struct Band {
   Span lines;
   Band(const LocalArgs& a, int64_t unit) : phase(a, unit / a.lanes.bands) {
     const int64_t n = unit % a.lanes.bands, strips = (phase.y.queries + a.lanes.strip.h - 1) / a.lanes.strip.h;
-    lines = Span{n * strips / a.lanes.bands * a.lanes.strip.h, (n + 1) * strips / a.lanes.bands * a.lanes.strip.h}
-                .within(phase.y.queries);
+    lines =
+        Span{n * strips / a.lanes.bands * a.lanes.strip.h, (n + 1) * strips / a.lanes.bands * a.lanes.strip.h}.within(
+            phase.y.queries);
   }
 };
 
@@ -75,12 +76,19 @@ struct Keys {
     sets[count++] = {phase.y, phase.x, phase.first, phase.down, phase.right, &a.k, &a.v, 0.0, a.raster_causal, nullptr};
     const auto everyone = [](int64_t queries, int64_t keys) { return Axis{queries, keys, queries + keys}; };
     if (a.prefix_len)
-      sets[count++] = {everyone(phase.y.queries, 1), everyone(phase.x.queries, a.prefix_len), 0, 0, 1, &a.prefix_k,
-                       &a.prefix_v, a.prefix_bias, false,
+      sets[count++] = {everyone(phase.y.queries, 1),
+                       everyone(phase.x.queries, a.prefix_len),
+                       0,
+                       0,
+                       1,
+                       &a.prefix_k,
+                       &a.prefix_v,
+                       a.prefix_bias,
+                       false,
                        a.prefix_mask ? a.prefix_mask + b * a.prefix_len : nullptr};
     if (a.coarse_grid.h)
-      sets[count++] = {phase.coarse_y, phase.coarse_x, 0, a.coarse_grid.w, 1, &a.coarse_k, &a.coarse_v, a.coarse_bias,
-                       false, nullptr};
+      sets[count++] = {phase.coarse_y, phase.coarse_x, 0,     a.coarse_grid.w, 1, &a.coarse_k,
+                       &a.coarse_v,    a.coarse_bias,  false, nullptr};
     for (int i = 0; i < count; ++i) sets[i].ld = ld;
   }
 
@@ -126,18 +134,23 @@ struct Keys {
       const int n = int(window.x.hi - left < kListed ? window.x.hi - left : kListed);
       uint16_t across[kListed], after[kListed];  // lanes that see the column; those at or behind it in a line
       for (int i = 0; i < n; ++i) {
-        const auto lanes = [&](Span x) { return uint16_t(range_bits(x.lo - strip.x.lo, x.hi - strip.x.lo) * every_line); };
+        const auto lanes = [&](Span x) {
+          return uint16_t(range_bits(x.lo - strip.x.lo, x.hi - strip.x.lo) * every_line);
+        };
         across[i] = s.exist && !s.exist[left + i] ? uint16_t(0) : lanes(s.x.seen(left + i).within(strip.x));
         after[i] = s.causal ? lanes(Span{left + i, strip.x.hi}.within(strip.x)) : uint16_t(0);
       }
       for (int64_t y = rows.lo; y < rows.hi; ++y) {
         if (keys.count + n > kListed) full();
-        const auto lines = [&](Span q) { return uint16_t(range_bits((q.lo - strip.y.lo) * wide, (q.hi - strip.y.lo) * wide)); };
+        const auto lines = [&](Span q) {
+          return uint16_t(range_bits((q.lo - strip.y.lo) * wide, (q.hi - strip.y.lo) * wide));
+        };
         const Span seen = s.y.seen(y).within(strip.y);
         uint16_t down = lines(seen), own = 0;
         if (s.causal) down &= lines({y + 1, strip.y.hi}), own = lines(Span{y, y + 1}.within(seen));
         const Element<T>*k = s.at(*s.k, s.k_copy, b, kv, y, left), *v = s.at(*s.v, s.v_copy, b, kv, y, left);
-        const int64_t next_k = s.k_copy ? ld : s.right * s.k->stride[2], next_v = s.v_copy ? ld : s.right * s.v->stride[2];
+        const int64_t next_k = s.k_copy ? ld : s.right * s.k->stride[2],
+                      next_v = s.v_copy ? ld : s.right * s.v->stride[2];
         const int64_t sum = (y % s.sum_ring * s.x.keys + left) * ld;
         for (int i = 0; i < n; ++i) {
           const uint16_t lanes = (across[i] & down) | (across[i] & own & after[i]);

@@ -1,8 +1,8 @@
 // 2D local attention on CPU, joint with prefix keys and a coarser grid.
 //
 // Dilation cuts the image into phases, cells that are dilation apart, of which each sees only itself: everything below
-// is about the grid of one phase. On vectors the work is strips of at most 16 queries; on the tile unit queries and keys
-// are packed in patches, rectangles of at most 64 cells.
+// is about the grid of one phase. On vectors the work is strips of at most 16 queries; on the tile unit queries and
+// keys are packed in patches, rectangles of at most 64 cells.
 #pragma once
 
 #include "attention.h"
@@ -162,6 +162,6 @@ COGVIEW_DECLARE_KERNEL(local_tiles_grad_prefix, LocalArgs)    // batch x kv_head
 COGVIEW_DECLARE_KERNEL(local_tiles_finish_prefix, LocalArgs)  // batch x kv_heads x prefix_tiles
 COGVIEW_DECLARE_KERNEL(local_tiles_grad_coarse, LocalArgs)    // batch x kv_heads x groups of coarse patches of a color
 COGVIEW_DECLARE_KERNEL(local_tiles_grad_key, LocalArgs)  // batch x kv_heads x phases x groups of patches of a color
-COGVIEW_DECLARE_KERNEL(local_tiles_finish, LocalArgs)         // batch x heads x query_patches: dq
+COGVIEW_DECLARE_KERNEL(local_tiles_finish, LocalArgs)    // batch x heads x query_patches: dq
 
 }  // namespace cogview

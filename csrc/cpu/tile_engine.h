@@ -259,17 +259,17 @@ struct Group {
 }  // namespace COGVIEW_ISA
 }  // namespace cogview
 
-// Defines the exported kernel `name`: items [begin, end), each by function<T> of the tensors' dtype, for the dtypes that
-// some instruction set runs it for.
-#define COGVIEW_DEFINE_KERNEL(name, Args, function, runs)                        \
-  void name(const Args& a, int64_t begin, int64_t end, int slot) {               \
-    [[maybe_unused]] AmxScope amx;                                               \
-    char* scratch = a.scratch.of(slot);                                          \
-    by_dtype(a.dtype, [&](auto x) {                                              \
-      using T = decltype(x);                                                     \
-      if constexpr (runs)                                                        \
+// Defines the exported kernel `name`: items [begin, end), each by function<T> of the tensors' dtype, for the dtypes
+// that some instruction set runs it for.
+#define COGVIEW_DEFINE_KERNEL(name, Args, function, runs)                             \
+  void name(const Args& a, int64_t begin, int64_t end, int slot) {                    \
+    [[maybe_unused]] AmxScope amx;                                                    \
+    char* scratch = a.scratch.of(slot);                                               \
+    by_dtype(a.dtype, [&](auto x) {                                                   \
+      using T = decltype(x);                                                          \
+      if constexpr (runs)                                                             \
         for (int64_t item = begin; item < end; ++item) function<T>(a, item, scratch); \
-    });                                                                          \
+    });                                                                               \
   }
 #define COGVIEW_TILE_KERNEL(name, Args, function) COGVIEW_DEFINE_KERNEL(name, Args, function, true)
 #define COGVIEW_AMX_KERNEL(name, Args, function) COGVIEW_DEFINE_KERNEL(name, Args, function, kOnAmx<T>)
