@@ -132,10 +132,10 @@ class WatchedLayer(Layer):
         self.attention = WatchedAttention(config, index, watch)
         self.sandwich, self.watch = sandwich, watch
 
-    def _join(self, branch, h, post, pre):
+    def _join(self, branch, h, post, pre, seed):
         self.watch(branch.detach())
         if self.sandwich:
-            h, x = super()._join(branch, h, post, pre)
+            h, x = super()._join(branch, h, post, pre, seed)
         else:
             h = h + branch
             x = layer_norm(h, pre.weight, pre.bias, eps=pre.eps, relax=self.relax)

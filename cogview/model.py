@@ -47,7 +47,8 @@ class MLP(nn.Module):
 
 class Layer(nn.Module):
     """h += LN3(Attention(LN1 h)); h += LN4(MLP(LN2 h)). Takes and returns (h, x): x is h normalised for the
-    next sub-layer, because each branch's post-norm is fused with the pre-norm that follows it."""
+    next sub-layer, because each branch's post-norm is fused with the pre-norm that follows it. `seeds` say what
+    dropout drops of either branch; None: nothing."""
 
     def __init__(self, config: GPTConfig, index: int):
         super().__init__()
@@ -60,15 +61,23 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.fourth_layernorm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, h, x, next_norm: nn.LayerNorm, pivots, text_mask, cache, weights) -> tuple[Tensor, Tensor]:
+    def forward(self, h, x, next_norm: nn.LayerNorm, seeds, pivots, text_mask, cache, weights) -> tuple[Tensor, Tensor]:
         branch = self.attention(x, pivots, text_mask, cache, weights)
-        h, x = self._join(branch, h, self.third_layernorm, self.post_attention_layernorm)
-        return self._join(self.mlp(x), h, self.fourth_layernorm, next_norm)
+        h, x = self._join(branch, h, self.third_layernorm, self.post_attention_layernorm, seeds[0])
+        return self._join(self.mlp(x), h, self.fourth_layernorm, next_norm, seeds[1])
 
-    def _join(self, branch: Tensor, h: Tensor, post: nn.LayerNorm, pre: nn.LayerNorm):
-        branch = F.dropout(branch, self.dropout, self.training)
+    def _join(self, branch: Tensor, h: Tensor, post: nn.LayerNorm, pre: nn.LayerNorm, seed: int | None):
         return sandwich_layer_norm(
-            branch, h, post.weight, post.bias, pre.weight, pre.bias, eps=pre.eps, relax=self.relax
+            branch,
+            h,
+            post.weight,
+            post.bias,
+            pre.weight,
+            pre.bias,
+            eps=pre.eps,
+            relax=self.relax,
+            dropout_p=0.0 if seed is None else self.dropout,
+            seed=seed,
         )
 
 
@@ -167,17 +176,26 @@ class GPT(nn.Module):
         elif slots is not None:
             positions = slots
 
+        seeds = self._draw_seeds()
         layers = cast("list[Layer]", list(self.transformer.layers))
         norms = [layer.input_layernorm for layer in layers] + [self.transformer.final_layernorm]
         x = layer_norm(h, norms[0].weight, norms[0].bias, eps=norms[0].eps, relax=c.relax)
         for i, layer in enumerate(layers):
             layer_pivots = None if pivots is None else pivots[i]
             layer_cache = None if cache is None else LayerCache(cache.keys[i], cache.values[i], positions, prompt)
-            args = (h, x, norms[i + 1], layer_pivots, text_mask, layer_cache, weights)
+            args = (h, x, norms[i + 1], seeds[i], layer_pivots, text_mask, layer_cache, weights)
             h, x = checkpoint(layer, *args, use_reentrant=False) if checkpoint_activations else layer(*args)
         if cache is not None:
             cache.seqlens = cache.seqlens + S
         return x if slots is None or not prompt else _from_slots(x, slots)
+
+    def _draw_seeds(self) -> list[list[int | None]]:
+        """What dropout of both branches of every layer takes; None outside training. Drawn before the layers run, so
+        that recomputed activations drop the same, and from torch's CPU generator, for which no device has to wait."""
+        c = self.config
+        if not self.training or c.dropout == 0:
+            return [[None, None]] * c.num_layers
+        return torch.randint(2**63 - 1, (c.num_layers, 2), device="cpu").tolist()
 
     def _position_rows(self, tokens: Tensor, positions: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor]:
         """Rows of the position table, [B, S]: from [BOI1] on those behind the longest possible text; and by how much

@@ -128,13 +128,16 @@ def test_causality(attention):
         assert not torch.equal(after[j], before[j])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("attention", ["three_region", "dalle"])
-def test_gradients_with_activation_checkpointing(attention):
-    model = make(attention)
+def test_gradients_with_activation_checkpointing(attention, dropout, dtype):
+    model = make(attention, dropout=dropout).to(dtype)
     tokens = sample(model)
     pivots = model.draw_pivots(tokens)
     grads = []
     for checkpointed in (False, True):
+        torch.manual_seed(1)
         model.zero_grad()
         model.hidden(tokens, pivots=pivots, checkpoint_activations=checkpointed).square().sum().backward()
         grads.append([p.grad.clone() for p in model.parameters()])
@@ -195,8 +198,31 @@ def test_dropout_is_for_training_only():
     model = make(dropout=0.5)
     tokens = sample(model)
     assert not torch.equal(model(tokens), model(tokens))
+    torch.manual_seed(1)
+    first = model(tokens)
+    torch.manual_seed(1)
+    assert torch.equal(model(tokens), first)
     model.eval()
     assert torch.equal(model(tokens), model(tokens))
+    assert torch.equal(model(tokens), make()(tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dropout_takes_its_share_of_every_branch_by_itself(dtype):
+    """Dropped elements of a branch are those whose gradient is zero."""
+    model, dropped = make(dropout=0.3).to(dtype), []
+    for layer in model.transformer.layers:
+        for branch in (layer.attention, layer.mlp):
+            branch.register_full_backward_hook(lambda module, into, grads: dropped.append(grads[0].flatten() == 0))
+    tokens = sample(model)
+    for training, share in ((True, 0.3), (False, 0.0)):
+        dropped.clear()
+        hidden = model.train(training).hidden(tokens)
+        hidden.backward(torch.randn_like(hidden))
+        found = torch.stack(dropped).float()
+        both = found @ found.mT / found.shape[1]
+        expected = torch.full((4, 4), share**2).fill_diagonal_(share)
+        torch.testing.assert_close(both, expected, rtol=0, atol=0.03)
 
 
 def test_calls_that_make_no_sense():
