@@ -18,7 +18,7 @@ constexpr int kListed = 256;  // keys at most
 template <class T>
 struct KeyList {
   using A = Acc<T>;
-  using E = Element<T>;
+  using E = Operand<T>;
   const E *k[kListed], *v[kListed];
   A *dk[kListed], *dv[kListed], bias[kListed];
   uint16_t lanes[kListed];
@@ -51,7 +51,7 @@ struct PerLane {
 template <class T>
 struct LaneForward {
   using A = Acc<T>;
-  using E = Element<T>;
+  using E = Operand<T>;
   static constexpr int n = kLaneVecs<A>, l = kLanes<A>;
 
   void take(Arena& arena, int d) {
@@ -160,7 +160,7 @@ struct LaneForward {
 template <class T>
 struct LaneBackward {
   using A = Acc<T>;
-  using E = Element<T>;
+  using E = Operand<T>;
   static constexpr int n = kLaneVecs<A>, l = kLanes<A>;
 
   void take(Arena& arena, int d) {

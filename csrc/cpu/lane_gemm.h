@@ -8,7 +8,7 @@
 #pragma once
 
 #include "loops.h"
-#include "tile_gemm.h"
+#include "tile_pack.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
@@ -19,50 +19,16 @@ constexpr int kBlockKeys = kVecBytes == 64 ? 8 : kVecBytes == 32 ? 4 : 2;
 template <class A>
 constexpr int kLaneVecs = kQueries / kLanes<A>;
 
-#if defined(__AVX512BF16__)
-template <class T>
-constexpr bool kPaired = std::is_same_v<T, BFloat16>;
-#else
-template <class T>
-constexpr bool kPaired = false;
-#endif
-template <class T>
-constexpr int kUnit = kPaired<T> ? 2 : 1;  // elements
-// What rows are multiplied as, and what they have to be a multiple of.
-template <class T>
-using Element = std::conditional_t<kPaired<T>, BFloat16, Acc<T>>;
+// What the length of a row has to be a multiple of.
 template <class T>
 constexpr int kRowPad = kPaired<T> ? 32 : kLanes<Acc<T>>;
 
-// One unit, in all lanes.
-template <class T>
-inline Vec<Acc<T>> spread(const void* unit) {
-#if defined(__AVX512BF16__)
-  if constexpr (kPaired<T>) {
-    int32_t bits;
-    std::memcpy(&bits, unit, sizeof bits);
-    return bits_as<VecF>(_mm512_set1_epi32(bits));
-  }
-#endif
-  if constexpr (!kPaired<T>) return splat(*static_cast<const Acc<T>*>(unit));
-}
-
-// sum + x * y, of units.
-template <class T>
-inline Vec<Acc<T>> multiply_add(Vec<Acc<T>> sum, Vec<Acc<T>> x, Vec<Acc<T>> y) {
-#if defined(__AVX512BF16__)
-  if constexpr (kPaired<T>)
-    return bits_as<VecF>(_mm512_dpbf16_ps(bits_as<__m512>(sum), bits_as<__m512bh>(x), bits_as<__m512bh>(y)));
-#endif
-  return sum + x * y;
-}
-
 // s[i] = the product of key i with every lane's query: `packed` is [units, 16].
 template <class T, int M>
-inline void dots(const Element<T>* const* keys, const Acc<T>* packed, int units, Vec<Acc<T>> (*s)[kLaneVecs<Acc<T>>]) {
+inline void dots(const Operand<T>* const* keys, const Acc<T>* packed, int units, Vec<Acc<T>> (*s)[kLaneVecs<Acc<T>>]) {
   using A = Acc<T>;
   constexpr int n = kLaneVecs<A>, l = kLanes<A>, chains = kPaired<T> ? 2 : 1;  // a product of pairs takes longer
-  const Element<T>* key[M];
+  const Operand<T>* key[M];
   for (int i = 0; i < M; ++i) key[i] = keys[i];
   Vec<A> acc[chains][M][n] = {};
   for (int u = 0; u < units; u += chains)
@@ -80,7 +46,7 @@ inline void dots(const Element<T>* const* keys, const Acc<T>* packed, int units,
 
 // Units of W vectors from column j on, of the rows that make one.
 template <class T, int W>
-inline void load_units(const Element<T>* const* rows, int64_t j, Vec<Acc<T>>* x) {
+inline void load_units(const Operand<T>* const* rows, int64_t j, Vec<Acc<T>>* x) {
 #if defined(__AVX512BF16__)
   if constexpr (kPaired<T>) {
     static_assert(W == 2);
@@ -100,7 +66,7 @@ inline void load_units(const Element<T>* const* rows, int64_t j, Vec<Acc<T>>* x)
 
 // out[i][j ...] += sum over units u of p[i * across + u * down] * rows u, for M rows and W vectors.
 template <class T, int across, int down, int M, int W>
-inline void add_products(int units, const Element<T>* const* rows, int64_t j, const Acc<T>* p, Acc<T>* const* out) {
+inline void add_products(int units, const Operand<T>* const* rows, int64_t j, const Acc<T>* p, Acc<T>* const* out) {
   using A = Acc<T>;
   Vec<A> acc[M][W] = {};
   for (int u = 0; u < units; ++u) {
@@ -120,7 +86,7 @@ inline void add_products(int units, const Element<T>* const* rows, int64_t j, co
 
 // The same for n rows, a multiple of 8, and all of their ld columns.
 template <class T, int across, int down>
-inline void add_products(int n, int units, const Element<T>* const* rows, const Acc<T>* p, Acc<T>* const* out,
+inline void add_products(int n, int units, const Operand<T>* const* rows, const Acc<T>* p, Acc<T>* const* out,
                          int64_t ld) {
   constexpr int M = kVecBytes == 64 ? 8 : 4, w = kLanes<Acc<T>>;
   for (int i = 0; i < n; i += M) {
@@ -133,7 +99,7 @@ inline void add_products(int n, int units, const Element<T>* const* rows, const 
 
 // Rows of a tensor as elements, [rows, ld], padded with zeros; those beyond the count are zero.
 template <class T>
-inline void copy_elements(const T* x, int d, Element<T>* out, int ld) {
+inline void copy_elements(const T* x, int d, Operand<T>* out, int ld) {
   if constexpr (kPaired<T>) {
     int j = 0;
     for (; j + 32 <= d; j += 32) std::memcpy(static_cast<void*>(out + j), x + j, 64);
@@ -143,14 +109,14 @@ inline void copy_elements(const T* x, int d, Element<T>* out, int ld) {
   }
 }
 template <class T>
-inline void copy_rows(const RowSet<T>& x, int rows, int d, Element<T>* out, int ld) {
+inline void copy_rows(const RowSet<T>& x, int rows, int d, Operand<T>* out, int ld) {
   for (int r = 0; r < x.count; ++r) copy_elements(x.row(r), d, out + r * ld, ld);
   std::memset(static_cast<void*>(out + x.count * ld), 0, sizeof(*out) * (rows - x.count) * ld);
 }
 
 // [16, ld] as [units, 16].
 template <class T>
-inline void pack_queries(const Element<T>* rows, int ld, Acc<T>* out) {
+inline void pack_queries(const Operand<T>* rows, int ld, Acc<T>* out) {
   using A = Acc<T>;
   constexpr int w = kLanes<A>;
   const int units = ld / kUnit<T>;

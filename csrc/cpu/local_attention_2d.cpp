@@ -14,7 +14,7 @@ namespace {
 template <class T>
 struct KeySet {
   using A = Acc<T>;
-  using E = Element<T>;
+  using E = Operand<T>;
   Axis y, x;
   int64_t first, down, right;
   const Tensor4 *k, *v;
@@ -47,7 +47,7 @@ struct KeySet {
 
 template <class T>
 constexpr bool reads_in_place(int64_t d) {
-  return std::is_same_v<T, Element<T>> && d % kRowPad<T> == 0;
+  return std::is_same_v<T, Operand<T>> && d % kRowPad<T> == 0;
 }
 
 // The lines of one phase that a work item owns.
@@ -98,7 +98,7 @@ struct Keys {
       KeySet<T>& s = sets[i];
       s.ring = s.most_rows(a.lanes.strip.h);
       const int64_t n = s.ring * s.x.keys * ld;
-      if (!reads_in_place<T>(a.head_dim)) s.k_copy = arena.take<Element<T>>(n), s.v_copy = arena.take<Element<T>>(n);
+      if (!reads_in_place<T>(a.head_dim)) s.k_copy = arena.take<Operand<T>>(n), s.v_copy = arena.take<Operand<T>>(n);
       if (i == 0 && backward) s.dk = arena.take<A>(n), s.dv = arena.take<A>(n), s.sum_ring = s.ring;
     }
   }
@@ -119,7 +119,7 @@ struct Keys {
         }
     }
   }
-  void copy_padded(const T* x, Element<T>* to) const { copy_elements(x, int(a.head_dim), to, int(ld)); }
+  void copy_padded(const T* x, Operand<T>* to) const { copy_elements(x, int(a.head_dim), to, int(ld)); }
 
   // Lists the keys of a set in `rows` that a strip sees, and calls full() whenever the list is.
   template <class Full>
@@ -148,7 +148,7 @@ struct Keys {
         const Span seen = s.y.seen(y).within(strip.y);
         uint16_t down = lines(seen), own = 0;
         if (s.causal) down &= lines({y + 1, strip.y.hi}), own = lines(Span{y, y + 1}.within(seen));
-        const Element<T>*k = s.at(*s.k, s.k_copy, b, kv, y, left), *v = s.at(*s.v, s.v_copy, b, kv, y, left);
+        const Operand<T>*k = s.at(*s.k, s.k_copy, b, kv, y, left), *v = s.at(*s.v, s.v_copy, b, kv, y, left);
         const int64_t next_k = s.k_copy ? ld : s.right * s.k->stride[2],
                       next_v = s.v_copy ? ld : s.right * s.v->stride[2];
         const int64_t sum = (y % s.sum_ring * s.x.keys + left) * ld;

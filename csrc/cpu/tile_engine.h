@@ -11,7 +11,7 @@
 
 #include "attention.h"
 #include "loops.h"
-#include "tile_gemm.h"
+#include "tile_pack.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {

@@ -1,9 +1,10 @@
-// Products of tiles, and the packing of rows into operands. C[m, n] (+)= A[m, k] B[k, n], C in the accumulator type.
+// Products of tiles. C[m, n] (+)= A[m, k] B[k, n], C in the accumulator type.
 //
-// Without AMX both operands are row-major accumulators. AMX multiplies bfloat16 only: a float16 number is the exact sum
-// of two of them, each an operand of its own, and all products of parts are summed but that of the two small ones,
-// which is below float16's precision. (float32 as three parts, six products, was no faster than AVX-512.) An A operand
-// is row-major; a B operand is 1 KB blocks of 32 x 16 elements, pairs of rows interleaved, so that a block is one tile.
+// Operands are row-major accumulators, but where the processor multiplies pairs of bfloat16, in its tile unit (AMX) or
+// in vectors. The tile unit takes a float16 number too, as the exact sum of two bfloat16 numbers, each an operand of
+// its own, and all products of parts are summed but that of the two small ones, which is below float16's precision.
+// (float32 as three parts, six products, was no faster than AVX-512.) Of pairs, an A operand is row-major, and a B
+// operand is 1 KB blocks of 32 x 16 elements, pairs of rows interleaved, so that a block is one tile.
 #pragma once
 
 #include "vec.h"
@@ -16,38 +17,43 @@ namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
 
-constexpr int kTile = 64;   // rows and columns of a tile of scores
-constexpr int kStrip = 16;  // rows that are multiplied at a time
+constexpr int kTile = 64;    // rows and columns of a tile of scores
+constexpr int kStrip = 16;   // rows that are multiplied at a time
+constexpr int kBlock = 512;  // elements of a block of pairs
 
 #if defined(__AMX_BF16__)
 template <class T>
 constexpr int kParts = std::is_same_v<T, BFloat16> ? 1
                        : std::is_same_v<T, Half>   ? 2
                                                    : 0;
+template <class T>
+constexpr bool kOnAmx = kParts<T> > 0;
+#else
+#if defined(__AVX512BF16__)
+template <class T>
+constexpr int kParts = std::is_same_v<T, BFloat16>;
 #else
 template <class T>
 constexpr int kParts = 0;
 #endif
 template <class T>
-constexpr bool kOnAmx = kParts<T> > 0;
-
-template <bool amx, class T>
-struct OperandOf {
-  using type = Acc<T>;
-};
+constexpr bool kOnAmx = false;
+#endif
+// Whether a dtype is multiplied in pairs.
 template <class T>
-struct OperandOf<true, T> {
-  using type = BFloat16;
-};
+constexpr bool kPaired = kParts<T> > 0;
 // Element type of packed operands of dtype T.
 template <class T>
-using Operand = typename OperandOf<kOnAmx<T>, T>::type;
+using Operand = std::conditional_t<kPaired<T>, BFloat16, Acc<T>>;
 // How many of them an element takes.
 template <class T>
-constexpr int kPlanes = kOnAmx<T> ? kParts<T> : 1;
+constexpr int kPlanes = kPaired<T> ? kParts<T> : 1;
 // What depths and widths are padded to.
 template <class T>
-constexpr int kPad = kOnAmx<T> ? 32 : kStrip;
+constexpr int kPad = kPaired<T> ? 32 : kStrip;
+// Elements that are multiplied as one: beside each other in an A operand, below each other in B.
+template <class T>
+constexpr int kUnit = kPaired<T> ? 2 : 1;
 
 constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
@@ -86,26 +92,51 @@ struct Matrix {
   int width;                                // columns of the whole operand
   int64_t plane;                            // elements of one of its parts
   Matrix from(int row, int column) const {  // multiples of 32
-    return {data + row * int64_t(width) + column * (kOnAmx<T> ? 32 : 1), width, plane};
+    return {data + row * int64_t(width) + column * (kPaired<T> ? 32 : 1), width, plane};
   }
 };
 
 // ---- products ----
 
-template <class A, int MR, int NR>
-inline void gemm_block(int k, const A* a, int lda, const A* b, int ldb, A* c, int ldc, bool accumulate) {
-  constexpr int w = kLanes<A>;
-  Vec<A> acc[MR][NR];
-  for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NR; ++j) acc[i][j] = Vec<A>{};
-  for (int p = 0; p < k; ++p) {
-    Vec<A> bv[NR];
-    for (int j = 0; j < NR; ++j) bv[j] = load(b + p * ldb + j * w);
-    for (int i = 0; i < MR; ++i) {
-      const Vec<A> av = splat(a[i * lda + p]);
-      for (int j = 0; j < NR; ++j) acc[i][j] += av * bv[j];
-    }
+// One unit of an A operand, in all lanes.
+template <class T>
+inline Vec<Acc<T>> spread(const void* unit) {
+#if defined(__AVX512BF16__)
+  if constexpr (kPaired<T>) {
+    int32_t bits;
+    std::memcpy(&bits, unit, sizeof bits);
+    return bits_as<VecF>(_mm512_set1_epi32(bits));
   }
+#endif
+  if constexpr (!kPaired<T>) return splat(*static_cast<const Acc<T>*>(unit));
+}
+
+// sum + x * y, of units.
+template <class T>
+inline Vec<Acc<T>> multiply_add(Vec<Acc<T>> sum, Vec<Acc<T>> x, Vec<Acc<T>> y) {
+#if defined(__AVX512BF16__)
+  if constexpr (kPaired<T>)
+    return bits_as<VecF>(_mm512_dpbf16_ps(bits_as<__m512>(sum), bits_as<__m512bh>(x), bits_as<__m512bh>(y)));
+#endif
+  return sum + x * y;
+}
+
+template <class T, int MR, int NR>
+inline void gemm_block(int k, const Operand<T>* a, int lda, const Operand<T>* b, int width, Acc<T>* c, int ldc,
+                       bool accumulate) {
+  using A = Acc<T>;
+  constexpr int w = kLanes<A>, depth = kPaired<T> ? 32 : 1;
+  constexpr int across = kPaired<T> ? kBlock : w, down = kPaired<T> ? 32 : 0;  // to the next vector, the next unit
+  Vec<A> acc[MR][NR] = {};
+  for (int p = 0; p < k; p += depth, b += depth * int64_t(width))
+    for (int u = 0; u < depth / kUnit<T>; ++u) {
+      Vec<A> x[NR];
+      for (int j = 0; j < NR; ++j) std::memcpy(&x[j], b + u * down + j * across, sizeof x[j]);
+      for (int i = 0; i < MR; ++i) {
+        const Vec<A> y = spread<T>(a + i * lda + p + u * kUnit<T>);
+        for (int j = 0; j < NR; ++j) acc[i][j] = multiply_add<T>(acc[i][j], x[j], y);
+      }
+    }
   for (int i = 0; i < MR; ++i)
     for (int j = 0; j < NR; ++j) {
       A* cij = c + i * ldc + j * w;
@@ -115,28 +146,28 @@ inline void gemm_block(int k, const A* a, int lda, const A* b, int ldb, A* c, in
 }
 
 // Columns [j, n) of all 16 rows, as many blocks as fit.
-template <int MR, int NR, class A>
-inline int gemm_blocks(int j, int n, int k, const A* a, int lda, const A* b, int ldb, A* c, int ldc, bool accumulate) {
-  constexpr int w = NR * kLanes<A>;
+template <class T, int MR, int NR>
+inline int gemm_blocks(int j, int n, int k, const Operand<T>* a, int lda, const Matrix<T>& b, Acc<T>* c, int ldc,
+                       bool accumulate) {
+  constexpr int w = NR * kLanes<Acc<T>>;
   for (; j + w <= n; j += w)
     for (int i = 0; i < kStrip; i += MR)
-      gemm_block<A, MR, NR>(k, a + i * lda, lda, b + j, ldb, c + i * ldc + j, ldc, accumulate);
+      gemm_block<T, MR, NR>(k, a + i * lda, lda, b.from(0, j).data, b.width, c + i * ldc + j, ldc, accumulate);
   return j;
 }
 
-// C[16, n] (+)= A[16, k] B[k, n], n a multiple of the vector. `plane`: elements between the parts of A.
-template <class T>
-inline void gemm(int n, int k, const Acc<T>* a, int lda, int64_t /*plane*/, const Matrix<T>& b, Acc<T>* c, int ldc,
+// C[16, n] (+)= A[16, k] B[k, n], n a multiple of the vector; of pairs, n and k multiples of 32 and everything 64-byte
+// aligned. `plane`: elements between the parts of A.
+template <class T, std::enable_if_t<!kOnAmx<T>, int> = 0>
+inline void gemm(int n, int k, const Operand<T>* a, int lda, int64_t /*plane*/, const Matrix<T>& b, Acc<T>* c, int ldc,
                  bool accumulate) {
   int j = 0;
-  if (kVecBytes == 64) j = gemm_blocks<4, 4>(j, n, k, a, lda, b.data, b.width, c, ldc, accumulate);
-  j = gemm_blocks<kVecBytes == 64 ? 8 : 4, 2>(j, n, k, a, lda, b.data, b.width, c, ldc, accumulate);
-  gemm_blocks<4, 1>(j, n, k, a, lda, b.data, b.width, c, ldc, accumulate);
+  if (kVecBytes == 64) j = gemm_blocks<T, 4, 4>(j, n, k, a, lda, b, c, ldc, accumulate);
+  j = gemm_blocks<T, kVecBytes == 64 ? 8 : 4, 2>(j, n, k, a, lda, b, c, ldc, accumulate);
+  gemm_blocks<T, 4, 1>(j, n, k, a, lda, b, c, ldc, accumulate);
 }
 
 #if defined(__AMX_BF16__)
-constexpr int kBlock = 512;  // elements of an AMX tile
-
 // Tile instructions with the register as a template argument; GCC's intrinsics want literals, and tell the compiler
 // nothing about the memory they read and write.
 template <int t>
@@ -170,8 +201,7 @@ struct AmxScope {
   ~AmxScope() { _tile_release(); }
 };
 
-// n and k multiples of 32, everything 64-byte aligned; B's blocks of the same depth follow each other.
-template <class T>
+template <class T, std::enable_if_t<kOnAmx<T>, int> = 0>
 inline void gemm(int n, int k, const BFloat16* a, int lda, int64_t plane, const Matrix<T>& b, float* c, int ldc,
                  bool accumulate) {
   constexpr int parts = kParts<T>;
@@ -209,283 +239,6 @@ struct AmxScope {
   ~AmxScope() {}
 };
 #endif
-
-// ---- packing ----
-
-#if defined(__AMX_BF16__)
-// Two vectors of 16 numbers as parts of 32 each.
-template <int parts>
-inline void split(VecF lo, VecF hi, __m512i* out) {
-  for (int i = 0; i < parts; ++i) {
-    out[i] = bits_as<__m512i>(_mm512_cvtne2ps_pbh(bits_as<__m512>(hi), bits_as<__m512>(lo)));
-    if (i + 1 == parts) return;
-    lo -= bits_as<VecF>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(out[i])), 16));
-    hi -= bits_as<VecF>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(out[i], 1)), 16));
-  }
-}
-// The first n (at most 32) elements from p as parts; the rest is zero.
-template <class T>
-inline void load_parts(const T* p, int n, __m512i* out) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    *out = n >= 32 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16((uint32_t(1) << n) - 1, p);
-  } else if (n >= 32) {
-    split<kParts<T>>(load(p), load(p + 16), out);
-  } else {
-    const int rest = n > 16 ? n - 16 : 0;
-    split<kParts<T>>(load_partial(p, n - rest), rest ? load_partial(p + 16, rest) : VecF{}, out);
-  }
-}
-#endif
-
-// One row of d elements, converted and padded with zeros to ld.
-template <class T>
-inline void copy_row(const T* x, int d, Operand<T>* out, int ld, int64_t plane) {
-#if defined(__AMX_BF16__)
-  if constexpr (kOnAmx<T>) {
-    for (int j = 0; j < ld; j += 32) {
-      __m512i part[kParts<T>];
-      load_parts(x + j, d - j, part);
-      for (int i = 0; i < kParts<T>; ++i) _mm512_storeu_si512(out + i * plane + j, part[i]);
-    }
-    return;
-  }
-#endif
-  constexpr int w = kLanes<Acc<T>>;
-  int j = 0;
-  if constexpr (!kOnAmx<T>) {
-    for (; j + w <= d; j += w) store(out + j, load(x + j));
-    if (j < d) store(out + j, load_partial(x + j, d - j)), j += w;
-    for (; j < ld; j += w) store(out + j, Vec<Acc<T>>{});
-  }
-}
-
-// A operand [rows, ld]: rows as they are; those beyond the count are zero.
-template <class T>
-void pack_a(const RowSet<T>& x, int rows, int d, Operand<T>* out, int ld, int64_t plane) {
-  for (int r = 0; r < x.count; ++r) copy_row<T>(x.row(r), d, out + r * ld, ld, plane);
-  for (int i = 0; i < kPlanes<T> && rows > x.count; ++i)
-    std::memset(static_cast<void*>(out + i * plane + x.count * ld), 0,
-                int64_t(rows - x.count) * ld * sizeof(Operand<T>));
-}
-
-#if defined(__AVX512F__)
-// 16 x 16 of 32-bit elements.
-inline void transpose_block(__m512i* r) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int j = 0; j < 4; ++j) {
-    t[j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
-    t[4 + j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
-    t[8 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
-    t[12 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
-  }
-  for (int j = 0; j < 4; ++j) {
-    r[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
-    r[4 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0x88);
-    r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
-    r[12 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0xdd);
-  }
-}
-#endif
-
-// w vectors of w accumulators, transposed.
-template <class A>
-inline void transpose(Vec<A>* x) {
-  constexpr int w = kLanes<A>;
-#if defined(__AVX512F__)
-  if constexpr (w == 16) {
-    __m512i r[16];
-    std::memcpy(r, x, sizeof r);
-    transpose_block(r);
-    std::memcpy(x, r, sizeof r);
-    return;
-  }
-#endif
-  for (int i = 0; i < w; ++i)
-    for (int j = 0; j < i; ++j) {
-      const A t = x[i][j];
-      x[i][j] = x[j][i], x[j][i] = t;
-    }
-}
-
-// B operand of the transpose, [ld, 64], of up to 64 rows; the rest is zero.
-template <class T>
-void pack_transposed(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
-#if defined(__AMX_BF16__)
-  if constexpr (kOnAmx<T>) {
-    constexpr int parts = kParts<T>;
-    for (int first = 0; first < kTile; first += 16)
-      for (int j = 0; j < ld; j += 32) {
-        __m512i part[parts], r[parts][16];
-        for (int c = 0; c < 16; ++c) {
-          if (first + c < x.count)
-            load_parts(x.row(first + c) + j, d - j, part);
-          else
-            for (int i = 0; i < parts; ++i) part[i] = _mm512_setzero_si512();
-          for (int i = 0; i < parts; ++i) r[i][c] = part[i];
-        }
-        for (int i = 0; i < parts; ++i) {
-          BFloat16* block = out + i * int64_t(ld) * kTile + j * kTile + first * 32;
-          transpose_block(r[i]);  // a pair of elements moves as one
-          for (int c = 0; c < 16; ++c) _mm512_storeu_si512(block + c * 32, r[i][c]);
-        }
-      }
-    return;
-  }
-#endif
-  if constexpr (!kOnAmx<T>) {
-    using A = Acc<T>;
-    constexpr int w = kLanes<A>;
-    for (int first = 0; first < kTile; first += w)
-      for (int j = 0; j < ld; j += w) {
-        Vec<A> r[w];
-        for (int c = 0; c < w; ++c) {
-          const int n = first + c < x.count ? d - j : 0;
-          r[c] = n >= w ? load(x.row(first + c) + j) : n > 0 ? load_partial(x.row(first + c) + j, n) : Vec<A>{};
-        }
-        transpose<A>(r);
-        for (int c = 0; c < w; ++c) store(out + (j + c) * kTile + first, r[c]);
-      }
-  }
-}
-
-// A operand of the transpose, [ld, 64], of up to 64 rows; `room` takes as much as `out`.
-template <class T>
-void pack_a_transposed(const RowSet<T>& x, int d, Operand<T>* out, int ld, Operand<T>* room) {
-#if defined(__AMX_BF16__)
-  if constexpr (kOnAmx<T>) {
-    pack_transposed(x, d, room, ld);
-    for (int i = 0; i < kParts<T>; ++i)
-      for (int j = 0; j < ld; j += 2)
-        for (int first = 0; first < kTile; first += 16) {
-          const int64_t plane = i * int64_t(ld) * kTile;
-          const __m512i pairs = _mm512_loadu_si512(room + plane + j / 32 * 32 * kTile + first * 32 + j % 32 * 16);
-          BFloat16* at = out + plane + j * kTile + first;
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtepi32_epi16(pairs));
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(at + kTile),
-                              _mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16)));
-        }
-    return;
-  }
-#endif
-  pack_transposed(x, d, out, ld);
-}
-
-#if defined(__AMX_BF16__)
-// 32 columns of two rows, interleaved, to two blocks of a B operand.
-inline void store_pairs(BFloat16* block, __m512i even, __m512i odd) {
-  const auto pairs = [](__m256i e, __m256i o) {
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(e), _mm512_slli_epi32(_mm512_cvtepu16_epi32(o), 16));
-  };
-  _mm512_store_si512(block, pairs(_mm512_castsi512_si256(even), _mm512_castsi512_si256(odd)));
-  _mm512_store_si512(block + kBlock, pairs(_mm512_extracti64x4_epi64(even, 1), _mm512_extracti64x4_epi64(odd, 1)));
-}
-#endif
-
-// B operand of up to 64 rows themselves, [64, ld]; the rest is zero.
-template <class T>
-void pack_b(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
-#if defined(__AMX_BF16__)
-  if constexpr (kOnAmx<T>) {
-    constexpr int parts = kParts<T>;
-    for (int r = 0; r < kTile; r += 2)
-      for (int j = 0; j < ld; j += 32) {
-        __m512i row[2][parts];
-        for (int c = 0; c < 2; ++c)
-          if (r + c < x.count)
-            load_parts(x.row(r + c) + j, d - j, row[c]);
-          else
-            for (int i = 0; i < parts; ++i) row[c][i] = _mm512_setzero_si512();
-        for (int i = 0; i < parts; ++i)
-          store_pairs(out + i * int64_t(ld) * kTile + (r / 32 * ld + j) * 32 + r % 32 * 16, row[0][i], row[1][i]);
-      }
-    return;
-  }
-#endif
-  pack_a(x, kTile, d, out, ld, 0);
-}
-
-// From some rows of an A operand [64, 64] the same of the B operand of the same numbers, columns [lo, hi); without AMX
-// that is the same memory. All multiples of 32.
-template <class T>
-Matrix<T> a_to_b(const Operand<T>* a, int row, int rows, int lo, int hi, [[maybe_unused]] Operand<T>* out) {
-  constexpr int64_t plane = kTile * kTile;
-#if defined(__AMX_BF16__)
-  if constexpr (kOnAmx<T>) {
-    for (int i = 0; i < kParts<T>; ++i)
-      for (int r = row; r < row + rows; r += 2)
-        for (int j = lo; j < hi; j += 32) {
-          const BFloat16* from = a + i * plane + r * kTile + j;
-          store_pairs(out + i * plane + (r / 32 * kTile + j) * 32 + r % 32 * 16, _mm512_load_si512(from),
-                      _mm512_load_si512(from + kTile));
-        }
-    return Matrix<T>{out, kTile, plane}.from(row, lo);
-  }
-#endif
-  return Matrix<T>{a, kTile, plane}.from(row, lo);
-}
-
-// Whether operands of a dtype are so much coarser than accumulators that sums of them differ.
-template <class T>
-constexpr bool kRounds = kPlanes<T> == 1 && kOnAmx<T>;
-
-// Two vectors of accumulators as elements of an operand; returns the sum of what was stored.
-template <class T, class V>
-inline V store_pair(Operand<T>* p, int64_t plane, V x0, V x1) {
-#if defined(__AMX_BF16__)
-  if constexpr (kOnAmx<T>) {
-    __m512i part[kParts<T>];
-    split<kParts<T>>(x0, x1, part);
-    for (int i = 0; i < kParts<T>; ++i) _mm512_store_si512(p + i * plane, part[i]);
-    if constexpr (kRounds<T>) {
-      const auto ones = bits_as<__m512bh>(_mm512_set1_epi16(0x3f80));
-      return bits_as<VecF>(_mm512_dpbf16_ps(_mm512_setzero_ps(), bits_as<__m512bh>(part[0]), ones));
-    }
-  }
-#endif
-  if constexpr (!kOnAmx<T>) store(p, x0), store(p + kLanes<Acc<T>>, x1);
-  return x0 + x1;
-}
-
-// The largest squared norm among the columns of a transposed operand [ld, 64], a little rounded.
-template <class T>
-Acc<T> max_norm(const Operand<T>* columns, int ld) {
-  using A = Acc<T>;
-  constexpr int w = kLanes<A>;
-  Vec<A> top{};
-#if defined(__AMX_BF16__)
-  if constexpr (kOnAmx<T>) {
-    __m512 sum[kTile / 16] = {};
-    for (int j = 0; j < ld; j += 32)
-      for (int r = 0; r < 16; ++r)
-        for (int i = 0; i < kTile / 16; ++i) {
-          const auto pair = bits_as<__m512bh>(_mm512_load_si512(columns + j * kTile + i * kBlock + r * 32));
-          sum[i] = _mm512_dpbf16_ps(sum[i], pair, pair);
-        }
-    for (const __m512& x : sum) top = vmax(bits_as<VecF>(x), top);
-    return hmax(top);
-  }
-#endif
-  if constexpr (!kOnAmx<T>)
-    for (int first = 0; first < kTile; first += w) {
-      Vec<A> sum{};
-      for (int j = 0; j < ld; ++j) {
-        const Vec<A> x = load(columns + j * kTile + first);
-        sum += x * x;
-      }
-      top = vmax(sum, top);
-    }
-  return hmax(top);
-}
 
 }  // namespace
 }  // namespace COGVIEW_ISA
