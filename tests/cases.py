@@ -115,6 +115,13 @@ LOCAL_2D = [
     local_2d("shifted_square", (6, 6), (3, 3), 20, edge="shift", heads=4),
     local_2d("shifted_sets", (12, 10), (5, 3), 64, dilation=(2, 3), edge="shift", prefix=9, masked=True, heads=4,
              batch=3, prefix_bias=0.8, coarse=(4, 5), coarse_kernel_size=(3, 3), coarse_bias=-0.5),
+    # on CPU: gradients summed up by several work items, and in a window that moves down a long image
+    local_2d("bands", (16, 8), (3, 5), 32, batch=1, heads=4, kv_heads=1, prefix=3, coarse=(4, 4),
+             coarse_kernel_size=(3, 3), prefix_bias=0.8, coarse_bias=-0.5),
+    local_2d("bands_causal", (16, 8), (5, 3), 40, batch=1, prefix=3, masked=True, coarse=(4, 2),
+             coarse_kernel_size=(3, 3), raster_causal=True),
+    local_2d("bands_dilated", (23, 9), (3, 3), 16, batch=1, heads=1, kv_heads=1, dilation=(2, 1), prefix=2),
+    local_2d("long_image", (40, 6), (5, 3), 8, batch=4, heads=8, kv_heads=8, prefix=3),
     # small enough for Triton's interpreter, with boxes clipped at all edges and wider than tiles of 16
     local_2d("tiny_local", (3, 4), (3, 3), 8, batch=2, heads=1, kv_heads=1),
     local_2d("tiny_row", (1, 19), (1, 37), 16, batch=1, heads=2, kv_heads=1, prefix=17, scale=-0.4),

@@ -59,6 +59,16 @@ def test_three_region_counts_the_pairs_of_its_mask() -> None:
     assert problem.exps == 2 * int((window | pivot).sum())
 
 
+@pytest.mark.parametrize("op", ["layer_norm", "sandwich_layer_norm"])
+def test_bfloat16_norms_have_an_eager_formula_with_right_gradients(op: str) -> None:
+    problem = SMALL[op](torch.bfloat16, True, rows=2000)
+    same = {name: f for name, f in problem.baselines.items() if name != "torch.compile"}
+    calls, failed = contestants(dataclasses.replace(problem, baselines=same), True)
+    assert (set(calls), failed) == ({"ours", "eager formula, norm in float32", "eager formula", "F.layer_norm"}, {})
+    assert "eager formula" in problem.others
+    assert "eager formula" in SMALL[op](torch.bfloat16, False).baselines
+
+
 @pytest.mark.parametrize("backward", [False, True])
 def test_causal_softmax_reads_the_visible_half(backward: bool) -> None:
     problem = SMALL["pb_relax_softmax"](torch.float32, backward)

@@ -29,7 +29,7 @@ OP = "local_attention_2d"
 TINY = [("tiny_sets", torch.float32), ("tiny_row", torch.float32), ("tiny_local", torch.float16),
         ("tiny_dilated", torch.float32), ("tiny_shifted", torch.float16)]  # fmt: skip
 SOME = [BY_LABEL[x] for x in ("row", "three_by_three", "strict_column", "coarse_ratio_2", "all_sets", "all_sets_wide",
-                              "dilated_causal", "shifted_sets")]  # fmt: skip
+                              "dilated_causal", "shifted_sets", "bands")]  # fmt: skip
 
 
 def test_phases_that_skip_coarse_keys_share_no_query() -> None:
