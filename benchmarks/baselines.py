@@ -200,9 +200,18 @@ def liger_softmax(scores: Tensor) -> Tensor:
     return LigerSoftmaxFunction.apply(scores)
 
 
-def relaxed_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _relaxed(x: Tensor) -> Tensor:
     peak = x.detach().abs().amax(-1, keepdim=True)
-    return F.layer_norm(x / torch.where(peak == 0, 1, peak), x.shape[-1:], weight, bias)
+    return x / torch.where(peak == 0, 1, peak)
+
+
+def relaxed_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return layer_norm(_relaxed(x), weight, bias)
+
+
+def float32_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same as autocast runs it: the norm in float32."""
+    return layer_norm(_relaxed(x).float(), weight.float(), bias.float()).to(x.dtype)
 
 
 def sandwich(norm: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:

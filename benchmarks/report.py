@@ -79,8 +79,8 @@ def tables(folder: Path = RESULTS) -> str:
             "Median of interleaved rounds in one process. Floor: the bytes, matrix products or exponentials that are",
             "unavoidable, whichever takes longest at the copy bandwidth, the matmul rate and the rate of torch.exp",
             "measured on the same machine. Memory: growth of the process at its peak, results included; for the",
-            "baselines in brackets. A star marks a baseline that computes something else: dense attention, or a norm",
-            "or softmax without PB-relax.",
+            "baselines in brackets. A star marks a baseline that computes something else: dense attention, a norm or",
+            "softmax without PB-relax, or a formula whose gradients of weights torch sums in bfloat16.",
         ]
     )
 
