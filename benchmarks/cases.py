@@ -253,6 +253,49 @@ def cross_resolution(
     return _attention(op, int(mask.sum()), (heads, seqlen, dim), same, dense, dtype, back, coarse=cells)
 
 
+def local_2d_decode(
+    dtype: torch.dtype, back: bool, *, heads=16, grid=(64, 64), dim=64, kernel=(17, 9), text=64, coarse=(32, 32),
+    cross=(7, 7), alone=False
+) -> Problem:  # fmt: skip
+    """The token in the middle of an image against caches of the image, the text and a coarse image. The baselines
+    have one cache, of the tokens there are. `alone` as in `local_2d`."""
+    end, cells = grid[0] // 2 * grid[1] + grid[1] // 2 + 1, coarse[0] * coarse[1]
+    ends = torch.tensor([end])
+    own = patterns.local_2d(ends - 1, torch.arange(end), grid=grid, kernel_size=kernel, raster_causal=True)
+    home = patterns.coarse_2d(ends - 1, torch.arange(cells), grid=grid, coarse_grid=coarse, kernel_size=cross)
+    mask = torch.cat([torch.ones(text, dtype=torch.bool), home, own])[None, None, None]
+    query = torch.randn(1, heads, 1, dim, dtype=dtype)
+    fine, words, low = (torch.randn(2, 1, heads, n, dim, dtype=dtype) for n in (grid[0] * grid[1], text, cells))
+    key, value = torch.cat([words, low, fine[..., :end, :]], 3)
+
+    def op(query: Tensor, key: Tensor, value: Tensor, *others: Tensor, **how: Any) -> Any:
+        return ops.local_attention_2d_decode(
+            query, key, value, ends, grid=grid, kernel_size=kernel, prefix_key=others[0], prefix_value=others[1],
+            coarse_key=others[2], coarse_value=others[3], coarse_grid=coarse, coarse_kernel_size=cross, **how,
+        )  # fmt: skip
+
+    def cached(attention: Callable[..., Tensor]) -> Contestant:
+        return lambda query, *_: attention(query, key, value)
+
+    same = {
+        "vanilla": cached(baselines.vanilla_attention(mask)),
+        "masked SDPA": cached(baselines.sdpa(mask)),
+        "gathered SDPA": cached(baselines.gathered_sdpa(mask)),
+    }
+    keys = int(mask.sum())
+    return Problem(
+        (query, *fine, *words, *low),
+        op,
+        {} if alone else same,
+        {} if alone else {"SDPA over the cache": cached(baselines.sdpa())},
+        bytes=2 * query.element_size() * (keys + 1) * heads * dim,
+        flops=2 * 2 * keys * heads * dim,
+        exps=keys * heads,
+        tokens=1,
+        sample=partial(heads_of_one_key_head, heads),
+    )
+
+
 def dalle(
     dtype: torch.dtype, back: bool, *, kind: str, wrap=False, heads=16, text=256, grid=(32, 32), dim=64
 ) -> Problem:
@@ -388,6 +431,27 @@ CASES = [
         )
         for n in (32, 64, 128, 256)
         for back in (False, True)[: 1 if n == 256 else 2]
+    ),
+    *(
+        Case(
+            "local_attention_2d_decode",
+            f"16x{n}x{n}x64-17x9-text-coarse-7x7",
+            dtype,
+            False,
+            partial(local_2d_decode, grid=(n, n)),
+        )
+        for n in (64, 128)
+        for dtype in ("bf16", "fp32")
+    ),
+    *(
+        Case(
+            "local_attention_2d_decode",
+            f"16x{n}x{n}x64-17x9-text-coarse-7x7-alone",
+            "bf16",
+            False,
+            partial(local_2d_decode, grid=(n, n), alone=True),
+        )
+        for n in (64, 128, 256)
     ),
     *(
         case

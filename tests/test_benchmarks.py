@@ -23,6 +23,9 @@ SMALL = {
     "local_attention_2d-coarse": partial(
         cases.cross_resolution, heads=2, grid=(8, 12), dim=16, kernel=(5, 3), coarse=(4, 6), cross=(3, 1)
     ),
+    "local_attention_2d_decode": partial(
+        cases.local_2d_decode, heads=2, grid=(8, 12), dim=16, kernel=(5, 3), text=7, coarse=(4, 6), cross=(3, 5)
+    ),
     "dalle_attention": partial(cases.dalle, kind="convolutional", heads=2, text=9, grid=(13, 12), dim=16),
     "dalle_attention-wrap": partial(cases.dalle, kind="row", wrap=True, heads=2, text=9, grid=(6, 5), dim=16),
     "pb_relax_softmax": partial(cases.softmax, heads=2, seqlen=33, causal=True),
