@@ -156,7 +156,9 @@ def flex_attention(mask_mod: Callable[..., Tensor], seqlen: int, num_keys: int |
     def compiled(device: torch.device) -> Callable[..., Tensor]:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        blocks = create_block_mask(mask_mod, None, None, seqlen, num_keys, device=device)
+        # compiled, it takes seconds; in eager mode the memory of all pairs
+        make = create_block_mask if seqlen * num_keys < 2**27 else torch.compile(create_block_mask, dynamic=False)
+        blocks = make(mask_mod, None, None, seqlen, num_keys, device=device)
         return partial(torch.compile(flex_attention, dynamic=False), block_mask=blocks)
 
     return lambda query, key, value: compiled(query.device)(query, key, value)

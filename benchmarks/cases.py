@@ -198,17 +198,16 @@ def local_2d(
     shifted = baselines.shifted_local(grid, kernel, causal)
     same: dict[str, Contestant] = {}
     dense: dict[str, Contestant] = {}
-    if seqlen <= DENSE and not alone:
-        i = torch.arange(seqlen)
-        pattern = partial(patterns.local_2d, grid=grid, kernel_size=kernel, raster_causal=causal)
-        mask = pattern(i[:, None], i)
-        same = {"vanilla": baselines.vanilla_attention(mask), "masked SDPA": baselines.sdpa(mask)}
-        dense = {"global SDPA": baselines.sdpa(), "global vanilla": baselines.vanilla_attention(None)}
-        same["FlexAttention"] = flex(lambda b, h, i, j: pattern(i, j), dtype, back, seqlen)
-    elif not alone:
-        same = dict.fromkeys(("vanilla", "masked SDPA", "FlexAttention"), LEFT_OUT)
-        dense = dict.fromkeys(("global SDPA", "global vanilla"), LEFT_OUT)
     if not alone:
+        pattern = partial(patterns.local_2d, grid=grid, kernel_size=kernel, raster_causal=causal)
+        same = dict.fromkeys(("vanilla", "masked SDPA"), LEFT_OUT)
+        dense = {"global SDPA": baselines.sdpa(), "global vanilla": LEFT_OUT}
+        if seqlen <= DENSE:
+            i = torch.arange(seqlen)
+            mask = pattern(i[:, None], i)
+            same = {"vanilla": baselines.vanilla_attention(mask), "masked SDPA": baselines.sdpa(mask)}
+            dense["global vanilla"] = baselines.vanilla_attention(None)
+        same["FlexAttention"] = flex(lambda b, h, i, j: pattern(i, j), dtype, back, seqlen)
         copied = heads * seqlen * dim * kernel[0] * kernel[1] * dtype.itemsize
         unfolded: Contestant = f"left out, its copies of the keys alone would take {copied / 1e9:.1f} GB"
         same["F.unfold"] = baselines.unfolded_local(grid, kernel, causal) if copied <= UNFOLDED else unfolded
