@@ -94,27 +94,31 @@ def joined(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
     )
 
 
-def _neighbours(grid: tuple[int, int], kernel_size: tuple[int, int], raster_causal: bool) -> tuple[Tensor, list[Any]]:
-    """Which neighbours exist, bool `[H, W, K]`, and where each lies in an image padded by half the kernel."""
-    kh, kw = kernel_size
-    places = [(slice(y, y + grid[0]), slice(x, x + grid[1])) for y in range(kh) for x in range(kw)]
+def _neighbours(
+    grid: tuple[int, int], kernel_size: tuple[int, int], dilation: tuple[int, int], raster_causal: bool
+) -> tuple[Tensor, list[Any], tuple[int, int]]:
+    """Which neighbours exist, bool `[H, W, K]`, and where each lies in an image padded by so many rows and columns."""
+    (kh, kw), (dy, dx) = kernel_size, dilation
+    places = [(slice(y * dy, y * dy + grid[0]), slice(x * dx, x * dx + grid[1])) for y in range(kh) for x in range(kw)]
     if raster_causal:
         places = places[: kh * kw // 2 + 1]
-    inside = F.pad(torch.ones(grid, dtype=torch.bool), (kw // 2, kw // 2, kh // 2, kh // 2))
-    return torch.stack([inside[place] for place in places], -1), places
+    padding = kh // 2 * dy, kw // 2 * dx
+    inside = F.pad(torch.ones(grid, dtype=torch.bool), (padding[1], padding[1], padding[0], padding[0]))
+    return torch.stack([inside[place] for place in places], -1), places, padding
 
 
 def unfolded_local(
-    grid: tuple[int, int], kernel_size: tuple[int, int], raster_causal: bool = False
+    grid: tuple[int, int], kernel_size: tuple[int, int], dilation: tuple[int, int] = (1, 1), raster_causal: bool = False
 ) -> Callable[..., Tensor]:
     """Local attention as it is written without an operator: F.unfold copies every key and value to each neighbour."""
-    inside = _neighbours(grid, kernel_size, raster_causal)[0].flatten(0, 1)
-    padding = kernel_size[0] // 2, kernel_size[1] // 2
+    inside, _, padding = _neighbours(grid, kernel_size, dilation, raster_causal)
+    inside = inside.flatten(0, 1)
 
     def unfold(x: Tensor) -> Tensor:
         """`[heads, D, K, S]`"""
         image = x.flatten(0, 1).mT.unflatten(2, grid)
-        return F.unfold(image, kernel_size, padding=padding).unflatten(1, (x.shape[3], -1))[:, :, : inside.shape[1]]
+        keys = F.unfold(image, kernel_size, dilation, padding).unflatten(1, (x.shape[3], -1))
+        return keys[:, :, : inside.shape[1]]
 
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q = query.flatten(0, 1).mT[:, :, None] * query.shape[-1] ** -0.5
@@ -126,14 +130,13 @@ def unfolded_local(
 
 
 def shifted_local(
-    grid: tuple[int, int], kernel_size: tuple[int, int], raster_causal: bool = False
+    grid: tuple[int, int], kernel_size: tuple[int, int], dilation: tuple[int, int] = (1, 1), raster_causal: bool = False
 ) -> Callable[..., Tensor]:
     """Local attention by one shifted image for each neighbour: slow, little memory; the truth of large images."""
-    inside, places = _neighbours(grid, kernel_size, raster_causal)
-    kh, kw = kernel_size
+    inside, places, (py, px) = _neighbours(grid, kernel_size, dilation, raster_causal)
 
     def shifts(x: Tensor) -> list[Tensor]:
-        image = F.pad(x.unflatten(2, grid), (0, 0, kw // 2, kw // 2, kh // 2, kh // 2))
+        image = F.pad(x.unflatten(2, grid), (0, 0, px, px, py, py))
         return [image[(..., *place, slice(None))] for place in places]
 
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

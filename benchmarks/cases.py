@@ -1,7 +1,7 @@
 """What is timed, as data: operator, shape, dtype, direction, baselines, and the bytes, FLOPs and exponentials that no
 method can avoid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -185,32 +185,36 @@ def three_region_decode(
 
 
 UNFOLDED = 2**30  # bytes of copied keys up to which F.unfold is run
+SLOW = ("F.unfold", "global vanilla")  # timed at 64x64 without dilation, which is enough
 
 
 def local_2d(
-    dtype: torch.dtype, back: bool, *, heads=16, grid=(64, 64), dim=64, kernel=(9, 9), causal=False, alone=False
-) -> Problem:
-    """`alone`: without baselines, where only sizes are compared with each other."""
-    seqlen, window = grid[0] * grid[1], {"grid": grid, "kernel_size": kernel, "raster_causal": causal}
-    rows, columns = (sum(min(i + k // 2, n - 1) - max(i - k // 2, 0) + 1 for i in range(n))
-                     for n, k in zip(grid, kernel, strict=True))  # fmt: skip
+    dtype: torch.dtype, back: bool, *, heads=16, grid=(64, 64), dim=64, kernel=(9, 9), dilation=(1, 1), causal=False,
+    alone=False, without: Sequence[str] = ()
+) -> Problem:  # fmt: skip
+    """`alone`: without baselines, where only sizes are compared with each other; `without`: some that take long."""
+    seqlen = grid[0] * grid[1]
+    window: dict[str, Any] = {"grid": grid, "kernel_size": kernel, "dilation": dilation, "raster_causal": causal}
+    rows, columns = (sum(max(n - abs(o) * d, 0) for o in range(-(k // 2), k // 2 + 1))
+                     for n, k, d in zip(grid, kernel, dilation, strict=True))  # fmt: skip
     pairs = (rows * columns + seqlen) // 2 if causal else rows * columns
-    shifted = baselines.shifted_local(grid, kernel, causal)
+    shifted = baselines.shifted_local(**window)
     same: dict[str, Contestant] = {}
     dense: dict[str, Contestant] = {}
     if not alone:
-        pattern = partial(patterns.local_2d, grid=grid, kernel_size=kernel, raster_causal=causal)
         same = dict.fromkeys(("vanilla", "masked SDPA"), LEFT_OUT)
         dense = {"global SDPA": baselines.sdpa(), "global vanilla": LEFT_OUT}
         if seqlen <= DENSE:
             i = torch.arange(seqlen)
-            mask = pattern(i[:, None], i)
+            mask = patterns.local_2d(i[:, None], i, **window)
             same = {"vanilla": baselines.vanilla_attention(mask), "masked SDPA": baselines.sdpa(mask)}
             dense["global vanilla"] = baselines.vanilla_attention(None)
-        same["FlexAttention"] = flex(lambda b, h, i, j: pattern(i, j), dtype, back, seqlen)
+        same["FlexAttention"] = flex(lambda b, h, i, j: patterns.local_2d(i, j, **window), dtype, back, seqlen)
         copied = heads * seqlen * dim * kernel[0] * kernel[1] * dtype.itemsize
         unfolded: Contestant = f"left out, its copies of the keys alone would take {copied / 1e9:.1f} GB"
-        same["F.unfold"] = baselines.unfolded_local(grid, kernel, causal) if copied <= UNFOLDED else unfolded
+        same["F.unfold"] = baselines.unfolded_local(**window) if copied <= UNFOLDED else unfolded
+    for name in without:
+        (same if name in same else dense).pop(name)
     op = partial(ops.local_attention_2d, **window)
     problem = _attention(op, pairs, (heads, seqlen, dim), same, dense, dtype, back)
     return replace(problem, truth=shifted) if alone or seqlen > DENSE else problem  # the reference is quadratic
@@ -419,7 +423,13 @@ CASES = [
         *BOTH[:3],
     ),
     *_cases("local_attention_2d", "16x64x64x64-17x9-causal-coarse-7x7", cross_resolution, *BOTH[:3]),
-    *_cases("local_attention_2d", "16x50x50x64", partial(local_2d, grid=(50, 50)), *BOTH[:3]),
+    *_cases(
+        "local_attention_2d",
+        "16x64x64x64-7x7-dilation-4",
+        partial(local_2d, kernel=(7, 7), dilation=(4, 4), without=("vanilla", *SLOW)),
+        *BOTH[::2],
+    ),
+    *_cases("local_attention_2d", "16x50x50x64", partial(local_2d, grid=(50, 50), without=SLOW), *BOTH[:3]),
     *(
         Case(
             "local_attention_2d",

@@ -20,6 +20,9 @@ SMALL = {
     ),
     "local_attention_2d": partial(cases.local_2d, heads=2, grid=(12, 11), dim=16, kernel=(5, 3)),
     "local_attention_2d-causal": partial(cases.local_2d, heads=2, grid=(9, 7), dim=16, kernel=(5, 7), causal=True),
+    "local_attention_2d-dilated": partial(
+        cases.local_2d, heads=2, grid=(13, 10), dim=16, kernel=(5, 3), dilation=(2, 3)
+    ),
     "local_attention_2d-coarse": partial(
         cases.cross_resolution, heads=2, grid=(8, 12), dim=16, kernel=(5, 3), coarse=(4, 6), cross=(3, 1)
     ),
@@ -81,13 +84,15 @@ def test_causal_softmax_reads_the_visible_half(backward: bool) -> None:
     assert problem.bytes == 4 * ((2 * 2 * 33**2 + 3 * visible) if backward else (2 * 33**2 + visible))
 
 
+@pytest.mark.parametrize(("kernel", "dilation"), [((5, 9), (1, 1)), ((3, 3), (3, 2))])
 @pytest.mark.parametrize("causal", [False, True])
-def test_local_counts_its_pairs_and_large_images_have_a_truth(causal: bool) -> None:
+def test_local_counts_its_pairs_and_large_images_have_a_truth(kernel, dilation, causal: bool) -> None:
     """By shifts, it is the truth where the reference would take too much memory."""
-    shape = {"heads": 2, "grid": (7, 6), "dim": 8, "kernel": (5, 9), "causal": causal}
+    shape = {"heads": 2, "grid": (7, 6), "dim": 8, "kernel": kernel, "dilation": dilation, "causal": causal}
     problem = cases.local_2d(torch.float32, True, alone=True, **shape)
     i = torch.arange(42)
-    mask = patterns.local_2d(i[:, None], i, grid=(7, 6), kernel_size=(5, 9), raster_causal=causal)
+    how = {"grid": (7, 6), "kernel_size": kernel, "dilation": dilation, "raster_causal": causal}
+    mask = patterns.local_2d(i[:, None], i, **how)
     assert problem.exps == 2 * 2 * int(mask.sum())
     assert problem.truth is not None
     inputs = [x.double() for x in problem.inputs]
