@@ -41,10 +41,10 @@ struct PerLane {
     for (Vec<A>& v : at) v = splat(x);
   }
   void read(const A* x) {
-    for (int v = 0; v < n; ++v) at[v] = load(x + v * l);
+    COGVIEW_UNROLL(v, n) at[v] = load(x + v * l);
   }
   void write(A* x) const {
-    for (int v = 0; v < n; ++v) store(x + v * l, at[v]);
+    COGVIEW_UNROLL(v, n) store(x + v * l, at[v]);
   }
 };
 
@@ -76,8 +76,8 @@ struct LaneForward {
     for (int i = 0; i < keys.count; i += kBlockKeys) {
       Vec<A> s[kBlockKeys][n];
       dots<T, kBlockKeys>(keys.k + i, packed_, ld_ / kUnit<T>, s);
-      for (int c = 0; c < kBlockKeys; ++c)
-        for (int v = 0; v < n; ++v) {
+      COGVIEW_UNROLL(c, kBlockKeys)
+        COGVIEW_UNROLL(v, n) {
           const Vec<A> x = select_bits<A>(keys.lanes[i + c] >> (v * l), s[c][v] * scale_ + keys.bias[i + c], kNone<A>);
           store(p_ + (i + c) * kQueries + v * l, x);
           top.at[v] = vmax(x, top.at[v]);
@@ -87,7 +87,9 @@ struct LaneForward {
     started_ = true, top_ = top;
     // masked scores stay exp2(-inf) = 0, also for a lane without a maximum; NaN stays NaN
     for (Vec<A>& x : top.at) x = x == kNone<A> ? splat(A(0)) : x;
-    for (int i = 0; i < keys.count; i += 2) probabilities(i, top);
+    PerLane<A> total = total_, stored = stored_;
+    for (int i = 0; i < keys.count; i += 2) probabilities(i, top, total, stored);
+    total_ = total, stored_ = stored;
     add_products<T, 1, kQueries>(kQueries, keys.count / kUnit<T>, keys.v, p_, out_, ld_);
     keys.count = 0;
   }
@@ -99,7 +101,7 @@ struct LaneForward {
     A total[kQueries], inverse[kQueries], logs[kQueries];
     total_.write(total);
     PerLane<A> log, factor;
-    for (int v = 0; v < n; ++v) {
+    COGVIEW_UNROLL(v, n) {
       log.at[v] = top_.at[v] * A(kLn2) + logv(total_.at[v]);
       factor.at[v] = A(1) / (kPaired<T> ? stored_ : total_).at[v];
     }
@@ -117,7 +119,7 @@ struct LaneForward {
   // What was summed so far, to new maxima.
   void rescale(const PerLane<A>& top) {
     PerLane<A> keep;
-    for (int v = 0; v < n; ++v) {
+    COGVIEW_UNROLL(v, n) {
       const Vec<A> before = top_.at[v];
       keep.at[v] = before == top.at[v] ? splat(A(1)) : exp2v(before - top.at[v]);
       total_.at[v] *= keep.at[v], stored_.at[v] *= keep.at[v];
@@ -130,23 +132,23 @@ struct LaneForward {
   }
 
   // Keys i and i + 1, in place.
-  void probabilities(int i, const PerLane<A>& top) {
+  void probabilities(int i, const PerLane<A>& top, PerLane<A>& total, PerLane<A>& stored) const {
     Vec<A> x[2][n];
-    for (int c = 0; c < 2; ++c)
-      for (int v = 0; v < n; ++v) {
+    COGVIEW_UNROLL(c, 2)
+      COGVIEW_UNROLL(v, n) {
         x[c][v] = exp2v<kExpDegree<T>>(load(p_ + (i + c) * kQueries + v * l) - top.at[v]);
-        total_.at[v] += x[c][v];
+        total.at[v] += x[c][v];
       }
 #if defined(__AVX512BF16__)
     if constexpr (kPaired<T>) {
       const __m512i pairs = lane_pairs(two_rows(x[0][0], x[1][0])), ones = _mm512_set1_epi16(0x3f80);
       _mm512_store_si512(p_ + i / 2 * kQueries, pairs);
-      stored_.at[0] = multiply_add<T>(stored_.at[0], bits_as<VecF>(pairs), bits_as<VecF>(ones));
+      stored.at[0] = multiply_add<T>(stored.at[0], bits_as<VecF>(pairs), bits_as<VecF>(ones));
       return;
     }
 #endif
-    for (int c = 0; c < 2; ++c)
-      for (int v = 0; v < n; ++v) store(p_ + (i + c) * kQueries + v * l, x[c][v]);
+    COGVIEW_UNROLL(c, 2)
+      COGVIEW_UNROLL(v, n) store(p_ + (i + c) * kQueries + v * l, x[c][v]);
   }
 
   int d_ = 0, ld_ = 0, count_ = 0;
@@ -213,14 +215,14 @@ struct LaneBackward {
     const int units = ld_ / kUnit<T>;
     dots<T, kBlockKeys>(keys.k + first, packed_q_, units, p);
     const A scale = scale_ * A(kLog2e);
-    for (int c = 0; c < kBlockKeys; ++c)
-      for (int v = 0; v < n; ++v) {
+    COGVIEW_UNROLL(c, kBlockKeys)
+      COGVIEW_UNROLL(v, n) {
         const Vec<A> x = exp2v<kExpDegree<T>>(p[c][v] * scale + (minus_lse_.at[v] + keys.bias[first + c]));
         p[c][v] = select_bits<A>(keys.lanes[first + c] >> (v * l), x, A(0));
       }
     dots<T, kBlockKeys>(keys.v + first, packed_dout_, units, ds);
-    for (int c = 0; c < kBlockKeys; ++c)
-      for (int v = 0; v < n; ++v)
+    COGVIEW_UNROLL(c, kBlockKeys)
+      COGVIEW_UNROLL(v, n)
         ds[c][v] = select_bits<A>(keys.lanes[first + c] >> (v * l), p[c][v] * (ds[c][v] - delta_.at[v]), A(0));
     const auto at = [&](int c) { return (first + c) * kQueries; };
 #if defined(__AVX512BF16__)
@@ -235,8 +237,8 @@ struct LaneBackward {
     }
 #endif
     if constexpr (!kPaired<T>)
-      for (int c = 0; c < kBlockKeys; ++c)
-        for (int v = 0; v < n; ++v) store(p_ + at(c) + v * l, p[c][v]), store(ds_ + at(c) + v * l, ds[c][v]);
+      COGVIEW_UNROLL(c, kBlockKeys)
+        COGVIEW_UNROLL(v, n) store(p_ + at(c) + v * l, p[c][v]), store(ds_ + at(c) + v * l, ds[c][v]);
   }
 
   int d_ = 0, ld_ = 0, count_ = 0;

@@ -29,19 +29,22 @@ inline void dots(const Operand<T>* const* keys, const Acc<T>* packed, int units,
   using A = Acc<T>;
   constexpr int n = kLaneVecs<A>, l = kLanes<A>, chains = kPaired<T> ? 2 : 1;  // a product of pairs takes longer
   const Operand<T>* key[M];
-  for (int i = 0; i < M; ++i) key[i] = keys[i];
-  Vec<A> acc[chains][M][n] = {};
+  COGVIEW_UNROLL(i, M) key[i] = keys[i];
+  Vec<A> acc[chains][M][n];
+  COGVIEW_UNROLL(c, chains)
+    COGVIEW_UNROLL(i, M)
+      COGVIEW_UNROLL(v, n) acc[c][i][v] = Vec<A>{};
   for (int u = 0; u < units; u += chains)
-    for (int c = 0; c < chains; ++c) {
+    COGVIEW_UNROLL(c, chains) {
       Vec<A> q[n];
-      for (int v = 0; v < n; ++v) q[v] = load(packed + (u + c) * kQueries + v * l);
-      for (int i = 0; i < M; ++i) {
+      COGVIEW_UNROLL(v, n) q[v] = load(packed + (u + c) * kQueries + v * l);
+      COGVIEW_UNROLL(i, M) {
         const Vec<A> x = spread<T>(key[i] + (u + c) * kUnit<T>);
-        for (int v = 0; v < n; ++v) acc[c][i][v] = multiply_add<T>(acc[c][i][v], q[v], x);
+        COGVIEW_UNROLL(v, n) acc[c][i][v] = multiply_add<T>(acc[c][i][v], q[v], x);
       }
     }
-  for (int i = 0; i < M; ++i)
-    for (int v = 0; v < n; ++v) s[i][v] = chains == 2 ? acc[0][i][v] + acc[chains - 1][i][v] : acc[0][i][v];
+  COGVIEW_UNROLL(i, M)
+    COGVIEW_UNROLL(v, n) s[i][v] = chains == 2 ? acc[0][i][v] + acc[chains - 1][i][v] : acc[0][i][v];
 }
 
 // Units of W vectors from column j on, of the rows that make one.
@@ -55,30 +58,31 @@ inline void load_units(const Operand<T>* const* rows, int64_t j, Vec<Acc<T>>* x)
                                                         16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
                                                         24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
     const __m512i even = _mm512_loadu_si512(rows[0] + j), odd = _mm512_loadu_si512(rows[1] + j);
-    for (int w = 0; w < 2; ++w)
-      x[w] = bits_as<VecF>(_mm512_permutex2var_epi16(even, _mm512_load_si512(kOrder + w * 32), odd));
+    COGVIEW_UNROLL(w, 2) x[w] = bits_as<VecF>(_mm512_permutex2var_epi16(even, _mm512_load_si512(kOrder + w * 32), odd));
     return;
   }
 #endif
   if constexpr (!kPaired<T>)
-    for (int w = 0; w < W; ++w) x[w] = load(rows[0] + j + w * kLanes<Acc<T>>);
+    COGVIEW_UNROLL(w, W) x[w] = load(rows[0] + j + w * kLanes<Acc<T>>);
 }
 
 // out[i][j ...] += sum over units u of p[i * across + u * down] * rows u, for M rows and W vectors.
 template <class T, int across, int down, int M, int W>
 inline void add_products(int units, const Operand<T>* const* rows, int64_t j, const Acc<T>* p, Acc<T>* const* out) {
   using A = Acc<T>;
-  Vec<A> acc[M][W] = {};
+  Vec<A> acc[M][W];
+  COGVIEW_UNROLL(i, M)
+    COGVIEW_UNROLL(w, W) acc[i][w] = Vec<A>{};
   for (int u = 0; u < units; ++u) {
     Vec<A> x[W];
     load_units<T, W>(rows + u * kUnit<T>, j, x);
-    for (int i = 0; i < M; ++i) {
+    COGVIEW_UNROLL(i, M) {
       const Vec<A> y = spread<T>(p + i * across + u * down);
-      for (int w = 0; w < W; ++w) acc[i][w] = multiply_add<T>(acc[i][w], x[w], y);
+      COGVIEW_UNROLL(w, W) acc[i][w] = multiply_add<T>(acc[i][w], x[w], y);
     }
   }
-  for (int i = 0; i < M; ++i)
-    for (int w = 0; w < W; ++w) {
+  COGVIEW_UNROLL(i, M)
+    COGVIEW_UNROLL(w, W) {
       A* at = out[i] + j + w * kLanes<A>;
       store(at, load(at) + acc[i][w]);
     }
@@ -123,9 +127,9 @@ inline void pack_queries(const Operand<T>* rows, int ld, Acc<T>* out) {
   for (int first = 0; first < kQueries; first += w)
     for (int j = 0; j < units; j += w) {
       Vec<A> r[w];
-      for (int i = 0; i < w; ++i) std::memcpy(&r[i], rows + (first + i) * int64_t(ld) + j * kUnit<T>, sizeof r[i]);
+      COGVIEW_UNROLL(i, w) std::memcpy(&r[i], rows + (first + i) * int64_t(ld) + j * kUnit<T>, sizeof r[i]);
       transpose<A>(r);
-      for (int i = 0; i < w; ++i) store(out + (j + i) * kQueries + first, r[i]);
+      COGVIEW_UNROLL(i, w) store(out + (j + i) * kQueries + first, r[i]);
     }
 }
 

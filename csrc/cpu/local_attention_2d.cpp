@@ -39,9 +39,10 @@ struct KeySet {
     if (causal && strip.y.hi < p.y.hi) p.y.hi = strip.y.hi;
     return p;
   }
-  const E* at(const Tensor4& from, const E* copy, int64_t b, int64_t kv, int64_t row, int64_t column) const {
-    if (copy) return copy + (row % ring * x.keys + column) * ld;
-    return reinterpret_cast<const E*>(from.at<T>(b, kv)) + (first + row * down + column * right) * from.stride[2];
+  // Column 0 of a row.
+  const E* at(const Tensor4& from, const E* copy, int64_t b, int64_t kv, int64_t row) const {
+    if (copy) return copy + row % ring * x.keys * ld;
+    return reinterpret_cast<const E*>(from.at<T>(b, kv)) + (first + row * down) * from.stride[2];
   }
 };
 
@@ -130,35 +131,38 @@ struct Keys {
     uint64_t every_line = 0;
     for (int i = 0; i < strip.y.size(); ++i) every_line |= uint64_t(1) << (i * wide);
     const A bias = A(s.bias * kLog2e);
+    const auto across = [&](Span x) { return uint16_t(range_bits(x.lo - strip.x.lo, x.hi - strip.x.lo) * every_line); };
+    const auto down = [&](Span y) {
+      return uint16_t(range_bits((y.lo - strip.y.lo) * wide, (y.hi - strip.y.lo) * wide));
+    };
+    const int64_t next_k = s.k_copy ? ld : s.right * s.k->stride[2], next_v = s.v_copy ? ld : s.right * s.v->stride[2];
     for (int64_t left = window.x.lo; left < window.x.hi; left += kListed) {
-      const int n = int(window.x.hi - left < kListed ? window.x.hi - left : kListed);
-      uint16_t across[kListed], after[kListed];  // lanes that see the column; those at or behind it in a line
-      for (int i = 0; i < n; ++i) {
-        const auto lanes = [&](Span x) {
-          return uint16_t(range_bits(x.lo - strip.x.lo, x.hi - strip.x.lo) * every_line);
-        };
-        across[i] = s.exist && !s.exist[left + i] ? uint16_t(0) : lanes(s.x.seen(left + i).within(strip.x));
-        after[i] = s.causal ? lanes(Span{left + i, strip.x.hi}.within(strip.x)) : uint16_t(0);
+      // Of each column that some lane sees: these lanes, those at or behind it in a line, and where it is in a row.
+      uint16_t seen[kListed], behind[kListed];
+      int64_t at_k[kListed], at_v[kListed], at_sum[kListed];
+      int n = 0;
+      for (int64_t x = left; x < window.x.hi && x < left + kListed; ++x) {
+        seen[n] = s.exist && !s.exist[x] ? uint16_t(0) : across(s.x.seen(x).within(strip.x));
+        behind[n] = s.causal ? across(Span{x, strip.x.hi}.within(strip.x)) : uint16_t(0);
+        at_k[n] = x * next_k, at_v[n] = x * next_v, at_sum[n] = x * ld;
+        n += seen[n] != 0;
       }
       for (int64_t y = rows.lo; y < rows.hi; ++y) {
         if (keys.count + n > kListed) full();
-        const auto lines = [&](Span q) {
-          return uint16_t(range_bits((q.lo - strip.y.lo) * wide, (q.hi - strip.y.lo) * wide));
-        };
-        const Span seen = s.y.seen(y).within(strip.y);
-        uint16_t down = lines(seen), own = 0;
-        if (s.causal) down &= lines({y + 1, strip.y.hi}), own = lines(Span{y, y + 1}.within(seen));
-        const Operand<T>*k = s.at(*s.k, s.k_copy, b, kv, y, left), *v = s.at(*s.v, s.v_copy, b, kv, y, left);
-        const int64_t next_k = s.k_copy ? ld : s.right * s.k->stride[2],
-                      next_v = s.v_copy ? ld : s.right * s.v->stride[2];
-        const int64_t sum = (y % s.sum_ring * s.x.keys + left) * ld;
+        const Span lines = s.y.seen(y).within(strip.y);
+        const uint16_t before = down(s.causal ? Span{y + 1, strip.y.hi}.within(lines) : lines);
+        const uint16_t own = s.causal ? down(Span{y, y + 1}.within(lines)) : uint16_t(0);
+        if (!before && !own) continue;
+        const Operand<T>*k = s.at(*s.k, s.k_copy, b, kv, y), *v = s.at(*s.v, s.v_copy, b, kv, y);
+        A *dk = s.dk + y % s.sum_ring * s.x.keys * ld, *dv = s.dv + y % s.sum_ring * s.x.keys * ld;
+        int count = keys.count;
         for (int i = 0; i < n; ++i) {
-          const uint16_t lanes = (across[i] & down) | (across[i] & own & after[i]);
-          keys.k[keys.count] = k + i * next_k, keys.v[keys.count] = v + i * next_v;
-          keys.bias[keys.count] = bias, keys.lanes[keys.count] = lanes;
-          if (backward) keys.dk[keys.count] = s.dk + sum + i * ld, keys.dv[keys.count] = s.dv + sum + i * ld;
-          keys.count += lanes != 0;
+          const uint16_t lanes = (seen[i] & before) | (seen[i] & own & behind[i]);
+          keys.k[count] = k + at_k[i], keys.v[count] = v + at_v[i], keys.bias[count] = bias, keys.lanes[count] = lanes;
+          if (backward) keys.dk[count] = dk + at_sum[i], keys.dv[count] = dv + at_sum[i];
+          count += own ? lanes != 0 : 1;
         }
+        keys.count = count;
       }
     }
   }

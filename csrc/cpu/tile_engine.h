@@ -101,7 +101,7 @@ inline void softmax_row(const Acc<T>* s, uint64_t mask, Acc<T> scale, Acc<T> bia
   using A = Acc<T>;
   constexpr int l = kLanes<A>, n = kTile / l;
   Vec<A> x[n], top = splat(kNone<A>);
-  for (int c = 0; c < n; ++c) {
+  COGVIEW_UNROLL(c, n) {
     x[c] = select_bits<A>(mask >> (c * l), load(s + c * l) * scale + bias, kNone<A>);
     top = vmax(x[c], top);
   }
@@ -116,7 +116,8 @@ inline void softmax_row(const Acc<T>* s, uint64_t mask, Acc<T> scale, Acc<T> bia
   }
   // masked entries stay exp2(-inf) = 0; a NaN among the others stays NaN
   const A base = *m == kNone<A> ? A(0) : *m;
-  for (int c = 0; c < n; c += 2) {
+  COGVIEW_UNROLL(i, n / 2) {
+    const int c = 2 * i;
     x[c] = exp2v<kExpDegree<T>>(x[c] - base), x[c + 1] = exp2v<kExpDegree<T>>(x[c + 1] - base);
     *total += x[c] + x[c + 1];
     put(c * l, x[c], x[c + 1]);
@@ -130,7 +131,7 @@ inline Vec<A> sums_of(Vec<A>* x) {
   Vec<A> sum{};
   if constexpr (kVecBytes == 64 && sizeof(A) == 4) {
     transpose<A>(x);
-    for (int i = 0; i < w; ++i) sum += x[i];
+    COGVIEW_UNROLL(i, w) sum += x[i];
   } else {
     for (int i = 0; i < w; ++i) sum[i] = hsum(x[i]);
   }

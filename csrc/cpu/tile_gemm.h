@@ -127,18 +127,20 @@ inline void gemm_block(int k, const Operand<T>* a, int lda, const Operand<T>* b,
   using A = Acc<T>;
   constexpr int w = kLanes<A>, depth = kPaired<T> ? 32 : 1;
   constexpr int across = kPaired<T> ? kBlock : w, down = kPaired<T> ? 32 : 0;  // to the next vector, the next unit
-  Vec<A> acc[MR][NR] = {};
+  Vec<A> acc[MR][NR];
+  COGVIEW_UNROLL(i, MR)
+    COGVIEW_UNROLL(j, NR) acc[i][j] = Vec<A>{};
   for (int p = 0; p < k; p += depth, b += depth * int64_t(width))
     for (int u = 0; u < depth / kUnit<T>; ++u) {
       Vec<A> x[NR];
-      for (int j = 0; j < NR; ++j) std::memcpy(&x[j], b + u * down + j * across, sizeof x[j]);
-      for (int i = 0; i < MR; ++i) {
+      COGVIEW_UNROLL(j, NR) std::memcpy(&x[j], b + u * down + j * across, sizeof x[j]);
+      COGVIEW_UNROLL(i, MR) {
         const Vec<A> y = spread<T>(a + i * lda + p + u * kUnit<T>);
-        for (int j = 0; j < NR; ++j) acc[i][j] = multiply_add<T>(acc[i][j], x[j], y);
+        COGVIEW_UNROLL(j, NR) acc[i][j] = multiply_add<T>(acc[i][j], x[j], y);
       }
     }
-  for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NR; ++j) {
+  COGVIEW_UNROLL(i, MR)
+    COGVIEW_UNROLL(j, NR) {
       A* cij = c + i * ldc + j * w;
       // added at the end: a long sum of short sums rounds less than one long sum
       store(cij, accumulate ? load(cij) + acc[i][j] : acc[i][j]);

@@ -109,44 +109,50 @@ class Narrow {
   void dots(const T* key, int c, Vec<A> (*part)[kLanes<A>]) const {
 #if defined(__AVX512BF16__)
     if constexpr (std::is_same_v<T, BFloat16>) {
-      __m512 acc[R] = {};
+      __m512 acc[R];
+      COGVIEW_UNROLL(r, R) acc[r] = _mm512_setzero_ps();
       for (int j = 0; j < d_; j += 32) {
         const int n = d_ - j;
         const auto k = bits_as<__m512bh>(n >= 32 ? _mm512_loadu_si512(key + j)
                                                  : _mm512_maskz_loadu_epi16((uint32_t(1) << n) - 1, key + j));
-        for (int r = 0; r < R; ++r)
+        COGVIEW_UNROLL(r, R)
           acc[r] = _mm512_dpbf16_ps(acc[r], bits_as<__m512bh>(_mm512_load_si512(half_ + r * ld_ + j)), k);
       }
-      for (int r = 0; r < R; ++r) part[r][c] = bits_as<VecF>(acc[r]);
+      COGVIEW_UNROLL(r, R) part[r][c] = bits_as<VecF>(acc[r]);
       return;
     }
 #endif
-    Vec<A> acc[R] = {};
+    Vec<A> acc[R];
+    COGVIEW_UNROLL(r, R) acc[r] = Vec<A>{};
     each<A>(d_, [&](int64_t j, auto n) {
       const Vec<A> k = load(key + j, n);
-      for (int r = 0; r < R; ++r) acc[r] += load(q_ + r * ld_ + j) * k;
+      COGVIEW_UNROLL(r, R) acc[r] += load(q_ + r * ld_ + j) * k;
     });
-    for (int r = 0; r < R; ++r) part[r][c] = acc[r];
+    COGVIEW_UNROLL(r, R) part[r][c] = acc[r];
   }
 
   // o[:, j ...] += s @ values, W vectors wide.
   template <int R, int W, class N>
   void add_values(const RowSet<T>& values, uint64_t any, const A (*s)[kTile], int j, N n) {
     constexpr int w = kLanes<A>;
-    Vec<A> acc[R][W] = {};
+    Vec<A> acc[R][W];
+    COGVIEW_UNROLL(r, R)
+      COGVIEW_UNROLL(i, W) acc[r][i] = Vec<A>{};
     for (int c = 0; c < values.count; ++c) {
       if (!(any >> c & 1)) continue;
       const T* value = values.row(c) + j;
       Vec<A> v[W];
-      for (int i = 0; i < W; ++i) v[i] = load(value + i * w, n);
-      for (int r = 0; r < R; ++r)
-        for (int i = 0; i < W; ++i) acc[r][i] += v[i] * s[r][c];
+      COGVIEW_UNROLL(i, W) v[i] = load(value + i * w, n);
+      COGVIEW_UNROLL(r, R)
+        COGVIEW_UNROLL(i, W) acc[r][i] += v[i] * s[r][c];
     }
-    for (int r = 0; r < rows; ++r)
-      for (int i = 0; i < W; ++i) {
+    COGVIEW_UNROLL(r, R) {
+      if (r >= rows) break;
+      COGVIEW_UNROLL(i, W) {
         A* o = o_ + r * ld_ + j + i * w;
         store(o, load(o) + acc[r][i]);
       }
+    }
   }
 
   int d_ = 0, ld_ = 0;

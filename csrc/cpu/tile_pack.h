@@ -11,7 +11,7 @@ namespace {
 // Two vectors of 16 numbers as parts of 32 each.
 template <int parts>
 inline void split(VecF lo, VecF hi, __m512i* out) {
-  for (int i = 0; i < parts; ++i) {
+  COGVIEW_UNROLL(i, parts) {
     out[i] = bits_as<__m512i>(_mm512_cvtne2ps_pbh(bits_as<__m512>(hi), bits_as<__m512>(lo)));
     if (i + 1 == parts) return;
     lo -= bits_as<VecF>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(out[i])), 16));
@@ -67,23 +67,24 @@ void pack_a(const RowSet<T>& x, int rows, int d, Operand<T>* out, int ld, int64_
 // 16 x 16 of 32-bit elements.
 inline void transpose_block(__m512i* r) {
   __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  COGVIEW_UNROLL(i, 8) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
   }
-  for (int i = 0; i < 16; i += 4) {
+  COGVIEW_UNROLL(q, 4) {
+    const int i = 4 * q;
     r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
     r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
     r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
     r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
   }
-  for (int j = 0; j < 4; ++j) {
+  COGVIEW_UNROLL(j, 4) {
     t[j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
     t[4 + j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
     t[8 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
     t[12 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
   }
-  for (int j = 0; j < 4; ++j) {
+  COGVIEW_UNROLL(j, 4) {
     r[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
     r[4 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0x88);
     r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
@@ -99,9 +100,9 @@ inline void transpose(Vec<A>* x) {
 #if defined(__AVX512F__)
   if constexpr (w == 16) {
     __m512i r[16];
-    std::memcpy(r, x, sizeof r);
+    COGVIEW_UNROLL(i, 16) r[i] = bits_as<__m512i>(x[i]);
     transpose_block(r);
-    std::memcpy(x, r, sizeof r);
+    COGVIEW_UNROLL(i, 16) x[i] = bits_as<Vec<A>>(r[i]);
     return;
   }
 #endif
@@ -121,17 +122,17 @@ void pack_transposed(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
     for (int first = 0; first < kTile; first += 16)
       for (int j = 0; j < ld; j += 32) {
         __m512i part[parts], r[parts][16];
-        for (int c = 0; c < 16; ++c) {
+        COGVIEW_UNROLL(c, 16) {
           if (first + c < x.count)
             load_parts(x.row(first + c) + j, d - j, part);
           else
-            for (int i = 0; i < parts; ++i) part[i] = _mm512_setzero_si512();
-          for (int i = 0; i < parts; ++i) r[i][c] = part[i];
+            COGVIEW_UNROLL(i, parts) part[i] = _mm512_setzero_si512();
+          COGVIEW_UNROLL(i, parts) r[i][c] = part[i];
         }
-        for (int i = 0; i < parts; ++i) {
+        COGVIEW_UNROLL(i, parts) {
           BFloat16* block = out + i * int64_t(ld) * kTile + j * kTile + first * 32;
           transpose_block(r[i]);  // a pair of elements moves as one
-          for (int c = 0; c < 16; ++c) _mm512_storeu_si512(block + c * 32, r[i][c]);
+          COGVIEW_UNROLL(c, 16) _mm512_storeu_si512(block + c * 32, r[i][c]);
         }
       }
     return;
@@ -143,12 +144,12 @@ void pack_transposed(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
     for (int first = 0; first < kTile; first += w)
       for (int j = 0; j < ld; j += w) {
         Vec<A> r[w];
-        for (int c = 0; c < w; ++c) {
+        COGVIEW_UNROLL(c, w) {
           const int n = first + c < x.count ? d - j : 0;
           r[c] = n >= w ? load(x.row(first + c) + j) : n > 0 ? load_partial(x.row(first + c) + j, n) : Vec<A>{};
         }
         transpose<A>(r);
-        for (int c = 0; c < w; ++c) store(out + (j + c) * kTile + first, r[c]);
+        COGVIEW_UNROLL(c, w) store(out + (j + c) * kTile + first, r[c]);
       }
   }
 }
@@ -199,8 +200,8 @@ void pack_b(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
           if (r + c < x.count)
             load_parts(x.row(r + c) + j, d - j, row[c]);
           else
-            for (int i = 0; i < parts; ++i) row[c][i] = _mm512_setzero_si512();
-        for (int i = 0; i < parts; ++i)
+            COGVIEW_UNROLL(i, parts) row[c][i] = _mm512_setzero_si512();
+        COGVIEW_UNROLL(i, parts)
           store_pairs(out + i * int64_t(ld) * kTile + (r / 32 * ld + j) * 32 + r % 32 * 16, row[0][i], row[1][i]);
       }
     return;

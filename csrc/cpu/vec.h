@@ -25,6 +25,9 @@ constexpr int kVecBytes = 32;
 constexpr int kVecBytes = 16;
 #endif
 
+// A loop over a few vectors, unrolled before all else, so that arrays of vectors are registers, not memory.
+#define COGVIEW_UNROLL(i, count) _Pragma("GCC unroll 64") for (int i = 0; i < (count); ++i)
+
 struct BFloat16 {
   uint16_t bits;
 };
