@@ -144,12 +144,14 @@ class GPT(nn.Module):
         pivots: Tensor | None = None,
         cache: KVCache | None = None,
         weights: list[Tensor] | None = None,
+        seeds: list[list[int | None]] | None = None,
         checkpoint_activations: bool = False,
     ) -> Tensor:
         """Final hidden states [B, S, C] of int64 tokens [B, S].
 
         With a cache the tokens continue its rows, which grow by S. `weights`, a list, receives each
-        layer's attention weights [B, H, S, keys] (dense_pb_relax only). With dalle attention text comes before the
+        layer's attention weights [B, H, S, keys] (dense_pb_relax only). `seeds` of dropout are drawn here if not given,
+        which a compiled graph has to be interrupted for: see `draw_seeds`. With dalle attention text comes before the
         image, a cache takes it at once, and what follows the image is not computed: its states are 0.
         """
         c, S = self.config, tokens.shape[1]
@@ -176,7 +178,7 @@ class GPT(nn.Module):
         elif slots is not None:
             positions = slots
 
-        seeds = self._draw_seeds()
+        seeds = self.draw_seeds() if seeds is None else seeds
         layers = cast("list[Layer]", list(self.transformer.layers))
         norms = [layer.input_layernorm for layer in layers] + [self.transformer.final_layernorm]
         x = layer_norm(h, norms[0].weight, norms[0].bias, eps=norms[0].eps, relax=c.relax)
@@ -189,7 +191,7 @@ class GPT(nn.Module):
             cache.seqlens = cache.seqlens + S
         return x if slots is None or not prompt else _from_slots(x, slots)
 
-    def _draw_seeds(self) -> list[list[int | None]]:
+    def draw_seeds(self) -> list[list[int | None]]:
         """What dropout of both branches of every layer takes; None outside training. Drawn before the layers run, so
         that recomputed activations drop the same, and from torch's CPU generator, for which no device has to wait."""
         c = self.config

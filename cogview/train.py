@@ -127,6 +127,7 @@ class Trainer:
                 tokens[rows],
                 inputs=inputs[rows],
                 pivots=None if pivots is None else pivots[:, rows],
+                seeds=model.draw_seeds(),
                 checkpoint_activations=c.checkpoint_activations,
             )
             self.optimizer.backward((nll * weights[rows]).sum() / total)

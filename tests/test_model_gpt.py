@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from cogview.config import GPTConfig
 from cogview.loss import sequence_nll, token_nll, weighted_mean
@@ -223,6 +224,24 @@ def test_dropout_takes_its_share_of_every_branch_by_itself(dtype):
         both = found @ found.mT / found.shape[1]
         expected = torch.full((4, 4), share**2).fill_diagonal_(share)
         torch.testing.assert_close(both, expected, rtol=0, atol=0.03)
+
+
+def test_training_with_dropout_compiles_as_one_graph():
+    """With seeds from outside: new ones compile it once more, as numbers that may change."""
+    model = make(dropout=0.3)
+    tokens = sample(model)
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model.hidden, backend=graphs, fullgraph=True)
+    for _ in range(4):
+        pivots, seeds, grads = model.draw_pivots(tokens), model.draw_seeds(), []
+        for hidden in (compiled, model.hidden):
+            torch.manual_seed(1)  # dropout of the embeddings
+            model.zero_grad()
+            hidden(tokens, pivots=pivots, seeds=seeds).square().sum().backward()
+            grads.append([p.grad.clone() for p in model.parameters()])
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b)
+    assert graphs.frame_count == 2
 
 
 def test_calls_that_make_no_sense():
