@@ -48,32 +48,30 @@ A* scratch_row(const NormArgs& a, int slot, int k) {
   return static_cast<A*>(a.scratch) + (int64_t(slot) * kScratchRows + k) * a.scratch_cols;
 }
 
-// A row in the statistics' dtype, its sum, and its largest |element|, NaN if there is one.
+// A row's sum, and its largest |element|, NaN if there is one.
 template <class A>
 struct Row {
-  A* wide;
   A sum, peak;
 };
 
-// Writes x(column, how many) of a whole row to `wide`.
-template <class A, class F>
-Row<A> take(int64_t n, A* wide, F&& x) {
+// Of x(column, how many).
+template <class A, class X>
+Row<A> measure(int64_t n, X&& x) {
   using I = VecInt<A>;  // without their sign, floats are ordered as their bits are
   constexpr auto magnitude = std::numeric_limits<typename VecOf<A>::Lane>::max();
   I peak{};
   const auto total = sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* acc) {
     const Vec<A> v = x(j, count);
-    put(wide + j, v, count);
     peak = vmax(peak, bits_as<I>(v) & magnitude);
     acc[0] += v;
   });
-  return {wide, total.at[0], bits_as<A>(hmax(peak))};
+  return {total.at[0], bits_as<A>(hmax(peak))};
 }
 
-// Where a row of results waits to be written around the caches: over `wide` where the dtype is the same.
+// Where a row of results waits to be written around the caches.
 template <class T>
 T* buffer_row(const NormArgs& a, int slot) {
-  return reinterpret_cast<T*>(scratch_row<Acc<T>>(a, slot, std::is_same_v<T, Acc<T>> ? kWide : kBuffer));
+  return reinterpret_cast<T*>(scratch_row<Acc<T>>(a, slot, kBuffer));
 }
 
 // The power of two that brings c near 1: exact, so LN(x / c) is LN(x * power) with eps * (c * power)^2.
@@ -87,20 +85,20 @@ A power_for(A c) {
   return bits_as<A>(bits);
 }
 
-// A row's norm, as a function of column and how many.
-template <class A>
+// The norm of a row x, as a function of column and how many.
+template <class A, class X>
 struct Normalised {
-  const A* wide;
-  A mean, rstd;
+  X x;
+  A power, mean, rstd;
   const A *weight, *bias;
   template <class N>
   Vec<A> operator()(int64_t j, N n) const {
-    return (load(wide + j, n) - mean) * rstd * load(weight + j, n) + load(bias + j, n);
+    return (x(j, n) * power - mean) * rstd * load(weight + j, n) + load(bias + j, n);
   }
 };
 
-template <class A>
-Normalised<A> normalise(const NormArgs& a, const Norm& norm, int64_t i, Row<A> row) {
+template <class A, class X>
+Normalised<A, X> normalise(const NormArgs& a, const Norm& norm, int64_t i, Row<A> row, X x) {
   const int64_t n = a.cols;
   A c = 1, power = 1;
   if (a.relax != Relax::none) {
@@ -109,49 +107,51 @@ Normalised<A> normalise(const NormArgs& a, const Norm& norm, int64_t i, Row<A> r
     if (c == 0) c = 1;
     if (!(c > 1 / limit && c < limit)) {  // squares could overflow, or vanish
       power = power_for(c);
-      row = take<A>(n, row.wide, [&](int64_t j, auto count) { return load(row.wide + j, count) * power; });
+      row.sum = sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* sum) { sum[0] += x(j, count) * power; }).at[0];
     }
   }
   const A mean = row.sum / A(n);
   const auto squares = sums<A, 1>(n, [&](int64_t j, auto count, Vec<A>* total) {
-    const Vec<A> centred = first<A>(load(row.wide + j, count) - mean, count);
+    const Vec<A> centred = first<A>(x(j, count) * power - mean, count);
     total[0] += centred * centred;
   });
   const A unit = c * power, rstd = 1 / std::sqrt(squares.at[0] / A(n) + A(a.eps) * unit * unit);
   static_cast<A*>(norm.mean)[i] = mean / power;
   static_cast<A*>(norm.rstd)[i] = rstd * power;
-  return {row.wide, mean, rstd, static_cast<const A*>(norm.weight), static_cast<const A*>(norm.bias)};
+  return {x, power, mean, rstd, static_cast<const A*>(norm.weight), static_cast<const A*>(norm.bias)};
 }
 
 template <class T>
 void forward_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
   using A = Acc<T>;
   const int64_t n = a.cols;
-  A* wide = scratch_row<A>(a, slot, kWide);
   T* buffer = buffer_row<T>(a, slot);
   for (int64_t i = begin; i < end; ++i) {
     T *h = row_of<T>(a.h, a.h_rows, i), *x = a.x ? row_of<T>(a.x, a.x_rows, i) : nullptr;
     const int64_t next = i + 1 < end ? i + 1 : i;
+    Input<T> sum{h, nullptr};
     Row<A> row;
     if (a.branch) {
       const T *residual = row_of<T>(a.residual, a.residual_rows, i), *ahead = row_of<T>(a.branch, a.branch_rows, next);
       T* to = a.stream ? buffer : h;
-      const auto y = normalise(a, a.post, i, take<A>(n, wide, branch_of<T>(a, i, scratch_row<A>(a, slot, kFactors))));
-      row = take<A>(n, wide, [&](int64_t j, auto count) {
+      const Input<T> branch = branch_of<T>(a, i, scratch_row<A>(a, slot, kFactors));
+      const auto y = normalise(a, a.post, i, measure<A>(n, branch), branch);
+      row = measure<A>(n, [&](int64_t j, auto count) {
         prefetch(ahead + j);
         put(to + j, load(residual + j, count) + y(j, count), count);
         return load(to + j, count);  // as rounded
       });
       if (a.stream) stream_row(h, to, n);
       if (!x) static_cast<A*>(a.peaks)[i] = row.peak;
+      sum.p = to;
     } else {
-      row = take<A>(n, wide, [&](int64_t j, auto count) { return load(h + j, count); });
+      row = measure<A>(n, sum);
     }
     if (!x) continue;
     const T* ahead = a.branch ? row_of<T>(a.residual, a.residual_rows, next)
                               : row_of<T>(static_cast<const void*>(a.h), a.h_rows, next);
-    const auto y = normalise(a, a.pre, i, row);
-    T* to = a.stream ? buffer : x;
+    const auto y = normalise(a, a.pre, i, row, sum);
+    T* to = a.stream ? buffer : x;  // never ahead of what is read
     each<A>(n, [&](int64_t j, auto count) {
       prefetch(ahead + j);
       put(to + j, y(j, count), count);
@@ -167,7 +167,7 @@ void peak_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
   for (int64_t i = begin; i < end; ++i) {
     const Input<T> x = a.branch ? branch_of<T>(a, i, scratch_row<A>(a, slot, kFactors))
                                 : Input<T>{row_of<T>(static_cast<const void*>(a.h), a.h_rows, i), nullptr};
-    static_cast<A*>(a.peaks)[i] = take<A>(a.cols, scratch_row<A>(a, slot, kWide), x).peak;
+    static_cast<A*>(a.peaks)[i] = measure<A>(a.cols, x).peak;
   }
 }
 
