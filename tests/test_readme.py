@@ -36,3 +36,10 @@ def test_make_target_exists(target: str) -> None:
 @pytest.mark.parametrize("image", re.findall(r"!\[.*?\]\((.*?)\)", README))
 def test_image_exists(image: str) -> None:
     assert (ROOT / image).is_file()
+
+
+def test_speed_is_that_of_the_results() -> None:
+    from benchmarks.readme import filled
+
+    assert "<!-- results/" in README
+    assert filled(README) == README, "python -m benchmarks.readme writes it"
