@@ -19,7 +19,7 @@ STAMPS := build/stamps$(subst /,-,$(ENV))
 HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 OPERATOR_TESTS := operators threads three_region_attention local_attention_2d merge_attentions pb_relax_softmax \
   pb_relax_attention sandwich_layer_norm modules kv_cache
-CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test asan install lint format bench gpu clean
 .DELETE_ON_ERROR:

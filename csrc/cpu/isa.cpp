@@ -11,6 +11,9 @@
 #include <unistd.h>
 #endif
 
+// There only where tests/amx_emulator.cpp is preloaded.
+extern "C" __attribute__((weak)) void cogview_emulates_amx();
+
 namespace cogview {
 namespace {
 
@@ -38,7 +41,9 @@ bool detect(Isa isa) {
     case Isa::avx512bf16:
       return __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
     case Isa::amx: {
-      static const bool granted = detect(Isa::avx512bf16) && __builtin_cpu_supports("amx-bf16") && request_amx();
+      static const bool granted =
+          detect(Isa::avx512bf16) &&
+          (__builtin_cpu_supports("amx-bf16") ? request_amx() : cogview_emulates_amx != nullptr);
       return granted;
     }
   }
