@@ -26,7 +26,9 @@ def _table(lines: list[str], rows: list[dict]) -> str:
     for line in lines[2:]:
         name, dtype, direction = (cell.strip() for cell in line.split("|")[1:4])
         op, shape = name.replace("`", "").split(", ")
-        row = by_case[op, shape, dtype, direction]
+        row = by_case.get((op, shape, dtype, direction))
+        if row is None or "failed" in row:
+            raise SystemExit(f"README: no figure of {op}, {shape}, {dtype}, {direction} among the results")
         cells = [name, dtype, direction, report.seconds(row["median_s"]), ", ".join(_ratios(row["baselines"]))]
         out.append(f"| {' | '.join(cells)} |")
     return "\n".join(out) + "\n"

@@ -123,14 +123,14 @@ def interleave(benchmark: Any, calls: dict[str, Callable[[], Any]], seconds: flo
     def prepare() -> None:
         for name, call in others.items():
             if sum(times[name]) < seconds or not times[name]:
-                if times[name] and times[name][-1] < SHORT:
+                if short[name]:
                     call()
                 times[name].append(timed(call))
-        if short:
+        if short["ours"]:
             ours()
 
-    short = timed(ours) < SHORT
-    rounds = int(seconds / (timed(prepare) + timed(ours)))  # they last as long as this one: what is compared is warm
+    short = {name: timed(call) < SHORT for name, call in calls.items()}
+    rounds = int(seconds / (timed(prepare) + timed(ours)))  # they last as long as this one
     benchmark.pedantic(ours, setup=prepare, rounds=min(max(rounds, 3), 200))
     return times
 

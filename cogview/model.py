@@ -155,7 +155,7 @@ class GPT(nn.Module):
         image, a cache takes it at once, and what follows the image is not computed: its states are 0.
         """
         c, S = self.config, tokens.shape[1]
-        self._check(tokens, pivots, cache, weights)
+        self._check(tokens, pivots, cache, weights, seeds)
         if cache is None:
             positions = torch.arange(S, device=tokens.device)
         else:
@@ -178,7 +178,7 @@ class GPT(nn.Module):
         elif slots is not None:
             positions = slots
 
-        seeds = self.draw_seeds() if seeds is None else seeds
+        seeds = self.draw_seeds() if seeds is None or not self.training else seeds
         layers = cast("list[Layer]", list(self.transformer.layers))
         norms = [layer.input_layernorm for layer in layers] + [self.transformer.final_layernorm]
         x = layer_norm(h, norms[0].weight, norms[0].bias, eps=norms[0].eps, relax=c.relax)
@@ -233,7 +233,7 @@ class GPT(nn.Module):
         """float32 logits [B, S, vocab.size] of tokens [B, S]; keywords as `hidden`."""
         return F.linear(self.hidden(tokens, **how), self.word_embeddings.weight).float()
 
-    def _check(self, tokens, pivots, cache, weights) -> None:
+    def _check(self, tokens, pivots, cache, weights, seeds) -> None:
         c = self.config
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be [B, S], got {list(tokens.shape)}")
@@ -244,6 +244,8 @@ class GPT(nn.Module):
             raise ValueError(f"attention {c.attention} {wanted}")
         if pivots is not None and pivots.shape[:2] != (c.num_layers, len(tokens)):
             raise ValueError(f"pivots must be [{c.num_layers}, {len(tokens)}, P], got {list(pivots.shape)}")
+        if seeds is not None and [len(pair) for pair in seeds] != [2] * c.num_layers:
+            raise ValueError(f"seeds must be {c.num_layers} pairs, see draw_seeds, got {seeds}")
         if weights is not None and c.attention != "dense_pb_relax":
             raise ValueError(f"weights need attention dense_pb_relax, got {c.attention}")
         if cache is not None and cache.keys.shape[1] != len(tokens):

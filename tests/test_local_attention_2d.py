@@ -213,6 +213,23 @@ def test_whole_grid_is_dense_attention(impl: str) -> None:
         torch.testing.assert_close(case(inputs, impl)[0], expected, atol=1e-12, rtol=0)
 
 
+def test_windows_of_any_size_are_safe_below_the_checks() -> None:
+    """torch.ops takes windows that the public function refuses: beyond the whole grid they change nothing."""
+    q, k, v, coarse_k, coarse_v = torch.randn(5, 1, 2, 64, 16, dtype=torch.float64)
+    results = []
+    for size in (15, 2**63 - 1):
+        sets, options = (None, None, coarse_k, coarse_v, None), ([8, 8], [size, 1], [1, 1], False, False, 0.0)
+        how = (*sets, *options, [8, 8], [1, size], 0.0, 0.25)
+        out, lse = torch.ops.cogview_ops.local_attention_2d_fwd(q, k, v, *how)
+        grads = torch.ops.cogview_ops.local_attention_2d_bwd(out, None, q, k, v, *sets, out, lse, *how[5:])
+        results.append([out, lse, *(g for g in grads if g is not None)])
+    for small, large in zip(*results, strict=True):
+        assert torch.equal(small, large)
+    shifted = ([8, 8], [2**62 + 1, 1], [4, 1], False, True, 0.0, [0, 0], [0, 0], 0.0, 0.25)
+    with pytest.raises(RuntimeError, match="dilated window inside the grid"):
+        torch.ops.cogview_ops.local_attention_2d_fwd(q, k, v, *(None,) * 5, *shifted)
+
+
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 

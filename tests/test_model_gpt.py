@@ -203,8 +203,9 @@ def test_dropout_is_for_training_only():
     first = model(tokens)
     torch.manual_seed(1)
     assert torch.equal(model(tokens), first)
+    seeds = model.draw_seeds()
     model.eval()
-    assert torch.equal(model(tokens), model(tokens))
+    assert torch.equal(model(tokens), model(tokens, seeds=seeds))
     assert torch.equal(model(tokens), make()(tokens))
 
 
@@ -257,6 +258,8 @@ def test_calls_that_make_no_sense():
         dense(tokens.repeat(1, 2))
     with pytest.raises(ValueError, match="weights need attention dense_pb_relax"):
         dense(tokens, weights=[])
+    with pytest.raises(ValueError, match="seeds must be 2 pairs, see draw_seeds"):
+        dense(tokens, seeds=[[1, 2]])
     dalle = make("dalle")
     caption = dalle.vocab.caption(torch.randint(10, (1, 5)), torch.randint(20, (1, 16)), 29)
     with pytest.raises(ValueError, match=r"dalle needs the text before the image, got image tokens before \[BOI1\]"):

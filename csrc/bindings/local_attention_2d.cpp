@@ -23,6 +23,11 @@ Grid pair(const std::vector<int64_t>& x, const char* name) {
   return {x[0], x[1]};
 }
 
+// A window that sees the whole grid from every cell is as good as any larger one.
+Grid whole_at_most(Grid window, Grid grid) {
+  return {std::min(window.h, 2 * grid.h - 1), std::min(window.w, 2 * grid.w - 1)};
+}
+
 // Checks what guards memory; the messages users see come from Python.
 LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets& s, const Options& o) {
   LocalArgs a{};
@@ -31,7 +36,9 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
   a.batch = q.size(0), a.heads = q.size(1), a.seqlen_q = q.size(2), a.head_dim = q.size(3), a.kv_heads = k.size(1);
   STD_TORCH_CHECK(a.kv_heads > 0 && a.heads % a.kv_heads == 0, "key: heads do not divide query's");
   a.grid = pair(o.grid, "grid"), a.kernel = pair(o.kernel, "kernel_size");
-  STD_TORCH_CHECK(a.grid.h > 0 && a.grid.w > 0, "grid: expected sizes above 0");
+  const int64_t most = k.dim() == 4 ? k.size(2) : 0;  // so that products do not overflow
+  STD_TORCH_CHECK(a.grid.h > 0 && a.grid.w > 0 && a.grid.h <= most && a.grid.w <= most,
+                  "grid: expected sizes from 1 to the number of keys");
   STD_TORCH_CHECK(a.kernel.h > 0 && a.kernel.h % 2 && a.kernel.w > 0 && a.kernel.w % 2,
                   "kernel_size: expected odd sizes");
   STD_TORCH_CHECK(!(o.shift && o.raster_causal), "edge: shifted windows are not raster-causal");
@@ -39,10 +46,11 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
   a.q = view(q), a.k = key_view(k, "key", q, a.kv_heads, tokens), a.v = key_view(v, "value", q, a.kv_heads, tokens);
   a.dilation = pair(o.dilation, "dilation"), a.shift = o.shift, a.raster_causal = o.raster_causal;
   STD_TORCH_CHECK(a.dilation.h > 0 && a.dilation.w > 0, "dilation: expected sizes above 0");
-  // beyond the grid they change nothing, and phases stay few
+  // beyond the grid they change nothing, phases stay few and windows countable
+  a.kernel = whole_at_most(a.kernel, a.grid);
   a.dilation = {a.kernel.h == 1 ? 1 : std::min(a.dilation.h, a.grid.h),
                 a.kernel.w == 1 ? 1 : std::min(a.dilation.w, a.grid.w)};
-  STD_TORCH_CHECK(!a.shift || (a.kernel.h * a.dilation.h <= a.grid.h && a.kernel.w * a.dilation.w <= a.grid.w),
+  STD_TORCH_CHECK(!a.shift || (a.kernel.h <= a.grid.h / a.dilation.h && a.kernel.w <= a.grid.w / a.dilation.w),
                   "kernel_size: expected a dilated window inside the grid");
   a.prefix_bias = o.prefix_bias, a.coarse_bias = o.coarse_bias, a.scale = o.scale;
   STD_TORCH_CHECK(s.prefix_k.has_value() == s.prefix_v.has_value(), "prefix_value: expected with prefix_key");
@@ -65,6 +73,7 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
     STD_TORCH_CHECK(c.h > 0 && c.w > 0 && a.grid.h % c.h == 0 && a.grid.w % c.w == 0,
                     "coarse_grid: does not divide grid");
     STD_TORCH_CHECK(a.coarse_kernel.h > 0 && a.coarse_kernel.w > 0, "coarse_kernel_size: expected sizes above 0");
+    a.coarse_kernel = whole_at_most(a.coarse_kernel, c);
     a.coarse_k = key_view(*s.coarse_k, "coarse_key", q, a.kv_heads, c.h * c.w);
     a.coarse_v = key_view(*s.coarse_v, "coarse_value", q, a.kv_heads, c.h * c.w);
   }
@@ -72,8 +81,8 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
 }
 
 // Strips of queries, and work items: so many that there are `enough`, which in the backward must not depend on the
-// threads, since it decides in which order gradients are summed up. No more than `most`, none of fewer lines than a
-// window has.
+// threads, since it decides in which order gradients are summed up. No more than `most`, and none much smaller than its
+// windows.
 void plan_strips(LocalArgs& a, int64_t enough, int64_t most) {
   const Phase first(a, 0);
   a.lanes.strip = choose_strip(first.y, first.x);
@@ -128,7 +137,7 @@ std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v
     const Grid groups = groups_of(a.phase_grid(), a.queries, a.queries.forward);
     run_items(COGVIEW_PICK(local_tiles_fwd), a, a.batch * a.heads * a.phases() * groups.h * groups.w);
   } else {
-    plan_strips(a, 4 * num_threads(), a.seqlen_q);
+    plan_strips(a, 4 * num_threads(), 4 * num_threads());
     a.scratch = scratch(q, COGVIEW_PICK(local_2d_scratch)(a, false), &owner);
     run_items(COGVIEW_PICK(local_2d_fwd), a, a.batch * a.kv_heads * a.lanes.chunks);
   }
@@ -142,8 +151,9 @@ int64_t shared_bytes(const LocalArgs& a) {
 }
 
 void backward_in_strips(LocalArgs& a, const Tensor& q) {
-  // sums for the prefix and the coarse keys take less memory than query, key and value
-  plan_strips(a, 32, std::max<int64_t>(1, a.seqlen_q / (2 * a.shared_keys() + 1)));
+  // sums for the prefix and the coarse keys, of every work item, are to take about as much memory as query at most, but
+  // a few items are worth more
+  plan_strips(a, 32, std::max<int64_t>(4, a.seqlen_q * (a.heads / a.kv_heads) / (2 * a.shared_keys() + 1)));
   Tensor owner, sums = byte_buffer(q, shared_bytes(a) + 64);
   a.lanes.shared_sums = aligned(sums);
   a.scratch = scratch(q, COGVIEW_PICK(local_2d_scratch)(a, true), &owner);

@@ -188,7 +188,7 @@ struct LaneBackward {
     minus_lse_.read(minus_lse), delta_.read(deltas);
   }
 
-  // Adds to dq, and if `to_keys` to the keys' gradients; in units of 1 / scale.
+  // Adds to the queries' gradient, and to the keys' and the values'; all but the values' in units of 1 / scale.
   void step(KeyList<T>& keys, bool to_queries, bool to_keys) {
     if (!keys.count) return;
     keys.pad(nowhere_);

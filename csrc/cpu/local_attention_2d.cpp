@@ -168,7 +168,7 @@ struct Keys {
   }
 };
 
-// f(band) of every band of item's chunk.
+// f(band) of every band of a chunk.
 template <class F>
 void each_band(const LocalArgs& a, int64_t chunk, F&& f) {
   const int64_t units = a.phases() * a.lanes.bands;
@@ -178,7 +178,7 @@ void each_band(const LocalArgs& a, int64_t chunk, F&& f) {
   }
 }
 
-// f(lines of a row of strips) that hold `lines`.
+// f(the lines of a row of strips), for the rows that have any of `lines`.
 template <class F>
 void each_line(const LocalArgs& a, const Phase& phase, Span lines, F&& f) {
   for (int64_t y = lines.lo / a.lanes.strip.h * a.lanes.strip.h; y < lines.hi; y += a.lanes.strip.h)

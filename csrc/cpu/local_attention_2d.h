@@ -88,10 +88,12 @@ struct LocalArgs {
   Tensor4 q, k, v, out, dout, dq, dk, dv;
   Tensor4 prefix_k, prefix_v, prefix_dk, prefix_dv;  // null without
   Tensor4 coarse_k, coarse_v, coarse_dk, coarse_dv;
-  const bool* prefix_mask;        // [B, prefix_len], contiguous, or null
-  Indices cache_seqlens;          // decode only: query row t stands at raster index cache_seqlens[b] - seqlen_q + t
-  int64_t decode_heads;           // of a work item, at most 8
-  void *lse, *dlse, *delta;       // [B, H, seqlen_q]; lse null in decode, dlse may be
+  const bool* prefix_mask;  // [B, prefix_len], contiguous, or null
+  Indices cache_seqlens;    // decode only: query row t stands at raster index cache_seqlens[b] - seqlen_q + t
+  int64_t decode_heads;     // of a work item, at most 8
+  void *lse, *dlse;         // [B, H, seqlen_q]; lse null in decode, dlse may be
+  // Of the backward on tiles.
+  void* delta;                    // [B, H, seqlen_q]
   void* dq_sums;                  // [B, H, query_patches, dq_patch_size] accumulators
   void *prefix_dks, *prefix_dvs;  // [B, kv_heads, prefix_chunks, prefix_len, head_dim] accumulators
   Scratch scratch;

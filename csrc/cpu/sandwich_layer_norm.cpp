@@ -129,7 +129,7 @@ void forward_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
   for (int64_t i = begin; i < end; ++i) {
     T *h = row_of<T>(a.h, a.h_rows, i), *x = a.x ? row_of<T>(a.x, a.x_rows, i) : nullptr;
     const int64_t next = i + 1 < end ? i + 1 : i;
-    Input<T> sum{h, nullptr};
+    Input<T> own{h, nullptr};  // what the second norm reads
     Row<A> row;
     if (a.branch) {
       const T *residual = row_of<T>(a.residual, a.residual_rows, i), *ahead = row_of<T>(a.branch, a.branch_rows, next);
@@ -143,14 +143,14 @@ void forward_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
       });
       if (a.stream) stream_row(h, to, n);
       if (!x) static_cast<A*>(a.peaks)[i] = row.peak;
-      sum.p = to;
+      own.p = to;
     } else {
-      row = measure<A>(n, sum);
+      row = measure<A>(n, own);
     }
     if (!x) continue;
     const T* ahead = a.branch ? row_of<T>(a.residual, a.residual_rows, next)
                               : row_of<T>(static_cast<const void*>(a.h), a.h_rows, next);
-    const auto y = normalise(a, a.pre, i, row, sum);
+    const auto y = normalise(a, a.pre, i, row, own);
     T* to = a.stream ? buffer : x;  // never ahead of what is read
     each<A>(n, [&](int64_t j, auto count) {
       prefetch(ahead + j);

@@ -1,4 +1,4 @@
-// The online-softmax tile engine that every attention operator shares.
+// The online-softmax tile engine: three-region attention, and local attention where there is a tile unit.
 //
 // An owner is up to 64 rows whose result is being summed up, a tile up to 64 columns that are packed once and shown to
 // every owner of a group that sees them. Two passes: Forward (rows are queries, columns keys) and GradKey (rows are
