@@ -21,12 +21,12 @@ def filled(text: str, folder: Path = report.RESULTS) -> str:
 
 
 def _table(lines: list[str], rows: list[dict]) -> str:
-    by_case = {(row["op"], row["shape"], row["dtype"], row["direction"]): row for row in rows}
+    by_case = {report.key(row): row for row in rows}
     out = lines[:2]
     for line in lines[2:]:
         name, dtype, direction = (cell.strip() for cell in line.split("|")[1:4])
         op, shape = name.replace("`", "").split(", ")
-        row = by_case.get((op, shape, dtype, direction))
+        row = by_case.get((op, shape, direction, dtype))
         if row is None or "failed" in row:
             raise SystemExit(f"README: no figure of {op}, {shape}, {dtype}, {direction} among the results")
         cells = [name, dtype, direction, report.seconds(row["median_s"]), ", ".join(_ratios(row["baselines"]))]

@@ -6,8 +6,11 @@ strides, poisoned allocations, opcheck and the instruction sets.
 
 import math
 import os
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -40,6 +43,14 @@ class Case(NamedTuple):
         options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.options.items()}
         out = getattr(cogview_ops, self.op)(**inputs, **options, impl=impl)
         return out if isinstance(out, tuple) else (out,)
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Another interpreter, in the repository's root."""
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=root, env={**os.environ, **environment}, capture_output=True, text=True
+    )
 
 
 def each_impl(op: str, cases: Iterable[Any] = ()) -> pytest.MarkDecorator:

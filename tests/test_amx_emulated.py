@@ -4,15 +4,14 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from common import python
 
 from cogview_ops import _dispatch
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "tests" / "amx_emulator.cpp"
+SOURCE = Path(__file__).with_name("amx_emulator.cpp")
 SUPPORTED = _dispatch._C.supported_cpu() if _dispatch._C else []
 COMPILER = os.environ.get("CXX", "c++").split()
 
@@ -31,18 +30,12 @@ def test_attention_on_tiles(tmp_path: Path) -> None:
     subprocess.run([*COMPILER, "-O3", "-shared", "-fPIC", SOURCE, "-o", library], check=True)
     files = [f"tests/test_{op}.py" for op in ("local_attention_2d", "three_region_attention")]
     chosen = "amx and every_instruction_set and (bfloat16 or float16)"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:faulthandler", *files, "-k", chosen],
-        cwd=ROOT, env={**os.environ, "LD_PRELOAD": str(library), "COGVIEW_OPS_CPU": "amx"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+    command = ("-m", "pytest", "-p", "no:faulthandler", *files, "-k", chosen)
+    done = python(*command, LD_PRELOAD=str(library), COGVIEW_OPS_CPU="amx")
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split(" passed")[0].split()[-1]) >= 30
 
 
 def test_without_it_tiles_are_refused() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from cogview_ops import _C; _C.active_cpu()"],
-        cwd=ROOT, env={**os.environ, "COGVIEW_OPS_CPU": "amx"}, capture_output=True, text=True,
-    )  # fmt: skip
+    done = python("-c", "from cogview_ops import _C; _C.active_cpu()", COGVIEW_OPS_CPU="amx")
     assert "does not support 'amx'" in done.stderr

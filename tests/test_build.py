@@ -1,6 +1,5 @@
 """The compiled extension: what it exports, how it chooses, what it says."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import python
 
 import cogview_ops
 from cogview_ops import _dispatch
@@ -18,12 +18,6 @@ OBJECTS = sorted(p for isa in ISAS for p in ROOT.glob(f"build/{sys.implementatio
 needs_objects = pytest.mark.skipif(
     not OBJECTS or shutil.which("nm") is None, reason="no object files under build/ (not built in this tree), or no nm"
 )
-
-
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
-    )
 
 
 def test_every_operator_has_a_cpu_kernel() -> None:

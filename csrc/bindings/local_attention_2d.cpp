@@ -80,14 +80,13 @@ LocalArgs describe(const Tensor& q, const Tensor& k, const Tensor& v, const Sets
   return a;
 }
 
-// Strips of queries, and work items: so many that there are `enough`, which in the backward must not depend on the
-// threads, since it decides in which order gradients are summed up. No more than `most`, and none much smaller than its
-// windows.
-void plan_strips(LocalArgs& a, int64_t enough, int64_t most) {
+// Strips of queries, and work items: up to `chunks` for each head of keys, none much smaller than its windows. In the
+// backward `chunks` must not depend on the threads, since it decides in which order gradients are summed up.
+void plan_strips(LocalArgs& a, int64_t chunks) {
   const Phase first(a, 0);
   a.lanes.strip = choose_strip(first.y, first.x);
   const int64_t bands = std::max<int64_t>(1, first.y.queries / std::max(a.lanes.strip.h, 2 * first.y.radius));
-  a.lanes.chunks = std::clamp<int64_t>(groups(enough, a.batch * a.kv_heads), 1, std::min(a.phases() * bands, most));
+  a.lanes.chunks = std::min(chunks, a.phases() * bands);
   a.lanes.bands = groups(a.lanes.chunks, a.phases());
 }
 
@@ -137,7 +136,7 @@ std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v
     const Grid groups = groups_of(a.phase_grid(), a.queries, a.queries.forward);
     run_items(COGVIEW_PICK(local_tiles_fwd), a, a.batch * a.heads * a.phases() * groups.h * groups.w);
   } else {
-    plan_strips(a, 4 * num_threads(), 4 * num_threads());
+    plan_strips(a, groups(4 * num_threads(), a.batch * a.kv_heads));
     a.scratch = scratch(q, COGVIEW_PICK(local_2d_scratch)(a, false), &owner);
     run_items(COGVIEW_PICK(local_2d_fwd), a, a.batch * a.kv_heads * a.lanes.chunks);
   }
@@ -151,13 +150,14 @@ int64_t shared_bytes(const LocalArgs& a) {
 }
 
 void backward_in_strips(LocalArgs& a, const Tensor& q) {
+  const int64_t pairs = a.batch * a.kv_heads;
   // sums for the prefix and the coarse keys, of every work item, are to take about as much memory as query at most, but
   // a few items are worth more
-  plan_strips(a, 32, std::max<int64_t>(4, a.seqlen_q * (a.heads / a.kv_heads) / (2 * a.shared_keys() + 1)));
+  const int64_t most = std::max<int64_t>(4, a.seqlen_q * (a.heads / a.kv_heads) / (2 * a.shared_keys() + 1));
+  plan_strips(a, std::min(groups(32, pairs), most));
   Tensor owner, sums = byte_buffer(q, shared_bytes(a) + 64);
   a.lanes.shared_sums = aligned(sums);
   a.scratch = scratch(q, COGVIEW_PICK(local_2d_scratch)(a, true), &owner);
-  const int64_t pairs = a.batch * a.kv_heads;
   run_items(COGVIEW_PICK(local_2d_bwd), a, pairs * a.lanes.chunks);
   run_items(COGVIEW_PICK(local_2d_finish), a, pairs * a.shared_keys(), 64);
 }

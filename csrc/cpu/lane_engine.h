@@ -62,7 +62,7 @@ struct LaneForward {
 
   void begin(const RowSet<T>& q, double scale) {
     count_ = q.count, scale_ = A(scale * kLog2e), started_ = false;
-    copy_rows(q, kQueries, d_, rows_, ld_);
+    pack_a(q, kQueries, d_, rows_, ld_, 0);
     pack_queries<T>(rows_, ld_, packed_);
     std::memset(static_cast<void*>(o_), 0, sizeof(A) * kQueries * ld_);
     for (int r = 0; r < kQueries; ++r) out_[r] = o_ + r * ld_;
@@ -177,7 +177,7 @@ struct LaneBackward {
   // lse and delta are indexed as the queries are.
   void begin(const RowSet<T>& q, const RowSet<T>& dout, const A* lse, const A* delta, double scale) {
     count_ = q.count, scale_ = A(scale);
-    copy_rows(q, kQueries, d_, q_, ld_), copy_rows(dout, kQueries, d_, dout_, ld_);
+    pack_a(q, kQueries, d_, q_, ld_, 0), pack_a(dout, kQueries, d_, dout_, ld_, 0);
     pack_queries<T>(q_, ld_, packed_q_), pack_queries<T>(dout_, ld_, packed_dout_);
     std::memset(static_cast<void*>(dq_), 0, sizeof(A) * kQueries * ld_);
     A minus_lse[kQueries], deltas[kQueries];

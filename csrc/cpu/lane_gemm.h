@@ -53,12 +53,9 @@ inline void load_units(const Operand<T>* const* rows, int64_t j, Vec<Acc<T>>* x)
 #if defined(__AVX512BF16__)
   if constexpr (kPaired<T>) {
     static_assert(W == 2);
-    alignas(64) static constexpr uint16_t kOrder[64] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                                        8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
-                                                        16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
-                                                        24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
-    const __m512i even = _mm512_loadu_si512(rows[0] + j), odd = _mm512_loadu_si512(rows[1] + j);
-    COGVIEW_UNROLL(w, 2) x[w] = bits_as<VecF>(_mm512_permutex2var_epi16(even, _mm512_load_si512(kOrder + w * 32), odd));
+    __m512i pairs[2];
+    interleave(_mm512_loadu_si512(rows[0] + j), _mm512_loadu_si512(rows[1] + j), pairs);
+    COGVIEW_UNROLL(w, 2) x[w] = bits_as<VecF>(pairs[w]);
     return;
   }
 #endif
@@ -101,23 +98,6 @@ inline void add_products(int n, int units, const Operand<T>* const* rows, const 
   }
 }
 
-// Rows of a tensor as elements, [rows, ld], padded with zeros; those beyond the count are zero.
-template <class T>
-inline void copy_elements(const T* x, int d, Operand<T>* out, int ld) {
-  if constexpr (kPaired<T>) {
-    int j = 0;
-    for (; j + 32 <= d; j += 32) std::memcpy(static_cast<void*>(out + j), x + j, 64);
-    for (; j < ld; ++j) out[j] = j < d ? x[j] : T{};
-  } else {
-    each<Acc<T>>(d, [&](int64_t j, auto n) { store(out + j, load(x + j, n)); });
-  }
-}
-template <class T>
-inline void copy_rows(const RowSet<T>& x, int rows, int d, Operand<T>* out, int ld) {
-  for (int r = 0; r < x.count; ++r) copy_elements(x.row(r), d, out + r * ld, ld);
-  std::memset(static_cast<void*>(out + x.count * ld), 0, sizeof(*out) * (rows - x.count) * ld);
-}
-
 // [16, ld] as [units, 16].
 template <class T>
 inline void pack_queries(const Operand<T>* rows, int ld, Acc<T>* out) {
@@ -134,10 +114,7 @@ inline void pack_queries(const Operand<T>* rows, int ld, Acc<T>* out) {
 }
 
 #if defined(__AVX512BF16__)
-// Rows x0 and x1 of 16 lanes, in bfloat16, one behind the other; and lane by lane beside each other.
-inline __m512i two_rows(VecF x0, VecF x1) {
-  return bits_as<__m512i>(_mm512_cvtne2ps_pbh(bits_as<__m512>(x1), bits_as<__m512>(x0)));
-}
+// Two rows of 16 lanes, one behind the other, lane by lane beside each other.
 inline __m512i lane_pairs(__m512i rows) {
   alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};

@@ -120,7 +120,7 @@ struct Keys {
         }
     }
   }
-  void copy_padded(const T* x, Operand<T>* to) const { copy_elements(x, int(a.head_dim), to, int(ld)); }
+  void copy_padded(const T* x, Operand<T>* to) const { copy_row<T>(x, int(a.head_dim), to, int(ld), 0); }
 
   // Lists the keys of a set in `rows` that a strip sees, and calls full() whenever the list is.
   template <class Full>
@@ -157,7 +157,7 @@ struct Keys {
         A *dk = s.dk + y % s.sum_ring * s.x.keys * ld, *dv = s.dv + y % s.sum_ring * s.x.keys * ld;
         int count = keys.count;
         for (int i = 0; i < n; ++i) {
-          const uint16_t lanes = (seen[i] & before) | (seen[i] & own & behind[i]);
+          const uint16_t lanes = seen[i] & (before | (own & behind[i]));
           keys.k[count] = k + at_k[i], keys.v[count] = v + at_v[i], keys.bias[count] = bias, keys.lanes[count] = lanes;
           if (backward) keys.dk[count] = dk + at_sum[i], keys.dv[count] = dv + at_sum[i];
           count += own ? lanes != 0 : 1;

@@ -8,11 +8,15 @@ namespace COGVIEW_ISA {
 namespace {
 
 #if defined(__AVX512BF16__)
+// Two vectors of 16 numbers in bfloat16, one behind the other.
+inline __m512i two_rows(VecF lo, VecF hi) {
+  return bits_as<__m512i>(_mm512_cvtne2ps_pbh(bits_as<__m512>(hi), bits_as<__m512>(lo)));
+}
 // Two vectors of 16 numbers as parts of 32 each.
 template <int parts>
 inline void split(VecF lo, VecF hi, __m512i* out) {
   COGVIEW_UNROLL(i, parts) {
-    out[i] = bits_as<__m512i>(_mm512_cvtne2ps_pbh(bits_as<__m512>(hi), bits_as<__m512>(lo)));
+    out[i] = two_rows(lo, hi);
     if (i + 1 == parts) return;
     lo -= bits_as<VecF>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(out[i])), 16));
     hi -= bits_as<VecF>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(out[i], 1)), 16));
@@ -29,6 +33,22 @@ inline void load_parts(const T* p, int n, __m512i* out) {
     const int rest = n > 16 ? n - 16 : 0;
     split<kParts<T>>(load_partial(p, n - rest), rest ? load_partial(p + 16, rest) : VecF{}, out);
   }
+}
+// 32 elements of row r from column j on, as parts; zeros where there are none.
+template <class T>
+inline void row_parts(const RowSet<T>& x, int r, int j, int d, __m512i* out) {
+  if (r < x.count)
+    load_parts(x.row(r) + j, d - j, out);
+  else
+    COGVIEW_UNROLL(i, kParts<T>) out[i] = _mm512_setzero_si512();
+}
+// 32 columns of two rows, column by column beside each other.
+inline void interleave(__m512i even, __m512i odd, __m512i* out) {
+  alignas(64) static constexpr uint16_t kOrder[64] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                      8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
+                                                      16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+                                                      24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+  COGVIEW_UNROLL(i, 2) out[i] = _mm512_permutex2var_epi16(even, _mm512_load_si512(kOrder + i * 32), odd);
 }
 #endif
 
@@ -123,10 +143,7 @@ void pack_transposed(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
       for (int j = 0; j < ld; j += 32) {
         __m512i part[parts], r[parts][16];
         COGVIEW_UNROLL(c, 16) {
-          if (first + c < x.count)
-            load_parts(x.row(first + c) + j, d - j, part);
-          else
-            COGVIEW_UNROLL(i, parts) part[i] = _mm512_setzero_si512();
+          row_parts(x, first + c, j, d, part);
           COGVIEW_UNROLL(i, parts) r[i][c] = part[i];
         }
         COGVIEW_UNROLL(i, parts) {
@@ -179,11 +196,9 @@ void pack_a_transposed(const RowSet<T>& x, int d, Operand<T>* out, int ld, Opera
 #if defined(__AVX512BF16__)
 // 32 columns of two rows, interleaved, to two blocks of a B operand.
 inline void store_pairs(BFloat16* block, __m512i even, __m512i odd) {
-  const auto pairs = [](__m256i e, __m256i o) {
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(e), _mm512_slli_epi32(_mm512_cvtepu16_epi32(o), 16));
-  };
-  _mm512_store_si512(block, pairs(_mm512_castsi512_si256(even), _mm512_castsi512_si256(odd)));
-  _mm512_store_si512(block + kBlock, pairs(_mm512_extracti64x4_epi64(even, 1), _mm512_extracti64x4_epi64(odd, 1)));
+  __m512i pairs[2];
+  interleave(even, odd, pairs);
+  COGVIEW_UNROLL(i, 2) _mm512_store_si512(block + i * kBlock, pairs[i]);
 }
 #endif
 
@@ -196,11 +211,7 @@ void pack_b(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
     for (int r = 0; r < kTile; r += 2)
       for (int j = 0; j < ld; j += 32) {
         __m512i row[2][parts];
-        for (int c = 0; c < 2; ++c)
-          if (r + c < x.count)
-            load_parts(x.row(r + c) + j, d - j, row[c]);
-          else
-            COGVIEW_UNROLL(i, parts) row[c][i] = _mm512_setzero_si512();
+        for (int c = 0; c < 2; ++c) row_parts(x, r + c, j, d, row[c]);
         COGVIEW_UNROLL(i, parts)
           store_pairs(out + i * int64_t(ld) * kTile + (r / 32 * ld + j) * 32 + r % 32 * 16, row[0][i], row[1][i]);
       }
