@@ -7,6 +7,9 @@ COGVIEW_OPS_SANITIZE=address,undefined builds the CPU part with these sanitizers
 
 import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -23,7 +26,19 @@ except ImportError:
     except ImportError:
         sys.exit("cogview-ops is built against your torch and found none: pip install 'torch>=2.11' first, then again")
 
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+def find_cuda() -> None:
+    """Sets CUDA_HOME where nobody has: nvcc on PATH may be a wrapper, and torch would take the folder above it."""
+    nvcc = shutil.which("nvcc")
+    if nvcc and not (os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")):
+        plan = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+        top = re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
+        if top:
+            os.environ["CUDA_HOME"] = os.path.realpath(top[1].strip())
+
+
+find_cuda()
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 ROOT = Path(__file__).parent
 ISAS = {"baseline": []}

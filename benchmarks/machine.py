@@ -36,7 +36,10 @@ def _commit() -> str | None:
 
     def git(*arguments: str) -> str:
         root = Path(__file__).parent.parent
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout.strip()
+        try:
+            return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout.strip()
+        except OSError:  # there is no git
+            return ""
 
     dirty = git("status", "--porcelain", "csrc", "cogview_ops", "benchmarks/*.py", "setup.py")
     commit = git("rev-parse", "--short=10", "HEAD")

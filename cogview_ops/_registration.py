@@ -8,6 +8,8 @@ import torch
 from . import _dispatch
 
 _libraries: dict[str, torch.library.Library] = {}
+# named, since torch 2.11 cannot trace torch.amp.is_autocast_available
+_WITHOUT_AUTOCAST = frozenset(("meta", "lazy", "vulkan"))
 
 
 def define(
@@ -92,7 +94,7 @@ def decode_fake(query: torch.Tensor, *rest: Any) -> torch.Tensor:
 def autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
     """Under autocast, float32 (and lower) tensors in the user's autocast dtype; float64 and None stay."""
     kind = next(x.device.type for x in tensors if x is not None)
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    if kind in _WITHOUT_AUTOCAST or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(

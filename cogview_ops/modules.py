@@ -94,7 +94,7 @@ class SandwichLayerNorm(nn.Module):
         self.pre = PBRelaxLayerNorm(dim, eps, relax=relax, **factory)
         self.dropout_p = dropout_p
 
-    def forward(self, branch: Tensor, residual: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, branch: Tensor, residual: Tensor, seed: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`(h, x)`, both with shape and dtype of `branch` `[..., D]`.
 
         `seed` decides what dropout drops; by default it is drawn from torch's CPU generator, which cannot be done

@@ -47,7 +47,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, relax: st
     return centred * rstd * weight + bias
 
 
-def dropout_mask(shape: tuple[int, ...], p: float, seed: int, device: torch.device) -> Tensor:
+def dropout_mask(shape: tuple[int, ...], p: float, seed: int | Tensor, device: torch.device) -> Tensor:
     """True = kept. Element i of the raster order uses word i % 4 of Philox4x32-10(key=seed, counter=i // 4)."""
     total = math.prod(shape)
     counter = torch.arange((total + 3) // 4, dtype=torch.int64, device=device)
@@ -55,7 +55,7 @@ def dropout_mask(shape: tuple[int, ...], p: float, seed: int, device: torch.devi
     return (words >= round(p * 2**32)).view(shape)
 
 
-def _philox4x32(counter: Tensor, seed: int) -> list[Tensor]:
+def _philox4x32(counter: Tensor, seed: int | Tensor) -> list[Tensor]:
     low = 0xFFFFFFFF
     c = [counter & low, counter >> 32, torch.zeros_like(counter), torch.zeros_like(counter)]
     k0, k1 = seed & low, (seed >> 32) & low
@@ -85,7 +85,7 @@ def sandwich_layer_norm(
     eps: float,
     relax: str | None,
     dropout_p: float,
-    seed: int | None,
+    seed: int | Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if dropout_p > 0:
         assert seed is not None

@@ -61,7 +61,7 @@ def sandwich_layer_norm(
     eps: float = 1e-5,
     relax: str | None = "row",
     dropout_p: float = 0.0,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     r"""One step of a Sandwich-LN transformer: `h = residual + LN_post(dropout(branch))`, `x = LN_pre(h)`.
@@ -75,7 +75,8 @@ def sandwich_layer_norm(
         eps, relax: as in `layer_norm`, for both norms. "tensor" reads the branch once more; h's maximum comes with h.
         dropout_p: probability in [0, 1] that an element of `branch` is zeroed; the others are divided by 1 - p.
         seed: which elements (Philox4x32-10 of the seed and the element's place in raster order), 0 <= seed < 2**63;
-            required with dropout, so that a run repeats. The backward computes the mask again.
+            required with dropout, so that a run repeats. The backward computes the mask again. A tensor of one int64 on
+            the input's device is read when the kernels run: a CUDA graph whose seed has changed drops anew.
         impl: "auto", "reference", "cpp", "cuda" or "triton".
 
     Returns:
@@ -90,10 +91,7 @@ def sandwich_layer_norm(
     _checks.finite(dropout_p, "dropout_p")
     _checks.require(0 <= dropout_p <= 1, "dropout_p", "a probability", dropout_p)
     if dropout_p > 0:
-        if seed is None:
-            raise ValueError("seed: expected an int when dropout_p > 0, got None")
-        _checks.integer(seed, "seed", 0)
-        _checks.require(seed < 2**63, "seed", "an int below 2**63", seed)
+        seed = _checked_seed(seed, branch)
     branch, residual = _registration.autocast(branch, residual)
     weights = _check_mix(branch, post_weight, post_bias, pre_weight, pre_bias)
     ops = _dispatch.select("sandwich_layer_norm_fwd", impl, branch)
@@ -102,8 +100,10 @@ def sandwich_layer_norm(
             branch, residual, *weights, eps=eps, relax=relax, dropout_p=dropout_p, seed=seed
         )
     _checks.no_forward_mode("sandwich_layer_norm", branch, residual, *weights)
-    relaxed = _RELAX[relax]
-    return ops.sandwich_layer_norm_fwd(branch, residual, *weights, eps, relaxed, float(dropout_p), seed or 0)[:2]
+    at = None
+    if dropout_p > 0:
+        at = seed if isinstance(seed, Tensor) else torch.full((), seed or 0, dtype=torch.int64, device=branch.device)
+    return ops.sandwich_layer_norm_fwd(branch, residual, *weights, eps, _RELAX[relax], float(dropout_p), at)[:2]
 
 
 def _check_input(x: Any, name: str) -> None:
@@ -122,6 +122,19 @@ def _check_weights(x: Tensor, **weights: Tensor) -> None:
 def _check_options(eps: float, relax: str | None) -> None:
     _checks.finite(eps, "eps", positive=True)
     _checks.choice(relax, "relax", tuple(_RELAX))
+
+
+def _checked_seed(seed: Any, branch: Tensor) -> int | Tensor:
+    if isinstance(seed, Tensor):
+        got = f"{seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
+        like = seed.dtype == torch.int64 and seed.numel() == 1 and seed.device == branch.device
+        _checks.require(like, "seed", f"one int64 on the input's device {branch.device}", got)
+    elif seed is None:
+        raise ValueError("seed: expected an int or a tensor of one when dropout_p > 0, got None")
+    else:
+        _checks.integer(seed, "seed", 0)
+        _checks.require(seed < 2**63, "seed", "an int below 2**63", seed)
+    return seed
 
 
 def _check_mix(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -153,7 +166,7 @@ def _sandwich_fwd_fake(
     eps: float,
     relax: int,
     dropout_p: float,
-    seed: int,
+    seed: Tensor | None,
 ) -> tuple[Tensor, ...]:
     stats = [_registration.statistic(branch) for _ in range(4)]
     return _registration.empty_rows(branch), _registration.empty_rows(branch), *stats
@@ -181,11 +194,11 @@ def _ln_setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _sandwich_setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    branch, _, post_weight, _, pre_weight, _, _, _, ctx.dropout_p, ctx.seed = inputs
+    branch, _, post_weight, _, pre_weight, _, _, _, ctx.dropout_p, seed = inputs
     h, _, *stats = output
     ctx.mark_non_differentiable(*stats)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(branch, h, post_weight, pre_weight, *stats)
+    ctx.save_for_backward(branch, h, post_weight, pre_weight, *stats, seed)
 
 
 def _ln_backward_of(namespace: str) -> Any:
@@ -200,8 +213,9 @@ def _sandwich_backward_of(namespace: str) -> Any:
     def backward(ctx: Any, dh: Tensor | None, dx: Tensor | None, *_: Any) -> Any:
         if dh is None and dx is None:
             return (None,) * 10
+        *saved, seed = ctx.saved_tensors
         bwd = getattr(torch.ops, namespace).sandwich_layer_norm_bwd
-        dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b = bwd(dh, dx, *ctx.saved_tensors, ctx.dropout_p, ctx.seed)
+        dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b = bwd(dh, dx, *saved, ctx.dropout_p, seed)
         return dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b, None, None, None, None
 
     return backward
@@ -226,7 +240,7 @@ def register(namespace: str) -> None:
     _registration.define(
         "sandwich_layer_norm_bwd",
         "(Tensor? dh, Tensor? dx, Tensor branch, Tensor h, Tensor post_weight, Tensor pre_weight, "
-        "Tensor post_mean, Tensor post_rstd, Tensor pre_mean, Tensor pre_rstd, float dropout_p, SymInt seed) "
+        "Tensor post_mean, Tensor post_rstd, Tensor pre_mean, Tensor pre_rstd, float dropout_p, Tensor? seed) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         _sandwich_bwd_fake,
         namespace=namespace,
@@ -234,7 +248,7 @@ def register(namespace: str) -> None:
     _registration.define(
         "sandwich_layer_norm_fwd",
         "(Tensor branch, Tensor residual, Tensor post_weight, Tensor post_bias, Tensor pre_weight, Tensor pre_bias, "
-        "float eps, int relax, float dropout_p, SymInt seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "float eps, int relax, float dropout_p, Tensor? seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         _sandwich_fwd_fake,
         namespace=namespace,
         backward=_sandwich_backward_of(namespace),

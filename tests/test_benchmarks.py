@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import three_region
 
-from benchmarks import baselines, cases, report
+from benchmarks import baselines, cases, machine, report
 from benchmarks.cases import Case
 from benchmarks.test_bench import contestants, measure
 from cogview_ops import patterns
@@ -53,6 +53,11 @@ def test_ours_and_every_baseline_agree_with_float64(op: str) -> None:
     assert failed == {}
     assert set(calls) == {"ours", *eager, *problem.others}
     assert problem.bytes > 0
+
+
+def test_facts_need_no_git(monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert machine._commit() is None
 
 
 def test_three_region_counts_the_pairs_of_its_mask() -> None:

@@ -1,5 +1,6 @@
 """The compiled extension: what it exports, how it chooses, what it says."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,17 @@ def test_asking_for_cuda_without_it_fails_with_the_reason() -> None:
     failed = python("setup.py", "--version", COGVIEW_OPS_CUDA="1")
     assert failed.returncode != 0
     assert f"COGVIEW_OPS_CUDA=1, but torch {torch.__version__} is built without CUDA" in failed.stderr
+
+
+def test_cuda_home_is_asked_of_nvcc(tmp_path: Path) -> None:
+    """On PATH it can be a wrapper, which does not lie in the toolkit."""
+    wrapper = tmp_path / "nvcc"
+    wrapper.write_text("#!/bin/sh\necho '#$ TOP=/opt/toolkit/bin/..' >&2\n")
+    wrapper.chmod(0o755)
+    code = "import os, setuptools; setuptools.setup = lambda **_: None; import setup; print(os.environ['CUDA_HOME'])"
+    paths = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    assert python("-c", code, PATH=paths, CUDA_HOME="", CUDA_PATH="").stdout == "/opt/toolkit\n"
+    assert python("-c", code, PATH=paths, CUDA_HOME="/mine", CUDA_PATH="").stdout == "/mine\n"
 
 
 def test_unknown_wish_for_cuda() -> None:

@@ -3,6 +3,7 @@ test_operators.py."""
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -329,9 +330,10 @@ def test_no_rows(impl: str, relax: str | None) -> None:
 def test_opcheck_backward(dtype: torch.dtype) -> None:
     inputs = DROPOUT.inputs(dtype)
     branch, residual, *weights = inputs.values()
-    h, x, *stats = torch.ops.cogview_ops.sandwich_layer_norm_fwd(branch, residual, *weights, 1e-5, 1, 0.25, 3)
+    seed = torch.tensor(3)
+    h, x, *stats = torch.ops.cogview_ops.sandwich_layer_norm_fwd(branch, residual, *weights, 1e-5, 1, 0.25, seed)
     for dh, dx in ((h, x), (h, None), (None, x)):
-        args = (dh, dx, branch, h, weights[0], weights[2], *stats, 0.25, 3)
+        args = (dh, dx, branch, h, weights[0], weights[2], *stats, 0.25, seed)
         torch.library.opcheck(torch.ops.cogview_ops.sandwich_layer_norm_bwd.default, args)
     torch.library.opcheck(torch.ops.cogview_ops.layer_norm_bwd.default, (x, h, weights[2].float(), stats[2], stats[3]))
 
@@ -350,6 +352,33 @@ def test_new_seeds_do_not_recompile() -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in (3, 2**62):
             assert torch.equal(step(seed), sandwich_layer_norm(**inputs, dropout_p=0.5, seed=seed)[0])
+
+
+@each_impl("sandwich_layer_norm")
+def test_a_tensor_is_a_seed(impl: str) -> None:
+    """The same mask as the number's, in the backward too, and another one when it has changed in place."""
+    inputs = {name: x.requires_grad_() for name, x in DROPOUT.inputs(torch.float32, device_of(impl)).items()}
+    seed = torch.tensor(2**62 + 5, device=device_of(impl))
+
+    def gradients(seed: Tensor | int) -> tuple[Tensor, ...]:
+        h, x = sandwich_layer_norm(**inputs, dropout_p=0.5, seed=seed, impl=impl)
+        return h, x, *torch.autograd.grad(h.sum() + x.square().sum(), inputs["branch"])
+
+    by_number, by_tensor = gradients(2**62 + 5), gradients(seed)
+    assert all(map(torch.equal, by_number, by_tensor))
+    seed += 1
+    assert all(map(torch.equal, gradients(2**62 + 6), gradients(seed)))
+    assert not torch.equal(by_tensor[0], gradients(seed)[0])
+
+
+def test_compiled_seeds_are_read_at_run_time() -> None:
+    """Of a graph that was compiled once."""
+    inputs, seed = sandwich(20, "row").inputs(torch.float32), torch.tensor(3)
+    torch._dynamo.reset()
+    step = torch.compile(partial(sandwich_layer_norm, **inputs, dropout_p=0.5), fullgraph=True, backend="aot_eager")
+    for number in (3, 2**62):
+        seed.fill_(number)
+        assert torch.equal(step(seed=seed)[0], sandwich_layer_norm(**inputs, dropout_p=0.5, seed=number)[0])
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
@@ -398,6 +427,9 @@ def test_norm_arguments(name: str, value: Any, error: type[Exception]) -> None:
         ("seed", -1, ValueError),
         ("seed", 0.5, TypeError),
         ("seed", 2**63, ValueError),
+        ("seed", torch.tensor(1.0), ValueError),
+        ("seed", torch.tensor([1, 2]), ValueError),
+        ("seed", torch.tensor(1, device="meta"), ValueError),
     ],
 )
 def test_sandwich_arguments(name: str, value: Any, error: type[Exception]) -> None:

@@ -65,7 +65,9 @@ def normalise(x, valid, weight, bias, peak, cols, eps, RELAX: tl.constexpr, ACC:
 
 @triton.jit
 def dropout(i, cols, seed, threshold, scale, M: tl.constexpr, N: tl.constexpr, QUADS: tl.constexpr):
-    """Factors of rows i: element e of the raster order uses word e % 4 of Philox's counter e // 4."""
+    """Factors of rows i: element e of the raster order uses word e % 4 of Philox's counter e // 4. `seed` points to it,
+    so that new ones compile nothing and a CUDA graph can have them."""
+    seed = tl.load(seed)
     if QUADS:  # cols is a multiple of 4
         counter = (i * (cols // 4))[:, None] + tl.arange(0, N // 4)[None, :]
         w0, w1, w2, w3 = words_of(seed, counter)
@@ -223,13 +225,13 @@ def backward_kernel(
 # --- host ------------------------------------------------------------------------------------------------------------
 
 
-def _shared(x: Tensor, dropout_p: float = 0.0, seed: int = 0) -> _rows.Arguments:
+def _shared(x: Tensor, dropout_p: float = 0.0, seed: Tensor | None = None) -> _rows.Arguments:
     check_interpreter(x)
     cols = x.shape[-1]
     _rows.fits_one_program(cols)
     threshold = round(dropout_p * 2**32)
     return {
-        "rows": x.numel() // cols, "cols": cols, "seed": seed, "threshold": threshold,
+        "rows": x.numel() // cols, "cols": cols, "seed": x if seed is None else seed, "threshold": threshold,
         **two_parts(drop_scale=1 / (1 - dropout_p) if dropout_p < 1 and threshold < 2**32 else 0.0),
         "DROPOUT": dropout_p > 0, "QUADS": cols % 4 == 0, "ACC": accumulator(x.dtype),
     }  # fmt: skip
@@ -267,7 +269,7 @@ def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rela
 
 def sandwich_forward(
     branch: Tensor, residual: Tensor, post_weight: Tensor, post_bias: Tensor, pre_weight: Tensor, pre_bias: Tensor,
-    eps: float, relax: int, dropout_p: float, seed: int,
+    eps: float, relax: int, dropout_p: float, seed: Tensor | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     h, x = _registration.empty_rows(branch), _registration.empty_rows(branch)
     stats = [_registration.statistic(branch) for _ in range(4)]
@@ -296,7 +298,7 @@ def sandwich_forward(
 
 def _backward(
     dh: Tensor | None, dx: Tensor | None, branch: Tensor | None, h: Tensor, weights: tuple[Tensor, Tensor],
-    stats: tuple[Tensor, ...], dropout_p: float, seed: int,
+    stats: tuple[Tensor, ...], dropout_p: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
     """Gradients of branch and residual, and of weight and bias of the pre-norm, then the post-norm."""
     dbranch, dresidual = _registration.empty_rows(h if branch is None else branch), _registration.empty_rows(h)
@@ -325,13 +327,13 @@ def _backward(
 
 
 def layer_norm_backward(dout: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
-    _, grad, sums = _backward(None, dout, None, x, (weight, weight), (mean, rstd, mean, rstd), 0.0, 0)
+    _, grad, sums = _backward(None, dout, None, x, (weight, weight), (mean, rstd, mean, rstd), 0.0, None)
     return grad, *sums
 
 
 def sandwich_backward(
     dh: Tensor | None, dx: Tensor | None, branch: Tensor, h: Tensor, post_weight: Tensor, pre_weight: Tensor,
-    post_mean: Tensor, post_rstd: Tensor, pre_mean: Tensor, pre_rstd: Tensor, dropout_p: float, seed: int,
+    post_mean: Tensor, post_rstd: Tensor, pre_mean: Tensor, pre_rstd: Tensor, dropout_p: float, seed: Tensor | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     stats = (post_mean, post_rstd, pre_mean, pre_rstd)
     dbranch, dresidual, sums = _backward(dh, dx, branch, h, (post_weight, pre_weight), stats, dropout_p, seed)

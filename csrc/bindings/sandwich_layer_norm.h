@@ -49,11 +49,17 @@ struct NormCall {
     a.rows = x.numel() / a.cols;
   }
 
-  void dropout(double p, int64_t seed) {
+  // `seed`, of the caller's, is read when the kernels run.
+  void dropout(double p, const std::optional<Tensor>& seed) {
     STD_TORCH_CHECK(p >= 0 && p <= 1, "dropout_p: expected a probability");
+    STD_TORCH_CHECK(seed || p == 0, "seed: expected with dropout");
     const double threshold = std::nearbyint(p * 0x1p32);
     a.dropout = p > 0;
-    a.seed = static_cast<uint64_t>(seed);
+    if (seed) {
+      const bool one = seed->scalar_type() == ScalarType::Long && seed->numel() == 1;
+      STD_TORCH_CHECK(one, "seed: expected one int64");
+      a.seed = static_cast<const int64_t*>(seed->const_data_ptr());
+    }
     a.dropout_threshold = static_cast<uint32_t>(std::min(threshold, 0x1p32 - 1));
     a.dropout_scale = threshold < 0x1p32 ? 1 / (1 - p) : 0;
   }
@@ -88,9 +94,10 @@ using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 template <class Call>
 Six sandwich_fwd(const Tensor& branch, const Tensor& residual, const Tensor& post_weight, const Tensor& post_bias,
                  const Tensor& pre_weight, const Tensor& pre_bias, double eps, int64_t relax, double dropout_p,
-                 int64_t seed) {
+                 const std::optional<Tensor>& seed) {
   Call call(branch);
   call.check_device(residual, branch, "residual");
+  if (seed) call.check_device(*seed, branch, "seed");
   check_same_shape(residual, branch, "residual");
   STD_TORCH_CHECK(residual.scalar_type() == branch.scalar_type(), "residual: expected branch's dtype");
   const auto parameters =
@@ -152,8 +159,9 @@ template <class Call>
 Six sandwich_bwd(const std::optional<Tensor>& dh_in, const std::optional<Tensor>& dx_in, const Tensor& branch,
                  const Tensor& h, const Tensor& post_weight, const Tensor& pre_weight, const Tensor& post_mean,
                  const Tensor& post_rstd, const Tensor& pre_mean, const Tensor& pre_rstd, double dropout_p,
-                 int64_t seed) {
+                 const std::optional<Tensor>& seed) {
   Call call(branch);
+  if (seed) call.check_device(*seed, branch, "seed");
   for (const auto& [tensor, name] : {Named{h, "h"}, Named{post_mean, "post_mean"}, Named{post_rstd, "post_rstd"},
                                      Named{pre_mean, "pre_mean"}, Named{pre_rstd, "pre_rstd"}})
     call.check_device(tensor, branch, name);

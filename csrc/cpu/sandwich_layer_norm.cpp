@@ -39,7 +39,7 @@ template <class T>
 Input<T> branch_of(const NormArgs& a, int64_t i, Acc<T>* buffer) {
   const Acc<T>* factors = nullptr;
   if (a.dropout)
-    factors = dropout_factors(a.seed, a.dropout_threshold, Acc<T>(a.dropout_scale), i * a.cols, a.cols, buffer);
+    factors = dropout_factors(*a.seed, a.dropout_threshold, Acc<T>(a.dropout_scale), i * a.cols, a.cols, buffer);
   return {row_of<T>(a.branch, a.branch_rows, i), factors};
 }
 

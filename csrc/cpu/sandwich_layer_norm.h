@@ -28,7 +28,7 @@ struct NormArgs {
   double dropout_scale;  // of kept elements; 0: none are kept
   uint32_t dropout_threshold;
   bool dropout;
-  uint64_t seed;
+  const int64_t* seed;  // one, on the device; null without dropout
   Norm post, pre;
   const void* branch;  // null: without the first half
   Rows branch_rows;

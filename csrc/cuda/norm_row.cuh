@@ -106,7 +106,7 @@ struct Branch : RowPart<T, kAligned, kPacks> {
         bits = 0;
 #pragma unroll 1
         for (int k = 0; k < kPacks; ++k)
-          bits |= kept_bits<W>(a.seed, a.dropout_threshold, i * a.cols + (team.rank + k * team.size) * W) << (k * W);
+          bits |= kept_bits<W>(__ldg(a.seed), a.dropout_threshold, i * a.cols + (team.rank + k * team.size) * W) << (k * W);
       }
   }
   __device__ void factors(const LayerNormArgs& a, int64_t i, int k, Column<kPacks> j, Acc<T> (&f)[W]) const {
@@ -114,7 +114,7 @@ struct Branch : RowPart<T, kAligned, kPacks> {
     if constexpr (kPacks > 0)
       mine = bits >> (k * W);
     else
-      mine = a.dropout ? kept_bits<W>(a.seed, a.dropout_threshold, i * a.cols + j) : ~0u;
+      mine = a.dropout ? kept_bits<W>(__ldg(a.seed), a.dropout_threshold, i * a.cols + j) : ~0u;
     const Acc<T> scale = a.dropout ? Acc<T>(a.dropout_scale) : Acc<T>(1);
     for (int l = 0; l < W; ++l) f[l] = mine >> l & 1 ? scale : Acc<T>(0);
   }
