@@ -485,6 +485,13 @@ GPU_CASES = [
     *_cases("three_region_attention", "160x4224x64", partial(three_region, heads=160), *BOTH[::2]),
     *_cases("three_region_attention", "40x33792x64", partial(three_region, heads=40, seqlen=33792), *BOTH[::2]),
     *_cases("local_attention_2d", "320x64x64x64", partial(local_2d, heads=320), *BOTH[::2]),
+    Case(
+        "three_region_attention_decode",
+        "8x40x4224x64",
+        "bf16",
+        False,
+        partial(three_region_decode, lengths=(4224,) * 8, heads=40, kv_heads=40),
+    ),
     *_cases("local_attention_2d", "16x128x128x64-13", partial(local_2d, grid=(128, 128), kernel=(13, 13)), *BOTH[::2]),
     *widths(2**27),
     *(case for case in CASES if case.shape != "33792x2560"),

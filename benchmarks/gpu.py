@@ -1,149 +1,196 @@
-"""`python -m benchmarks.gpu --out rows.json`: the cases on the GPU at hand, timed by CUDA events, without pytest.
+"""`python -m benchmarks.gpu --out FOLDER`: the cases on the GPU at hand, timed by CUDA events, without pytest.
 
 Ceilings (device copy, bfloat16 product) are measured in the same run. Every call is replayed from a CUDA graph where it
-can be captured, after the L2 cache was overwritten; contestants take turns. Rows are written as they come.
+can be captured, after the L2 cache was overwritten; contestants take turns. Rows go into FOLDER/<device>.json as they
+come, those with a target first.
 """
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
 
-from . import machine, report
-from .cases import GPU_CASES, Case
+from . import cases, machine, report
+from .cases import DTYPES, GPU_CASES, Case
+from .targets import DENSE, TARGETS
 from .test_bench import contestants
 
+LATE = "no time left"
 FLUSH = 2**28  # bytes written before each timed call: more than the L2 cache of any GPU
+Call = Callable[[], Any]
 
 
-def seconds_of(call: Callable[[], Any], flush: torch.Tensor) -> float:
-    """One call, from the device's point of view."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    flush.zero_()  # keeps the device busy until all is queued
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
+class Clock:
+    """Times calls, on the GPU from the device's point of view."""
 
+    def __init__(self, gpu: bool) -> None:
+        self.gpu = gpu
+        self.flush = torch.empty(FLUSH if gpu else 1, dtype=torch.uint8, device="cuda" if gpu else "cpu")
 
-def captured(call: Callable[[], Any]) -> tuple[Callable[[], Any], str | None]:
-    """The call as a CUDA graph, or itself and why it cannot be captured (it waits for the device, say)."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                call()
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(graph):
+    def seconds(self, call: Call) -> float:
+        if not self.gpu:
+            begin = perf_counter()
             call()
-    except Exception as error:
-        torch.cuda.synchronize()
-        return call, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-    return graph.replay, None
+            return perf_counter() - begin
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self.flush.zero_()  # keeps the device busy until all is queued
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def captured(self, call: Call) -> tuple[Call, str | None]:
+        """The call as a CUDA graph, or itself and why it cannot be captured (it waits for the device, say)."""
+        if not self.gpu:
+            return call, "no GPU"
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    call()
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph):
+                call()
+        except Exception as error:
+            torch.cuda.synchronize()
+            return call, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        return graph.replay, None
+
+    def ceilings(self) -> dict[str, float]:
+        """Bytes per second of a copy, counting both directions, and FLOPs per second of a product."""
+        size = 8192 if self.gpu else 64
+        source = torch.ones(16 * size * size, device=self.flush.device)
+        target = torch.empty_like(source)
+        a, b = torch.randn(2, size, size, dtype=torch.bfloat16, device=self.flush.device)
+        copy = median(self.seconds(lambda: target.copy_(source)) for _ in range(9))
+        product = median(self.seconds(lambda: a @ b) for _ in range(9))
+        return {"copy": 2 * source.nbytes / copy, "matmul": 2 * size**3 / product}
+
+    def extra_bytes(self, call: Call) -> int | None:
+        """Growth of the device's memory at its peak during one call, results included."""
+        if not self.gpu:
+            return None
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+
+    def facts(self) -> dict[str, Any]:
+        return machine.facts() | ({"device": torch.cuda.get_device_name()} if self.gpu else {})
 
 
-def ceilings(flush: torch.Tensor) -> dict[str, float]:
-    """Bytes per second of a copy, counting both directions, and FLOPs per second of a product."""
-    source = torch.ones(2**30, device="cuda")
-    target = torch.empty_like(source)
-    a, b = torch.randn(2, 8192, 8192, dtype=torch.bfloat16, device="cuda")
-    copy = median(seconds_of(lambda: target.copy_(source), flush) for _ in range(9))
-    product = median(seconds_of(lambda: a @ b, flush) for _ in range(9))
-    return {"copy": 2 * source.nbytes / copy, "matmul": 2 * 8192**3 / product}
-
-
-def measure(case: Case, ceiling: dict[str, float], flush: torch.Tensor, seconds: float) -> dict[str, Any]:
-    problem = case.problem("cuda")
-    direction = "forward+backward" if case.backward else "forward"
-    facts = machine.facts() | {"device": torch.cuda.get_device_name()}
-    row: dict[str, Any] = {
-        "op": case.op, "shape": case.shape, "dtype": case.dtype, "direction": direction, **facts,
-    }  # fmt: skip
+def measure(
+    case: Case, ceiling: dict[str, float], clock: Clock, seconds: float, only: tuple[str, ...] | None
+) -> dict[str, Any]:
+    """What a case's row says beside its name. `only`: of the baselines, these."""
+    problem = case.problem("cuda" if clock.gpu else "cpu")
+    if only is not None:
+        kept = {name: f for name, f in problem.others.items() if name in only}
+        problem = replace(problem, baselines={}, others=kept)
     calls, failed = contestants(problem, case.backward)
     if "ours" in failed:
-        return row | {"failed": failed["ours"]}
-    row["extra_bytes"] = extra_bytes(calls["ours"])
-    attempts = {name: captured(call) for name, call in calls.items()}
-    graphs = {name: call for name, (call, _) in attempts.items()}
+        return {"failed": failed["ours"]}
+    row: dict[str, Any] = {"output_bytes": sum(x.nbytes for x in calls["ours"]())}
+    extra = {name: clock.extra_bytes(call) for name, call in calls.items()}
+    attempts = {name: clock.captured(call) for name, call in calls.items()}
     # these are timed with their launches
     row["not_captured"] = {name: reason for name, (_, reason) in attempts.items() if reason is not None}
-    times: dict[str, list[float]] = {name: [] for name in graphs}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     stop = monotonic() + seconds
     while len(times["ours"]) < 5 or (monotonic() < stop and len(times["ours"]) < 100):
-        for name, call in graphs.items():
-            times[name].append(seconds_of(call, flush))
+        for name, (call, _) in attempts.items():
+            times[name].append(clock.seconds(call))
     mine = median(times["ours"])
     low, _, high = quantiles(times["ours"], n=4)
     floors = {"memory": problem.bytes / ceiling["copy"], "matmul": problem.flops / ceiling["matmul"]}
     bound = max(floors, key=floors.__getitem__)
     row |= {"median_s": mine, "iqr_s": high - low, "rounds": len(times["ours"]), "tokens": problem.tokens}
     row |= {"floor_s": floors[bound], "bound": bound, "floors_s": floors, "bytes": problem.bytes}
+    row |= {"flops": problem.flops, "extra_bytes": extra["ours"]}
     row["baselines"] = {
         name: {
-            "median_s": median(values), "ratio": median(values) / mine, "rounds": len(values), "extra_bytes": None,
-            "same_result": name in problem.baselines,
+            "median_s": median(values), "ratio": median(values) / mine, "rounds": len(values),
+            "extra_bytes": extra[name], "same_result": name in problem.baselines,
         }
         for name, values in times.items() if name != "ours"
     } | {name: {"failed": reason} for name, reason in failed.items()}  # fmt: skip
     return row
 
 
-def extra_bytes(call: Callable[[], Any]) -> int:
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    return torch.cuda.max_memory_allocated() - before
+def rehearsal() -> list[Case]:
+    """Small cases under the names of real ones, which need no GPU, and one that breaks."""
+
+    def broken(dtype: torch.dtype, back: bool) -> Any:
+        raise RuntimeError("rehearsed failure")
+
+    norm, attention = partial(cases.layer_norm, rows=64, dim=64), partial(cases.three_region, heads=1, seqlen=256)
+    return [
+        Case("layer_norm", "33792x2560", "bf16", False, norm),
+        Case("layer_norm", "33792x2560", "bf16", True, norm),
+        Case("three_region_attention", "160x4224x64", "bf16", False, partial(attention, pivots=64, text=32)),
+        Case("pb_relax_softmax", "16x4224x4224", "bf16", False, broken),
+    ]
+
+
+def chosen(options: argparse.Namespace) -> list[Case]:
+    if options.rehearse:
+        return rehearsal()
+    aims = {(target.op, target.shape) for target in TARGETS}
+    return [
+        case
+        for case in GPU_CASES
+        if options.op in (None, case.op)
+        and options.dtype in (None, case.dtype)
+        and (not options.targets or (case.op, case.shape) in aims)
+    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--op", choices=sorted({c.op for c in GPU_CASES}), help="one operator (default: all)")
-    parser.add_argument("--dtype", help="one dtype (default: all)")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="one dtype (default: all)")
+    parser.add_argument("--targets", action="store_true", help="cases with a target, against dense causal SDPA alone")
+    parser.add_argument("--rehearse", action="store_true", help="a few small cases, without a GPU too")
     parser.add_argument("--seconds", type=float, default=0.5, help="of timing for each case (default: %(default)s)")
     parser.add_argument("--budget", type=float, default=600, help="seconds after which no case begins")
-    parser.add_argument("--out", type=Path, default=Path("build/gpu/benchmarks.json"))
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder (default: %(default)s)")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    todo = chosen(options)
+    if not todo:
+        parser.error(f"no case of {options.op} in {options.dtype}")
+    if not torch.cuda.is_available() and not options.rehearse:
         print("benchmarks.gpu: no GPU that torch can use")
         return 2
-    stop = monotonic() + options.budget
-    flush = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
-    ceiling = ceilings(flush)
-    rows: list[dict[str, Any]] = []
-    for case in GPU_CASES:
-        if options.op not in (None, case.op) or options.dtype not in (None, case.dtype):
-            continue
+    stop, clock = monotonic() + options.budget, Clock(torch.cuda.is_available())
+    ceiling = clock.ceilings()
+    path, failed = options.out / f"{machine.slug(clock.facts()['device'])}.json", 0
+    known = {report.key(row) for row in report.load(path)} if path.exists() else set()
+    for case in todo:
+        direction = "forward+backward" if case.backward else "forward"
+        row = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "direction": direction, **clock.facts()}
+        row["ceilings"] = ceiling
         if monotonic() > stop:
-            row = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "failed": "no time left"}
-            rows.append(row | {"direction": "forward+backward" if case.backward else "forward"})
+            row["failed"] = LATE
         else:
             try:
-                rows.append(measure(case, ceiling, flush, options.seconds))
+                row |= measure(case, ceiling, clock, options.seconds, DENSE if options.targets else None)
             except Exception as error:  # one case that breaks does not end the others
-                row = {
-                    "op": case.op,
-                    "shape": case.shape,
-                    "dtype": case.dtype,
-                    "failed": f"{type(error).__name__}: {error}",
-                }
-                rows.append(row | {"direction": "forward+backward" if case.backward else "forward"})
+                row["failed"] = f"{type(error).__name__}: {error}"
             torch.cuda.empty_cache()
-        print(report.line(rows[-1]), flush=True)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        beside = options.out.with_suffix(".tmp")
-        beside.write_text(json.dumps({"ceilings": ceiling, "rows": rows}, indent=1) + "\n")
-        os.replace(beside, options.out)
-    return int(any("failed" in row for row in rows))
+        print(report.line(row), flush=True)
+        failed += "failed" in row
+        if row.get("failed") != LATE or report.key(row) not in known:
+            report.save(row, options.out)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import platform
 import re
 import subprocess
@@ -32,7 +33,7 @@ def facts() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the checkout, with "-dirty" where what is timed has changed since; None outside one."""
+    """Of the checkout, with "-dirty" where what is timed has changed since. Outside one COGVIEW_OPS_COMMIT or None."""
 
     def git(*arguments: str) -> str:
         root = Path(__file__).parent.parent
@@ -43,7 +44,7 @@ def _commit() -> str | None:
 
     dirty = git("status", "--porcelain", "csrc", "cogview_ops", "benchmarks/*.py", "setup.py")
     commit = git("rev-parse", "--short=10", "HEAD")
-    return commit + ("-dirty" if dirty else "") if commit else None
+    return commit + ("-dirty" if dirty else "") if commit else os.environ.get("COGVIEW_OPS_COMMIT")
 
 
 def _processor() -> str:

@@ -14,7 +14,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ class Preset:
 # like 0.0125 at width 1024.
 PRESETS = {
     "cpu": Preset(hidden=128, heads=2, grid=8, text=28, steps=40),
-    "full": Preset(hidden=1024, heads=16, grid=16, text=60, steps=500, scenes=4096),
+    "full": Preset(hidden=1024, heads=16, grid=16, text=60, steps=200, scenes=1024),
+    "tiny": Preset(hidden=32, heads=2, grid=4, text=12, steps=3, layers=2, batch=2, scenes=6),  # a rehearsal
 }
 
 
@@ -218,6 +219,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stability", description="Figure 4(b) of the paper.")
     gpu = torch.cuda.is_available()
     parser.add_argument("--preset", choices=PRESETS, default="full" if gpu else "cpu", help="default: %(default)s")
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates to run now (default: the preset's)")
     parser.add_argument("--out", type=Path, default=RESULTS / "stability", help="folder (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="forget runs that are done")
     options = parser.parse_args()
@@ -229,22 +231,27 @@ def main() -> int:
     results = {"preset": asdict(preset), "facts": facts | {"device": name}, "runs": []}
     if path.exists() and not options.again:
         results |= {"runs": stability_report.load(path, asdict(preset))["runs"]}
+    rates = preset.rates if options.rates is None else tuple(options.rates)
+    if not set(rates) <= set(preset.rates):
+        parser.error(f"--rates: expected some of {preset.rates}, got {rates}")
+    status = 0
     try:
-        _run_missing(results, preset, device, path)
+        _run_missing(results, preset, rates, device, path)
     except KeyboardInterrupt:
         console.print(f"{len(results['runs'])} runs are in {path}; the same command goes on")
-        return 130
-    picture = stability_report.draw(results, path.with_suffix(".png"))
-    console.print(f"{stability_report.text(results)}\n{path}, {picture.name}", highlight=False, soft_wrap=True)
-    return 0
+        status = 130
+    if results["runs"]:
+        picture = stability_report.draw(results, path.with_suffix(".png"))
+        console.print(f"{stability_report.text(results)}\n{path}, {picture.name}", highlight=False, soft_wrap=True)
+    return status
 
 
-def _run_missing(results: dict[str, Any], preset: Preset, device: str, path: Path) -> None:
+def _run_missing(results: dict[str, Any], preset: Preset, rates: Sequence[float], device: str, path: Path) -> None:
     data, runs = Scenes(preset.scenes, preset.grid), results["runs"]
     done = {(run["rate"], run["variant"]) for run in runs}
     columns = TextColumn("{task.description:33}"), BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, TextColumn("{task.fields[note]}")) as bar:
-        for rate, variant in ((r, v) for r in preset.rates for v in VARIANTS if (r, v.name) not in done):
+        for rate, variant in ((r, v) for r in rates for v in VARIANTS if (r, v.name) not in done):
             task = bar.add_task(f"{variant.name}, rate {rate:g}", total=preset.steps, note="")
             start, steps = time.perf_counter(), []
             for step in train(preset, variant, rate, data, device):

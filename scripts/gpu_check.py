@@ -1,215 +1,292 @@
-"""`make gpu`: build the CUDA extension, test and time every operator on the GPU at hand; no network, under ten minutes.
+"""Build, test and time every operator on the GPU at hand, in two stages: `make gpu` runs both.
 
-Needs torch with CUDA, nvcc, a C++ compiler, setuptools, ninja and pytest; Triton's tests run where Triton is. Each part
-is a process with a time limit of its own, and what fails does not end the rest. Everything goes to build/gpu:
-check.json, table.txt and a log of each part. Exit status: 0 if all passed, 1 if something failed, 2 without a GPU.
+    python scripts/gpu_check.py first --out FOLDER   4 minutes: does it load, are results right, rows with a target
+    python scripts/gpu_check.py full --out FOLDER    7 minutes: all rows, all tests, the stability experiment
+
+Needs torch with CUDA, setuptools, ninja and pytest, nvcc and a C++ compiler unless the extension is --carried here;
+takes what is installed, downloads nothing. Every part is a process with a time limit of its own, and what fails does
+not end the rest. FOLDER gets <stage>.json, <stage>.log and results/, three files more for benchmarks/results.
+--rehearse goes through it all without a GPU, on small cases.
+Exit status: 0 if all passed, 1 if something failed, 2 without a GPU.
 """
 
+import argparse
+import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
-OUT = ROOT / "build" / "gpu"
-BUDGET = 560  # seconds for all parts together
-OPERATORS = [
-    "operators",
-    "three_region_attention",
-    "local_attention_2d",
-    "pb_relax_attention",
-    "pb_relax_softmax",
-    "sandwich_layer_norm",
-    "gpu",
-]
-TESTS = [f"tests/test_{name}.py" for name in OPERATORS]
-PYTEST = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfE"]
+BUDGETS = {"first": 220, "full": 400}  # seconds
+TESTS = [
+    f"tests/test_{name}.py"
+    for name in (
+        "three_region_attention", "local_attention_2d", "pb_relax_softmax", "sandwich_layer_norm",  # the smoke tests
+        "operators", "pb_relax_attention", "sequence_attention", "modules",
+    )
+]  # fmt: skip
+SMOKE = "truth and bfloat16 and (cuda or triton)"
+LOG = 2**22  # bytes of a part's output that are kept, half from its begin and half from its end
+# The extension has CUDA kernels for this GPU.
+LOADS = """
+import sys, torch
+from cogview_ops import _C
+major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+archs = _C.cuda_archs()
+print(f"extension for {archs or 'no GPU'}, built against torch {_C.torch_version()}")
+sys.exit(not (f"{major}.{minor}" in archs or "PTX" in archs))
+"""
 
 
-class Target(NamedTuple):
-    """In bfloat16: at least this part of the memory floor, or so many times as fast as the fastest of the baselines."""
+@dataclass
+class Part:
+    """A process, and what became of it."""
 
-    op: str
-    shape: str
-    direction: str
-    goal: float
-    against: tuple[str, ...] = ()  # baselines; none: the floor, all bytes at the speed of the device's copy
+    name: str
+    command: list[str]
+    limit: float  # seconds
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen | None = None
+    outcome: str = ""
+    seconds: float = 0.0
+    output: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.op} {self.shape} {self.direction}"
+    @property
+    def passed(self) -> bool:
+        return self.outcome == "passed"
+
+    def failures(self) -> list[str]:
+        """What to show of a part that failed: its failing tests, or its last lines."""
+        tests = re.findall(r"^(?:\[gw\d+\].*? )?(?:FAILED|ERROR) (\S+::\S+)", self.output, re.MULTILINE)
+        lines = [line for line in self.output.splitlines() if line.strip()]
+        return (list(dict.fromkeys(tests)) or lines[-3:])[:8]
 
 
-DENSE = ("causal SDPA", "flash causal SDPA", "cuDNN causal SDPA")
-TARGETS = [
-    Target("layer_norm", "33792x2560", "forward", 0.90),
-    Target("layer_norm", "33792x2560", "backward", 0.85),
-    Target("sandwich_layer_norm", "33792x2560", "forward", 0.90),
-    Target("sandwich_layer_norm", "33792x2560", "backward", 0.85),
-    Target("pb_relax_softmax", "320x1088x1088-causal", "forward", 0.85),
-    Target("pb_relax_softmax", "16x4224x4224", "forward", 0.85),
-    Target("three_region_attention", "160x4224x64", "forward", 2, DENSE),
-    Target("three_region_attention", "160x4224x64", "forward+backward", 1.8, DENSE),
-    Target("three_region_attention", "40x33792x64", "forward", 8, DENSE),
-    Target("three_region_attention", "40x33792x64", "forward+backward", 8, DENSE),
-    Target("local_attention_2d", "320x64x64x64", "forward", 1 / 1.5),
-    Target("local_attention_2d", "320x64x64x64", "backward", 1 / 2),
-    Target("local_attention_2d", "320x64x64x64", "forward", 3, ("FlexAttention",)),
-    Target("local_attention_2d", "320x64x64x64", "forward", 40, ("global vanilla",)),
-]
+def run(part: Part, stop: float, grace: float = 15) -> Part:
+    """Runs it until its limit, or until `stop` on the monotonic clock: interrupted then, so that it says how far it
+    came, and after `grace` seconds more killed with all that it started."""
+    begin = time.monotonic()
+    if stop - begin < 10:
+        part.outcome = "no time left"
+    else:
+        limit = min(part.limit, stop - begin)
+        with TemporaryDirectory() as folder, open(Path(folder) / "log", "w+b") as log:
+            part.outcome = _outcome(part, limit, grace, log)
+            log.seek(0)
+            part.output = shortened(log.read()).decode(errors="replace")
+    part.seconds = round(time.monotonic() - begin, 1)
+    print(f"{part.name:<12} {part.outcome}, {part.seconds:.0f} s", flush=True)
+    return part
+
+
+def _outcome(part: Part, limit: float, grace: float, log: Any) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | part.environment
+    how: dict[str, Any] = {"cwd": ROOT, "env": environment, "stdout": log, "stderr": subprocess.STDOUT}
+    try:
+        process = part.process = subprocess.Popen(part.command, start_new_session=True, **how)
+    except OSError as error:
+        return str(error)
+    try:
+        code = process.wait(limit)
+        return "passed" if code == 0 else f"exit status {code}"
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(grace)
+            return f"interrupted after {limit:.0f} s"
+        except subprocess.TimeoutExpired:
+            return f"killed after {limit + grace:.0f} s"
+    finally:
+        kill(part)
+        process.wait()
+
+
+def kill(part: Part) -> None:
+    """With the compilers and workers that it may have left behind."""
+    if part.process:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(part.process.pid, signal.SIGKILL)
+
+
+def shortened(output: bytes) -> bytes:
+    left_out = len(output) - LOG
+    if left_out <= 0:
+        return output
+    return output[: LOG // 2] + f"\n[{left_out} bytes left out]\n".encode() + output[-LOG // 2 :]
+
+
+def facts() -> dict[str, Any]:
+    """What figures must be read with, and what this machine has."""
+    import torch
+
+    gpu = shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
+        "nvidia-smi": (gpu or "not there").strip(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        **{name: version(name) for name in ("triton", "numpy", "pytest", "pytest-xdist", "pytest-timeout")},
+        "processors": os.cpu_count(),
+        "tools": {name: shutil.which(name) for name in ("git", "make", "g++", "nvcc", "ninja", "compute-sanitizer")},
+    }
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def missing() -> str | None:
-    """Why this machine cannot do it."""
+    """Why nothing can be checked here."""
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed"
     import torch
 
     if not torch.version.cuda:
         return f"torch {torch.__version__} is built without CUDA"
-    if not torch.cuda.is_available():
-        return "no GPU that torch can use"
-    return None
+    return None if torch.cuda.is_available() else "no GPU that torch can use"
 
 
-def run(name: str, command: list[str], limit: float, **environment: str) -> dict[str, Any]:
-    """One part: its outcome, seconds and the end of what it printed."""
-    if limit < 10:
-        return {"part": name, "passed": False, "outcome": "no time left", "seconds": 0.0, "tail": ""}
-    start, log = time.monotonic(), OUT / f"{name}.log"
-    with log.open("w") as file:
-        try:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-            code = process.wait(limit)
-            outcome = "passed" if code == 0 else f"exit status {code}"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)  # with its compilers and workers
-            process.wait()
-            outcome = f"stopped after {limit:.0f} s"
-        except OSError as error:
-            outcome = str(error)
-    tail = log.read_text(errors="replace")[-6000:]
-    part = {"part": name, "passed": outcome == "passed", "outcome": outcome, "seconds": time.monotonic() - start}
-    print(f"{name:<12} {outcome}, {part['seconds']:.0f} s", flush=True)
-    return part | {"tail": tail}
+def pytest(*arguments: str, workers: int) -> list[str]:
+    """Each test is named as it ends and has a minute; a worker that hangs or loses the GPU is replaced."""
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-v", "-p", "no:cacheprovider", "--tb=short", "-rfE"]
+    if importlib.util.find_spec("pytest_timeout"):
+        command += ["--timeout=60", "--timeout-method=thread"]
+    if importlib.util.find_spec("xdist") and workers > 1:
+        command += ["-n", str(workers), "--dist=worksteal"]
+    return command + list(arguments)
 
 
-def parts() -> list[dict[str, Any]]:
-    import torch
+class Check:
+    """One stage: parts in their order, and what they left behind."""
 
-    stop = time.monotonic() + BUDGET
+    def __init__(self, stage: str, out: Path, rehearse: bool, carried: bool) -> None:
+        self.stage, self.out, self.rehearse, self.carried = stage, out, rehearse, carried
+        self.facts = facts()
+        self.stop = time.monotonic() + BUDGETS[stage]
+        self.parts: list[Part] = []
+        self.results = out / "results"
+        self.workers = max(1, min(14, (os.cpu_count() or 2) - 2))
 
-    def limit(seconds: float) -> float:
-        return min(seconds, stop - time.monotonic())
+    def together(self, *parts: Part) -> None:
+        self.parts += parts
+        with ThreadPoolExecutor() as pool:
+            running = [pool.submit(run, part, self.stop) for part in parts]
+            try:
+                for job in running:
+                    job.result()
+            except KeyboardInterrupt:
+                for part in parts:
+                    kill(part)
+                raise
 
-    major, minor = torch.cuda.get_device_capability()
-    arch = f"{major}.{minor}" + "a" * (major == 9)
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    done = [run("build", build, limit(240), COGVIEW_OPS_CUDA="1", TORCH_CUDA_ARCH_LIST=arch)]
-    done.append(run("info", [sys.executable, "-m", "cogview_ops.info"], limit(30)))
-    if importlib.util.find_spec("pytest") is None:
-        reason = {"passed": False, "outcome": "pytest is not installed", "seconds": 0.0, "tail": ""}
-        return [*done, {"part": "tests", **reason}, {"part": "benchmarks", **reason}]
-    workers = ["-n", "4"] if importlib.util.find_spec("xdist") else []
-    chosen = [test for test in TESTS if (ROOT / test).exists()]
-    done.append(run("tests", [*PYTEST, *workers, "-k", "cuda or triton", *chosen], limit(180)))
-    done.append(run("large", [*PYTEST, "tests/test_gpu.py"], limit(60)))
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer:
-        small = [*PYTEST, "tests/test_pb_relax_softmax.py", "tests/test_sandwich_layer_norm.py", "-k"]
-        small.append("truth and cuda and (width_17 or causal_mask or 17-row or 100-tensor)")
-        command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *small]
-        done.append(run("memcheck", command, limit(60), PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
-    else:
-        print("memcheck     left out: compute-sanitizer is not on PATH")
-    left = limit(200)
-    bench = [sys.executable, "-m", "benchmarks.gpu", "--budget", str(max(left - 30, 0)), "--out"]
-    done.append(run("benchmarks", [*bench, str(OUT / "benchmarks.json")], left))
-    return done
+    def extension(self) -> None:
+        """Loaded as it is where it was --carried here, else built from what has changed."""
+        if self.carried:
+            self.together(Part("load", [sys.executable, "-c", LOADS], 60))
+            if self.parts[-1].passed:
+                return
+        import torch
 
+        major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+        arch = f"{major}.{minor}" + "a" * (major == 9)
+        wish = {"COGVIEW_OPS_CUDA": "0" if self.rehearse else "1", "TORCH_CUDA_ARCH_LIST": arch}
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        self.together(Part("build", command, 240, wish))
 
-def targets(rows: list[dict[str, Any]]) -> list[str]:
-    """A line for each target: what was measured and what was wanted."""
-    found = {(r["op"], r["shape"], r["direction"]): r for r in rows if r["dtype"] == "bf16"}
-    lines = []
-    for target in TARGETS:
-        try:
-            mine, unit = measured(target, found)
-            outcome = "met" if mine >= target.goal else "MISSED"
-            lines.append(f"  {outcome:<6} {target}: {mine:.2f} {unit}, wanted {target.goal:.2f}")
-        except LookupError as reason:
-            lines.append(f"  ?      {target}: not measured ({str(reason.args[0])[:60]})")
-    return lines
+    def benchmarks(self, limit: float, *arguments: str) -> Part:
+        left = max(min(limit, self.stop - time.monotonic()) - 30, 0)  # the last case may take so long
+        extra = ["--rehearse"] if self.rehearse else []
+        command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(self.results), "--budget", f"{left:.0f}"]
+        return Part("benchmarks", [*command, *arguments, *extra], limit)
 
+    def first(self) -> None:
+        shutil.rmtree(self.results, ignore_errors=True)
+        self.extension()
+        self.together(Part("info", [sys.executable, "-m", "cogview_ops.info"], 30))
+        self.together(Part("smoke", pytest("-k", SMOKE, *TESTS[:4], workers=self.workers), 90))
+        self.together(self.benchmarks(150, "--targets", "--dtype", "bf16", "--seconds", "0.3"))
 
-def measured(target: Target, found: dict[tuple[str, str, str], dict[str, Any]]) -> tuple[float, str]:
-    """A backward is the difference of two rows. LookupError says why there is no figure."""
+    def full(self) -> None:
+        self.extension()
+        self.together(self.benchmarks(180, "--dtype", "bf16"))  # alone on the machine
+        stability = ["--rates", "0.1", "--out", str(self.results / "stability")]
+        stability += ["--preset", "tiny"] * self.rehearse
+        self.together(
+            Part("tests", pytest("-k", "cuda or triton", *TESTS, workers=self.workers), 170),
+            Part("stability", [sys.executable, "-m", "benchmarks.stability", *stability], 170),
+        )
+        self.together(Part("large", pytest("tests/test_gpu.py", workers=1), 60))
 
-    def row(direction: str) -> dict[str, Any]:
-        it = found.get((target.op, target.shape, direction), {"failed": "no such row"})
-        if "failed" in it:
-            raise LookupError(it["failed"])
-        return it
+    def summary(self) -> list[str]:
+        from benchmarks import targets
 
-    if target.against:
-        others = row(target.direction)["baselines"]
-        ratios = {name: others[name]["ratio"] for name in target.against if "ratio" in others.get(name, {})}
-        if not ratios:
-            raise LookupError(others.get(target.against[0], {}).get("failed", f"no {target.against[0]}"))
-        fastest = min(ratios, key=ratios.__getitem__)
-        return ratios[fastest], f"times as fast as {fastest}"
-    whole = row("forward+backward" if target.direction == "backward" else target.direction)
-    floor, time = whole["floors_s"]["memory"], whole["median_s"]
-    if target.direction == "backward":
-        forward = row("forward")
-        floor, time = floor - forward["floors_s"]["memory"], time - forward["median_s"]
-    return floor / time, "of copy speed"
+        rows = [row for path in self.results.glob("*.json") for row in json.loads(path.read_text())]
+        lines = [f"{self.facts['device']}, torch {self.facts['torch']}, triton {self.facts['triton']}"]
+        for part in self.parts:
+            lines.append(f"{'ok' if part.passed else 'FAILED':<6} {part.name}: {part.outcome}, {part.seconds:.0f} s")
+            if not part.passed:
+                lines += [f"         {line[:100]}" for line in part.failures()]
+        if rows:
+            copy, product = rows[0]["ceilings"]["copy"] / 1e12, rows[0]["ceilings"]["matmul"] / 1e12
+            lines.append(f"copy {copy:.2f} TB/s, bfloat16 product {product:.0f} TFLOP/s")
+        return lines + targets.lines(rows)
 
-
-def failures(part: dict[str, Any]) -> list[str]:
-    """What to show of a part that failed: its failing tests, or its last lines."""
-    tests = re.findall(r"^(?:FAILED|ERROR) (\S+)", part["tail"], re.MULTILINE)
-    return [f"    {x}" for x in (tests or part["tail"].splitlines()[-3:])[:8]]
+    def save(self, lines: list[str]) -> None:
+        parts = [
+            {"part": p.name, "passed": p.passed, "outcome": p.outcome, "seconds": p.seconds, "command": p.command}
+            for p in self.parts
+        ]
+        texts = {
+            ".json": json.dumps({"stage": self.stage, **self.facts, "parts": parts, "summary": lines}, indent=1) + "\n",
+            ".log": "\n".join(f"===== {p.name}: {p.outcome}\n{p.output}" for p in self.parts),
+        }
+        for suffix, text in texts.items():
+            beside = self.out / f"{self.stage}.tmp"
+            beside.write_text(text)
+            os.replace(beside, self.out / f"{self.stage}{suffix}")
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="+", choices=list(BUDGETS), metavar="stage", help="first, full or both")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="folder (default: build/gpu)")
+    parser.add_argument("--carried", action="store_true", help="use the extension that is here if it loads")
+    parser.add_argument("--commit", help="of the sources, where there is no git to say it")
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU, on small cases")
+    options = parser.parse_args()
     reason = missing()
-    if reason:
-        print(f"make gpu: {reason}; nothing was checked")
+    if reason and not options.rehearse:
+        print(f"gpu_check: {reason}; nothing was checked")
         return 2
-    import torch
-
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "benchmarks.json").unlink(missing_ok=True)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Python {sys.version.split()[0]}", flush=True)
-    done = parts()
-    path = OUT / "benchmarks.json"
-    measured = json.loads(path.read_text()) if path.exists() else {"ceilings": {}, "rows": []}
-    facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "python": sys.version}
-    beside = OUT / "check.tmp"
-    beside.write_text(json.dumps({**facts, "parts": done, **measured}, indent=1) + "\n")
-    os.replace(beside, OUT / "check.json")
-    log = OUT / "benchmarks.log"
-    (OUT / "table.txt").write_text(log.read_text(errors="replace") if log.exists() else "")
-    print("\nSummary")
-    for part in done:
-        print(f"  {'ok' if part['passed'] else 'FAILED':<6} {part['part']}: {part['outcome']}")
-        if not part["passed"]:
-            print("\n".join(failures(part)))
-    if measured["ceilings"]:
-        copy, matmul = measured["ceilings"]["copy"] / 1e12, measured["ceilings"]["matmul"] / 1e12
-        print(f"  copy {copy:.2f} TB/s, bfloat16 product {matmul:.0f} TFLOP/s")
-    print("\n".join(targets(measured["rows"])))
-    print(f"All of it: {OUT.relative_to(ROOT)}/check.json, table.txt and the logs beside them")
-    return 0 if all(part["passed"] for part in done) else 1
+    if options.commit:
+        os.environ["COGVIEW_OPS_COMMIT"] = options.commit
+    sys.path.insert(0, str(ROOT))
+    options.out.mkdir(parents=True, exist_ok=True)
+    passed = True
+    for stage in options.stages:
+        check = Check(stage, options.out.resolve(), options.rehearse, options.carried)
+        print(json.dumps(check.facts, indent=1), flush=True)
+        getattr(check, stage)()
+        lines = check.summary()
+        check.save(lines)
+        print(f"\nSummary of {stage}", *lines, f"All of it is in {options.out}", sep="\n", flush=True)
+        passed &= all(part.passed for part in check.parts)
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

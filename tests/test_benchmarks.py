@@ -58,6 +58,8 @@ def test_ours_and_every_baseline_agree_with_float64(op: str) -> None:
 def test_facts_need_no_git(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert machine._commit() is None
+    monkeypatch.setenv("COGVIEW_OPS_COMMIT", "abc")
+    assert machine._commit() == "abc"
 
 
 def test_three_region_counts_the_pairs_of_its_mask() -> None:

@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from common import each_impl, interpreted
 
-from benchmarks import cases
+from benchmarks import cases, gpu, targets
 from cogview_ops import layer_norm, pb_relax_softmax, sandwich_layer_norm
 
 ROOT = Path(__file__).parents[1]
@@ -73,48 +73,91 @@ def test_dropout_above_31_bits(impl: str) -> None:
     assert not torch.equal(h[-8:], h[:8])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_check_without_a_gpu_says_so() -> None:
-    run = subprocess.run([sys.executable, ROOT / "scripts" / "gpu_check.py"], capture_output=True, text=True)
-    assert run.returncode == 2
-    assert run.stdout.startswith("make gpu: ")
-    assert "nothing was checked" in run.stdout
+# --- scripts/gpu_check.py --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def check(tmp_path, monkeypatch) -> Any:
-    """scripts/gpu_check.py as a module that writes to a folder of its own."""
+def check() -> Any:
+    """scripts/gpu_check.py as a module."""
     spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "scripts" / "gpu_check.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module  # dataclasses look there
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "OUT", tmp_path / "gpu")
-    (tmp_path / "gpu").mkdir()
-    return module
+    yield module
+    del sys.modules["gpu_check"]
 
 
-def test_check_survives_parts_that_fail(check) -> None:
-    part = check.run("bad", [sys.executable, "-c", "print('FAILED tests/x.py::y - z'); raise SystemExit(3)"], 20)
-    assert (part["passed"], part["outcome"]) == (False, "exit status 3")
-    assert check.failures(part) == ["    tests/x.py::y"]
-    assert check.run("none", ["/nonexistent"], 20)["passed"] is False
-    assert check.run("late", ["true"], 0)["outcome"] == "no time left"
-    assert json.dumps(part)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_check_without_a_gpu_says_so(check, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "first"])
+    assert check.main() == 2
+    said = capsys.readouterr().out
+    assert said.startswith("gpu_check: ")
+    assert said.endswith("; nothing was checked\n")
+
+
+def script(check: Any, code: str, limit: float = 60) -> Any:
+    return check.Part("x", [sys.executable, "-c", code], limit)
+
+
+def test_parts_end_as_they_do(check) -> None:
+    soon = time.monotonic() + 600
+    bad = check.run(script(check, "print('FAILED tests/x.py::y - z'); raise SystemExit(3)"), soon)
+    assert (bad.passed, bad.outcome, bad.failures()) == (False, "exit status 3", ["tests/x.py::y"])
+    good = check.run(script(check, "print(1)"), soon)
+    assert (good.passed, good.outcome, good.output) == (True, "passed", "1\n")
+    assert "nonexistent" in check.run(check.Part("x", ["/nonexistent"], 9), soon).outcome
+    assert check.run(script(check, "print(1)"), time.monotonic() + 9).outcome == "no time left"
+
+
+def test_parts_that_take_too_long_say_how_far_they_came(check, tmp_path) -> None:
+    sleep = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('so far')"
+    part = check.run(script(check, sleep, 2), time.monotonic() + 60)
+    assert (part.outcome, part.output) == ("interrupted after 2 s", "so far\n")
+    orphan = f"import time; time.sleep(4); open({str(tmp_path / 'orphan')!r}, 'w')"
+    deaf = "import subprocess, sys, signal, time; signal.signal(2, lambda *_: None); print('begun', flush=True)\n"
+    deaf += f"subprocess.Popen([sys.executable, '-c', {orphan!r}]); [time.sleep(1) for _ in range(60)]"
+    part = check.run(script(check, deaf, 2), time.monotonic() + 60, grace=1)
+    assert (part.outcome, part.output) == ("killed after 3 s", "begun\n")
+    time.sleep(3)
+    assert not (tmp_path / "orphan").exists()
+
+
+def test_failing_tests_are_found_in_every_form_of_output(check) -> None:
+    part = script(check, "")
+    part.output = "tests/a.py::one PASSED\n[gw3] [ 12%] FAILED tests/a.py::two[x-1]\nERROR tests/b.py::three - no\n"
+    part.output += "FAILED tests/a.py::two[x-1] - no\n" + "".join(f"FAILED tests/c.py::t{n} - no\n" for n in range(9))
+    assert part.failures()[:2] == ["tests/a.py::two[x-1]", "tests/b.py::three"]
+    assert len(part.failures()) == 8
+    part.output = "a\n\nb\nc\nFAILED to start\n"
+    assert part.failures() == ["b", "c", "FAILED to start"]
+
+
+def test_long_output_keeps_both_ends(check) -> None:
+    output = b"begin" + b"x" * check.LOG + b"end"
+    short = check.shortened(output)
+    assert len(short) < check.LOG + 100
+    assert short.startswith(b"begin")
+    assert short.endswith(b"end")
+    assert b"[8 bytes left out]" in short
+    assert check.shortened(b"short") == b"short"
 
 
 def row(shape: str, direction: str, floor: float, time: float, **baselines: Any) -> dict[str, Any]:
     """`baselines`: how many times as fast as them, or why they failed."""
     op = {"33792x2560": "layer_norm", "160x4224x64": "three_region_attention"}.get(shape, "local_attention_2d")
     results = {
-        name.replace("_", " "): {"failed": x} if isinstance(x, str) else {"ratio": x} for name, x in baselines.items()
+        name.replace("_", " "): {"failed": x} if isinstance(x, str) else {"ratio": x, "extra_bytes": 1050}
+        for name, x in baselines.items()
     }
-    case = {"op": op, "shape": shape, "dtype": "bf16", "direction": direction}
+    case = {"op": op, "shape": shape, "dtype": "bf16", "direction": direction, "extra_bytes": 55, "output_bytes": 50}
+    case["ceilings"] = {"copy": 4e12, "matmul": 7e14}
     return case | {"floors_s": {"memory": floor, "matmul": 9.0}, "median_s": time, "baselines": results}
 
 
-ROWS = [
+MEASURED = [
     row("33792x2560", "forward", 1.9, 2.0),
     row("33792x2560", "forward+backward", 5.0, 6.0),  # the backward took 4.0, a copy of its bytes takes 3.1
     row("160x4224x64", "forward", 1.0, 2.0, causal_SDPA=2.5, flash_causal_SDPA=2.1, cuDNN_causal_SDPA=1.9),
@@ -124,30 +167,32 @@ ROWS = [
 ]
 
 
-def test_check_states_every_target(check) -> None:
-    lines = check.targets(ROWS)
-    assert len(lines) == len(check.TARGETS)
+def test_every_target_is_stated() -> None:
+    lines = targets.lines(MEASURED)
+    assert len(lines) == len(targets.TARGETS)
     for line in (
-        "  met    layer_norm 33792x2560 forward: 0.95 of copy speed, wanted 0.90",
-        "  MISSED layer_norm 33792x2560 backward: 0.78 of copy speed, wanted 0.85",
-        "  ?      sandwich_layer_norm 33792x2560 forward: not measured (no such row)",
-        "  MISSED three_region_attention 160x4224x64 forward: 1.90 times as fast as cuDNN causal SDPA, wanted 2.00",
-        "  met    three_region_attention 160x4224x64 forward+backward: 2.10 times as fast as flash causal SDPA, "
-        "wanted 1.80",
-        "  met    local_attention_2d 320x64x64x64 forward: 0.71 of copy speed, wanted 0.67",
-        "  ?      local_attention_2d 320x64x64x64 backward: not measured (no time left)",
-        "  ?      local_attention_2d 320x64x64x64 forward: not measured (RuntimeError: no)",
-        "  met    local_attention_2d 320x64x64x64 forward: 55.00 times as fast as global vanilla, wanted 40.00",
+        "met    layer_norm 33792x2560 forward: 0.95 of copy speed, wanted 0.90",
+        "MISSED layer_norm 33792x2560 backward: 0.78 of copy speed, wanted 0.85",
+        "?      sandwich_layer_norm 33792x2560 forward: not measured (no such row)",
+        "MISSED three_region_attention 160x4224x64 forward: 1.90 times as fast as cuDNN causal SDPA, wanted 2.00",
+        "met    three_region_attention 160x4224x64 forward+backward: 2.10 times as fast as flash causal SDPA, "
+        "wanted 1.40",
+        "met    local_attention_2d 320x64x64x64 forward: 0.71 of copy speed, wanted 0.67",
+        "?      local_attention_2d 320x64x64x64 backward: not measured (no time left)",
+        "?      local_attention_2d 320x64x64x64 forward: not measured (RuntimeError: no)",
+        "met    local_attention_2d 320x64x64x64 forward: 55.00 times as fast as global vanilla, wanted 40.00",
+        "met    local_attention_2d 320x64x64x64 forward: 0.005 of the extra memory of global vanilla, "
+        "wanted at most 0.010",
     ):
         assert line in lines
 
 
-def test_every_target_is_a_case(check, monkeypatch) -> None:
+def test_every_target_is_a_case(monkeypatch) -> None:
     """And its baselines are contestants there."""
     names = {(case.op, case.shape, case.backward) for case in cases.GPU_CASES if case.dtype == "bf16"}
     assert len(names) == sum(case.dtype == "bf16" for case in cases.GPU_CASES)
     directions = {"forward": [False], "forward+backward": [True], "backward": [False, True]}
-    for target in check.TARGETS:
+    for target in targets.TARGETS:
         assert all((target.op, target.shape, back) in names for back in directions[target.direction]), target
     monkeypatch.setattr(cases, "on_gpu", lambda: True)
     small = [
@@ -155,27 +200,72 @@ def test_every_target_is_a_case(check, monkeypatch) -> None:
         cases.local_2d(torch.bfloat16, False, heads=1, grid=(4, 4), dim=8, kernel=(3, 3)),
     ]
     contestants = {name for problem in small for name in problem.baselines | problem.others}
-    assert {name for target in check.TARGETS for name in target.against} <= contestants
+    assert {name for target in targets.TARGETS for name in target.against} <= contestants
 
 
-def test_check_ends_with_one_screen(check, monkeypatch, capsys) -> None:
-    """Whatever failed, and all targets."""
+@pytest.mark.parametrize(("carried", "loads"), [(False, False), (True, True), (True, False)])
+def test_both_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carried: bool, loads: bool) -> None:
+    """Whatever failed; the summary and the targets come last."""
+    started: list[list[str]] = []
 
-    def parts() -> list[dict[str, Any]]:
-        found = {"ceilings": {"copy": 4e12, "matmul": 7e14}, "rows": ROWS}
-        (check.OUT / "benchmarks.json").write_text(json.dumps(found))
-        tail = "\n".join(f"FAILED tests/test_x.py::test_{n} - no" for n in range(100))
-        bad = {"part": "tests", "passed": False, "outcome": "exit status 1", "seconds": 1.0, "tail": tail}
-        return [bad, {"part": "benchmarks", "passed": True, "outcome": "passed", "seconds": 1.0, "tail": ""}]
+    def pretend(part: Any, stop: float) -> Any:
+        started.append(part.command)
+        part.outcome = "passed" if part.name != "load" or loads else "exit status 1"
+        if part.name == "benchmarks":
+            results = Path(part.command[part.command.index("--out") + 1])
+            results.mkdir(parents=True, exist_ok=True)
+            (results / "a-gpu.json").write_text(json.dumps(MEASURED))
+        if part.name in ("smoke", "tests"):
+            part.outcome = "exit status 1"
+            part.output = "\n".join(f"FAILED tests/test_x.py::test_{n} - no" for n in range(100))
+        return part
 
     monkeypatch.setattr(check, "missing", lambda: None)
-    monkeypatch.setattr(check, "parts", parts)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(check, "run", pretend)
+    arguments = ["gpu_check", "first", "full", "--out", str(tmp_path), "--commit", "abc", *["--carried"] * carried]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setenv("COGVIEW_OPS_COMMIT", "")
     assert check.main() == 1
-    summary = capsys.readouterr().out.split("Summary\n")[1].splitlines()
-    assert len(summary) < 40
-    assert max(map(len, summary)) <= 120
-    assert summary[:2] == ["  FAILED tests: exit status 1", "    tests/test_x.py::test_0"]
-    assert [line for line in summary if line.split()[0] in ("met", "MISSED", "?")] == check.targets(ROWS)
-    kept = json.loads((check.OUT / "check.json").read_text())
-    assert (kept["device"], len(kept["parts"]), kept["rows"]) == ("a GPU", 2, ROWS)
+    printed = capsys.readouterr().out
+    for stage in ("first", "full"):
+        kept = json.loads((tmp_path / f"{stage}.json").read_text())
+        names = [part["part"] for part in kept["parts"]]
+        ready = ["load"] * carried + ["build"] * (not loads)
+        rest = {"first": ["info", "smoke", "benchmarks"], "full": ["benchmarks", "tests", "stability", "large"]}
+        assert names == ready + rest[stage]
+        assert kept["summary"][-len(targets.TARGETS) :] == targets.lines(MEASURED)
+        assert max(map(len, kept["summary"])) <= 120
+        assert len(kept["summary"]) < 40
+        assert "\n".join(kept["summary"]) in printed
+        assert "         tests/test_x.py::test_0" in kept["summary"]
+        assert "===== benchmarks: passed" in (tmp_path / f"{stage}.log").read_text()
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) + 2 <= 8  # and the stability experiment's
+    assert max(len(path.parts) for path in files) <= 2
+    paths = {Path(word) for command in started for word in command if word.endswith(".py")}
+    assert all((ROOT / path).exists() for path in paths)
+    assert {Path(f"tests/{name}") for name in ("test_gpu.py", "test_operators.py")} <= paths
+
+
+def test_benchmarks_of_a_gpu_are_rehearsed(tmp_path, monkeypatch, capsys) -> None:
+    """Rows are kept as they come, with what did not work; what was measured is not lost to a lack of time."""
+
+    def rehearse(*arguments: str) -> list[dict[str, Any]]:
+        argv = ["benchmarks.gpu", "--rehearse", "--targets", "--out", str(tmp_path), *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        assert gpu.main() == 1
+        assert len(capsys.readouterr().out.splitlines()) == 4
+        (path,) = tmp_path.glob("*.json")
+        return json.loads(path.read_text())
+
+    rows = rehearse("--seconds", "0.01")
+    assert [row["failed"] for row in rows if "failed" in row] == ["RuntimeError: rehearsed failure"]
+    attention = next(row for row in rows if row["op"] == "three_region_attention")
+    assert set(attention["baselines"]) == {"causal SDPA"}
+    assert [row.get("median_s") for row in rehearse("--budget", "0")] == [row.get("median_s") for row in rows]
+    with pytest.raises(SystemExit):
+        rehearse("--op", "layer_norm", "--dtype", "typo")
+    monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--op", "layer_norm", "--dtype", "fp16"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "no case of layer_norm in fp16" in capsys.readouterr().err
