@@ -37,3 +37,13 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """After a fault on the GPU no call in this process works again: the worker ends, another one takes its tests."""
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(f"{nodeid}: the GPU is lost to this process ({str(error).splitlines()[0]})", flush=True)
+            os._exit(70)

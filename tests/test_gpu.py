@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import each_impl, interpreted
+from common import each_impl, interpreted, python
 
 from benchmarks import cases, gpu, targets
 from cogview_ops import layer_norm, pb_relax_softmax, sandwich_layer_norm
@@ -71,6 +71,32 @@ def test_dropout_above_31_bits(impl: str) -> None:
     h, _ = sandwich_layer_norm(branch, branch, one, zero, one, zero, dropout_p=0.5, seed=1, impl=impl)
     assert h[-8:].isfinite().all()
     assert not torch.equal(h[-8:], h[:8])
+
+
+FAULT = """
+import torch
+
+def test_one():
+    torch.cuda.is_initialized = lambda: True
+    torch.cuda.synchronize = synchronize
+
+def test_two():
+    raise AssertionError("it ran in a process that lost its GPU")
+
+def synchronize():
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+"""
+
+
+def test_a_process_that_lost_its_gpu_ends(tmp_path) -> None:
+    """And xdist starts another one: no later test of this one would mean anything."""
+    (tmp_path / "test_fault.py").write_text(FAULT)
+    plugin = ("-p", "conftest", "-o", "addopts=", "-v", "-p", "no:cacheprovider", "--rootdir", str(tmp_path))
+    run = python("-m", "pytest", *plugin, str(tmp_path), PYTHONPATH="tests")
+    assert run.returncode == 70, run.stdout
+    assert "test_fault.py::test_one" in run.stdout
+    assert "the GPU is lost to this process (CUDA error: an illegal memory access" in run.stdout
+    assert "test_two" not in run.stdout
 
 
 # --- scripts/gpu_check.py --------------------------------------------------------------------------------------------
