@@ -1,6 +1,6 @@
 """Fixtures of all tests."""
 
-import importlib.util
+import importlib.metadata
 import os
 from collections.abc import Iterator
 
@@ -9,7 +9,16 @@ import torch
 
 from cogview_ops import _dispatch
 
-if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
+
+def triton_version() -> tuple[int, ...]:
+    """(0,) without Triton."""
+    try:
+        return tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
+    except importlib.metadata.PackageNotFoundError:
+        return (0,)
+
+
+if not torch.cuda.is_available() and triton_version() >= (3, 7):  # the interpreter of 3.6 fails with numpy 2.4
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its kernels run on CPU tensors
 
 
