@@ -1,13 +1,15 @@
-# make demo: train a small CogView here and look at what it draws.   make test: lint and tests.
+# make demo: train a small CogView here and look at what it draws.   make test: lint and tests.   make test-all: the rest.
 # Everything goes into the active virtual or conda environment, or into .venv of this folder.
 
 PYTHON ?= python3            # makes .venv; 3.11 or newer
+PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python) python3.12)  # of make test-all
 MINUTES ?= 15                # of the demo
 TORCH ?= torch==2.13.0       # installed only where there is no torch >= 2.11
 # The CPU builds: a tenth of the CUDA build's size. For a GPU: make install TORCH_INDEX=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 override PYTHON := $(strip $(PYTHON))
+override PYTHON312 := $(strip $(PYTHON312))
 override MINUTES := $(strip $(MINUTES))
 override TORCH := $(strip $(TORCH))
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -21,7 +23,9 @@ OPERATOR_TESTS := operators threads three_region_attention local_attention_2d me
   pb_relax_attention sandwich_layer_norm modules kv_cache
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test asan install lint format bench gpu clean
+OLDEST := build/oldest
+
+.PHONY: demo test test-all asan install oldest lint format bench gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/extension
@@ -29,6 +33,13 @@ demo: $(STAMPS)/extension
 
 test: lint
 	@$(PY) -m pytest
+
+# What takes too long for every change: every Triton kernel for every chip, with Triton 3.6 too; the operators on the
+# oldest torch and on Python 3.12; the GPU check rehearsed there. 20 minutes more, and 4 GB of downloads.
+test-all: test oldest build/triton-3.6.0/done
+	@COGVIEW_OPS_TEST_ALL=1 $(PY) -m pytest tests/test_triton_build.py
+	@$(OLDEST)/bin/python -m pytest -n 2 $(OPERATOR_TESTS:%=tests/test_%.py)
+	@$(OLDEST)/bin/python scripts/gpu_check.py first full --carried --rehearse --out build/rehearsal
 
 # The operator tests under GCC's address and undefined-behaviour sanitizers, on a build of its own. Leaks are Python's;
 # libstdc++ is there before the sanitizer looks for what throws; --capture=sys lets its report through.
@@ -40,6 +51,26 @@ asan: $(STAMPS)/packages
 	  export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
 	  $(PY) -P -c 'from cogview_ops import _C; assert "sanitizers" in _C.compiler(), _C.__file__' && \
 	  $(PY) -P -m pytest --capture=sys $(OPERATOR_TESTS:%=tests/test_%.py)
+
+# torch 2.11 with CUDA and Triton 3.6, and the extension for it, with CUDA kernels for an H100 where nvcc is. What is
+# built here, cogview_ops/_C.cpython-312-*.so, can be carried to a machine that has a GPU and no compiler.
+oldest: $(OLDEST)/done
+	@TORCH_CUDA_ARCH_LIST=9.0a $(OLDEST)/bin/python setup.py -q build_ext --inplace > $(OLDEST)/log 2>&1 || { \
+	  cat $(OLDEST)/log; exit 1; }
+
+$(OLDEST)/done: pyproject.toml
+	@$(PYTHON312) -c '' || { echo "Python 3.12 is needed: make $(MAKECMDGOALS) PYTHON312=/path/to/python3.12"; exit 1; }
+	@echo "Installing torch 2.11 into $(OLDEST) (about 3 GB)"
+	@$(PYTHON312) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install torch==2.11.0 triton==3.6.0 \
+	  'setuptools>=77,<82' ninja numpy pillow sentencepiece safetensors rich tyro matplotlib \
+	  pytest pytest-xdist pytest-timeout pytest-benchmark
+	@touch $@
+
+# beside the Triton that is installed: it compiles for the GPU machines that have it
+build/triton-3.6.0/done:
+	@$(PIP) install --no-deps --target $(@D) triton==3.6.0
+	@touch $@
 
 install: $(STAMPS)/extension
 	@$(PY) -m cogview_ops.info
@@ -58,9 +89,9 @@ format: $(STAMPS)/extension
 bench: $(STAMPS)/extension
 	@$(PY) -m benchmarks
 
-# Build, tests and benchmarks on the GPU at hand, in under ten minutes; takes what is installed, downloads nothing.
+# Build, tests and benchmarks on the GPU at hand, in eleven minutes; takes what is installed, downloads nothing.
 gpu:
-	@$(if $(ACTIVE),$(PY),$(PYTHON)) scripts/gpu_check.py
+	@$(if $(ACTIVE),$(PY),$(PYTHON)) scripts/gpu_check.py first full
 
 # The environment, the trained models and the results of benchmarks stay.
 clean:

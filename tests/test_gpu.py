@@ -256,7 +256,7 @@ def test_both_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carr
     for stage in ("first", "full"):
         kept = json.loads((tmp_path / f"{stage}.json").read_text())
         names = [part["part"] for part in kept["parts"]]
-        ready = ["load"] * carried + ["build"] * (not loads)
+        ready = ["load"] if carried and loads else ["build"]
         rest = {"first": ["info", "smoke", "benchmarks"], "full": ["benchmarks", "tests", "stability", "large"]}
         assert names == ready + rest[stage]
         assert kept["summary"][-len(targets.TARGETS) :] == targets.lines(MEASURED)
@@ -276,6 +276,12 @@ def test_both_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carr
 def test_benchmarks_of_a_gpu_are_rehearsed(tmp_path, monkeypatch, capsys) -> None:
     """Rows are kept as they come, with what did not work; what was measured is not lost to a lack of time."""
 
+    def broken(dtype: torch.dtype, back: bool) -> Any:
+        raise RuntimeError("it breaks")
+
+    todo = [cases.Case("pb_relax_softmax", "16x4224x4224", "bf16", False, broken), *gpu.rehearsal()]
+    monkeypatch.setattr(gpu, "rehearsal", lambda: todo)
+
     def rehearse(*arguments: str) -> list[dict[str, Any]]:
         argv = ["benchmarks.gpu", "--rehearse", "--targets", "--out", str(tmp_path), *arguments]
         monkeypatch.setattr(sys, "argv", argv)
@@ -285,7 +291,7 @@ def test_benchmarks_of_a_gpu_are_rehearsed(tmp_path, monkeypatch, capsys) -> Non
         return json.loads(path.read_text())
 
     rows = rehearse("--seconds", "0.01")
-    assert [row["failed"] for row in rows if "failed" in row] == ["RuntimeError: rehearsed failure"]
+    assert [row["failed"] for row in rows if "failed" in row] == ["RuntimeError: it breaks"]
     attention = next(row for row in rows if row["op"] == "three_region_attention")
     assert set(attention["baselines"]) == {"causal SDPA"}
     assert [row.get("median_s") for row in rehearse("--budget", "0")] == [row.get("median_s") for row in rows]
