@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
 
 namespace cogview {
 
@@ -20,7 +21,7 @@ void run_cuda(cudaError_t (*launcher)(const Args&, int64_t, cudaStream_t), const
   const auto device = like.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   STD_CUDA_CHECK(launcher(args, items, static_cast<cudaStream_t>(stream)));
 }
 
