@@ -1,0 +1,3 @@
+#include "define_dynamic_shared.h"
+
+CUDA_EMULATOR_DYNAMIC_SHARED(cogview::cuda, memory)

@@ -1,0 +1,194 @@
+#include "shadow.h"
+
+#include <link.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "block.h"
+
+namespace cuda_emulator {
+
+void join(Clocks& into, const Clocks& from) {
+  if (into.size() < from.size()) into.resize(from.size());
+  for (size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
+}
+
+namespace shadow {
+namespace {
+
+struct Record {
+  uint32_t epoch = 0, clock = 0;
+  uint16_t agent = 0;
+  bool atomic = false;
+};
+
+// Of a byte. Two readers that are not ordered are kept, of more than two any two.
+struct Cell {
+  Record write, reads[2];
+};
+
+char* base;         // of shared memory, rounded down; null: nothing runs
+size_t begin, end;  // offsets of all of it
+size_t dynamic, dynamic_bytes, dynamic_room;
+size_t static_bytes;  // written in this block: what a kernel uses of static memory, or less
+size_t low, high;     // of what was touched since it was poisoned
+std::unique_ptr<Cell[]> cells;
+size_t cell_count;
+
+uint32_t epoch = 0, first_epoch;  // one more after each __syncthreads; of this block
+int threads;
+std::vector<uint32_t> clocks;  // of agents: threads, and their twins behind them
+std::vector<Clocks> known;     // to each thread, beyond `common`
+Clocks common;                 // to all threads
+
+// The thread-local storage of this library, on the calling thread.
+thread_local char anchor;
+
+int find_storage(dl_phdr_info* info, size_t, void* found) {
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const ElfW(Phdr) & header = info->dlpi_phdr[i];
+    char* data = static_cast<char*>(info->dlpi_tls_data);
+    if (header.p_type != PT_TLS || !data || &anchor < data || &anchor >= data + header.p_memsz) continue;
+    *static_cast<Span*>(found) = {data, header.p_memsz};
+    return 1;
+  }
+  return 0;
+}
+
+bool ordered(const Record& before, int thread) {
+  if (before.epoch < first_epoch || before.agent == thread) return true;
+  if (before.agent < threads && before.epoch < epoch) return true;
+  const auto knows = [&](const Clocks& clocks) {
+    return before.agent < clocks.size() && clocks[before.agent] >= before.clock;
+  };
+  return knows(common) || knows(known[thread]);
+}
+
+bool is_dynamic(uint32_t offset) { return offset >= dynamic && offset < dynamic + dynamic_room; }
+
+// A byte in words.
+struct Place {
+  const char* part;
+  size_t offset;
+  explicit Place(uint32_t at)
+      : part(is_dynamic(at) ? "dynamic" : "static"), offset(is_dynamic(at) ? at - dynamic : at) {}
+};
+
+[[noreturn]] void race(int thread, const char* does, const Record& before, const char* did, uint32_t at) {
+  const bool copied = before.agent >= threads;
+  fail("race on %s shared memory at offset %zu: thread %d %s what %sthread %d %s, and nothing orders them",
+       Place(at).part, Place(at).offset, thread, does, copied ? "an asynchronous copy of " : "", before.agent % threads,
+       copied ? "writes" : did);
+}
+
+}  // namespace
+
+void start_launch(size_t bytes) {
+  anchor = 0;
+  Span all{};
+  dl_iterate_phdr(find_storage, &all);
+  if (!all.begin) fail("the shared memory of this library was not found");
+  base = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(all.begin) & ~uintptr_t(1023));
+  begin = all.begin - base, end = begin + all.bytes;
+  const Span room = dynamic_shared();
+  dynamic = room.begin - base, dynamic_room = room.bytes, dynamic_bytes = bytes;
+  if (cell_count < end) cells.reset(new Cell[cell_count = end]);
+  low = end, high = 0;
+}
+
+void end_launch() { base = nullptr, begin = end = 0; }
+
+void start_block(int count) {
+  threads = count;
+  first_epoch = ++epoch;
+  clocks.assign(2 * threads, 1);
+  known.assign(threads, {});
+  common.clear();
+  static_bytes = 0;
+  memset(base + dynamic, 0xFF, dynamic_bytes);
+  if (low < high) memset(base + low, 0xFF, high - low);
+  low = end, high = 0;
+}
+
+void end_block() {
+  if (static_bytes > kDefaultShared || static_bytes + dynamic_bytes > kMaxShared)
+    fail("too much shared memory: %zu bytes static and %zu dynamic", static_bytes, dynamic_bytes);
+}
+
+bool is_shared(const void* address) {
+  return static_cast<size_t>(static_cast<const char*>(address) - base - begin) < end - begin;
+}
+uint32_t offset_of(const void* address) { return static_cast<const char*>(address) - base; }
+
+char* address_of(uint32_t offset, size_t bytes, size_t alignment) {
+  if (offset % alignment) fail("misaligned access to %zu bytes of shared memory at offset %u", bytes, offset);
+  if (offset < begin || offset + bytes > end) fail("access beyond all shared memory at offset %u", offset);
+  return base + offset;
+}
+
+void touch(int thread, uint32_t offset, size_t bytes, Access access) {
+  if (is_dynamic(offset) && offset + bytes > dynamic + dynamic_bytes)
+    fail("access to %zu bytes at offset %zu of %zu bytes of dynamic shared memory", bytes, Place(offset).offset,
+         dynamic_bytes);
+  if (offset + bytes > end) fail("access beyond all shared memory at offset %u", offset);
+  if (!is_dynamic(offset)) low = std::min<size_t>(low, offset), high = std::max<size_t>(high, offset + bytes);
+  const bool copy = access == Access::copy, atomic = access == Access::atomic, writes = access != Access::read;
+  const uint16_t agent = copy ? threads + thread : thread;
+  const Record now{epoch, clocks[agent], agent, atomic};
+  for (uint32_t at = offset; at < offset + bytes; ++at) {
+    Cell& cell = cells[at];
+    const bool written = cell.write.epoch >= first_epoch;
+    if (!written && (!writes || atomic))
+      fail("read of %s shared memory at offset %zu, which nothing in this block has written", Place(at).part,
+           Place(at).offset);
+    if (!ordered(cell.write, thread) && !(atomic && cell.write.atomic))
+      race(thread, writes ? "writes" : "reads", cell.write, "wrote", at);
+    if (writes) {
+      for (const Record& read : cell.reads)
+        if (!ordered(read, thread)) race(thread, "writes", read, "read", at);
+      if (!written && !is_dynamic(at)) ++static_bytes;
+      cell = {now, {}};
+    } else {
+      Record* slot = &cell.reads[random_below(2)];
+      for (Record& read : cell.reads)
+        if (ordered(read, thread)) slot = &read;
+      *slot = now;
+    }
+  }
+}
+
+void order_block() {
+  for (Clocks& some : known) {
+    join(common, some);
+    some.clear();
+  }
+  ++epoch;
+}
+
+void order_warp(int warp, unsigned mask) {
+  Clocks all;
+  for (int l = 0; l < 32; ++l)
+    if (mask >> l & 1) join(all, release(32 * warp + l));
+  for (int l = 0; l < 32; ++l)
+    if (mask >> l & 1) known[32 * warp + l] = all;
+}
+
+Clocks release(int thread) {
+  Clocks mine = known[thread];
+  mine.resize(clocks.size());
+  mine[thread] = clocks[thread]++;
+  return mine;
+}
+
+Clocks release_copies(int thread) {
+  Clocks twin(clocks.size());
+  twin[threads + thread] = clocks[threads + thread]++;
+  return twin;
+}
+
+void acquire(int thread, const Clocks& clocks) { join(known[thread], clocks); }
+
+}  // namespace shadow
+}  // namespace cuda_emulator

@@ -1,0 +1,42 @@
+// Who last read and wrote each byte of shared memory: finds races, bytes that nothing in the block has written, and
+// accesses beyond the dynamic part. Happens-before, not chance: a race is found whatever the schedule was.
+//
+// __syncthreads orders all threads, __syncwarp the lanes of its mask, and an mbarrier those who arrived before those
+// who waited. Shuffles order nothing. An asynchronous copy writes as an agent of its own, the twin of its thread, from
+// the moment it is issued, and only an mbarrier orders it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace cuda_emulator {
+
+enum class Access { read, write, atomic, copy };
+
+// What somebody knows: of each agent, the last of its clock's values that is before now.
+using Clocks = std::vector<uint32_t>;
+void join(Clocks& into, const Clocks& from);
+
+namespace shadow {
+
+void start_launch(size_t dynamic_bytes);
+void end_launch();
+void start_block(int threads);
+void end_block();  // checks how much static shared memory was used
+
+// Offsets are from the beginning of all shared memory, rounded down to 1024 bytes.
+bool is_shared(const void* address);
+uint32_t offset_of(const void* address);
+char* address_of(uint32_t offset, size_t bytes, size_t alignment);
+void touch(int thread, uint32_t offset, size_t bytes, Access access);
+
+void order_block();
+void order_warp(int warp, unsigned mask);
+// What the thread, or its copies so far, can tell who waits for it.
+Clocks release(int thread);
+Clocks release_copies(int thread);
+void acquire(int thread, const Clocks& clocks);
+
+}  // namespace shadow
+}  // namespace cuda_emulator

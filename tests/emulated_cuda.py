@@ -1,0 +1,123 @@
+"""The CUDA kernels on CPU tensors: csrc/cuda and its bindings, compiled as C++ against tests/cuda_emulator.
+
+The library registers the kernels in `cogview_ops_emulated`; conftest.py lets tests of `impl="cuda"` run on it where
+there is no GPU. It is kept in build/cuda-emulated until a source, a flag or the compiler changes. CUDA_EMULATOR_SEED
+picks other random schedules.
+"""
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+ROOT = Path(__file__).parents[1]
+EMULATOR = ROOT / "tests" / "cuda_emulator"
+BINDINGS = ROOT / "csrc" / "bindings"
+KEPT = ROOT / "build" / "cuda-emulated"
+NAMESPACE = "cogview_ops_emulated"
+COMPILER = os.environ.get("CXX", "g++").split()
+COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fcf-protection=none", "-Wall", "-Werror"]
+COMMON += ["-Wno-unknown-pragmas", f"-I{EMULATOR / 'include'}"]
+# -fno-extern-tls-init: shared memory has no constructors; no cleanup in kernels when a launch throws
+KERNEL = [*COMMON, "-x", "c++", "-O1", "-g1", "-fno-exceptions", "-fno-extern-tls-init"]
+KERNEL += ["-fsanitize=thread,alignment,bounds", "-fno-sanitize-recover=all"]
+TORCH = ["-isystem" + path for path in include_paths()]
+
+
+class Object(NamedTuple):
+    source: Path
+    flags: list[str]
+
+
+CORE = [Object(path, [*COMMON, "-O2"]) for path in sorted(EMULATOR.glob("*.cpp")) if path.stem != "product"]
+
+
+def product(csrc: Path = ROOT / "csrc") -> list[Object]:
+    """All that the library consists of, the longest to compile first."""
+    kernels = sorted((csrc / "cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)
+    bindings = [csrc / "bindings" / f"{path.stem}_cuda.cpp" for path in kernels]
+    include = ["-O1", "-include", str(EMULATOR / "torch_bindings.h"), *TORCH]
+    return [
+        *(Object(path, KERNEL) for path in kernels),
+        *(Object(path, [*COMMON, *include]) for path in bindings),
+        Object(EMULATOR / "product.cpp", COMMON),
+        *CORE,
+    ]
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why kernels cannot be emulated here, or None."""
+    if torch.cuda.is_available():
+        return "there is a GPU"
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return "its fibers are for Linux on x86-64"
+    if shutil.which(COMPILER[0]) is None:
+        return f"there is no {COMPILER[0]}"
+    macros = subprocess.run([*COMPILER, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True).stdout
+    if "__GNUC__" not in macros or "__clang__" in macros:
+        return f"{COMPILER[0]} is not GCC, whose instrumentation it needs"
+    return None
+
+
+def build(name: str, objects: list[Object], link: list[str] | None = None) -> Path:
+    """The shared library of some objects. A failing compiler is an AssertionError with its words."""
+    version = subprocess.run([*COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
+    headers = {path for x in objects for path in x.source.parents[1].glob("**/*.*h")}
+    texts = [path.read_bytes() for path in sorted(headers | {x.source for x in objects})]
+    state = repr([version, torch.__version__, COMPILER, objects, link, texts])
+    library = KEPT / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for old in KEPT.glob(f"{name}-*.so"):
+        old.unlink(missing_ok=True)
+
+    def run(command: list[str]) -> None:
+        done = subprocess.run([*COMPILER, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    with tempfile.TemporaryDirectory(dir=KEPT) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        targets = [f"{folder}/{k}.o" for k in range(len(objects))]
+        commands = [[*x.flags, "-c", str(x.source), "-o", o] for x, o in zip(objects, targets, strict=True)]
+        list(pool.map(run, commands))
+        run(["-shared", "-o", f"{folder}/whole.so", *targets, *(link or [])])
+        Path(f"{folder}/whole.so").rename(library)
+    return library
+
+
+@functools.cache
+def load() -> Path:
+    """Builds the library where it must be, and makes its operators complete: schemas, fakes, derivatives."""
+    link = [f"-L{path}" for path in library_paths()]
+    library = build("product", product(), [*link, "-ltorch_cpu", "-lc10"])
+    for op in ("pb_relax_softmax", "sandwich_layer_norm"):
+        sys.modules[f"cogview_ops.{op}"].register(NAMESPACE)  # the package's attribute is the function
+    torch.ops.load_library(library)
+    return library
+
+
+def has(op: str) -> bool:
+    """Whether there is a CUDA kernel of this operator to emulate."""
+    return any(f'm.impl("{op}"' in path.read_text() for path in BINDINGS.glob("*_cuda.cpp"))
+
+
+def select(original: Any) -> Any:
+    """`_dispatch.select` that takes CPU tensors for impl="cuda"."""
+
+    def select(op: str, impl: str, x: torch.Tensor) -> Any:
+        if impl == "cuda" and x.device.type in ("cpu", "meta"):
+            return getattr(torch.ops, NAMESPACE)
+        return original(op, impl, x)
+
+    return select
