@@ -39,6 +39,7 @@ class Object(NamedTuple):
     flags: list[str]
 
 
+KERNELS = Object(EMULATOR / "kernels.cu", [*KERNEL, "-fexceptions"])
 CORE = [Object(path, [*COMMON, "-O2"]) for path in sorted(EMULATOR.glob("*.cpp")) if path.stem != "product"]
 
 
@@ -91,7 +92,7 @@ def build(name: str, objects: list[Object], link: list[str] | None = None) -> Pa
         targets = [f"{folder}/{k}.o" for k in range(len(objects))]
         commands = [[*x.flags, "-c", str(x.source), "-o", o] for x, o in zip(objects, targets, strict=True)]
         list(pool.map(run, commands))
-        run(["-shared", "-o", f"{folder}/whole.so", *targets, *(link or [])])
+        run(["-shared", "-Wl,-z,defs", "-o", f"{folder}/whole.so", *targets, *(link or [])])
         Path(f"{folder}/whole.so").rename(library)
     return library
 

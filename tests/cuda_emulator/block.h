@@ -25,6 +25,7 @@ struct Block {
   unsigned ready[kMaxThreads / 32];  // lanes of each warp
   int size, running, arrived;        // threads; not exited; at __syncthreads
   int current = -1;                  // thread, -1: none
+  void* last_access;                 // of a kernel to shared memory: where in its code
 };
 extern Block block;
 

@@ -18,7 +18,8 @@ void set_seed(unsigned seed);  // of all that is random; at first CUDA_EMULATOR_
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*), void* context);
 
-int lane();  // of the fiber that runs
+int current();  // thread of the block, of the fiber that runs
+int lane();
 int warp();
 
 // Waits until all lanes of `mask` are at the same instruction. The last one calls act(mask, lanes), where lanes[l] is
@@ -30,11 +31,12 @@ void synchronize_warp(unsigned mask);
 void synchronize_block();
 void before_atomic(const void* address, size_t bytes);
 
-// Where the dynamic shared memory of the calling thread is. A library has one; see define_dynamic_shared.h.
+// Dynamic shared memory of the calling thread with a guard before and one behind; dynamic_shared.h defines it.
 struct Span {
   char* begin;
   size_t bytes;
 };
+constexpr size_t kDynamicGuard = 1024;
 Span dynamic_shared();
 
 template <class T>

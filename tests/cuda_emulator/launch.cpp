@@ -1,4 +1,6 @@
 // Launches: limits, blocks one after another, warps of a block in random order, and who waits for whom.
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -102,7 +104,7 @@ void run_warp(int w) {
 void run_block() {
   static const Stacks stacks(kMaxThreads);
   const int warps = (block.size + 31) / 32;
-  block.running = block.size, block.arrived = 0, block.current = -1;
+  block.running = block.size, block.arrived = 0, block.current = -1, block.last_access = nullptr;
   std::fill(std::begin(block.ready), std::end(block.ready), 0);
   for (int t = 0; t < 32 * warps; ++t) block.threads[t].state = State::exited;
   for (int t = 0; t < block.size; ++t) {
@@ -142,18 +144,23 @@ void check_limits(const cudaLaunchConfig_t& config, const void* kernel) {
 }  // namespace
 
 void fail(const char* format, ...) {
-  char what[512], text[768];
+  char what[512], text[1024];
   va_list arguments;
   va_start(arguments, format);
   vsnprintf(what, sizeof what, format, arguments);
   va_end(arguments);
-  const int thread = block.current;
-  if (thread >= 0)
-    snprintf(text, sizeof text, "CUDA emulator: %s (block %u %u %u, thread %d, seed %u)", what, blockIdx.x, blockIdx.y,
-             blockIdx.z, thread, first_seed);
-  else
+  if (block.current < 0) {
     snprintf(text, sizeof text, "CUDA emulator: %s (seed %u)", what, first_seed);
-  if (thread < 0) throw std::runtime_error(text);
+    throw std::runtime_error(text);
+  }
+  Dl_info library{};
+  if (block.last_access) dladdr(block.last_access, &library);
+  const char* base = static_cast<const char*>(library.dli_fbase);
+  snprintf(
+      text, sizeof text,
+      "CUDA emulator: %s (block %u %u %u, thread %d, seed %u; last access to shared memory: addr2line -Cfie %s %#zx)",
+      what, blockIdx.x, blockIdx.y, blockIdx.z, block.current, first_seed, library.dli_fname,
+      base ? static_cast<const char*>(block.last_access) - base : 0);
   failure = text;
   suspend(State::exited);
   abort();
@@ -169,6 +176,7 @@ unsigned random_below(unsigned n) {
   return (random_state >> 32) * n >> 32;
 }
 
+int current() { return block.current; }
 int lane() { return block.current % 32; }
 int warp() { return block.current / 32; }
 

@@ -1,3 +1,3 @@
-#include "define_dynamic_shared.h"
+#include "dynamic_shared.h"
 
-CUDA_EMULATOR_DYNAMIC_SHARED(cogview::cuda, memory)
+CUDA_EMULATOR_DYNAMIC_SHARED("_ZN7cogview4cuda6memoryE")

@@ -8,9 +8,10 @@ using namespace cuda_emulator;
 
 namespace {
 
-void see(const void* address, size_t bytes, Access access) {
-  if (shadow::is_shared(address) && block.current >= 0)
-    shadow::touch(block.current, shadow::offset_of(address), bytes, access);
+__attribute__((always_inline)) inline void see(const void* address, size_t bytes, Access access) {
+  if (!shadow::is_shared(address) || block.current < 0) return;
+  block.last_access = static_cast<char*>(__builtin_return_address(0)) - 1;  // within the call
+  shadow::touch(block.current, shadow::offset_of(address), bytes, access);
 }
 
 // Layouts of GCC's libubsan.

@@ -29,11 +29,12 @@ struct Cell {
   Record write, reads[2];
 };
 
-char* base;         // of shared memory, rounded down; null: nothing runs
-size_t begin, end;  // offsets of all of it
-size_t dynamic, dynamic_bytes, dynamic_room;
-size_t static_bytes;  // written in this block: what a kernel uses of static memory, or less
-size_t low, high;     // of what was touched since it was poisoned
+char* base;                     // of shared memory, rounded down; null: nothing runs
+size_t begin, end;              // offsets of all of it
+size_t dynamic, dynamic_bytes;  // of this launch
+size_t room, room_end;          // the same with its guards
+size_t static_bytes;            // written in this block: what a kernel uses of static memory, or less
+size_t low, high;               // of what was touched since it was poisoned
 std::unique_ptr<Cell[]> cells;
 size_t cell_count;
 
@@ -66,19 +67,19 @@ bool ordered(const Record& before, int thread) {
   return knows(common) || knows(known[thread]);
 }
 
-bool is_dynamic(uint32_t offset) { return offset >= dynamic && offset < dynamic + dynamic_room; }
+bool is_dynamic(uint32_t offset) { return offset >= room && offset < room_end; }
 
 // A byte in words.
 struct Place {
   const char* part;
-  size_t offset;
+  ptrdiff_t offset;
   explicit Place(uint32_t at)
-      : part(is_dynamic(at) ? "dynamic" : "static"), offset(is_dynamic(at) ? at - dynamic : at) {}
+      : part(is_dynamic(at) ? "dynamic" : "static"), offset(is_dynamic(at) ? ptrdiff_t(at) - ptrdiff_t(dynamic) : at) {}
 };
 
 [[noreturn]] void race(int thread, const char* does, const Record& before, const char* did, uint32_t at) {
   const bool copied = before.agent >= threads;
-  fail("race on %s shared memory at offset %zu: thread %d %s what %sthread %d %s, and nothing orders them",
+  fail("race on %s shared memory at offset %td: thread %d %s what %sthread %d %s, and nothing orders them",
        Place(at).part, Place(at).offset, thread, does, copied ? "an asynchronous copy of " : "", before.agent % threads,
        copied ? "writes" : did);
 }
@@ -92,8 +93,9 @@ void start_launch(size_t bytes) {
   if (!all.begin) fail("the shared memory of this library was not found");
   base = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(all.begin) & ~uintptr_t(1023));
   begin = all.begin - base, end = begin + all.bytes;
-  const Span room = dynamic_shared();
-  dynamic = room.begin - base, dynamic_room = room.bytes, dynamic_bytes = bytes;
+  const Span whole = dynamic_shared();
+  room = whole.begin - base, room_end = room + whole.bytes;
+  dynamic = room + kDynamicGuard, dynamic_bytes = bytes;
   if (cell_count < end) cells.reset(new Cell[cell_count = end]);
   low = end, high = 0;
 }
@@ -129,8 +131,8 @@ char* address_of(uint32_t offset, size_t bytes, size_t alignment) {
 }
 
 void touch(int thread, uint32_t offset, size_t bytes, Access access) {
-  if (is_dynamic(offset) && offset + bytes > dynamic + dynamic_bytes)
-    fail("access to %zu bytes at offset %zu of %zu bytes of dynamic shared memory", bytes, Place(offset).offset,
+  if (is_dynamic(offset) && (offset < dynamic || offset + bytes > dynamic + dynamic_bytes))
+    fail("access to %zu bytes at offset %td of %zu bytes of dynamic shared memory", bytes, Place(offset).offset,
          dynamic_bytes);
   if (offset + bytes > end) fail("access beyond all shared memory at offset %u", offset);
   if (!is_dynamic(offset)) low = std::min<size_t>(low, offset), high = std::max<size_t>(high, offset + bytes);
@@ -141,7 +143,7 @@ void touch(int thread, uint32_t offset, size_t bytes, Access access) {
     Cell& cell = cells[at];
     const bool written = cell.write.epoch >= first_epoch;
     if (!written && (!writes || atomic))
-      fail("read of %s shared memory at offset %zu, which nothing in this block has written", Place(at).part,
+      fail("read of %s shared memory at offset %td, which nothing in this block has written", Place(at).part,
            Place(at).offset);
     if (!ordered(cell.write, thread) && !(atomic && cell.write.atomic))
       race(thread, writes ? "writes" : "reads", cell.write, "wrote", at);
@@ -157,6 +159,18 @@ void touch(int thread, uint32_t offset, size_t bytes, Access access) {
       *slot = now;
     }
   }
+}
+
+void load(int thread, uint32_t offset, void* to, size_t bytes) {
+  const char* from = address_of(offset, bytes, bytes);
+  touch(thread, offset, bytes, Access::read);
+  memcpy(to, from, bytes);
+}
+
+void store(int thread, uint32_t offset, const void* from, size_t bytes) {
+  char* to = address_of(offset, bytes, bytes);
+  touch(thread, offset, bytes, Access::write);
+  memcpy(to, from, bytes);
 }
 
 void order_block() {

@@ -30,6 +30,8 @@ bool is_shared(const void* address);
 uint32_t offset_of(const void* address);
 char* address_of(uint32_t offset, size_t bytes, size_t alignment);
 void touch(int thread, uint32_t offset, size_t bytes, Access access);
+void load(int thread, uint32_t offset, void* to, size_t bytes);  // aligned to `bytes`
+void store(int thread, uint32_t offset, const void* from, size_t bytes);
 
 void order_block();
 void order_warp(int warp, unsigned mask);
