@@ -7,11 +7,12 @@ picks other random schedules.
 
 import functools
 import hashlib
+import importlib
 import os
 import platform
+import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,8 +40,12 @@ class Object(NamedTuple):
     flags: list[str]
 
 
+def of_emulator(stem: str) -> Object:
+    return Object(EMULATOR / f"{stem}.cpp", [*COMMON, "-O2"])
+
+
+CORE = [of_emulator(stem) for stem in ("launch", "shadow", "async", "sanitizers")]
 KERNELS = Object(EMULATOR / "kernels.cu", [*KERNEL, "-fexceptions"])
-CORE = [Object(path, [*COMMON, "-O2"]) for path in sorted(EMULATOR.glob("*.cpp")) if path.stem != "product"]
 
 
 def product(csrc: Path = ROOT / "csrc") -> list[Object]:
@@ -51,9 +56,27 @@ def product(csrc: Path = ROOT / "csrc") -> list[Object]:
     return [
         *(Object(path, KERNEL) for path in kernels),
         *(Object(path, [*COMMON, *include]) for path in bindings),
-        Object(EMULATOR / "product.cpp", COMMON),
+        of_emulator("product"),
         *CORE,
     ]
+
+
+def softmax(csrc: Path) -> list[Object]:
+    """One kernel in float32 without torch, a second or two to compile."""
+    kernel = Object(csrc / "cuda" / "pb_relax_softmax.cu", [*KERNEL, "-DCOGVIEW_ONE_DTYPE=f32"])
+    return [kernel, of_emulator("softmax"), of_emulator("product"), *CORE]
+
+
+def reached(files: list[Path]) -> list[Path]:
+    """The files and what they include of ours, in order."""
+    seen: set[Path] = set()
+    todo = list(files)
+    while todo:
+        path = todo.pop().resolve()
+        if path not in seen:
+            seen.add(path)
+            todo += [path.parent / name for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)]
+    return sorted(seen)
 
 
 @functools.cache
@@ -71,29 +94,43 @@ def missing() -> str | None:
     return None
 
 
+def run(*command: str) -> None:
+    done = subprocess.run([*COMPILER, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@functools.cache
+def version() -> str:
+    return subprocess.run([*COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def compiled(x: Object) -> Path:
+    """The object file, beside a source that is itself in the build folder."""
+    texts = [path.read_bytes() for path in reached([x.source, *EMULATOR.rglob("*.h")])]
+    state = repr([version(), torch.__version__, x, texts])
+    folder = x.source.parent if KEPT in x.source.parents else KEPT
+    target = folder / f"{x.source.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.o"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            run(*x.flags, "-c", str(x.source), "-o", f"{unfinished}/x.o")
+            for old in folder.glob(f"{x.source.stem}-*.o"):
+                old.unlink(missing_ok=True)
+            Path(f"{unfinished}/x.o").rename(target)
+    return target
+
+
 def build(name: str, objects: list[Object], link: list[str] | None = None) -> Path:
     """The shared library of some objects. A failing compiler is an AssertionError with its words."""
-    version = subprocess.run([*COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
-    headers = {path for x in objects for path in x.source.parents[1].glob("**/*.*h")}
-    texts = [path.read_bytes() for path in sorted(headers | {x.source for x in objects})]
-    state = repr([version, torch.__version__, COMPILER, objects, link, texts])
-    library = KEPT / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.so"
-    if library.exists():
-        return library
     KEPT.mkdir(parents=True, exist_ok=True)
-    for old in KEPT.glob(f"{name}-*.so"):
-        old.unlink(missing_ok=True)
-
-    def run(command: list[str]) -> None:
-        done = subprocess.run([*COMPILER, *command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    with tempfile.TemporaryDirectory(dir=KEPT) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        targets = [f"{folder}/{k}.o" for k in range(len(objects))]
-        commands = [[*x.flags, "-c", str(x.source), "-o", o] for x, o in zip(objects, targets, strict=True)]
-        list(pool.map(run, commands))
-        run(["-shared", "-Wl,-z,defs", "-o", f"{folder}/whole.so", *targets, *(link or [])])
-        Path(f"{folder}/whole.so").rename(library)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        files = [str(path) for path in pool.map(compiled, objects)]
+    library = KEPT / f"{name}-{hashlib.sha256(repr([files, link]).encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=KEPT) as unfinished:
+            run("-shared", "-Wl,-z,defs", "-o", f"{unfinished}/x.so", *files, *(link or []))
+            for old in KEPT.glob(f"{name}-*.so"):
+                old.unlink(missing_ok=True)
+            Path(f"{unfinished}/x.so").rename(library)
     return library
 
 
@@ -103,9 +140,16 @@ def load() -> Path:
     link = [f"-L{path}" for path in library_paths()]
     library = build("product", product(), [*link, "-ltorch_cpu", "-lc10"])
     for op in ("pb_relax_softmax", "sandwich_layer_norm"):
-        sys.modules[f"cogview_ops.{op}"].register(NAMESPACE)  # the package's attribute is the function
+        importlib.import_module(f"cogview_ops.{op}").register(NAMESPACE)
     torch.ops.load_library(library)
     return library
+
+
+def kernels(library: Path) -> dict[int, str]:
+    """Address and name of all instances of the product's kernels."""
+    names = subprocess.run(["nm", "-C", library], capture_output=True, text=True, check=True).stdout
+    kernel = r"^(\w+) t void cogview::cuda::\(anonymous namespace\)::(\w+<.*>)\(cogview::.*Args, .*\)$"
+    return {int(at, 16): name for at, name in re.findall(kernel, names, re.MULTILINE)}
 
 
 def has(op: str) -> bool:

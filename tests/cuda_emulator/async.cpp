@@ -42,7 +42,7 @@ Barrier& at(uint32_t barrier) {
 // By the thread that runs: it must have seen the initialisation.
 Barrier& use(uint32_t barrier) {
   Barrier& found = at(barrier);
-  shadow::touch(block.current, barrier, 8, Access::atomic);
+  shadow::touch(block.current, barrier, 8, Access::observe);
   return found;
 }
 

@@ -187,6 +187,8 @@ void suspend(State why) {
   cuda_emulator_switch(&me.stack_pointer, scheduler);
 }
 
+static bool same_instruction(const char* a, const char* b) { return a == b || !strcmp(a, b); }
+
 void meet(const char* instruction, unsigned mask, void* mine, Act act) {
   const int l = lane(), first = 32 * warp();
   if (!(mask >> l & 1)) fail("%s: lane %d is not in its mask %08x", instruction, l, mask);
@@ -195,7 +197,8 @@ void meet(const char* instruction, unsigned mask, void* mine, Act act) {
   for (int other = 0; other < 32; ++other) {
     if (other == l || !(mask >> other & 1)) continue;
     const Thread& they = block.threads[first + other];
-    const bool meeting = they.state == State::meeting, same = meeting && !strcmp(they.instruction, instruction);
+    const bool meeting = they.state == State::meeting,
+               same = meeting && same_instruction(they.instruction, instruction);
     all &= same && they.mask == mask;
     // lanes that wait for others first are waited for
     if (they.state == State::exited)

@@ -29,8 +29,6 @@ struct Cell {
   Record write, reads[2];
 };
 
-char* base;                     // of shared memory, rounded down; null: nothing runs
-size_t begin, end;              // offsets of all of it
 size_t dynamic, dynamic_bytes;  // of this launch
 size_t room, room_end;          // the same with its guards
 size_t static_bytes;            // written in this block: what a kernel uses of static memory, or less
@@ -119,11 +117,6 @@ void end_block() {
     fail("too much shared memory: %zu bytes static and %zu dynamic", static_bytes, dynamic_bytes);
 }
 
-bool is_shared(const void* address) {
-  return static_cast<size_t>(static_cast<const char*>(address) - base - begin) < end - begin;
-}
-uint32_t offset_of(const void* address) { return static_cast<const char*>(address) - base; }
-
 char* address_of(uint32_t offset, size_t bytes, size_t alignment) {
   if (offset % alignment) fail("misaligned access to %zu bytes of shared memory at offset %u", bytes, offset);
   if (offset < begin || offset + bytes > end) fail("access beyond all shared memory at offset %u", offset);
@@ -136,7 +129,8 @@ void touch(int thread, uint32_t offset, size_t bytes, Access access) {
          dynamic_bytes);
   if (offset + bytes > end) fail("access beyond all shared memory at offset %u", offset);
   if (!is_dynamic(offset)) low = std::min<size_t>(low, offset), high = std::max<size_t>(high, offset + bytes);
-  const bool copy = access == Access::copy, atomic = access == Access::atomic, writes = access != Access::read;
+  const bool copy = access == Access::copy, atomic = access == Access::atomic;
+  const bool writes = copy || atomic || access == Access::write;
   const uint16_t agent = copy ? threads + thread : thread;
   const Record now{epoch, clocks[agent], agent, atomic};
   for (uint32_t at = offset; at < offset + bytes; ++at) {
@@ -152,7 +146,7 @@ void touch(int thread, uint32_t offset, size_t bytes, Access access) {
         if (!ordered(read, thread)) race(thread, "writes", read, "read", at);
       if (!written && !is_dynamic(at)) ++static_bytes;
       cell = {now, {}};
-    } else {
+    } else if (access == Access::read) {
       Record* slot = &cell.reads[random_below(2)];
       for (Record& read : cell.reads)
         if (ordered(read, thread)) slot = &read;

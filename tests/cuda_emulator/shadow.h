@@ -12,7 +12,7 @@
 
 namespace cuda_emulator {
 
-enum class Access { read, write, atomic, copy };
+enum class Access { read, write, atomic, copy, observe };  // observe: a read that a write may follow
 
 // What somebody knows: of each agent, the last of its clock's values that is before now.
 using Clocks = std::vector<uint32_t>;
@@ -25,9 +25,14 @@ void end_launch();
 void start_block(int threads);
 void end_block();  // checks how much static shared memory was used
 
-// Offsets are from the beginning of all shared memory, rounded down to 1024 bytes.
-bool is_shared(const void* address);
-uint32_t offset_of(const void* address);
+// All shared memory while a launch runs. Offsets are from its beginning, rounded down to 1024 bytes.
+inline char* base;
+inline size_t begin, end;
+
+inline bool is_shared(const void* address) {
+  return static_cast<size_t>(static_cast<const char*>(address) - base - begin) < end - begin;
+}
+inline uint32_t offset_of(const void* address) { return static_cast<const char*>(address) - base; }
 char* address_of(uint32_t offset, size_t bytes, size_t alignment);
 void touch(int thread, uint32_t offset, size_t bytes, Access access);
 void load(int thread, uint32_t offset, void* to, size_t bytes);  // aligned to `bytes`
