@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import emulated_cuda
 import pytest
 import torch
 from torch import Tensor
@@ -107,13 +108,19 @@ def skip_slow(impl: str, unless: bool = False) -> None:
 
 
 def unavailable(op: str, impl: str) -> str | None:
-    reason = _dispatch.reason_unavailable(op if op.endswith("_decode") else f"{op}_fwd", impl)
+    name = op if op.endswith("_decode") else f"{op}_fwd"
+    if impl == "cuda" and not torch.cuda.is_available() and emulated_cuda.has(name):
+        return emulated_cuda.missing()
+    reason = _dispatch.reason_unavailable(name, impl)
     if reason is None and impl != "cpp" and not interpreted(impl) and not torch.cuda.is_available():
         reason = "no GPU"
     return reason
 
 
 def device_of(impl: str) -> str:
+    """Where its tensors are; without a GPU CUDA kernels are emulated or not there."""
+    if impl == "cuda":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     return "cpu" if impl in ("cpp", "reference") or interpreted(impl) else "cuda"
 
 

@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import emulated_cuda
 import pytest
 import torch
 
@@ -20,6 +22,20 @@ def triton_version() -> tuple[int, ...]:
 
 if not torch.cuda.is_available() and triton_version() >= (3, 7):  # the interpreter of 3.6 fails with numpy 2.4
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its kernels run on CPU tensors
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> Path:
+    return emulated_cuda.load()
+
+
+@pytest.fixture(autouse=True)
+def emulate_cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a test with impl="cuda", CPU tensors are taken where there is no GPU."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if parameters.get("impl") == "cuda" and not torch.cuda.is_available():
+        request.getfixturevalue("emulated_library")
+        monkeypatch.setattr(_dispatch, "select", emulated_cuda.select(_dispatch.select))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from emulated_cuda import reached
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
 ROOT = Path(__file__).parents[1]
@@ -34,18 +35,6 @@ class Kernel(NamedTuple):
 
 
 Builds = dict[tuple[str, str], list[Kernel]]  # of (file stem, architecture)
-
-
-def reached(files: list[Path]) -> list[Path]:
-    """The files and what they include of ours, in order."""
-    seen: set[Path] = set()
-    todo = list(files)
-    while todo:
-        path = todo.pop().resolve()
-        if path not in seen:
-            seen.add(path)
-            todo += [path.parent / name for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)]
-    return sorted(seen)
 
 
 def compiled(file: Path, arch: str) -> list[Kernel]:

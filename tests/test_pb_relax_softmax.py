@@ -42,6 +42,7 @@ CASES = [
     softmax("vector", 40),
     softmax("large_alpha", 4, 70, alpha=32.0),
     softmax("mask", 2, 3, 5, 37, mask=(2, 3, 5, 37)),
+    softmax("aligned_mask", 2, 5, 48, mask=(2, 5, 48)),
     softmax("key_mask", 2, 3, 5, 37, mask=(2, 1, 1, 37)),
     softmax("row_mask", 2, 3, 5, 37, mask=(5, 1)),
     softmax("head_mask", 2, 3, 5, 70, mask=(3, 1, 70)),
@@ -51,9 +52,10 @@ CASES = [
     softmax("causal_mask", 2, 3, 8, 23, causal=True, mask=(8, 23)),
 ]
 SOME = CASES[7:]
+LONGEST = softmax("longest_row", 1, 16416)  # no GPU kernel keeps it in registers
 
 
-@each_impl(OP, CASES)
+@each_impl(OP, [*CASES, LONGEST])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_truth(impl: str, case: Case, dtype: torch.dtype) -> None:
     skip_uncomputable(dtype, impl)

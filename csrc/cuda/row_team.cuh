@@ -67,6 +67,25 @@ struct RowTeam {
   }
 };
 
+// This block's dynamic shared memory.
+__device__ inline void* dynamic_shared() {
+  extern __shared__ double memory[];
+  return memory;
+}
+
+// kernel<<<grid, threads, shared, stream>>>(arguments...) in plain C++, and the error that it left.
+template <class... Parameters, class... Arguments>
+cudaError_t start(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared, cudaStream_t stream,
+                  const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  cudaLaunchKernelEx(&config, kernel, arguments...);
+  return cudaGetLastError();
+}
+
 // How many threads take a row of which each may keep `kept` elements in registers.
 struct RowLaunch {
   int team = kMinTeam, threads;
@@ -100,8 +119,7 @@ struct RowLaunch {
                          cudaStream_t stream) const {
     if (rows == 0) return cudaSuccess;
     if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
-    kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(args, rows, team);
-    return cudaGetLastError();
+    return start(kernel, dim3(static_cast<unsigned>(blocks)), threads, shared, stream, args, rows, team);
   }
 };
 

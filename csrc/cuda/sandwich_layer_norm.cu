@@ -189,8 +189,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   using J = Column<kPacks>;
   __shared__ A warps[2][2][2][32];
   __shared__ A teams[32 * (sizeof(A) == 8 ? 4 : 16)];  // a row that several teams of a block can take
-  extern __shared__ double memory[];
-  A* const shared = kPacks == 0 && a.sums_in_shared ? reinterpret_cast<A*>(memory) : nullptr;
+  A* const shared = kPacks == 0 && a.sums_in_shared ? static_cast<A*>(dynamic_shared()) : nullptr;
   const RowTeam team(team_size);
   const J cols = a.cols;
   ParameterSums<A, W, kPacks> pre(a, a.pre, team, shared);
@@ -394,8 +393,7 @@ cudaError_t sandwich_layer_norm_bwd(const LayerNormArgs& args, int64_t rows, cud
     const cudaError_t error = launch.error == cudaSuccess ? launch(launch.kernel, a, rows, stream) : launch.error;
     if (error != cudaSuccess) return error;
     const dim3 grid(static_cast<unsigned>((a.cols + kColumns - 1) / kColumns), a.dpost_weight ? 4 : 2);
-    total<T><<<grid, kColumns * kParts, 0, stream>>>(a, launch.blocks);
-    return cudaGetLastError();
+    return start(total<T>, grid, kColumns * kParts, 0, stream, a, launch.blocks);
   });
 }
 

@@ -1,0 +1,40 @@
+// The block of threads that runs, as the parts of the emulator see it.
+#pragma once
+
+#include <cstdint>
+
+#include "emulator.h"
+
+namespace cuda_emulator {
+
+constexpr int kMaxThreads = 1024;
+constexpr size_t kMaxShared = 227 * 1024, kDefaultShared = 48 * 1024;
+
+enum class State { ready, meeting, at_barrier, at_mbarrier, exited };
+
+struct Thread {
+  void* stack_pointer;
+  State state;
+  const char* instruction;  // meeting: what, with whom, and this lane's part of it
+  unsigned mask;
+  void* mine;
+};
+
+struct Block {
+  Thread threads[kMaxThreads];
+  unsigned ready[kMaxThreads / 32];  // lanes of each warp
+  int size, running, arrived;        // threads; not exited; at __syncthreads
+  int current = -1;                  // thread, -1: none
+  void* last_access;                 // of a kernel to shared memory: where in its code
+};
+extern Block block;
+
+inline void make_ready(int thread) {
+  block.threads[thread].state = State::ready;
+  block.ready[thread / 32] |= 1u << thread % 32;
+}
+
+// Gives way to others until this thread is ready again.
+void suspend(State why);
+
+}  // namespace cuda_emulator

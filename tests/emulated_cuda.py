@@ -1,0 +1,168 @@
+"""The CUDA kernels on CPU tensors: csrc/cuda and its bindings, compiled as C++ against tests/cuda_emulator.
+
+The library registers the kernels in `cogview_ops_emulated`; conftest.py lets tests of `impl="cuda"` run on it where
+there is no GPU. It is kept in build/cuda-emulated until a source, a flag or the compiler changes. CUDA_EMULATOR_SEED
+picks other random schedules.
+"""
+
+import functools
+import hashlib
+import importlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+ROOT = Path(__file__).parents[1]
+EMULATOR = ROOT / "tests" / "cuda_emulator"
+BINDINGS = ROOT / "csrc" / "bindings"
+KEPT = ROOT / "build" / "cuda-emulated"
+NAMESPACE = "cogview_ops_emulated"
+COMPILER = os.environ.get("CXX", "g++").split()
+COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fcf-protection=none", "-Wall", "-Werror"]
+COMMON += ["-Wno-unknown-pragmas", f"-I{EMULATOR / 'include'}"]
+# -fno-extern-tls-init: shared memory has no constructors; no cleanup in kernels when a launch throws
+KERNEL = [*COMMON, "-x", "c++", "-O1", "-g1", "-fno-exceptions", "-fno-extern-tls-init"]
+KERNEL += ["-fsanitize=thread,alignment,bounds", "-fno-sanitize-recover=all"]
+TORCH = ["-isystem" + path for path in include_paths()]
+
+
+class Object(NamedTuple):
+    source: Path
+    flags: list[str]
+
+
+def of_emulator(stem: str) -> Object:
+    return Object(EMULATOR / f"{stem}.cpp", [*COMMON, "-O2"])
+
+
+CORE = [of_emulator(stem) for stem in ("launch", "shadow", "async", "sanitizers")]
+KERNELS = Object(EMULATOR / "kernels.cu", [*KERNEL, "-fexceptions"])
+
+
+def product(csrc: Path = ROOT / "csrc") -> list[Object]:
+    """All that the library consists of, the longest to compile first."""
+    kernels = sorted((csrc / "cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)
+    bindings = [csrc / "bindings" / f"{path.stem}_cuda.cpp" for path in kernels]
+    include = ["-O1", "-include", str(EMULATOR / "torch_bindings.h"), *TORCH]
+    return [
+        *(Object(path, KERNEL) for path in kernels),
+        *(Object(path, [*COMMON, *include]) for path in bindings),
+        of_emulator("product"),
+        *CORE,
+    ]
+
+
+def softmax(csrc: Path) -> list[Object]:
+    """One kernel in float32 without torch, a second or two to compile."""
+    kernel = Object(csrc / "cuda" / "pb_relax_softmax.cu", [*KERNEL, "-DCOGVIEW_ONE_DTYPE=f32"])
+    return [kernel, of_emulator("softmax"), of_emulator("product"), *CORE]
+
+
+def reached(files: list[Path]) -> list[Path]:
+    """The files and what they include of ours, in order."""
+    seen: set[Path] = set()
+    todo = list(files)
+    while todo:
+        path = todo.pop().resolve()
+        if path not in seen:
+            seen.add(path)
+            todo += [path.parent / name for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)]
+    return sorted(seen)
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why kernels cannot be emulated here, or None."""
+    if torch.cuda.is_available():
+        return "there is a GPU"
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return "its fibers are for Linux on x86-64"
+    if shutil.which(COMPILER[0]) is None:
+        return f"there is no {COMPILER[0]}"
+    macros = subprocess.run([*COMPILER, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True).stdout
+    if "__GNUC__" not in macros or "__clang__" in macros:
+        return f"{COMPILER[0]} is not GCC, whose instrumentation it needs"
+    return None
+
+
+def run(*command: str) -> None:
+    done = subprocess.run([*COMPILER, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@functools.cache
+def version() -> str:
+    return subprocess.run([*COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def compiled(x: Object) -> Path:
+    """The object file, beside a source that is itself in the build folder."""
+    texts = [path.read_bytes() for path in reached([x.source, *EMULATOR.rglob("*.h")])]
+    state = repr([version(), torch.__version__, x, texts])
+    folder = x.source.parent if KEPT in x.source.parents else KEPT
+    target = folder / f"{x.source.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.o"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            run(*x.flags, "-c", str(x.source), "-o", f"{unfinished}/x.o")
+            for old in folder.glob(f"{x.source.stem}-*.o"):
+                old.unlink(missing_ok=True)
+            Path(f"{unfinished}/x.o").rename(target)
+    return target
+
+
+def build(name: str, objects: list[Object], link: list[str] | None = None) -> Path:
+    """The shared library of some objects. A failing compiler is an AssertionError with its words."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        files = [str(path) for path in pool.map(compiled, objects)]
+    library = KEPT / f"{name}-{hashlib.sha256(repr([files, link]).encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=KEPT) as unfinished:
+            run("-shared", "-Wl,-z,defs", "-o", f"{unfinished}/x.so", *files, *(link or []))
+            for old in KEPT.glob(f"{name}-*.so"):
+                old.unlink(missing_ok=True)
+            Path(f"{unfinished}/x.so").rename(library)
+    return library
+
+
+@functools.cache
+def load() -> Path:
+    """Builds the library where it must be, and makes its operators complete: schemas, fakes, derivatives."""
+    link = [f"-L{path}" for path in library_paths()]
+    library = build("product", product(), [*link, "-ltorch_cpu", "-lc10"])
+    for op in ("pb_relax_softmax", "sandwich_layer_norm"):
+        importlib.import_module(f"cogview_ops.{op}").register(NAMESPACE)
+    torch.ops.load_library(library)
+    return library
+
+
+def kernels(library: Path) -> dict[int, str]:
+    """Address and name of all instances of the product's kernels."""
+    names = subprocess.run(["nm", "-C", library], capture_output=True, text=True, check=True).stdout
+    kernel = r"^(\w+) t void cogview::cuda::\(anonymous namespace\)::(\w+<.*>)\(cogview::.*Args, .*\)$"
+    return {int(at, 16): name for at, name in re.findall(kernel, names, re.MULTILINE)}
+
+
+def has(op: str) -> bool:
+    """Whether there is a CUDA kernel of this operator to emulate."""
+    return any(f'm.impl("{op}"' in path.read_text() for path in BINDINGS.glob("*_cuda.cpp"))
+
+
+def select(original: Any) -> Any:
+    """`_dispatch.select` that takes CPU tensors for impl="cuda"."""
+
+    def select(op: str, impl: str, x: torch.Tensor) -> Any:
+        if impl == "cuda" and x.device.type in ("cpu", "meta"):
+            return getattr(torch.ops, NAMESPACE)
+        return original(op, impl, x)
+
+    return select
