@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import each_impl, interpreted
+from common import device_of, each_impl
 
 from benchmarks import cases
 from cogview_ops import layer_norm, pb_relax_softmax, sandwich_layer_norm
@@ -20,7 +20,7 @@ ROWS = 2**15 + 8
 
 
 def needs_memory(impl: str, tensors: int) -> None:
-    if impl == "cpp" or interpreted(impl):
+    if device_of(impl) == "cpu":
         pytest.skip("the CPU kernels' 64-bit offsets need 8 GB and minutes")
     free = torch.cuda.mem_get_info()[0]
     if free < (tensors + 1) * 2 * WIDE * ROWS:
