@@ -27,7 +27,7 @@ struct Block {
   int size, running, arrived;        // threads; not exited; at __syncthreads
   int current = -1;                  // thread, -1: none
   std::string failure;               // a fiber's
-  void* last_access;                 // of a kernel to shared memory: where in its code
+  void* code;                        // a kernel's, whose last access to shared memory or last error this is
 };
 extern Block block;
 

@@ -48,14 +48,13 @@ void fail(const char* format, ...) {
     snprintf(text, sizeof text, "CUDA emulator: %s (seed %u)", what, first_seed);
     throw std::runtime_error(text);
   }
-  Dl_info library{};
-  if (block.last_access) dladdr(block.last_access, &library);
-  const char* base = static_cast<const char*>(library.dli_fbase);
-  snprintf(
-      text, sizeof text,
-      "CUDA emulator: %s (block %u %u %u, thread %d, seed %u; last access to shared memory: addr2line -Cfie %s %#zx)",
-      what, blockIdx.x, blockIdx.y, blockIdx.z, block.current, first_seed, library.dli_fname,
-      base ? static_cast<const char*>(block.last_access) - base : 0);
+  int used = snprintf(text, sizeof text, "CUDA emulator: %s (block %u %u %u, thread %d, seed %u", what, blockIdx.x,
+                      blockIdx.y, blockIdx.z, block.current, first_seed);
+  Dl_info library;
+  if (block.code && dladdr(block.code, &library))
+    used += snprintf(text + used, sizeof text - used, "; code: addr2line -Cfie %s %#tx", library.dli_fname,
+                     static_cast<char*>(block.code) - static_cast<char*>(library.dli_fbase));
+  snprintf(text + used, sizeof text - used, ")");
   block.failure = text;
   suspend(State::exited);
   abort();

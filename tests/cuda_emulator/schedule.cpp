@@ -93,7 +93,7 @@ void run_block(void (*body)(void*), void* context) {
   kernel_body = body, kernel_context = context;
   static const Stacks stacks(kMaxThreads);
   const int warps = (block.size + 31) / 32;
-  block.running = block.size, block.arrived = 0, block.current = -1, block.last_access = nullptr;
+  block.running = block.size, block.arrived = 0, block.current = -1, block.code = nullptr;
   std::fill(std::begin(block.ready), std::end(block.ready), 0);
   for (int t = 0; t < 32 * warps; ++t) block.threads[t].state = State::exited;
   for (int t = 0; t < block.size; ++t) {
