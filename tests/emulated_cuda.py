@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
+from cogview_ops import _dispatch
+
 ROOT = Path(__file__).parents[1]
 EMULATOR = ROOT / "tests" / "cuda_emulator"
 BINDINGS = ROOT / "csrc" / "bindings"
@@ -44,8 +46,8 @@ def of_emulator(stem: str) -> Object:
     return Object(EMULATOR / f"{stem}.cpp", [*COMMON, "-O2"])
 
 
-CORE = [of_emulator(stem) for stem in ("launch", "shadow", "async", "sanitizers")]
-KERNELS = Object(EMULATOR / "kernels.cu", [*KERNEL, "-fexceptions"])
+CORE = [of_emulator(stem) for stem in ("launch", "schedule", "shadow", "async", "sanitizers")]
+KERNELS = [Object(EMULATOR / f"{stem}.cu", [*KERNEL, "-fexceptions"]) for stem in ("kernels", "pipelines")]
 
 
 def product(csrc: Path = ROOT / "csrc") -> list[Object]:
@@ -88,6 +90,8 @@ def missing() -> str | None:
         return "its fibers are for Linux on x86-64"
     if shutil.which(COMPILER[0]) is None:
         return f"there is no {COMPILER[0]}"
+    if _dispatch._C and "sanitizers" in _dispatch._C.compiler():
+        return "sanitizers do not follow its fibers"
     macros = subprocess.run([*COMPILER, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True).stdout
     if "__GNUC__" not in macros or "__clang__" in macros:
         return f"{COMPILER[0]} is not GCC, whose instrumentation it needs"

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(emulated_cuda.missing() is not None, reason=str(
 
 @pytest.fixture(scope="module")
 def library() -> Any:
-    path = emulated_cuda.build("kernels", [emulated_cuda.KERNELS, *emulated_cuda.CORE])
+    path = emulated_cuda.build("kernels", [*emulated_cuda.KERNELS, *emulated_cuda.CORE])
     library = ctypes.CDLL(str(path))
     library.run.restype = ctypes.c_char_p
     return library

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "emulator.h"
 
@@ -25,7 +26,8 @@ struct Block {
   unsigned ready[kMaxThreads / 32];  // lanes of each warp
   int size, running, arrived;        // threads; not exited; at __syncthreads
   int current = -1;                  // thread, -1: none
-  void* last_access;                 // of a kernel to shared memory: where in its code
+  std::string failure;               // a fiber's
+  void* code;                        // a kernel's, whose last access to shared memory or last error this is
 };
 extern Block block;
 
@@ -33,6 +35,9 @@ inline void make_ready(int thread) {
   block.threads[thread].state = State::ready;
   block.ready[thread / 32] |= 1u << thread % 32;
 }
+
+// Runs all of it: as many threads as block.size, each a call of body(context).
+void run_block(void (*body)(void*), void* context);
 
 // Gives way to others until this thread is ready again.
 void suspend(State why);

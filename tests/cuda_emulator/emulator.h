@@ -8,11 +8,15 @@
 
 #include <cuda_runtime_api.h>
 
+// Of the fiber that runs, set by the scheduler.
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
 namespace cuda_emulator {
 
 // Ends the launch with std::runtime_error. From a fiber too: the launch throws it, and fibers are dropped as they are.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
+unsigned random_bits();
 unsigned random_below(unsigned n);
 void set_seed(unsigned seed);  // of all that is random; at first CUDA_EMULATOR_SEED or 1
 

@@ -10,7 +10,7 @@ namespace {
 
 __attribute__((always_inline)) inline void see(const void* address, size_t bytes, Access access) {
   if (!shadow::is_shared(address) || block.current < 0) return;
-  block.last_access = static_cast<char*>(__builtin_return_address(0)) - 1;  // within the call
+  block.code = static_cast<char*>(__builtin_return_address(0)) - 1;  // within the call
   shadow::touch(block.current, shadow::offset_of(address), bytes, access);
 }
 
@@ -59,10 +59,12 @@ void __tsan_read_range(void* p, size_t n) { see(p, n, Access::read); }
 void __tsan_write_range(void* p, size_t n) { see(p, n, Access::write); }
 
 void __ubsan_handle_type_mismatch_v1_abort(TypeMismatch* what, void* address) {
+  block.code = static_cast<char*>(__builtin_return_address(0)) - 1;
   fail("misaligned access: %s at %p is not at a multiple of %d bytes (%s:%u)", what->type->name, address,
        1 << what->log_alignment, what->at.file, what->at.line);
 }
 void __ubsan_handle_out_of_bounds_abort(OutOfBounds* what, void* index) {
+  block.code = static_cast<char*>(__builtin_return_address(0)) - 1;
   fail("index %lld is beyond %s (%s:%u)", static_cast<long long>(reinterpret_cast<intptr_t>(index)), what->array->name,
        what->at.file, what->at.line);
 }

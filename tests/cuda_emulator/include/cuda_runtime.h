@@ -33,9 +33,6 @@ struct alignas(16) float4 {
   float x, y, z, w;
 };
 
-// Of the fiber that runs, set by the scheduler.
-extern dim3 threadIdx, blockIdx, blockDim, gridDim;
-
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
