@@ -106,7 +106,8 @@ struct Branch : RowPart<T, kAligned, kPacks> {
         bits = 0;
 #pragma unroll 1
         for (int k = 0; k < kPacks; ++k)
-          bits |= kept_bits<W>(__ldg(a.seed), a.dropout_threshold, i * a.cols + (team.rank + k * team.size) * W) << (k * W);
+          bits |= kept_bits<W>(__ldg(a.seed), a.dropout_threshold, i * a.cols + (team.rank + k * team.size) * W)
+                  << (k * W);
       }
   }
   __device__ void factors(const LayerNormArgs& a, int64_t i, int k, Column<kPacks> j, Acc<T> (&f)[W]) const {
