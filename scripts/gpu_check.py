@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,7 @@ def missing() -> str | None:
     return None if torch.cuda.is_available() else "no GPU that torch can use"
 
 
-def pytest(*arguments: str, workers: int) -> list[str]:
+def pytest(*arguments: str, workers: int = 1) -> list[str]:
     """Each test is named as it ends and has a minute; a worker that hangs or loses the GPU is replaced."""
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-v", "-p", "no:cacheprovider", "--tb=short", "-rfE"]
     if importlib.util.find_spec("pytest_timeout"):
@@ -181,7 +182,6 @@ class Check:
         self.stop = time.monotonic() + BUDGETS[stage] * self.patience
         self.parts: list[Part] = []
         self.results = out / "results"
-        self.workers = max(1, min(14, (os.cpu_count() or 2) - 2))
 
     def together(self, *parts: Part) -> None:
         self.parts += parts
@@ -196,6 +196,7 @@ class Check:
                 for part in parts:
                     kill(part)
                 raise
+        self.save([])  # what is here if all of this is stopped
 
     def extension(self) -> None:
         """Loaded as it is where it was --carried here, else built from what has changed."""
@@ -208,9 +209,14 @@ class Check:
 
         major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
         arch = f"{major}.{minor}" + "a" * (major == 9)
-        wish = {"COGVIEW_OPS_CUDA": "0" if self.rehearse else "1", "TORCH_CUDA_ARCH_LIST": arch}
+        wish = {"COGVIEW_OPS_CUDA": "auto" if self.rehearse else "1", "TORCH_CUDA_ARCH_LIST": arch}
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         self.together(Part("build", command, 240, wish))
+
+    def tests(self, name: str, limit: float, *arguments: str) -> Part:
+        if self.rehearse:  # launches are counted, not run
+            return Part(name, pytest("-p", "tests.triton_count", *arguments), limit)
+        return Part(name, pytest(*arguments, workers=max(1, min(14, (os.cpu_count() or 1) - 2))), limit)
 
     def benchmarks(self, limit: float, *arguments: str) -> Part:
         left = max(min(limit, self.stop - time.monotonic()) - 30, 0)  # the last case may take so long
@@ -222,7 +228,7 @@ class Check:
         shutil.rmtree(self.results, ignore_errors=True)
         self.extension()
         self.together(Part("info", [sys.executable, "-m", "cogview_ops.info"], 30))
-        self.together(Part("smoke", pytest("-k", SMOKE, *TESTS[:4], workers=self.workers), 90))
+        self.together(self.tests("smoke", 90, "-k", SMOKE, *TESTS[:4]))
         self.together(self.benchmarks(150, "--targets", "--dtype", "bf16", "--seconds", "0.3"))
 
     def full(self) -> None:
@@ -231,10 +237,20 @@ class Check:
         stability = ["--rates", "0.1", "--out", str(self.results / "stability")]
         stability += ["--preset", "tiny"] * self.rehearse
         self.together(
-            Part("tests", pytest("-k", "cuda or triton", *TESTS, workers=self.workers), 170),
+            self.tests("tests", 170, "-k", "cuda or triton", *TESTS),
             Part("stability", [sys.executable, "-m", "benchmarks.stability", *stability], 170),
         )
-        self.together(Part("large", pytest("tests/test_gpu.py", workers=1), 60))
+        self.together(Part("large", pytest("tests/test_gpu.py"), 60))
+
+    def run(self) -> list[str]:
+        """All of it, whatever happens, and the summary."""
+        try:
+            getattr(self, self.stage)()
+        except Exception:
+            self.parts.append(Part("the script", [], 0, outcome="broke", output=traceback.format_exc()))
+        lines = self.summary()
+        self.save(lines)
+        return lines
 
     def summary(self) -> list[str]:
         from benchmarks import targets
@@ -285,10 +301,7 @@ def main() -> int:
     for stage in options.stages:
         check = Check(stage, options.out.resolve(), options.rehearse, options.carried)
         print(json.dumps(check.facts, indent=1), flush=True)
-        getattr(check, stage)()
-        lines = check.summary()
-        check.save(lines)
-        print(f"\nSummary of {stage}", *lines, f"All of it is in {options.out}", sep="\n", flush=True)
+        print(f"\nSummary of {stage}", *check.run(), f"All of it is in {options.out}", sep="\n", flush=True)
         passed &= all(part.passed for part in check.parts)
     return 0 if passed else 1
 

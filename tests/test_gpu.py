@@ -273,6 +273,17 @@ def test_both_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carr
     assert {Path(f"tests/{name}") for name in ("test_gpu.py", "test_operators.py")} <= paths
 
 
+def test_a_stage_that_breaks_still_has_a_summary(check, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(check.Check, "extension", lambda self: self.together(script(check, "print('so far')")))
+    monkeypatch.setattr(check.Check, "tests", lambda *_: 1 / 0)
+    lines = check.Check("first", tmp_path, rehearse=True, carried=False).run()
+    assert lines[1].startswith("ok     x: passed")
+    at = next(i for i, line in enumerate(lines) if line.startswith("FAILED the script: broke"))
+    assert lines[at + 3].endswith("ZeroDivisionError: division by zero")
+    assert lines == json.loads((tmp_path / "first.json").read_text())["summary"]
+    assert "so far" in (tmp_path / "first.log").read_text()
+
+
 def test_benchmarks_of_a_gpu_are_rehearsed(tmp_path, monkeypatch, capsys) -> None:
     """Rows are kept as they come, with what did not work; what was measured is not lost to a lack of time."""
 
