@@ -47,7 +47,8 @@ def row_strides(**tensors: Tensor) -> dict[str, int]:
     for name, x in tensors.items():
         axes = merged(x)
         assert axes is not None, name
-        (_, s0), (n1, s1), (n2, s2) = [(1, 0)] * (ROW_AXES - len(axes)) + axes
+        # missing ones come last: sizes of 1, by which no kernel divides
+        (_, s0), (n1, s1), (n2, s2) = axes + [(1, 0)] * (ROW_AXES - len(axes))
         out |= {f"{name}_n1": n1, f"{name}_n2": n2, f"{name}_s0": s0, f"{name}_s1": s1, f"{name}_s2": s2}
     return out
 
