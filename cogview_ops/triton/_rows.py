@@ -8,6 +8,7 @@ import triton
 import triton.language as tl  # noqa: F401  Triton's interpreter looks for it
 from torch import Tensor
 
+from . import configs
 from .configs import Config
 
 ROW_AXES = 3  # leading dimensions of a row's address, after merging; what has more is copied
@@ -67,9 +68,7 @@ def fits_one_program(cols: int) -> None:
 
 def programs(tiles: int, device: torch.device) -> int:
     """Of a kernel whose programs take one tile after another."""
-    if device.type == "cuda":
-        return min(tiles, 4 * torch.cuda.get_device_properties(device).multi_processor_count)
-    return min(tiles, 8)
+    return min(tiles, 4 * configs.processors(device))
 
 
 Arguments = dict[str, Any]

@@ -96,9 +96,11 @@ def chip(device: torch.device) -> int:
     return -1 if device.type == "cpu" else 0
 
 
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; some number elsewhere."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
 def splits(programs: int, work: int, most: int, device: torch.device) -> int:
     """Into how many parts, at most `most`, to split the work of each program so that all processors have some."""
-    processors = 8
-    if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return max(1, min(most, work, 2 * processors // max(programs, 1)))
+    return max(1, min(most, work, 2 * processors(device) // max(programs, 1)))
