@@ -95,13 +95,17 @@ def seconds() -> float:
     )
 
 
-def compile_one(text: str) -> float:
-    before = seconds()
-    Compilation.load(text).compile(CHIP)
-    return seconds() - before
+def compile_one(text: str) -> tuple[float, str]:
+    """CPU seconds, and what went wrong."""
+    before, error = seconds(), ""
+    try:
+        Compilation.load(text).compile(CHIP)
+    except Exception as e:
+        error = f"{type(e).__name__}: {e}"
+    return seconds() - before, error
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.triton_count", description="Compile a list of kernels.")
     parser.add_argument("list", type=Path)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -113,11 +117,15 @@ def main() -> None:
         os.environ["TRITON_CACHE_DIR"] = str(args.cache or folder)
         start = time.perf_counter()
         with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-            times = pool.map(compile_one, texts, chunksize=1)
+            done = pool.map(compile_one, texts, chunksize=1)
         wall = time.perf_counter() - start
+    times = [time for time, _ in done]
     print(f"{len(times)} compilations: {wall:.0f} s with {args.workers} workers; CPU time {sum(times):.0f} s, "
           f"{sum(times) / len(times):.2f} s each, at most {max(times):.1f} s")  # fmt: skip
+    failed = [f"{error}: {text}" for text, (_, error) in zip(texts, done, strict=True) if error]
+    print(f"{len(failed)} failed", *failed, sep="\n")
+    return min(len(failed), 1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
