@@ -124,6 +124,11 @@ def device_of(impl: str) -> str:
     return "cpu" if impl in ("cpp", "reference") or interpreted(impl) else "cuda"
 
 
+def identity(keys: int, impl: str) -> Tensor:
+    """The values of a probe: row k is key k's. Triton compiles for every width: columns of zeros make it one of few."""
+    return torch.eye(keys, -(-keys // 64) * 64 if impl == "triton" else keys, dtype=torch.float64)
+
+
 def every_isa(test: Callable[..., None]) -> Any:
     """Run a test once for each instruction set of this build that this processor has."""
     names = _dispatch._C.supported_cpu() if _dispatch._C else []

@@ -16,6 +16,7 @@ from common import (
     device_of,
     each_impl,
     every_isa,
+    identity,
     interpreted,
     refused,
     skip_slow,
@@ -114,11 +115,12 @@ def probe(impl: str, prefix: int, **options: Any) -> None:
     cells = options["coarse_grid"][0] * options["coarse_grid"][1] if "coarse_grid" in options else 0
     keys = prefix + tokens + cells
     weights = weights_of(options, prefix)
-    eye = torch.eye(keys, dtype=torch.float64)
+    eye = identity(keys, impl)
     picked = eye[prefix : prefix + tokens]  # q and dout of query i show key i of the local set
+    chosen = picked[:, :keys]
     own = weights.diagonal(offset=prefix, dim1=1, dim2=2)[..., None]
     dlse = torch.arange(1.0, tokens + 1, dtype=torch.float64)
-    dscores = weights * (picked - own + dlse[:, None])
+    dscores = weights * (chosen - own + dlse[:, None])
     device = device_of(impl)
 
     def sets(x: Tensor, kind: str) -> dict[str, Tensor]:
@@ -134,10 +136,11 @@ def probe(impl: str, prefix: int, **options: Any) -> None:
         )  # fmt: skip
         dout = picked.to(device).expand(2, 1, -1, -1).contiguous()
         torch.autograd.backward([out, lse], [dout, dlse.to(device).expand_as(lse)])
-        got = [("output", out, weights), ("dv", _joined(all_values), (picked.T @ weights).mT)]
-        got += [("dq", query.grad, dscores)] if k is eye else [("dk", _joined(all_keys), dscores.mT @ picked)]
+        got = [("output", out, weights), ("dv", _joined(all_values), (chosen.T @ weights).mT)]
+        got += [("dq", query.grad, dscores)] if k is eye else [("dk", _joined(all_keys), dscores.mT @ chosen)]
         for name, actual, expected in got:
             assert actual is not None
+            expected = expected @ eye  # and zeros
             assert torch.allclose(actual[:, 0].detach().cpu(), expected, atol=1e-12, rtol=0), f"{name}: {options}"
 
 

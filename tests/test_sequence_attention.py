@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from common import DTYPES, Case, assert_as_good_as, assert_true, each_impl, gaps, heads_last, packed, refused, skip_slow
+from common import (
+    DTYPES,
+    Case,
+    assert_as_good_as,
+    assert_true,
+    each_impl,
+    gaps,
+    heads_last,
+    identity,
+    packed,
+    refused,
+    skip_slow,
+)
 from torch import Tensor
 
 from cogview_ops import cogview2_attention, dalle_attention, dalle_attention_decode, patterns
@@ -92,14 +104,15 @@ def probe(impl: str, case: Case) -> None:
     tokens = case.shapes["query"][2]
     seen = pattern(case).double()
     weights = seen / seen.sum(-1, keepdim=True)
-    eye = torch.eye(tokens, dtype=torch.float64).expand(3, 1, -1, -1)
+    values = identity(tokens, impl)
+    eye = values.expand(3, 1, -1, -1)
     q, k, v = (x.clone().requires_grad_() for x in (torch.zeros_like(eye), eye, eye))
     out = case._replace(options={**case.options, "scale": 1.0})({"query": q, "key": k, "value": v}, impl)[0]
     dq, dv = torch.autograd.grad(out, (q, v), eye)
-    assert torch.allclose(out[:, 0], weights, atol=1e-12, rtol=0), f"output: {case}"
-    assert torch.allclose(dv[:, 0], weights.mT, atol=1e-12, rtol=0), f"dv: {case}"
     own = weights.diagonal(dim1=1, dim2=2)[..., None]
-    assert torch.allclose(dq[:, 0], weights * (torch.eye(tokens) - own), atol=1e-12, rtol=0), f"dq: {case}"
+    dscores = weights * (torch.eye(tokens) - own)
+    for name, actual, expected in (("output", out, weights), ("dv", dv, weights.mT), ("dq", dq, dscores)):
+        assert torch.allclose(actual[:, 0], expected @ values, atol=1e-12, rtol=0), f"{name}: {case}"  # and zeros
 
 
 @each_impl(OP)

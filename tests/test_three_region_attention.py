@@ -17,6 +17,7 @@ from common import (
     device_of,
     each_impl,
     every_isa,
+    identity,
     interpreted,
     refused,
     skip_slow,
@@ -108,8 +109,8 @@ def probe(impl: str, pivots: Tensor, seqlen: int, block_size: int, window_blocks
     window, pivot = patterns.three_region_masks(torch.arange(seqlen)[None], seqlen, pivots, block_size, window_blocks)
     weights = window.double() + pivot.double() * math.exp(bias)
     weights = weights / weights.sum(-1, keepdim=True)
-    eye, dlse = torch.eye(seqlen, dtype=torch.float64), torch.arange(1.0, seqlen + 1, dtype=torch.float64)
-    dscores = weights * (eye - weights.diagonal(dim1=1, dim2=2)[..., None] + dlse[:, None])
+    eye, dlse = identity(seqlen, impl), torch.arange(1.0, seqlen + 1, dtype=torch.float64)
+    dscores = weights * (torch.eye(seqlen) - weights.diagonal(dim1=1, dim2=2)[..., None] + dlse[:, None])
     device = device_of(impl)
 
     def tensor(x: Tensor) -> Tensor:
@@ -127,6 +128,7 @@ def probe(impl: str, pivots: Tensor, seqlen: int, block_size: int, window_blocks
         got += [("dq", query.grad, dscores)] if k is eye else [("dk", key.grad, dscores.mT)]
         for name, actual, expected in got:
             assert actual is not None
+            expected = expected @ eye  # and zeros
             assert torch.allclose(actual[:, 0].detach().cpu(), expected, atol=1e-12, rtol=0), f"{name}: {where}"
 
 

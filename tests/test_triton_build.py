@@ -1,32 +1,37 @@
 """The Triton kernels as compiled ahead of time for GPUs, on machines without one: matrix instructions, wide accesses,
-spills, sizes.
+spills, what ptxas complains of, sizes.
 
-What is compiled is what the launchers launch: they run on meta tensors, and `launch` is caught. A process of its own
-does it, because in this one kernels are interpreted (conftest.py). `python tests/test_triton_build.py` prints all rows.
+What is compiled is what the launchers launch on meta tensors (triton_aot.py), by the Triton that is installed and by
+3.6.0 where `pip install --target build/triton-3.6.0 --no-deps triton==3.6.0` has put it. A process of its own does it,
+because in this one kernels are interpreted (conftest.py). COGVIEW_TESTS=all compiles every row of configs.py too, in
+some ten minutes. `python tests/test_triton_build.py` prints what there is in all of them.
 """
 
+import concurrent.futures
 import contextlib
 import importlib.util
+import io
 import itertools
 import json
 import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
 import torch
+from triton_aot import Compilation, caught
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-SHARED_MEMORY = {80: 163, 90: 227}  # KB that a block can have
-DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64", "int32": "i32", "int64": "i64"}
-DTYPES |= {"uint8": "u8"}
+ROOT = Path(__file__).parents[1]
+OTHER = ROOT / "build" / "triton-3.6.0"
+SHARED_MEMORY = {80: 163, 90: 227, 100: 227, 120: 99}  # KB that a block can have
+SMALLEST = 99  # of all chips since 80: 86, 89 and 120
 # forward, backward and decode for both chips, in both dtypes, at head_dim 64 and 128
 ATTENTION = [
     *(("three_region", *x) for x in ((80, "bfloat16", 128), (90, "bfloat16", 64))),
@@ -42,11 +47,23 @@ ROWS = [
     *(("sandwich", *x) for x in ((80, "float16", 2560), (90, "bfloat16", 4096))),
     ("sandwich_tensor", 90, "bfloat16", 2560),
 ]
+# sizes of 1, which Triton makes constants: one sample, head, token, row, column, key of a set
+ONES = [("ones", 90, "float32", 1)]
 OPS = ("three_region", "local_2d", "local_2d_shift", "local_2d_sets")
 ALL = [
-    *itertools.product(OPS, (80, 90), ("bfloat16", "float16", "float32", "float64"), (16, 64, 128, 256)),
-    *itertools.product(dict.fromkeys(x[0] for x in ROWS), (80, 90), ("bfloat16", "float32"), (64, 1088, 2560, 65536)),
+    *itertools.product(OPS, SHARED_MEMORY, ("bfloat16", "float16", "float32", "float64"), (16, 64, 128, 256)),
+    *itertools.product(
+        dict.fromkeys(x[0] for x in ROWS), SHARED_MEMORY, ("bfloat16", "float32"), (64, 1088, 2560, 65536)
+    ),
 ]
+# kernels of a target
+KERNELS = {
+    "three_region": "rank_kernel gather_kernel forward_kernel grad_query_kernel grad_pivot_kernel grad_key_kernel "
+    "decode_kernel combine_kernel",
+    "local_2d": "forward_kernel grad_query_kernel grad_key_kernel decode_kernel combine_kernel",
+    "local_2d_shift": "forward_kernel grad_query_kernel grad_key_kernel decode_kernel combine_kernel",
+    "local_2d_sets": "forward_kernel grad_query_kernel grad_prefix_kernel grad_key_kernel decode_kernel combine_kernel",
+}
 # rows that a kernel reads and writes, parameters that it reads, and gradients of them that it writes, in float32
 TENSORS = {
     ("softmax", "forward_kernel"): (1, 1, 0, 0),
@@ -56,8 +73,10 @@ TENSORS = {
     ("sandwich", "forward_kernel"): (2, 2, 4, 0),
     ("sandwich", "backward_kernel"): (4, 2, 2, 4),
     ("sandwich_tensor", "peak_kernel"): (1, 0, 0, 0),
+    ("sandwich_tensor", "post_kernel"): (2, 1, 2, 0),
     ("sandwich_tensor", "forward_kernel"): (1, 1, 2, 0),
 }
+Target = tuple[str, int, str, int]
 
 
 class Kernel(NamedTuple):
@@ -66,37 +85,52 @@ class Kernel(NamedTuple):
     dtype: str
     size: int  # head_dim, or columns of a row
     name: str
+    function: str
+    tabled: bool  # its sizes are of a row in configs.ANY
     elements: int  # of a tensor in a thread, where programs have whole rows
     registers: int
     spilled: int  # bytes of a thread
+    complaints: list[str]  # of ptxas
     shared: int
     matrix: dict[str, int]  # instructions by opcode
     accesses: dict[str, int]  # of global memory, by opcode
 
 
-@pytest.fixture(scope="module")
-def kernels() -> list[Kernel]:
-    command = [sys.executable, __file__, json.dumps([*ATTENTION, *ROWS])]
-    root = str(Path(__file__).parents[1])
-    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1", "PYTHONPATH": root}
-    run = subprocess.run(command, capture_output=True, text=True, env=env)
+def compiled(version: str, targets: list[Target]) -> list[Kernel]:
+    folders = [ROOT]
+    if version != "installed":
+        if not OTHER.exists():
+            pytest.skip(f"no Triton {version}: pip install --target build/{OTHER.name} --no-deps triton=={version}")
+        folders = [OTHER, ROOT]
+    env = {**os.environ, "PYTHONPATH": ":".join(map(str, folders)), "TRITON_INTERPRET": "0"}
+    env |= {"TRITON_DEFAULT_FP_FUSION": "1", "TRITON_CACHE_DIR": str(ROOT / "build" / "triton-tests")}
+    run = subprocess.run([sys.executable, __file__, json.dumps(targets)], capture_output=True, text=True, env=env)
     assert run.returncode == 0, run.stderr
-    return [Kernel(*row) for row in json.loads(run.stdout)]
+    used, *rows = json.loads(run.stdout)
+    assert version in ("installed", used)
+    return [Kernel(*row) for row in rows]
+
+
+@pytest.fixture(scope="module", params=["installed", "3.6.0"])
+def kernels(request: pytest.FixtureRequest) -> list[Kernel]:
+    return compiled(request.param, [*ATTENTION, *ROWS, *ONES])
 
 
 def test_every_kernel_is_there(kernels: list[Kernel]) -> None:
-    of_sets = {
-        "three_region": ["grad_pivot_kernel"],
-        "local_2d": [],
-        "local_2d_shift": [],
-        "local_2d_sets": ["grad_prefix_kernel"],
-    }
-    for target in ATTENTION:
-        names = ["forward_kernel", "grad_query_kernel", *of_sets[target[0]], "grad_key_kernel", "decode_kernel"]
-        assert [kernel.name for kernel in kernels if kernel[:4] == target] == names
-    for target in ROWS:
-        names = [name for op, name in TENSORS if op == target[0]]
-        assert [kernel.name for kernel in kernels if kernel[:4] == target] == names
+    for target in [*ATTENTION, *ROWS]:
+        names = [name for op, name in TENSORS if op == target[0]] or KERNELS[target[0]].split()
+        assert {kernel.name for kernel in kernels if kernel[:4] == target} == set(names)
+
+
+def test_what_is_launched_is_compiled(kernels: list[Kernel]) -> None:
+    """Also by whoever adds a kernel."""
+    defined, launched = set(), set()
+    for path in (ROOT / "cogview_ops" / "triton").glob("*.py"):
+        text = path.read_text()
+        defined |= {f"{path.stem}.{name}" for name in re.findall(r"^@kernel\ndef (\w+)", text, re.MULTILINE)}
+        launched |= set(re.findall(r"(?<!def )\blaunch\(\s*(\w+)", text))
+    assert {name.split(".")[1] for name in defined} == launched
+    assert {kernel.function for kernel in kernels} == defined
 
 
 def test_nothing_spills(kernels: list[Kernel]) -> None:
@@ -104,14 +138,22 @@ def test_nothing_spills(kernels: list[Kernel]) -> None:
         assert kernel.spilled == 0, kernel
 
 
+def test_ptxas_does_not_complain(kernels: list[Kernel]) -> None:
+    """For example of matrix products that wait for one another: C7510 and those after it."""
+    for kernel in kernels:
+        assert not kernel.complaints, kernel
+
+
 def test_shared_memory_fits(kernels: list[Kernel]) -> None:
     for kernel in kernels:
-        assert kernel.shared <= SHARED_MEMORY[kernel.chip] * 1024, kernel
+        limit = SMALLEST if kernel.tabled else SHARED_MEMORY[kernel.chip]
+        assert kernel.shared <= limit * 1024, kernel
 
 
 def test_matrix_instructions(kernels: list[Kernel]) -> None:
     """wgmma on Hopper, mma.sync elsewhere and for the 16 rows of a decode."""
-    for kernel in (x for x in kernels if x.op in OPS):
+    without = ("rank_kernel", "gather_kernel", "combine_kernel")
+    for kernel in (x for x in kernels if x.op in OPS and x.name not in without):
         opcode = "wgmma.mma_async" if kernel.chip == 90 and kernel.name != "decode_kernel" else "mma.sync"
         # s and out; with a gradient also dp, and dv or not; the loops of full tiles and of edge tiles have them each,
         # or those of the sets
@@ -126,85 +168,110 @@ def test_matrix_instructions(kernels: list[Kernel]) -> None:
 
 def test_rows_move_16_bytes_at_once(kernels: list[Kernel]) -> None:
     """And once: nothing is read again."""
-    for kernel in (x for x in kernels if x.op not in OPS):
+    for kernel in (x for x in kernels if (x.op, x.name) in TENSORS):
         packs = kernel.elements // 8
         read, written, parameters, sums = TENSORS[kernel.op, kernel.name]
         wide = {"ld": packs * (read + parameters), "st": packs * (written + 2 * sums)}
         for access, count in wide.items():
             assert kernel.accesses.get(f"{access}.global.v4.b32", 0) == count, kernel
-        # mean and 1 / standard deviation of every row, or its largest |element|
-        numbers = {"softmax": 0, "layer_norm": 2, "sandwich": 4, "sandwich_tensor": 3}[kernel.op]
+        # mean and 1 / standard deviation of every row, its largest |element| or the tensor's
+        numbers = {"softmax": 0, "layer_norm": 2, "sandwich": 4, "sandwich_tensor": 4}[kernel.op]
         assert sum(kernel.accesses.values()) - sum(wide.values()) <= numbers, kernel
 
 
-# --- the process that compiles ---------------------------------------------------------------------------------------
+@pytest.mark.skipif(os.environ.get("COGVIEW_TESTS") != "all", reason="takes ten minutes: COGVIEW_TESTS=all")
+@pytest.mark.parametrize("version", ["installed", "3.6.0"])
+@pytest.mark.parametrize("chip", SHARED_MEMORY)
+def test_every_row_of_the_tables(version: str, chip: int) -> None:
+    """Fits the chip; on Hopper no product waits for another."""
+    targets = [x for x in ALL if x[1] == chip and x[0] in OPS and x[2] != "float16"]
+    kernels = compiled(version, targets)
+    assert {kernel[:4] for kernel in kernels} == set(targets)
+    test_shared_memory_fits(kernels)
+    test_ptxas_does_not_complain(kernels)
 
 
-def launches(op: str, chip: int, dtype: torch.dtype, size: int) -> list[tuple[Any, ...]]:
-    """(name, kernel, configuration, arguments) of a forward, a backward and, of attention, a decode."""
-    from cogview_ops.triton import (
-        configs,
-        local_attention_2d,
-        pb_relax_softmax,
-        sandwich_layer_norm,
-        three_region_attention,
-    )
+def calls(op: str) -> Any:
+    kinds = {"three_region": call_three_region, "ones": call_ones} | dict.fromkeys(OPS[1:], call_local_2d)
+    return kinds.get(op, call_rows)
 
-    caught: dict[str, tuple[Any, ...]] = {}
 
-    def catch(fn: Any, programs: tuple[int, ...], config: Any, **arguments: Any) -> None:
-        kinds = {"PIVOT": "grad_pivot_kernel", "DENSE": "grad_prefix_kernel"}
-        name = next((kinds[kind] for kind in kinds if arguments.get(kind)), fn.fn.__name__)
-        if "M" in arguments and "N" in arguments:
-            caught[name] = (fn, config, arguments)
+def test_grids_are_within_the_limits() -> None:
+    """Of CUDA: 65,535 in y and z, 2**31 - 1 in x. 70,000 heads of a few tokens."""
+    import cogview_ops.triton as package
+    from cogview_ops.triton import configs
 
-    calls = {"three_region": call_three_region} | dict.fromkeys(OPS[1:], call_local_2d)
+    grids: dict[str, tuple[int, ...]] = {}
+
+    def catch(kernel: Any, grid: tuple[int, ...], config: Any, **arguments: Any) -> None:
+        grids[kernel.fn.__name__] = grid
+        assert len(grid) <= 3
+        assert 1 <= grid[0] < 2**31, kernel
+        assert all(1 <= n <= 65535 for n in grid[1:]), (kernel, grid)
+
     with contextlib.ExitStack() as patches:
-        for module in (three_region_attention, local_attention_2d, pb_relax_softmax, sandwich_layer_norm):
-            patches.enter_context(mock.patch.object(module, "launch", catch))
-        patches.enter_context(mock.patch.object(configs, "chip", return_value=chip))
-        calls.get(op, call_rows)(op, dtype, size)
-    return [(name, *row) for name, row in caught.items()]
+        for module in vars(package).values():
+            if hasattr(module, "launch"):
+                patches.enter_context(mock.patch.object(module, "launch", catch))
+        patches.enter_context(mock.patch.object(configs, "chip", return_value=90))
+        for batch, heads in ((70000, 1), (1, 70000), (1, 1)):
+            call_three_region("three_region", torch.float16, 16, batch, heads, 300)
+            for sets in ("local_2d", "local_2d_sets"):
+                call_local_2d(sets, torch.float16, 16, batch, heads, 8)
+        for op in ("softmax", "layer_norm", "sandwich", "sandwich_tensor"):
+            call_rows(op, torch.float16, 16, 70000 * 40)
+    assert set(grids) == {name for names in KERNELS.values() for name in names.split()} - {
+        "grad_pivot_kernel", "grad_prefix_kernel"} | {"sum_kernel", "backward_kernel", "peak_kernel"}  # fmt: skip
 
 
-def call_three_region(op: str, dtype: torch.dtype, head_dim: int) -> None:
+# --- calls on meta tensors -------------------------------------------------------------------------------------------
+
+
+def accumulated(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def call_three_region(
+    op: str, dtype: torch.dtype, head_dim: int, batch: int = 4, heads: int = 40, tokens: int = 4224, block: int = 128
+) -> None:
     from cogview_ops.triton import three_region_attention
 
-    x = torch.empty(4, 40, 4224, head_dim, dtype=dtype, device="meta")
-    lse = torch.empty(4, 40, 4224, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="meta")
-    pivots = torch.empty(4, 768, dtype=torch.int32, device="meta")
-    options = (128, 6, 1.6, head_dim**-0.5)
+    x = torch.empty(batch, heads, tokens, head_dim, dtype=dtype, device="meta")
+    lse = torch.empty(batch, heads, tokens, dtype=accumulated(dtype), device="meta")
+    pivots = torch.empty(batch, max(tokens * 2 // 11, 1), dtype=torch.int32, device="meta")
+    options = (block, min(6, tokens // block // 2 + 1), 1.6, head_dim**-0.5)
     three_region_attention.forward(x, x, x, pivots, *options)
     three_region_attention.backward(x, lse, x, x, x, x, lse, pivots, *options)
     three_region_attention.decode(x[:, :, :1], x, x, pivots, pivots[:, 0], *options)
 
 
-def call_local_2d(op: str, dtype: torch.dtype, head_dim: int) -> None:
+def call_local_2d(
+    op: str, dtype: torch.dtype, head_dim: int, batch: int = 4, heads: int = 40, side: int = 64, prefix: int = 64
+) -> None:
     """CogView2's super-resolution from 32 x 32 to 64 x 64, its local part alone, or that dilated and shifted."""
     from cogview_ops.triton import local_attention_2d
 
     def empty(tokens: int) -> torch.Tensor:
-        return torch.empty(4, 40, tokens, head_dim, dtype=dtype, device="meta")
+        return torch.empty(batch, heads, tokens, head_dim, dtype=dtype, device="meta")
 
-    x, prefix, coarse = empty(4096), empty(64), empty(1024)
-    lse = torch.empty(4, 40, 4096, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="meta")
-    mask, lengths = (
-        torch.empty(4, 64, dtype=torch.bool, device="meta"),
-        torch.empty(4, dtype=torch.int64, device="meta"),
-    )
-    others = (prefix, prefix, coarse, coarse, mask) if op == "local_2d_sets" else (None,) * 5
+    x, text, coarse = empty(side**2), empty(prefix), empty(side**2 // 4)
+    lse = torch.empty(batch, heads, side**2, dtype=accumulated(dtype), device="meta")
+    mask = torch.empty(batch, prefix, dtype=torch.bool, device="meta")
+    lengths = torch.empty(batch, dtype=torch.int64, device="meta")
+    others = (text, text, coarse, coarse, mask) if op == "local_2d_sets" else (None,) * 5
     shift = op == "local_2d_shift"
-    window, rest = ([64, 64], [17, 9], [3, 2] if shift else [1, 1]), (1.2, [32, 32], [7, 7], 0.5, head_dim**-0.5)
+    window = ([side, side], [min(17, side - 1), 9 if side > 9 else 7], [3, 2] if shift else [1, 1])
+    rest = (1.2, [side // 2, side // 2], [7, 7], 0.5, head_dim**-0.5)
     local_attention_2d.forward(x, x, x, *others, *window, not shift, shift, *rest)
     local_attention_2d.backward(x, lse, x, x, x, *others, x, lse, *window, not shift, shift, *rest)
     local_attention_2d.decode(x[:, :, :1], x, x, *others, lengths, *window, *rest)
 
 
-def call_rows(op: str, dtype: torch.dtype, width: int) -> None:
+def call_rows(op: str, dtype: torch.dtype, width: int, rows: int = 4096) -> None:
     from cogview_ops.triton import pb_relax_softmax, sandwich_layer_norm
 
-    x = torch.empty(4096, width, dtype=dtype, device="meta")
-    weight, stats = x[0], torch.empty(4096, device="meta")
+    x = torch.empty(rows, width, dtype=dtype, device="meta")
+    weight, stats = x[0], torch.empty(rows, device="meta")
     seed = torch.empty((), dtype=torch.int64, device="meta")
     relax = sandwich_layer_norm.TENSOR if op == "sandwich_tensor" else sandwich_layer_norm.ROW
     if op == "softmax":
@@ -219,55 +286,91 @@ def call_rows(op: str, dtype: torch.dtype, width: int) -> None:
             sandwich_layer_norm.sandwich_backward(*(x,) * 4, weight, weight, *(stats,) * 4, 0.1, seed)
 
 
-def specialised(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
-    """Types, constants and divisibility as Triton's launcher derives them from arguments."""
-    types, constants, hints = {}, {}, {}
-    for k, parameter in enumerate(kernel.params):
-        name, value = parameter.name, arguments[parameter.name]
-        if parameter.is_constexpr or (type(value) is int and value == 1):
-            types[name], constants[name] = "constexpr", value
-        elif isinstance(value, float):
-            types[name] = "fp32"
-        elif isinstance(value, torch.Tensor):
-            types[name] = "*" + DTYPES[str(value.dtype).removeprefix("torch.")]
-            hints[(k,)] = [["tt.divisibility", 16]]
-        else:
-            types[name] = "i32" if value < 2**31 else "i64"
-            if value % 16 == 0:
-                hints[(k,)] = [["tt.divisibility", 16]]
-    return types, constants, hints
+def call_ones(op: str, dtype: torch.dtype, one: int) -> None:
+    from cogview_ops.triton import local_attention_2d
+
+    call_three_region(op, dtype, one, one, one, one, one)
+    call_three_region(op, dtype, one, one, one, 5, one)  # the last four see pivots
+    x = torch.empty(one, one, 300, one, dtype=dtype, device="meta")
+    lse, key, mask = x[..., 0], x[:, :, :1], torch.empty(one, one, dtype=torch.bool, device="meta")
+    others, options = (key, key, key, key, mask), (1.0, [1, 1], [1, 1], 1.0, 1.0)
+    local_attention_2d.forward(x, x, x, *others, [1, 300], [1, 3], [1, 1], False, False, *options)
+    local_attention_2d.backward(x, lse, x, x, x, *others, x, lse, [1, 300], [1, 3], [1, 1], False, False, *options)
+    local_attention_2d.decode(
+        key, key, key, *others, torch.ones(one, device="meta").long(), [1, 1], [1, 1], [1, 1], *options
+    )
+    for kind in ("softmax", "layer_norm", "sandwich"):
+        call_rows(kind, dtype, one, one)
 
 
-def build(op: str, chip: int, dtype: str, size: int, emit: Callable[[Kernel], None]) -> None:
+# --- the process that compiles ---------------------------------------------------------------------------------------
+
+
+def build(target: Target, compilation: Compilation) -> Kernel:
+    from triton import knobs
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    from cogview_ops.triton import configs
+
+    op, chip, dtype, _ = target
+    assemble = CUDABackend.make_cubin
+
+    def assemble_and_listen(self: Any, source: Any, metadata: dict[str, Any], *rest: Any) -> Any:
+        with contextlib.redirect_stdout(io.StringIO()) as log:
+            binary = assemble(self, source, metadata, *rest)
+        metadata["ptxas"] = log.getvalue()  # stays with the kernel in Triton's cache
+        return binary
+
+    knobs.nvidia.dump_ptxas_log = True
+    with mock.patch.object(CUDABackend, "make_cubin", assemble_and_listen):
+        binary = compilation.compile(chip)
+    log, ptx = binary.metadata.ptxas, binary.asm["ptx"]
+    usage = re.search(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*Used (\d+) registers",
+        log,
+        re.DOTALL,
+    )
+    assert usage, log
+    constants = compilation.constants
+    kinds = {"PIVOT": "grad_pivot_kernel", "DENSE": "grad_prefix_kernel"}
+    name = next((kinds[kind] for kind in kinds if constants.get(kind)), compilation.kernel)
+    name = "post_kernel" if constants.get("PRE") is False else name  # of the two halves of a forward
+    config = configs.Config(constants.get("M", 0), constants.get("N", 0), compilation.warps, compilation.stages)
+    table = {"three_region": "", "local_2d": "local_"}.get(op.removesuffix("_shift").removesuffix("_sets"))
+    row = None
+    if table is not None and config.m and config.n:
+        kernel = table + name.removesuffix("_kernel").replace("grad_prefix", "grad_key")
+        row = (kernel, getattr(torch, dtype).itemsize)
+    return Kernel(
+        *target, name, f"{compilation.module.rpartition('.')[2]}.{compilation.kernel}",
+        row is not None and row not in configs.CHIPS.get(chip, {}),
+        config.m * config.n // (32 * config.warps), int(usage[4]), sum(map(int, usage.groups()[:3])),
+        re.findall(r"\(C\d+\).*", log), binary.metadata.shared,
+        {opcode: ptx.count(f"{opcode}.") for opcode in ("wgmma.mma_async", "mma.sync")},
+        dict(Counter(re.findall(r"\b(?:ld|st)\.global\b[.\w]*", ptx))),
+    )  # fmt: skip
+
+
+def wanted(target: Target) -> list[tuple[Target, Compilation]]:
+    """What a target launches, each once."""
+    op, chip, dtype, size = target
+    with caught(chip) as launches:
+        calls(op)(op, getattr(torch, dtype), size)
+    return [(target, x) for x in {launch.compilation.dump(): launch.compilation for launch in launches}.values()]
+
+
+def main() -> None:
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    for name, kernel, config, arguments in launches(op, chip, getattr(torch, dtype), size):
-        source = ASTSource(kernel, *specialised(kernel, arguments))
-        options = {"num_warps": config.warps, "num_stages": config.stages}
-        binary = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(binary.asm["cubin"])
-            file.flush()
-            command = [str(tool), "--dump-resource-usage", file.name]
-            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
-        assert found, usage
-        ptx = binary.asm["ptx"]
-        matrix = {opcode: ptx.count(f"{opcode}.") for opcode in ("wgmma.mma_async", "mma.sync")}
-        accesses = dict(Counter(re.findall(r"\b(?:ld|st)\.global\b[.\w]*", ptx)))
-        elements = arguments["M"] * arguments["N"] // (32 * config.warps)
-        registers, spilled = int(found[1]), int(found[2]) + int(found[3])
-        shared = binary.metadata.shared
-        emit(Kernel(op, chip, dtype, size, name, elements, registers, spilled, shared, matrix, accesses))
+    chosen = [tuple(x) for x in json.loads(sys.argv[1])] if len(sys.argv) > 1 else None
+    jobs = [job for target in chosen or ALL for job in wanted(target)]
+    with concurrent.futures.ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+        rows = pool.map(build, *zip(*jobs, strict=True))
+        if chosen:
+            print(json.dumps([triton.__version__, *rows]))
+        for row in rows:
+            print(row, flush=True)
 
 
 if __name__ == "__main__":
-    rows: list[Kernel] = []
-    chosen = json.loads(sys.argv[1]) if len(sys.argv) > 1 else None
-    for target in chosen or ALL:
-        build(*target, rows.append if chosen else print)
-    if chosen:
-        print(json.dumps(rows))
+    main()

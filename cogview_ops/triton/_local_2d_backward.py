@@ -19,7 +19,7 @@ from ._local_2d_pattern import (
     sub_image,
     whole,
 )
-from ._tiles import LOG2E, exactly, gather_rows, heavy_first, load_rows, scatter_rows, store_rows
+from ._tiles import LOG2E, exactly, gather_rows, heavy_first, kernel, load_rows, scatter_rows, store_rows
 
 
 @triton.jit
@@ -37,26 +37,28 @@ def grad_query_tile(
     return tl.dot(ds.to(y.dtype), y, acc, input_precision="ieee", out_dtype=ACC)
 
 
-@triton.jit
+@kernel
 def grad_query_kernel(
     q, k, v, prefix_k, prefix_v, coarse_k, coarse_v, prefix_mask, out, lse, dout, dlse, delta, dq,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, prefix_k_b, prefix_k_h, prefix_k_s, prefix_v_b, prefix_v_h, prefix_v_s,
     coarse_k_b, coarse_k_h, coarse_k_s, coarse_v_b, coarse_v_h, coarse_v_s,
     out_b, out_h, out_s, dout_b, dout_h, dout_s, dq_b, dq_h, dq_s,
-    heads, group, tiles, total_heads, section, height, width, kernel_h, kernel_w, dilation_h, dilation_w, prefix_len,
-    coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w,
+    heads, group, tiles, total_heads, section, height, width, kernel_h, kernel_w, dilation_h, dilation_w, bits,
+    prefix_len, coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w,
     scale, scale_low, prefix_bias, prefix_bias_low, coarse_bias, coarse_bias_low, step, step_low,
-    HAS_DLSE: tl.constexpr, CAUSAL: tl.constexpr, SHIFT: tl.constexpr, PREFIX: tl.constexpr, MASKED: tl.constexpr,
-    COARSE: tl.constexpr, SMALL: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    HAS_DLSE: tl.constexpr, DILATED: tl.constexpr, CAUSAL: tl.constexpr, SHIFT: tl.constexpr, PREFIX: tl.constexpr,
+    MASKED: tl.constexpr, COARSE: tl.constexpr, SMALL: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """dq, and delta = rowsum(dout * out) - dlse for the kernels that own keys."""
+    if not DILATED:
+        dilation_h, dilation_w = 1, 1
     tile, head = heavy_first(tiles, total_heads, section)
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     kv = h // group
     scale = exactly(scale, scale_low, ACC)
     reach = (1, 1, kernel_h, kernel_w)
-    image, corners, y, col, there = patch(tile, height, width, dilation_h, dilation_w, ROWS, M)
+    image, corners, y, col, there = patch(tile, height, width, dilation_h, dilation_w, bits, M)
     i = raster(image, y, col)
     last = raster(image, corners[1], corners[3])
     x = gather_rows(q + b * q_b + h * q_h, q_s, i, there, D, BLOCK_D)
@@ -103,27 +105,29 @@ def grad_query_kernel(
     scatter_rows(dq + b * dq_b + h * dq_h, dq_s, i, there, acc, D, BLOCK_D)
 
 
-@triton.jit
+@kernel
 def grad_key_kernel(
     q, k, v, mask, dout, lse, delta, part_k, part_v, dk, dv,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, dout_b, dout_h, dout_s, dk_b, dk_h, dk_s, dv_b, dv_h, dv_s,
-    kv_heads, tiles, total_kv_heads, section, height, width, key_height, key_width, kernel_h, kernel_w,
-    dilation_h, dilation_w, splits, scale, scale_low, step, step_low, bias, bias_low,
-    DENSE: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, SHIFT: tl.constexpr, SPLIT: tl.constexpr,
-    SMALL: tl.constexpr, GROUP: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    kv_heads, group, tiles, total_kv_heads, section, height, width, key_height, key_width, kernel_h, kernel_w,
+    dilation_h, dilation_w, bits, splits, scale, scale_low, step, step_low, bias, bias_low,
+    DENSE: tl.constexpr, MASKED: tl.constexpr, DILATED: tl.constexpr, CAUSAL: tl.constexpr, SHIFT: tl.constexpr,
+    SPLIT: tl.constexpr, SMALL: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a patch of N keys, from all queries of the group's heads that see them.
 
     DENSE: the keys are a prefix, a grid of one row that all queries see. SPLIT: each program takes one of `splits`
     equal runs of these queries and leaves its sums in part_k and part_v, [splits, B, Hkv, keys, BLOCK_D].
     """
+    if not DILATED:
+        dilation_h, dilation_w = 1, 1
     tile, head = heavy_first(tiles, total_kv_heads, section)
     share = tl.program_id(1)
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
     scale = exactly(scale, scale_low, ACC)
     bias = exactly(bias, bias_low, ACC)
-    keys, corners, key_y, key_x, there = patch(tile, key_height, key_width, dilation_h, dilation_w, ROWS, N)
+    keys, corners, key_y, key_x, there = patch(tile, key_height, key_width, dilation_h, dilation_w, bits, N)
     image = sub_image(keys[2], keys[3], height, width, dilation_h, dilation_w)
     n = raster(keys, key_y, key_x)
     read = there
@@ -141,14 +145,14 @@ def grad_key_kernel(
         box = query_box(corners, reach, image, CAUSAL, SHIFT)
         cells = box[2] * box[3]
     turns = tl.cdiv(cells, M)
-    run = tl.cdiv(turns * GROUP, splits)
-    q += b * q_b + kv * GROUP * q_h
-    dout += b * dout_b + kv * GROUP * dout_h
-    stat = (b * kv_heads + kv) * GROUP * height * width
+    run = tl.cdiv(turns * group, splits)
+    q += b * q_b + kv * group * q_h
+    dout += b * dout_b + kv * group * dout_h
+    stat = (b * kv_heads + kv) * group * height * width
 
     sum_k = tl.zeros([N, BLOCK_D], ACC)
     sum_v = tl.zeros([N, BLOCK_D], ACC)
-    for t in tl.range(share * run, tl.minimum((share + 1) * run, turns * GROUP)):
+    for t in tl.range(share * run, tl.minimum((share + 1) * run, turns * group)):
         g = (t // turns).to(tl.int64)
         if DENSE:
             i = t % turns * M + tl.arange(0, M)
@@ -184,18 +188,19 @@ def grad_key_kernel(
         scatter_rows(dv + b * dv_b + kv * dv_h, dv_s, n, there, sum_v, D, BLOCK_D)
 
 
-@triton.jit
+@kernel
 def sum_kernel(
     part_k, part_v, dk, dv, dk_b, dk_h, dk_s, dv_b, dv_h, dv_s, kv_heads, keys, splits, step, step_low,
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of ROWS keys from the parts, in their order."""
-    n, head = tl.program_id(0) * ROWS, tl.program_id(1)
+    tiles = tl.cdiv(keys, ROWS)
+    n, head = tl.program_id(0) % tiles * ROWS, tl.program_id(0) // tiles
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
     sum_k = tl.zeros([ROWS, BLOCK_D], ACC)
     sum_v = tl.zeros([ROWS, BLOCK_D], ACC)
     for s in tl.range(0, splits):
-        part = ((s * tl.num_programs(1) + head).to(tl.int64) * keys + n) * BLOCK_D
+        part = ((s * (tl.num_programs(0) // tiles) + head).to(tl.int64) * keys + n) * BLOCK_D
         sum_k += load_rows(part_k + part, BLOCK_D, keys - n, ROWS, BLOCK_D, BLOCK_D, False, True)
         sum_v += load_rows(part_v + part, BLOCK_D, keys - n, ROWS, BLOCK_D, BLOCK_D, False, True)
     sum_k *= exactly(step, step_low, ACC)

@@ -17,7 +17,7 @@ from ._local_2d_pattern import (
     sub_image,
     whole,
 )
-from ._tiles import LOWEST, exactly, gather_rows, heavy_first, log_sum, scatter_rows, softmax_step, store_rows
+from ._tiles import LOWEST, exactly, gather_rows, heavy_first, kernel, log_sum, scatter_rows, softmax_step, store_rows
 
 LN2: tl.constexpr = tl.constexpr(math.log(2))
 
@@ -73,22 +73,24 @@ def attend(
     return acc / tl.where(total > 0, total, 1.0)[:, None], log_sum(top, total)
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     q, k, v, prefix_k, prefix_v, coarse_k, coarse_v, prefix_mask, out, lse,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, prefix_k_b, prefix_k_h, prefix_k_s, prefix_v_b, prefix_v_h, prefix_v_s,
     coarse_k_b, coarse_k_h, coarse_k_s, coarse_v_b, coarse_v_h, coarse_v_s, out_b, out_h, out_s,
-    heads, group, tiles, total_heads, section, height, width, kernel_h, kernel_w, dilation_h, dilation_w, prefix_len,
-    coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w,
+    heads, group, tiles, total_heads, section, height, width, kernel_h, kernel_w, dilation_h, dilation_w, bits,
+    prefix_len, coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w,
     scale, scale_low, prefix_bias, prefix_bias_low, coarse_bias, coarse_bias_low,
-    NEGATE: tl.constexpr, CAUSAL: tl.constexpr, SHIFT: tl.constexpr, PREFIX: tl.constexpr, MASKED: tl.constexpr,
-    COARSE: tl.constexpr, SMALL: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    NEGATE: tl.constexpr, DILATED: tl.constexpr, CAUSAL: tl.constexpr, SHIFT: tl.constexpr, PREFIX: tl.constexpr,
+    MASKED: tl.constexpr, COARSE: tl.constexpr, SMALL: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
+    if not DILATED:  # a constant is folded away
+        dilation_h, dilation_w = 1, 1
     tile, head = heavy_first(tiles, total_heads, section)
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     kv = h // group
-    image, corners, y, col, there = patch(tile, height, width, dilation_h, dilation_w, ROWS, M)
+    image, corners, y, col, there = patch(tile, height, width, dilation_h, dilation_w, bits, M)
     i = raster(image, y, col)
     x = gather_rows(q + b * q_b + h * q_h, q_s, i, there, D, BLOCK_D)
     if NEGATE:  # the sign of `scale`, so that a larger score is a larger logit
@@ -108,7 +110,7 @@ def forward_kernel(
     tl.store(lse + head.to(tl.int64) * height * width + i, value * LN2, mask=there)
 
 
-@triton.jit
+@kernel
 def decode_kernel(
     q, k, v, prefix_k, prefix_v, coarse_k, coarse_v, prefix_mask, lengths, part, part_lse,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, prefix_k_b, prefix_k_h, prefix_k_s, prefix_v_b, prefix_v_h, prefix_v_s,
@@ -116,17 +118,19 @@ def decode_kernel(
     kv_heads, group, pitch, steps, row_tiles, share_size, height, width, kernel_h, kernel_w, dilation_h, dilation_w,
     prefix_len, coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w,
     scale, scale_low, prefix_bias, prefix_bias_low, coarse_bias, coarse_bias_low,
-    NEGATE: tl.constexpr, PREFIX: tl.constexpr, MASKED: tl.constexpr, COARSE: tl.constexpr, SMALL: tl.constexpr,
-    ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    NEGATE: tl.constexpr, DILATED: tl.constexpr, PREFIX: tl.constexpr, MASKED: tl.constexpr, COARSE: tl.constexpr,
+    SMALL: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Row r of a kv head is query head r % pitch at step r // pitch; a program takes `share_size` tiles of its keys.
 
     Dilated, the rows of a program are of one step, so that their keys are of one sub-image. How many shares there are
     depends on shapes alone; the last ones may find nothing to do.
     """
-    share = tl.program_id(0)
-    row_tile = tl.program_id(1) % row_tiles
-    head = tl.program_id(1) // row_tiles
+    if not DILATED:
+        dilation_h, dilation_w = 1, 1
+    share = tl.program_id(1)
+    row_tile = tl.program_id(0) % row_tiles
+    head = tl.program_id(0) // row_tiles
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
     r = row_tile * M + tl.arange(0, M)
     step = tl.minimum(r // pitch, steps - 1)
@@ -156,6 +160,6 @@ def decode_kernel(
         exactly(prefix_bias, prefix_bias_low, ACC), exactly(coarse_bias, coarse_bias_low, ACC),
         True, False, PREFIX, MASKED, COARSE, SMALL, ACC, D, BLOCK_D, M, N,
     )  # fmt: skip
-    row = (share * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * M
+    row = (share * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * M
     store_rows(part + row * BLOCK_D, BLOCK_D, acc, M, M, BLOCK_D, BLOCK_D)
     tl.store(part_lse + row + tl.arange(0, M), value)

@@ -46,18 +46,19 @@ def raster(image, y, x):
 
 
 @triton.jit
-def patch(tile, height, width, dilation_h, dilation_w, ROWS: tl.constexpr, CELLS: tl.constexpr):
-    """Patch number `tile` of an image, ROWS x CELLS // ROWS cells of a sub-image: that one, in it the corners of the
-    patch (first and last row, first and last column), rows and columns of its cells, and which of them there are."""
-    COLUMNS: tl.constexpr = CELLS // ROWS
+def patch(tile, height, width, dilation_h, dilation_w, bits, CELLS: tl.constexpr):
+    """Patch number `tile` of an image, CELLS cells of a sub-image in rows of 2**bits: that one, in it the corners of
+    the patch (first and last row, first and last column), rows and columns of its cells, and which of them there are.
+    """
+    rows, columns = CELLS >> bits, 1 << bits
     number = tile % (dilation_h * dilation_w)
     image = sub_image(number // dilation_w, number % dilation_w, height, width, dilation_h, dilation_w)
     tile = tile // (dilation_h * dilation_w)
-    across = tl.cdiv(image[1], COLUMNS)
-    top, left = tile // across * ROWS, tile % across * COLUMNS
-    y = top + tl.arange(0, CELLS) // COLUMNS
-    x = left + tl.arange(0, CELLS) % COLUMNS
-    corners = (top, tl.minimum(top + ROWS, image[0]) - 1, left, tl.minimum(left + COLUMNS, image[1]) - 1)
+    across = tl.cdiv(image[1], columns)
+    top, left = tile // across * rows, tile % across * columns
+    y = top + (tl.arange(0, CELLS) >> bits)
+    x = left + (tl.arange(0, CELLS) & (columns - 1))
+    corners = (top, tl.minimum(top + rows, image[0]) - 1, left, tl.minimum(left + columns, image[1]) - 1)
     return image, corners, y, x, (y < image[0]) & (x < image[1])
 
 

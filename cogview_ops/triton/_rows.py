@@ -8,6 +8,7 @@ import triton
 import triton.language as tl  # noqa: F401  Triton's interpreter looks for it
 from torch import Tensor
 
+from . import configs
 from .configs import Config
 
 ROW_AXES = 3  # leading dimensions of a row's address, after merging; what has more is copied
@@ -47,7 +48,8 @@ def row_strides(**tensors: Tensor) -> dict[str, int]:
     for name, x in tensors.items():
         axes = merged(x)
         assert axes is not None, name
-        (_, s0), (n1, s1), (n2, s2) = [(1, 0)] * (ROW_AXES - len(axes)) + axes
+        # missing ones come last: sizes of 1, by which no kernel divides
+        (_, s0), (n1, s1), (n2, s2) = axes + [(1, 0)] * (ROW_AXES - len(axes))
         out |= {f"{name}_n1": n1, f"{name}_n2": n2, f"{name}_s0": s0, f"{name}_s1": s1, f"{name}_s2": s2}
     return out
 
@@ -66,9 +68,7 @@ def fits_one_program(cols: int) -> None:
 
 def programs(tiles: int, device: torch.device) -> int:
     """Of a kernel whose programs take one tile after another."""
-    if device.type == "cuda":
-        return min(tiles, 4 * torch.cuda.get_device_properties(device).multi_processor_count)
-    return min(tiles, 8)
+    return min(tiles, 4 * configs.processors(device))
 
 
 Arguments = dict[str, Any]

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from ._three_region_pattern import (
     edge_tile,
+    edge_tiles,
     full_tile,
     key_rows,
     key_tiles,
@@ -13,7 +14,7 @@ from ._three_region_pattern import (
     window_end,
     window_start,
 )
-from ._tiles import LOG2E, exactly, gather_rows, heavy_first, load_rows, store_rows
+from ._tiles import LOG2E, exactly, gather_rows, heavy_first, kernel, load_rows, store_rows
 
 
 @triton.jit
@@ -34,7 +35,7 @@ def grad_query_tile(
     return tl.dot(ds.to(y.dtype), y, acc, input_precision="ieee", out_dtype=ACC)
 
 
-@triton.jit
+@kernel
 def grad_query_kernel(
     q, k, v, pivot_k, pivot_v, rank, out, lse, dout, dlse, delta, dq,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, out_b, out_h, out_s, dout_b, dout_h, dout_s, dq_b, dq_h, dq_s,
@@ -74,17 +75,17 @@ def grad_query_kernel(
     seen = tl.load(rank + start, mask=i <= last, other=0)
 
     acc = tl.zeros([M, BLOCK_D], ACC)
+    for t in tl.range(0, edge_tiles(full_pivots, pivots, headed, tail, window)):
+        pivot, j = edge_tile(t, low, full_pivots, pivots, headed, tail, N)
+        acc = grad_query_tile(
+            acc, x, dx, k, v, pivot_k, pivot_v, k_s, v_s, row_lse, row_delta, pivot, j, i, start, seen, room, seqlen,
+            scale, bias, True, WIDE, ACC, D, BLOCK_D, N,
+        )  # fmt: skip
     for t in tl.range(0, full_pivots + tail - headed):
         pivot, j = full_tile(t, low, full_pivots, headed, N)
         acc = grad_query_tile(
             acc, x, dx, k, v, pivot_k, pivot_v, k_s, v_s, row_lse, row_delta, pivot, j, i, start, seen, room, seqlen,
             scale, bias, False, WIDE, ACC, D, BLOCK_D, N,
-        )  # fmt: skip
-    for t in tl.range(0, pivots - full_pivots + headed + window - tail):
-        pivot, j = edge_tile(t, low, full_pivots, pivots, headed, tail, N)
-        acc = grad_query_tile(
-            acc, x, dx, k, v, pivot_k, pivot_v, k_s, v_s, row_lse, row_delta, pivot, j, i, start, seen, room, seqlen,
-            scale, bias, True, WIDE, ACC, D, BLOCK_D, N,
         )  # fmt: skip
 
     acc *= exactly(step, step_low, ACC)
@@ -118,13 +119,13 @@ def grad_key_tile(
     return tl.dot(ds.to(x.dtype), x, sum_k, input_precision="ieee", out_dtype=ACC), sum_v
 
 
-@triton.jit
+@kernel
 def grad_key_kernel(
     q, k, v, pivots, rank, dout, lse, delta, part_k, part_v, dk, dv,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, dout_b, dout_h, dout_s, dk_b, dk_h, dk_s, dv_b, dv_h, dv_s,
-    kv_heads, section, seqlen, num_pivots, room, block_size, window_blocks, total_kv_heads, splits,
+    kv_heads, group, section, seqlen, num_pivots, room, block_size, window_blocks, total_kv_heads, splits,
     scale, scale_low, step, step_low, bias, bias_low,
-    PIVOT: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+    PIVOT: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of N keys, from all queries of the group's heads that see them.
@@ -171,12 +172,12 @@ def grad_key_kernel(
     headed = tl.minimum(tl.cdiv(tl.maximum(from_all - low, 0), M), queries)
     tail = tl.maximum(headed, (to_all - low) // M)
     full, edges = tail - headed, queries - tail + headed
-    full_share, edge_share = full * GROUP, edges * GROUP
+    full_share, edge_share = full * group, edges * group
     if PIVOT:
         full_share, edge_share = tl.cdiv(full_share, splits), tl.cdiv(edge_share, splits)
-    q += b * q_b + kv * GROUP * q_h
-    dout += b * dout_b + kv * GROUP * dout_h
-    stat = (b * kv_heads + kv) * GROUP * seqlen
+    q += b * q_b + kv * group * q_h
+    dout += b * dout_b + kv * group * dout_h
+    stat = (b * kv_heads + kv) * group * seqlen
     lse += stat
     delta += stat
 
@@ -190,14 +191,14 @@ def grad_key_kernel(
             part = (s * total_kv_heads + head).to(tl.int64) * room * BLOCK_D
             sum_k += gather_rows(part_k + part, BLOCK_D, slot, is_pivot, BLOCK_D, BLOCK_D)
             sum_v += gather_rows(part_v + part, BLOCK_D, slot, is_pivot, BLOCK_D, BLOCK_D)
-    for t in tl.range(share * full_share, tl.minimum((share + 1) * full_share, full * GROUP)):
+    for t in tl.range(share * full_share, tl.minimum((share + 1) * full_share, full * group)):
         g = (t // full).to(tl.int64)
         i = low + (t % full + headed) * M
         sum_k, sum_v = grad_key_tile(
             sum_k, sum_v, y, z, q + g * q_h, dout + g * dout_h, lse + g * seqlen, delta + g * seqlen, q_s, dout_s,
             i, begin, end, seqlen, scale, bias, False, WIDE, ACC, D, BLOCK_D, M,
         )  # fmt: skip
-    for t in tl.range(share * edge_share, tl.minimum((share + 1) * edge_share, edges * GROUP)):
+    for t in tl.range(share * edge_share, tl.minimum((share + 1) * edge_share, edges * group)):
         g = (t // edges).to(tl.int64)
         u = t % edges
         i = low + tl.where(u < headed, u, u + full) * M

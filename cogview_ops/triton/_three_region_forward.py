@@ -5,8 +5,17 @@ import math
 import triton
 import triton.language as tl
 
-from ._three_region_pattern import edge_tile, full_tile, key_rows, key_tiles, valid_pivots, visible, window_start
-from ._tiles import LOWEST, exactly, gather_rows, heavy_first, load_rows, log_sum, softmax_step, store_rows
+from ._three_region_pattern import (
+    edge_tile,
+    edge_tiles,
+    full_tile,
+    key_rows,
+    key_tiles,
+    valid_pivots,
+    visible,
+    window_start,
+)
+from ._tiles import LOWEST, exactly, gather_rows, heavy_first, kernel, load_rows, log_sum, softmax_step, store_rows
 
 LN2: tl.constexpr = tl.constexpr(math.log(2))
 
@@ -25,7 +34,7 @@ def forward_tile(
     return softmax_step(acc, top, total, s, z, scale, tl.where(pivot, bias, 0.0), ACC)
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     q, k, v, pivot_k, pivot_v, rank, out, lse,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, out_b, out_h, out_s,
@@ -58,17 +67,17 @@ def forward_kernel(
     acc = tl.zeros([M, BLOCK_D], ACC)
     top = tl.full([M], LOWEST, ACC)
     total = tl.zeros([M], ACC)
+    for t in tl.range(0, edge_tiles(full_pivots, pivots, headed, tail, window)):
+        pivot, j = edge_tile(t, low, full_pivots, pivots, headed, tail, N)
+        acc, top, total = forward_tile(
+            acc, top, total, x, k, v, pivot_k, pivot_v, k_s, v_s, pivot, j, i, start, seen, room, seqlen, scale, bias,
+            True, WIDE, ACC, D, BLOCK_D, N,
+        )  # fmt: skip
     for t in tl.range(0, full_pivots + tail - headed):
         pivot, j = full_tile(t, low, full_pivots, headed, N)
         acc, top, total = forward_tile(
             acc, top, total, x, k, v, pivot_k, pivot_v, k_s, v_s, pivot, j, i, start, seen, room, seqlen, scale, bias,
             False, WIDE, ACC, D, BLOCK_D, N,
-        )  # fmt: skip
-    for t in tl.range(0, pivots - full_pivots + headed + window - tail):
-        pivot, j = edge_tile(t, low, full_pivots, pivots, headed, tail, N)
-        acc, top, total = forward_tile(
-            acc, top, total, x, k, v, pivot_k, pivot_v, k_s, v_s, pivot, j, i, start, seen, room, seqlen, scale, bias,
-            True, WIDE, ACC, D, BLOCK_D, N,
         )  # fmt: skip
 
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
@@ -77,7 +86,7 @@ def forward_kernel(
     tl.store(lse + head.to(tl.int64) * seqlen + i, value, mask=i < seqlen)
 
 
-@triton.jit
+@kernel
 def decode_kernel(
     q, k, v, pivots, lengths, part, part_lse,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s,
@@ -90,9 +99,9 @@ def decode_kernel(
 
     Which tiles there are depends on shapes alone: what a tile's rows do not see is not read.
     """
-    share = tl.program_id(0)
-    row_tile = tl.program_id(1) % row_tiles
-    head = tl.program_id(1) // row_tiles
+    share = tl.program_id(1)
+    row_tile = tl.program_id(0) % row_tiles
+    head = tl.program_id(0) // row_tiles
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
     scale = exactly(scale, scale_low, ACC)
     bias = exactly(bias, bias_low, ACC)
@@ -134,21 +143,22 @@ def decode_kernel(
         s = tl.where(seen, s, float("-inf"))
         acc, top, total = softmax_step(acc, top, total, s, z, scale, tl.where(pivot, bias, 0.0), ACC)
 
-    row = (share * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * M
+    row = (share * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * M
     store_rows(part + row * BLOCK_D, BLOCK_D, acc / tl.where(total > 0, total, 1.0)[:, None], M, M, BLOCK_D, BLOCK_D)
     tl.store(part_lse + row + tl.arange(0, M), log_sum(top, total))
 
 
-@triton.jit
+@kernel
 def combine_kernel(
     part, part_lse, out, out_b, out_h, out_s, kv_heads, group, pitch, steps, row_tiles, shares,
     D: tl.constexpr, BLOCK_D: tl.constexpr, SHARES: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """Joins the shares of one row, in their order. The rows of a step are `pitch` apart from those of the next."""
-    r, head = tl.program_id(0), tl.program_id(1)
+    rows = steps * group
+    r, head = tl.program_id(0) % rows, tl.program_id(0) // rows
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
     share = tl.arange(0, SHARES)
-    row = (share * tl.num_programs(1) + head).to(tl.int64) * row_tiles * M + r // group * pitch + r % group
+    row = (share * (tl.num_programs(0) // rows) + head).to(tl.int64) * row_tiles * M + r // group * pitch + r % group
     lse = tl.load(part_lse + row, mask=share < shares, other=float("-inf"))
     top = tl.maximum(tl.max(lse, 0), LOWEST)
     weight = tl.exp2(lse - top)

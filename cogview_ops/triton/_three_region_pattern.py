@@ -2,13 +2,14 @@
 
 Query i sees pivots [0, rank[w(i)]) and keys [w(i), i], with w(i) the first key of its window and rank[j] the number of
 pivots before j. Tiles that every row sees whole need no mask; they and the others, at an edge of the pattern, are two
-loops, because the compiler turns a mask behind a branch into selects that all tiles then pay for.
+loops, because the compiler turns a mask behind a branch into selects that all tiles then pay for. Edges come first,
+because there always is one.
 """
 
 import triton
 import triton.language as tl
 
-from ._tiles import gather_rows, load_rows, store_rows
+from ._tiles import gather_rows, kernel, load_rows, store_rows
 
 
 @triton.jit
@@ -31,14 +32,15 @@ def valid_pivots(pivots, n, num_pivots, seqlen):
     return tl.where(valid, p, 0).to(tl.int32), valid
 
 
-@triton.jit
-def rank_kernel(pivots, rank, num_pivots, seqlen, STEPS: tl.constexpr, ROWS: tl.constexpr):
-    """rank[b, j] = number of pivots before j, for j in [0, seqlen]; 2**STEPS > num_pivots."""
-    b = tl.program_id(1).to(tl.int64)
-    j = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+@kernel
+def rank_kernel(pivots, rank, num_pivots, seqlen, steps, ROWS: tl.constexpr):
+    """rank[b, j] = number of pivots before j, for j in [0, seqlen]; 2**steps > num_pivots."""
+    tiles = tl.cdiv(seqlen + 1, ROWS)
+    b = (tl.program_id(0) // tiles).to(tl.int64)
+    j = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
     low = tl.zeros([ROWS], tl.int32)
     high = tl.zeros([ROWS], tl.int32) + num_pivots
-    for _ in tl.static_range(STEPS):
+    for _ in tl.range(0, steps):
         middle = (low + high) // 2
         p = tl.load(pivots + b * num_pivots + middle, mask=middle < high, other=-1)
         before = (p >= 0) & (p < j)
@@ -47,7 +49,7 @@ def rank_kernel(pivots, rank, num_pivots, seqlen, STEPS: tl.constexpr, ROWS: tl.
     tl.store(rank + b * (seqlen + 1) + j, low, mask=j <= seqlen)
 
 
-@triton.jit
+@kernel
 def gather_kernel(
     k, v, pivots, pivot_k, pivot_v,
     k_b, k_h, k_s, v_b, v_h, v_s,
@@ -55,14 +57,15 @@ def gather_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Copies of the pivots' rows of k and v, [B, Hkv, room, BLOCK_D]; zeros where there is no pivot."""
-    b = (tl.program_id(1) // kv_heads).to(tl.int64)
-    h = tl.program_id(1) % kv_heads
-    n = tl.program_id(0) * ROWS
+    tiles = room // ROWS
+    head = tl.program_id(0) // tiles
+    b, h = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
+    n = tl.program_id(0) % tiles * ROWS
     index, valid = valid_pivots(pivots + b * num_pivots, n + tl.arange(0, ROWS), num_pivots, seqlen)
-    to = (tl.program_id(1).to(tl.int64) * room + n) * BLOCK_D
-    rows = gather_rows(k + b * k_b + h.to(tl.int64) * k_h, k_s, index, valid, D, BLOCK_D)
+    to = (head.to(tl.int64) * room + n) * BLOCK_D
+    rows = gather_rows(k + b * k_b + h * k_h, k_s, index, valid, D, BLOCK_D)
     store_rows(pivot_k + to, BLOCK_D, rows, room - n, ROWS, BLOCK_D, BLOCK_D)
-    rows = gather_rows(v + b * v_b + h.to(tl.int64) * v_h, v_s, index, valid, D, BLOCK_D)
+    rows = gather_rows(v + b * v_b + h * v_h, v_s, index, valid, D, BLOCK_D)
     store_rows(pivot_v + to, BLOCK_D, rows, room - n, ROWS, BLOCK_D, BLOCK_D)
 
 
@@ -80,6 +83,13 @@ def key_tiles(rank, first, last, block_size, window_blocks, N: tl.constexpr):
     head = tl.cdiv(high - low, N)
     tail = tl.maximum(head, (first + 1 - low) // N)
     return low, full_pivots, pivots, head, tail, tl.cdiv(last + 1 - low, N)
+
+
+@triton.jit
+def edge_tiles(full_pivots, pivots, head, tail, window):
+    """How many tiles are not full, and at least one: a loop that may be skipped zeroes the sums on a path of its own,
+    for which ptxas makes every wgmma wait. That one lies behind the last query, its keys are not read."""
+    return tl.maximum(pivots - full_pivots + head + window - tail, 1)
 
 
 @triton.jit

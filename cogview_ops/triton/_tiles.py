@@ -4,7 +4,9 @@ Scores are kept in base 2: `scale` and `bias` come multiplied by log2(e), and ex
 """
 
 import ctypes
+import inspect
 import math
+import re
 from typing import Any
 
 import torch
@@ -14,7 +16,22 @@ import triton.language as tl
 from .configs import Config
 
 LOG2E: tl.constexpr = tl.constexpr(1 / math.log(2))
+# Integers that are compiled for any value, not anew for 1 and for multiples of 16 as Triton does it unasked. Strides
+# and the columns of rows are not among them, for wide accesses, nor are block_size and splits, which cost registers.
+SIZES = (
+    "bits", "capacity", "coarse_height", "coarse_kernel_h", "coarse_kernel_w", "coarse_width",
+    "dilation_h", "dilation_w", "group", "heads", "height", "kernel_h", "kernel_w", "key_height", "key_width", "keys",
+    "kv_heads", "num_pivots", "pitch", "pivot_tiles", "prefix_len", "room", "row_tiles", "rows", "rows_per_matrix",
+    "section", "seed", "seqlen", "share_size", "shares", "steps", "threshold", "tiles", "total_heads",
+    "total_kv_heads", "width", "window_blocks",
+)  # fmt: skip
 LOWEST: tl.constexpr = tl.constexpr(-3.4e38)  # the maximum of nothing: finite, so that differences stay numbers
+
+
+def kernel(fn: Any) -> Any:
+    """`triton.jit` of what is launched."""
+    counts = [name for name in inspect.signature(fn).parameters if re.search(r"_n\d$", name)]  # 1: no division by it
+    return triton.jit(fn, do_not_specialize=SIZES, do_not_specialize_on_alignment=counts)
 
 
 @triton.jit
@@ -137,6 +154,11 @@ def section(heads: int, group: int, key: torch.Tensor) -> int:
 
 def block_d(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
+
+
+def power_of_4(n: int) -> int:
+    """At least n: a constant of kernels that takes few values."""
+    return 4 ** math.ceil(math.log2(n) / 2)
 
 
 def accumulator(dtype: torch.dtype) -> Any:

@@ -24,7 +24,7 @@ INTERPRETER = Config(16, 16, 4, 1)
 
 Rows = dict[tuple[str, int], dict[int, Config]]  # of (kernel, bytes of an element): by head_dim, the next larger one
 
-ANY: Rows = {  # at most 99 KB of shared memory (float64 gradients at head_dim 256: 160), no wgmma
+ANY: Rows = {  # at most 99 KB of shared memory, no wgmma
     ("forward", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
     ("grad_query", 2): {64: Config(128, 64, 8, 2), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 8, 1)},
     ("grad_key", 2): {64: Config(32, 128, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1)},
@@ -36,9 +36,9 @@ ANY: Rows = {  # at most 99 KB of shared memory (float64 gradients at head_dim 2
     ("grad_pivot", 4): {64: Config(32, 32, 8, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 2)},
     ("decode", 4): {128: Config(16, 32, 4, 2), 256: Config(16, 16, 4, 2)},
     ("forward", 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
-    ("grad_query", 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
-    ("grad_key", 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
-    ("grad_pivot", 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+    ("grad_query", 8): {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(8, 16, 8, 1)},
+    ("grad_key", 8): {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(16, 4, 1, 1)},
+    ("grad_pivot", 8): {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(16, 4, 1, 1)},
     ("decode", 8): {256: Config(16, 16, 8, 1)},
     ("local_forward", 2): {64: Config(64, 32, 4, 3), 128: Config(64, 32, 8, 2), 256: Config(64, 32, 8, 2)},
     ("local_grad_query", 2): {64: Config(64, 32, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
@@ -49,19 +49,26 @@ ANY: Rows = {  # at most 99 KB of shared memory (float64 gradients at head_dim 2
     ("local_grad_key", 4): {64: Config(32, 32, 8, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 2)},
     ("local_decode", 4): {64: Config(16, 32, 4, 2), 256: Config(16, 16, 8, 1)},
     ("local_forward", 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
-    ("local_grad_query", 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
-    ("local_grad_key", 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+    ("local_grad_query", 8): {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(8, 16, 8, 1)},
+    ("local_grad_key", 8): {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(16, 4, 1, 1)},
     ("local_decode", 8): {256: Config(16, 16, 8, 1)},
 }
+ROOMY: Rows = {  # where a block has 160 KB
+    (kernel, 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)}
+    for kernel in ("grad_query", "grad_key", "grad_pivot", "local_grad_query", "local_grad_key")
+}
 CHIPS: dict[int, Rows] = {  # by compute capability; what is missing is as above
-    90: {
+    80: ROOMY,
+    90: ROOMY
+    | {
         ("forward", 2): {64: Config(128, 64, 4, 3), 128: Config(128, 64, 8, 3), 256: Config(128, 32, 8, 2)},
         ("grad_query", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
         ("grad_key", 2): {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 8, 2)},
         ("grad_pivot", 2): {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 8, 2)},
         ("local_forward", 2): {64: Config(64, 64, 4, 3), 128: Config(64, 64, 8, 2), 256: Config(64, 32, 8, 2)},
         ("local_grad_query", 2): {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
-    }
+    },
+    100: ROOMY,
 }
 
 _trial: ContextVar[tuple[str, Config] | None] = ContextVar("trial", default=None)
@@ -96,9 +103,11 @@ def chip(device: torch.device) -> int:
     return -1 if device.type == "cpu" else 0
 
 
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; some number elsewhere."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
 def splits(programs: int, work: int, most: int, device: torch.device) -> int:
     """Into how many parts, at most `most`, to split the work of each program so that all processors have some."""
-    processors = 8
-    if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return max(1, min(most, work, 2 * processors // max(programs, 1)))
+    return max(1, min(most, work, 2 * processors(device) // max(programs, 1)))

@@ -25,7 +25,7 @@ from . import configs
 from ._local_2d_backward import grad_key_kernel, grad_query_kernel, sum_kernel
 from ._local_2d_forward import decode_kernel, forward_kernel
 from ._three_region_forward import combine_kernel
-from ._tiles import DEVICES, accumulator, block_d, check_interpreter, launch, section, strides, two_parts
+from ._tiles import DEVICES, accumulator, block_d, check_interpreter, launch, power_of_4, section, strides, two_parts
 
 Pair = tuple[int, int]
 
@@ -43,6 +43,10 @@ def patch_rows(grid: Pair, kernel: Pair, cells: int, tile: int, causal: bool, ra
         return triton.cdiv(grid[0], rows) * triton.cdiv(grid[1], columns) * (triton.cdiv(box, tile) + 1)
 
     return min((1 << n for n in range(cells.bit_length())), key=cost)
+
+
+def log2(power: int) -> int:
+    return power.bit_length() - 1
 
 
 def sub_image(grid: Pair, dilation: Pair) -> Pair:
@@ -109,7 +113,7 @@ class _Call:
             "coarse_kernel_h": self.coarse_kernel[0], "coarse_kernel_w": self.coarse_kernel[1],
             **_logits(prefix_bias=self.prefix_bias, coarse_bias=self.coarse_bias),
             "PREFIX": self.prefix_len > 0, "MASKED": self.masked, "COARSE": self.has_coarse, "SMALL": small,
-            **self.shape, "N": tile,
+            "DILATED": self.dilation != (1, 1), **self.shape, "N": tile,
         }  # fmt: skip
 
     def patches(self, config: configs.Config, causal: bool, shift: bool) -> tuple[int, dict[str, Any]]:
@@ -119,7 +123,7 @@ class _Call:
         shared = self.query_side((rows, columns), config.n)
         shared |= {"heads": self.heads, "total_heads": total, "section": section(total, self.group, self.keys["k"])}
         count = patches(self.image, (rows, columns), self.dilation)
-        shared |= {"tiles": count, "CAUSAL": causal, "SHIFT": shift, "ROWS": rows, "M": config.m}
+        shared |= {"tiles": count, "CAUSAL": causal, "SHIFT": shift, "bits": log2(columns), "M": config.m}
         return count * total, shared
 
 
@@ -210,12 +214,12 @@ def _grad_keys(
         **strides(q=q, k=k, v=v, dout=rows["dout"]), tiles=tiles, total_kv_heads=call.pairs,
         section=section(call.pairs, 1, q), height=call.grid[0], width=call.grid[1], key_height=keys[0],
         key_width=keys[1], kernel_h=kernel[0], kernel_w=kernel[1], dilation_h=dilation[0], dilation_w=dilation[1],
-        **_scale(call.scale), **_logits(bias=bias), DENSE=dense, MASKED=dense and call.masked, CAUSAL=causal,
-        SHIFT=shift, SPLIT=splits > 1, SMALL=call.small(grid, size, config.m), GROUP=call.group, ROWS=patch, M=config.m,
-        N=config.n,
+        bits=log2(columns), group=call.group, **_scale(call.scale), **_logits(bias=bias), DENSE=dense,
+        MASKED=dense and call.masked, DILATED=dilation != (1, 1), CAUSAL=causal, SHIFT=shift, SPLIT=splits > 1,
+        SMALL=call.small(grid, size, config.m), M=config.m, N=config.n,
     )  # fmt: skip
     if splits > 1:
-        launch(sum_kernel, (triton.cdiv(number, 16), call.pairs), configs.SMALL, **shared, keys=number, ROWS=16)
+        launch(sum_kernel, (triton.cdiv(number, 16) * call.pairs,), configs.SMALL, **shared, keys=number, ROWS=16)
 
 
 def decode(
@@ -245,15 +249,15 @@ def decode(
     part_lse = torch.empty(part.shape[:3], dtype=dtype, device=q.device)
     rows = {"kv_heads": call.kv_heads, "pitch": pitch, "steps": steps, "row_tiles": row_tiles, "M": config.m}
     launch(
-        decode_kernel, (shares, call.pairs * row_tiles), config,
+        decode_kernel, (call.pairs * row_tiles, shares), config,
         q=q, lengths=cache_seqlens.contiguous(), part=part, part_lse=part_lse, **strides(q=q),
         **call.query_side(patch, config.n), **rows, share_size=share_size, **_scale(abs(call.scale)),
         NEGATE=call.scale < 0,
     )  # fmt: skip
     launch(
-        combine_kernel, (steps * call.group, call.pairs), configs.SMALL,
+        combine_kernel, (steps * call.group * call.pairs,), configs.SMALL,
         part=part, part_lse=part_lse, out=out, **strides(out=out), group=call.group, **rows, shares=shares, D=call.dim,
-        BLOCK_D=block_d(call.dim), SHARES=triton.next_power_of_2(shares),
+        BLOCK_D=block_d(call.dim), SHARES=power_of_4(shares),
     )  # fmt: skip
     return out
 

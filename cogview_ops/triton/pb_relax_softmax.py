@@ -12,7 +12,7 @@ from .. import _registration
 from ..pb_relax_softmax import register
 from . import _rows
 from ._rows import row_offsets
-from ._tiles import DEVICES, accumulator, check_interpreter, exactly, launch, two_parts
+from ._tiles import DEVICES, accumulator, check_interpreter, exactly, kernel, launch, two_parts
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def visible_columns(i, rows, cols, rows_per_matrix, CAUSAL: tl.constexpr):
     return tl.where(i < rows, n, 0)
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     x, mask, out,
     x_n1, x_n2, x_s0, x_s1, x_s2, mask_n1, mask_n2, mask_s0, mask_s1, mask_s2, mask_col,
@@ -51,7 +51,7 @@ def forward_kernel(
     tl.store(at, p.to(out.dtype.element_ty), mask=(i < rows)[:, None] & (j < cols))
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     dout, out, grad,
     dout_n1, dout_n2, dout_s0, dout_s1, dout_s2, out_n1, out_n2, out_s0, out_s1, out_s2,

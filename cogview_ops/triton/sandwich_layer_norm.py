@@ -15,7 +15,7 @@ from .. import _registration
 from ..sandwich_layer_norm import register
 from . import _rows
 from ._rows import row_offsets
-from ._tiles import DEVICES, accumulator, check_interpreter, exactly, launch, two_parts
+from ._tiles import DEVICES, accumulator, check_interpreter, exactly, kernel, launch, two_parts
 
 ROW, TENSOR = 1, 2  # relax, as in cogview_ops.sandwich_layer_norm
 PACK = 8  # elements of a tensor in a thread, about
@@ -87,7 +87,7 @@ def words_of(seed, counter):
     return tl.philox(seed, low, high, tl.zeros_like(low), tl.zeros_like(low))
 
 
-@triton.jit
+@kernel
 def peak_kernel(
     x, peaks, x_n1, x_n2, x_s0, x_s1, x_s2, rows, cols, seed, threshold, drop_scale, drop_scale_low,
     DROPOUT: tl.constexpr, QUADS: tl.constexpr, ACC: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
@@ -102,7 +102,7 @@ def peak_kernel(
     tl.store(peaks + i, row_peak(v, ACC), mask=i < rows)
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     branch, residual, h, x, post_weight, post_bias, pre_weight, pre_bias,
     post_mean, post_rstd, pre_mean, pre_rstd, post_peak, pre_peak, peaks,
@@ -158,7 +158,7 @@ def norm_gradient(x, dy, weight, mean, rstd, cols):
     return (g - mean_g[:, None] - y * mean_gy[:, None]) * rstd[:, None], y
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     dh, dx, branch, h, post_weight, pre_weight, post_mean, post_rstd, pre_mean, pre_rstd, dbranch, dresidual, part,
     dh_n1, dh_n2, dh_s0, dh_s1, dh_s2, dx_n1, dx_n2, dx_s0, dx_s1, dx_s2,

@@ -20,7 +20,18 @@ from . import configs
 from ._three_region_backward import grad_key_kernel, grad_query_kernel
 from ._three_region_forward import combine_kernel, decode_kernel, forward_kernel
 from ._three_region_pattern import gather_kernel, rank_kernel
-from ._tiles import DEVICES, accumulator, block_d, check_interpreter, launch, section, strides, two_parts, wide
+from ._tiles import (
+    DEVICES,
+    accumulator,
+    block_d,
+    check_interpreter,
+    launch,
+    power_of_4,
+    section,
+    strides,
+    two_parts,
+    wide,
+)
 
 PIVOT_ROWS = 128  # copies of pivot rows are allocated in multiples of this, the most rows of a tile
 
@@ -48,8 +59,8 @@ class _Call:
         rank = torch.empty(self.batch, self.seqlen + 1, dtype=torch.int32, device=self.pivots.device)
         steps, rows = self.num_pivots.bit_length(), 256
         launch(
-            rank_kernel, (triton.cdiv(self.seqlen + 1, rows), self.batch), configs.SMALL,
-            pivots=self.pivots, rank=rank, num_pivots=self.num_pivots, seqlen=self.seqlen, STEPS=steps, ROWS=rows,
+            rank_kernel, (triton.cdiv(self.seqlen + 1, rows) * self.batch,), configs.SMALL,
+            pivots=self.pivots, rank=rank, num_pivots=self.num_pivots, seqlen=self.seqlen, steps=steps, ROWS=rows,
         )  # fmt: skip
         return rank
 
@@ -65,7 +76,7 @@ class _Call:
         pivot_k, pivot_v, rows = k.new_empty(shape), v.new_empty(shape), 32
         if room:
             launch(
-                gather_kernel, (room // rows, self.batch * self.kv_heads), configs.SMALL,
+                gather_kernel, (room // rows * self.batch * self.kv_heads,), configs.SMALL,
                 k=k, v=v, pivots=self.pivots, pivot_k=pivot_k, pivot_v=pivot_v, **strides(k=k, v=v),
                 kv_heads=self.kv_heads, num_pivots=self.num_pivots, room=room, seqlen=self.seqlen,
                 D=self.dim, BLOCK_D=self.shape["BLOCK_D"], ROWS=rows,
@@ -132,7 +143,7 @@ def backward(
         "pivots": call.pivots, "part_k": parts[0], "part_v": parts[1], "dk": dk, "dv": dv,
         **strides(q=q, k=k, v=v, dout=dout, dk=dk, dv=dv), "section": section(pairs, 1, q),
         "kv_heads": call.kv_heads, "total_kv_heads": pairs, "num_pivots": call.num_pivots,
-        "splits": splits, "GROUP": group,
+        "splits": splits, "group": group,
     }  # fmt: skip
     if room:
         grid = (pivot_programs, splits)
@@ -166,7 +177,7 @@ def decode(
     part = torch.empty(shares, pairs, row_tiles * config.m, block_d(call.dim), dtype=dtype, device=q.device)
     part_lse = torch.empty(part.shape[:3], dtype=dtype, device=q.device)
     launch(
-        decode_kernel, (shares, pairs * row_tiles), config,
+        decode_kernel, (pairs * row_tiles, shares), config,
         q=q, k=k, v=v, pivots=call.pivots, lengths=cache_seqlens.contiguous(), part=part, part_lse=part_lse,
         **strides(q=q, k=k, v=v), kv_heads=call.kv_heads, group=group, steps=steps, row_tiles=row_tiles,
         num_pivots=call.num_pivots, capacity=call.seqlen, **call.pattern, pivot_tiles=pivot_tiles, tiles=tiles,
@@ -174,10 +185,10 @@ def decode(
         M=config.m, N=config.n,
     )  # fmt: skip
     launch(
-        combine_kernel, (steps * group, pairs), configs.SMALL,
+        combine_kernel, (steps * group * pairs,), configs.SMALL,
         part=part, part_lse=part_lse, out=out, **strides(out=out), kv_heads=call.kv_heads, group=group, pitch=group,
         steps=steps, row_tiles=row_tiles, shares=shares, D=call.dim, BLOCK_D=block_d(call.dim),
-        SHARES=triton.next_power_of_2(shares), M=config.m,
+        SHARES=power_of_4(shares), M=config.m,
     )  # fmt: skip
     return out
 
