@@ -22,7 +22,7 @@ SIZES = (
     "bits", "capacity", "coarse_height", "coarse_kernel_h", "coarse_kernel_w", "coarse_width",
     "dilation_h", "dilation_w", "group", "heads", "height", "kernel_h", "kernel_w", "key_height", "key_width", "keys",
     "kv_heads", "num_pivots", "pitch", "pivot_tiles", "prefix_len", "room", "row_tiles", "rows", "rows_per_matrix",
-    "section", "seed", "seqlen", "share_size", "shares", "steps", "threshold", "tiles", "total_heads",
+    "section", "seqlen", "share_size", "shares", "steps", "threshold", "tiles", "total_heads",
     "total_kv_heads", "width", "window_blocks",
 )  # fmt: skip
 LOWEST: tl.constexpr = tl.constexpr(-3.4e38)  # the maximum of nothing: finite, so that differences stay numbers

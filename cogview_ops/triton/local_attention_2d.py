@@ -89,7 +89,8 @@ class _Call:
             "prefix_k": k if prefix_k is None else prefix_k, "prefix_v": v if prefix_v is None else prefix_v,
             "coarse_k": k if coarse_k is None else coarse_k, "coarse_v": v if coarse_v is None else coarse_v,
         }  # fmt: skip
-        self.prefix_mask = q if prefix_mask is None else prefix_mask.contiguous().view(torch.uint8)
+        # not of bytes: Triton 3.6 lays float64 keys out for products as if they were as narrow, and fails
+        self.prefix_mask = q if prefix_mask is None else prefix_mask.to(torch.int32).contiguous()
         self.masked = prefix_mask is not None
 
     def config(self, kernel: str, q: Tensor) -> configs.Config:
