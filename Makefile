@@ -37,7 +37,7 @@ test: lint
 # What takes too long for every change: every Triton kernel for every chip, with Triton 3.6 too; the operators on the
 # oldest torch and on Python 3.12; the GPU check rehearsed there. 20 minutes more, and 4 GB of downloads.
 test-all: test oldest build/triton-3.6.0/done
-	@COGVIEW_OPS_TEST_ALL=1 $(PY) -m pytest tests/test_triton_build.py
+	@COGVIEW_TESTS=all $(PY) -m pytest tests/test_triton_build.py
 	@$(OLDEST)/bin/python -m pytest -n 2 $(OPERATOR_TESTS:%=tests/test_%.py)
 	@$(OLDEST)/bin/python scripts/gpu_check.py first full --carried --rehearse --out build/rehearsal
 
