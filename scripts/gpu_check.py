@@ -261,6 +261,8 @@ class Check:
             lines.append(f"{'ok' if part.passed else 'FAILED':<6} {part.name}: {part.outcome}, {part.seconds:.0f} s")
             if not part.passed:
                 lines += [f"         {line[:100]}" for line in part.failures()]
+        if self.rehearse:
+            lines.append("a rehearsal: these rows are of small cases under the names of large ones")
         if rows:
             copy, product = rows[0]["ceilings"]["copy"] / 1e12, rows[0]["ceilings"]["matmul"] / 1e12
             lines.append(f"copy {copy:.2f} TB/s, bfloat16 product {product:.0f} TFLOP/s")

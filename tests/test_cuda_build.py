@@ -23,6 +23,7 @@ FILES = sorted((CSRC / "cuda").glob("*.cu"))
 REGISTERS = {"pb_relax_softmax": 128, "sandwich_layer_norm": 128}  # of a thread: 65536 by the largest block
 DTYPE = {"80": "f32", "90a": "bf16", "100": "f16"}  # compiled for it; all of them on each would take minutes
 SCALARS = {"d": "f64", "f": "f32", "13__nv_bfloat16": "bf16", "6__half": "f16"}
+MACRO = r"\b(?:STD|STABLE|TORCH|C10|AOTI)_[A-Z0-9_]+\b"
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 
 
@@ -136,6 +137,13 @@ def test_no_torch_header() -> None:
     for path in reached([*FILES, *(CSRC / "cuda").glob("*.h"), *(CSRC / "cuda").glob("*.cuh")]):
         for name in re.findall(r'^#include [<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE):
             assert not re.match(r"torch/|ATen/|c10/|pybind11/|Python\.h", name), f"{path.name}: {name}"
+
+
+def test_bindings_keep_to_the_macros_of_torch_2_11() -> None:
+    """Newer headers have more, whatever version of the ABI was asked for. (`make test-all` builds against 2.11.)"""
+    used = {name for path in (CSRC / "bindings").iterdir() for name in re.findall(MACRO, path.read_text())}
+    allowed = {"STD_TORCH_CHECK", "STD_CUDA_CHECK", "TORCH_ERROR_CODE_CHECK", "STABLE_TORCH_LIBRARY_IMPL", "TORCH_BOX"}
+    assert used == {*allowed, "TORCH_TARGET_VERSION"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
