@@ -237,10 +237,13 @@ class Check:
         stability = ["--rates", "0.1", "--out", str(self.results / "stability")]
         stability += ["--preset", "tiny"] * self.rehearse
         self.together(
-            self.tests("tests", 170, "-k", "cuda or triton", *TESTS),
+            self.tests("tests", 170, "-k", "(cuda or triton) and not float64", *TESTS),
             Part("stability", [sys.executable, "-m", "benchmarks.stability", *stability], 170),
         )
-        self.together(Part("large", pytest("tests/test_gpu.py"), 60))
+        self.together(  # a quarter of the compilations, and the slowest: last
+            Part("large", pytest("tests/test_gpu.py"), 60),
+            self.tests("float64", 60, "-k", "(cuda or triton) and float64", *TESTS),
+        )
 
     def run(self) -> list[str]:
         """All of it, whatever happens, and the summary."""

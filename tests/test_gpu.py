@@ -257,7 +257,10 @@ def test_both_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carr
         kept = json.loads((tmp_path / f"{stage}.json").read_text())
         names = [part["part"] for part in kept["parts"]]
         ready = ["load"] if carried and loads else ["build"]
-        rest = {"first": ["info", "smoke", "benchmarks"], "full": ["benchmarks", "tests", "stability", "large"]}
+        rest = {
+            "first": ["info", "smoke", "benchmarks"],
+            "full": ["benchmarks", "tests", "stability", "large", "float64"],
+        }
         assert names == ready + rest[stage]
         assert kept["summary"][-len(targets.TARGETS) :] == targets.lines(MEASURED)
         assert max(map(len, kept["summary"])) <= 120

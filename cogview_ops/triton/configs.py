@@ -30,11 +30,11 @@ ANY: Rows = {  # at most 99 KB of shared memory, no wgmma
     ("grad_key", 2): {64: Config(32, 128, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1)},
     ("grad_pivot", 2): {64: Config(32, 128, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1)},
     ("decode", 2): {128: Config(16, 64, 4, 3), 256: Config(16, 32, 4, 3)},
-    ("forward", 4): {64: Config(32, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 16, 8, 1)},
+    ("forward", 4): {128: Config(32, 32, 8, 2), 256: Config(32, 16, 8, 1)},
     ("grad_query", 4): {64: Config(64, 32, 8, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
     ("grad_key", 4): {64: Config(32, 32, 8, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 2)},
     ("grad_pivot", 4): {64: Config(32, 32, 8, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 2)},
-    ("decode", 4): {128: Config(16, 32, 4, 2), 256: Config(16, 16, 4, 2)},
+    ("decode", 4): {64: Config(16, 32, 4, 2), 256: Config(16, 16, 4, 2)},
     ("forward", 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
     ("grad_query", 8): {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(8, 16, 8, 1)},
     ("grad_key", 8): {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(16, 4, 1, 1)},
@@ -69,6 +69,7 @@ CHIPS: dict[int, Rows] = {  # by compute capability; what is missing is as above
         ("local_grad_query", 2): {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
     },
     100: ROOMY,
+    120: {("forward", 2): {64: Config(128, 64, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)}},
 }
 
 _trial: ContextVar[tuple[str, Config] | None] = ContextVar("trial", default=None)
