@@ -2,7 +2,7 @@
 # Everything goes into the active virtual or conda environment, or into .venv of this folder.
 
 PYTHON ?= python3            # makes .venv; 3.11 or newer
-PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python) python3.12)  # of make test-all
+PYTHON312 ?= python3.12      # of make test-all
 MINUTES ?= 15                # of the demo
 TORCH ?= torch==2.13.0       # installed only where there is no torch >= 2.11
 # The CPU builds: a tenth of the CUDA build's size. For a GPU: make install TORCH_INDEX=
@@ -10,6 +10,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 override PYTHON := $(strip $(PYTHON))
 override PYTHON312 := $(strip $(PYTHON312))
+# as a command, or among pyenv's
+FIND312 = $(firstword $(shell $(PYTHON312) -c 'import sys; print(sys.executable)' 2> /dev/null) \
+  $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python) $(PYTHON312))
 override MINUTES := $(strip $(MINUTES))
 override TORCH := $(strip $(TORCH))
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
@@ -38,7 +41,7 @@ test: lint
 # oldest torch and on Python 3.12; the GPU check rehearsed there. 20 minutes more, and 4 GB of downloads.
 test-all: test oldest build/triton-3.6.0/done
 	@COGVIEW_TESTS=all $(PY) -m pytest tests/test_triton_build.py
-	@$(OLDEST)/bin/python -m pytest -n 2 $(OPERATOR_TESTS:%=tests/test_%.py)
+	@$(OLDEST)/bin/python -m pytest -n auto $(OPERATOR_TESTS:%=tests/test_%.py)
 	@$(OLDEST)/bin/python scripts/gpu_check.py first full --carried --rehearse --out build/rehearsal
 
 # The operator tests under GCC's address and undefined-behaviour sanitizers, on a build of its own. Leaks are Python's;
@@ -59,9 +62,9 @@ oldest: $(OLDEST)/done
 	  cat $(OLDEST)/log; exit 1; }
 
 $(OLDEST)/done: pyproject.toml
-	@$(PYTHON312) -c '' || { echo "Python 3.12 is needed: make $(MAKECMDGOALS) PYTHON312=/path/to/python3.12"; exit 1; }
+	@$(FIND312) -c '' || { echo "Python 3.12 is needed: make $(MAKECMDGOALS) PYTHON312=/path/to/python3.12"; exit 1; }
 	@echo "Installing torch 2.11 into $(OLDEST) (about 3 GB)"
-	@$(PYTHON312) -m venv $(OLDEST)
+	@$(FIND312) -m venv $(OLDEST)
 	@$(OLDEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install torch==2.11.0 triton==3.6.0 \
 	  'setuptools>=77,<82' ninja numpy pillow sentencepiece safetensors rich tyro matplotlib \
 	  pytest pytest-xdist pytest-timeout pytest-benchmark

@@ -6,6 +6,7 @@ come, those with a target first.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -157,19 +158,23 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="a few small cases, without a GPU too")
     parser.add_argument("--seconds", type=float, default=0.5, help="of timing for each case (default: %(default)s)")
     parser.add_argument("--budget", type=float, default=600, help="seconds after which no case begins")
-    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help=f"folder (default: {report.RESULTS.name})")
+    parser.add_argument("--begin", type=int, default=0, help="leave out so many cases; what is run after a fault")
     options = parser.parse_args()
     todo = chosen(options)
     if not todo:
         parser.error(f"no case of {options.op} in {options.dtype}")
+    if options.rehearse and options.out is None:
+        parser.error("--rehearse: give another folder than that of the results, --out")
     if not torch.cuda.is_available() and not options.rehearse:
         print("benchmarks.gpu: no GPU that torch can use")
         return 2
     stop, clock = monotonic() + options.budget, Clock(torch.cuda.is_available())
     ceiling = clock.ceilings()
-    path, failed = options.out / f"{machine.slug(clock.facts()['device'])}.json", 0
+    out = options.out or report.RESULTS
+    path, failed = out / f"{machine.slug(clock.facts()['device'])}.json", int(options.begin > 0)
     known = {report.key(row) for row in report.load(path)} if path.exists() else set()
-    for case in todo:
+    for i, case in enumerate(todo[options.begin :], options.begin):
         direction = "forward+backward" if case.backward else "forward"
         row = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "direction": direction, **clock.facts()}
         row["ceilings"] = ceiling
@@ -180,11 +185,15 @@ def main() -> int:
                 row |= measure(case, ceiling, clock, options.seconds, DENSE if options.targets else None)
             except Exception as error:  # one case that breaks does not end the others
                 row["failed"] = f"{type(error).__name__}: {error}"
-            torch.cuda.empty_cache()
         print(report.line(row), flush=True)
         failed += "failed" in row
         if row.get("failed") != LATE or report.key(row) not in known:
-            report.save(row, options.out)
+            report.save(row, out)
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError:  # after a fault no call of this process works again
+            left = ["--begin", str(i + 1), "--budget", f"{max(stop - monotonic(), 0):.0f}"]
+            os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], *left])
     return int(failed > 0)
 
 

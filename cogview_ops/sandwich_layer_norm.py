@@ -76,7 +76,8 @@ def sandwich_layer_norm(
         dropout_p: probability in [0, 1] that an element of `branch` is zeroed; the others are divided by 1 - p.
         seed: which elements (Philox4x32-10 of the seed and the element's place in raster order), 0 <= seed < 2**63;
             required with dropout, so that a run repeats. The backward computes the mask again. A tensor of one int64 on
-            the input's device is read when the kernels run: a CUDA graph whose seed has changed drops anew.
+            the input's device is read when the kernels run, forward and backward alike: a CUDA graph drops anew when
+            it has changed in between. It must stay the same from a forward to its backward.
         impl: "auto", "reference", "cpp", "cuda" or "triton".
 
     Returns:
@@ -102,7 +103,7 @@ def sandwich_layer_norm(
     _checks.no_forward_mode("sandwich_layer_norm", branch, residual, *weights)
     at = None
     if dropout_p > 0:
-        at = seed if isinstance(seed, Tensor) else torch.full((), seed or 0, dtype=torch.int64, device=branch.device)
+        at = seed if isinstance(seed, Tensor) else _on_device(seed or 0, branch.device)
     return ops.sandwich_layer_norm_fwd(branch, residual, *weights, eps, _RELAX[relax], float(dropout_p), at)[:2]
 
 
@@ -124,11 +125,24 @@ def _check_options(eps: float, relax: str | None) -> None:
     _checks.choice(relax, "relax", tuple(_RELAX))
 
 
+def _on_device(seed: int, device: torch.device) -> Tensor:
+    return _seed_on(seed, device) if torch.compiler.is_compiling() else _full(seed, device)
+
+
+def _full(seed: int, device: torch.device) -> Tensor:
+    return torch.full((), seed, dtype=torch.int64, device=device)
+
+
+# An operator, since Inductor would make a kernel of torch.full that takes the number as 32 bits.
+_seed_on = torch.library.custom_op("cogview_ops::seed_on", _full, mutates_args=())
+_seed_on.register_fake(lambda seed, device: torch.empty((), dtype=torch.int64, device=device))
+
+
 def _checked_seed(seed: Any, branch: Tensor) -> int | Tensor:
     if isinstance(seed, Tensor):
-        got = f"{seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
-        like = seed.dtype == torch.int64 and seed.numel() == 1 and seed.device == branch.device
-        _checks.require(like, "seed", f"one int64 on the input's device {branch.device}", got)
+        if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != branch.device:
+            got = f"{seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
+            _checks.require(False, "seed", f"one int64 on the input's device {branch.device}", got)
     elif seed is None:
         raise ValueError("seed: expected an int or a tensor of one when dropout_p > 0, got None")
     else:

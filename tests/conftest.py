@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cogview_ops import _dispatch
 def triton_version() -> tuple[int, ...]:
     """(0,) without Triton."""
     try:
-        return tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
+        return tuple(map(int, re.findall(r"\d+", importlib.metadata.version("triton"))[:2]))
     except importlib.metadata.PackageNotFoundError:
         return (0,)
 
@@ -72,3 +73,5 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
         except RuntimeError as error:
             print(f"{nodeid}: the GPU is lost to this process ({str(error).splitlines()[0]})", flush=True)
             os._exit(70)
+        if torch.cuda.memory_reserved() > 2**31:  # others test on this GPU as well
+            torch.cuda.empty_cache()

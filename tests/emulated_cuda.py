@@ -26,7 +26,7 @@ from cogview_ops import _dispatch
 ROOT = Path(__file__).parents[1]
 EMULATOR = ROOT / "tests" / "cuda_emulator"
 BINDINGS = ROOT / "csrc" / "bindings"
-KEPT = ROOT / "build" / "cuda-emulated"
+KEPT = ROOT / "build" / "cuda-emulated" / f"torch-{torch.__version__}"
 NAMESPACE = "cogview_ops_emulated"
 COMPILER = os.environ.get("CXX", "g++").split()
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fcf-protection=none", "-Wall", "-Werror"]
@@ -117,7 +117,7 @@ def compiled(x: Object) -> Path:
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
             run(*x.flags, "-c", str(x.source), "-o", f"{unfinished}/x.o")
-            for old in folder.glob(f"{x.source.stem}-*.o"):
+            for old in set(folder.glob(f"{x.source.stem}-*.o")) - {target}:
                 old.unlink(missing_ok=True)
             Path(f"{unfinished}/x.o").rename(target)
     return target
@@ -132,7 +132,7 @@ def build(name: str, objects: list[Object], link: list[str] | None = None) -> Pa
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=KEPT) as unfinished:
             run("-shared", "-Wl,-z,defs", "-o", f"{unfinished}/x.so", *files, *(link or []))
-            for old in KEPT.glob(f"{name}-*.so"):
+            for old in set(KEPT.glob(f"{name}-*.so")) - {library}:
                 old.unlink(missing_ok=True)
             Path(f"{unfinished}/x.so").rename(library)
     return library

@@ -140,14 +140,14 @@ def test_parts_end_as_they_do(check) -> None:
 
 def test_parts_that_take_too_long_say_how_far_they_came(check, tmp_path) -> None:
     sleep = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('so far')"
-    part = check.run(script(check, sleep, 2), time.monotonic() + 60)
-    assert (part.outcome, part.output) == ("interrupted after 2 s", "so far\n")
-    orphan = f"import time; time.sleep(4); open({str(tmp_path / 'orphan')!r}, 'w')"
+    part = check.run(script(check, sleep, 1), time.monotonic() + 60)
+    assert (part.outcome, part.output) == ("interrupted after 1 s", "so far\n")
+    orphan = f"import time; time.sleep(3); open({str(tmp_path / 'orphan')!r}, 'w')"
     deaf = "import subprocess, sys, signal, time; signal.signal(2, lambda *_: None); print('begun', flush=True)\n"
     deaf += f"subprocess.Popen([sys.executable, '-c', {orphan!r}]); [time.sleep(1) for _ in range(60)]"
-    part = check.run(script(check, deaf, 2), time.monotonic() + 60, grace=1)
-    assert (part.outcome, part.output) == ("killed after 3 s", "begun\n")
-    time.sleep(3)
+    part = check.run(script(check, deaf, 1), time.monotonic() + 60, grace=0.5)
+    assert (part.outcome, part.output) == ("killed after 2 s", "begun\n")
+    time.sleep(2)
     assert not (tmp_path / "orphan").exists()
 
 
@@ -279,7 +279,7 @@ def test_both_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carr
 def test_a_stage_that_breaks_still_has_a_summary(check, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(check.Check, "extension", lambda self: self.together(script(check, "print('so far')")))
     monkeypatch.setattr(check.Check, "tests", lambda *_: 1 / 0)
-    lines = check.Check("first", tmp_path, rehearse=True, carried=False).run()
+    lines = check.Check("first", tmp_path, rehearse=True, carried=False, begin=time.monotonic()).run()
     assert lines[1].startswith("ok     x: passed")
     at = next(i for i, line in enumerate(lines) if line.startswith("FAILED the script: broke"))
     assert lines[at + 3].endswith("ZeroDivisionError: division by zero")
@@ -307,8 +307,14 @@ def test_benchmarks_of_a_gpu_are_rehearsed(tmp_path, monkeypatch, capsys) -> Non
     rows = rehearse("--seconds", "0.01")
     assert [row["failed"] for row in rows if "failed" in row] == ["RuntimeError: it breaks"]
     attention = next(row for row in rows if row["op"] == "three_region_attention")
-    assert set(attention["baselines"]) == {"causal SDPA"}
+    assert set(attention["baselines"]) == (set(targets.DENSE) if torch.cuda.is_available() else {"causal SDPA"})
     assert [row.get("median_s") for row in rehearse("--budget", "0")] == [row.get("median_s") for row in rows]
+    begun: list[list[str]] = []
+    with monkeypatch.context() as patches:
+        patches.setattr(torch.cuda, "empty_cache", lambda: torch.ones(2) @ torch.ones(3))  # a RuntimeError
+        patches.setattr(gpu.os, "execv", lambda path, argv: begun.append(argv))
+        rehearse("--seconds", "0.01")
+    assert [argv[argv.index("--begin") + 1] for argv in begun] == ["1", "2", "3", "4"]
     with pytest.raises(SystemExit):
         rehearse("--op", "layer_norm", "--dtype", "typo")
     monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--op", "layer_norm", "--dtype", "fp16"])

@@ -24,6 +24,7 @@ from common import (
     skip_uncomputable,
 )
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
 from cogview_ops import layer_norm, reference, sandwich_layer_norm
 
@@ -370,6 +371,26 @@ def test_a_tensor_is_a_seed(impl: str) -> None:
     seed += 1
     assert all(map(torch.equal, gradients(2**62 + 6), gradients(seed)))
     assert not torch.equal(by_tensor[0], gradients(seed)[0])
+
+
+def test_numbers_of_64_bits_stay_out_of_generated_kernels() -> None:
+    """Inductor's have 32 for a number that changes."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph
+
+    inputs, seed = sandwich(20, "row").inputs(torch.float32), 2**62
+    torch._dynamo.reset()
+    step = torch.compile(
+        partial(sandwich_layer_norm, **inputs, dropout_p=0.5), dynamic=True, backend=aot_autograd(fw_compiler=keep)
+    )
+    assert torch.equal(step(seed=seed)[0], sandwich_layer_norm(**inputs, dropout_p=0.5, seed=seed)[0])
+    (graph,) = graphs
+    called = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert torch.ops.cogview_ops.seed_on.default in called
+    assert torch.ops.aten.full.default not in called
 
 
 def test_compiled_seeds_are_read_at_run_time() -> None:

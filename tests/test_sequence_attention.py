@@ -12,6 +12,7 @@ from common import (
     Case,
     assert_as_good_as,
     assert_true,
+    device_of,
     each_impl,
     gaps,
     heads_last,
@@ -105,14 +106,14 @@ def probe(impl: str, case: Case) -> None:
     seen = pattern(case).double()
     weights = seen / seen.sum(-1, keepdim=True)
     values = identity(tokens, impl)
-    eye = values.expand(3, 1, -1, -1)
+    eye = values.to(device_of(impl)).expand(3, 1, -1, -1)
     q, k, v = (x.clone().requires_grad_() for x in (torch.zeros_like(eye), eye, eye))
     out = case._replace(options={**case.options, "scale": 1.0})({"query": q, "key": k, "value": v}, impl)[0]
     dq, dv = torch.autograd.grad(out, (q, v), eye)
     own = weights.diagonal(dim1=1, dim2=2)[..., None]
     dscores = weights * (torch.eye(tokens) - own)
     for name, actual, expected in (("output", out, weights), ("dv", dv, weights.mT), ("dq", dq, dscores)):
-        assert torch.allclose(actual[:, 0], expected @ values, atol=1e-12, rtol=0), f"{name}: {case}"  # and zeros
+        assert torch.allclose(actual[:, 0].cpu(), expected @ values, atol=1e-12, rtol=0), f"{name}: {case}"  # and zeros
 
 
 @each_impl(OP)
@@ -152,7 +153,7 @@ def test_dalle_row_with_wrap_is_the_papers() -> None:
 @pytest.mark.parametrize("case", [CASES[1], CASES[-4], CASES[-2]], ids=lambda case: case.label)
 def test_any_strides(impl: str, case: Case, layout: Any) -> None:
     skip_slow(impl)
-    inputs = case.inputs(torch.float32)
+    inputs = case.inputs(torch.float32, device_of(impl))
     views = layout(inputs)
     out = case(views, impl)[0]
     torch.testing.assert_close(out, case(inputs, impl)[0], rtol=1e-5, atol=1e-5)
@@ -165,19 +166,21 @@ def test_any_strides(impl: str, case: Case, layout: Any) -> None:
 @pytest.mark.parametrize("case", CASES[4:8], ids=lambda case: case.label)
 def test_decode_equals_forward(impl: str, case: Case, dtype: torch.dtype) -> None:
     skip_slow(impl)
-    inputs, text_len = case.inputs(dtype), case.options["text_len"]
+    device, text_len = device_of(impl), case.options["text_len"]
+    inputs = case.inputs(dtype, device)
+    options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in case.options.items()}
     truth = case({k: x.double() for k, x in inputs.items()}, "reference")[0]
     formula = case(inputs, "reference")[0]
     for steps, end in ((1, text_len + 1), (3, text_len + 15), (1, text_len + 52)):
-        ends = torch.tensor([end, max(end - 7, text_len + steps), text_len + steps])
-        rows = ends[:, None] - steps + torch.arange(steps)
+        ends = torch.tensor([end, max(end - 7, text_len + steps), text_len + steps], device=device)
+        rows = ends[:, None] - steps + torch.arange(steps, device=device)
 
         def pick(x: Tensor, rows: Tensor = rows) -> Tensor:
             return x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
-        written = torch.arange(inputs["key"].shape[2])[:, None] < ends[:, None, None, None]
+        written = torch.arange(inputs["key"].shape[2], device=device)[:, None] < ends[:, None, None, None]
         caches = (inputs[name].masked_fill(~written, math.nan) for name in ("key", "value"))
-        out = dalle_attention_decode(pick(inputs["query"]), *caches, ends, **case.options, impl=impl)
+        out = dalle_attention_decode(pick(inputs["query"]), *caches, ends, **options, impl=impl)
         assert_as_good_as(out, pick(truth), pick(formula), f"{steps} tokens up to {ends.tolist()}")
 
 
@@ -197,7 +200,7 @@ def test_gradcheck(impl: str, case: Case) -> None:
         small = case._replace(options=how | (coarse or {}))
         return small(dict(zip(("query", "key", "value"), tensors, strict=True)), impl)[0]
 
-    assert torch.autograd.gradcheck(call, [x.requires_grad_() for x in leaves])
+    assert torch.autograd.gradcheck(call, [x.to(device_of(impl)).requires_grad_() for x in leaves])
 
 
 @pytest.mark.parametrize("case", [CASES[4], CASES[-4]], ids=lambda case: case.label)

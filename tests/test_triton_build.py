@@ -100,7 +100,7 @@ class Kernel(NamedTuple):
 def compiled(version: str, targets: list[Target]) -> list[Kernel]:
     folders = [ROOT]
     if version != "installed":
-        if not OTHER.exists():
+        if not (OTHER / f"triton-{version}.dist-info").exists():
             pytest.skip(f"no Triton {version}: pip install --target build/{OTHER.name} --no-deps triton=={version}")
         folders = [OTHER, ROOT]
     env = {**os.environ, "PYTHONPATH": ":".join(map(str, folders)), "TRITON_INTERPRET": "0"}
@@ -197,6 +197,42 @@ def test_every_row_of_the_tables(version: str, chip: int) -> None:
 def calls(op: str) -> Any:
     kinds = {"three_region": call_three_region, "ones": call_ones} | dict.fromkeys(OPS[1:], call_local_2d)
     return kinds.get(op, call_rows)
+
+
+def test_sizes_compile_nothing_anew() -> None:
+    """Every integer that a kernel takes is a size, or is known to be worth compiling for: a stride, or what accesses
+    and registers gain by. And multiples of 16 and other sizes are the same compilations."""
+    code = "import json, test_triton_build as t; print(json.dumps(t.integers()))"
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TRITON_INTERPRET": "0"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr
+    sizes, integers, differ = json.loads(run.stdout)
+    strides = {name for name in integers if re.search(r"_(b|h|s|n\d|s\d)$", name)}
+    assert set(integers) - strides - set(sizes) <= {"cols", "block_size", "splits", "mask_col"}
+    assert set(sizes) <= set(integers)
+    assert not differ
+
+
+def integers() -> tuple[tuple[str, ...], list[str], list[str]]:
+    """Names that Triton shall not compile anew for, names of all integers, compilations that differ by sizes."""
+    from cogview_ops.triton._tiles import SIZES
+
+    names: set[str] = set()
+    found = []
+    for tokens in (1600, 1607):
+        with caught(90) as launches:
+            call_three_region("three_region", torch.float16, 16, 3, 5, tokens)
+            for op in ("softmax", "layer_norm", "sandwich", "sandwich_tensor"):
+                call_rows(op, torch.float16, 64, tokens)
+        found.append({launch.compilation.dump() for launch in launches})
+        with caught(90) as others:
+            for op in OPS[1:]:
+                call_local_2d(op, torch.float16, 16)
+            call_ones("ones", torch.float16, 1)
+        for launch in (*launches, *others):
+            kinds = launch.compilation.signature
+            names |= {name for name, kind in kinds.items() if kind in ("i32", "i64")}
+    return SIZES, sorted(names), sorted(found[0] ^ found[1])
 
 
 def test_grids_are_within_the_limits() -> None:
