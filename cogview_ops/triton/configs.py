@@ -26,7 +26,7 @@ Rows = dict[tuple[str, int], dict[int, Config]]  # of (kernel, bytes of an eleme
 
 ANY: Rows = {  # at most 99 KB of shared memory, no wgmma
     ("forward", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
-    ("grad_query", 2): {64: Config(128, 64, 8, 2), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 8, 1)},
+    ("grad_query", 2): {64: Config(128, 64, 8, 2), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 8, 2)},
     ("grad_key", 2): {64: Config(32, 128, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1)},
     ("grad_pivot", 2): {64: Config(32, 128, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1)},
     ("decode", 2): {128: Config(16, 64, 4, 3), 256: Config(16, 32, 4, 3)},
