@@ -38,7 +38,7 @@ test: lint
 	@$(PY) -m pytest
 
 # What takes too long for every change: every Triton kernel for every chip, with Triton 3.6 too; the operators on the
-# oldest torch and on Python 3.12; the GPU check rehearsed there. 20 minutes more, and 4 GB of downloads.
+# oldest torch and on Python 3.12; the GPU check rehearsed there. About an hour more, and 4 GB of downloads.
 test-all: test oldest build/triton-3.6.0/done
 	@COGVIEW_TESTS=all $(PY) -m pytest tests/test_triton_build.py
 	@$(OLDEST)/bin/python -m pytest -n auto $(OPERATOR_TESTS:%=tests/test_%.py)

@@ -4,7 +4,7 @@ spills, what ptxas complains of, sizes.
 What is compiled is what the launchers launch on meta tensors (triton_aot.py), by the Triton that is installed and by
 3.6.0 where `pip install --target build/triton-3.6.0 --no-deps triton==3.6.0` has put it. A process of its own does it,
 because in this one kernels are interpreted (conftest.py). COGVIEW_TESTS=all compiles every row of configs.py too, in
-some ten minutes. `python tests/test_triton_build.py` prints what there is in all of them.
+half an hour. `python tests/test_triton_build.py` prints what there is in all of them.
 """
 
 import concurrent.futures
@@ -180,11 +180,11 @@ def test_rows_move_16_bytes_at_once(kernels: list[Kernel]) -> None:
         assert sum(kernel.accesses.values()) - sum(wide.values()) <= numbers, kernel
 
 
-@pytest.mark.skipif(os.environ.get("COGVIEW_TESTS") != "all", reason="takes ten minutes: COGVIEW_TESTS=all")
+@pytest.mark.skipif(os.environ.get("COGVIEW_TESTS") != "all", reason="takes half an hour: COGVIEW_TESTS=all")
 @pytest.mark.parametrize("version", ["installed", "3.6.0"])
 @pytest.mark.parametrize("chip", SHARED_MEMORY)
 def test_every_row_of_the_tables(version: str, chip: int) -> None:
-    """Fits the chip, in 16 bits but for eight registers; on Hopper no product waits for another."""
+    """Fits the chip, in 16 bits but for sixteen registers; on Hopper no product waits for another."""
     dtypes, sizes = ("bfloat16", "float32", "float64"), (64, 128, 256)
     targets = list(itertools.product(("three_region", "local_2d_sets"), (chip,), dtypes, sizes))
     kernels = compiled(version, targets)
@@ -192,7 +192,7 @@ def test_every_row_of_the_tables(version: str, chip: int) -> None:
     test_shared_memory_fits(kernels)
     test_ptxas_does_not_complain(kernels)
     for kernel in kernels:
-        assert kernel.spilled <= 32 or kernel.dtype != "bfloat16", kernel
+        assert kernel.spilled <= 64 or kernel.dtype != "bfloat16", kernel
 
 
 def calls(op: str) -> Any:
