@@ -45,8 +45,12 @@ class Case:
     backward: bool
     build: Callable[[torch.dtype, bool], Problem] = field(repr=False)
 
+    @property
+    def direction(self) -> str:
+        return "forward+backward" if self.backward else "forward"
+
     def __str__(self) -> str:
-        return f"{self.op}-{self.shape}-{self.dtype}-{'forward+backward' if self.backward else 'forward'}"
+        return f"{self.op}-{self.shape}-{self.dtype}-{self.direction}"
 
     def problem(self, device: str = "cpu") -> Problem:
         torch.manual_seed(0)

@@ -175,8 +175,7 @@ def main() -> int:
     path, failed = out / f"{machine.slug(clock.facts()['device'])}.json", int(options.begin > 0)
     known = {report.key(row) for row in report.load(path)} if path.exists() else set()
     for i, case in enumerate(todo[options.begin :], options.begin):
-        direction = "forward+backward" if case.backward else "forward"
-        row = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "direction": direction, **clock.facts()}
+        row = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "direction": case.direction, **clock.facts()}
         row["ceilings"] = ceiling
         if monotonic() > stop:
             row["failed"] = LATE

@@ -34,8 +34,7 @@ def test_case(case: Case, benchmark: Any, capsys: Any, pytestconfig: pytest.Conf
 def measure(case: Case, benchmark: Any, seconds: float) -> dict[str, Any]:
     """The row of one case, timed for about `seconds`; a row with "failed" was not timed."""
     problem = case.problem()
-    direction = "forward+backward" if case.backward else "forward"
-    row = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "direction": direction, **machine.facts()}
+    row = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "direction": case.direction, **machine.facts()}
     calls, failed = contestants(problem, case.backward)
     if "ours" in failed:
         return row | {"failed": failed["ours"]}

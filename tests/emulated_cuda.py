@@ -156,6 +156,7 @@ def kernels(library: Path) -> dict[int, str]:
     return {int(at, 16): name for at, name in re.findall(kernel, names, re.MULTILINE)}
 
 
+@functools.cache
 def has(op: str) -> bool:
     """Whether there is a CUDA kernel of this operator to emulate."""
     return any(f'm.impl("{op}"' in path.read_text() for path in BINDINGS.glob("*_cuda.cpp"))
