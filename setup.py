@@ -41,19 +41,22 @@ find_cuda()
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 ROOT = Path(__file__).parent
-ISAS = {"baseline": []}
-if platform.machine() in ("x86_64", "AMD64"):
-    ISAS |= {
-        "avx2": ["-march=x86-64-v3"],
-        "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
-        "avx512bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16"],
-        "amx": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
-    }
+
+
+def instruction_sets() -> dict[str, list[str]]:
+    """Names and compiler flags of csrc/cpu/isa_list.h: each has those of the ones before it too."""
+    x86, others = (ROOT / "csrc/cpu/isa_list.h").read_text().split("#else")
+    listed = x86 if platform.machine() in ("x86_64", "AMD64") else others
+    flags: list[str] = []
+    return {name: list(flags := flags + own.split()) for name, own in re.findall(r'X\((\w+), "(.*?)",', listed)}
+
+
 CXX_FLAGS = [
     "-O3",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wall",
+    "-Werror=switch",  # every dtype has a case
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
     "-Wno-maybe-uninitialized",  # inside GCC 12's own intrinsics
@@ -69,6 +72,10 @@ if SANITIZE:
 
 def sources(folder: str, pattern: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for p in (ROOT / folder).glob(pattern))
+
+
+# planners and the choice of the instruction set; the other files of csrc/cpu are kernels, compiled for each of them
+ONCE = ["csrc/cpu/isa.cpp", *sources("csrc/cpu", "*_plan.cpp")]
 
 
 def want_cuda() -> bool:
@@ -94,14 +101,14 @@ class Build(BuildExtension):
         self.build_temp = str(ROOT / "build" / (sys.implementation.cache_tag + "-sanitized" * bool(SANITIZE)))
 
     def build_extension(self, ext):
-        kernels = [s for s in sources("csrc/cpu", "*.cpp") if not s.endswith("isa.cpp")]
-        for isa, flags in ISAS.items():
+        kernels = [s for s in sources("csrc/cpu", "*.cpp") if s not in ONCE]
+        for isa, flags in instruction_sets().items():
             ext.extra_objects += self.compiler.compile(
                 kernels,
                 output_dir=os.path.join(self.build_temp, isa),
                 macros=[("COGVIEW_ISA", isa)],
                 extra_postargs={"cxx": [*CXX_FLAGS, "-fno-exceptions", *flags]},
-                depends=[*sources("csrc/cpu", "*.h"), "setup.py"],
+                depends=[*sources("csrc", "*.h"), *sources("csrc/cpu", "*.h"), "setup.py"],
             )
         super().build_extension(ext)
 
@@ -120,7 +127,7 @@ macros = [
 bindings = [s for s in sources("csrc/bindings", "*.cpp") if cuda or not s.endswith("_cuda.cpp")]
 extension = (CUDAExtension if cuda else CppExtension)(
     "cogview_ops._C",
-    [*bindings, "csrc/cpu/isa.cpp", *(sources("csrc/cuda", "*.cu") if cuda else [])],
+    [*bindings, *ONCE, *(sources("csrc/cuda", "*.cu") if cuda else [])],
     define_macros=macros + ([("USE_CUDA", None)] if cuda else []),
     depends=[*sources("csrc", "**/*.h"), *sources("csrc", "**/*.cuh"), "setup.py"],
     extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]} if cuda else {"cxx": CXX_FLAGS},

@@ -1,8 +1,10 @@
-// What the attention bindings share: tensors as the kernels see them, and scratch.
+// What the attention bindings share: tensors as the kernels see them. Checks guard memory; the messages that users see
+// come from Python.
 #pragma once
 
-#include "../cpu/attention.h"
+#include "../attention.h"
 #include "common.h"
+#include "host.h"
 
 namespace cogview {
 
@@ -35,6 +37,10 @@ inline Indices indices(const Tensor& x, const char* name) {
   return {x.const_data_ptr(), type == ScalarType::Long};
 }
 
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
+  return x ? std::optional<Tensor>(torch::stable::contiguous(*x)) : std::nullopt;
+}
+
 // dout as a kernel can read it: with a contiguous last dimension, zeros if only lse has a gradient.
 inline Tensor readable(const std::optional<Tensor>& dout, const Tensor& out) {
   if (!dout) {
@@ -55,36 +61,33 @@ inline Tensor stat_like(const Tensor& q) {
   return torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, stat_type(q));
 }
 
-constexpr int64_t kTile = 64;  // rows of the kernels' tiles
-
-// How many groups of `size` it takes for `count`.
-inline int64_t groups(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
-// How many of a head's tiles one work item takes: `size`, which share packed tiles, or so few that there are `enough`.
-inline int64_t group_size(int64_t tiles, int64_t heads, int64_t size, int64_t enough) {
-  while (size > 1 && heads * groups(tiles, size) < enough) size /= 2;
-  return size;
+// What every attention is told: query, key and value; the outputs come later. `tokens` of key and value, -1: any.
+inline void describe(Attention* a, const Tensor& q, const Tensor& k, const Tensor& v, int64_t tokens, double scale) {
+  a->dtype = dtype_of(q, "query");
+  check_attention_tensor(q, "query", a->dtype);
+  check_attention_tensor(k, "key", a->dtype);
+  a->batch = q.size(0), a->heads = q.size(1), a->seqlen_q = q.size(2), a->head_dim = q.size(3);
+  a->kv_heads = k.size(1), a->scale = scale;
+  STD_TORCH_CHECK(a->kv_heads > 0 && a->heads % a->kv_heads == 0, "key: heads do not divide query's");
+  a->q = view(q);
+  a->k = key_view(k, "key", q, a->kv_heads, tokens);
+  a->v = key_view(v, "value", q, a->kv_heads, k.size(2));
 }
 
-inline Tensor byte_buffer(const Tensor& like, int64_t bytes) {
-  return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
-}
-// The first 64-byte-aligned address of a buffer.
-inline char* aligned(const Tensor& buffer) {
-  const auto at = reinterpret_cast<uintptr_t>(buffer.mutable_data_ptr());
-  return reinterpret_cast<char*>((at + 63) & ~uintptr_t(63));
+// The rest of a backward; the tensors have to stay.
+inline void describe_backward(Attention* a, const Tensor& q, const Tensor& out, const Tensor& lse, const Tensor& dout,
+                              const Tensor* dlse, Tensor& dq, Tensor& dk, Tensor& dv) {
+  const Tensor like = stat_like(q);
+  a->out = key_view(out, "out", q, a->heads, a->seqlen_q), a->dout = key_view(dout, "dout", q, a->heads, a->seqlen_q);
+  a->lse = stat_view(lse, like, "lse"), a->dlse = dlse ? stat_view(*dlse, like, "dlse") : nullptr;
+  a->dq = view(dq), a->dk = view(dk), a->dv = view(dv);
 }
 
-// One allocation, a 64-byte-aligned piece of so many bytes for each thread; `owner` keeps it alive.
-inline Scratch scratch(const Tensor& like, int64_t bytes, Tensor* owner) {
-  Scratch s;
-  s.bytes = (bytes + 63) / 64 * 64;
-  *owner = byte_buffer(like, s.bytes * num_threads() + 64);
-  s.data = aligned(*owner);
-  return s;
-}
-inline Scratch scratch(const Tensor& like, Dtype dtype, int64_t head_dim, Tensor* owner) {
-  return scratch(like, COGVIEW_PICK(tile_scratch)(dtype, head_dim), owner);
+// The rest of a decode.
+inline void describe_decode(Attention* a, const Tensor& seqlens, const Tensor& out, int64_t capacity) {
+  STD_TORCH_CHECK(a->seqlen_q <= capacity, "query: more tokens than the cache holds");
+  STD_TORCH_CHECK(seqlens.dim() == 1 && seqlens.size(0) == a->batch, "cache_seqlens: shape does not match");
+  a->cache_seqlens = indices(seqlens, "cache_seqlens"), a->out = view(out);
 }
 
 }  // namespace cogview

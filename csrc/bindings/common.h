@@ -1,4 +1,4 @@
-// What every binding needs: dtypes, tensor access and the parallel loop over work items.
+// What every binding needs: dtypes and tensors.
 #pragma once
 
 #define TORCH_TARGET_VERSION 0x020b000000000000ULL  // the LibTorch stable ABI of 2.11
@@ -9,14 +9,12 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "../cpu/dtype.h"
-#include "../cpu/isa.h"
+#include "../dtype.h"
 
 namespace cogview {
 
@@ -51,32 +49,6 @@ inline Tensor empty_rows(const Tensor& x) {
 
 inline void check_same_shape(const Tensor& x, const Tensor& like, const char* name) {
   STD_TORCH_CHECK(x.sizes().equals(like.sizes()), name, ": shape does not match");
-}
-
-inline int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
-
-// Runs `kernel(args, begin, end, slot)` over all items. Threads take the next `grain` items when they are free, so
-// uneven items balance; which thread does what is not fixed, so items must be independent.
-template <class Args>
-void run_items(void (*kernel)(const Args&, int64_t, int64_t, int), const Args& args, int64_t items, int64_t grain = 1) {
-  if (items == 0) return;
-  std::atomic<int64_t> next{0};
-  const int64_t slots = std::min<int64_t>(num_threads(), (items + grain - 1) / grain);
-  torch::stable::parallel_for(0, slots, 1, [&](int64_t first, int64_t last) {
-    for (int64_t slot = first; slot < last; ++slot)
-      for (int64_t begin; (begin = next.fetch_add(grain)) < items;)
-        kernel(args, begin, std::min(begin + grain, items), static_cast<int>(slot));
-  });
-}
-
-// Runs `kernel` with one fixed slice of the items per slot, for partial sums that must repeat bit for bit.
-template <class Args>
-void run_slices(void (*kernel)(const Args&, int64_t, int64_t, int), const Args& args, int64_t items, int64_t slots) {
-  if (items == 0) return;
-  torch::stable::parallel_for(0, slots, 1, [&](int64_t first, int64_t last) {
-    for (int64_t slot = first; slot < last; ++slot)
-      kernel(args, items * slot / slots, items * (slot + 1) / slots, static_cast<int>(slot));
-  });
 }
 
 }  // namespace cogview

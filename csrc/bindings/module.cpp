@@ -7,15 +7,11 @@
 
 #include "../cpu/isa.h"
 
-#define COGVIEW_STRING_(x) #x
-#define COGVIEW_STRING(x) COGVIEW_STRING_(x)
-
 namespace {
 
-std::vector<std::string> supported_isas() {
+std::vector<std::string> supported_names() {
   std::vector<std::string> names;
-  for (int i = 0; i < cogview::kNumIsas; ++i)
-    if (cogview::isa_supported(static_cast<cogview::Isa>(i))) names.push_back(cogview::isa_name(cogview::Isa(i)));
+  for (const cogview::Isa isa : cogview::supported_isas()) names.push_back(cogview::isa_name(isa));
   return names;
 }
 
@@ -26,7 +22,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("compiler", [] { return std::string(COGVIEW_COMPILER); }, "Compiler and version this was built with");
   m.def("torch_version", [] { return std::string(COGVIEW_TORCH); }, "torch this was built against");
   m.def("cuda_archs", [] { return std::string(COGVIEW_CUDA_ARCHS); }, "CUDA architectures, empty without CUDA");
-  m.def("supported_cpu", &supported_isas, "Instruction sets of this build that this processor has");
+  m.def("supported_cpu", &supported_names, "Instruction sets of this build that this processor has");
   m.def("active_cpu", [] { return std::string(cogview::isa_name(cogview::active_isa())); }, "The one in use");
   m.def(
       "force_cpu", [](std::optional<std::string> name) { cogview::force_isa(name ? name->c_str() : nullptr); },

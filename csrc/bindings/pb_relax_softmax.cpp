@@ -1,16 +1,18 @@
 #include "pb_relax_softmax.h"
 
+#include "../cpu/pb_relax_softmax.h"
+#include "host.h"
+
 namespace cogview {
 namespace {
 
 template <class Kernel>
 auto runner(Kernel kernel, const Tensor& like) {
-  return [kernel, &like](SoftmaxArgs& a, int64_t rows) {
-    a.scratch_cols = (a.cols + 31) / 16 * 16;  // slots share no cache line
-    const Tensor scratch = torch::stable::new_empty(like, {num_threads() * a.scratch_cols}, stat_type(like));
-    a.scratch = scratch.mutable_data_ptr();
-    a.stream = beyond_cache(like);
-    run_items(kernel, a, rows, row_grain(a.cols));
+  return [kernel, &like](const SoftmaxArgs& a, int64_t rows) {
+    const TorchHost host(like);
+    SoftmaxPlan plan{a, beyond_cache(like), nullptr, (a.cols + 31) / 16 * 16};  // slots share no cache line
+    plan.scratch = host.memory(host.threads * plan.scratch_cols * accumulator_bytes(a.dtype));
+    run_items(host, kernel, plan, rows, row_grain(a.cols));
   };
 }
 

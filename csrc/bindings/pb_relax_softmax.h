@@ -1,7 +1,7 @@
 // Checks, allocation and arguments of PB-relax softmax, the same on every device. `run(args, rows)` does the work.
 #pragma once
 
-#include "../cpu/pb_relax_softmax.h"
+#include "../pb_relax_softmax.h"
 
 #include "common.h"
 #include "rows.h"

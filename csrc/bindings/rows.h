@@ -1,7 +1,7 @@
 // A tensor seen as rows along its last dimension.
 #pragma once
 
-#include "../cpu/rows.h"
+#include "../rows.h"
 #include "common.h"
 
 namespace cogview {

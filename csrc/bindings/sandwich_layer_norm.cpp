@@ -1,16 +1,18 @@
 #include "sandwich_layer_norm.h"
 
+#include "../cpu/sandwich_layer_norm.h"
+#include "host.h"
+
 namespace cogview {
 namespace {
 
-struct Call : NormCall<NormArgs> {
-  Tensor scratch, peaks;
+struct Call : NormCall<NormPlan> {
+  TorchHost host;
 
-  explicit Call(const Tensor& x) : NormCall(x) {
+  explicit Call(const Tensor& x) : NormCall(x), host(x) {
     a.stream = beyond_cache(x);
     a.scratch_cols = a.cols + kScratchPad;
-    scratch = torch::stable::new_empty(x, {num_threads() * kScratchRows * a.scratch_cols}, stat_type(x));
-    a.scratch = scratch.mutable_data_ptr();
+    a.scratch = host.memory(host.threads * kScratchRows * a.scratch_cols * accumulator_bytes(a.dtype));
   }
 
   void check_device(const Tensor&, const Tensor&, const char*) const {}
@@ -26,14 +28,13 @@ struct Call : NormCall<NormArgs> {
     return out;
   }
 
-  void forward(const Tensor&) { run_items(COGVIEW_PICK(sandwich_layer_norm_fwd), a, a.rows, row_grain(a.cols)); }
+  void forward(const Tensor&) { run_items(host, COGVIEW_PICK(sandwich_layer_norm_fwd), a, a.rows, row_grain(a.cols)); }
 
   // NaN if there is one.
   void find_peak(Norm& norm, const Tensor& x) {
     if (!a.peaks) {  // else those of h are there, from what wrote it
-      peaks = torch::stable::new_empty(x, {a.rows}, stat_type(x));
-      a.peaks = peaks.mutable_data_ptr();
-      run_items(COGVIEW_PICK(layer_norm_peaks), a, a.rows, row_grain(a.cols));
+      a.peaks = host.memory(a.rows * accumulator_bytes(a.dtype));
+      run_items(host, COGVIEW_PICK(layer_norm_peaks), a, a.rows, row_grain(a.cols));
     }
     norm.peak = stat_type(x) == ScalarType::Double ? largest<double>() : largest<float>();
   }
@@ -62,7 +63,7 @@ struct Call : NormCall<NormArgs> {
       norms[i].first.dweight = sums[i][0].mutable_data_ptr();
       norms[i].first.dbias = sums[i][1].mutable_data_ptr();
     }
-    run_items(COGVIEW_PICK(sandwich_layer_norm_bwd), a, blocks);
+    run_items(host, COGVIEW_PICK(sandwich_layer_norm_bwd), a, blocks);
     const int64_t dim = 0;
     for (size_t i = 0; i < N; ++i)
       for (Tensor& sum : sums[i])

@@ -3,7 +3,7 @@
 // |input|, `forward` runs, and `backward` runs and sums over rows.
 #pragma once
 
-#include "../cpu/sandwich_layer_norm.h"
+#include "../sandwich_layer_norm.h"
 
 #include <array>
 #include <cmath>

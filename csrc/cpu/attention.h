@@ -1,30 +1,22 @@
-// What the attention operators' kernels are told about their tensors.
+// What the attention operators' planners and kernels share.
 #pragma once
 
-#include <cstdint>
-
-#include "dtype.h"
+#include "../attention.h"
 #include "isa.h"
+
+// Planners and kernels of every instruction set use what is marked so: it must not become a function of its own, of
+// which the linker would keep any one.
+#define COGVIEW_INLINE [[gnu::always_inline]] inline
 
 namespace cogview {
 
-// [B, H, S, D] by strides in elements, the last one 1.
-struct Tensor4 {
-  void* data = nullptr;
-  int64_t stride[3] = {};
-  template <class T>
-  T* at(int64_t b, int64_t h) const {
-    return static_cast<T*>(data) + b * stride[0] + h * stride[1];
-  }
-};
+struct Host;
 
-struct Indices {
-  const void* data = nullptr;
-  bool wide = false;  // int64 or int32
-  int64_t operator[](int64_t i) const {
-    return wide ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
-  }
-};
+constexpr int kTile = 64;    // rows and columns of a tile of scores
+constexpr int kNarrow = 8;   // rows at most of a kernel that reads keys where they lie
+constexpr int kEnough = 32;  // work items for the threads of most machines
+
+COGVIEW_INLINE constexpr int64_t ceil_div(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // Each thread's own piece of one allocation.
 struct Scratch {
@@ -32,6 +24,9 @@ struct Scratch {
   int64_t bytes = 0;
   char* of(int slot) const { return data + slot * bytes; }
 };
+
+// Accumulators of the gradient of a tile's queries, transposed.
+COGVIEW_INLINE int64_t dq_tile_size(const Attention& a) { return ceil_div(a.head_dim, 32) * 32 * kTile; }
 
 // Bytes of scratch that the tile engine needs for a thread.
 COGVIEW_DECLARE(int64_t tile_scratch(Dtype dtype, int64_t head_dim))

@@ -55,11 +55,9 @@ constexpr bool reads_in_place(int64_t d) {
 struct Band {
   Phase phase;
   Span lines;
-  Band(const LocalArgs& a, int64_t unit) : phase(a, unit / a.lanes.bands) {
-    const int64_t n = unit % a.lanes.bands, strips = (phase.y.queries + a.lanes.strip.h - 1) / a.lanes.strip.h;
-    lines =
-        Span{n * strips / a.lanes.bands * a.lanes.strip.h, (n + 1) * strips / a.lanes.bands * a.lanes.strip.h}.within(
-            phase.y.queries);
+  Band(const LocalLanePlan& plan, int64_t unit) : phase(plan.problem, unit / plan.bands) {
+    const int64_t n = unit % plan.bands, high = plan.strip.h, strips = ceil_div(phase.y.queries, high);
+    lines = Span{n * strips / plan.bands * high, (n + 1) * strips / plan.bands * high}.within(phase.y.queries);
   }
 };
 
@@ -67,29 +65,27 @@ struct Band {
 template <class T>
 struct Keys {
   using A = Acc<T>;
-  const LocalArgs& a;
+  const LocalLanePlan& plan;
+  const LocalAttention& a = plan.problem;
   int64_t b, kv, ld;
   KeySet<T> sets[3];  // local, prefix, coarse
   int count = 0;
 
-  Keys(const LocalArgs& a, int64_t b, int64_t kv, const Phase& phase)
-      : a(a), b(b), kv(kv), ld(round_up(a.head_dim, kRowPad<T>)) {
-    sets[count++] = {phase.y, phase.x, phase.first, phase.down, phase.right, &a.k, &a.v, 0.0, a.raster_causal, nullptr};
+  Keys(const LocalLanePlan& plan, int64_t b, int64_t kv, const Phase& phase)
+      : plan(plan), b(b), kv(kv), ld(round_up(a.head_dim, kRowPad<T>)) {
+    const Prefix& prefix = a.prefix;
+    const Coarse& coarse = a.coarse;
+    sets[count++] = {phase.y, phase.x, phase.first, phase.down, phase.right, &a.k, &a.v, 0.0, a.window.raster_causal,
+                     nullptr};
     const auto everyone = [](int64_t queries, int64_t keys) { return Axis{queries, keys, queries + keys}; };
-    if (a.prefix_len)
-      sets[count++] = {everyone(phase.y.queries, 1),
-                       everyone(phase.x.queries, a.prefix_len),
-                       0,
-                       0,
-                       1,
-                       &a.prefix_k,
-                       &a.prefix_v,
-                       a.prefix_bias,
-                       false,
-                       a.prefix_mask ? a.prefix_mask + b * a.prefix_len : nullptr};
-    if (a.coarse_grid.h)
-      sets[count++] = {phase.coarse_y, phase.coarse_x, 0,     a.coarse_grid.w, 1, &a.coarse_k,
-                       &a.coarse_v,    a.coarse_bias,  false, nullptr};
+    if (prefix.len) {
+      const bool* exist = prefix.mask ? prefix.mask + b * prefix.len : nullptr;
+      const Axis y = everyone(phase.y.queries, 1), x = everyone(phase.x.queries, prefix.len);
+      sets[count++] = {y, x, 0, 0, 1, &prefix.k, &prefix.v, prefix.bias, false, exist};
+    }
+    if (coarse.grid.h)
+      sets[count++] = {phase.coarse_y, phase.coarse_x, 0,           coarse.grid.w, 1,
+                       &coarse.k,      &coarse.v,      coarse.bias, false,         nullptr};
     for (int i = 0; i < count; ++i) sets[i].ld = ld;
   }
 
@@ -97,7 +93,7 @@ struct Keys {
   void take(Arena& arena, bool backward) {
     for (int i = 0; i < count; ++i) {
       KeySet<T>& s = sets[i];
-      s.ring = s.most_rows(a.lanes.strip.h);
+      s.ring = s.most_rows(plan.strip.h);
       const int64_t n = s.ring * s.x.keys * ld;
       if (!reads_in_place<T>(a.head_dim)) s.k_copy = arena.take<Operand<T>>(n), s.v_copy = arena.take<Operand<T>>(n);
       if (i == 0 && backward) s.dk = arena.take<A>(n), s.dv = arena.take<A>(n), s.sum_ring = s.ring;
@@ -170,34 +166,33 @@ struct Keys {
 
 // f(band) of every band of a chunk.
 template <class F>
-void each_band(const LocalArgs& a, int64_t chunk, F&& f) {
-  const int64_t units = a.phases() * a.lanes.bands;
-  for (int64_t unit = chunk * units / a.lanes.chunks; unit < (chunk + 1) * units / a.lanes.chunks; ++unit) {
-    const Band band(a, unit);
+void each_band(const LocalLanePlan& plan, int64_t chunk, F&& f) {
+  const int64_t units = phases(plan.problem.window) * plan.bands;
+  for (int64_t unit = chunk * units / plan.chunks; unit < (chunk + 1) * units / plan.chunks; ++unit) {
+    const Band band(plan, unit);
     if (!band.lines.empty() && band.phase.x.queries) f(band);
   }
 }
 
-// f(the lines of a row of strips), for the rows that have any of `lines`.
+// f(the lines of a row of strips, so high), for the rows that have any of `lines`.
 template <class F>
-void each_line(const LocalArgs& a, const Phase& phase, Span lines, F&& f) {
-  for (int64_t y = lines.lo / a.lanes.strip.h * a.lanes.strip.h; y < lines.hi; y += a.lanes.strip.h)
-    f(Span{y, y + a.lanes.strip.h}.within(phase.y.queries));
+void each_line(int64_t high, const Phase& phase, Span lines, F&& f) {
+  for (int64_t y = lines.lo / high * high; y < lines.hi; y += high) f(Span{y, y + high}.within(phase.y.queries));
 }
 
 // f(head, strip) of every strip of a row, head after head.
 template <class F>
-void each_strip(const LocalArgs& a, const Phase& phase, int64_t kv, Span lines, F&& f) {
-  const int64_t heads = a.heads / a.kv_heads;
+void each_strip(const LocalLanePlan& plan, const Phase& phase, int64_t kv, Span lines, F&& f) {
+  const int64_t heads = plan.problem.heads / plan.problem.kv_heads, wide = plan.strip.w;
   for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h)
-    for (int64_t x = 0; x < phase.x.queries; x += a.lanes.strip.w)
-      f(h, Patch{lines, Span{x, x + a.lanes.strip.w}.within(phase.x.queries)});
+    for (int64_t x = 0; x < phase.x.queries; x += wide) f(h, Patch{lines, Span{x, x + wide}.within(phase.x.queries)});
 }
 
 // ---- forward ----
 
 template <class T>
-void forward(const LocalArgs& a, int64_t item, char* scratch) {
+void forward(const LocalLanePlan& plan, int64_t item, char* scratch) {
+  const LocalAttention& a = plan.problem;
   const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads;
   Arena arena{scratch};
   LaneForward<T> engine;
@@ -205,13 +200,13 @@ void forward(const LocalArgs& a, int64_t item, char* scratch) {
   KeyList<T>& list = *arena.take<KeyList<T>>(1);
   list.count = 0;
   const int64_t used = arena.used;
-  each_band(a, item / pairs, [&](const Band& band) {
-    Keys<T> keys(a, b, kv, band.phase);
+  each_band(plan, item / pairs, [&](const Band& band) {
+    Keys<T> keys(plan, b, kv, band.phase);
     arena.used = used;
     keys.take(arena, false);
-    each_line(a, band.phase, band.lines, [&](Span lines) {
+    each_line(plan.strip.h, band.phase, band.lines, [&](Span lines) {
       keys.enter(lines);
-      each_strip(a, band.phase, kv, lines, [&](int64_t h, const Patch& strip) {
+      each_strip(plan, band.phase, kv, lines, [&](int64_t h, const Patch& strip) {
         int64_t index[kTile];
         engine.begin(rows_of<T>(a.q, b, h, index, strip.list(band.phase, index)), a.scale);
         for (int i = 0; i < keys.count; ++i)
@@ -229,19 +224,21 @@ void forward(const LocalArgs& a, int64_t item, char* scratch) {
 
 // Where the gradients of the prefix and the coarse keys are summed up, by chunk; dk, then dv.
 template <class T>
-Acc<T>* shared_sums(const LocalArgs& a, int64_t b, int64_t kv, int64_t chunk) {
-  return static_cast<Acc<T>*>(a.lanes.shared_sums) +
-         ((b * a.kv_heads + kv) * a.lanes.chunks + chunk) * 2 * a.shared_keys() * round_up(a.head_dim, kRowPad<T>);
+Acc<T>* shared_sums(const LocalLanePlan& plan, int64_t b, int64_t kv, int64_t chunk) {
+  const LocalAttention& a = plan.problem;
+  return static_cast<Acc<T>*>(plan.shared_sums) +
+         ((b * a.kv_heads + kv) * plan.chunks + chunk) * 2 * shared_keys(a) * round_up(a.head_dim, kRowPad<T>);
 }
 
 // A work item owns the queries and the local keys of its bands. It computes the gradients of all its queries, and with
 // the queries of other bands that see its keys, those of its keys.
 template <class T>
-void backward(const LocalArgs& a, int64_t item, char* scratch) {
+void backward(const LocalLanePlan& plan, int64_t item, char* scratch) {
+  const LocalAttention& a = plan.problem;
   using A = Acc<T>;
   const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads;
-  const int64_t ld = round_up(a.head_dim, kRowPad<T>), shared = a.shared_keys() * ld;
-  A* sums = shared_sums<T>(a, b, kv, item / pairs);
+  const int64_t ld = round_up(a.head_dim, kRowPad<T>), shared = shared_keys(a) * ld;
+  A* sums = shared_sums<T>(plan, b, kv, item / pairs);
   if (shared) std::memset(static_cast<void*>(sums), 0, sizeof(A) * 2 * shared);
   Arena arena{scratch};
   LaneBackward<T> engine;
@@ -249,8 +246,8 @@ void backward(const LocalArgs& a, int64_t item, char* scratch) {
   KeyList<T>& list = *arena.take<KeyList<T>>(1);
   list.count = 0;
   const int64_t used = arena.used;
-  each_band(a, item / pairs, [&](const Band& band) {
-    Keys<T> keys(a, b, kv, band.phase);
+  each_band(plan, item / pairs, [&](const Band& band) {
+    Keys<T> keys(plan, b, kv, band.phase);
     arena.used = used;
     keys.take(arena, true);
     KeySet<T>& local = keys.sets[0];
@@ -279,12 +276,12 @@ void backward(const LocalArgs& a, int64_t item, char* scratch) {
     };
     Span seen_by = local.y.seen_by(band.lines);
     if (local.causal) seen_by.lo = band.lines.lo;
-    each_line(a, band.phase, seen_by, [&](Span lines) {
+    each_line(plan.strip.h, band.phase, seen_by, [&](Span lines) {
       const Span rows = local.window({lines, {0, local.x.queries}}).y;
       write(rows.lo);
       keys.enter(lines);
       const bool own = !lines.within(band.lines).empty();
-      each_strip(a, band.phase, kv, lines, [&](int64_t h, const Patch& strip) {
+      each_strip(plan, band.phase, kv, lines, [&](int64_t h, const Patch& strip) {
         int64_t index[kTile];
         const int n = strip.list(band.phase, index);
         const RowSet<T> dout = rows_of<T>(a.dout, b, h, index, n), out = rows_of<T>(a.out, b, h, index, n);
@@ -314,24 +311,26 @@ void backward(const LocalArgs& a, int64_t item, char* scratch) {
 
 // A prefix or coarse key: its sums, in the order of the chunks.
 template <class T>
-void finish_shared(const LocalArgs& a, int64_t item, char*) {
+void finish_shared(const LocalLanePlan& plan, int64_t item, char*) {
   using A = Acc<T>;
-  const int64_t n = a.shared_keys(), key = item % n, kv = item / n % a.kv_heads, b = item / n / a.kv_heads;
+  const LocalAttention& a = plan.problem;
+  const int64_t n = shared_keys(a), key = item % n, kv = item / n % a.kv_heads, b = item / n / a.kv_heads;
   const int64_t d = a.head_dim, ld = round_up(d, kRowPad<T>);
-  const bool prefix = key < a.prefix_len;
-  const int64_t row = prefix ? key : key - a.prefix_len;
+  const bool prefix = key < a.prefix.len;
+  const int64_t row = prefix ? key : key - a.prefix.len;
   for (int second = 0; second < 2; ++second) {
-    const auto part = [&](int64_t chunk) { return shared_sums<T>(a, b, kv, chunk) + (second * n + key) * ld; };
+    const auto part = [&](int64_t chunk) { return shared_sums<T>(plan, b, kv, chunk) + (second * n + key) * ld; };
     A* sum = part(0);
-    for (int64_t chunk = 1; chunk < a.lanes.chunks; ++chunk)
+    for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
       for (int64_t j = 0; j < ld; j += kLanes<A>) store(sum + j, load(sum + j) + load(part(chunk) + j));
-    const Tensor4& to = prefix ? (second ? a.prefix_dv : a.prefix_dk) : second ? a.coarse_dv : a.coarse_dk;
+    const Tensor4& to = prefix ? (second ? a.prefix.dv : a.prefix.dk) : second ? a.coarse.dv : a.coarse.dk;
     write_row(sum, second ? A(1) : A(a.scale), int(d), to.at<T>(b, kv) + row * to.stride[2]);
   }
 }
 
 template <class T>
-int64_t scratch_bytes(const LocalArgs& a, bool back) {
+int64_t scratch_bytes(const LocalLanePlan& plan, bool back) {
+  const LocalAttention& a = plan.problem;
   Arena arena{nullptr};
   if (back) {
     LaneBackward<T>().take(arena, int(a.head_dim));
@@ -339,7 +338,7 @@ int64_t scratch_bytes(const LocalArgs& a, bool back) {
     LaneForward<T>().take(arena, int(a.head_dim));
   }
   arena.take<KeyList<T>>(1);
-  Keys<T>(a, 0, 0, Phase(a, 0)).take(arena, back);  // the largest phase
+  Keys<T>(plan, 0, 0, Phase(a, 0)).take(arena, back);  // the largest phase
   return arena.used;
 }
 
@@ -347,30 +346,32 @@ int64_t scratch_bytes(const LocalArgs& a, bool back) {
 
 // One new token: exactly the keys it sees, 64 at a time, for some of the heads that share them.
 template <class T>
-void decode(const LocalArgs& a, int64_t item, char* scratch) {
-  const int64_t group = a.heads / a.kv_heads, parts = (group + a.decode_heads - 1) / a.decode_heads;
+void decode(const LocalDecodePlan& plan, int64_t item, char* scratch) {
+  const LocalAttention& a = plan.problem;
+  const Grid grid = a.window.grid, dilation = a.window.dilation;
+  const int64_t group = a.heads / a.kv_heads, parts = ceil_div(group, plan.heads);
   const int64_t t = item % a.seqlen_q, part = item / a.seqlen_q % parts, pair = item / a.seqlen_q / parts;
-  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads, h = kv * group + part * a.decode_heads;
-  const int64_t left = group - part * a.decode_heads, most = a.grid.h * a.grid.w - a.seqlen_q;
+  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads, h = kv * group + part * plan.heads;
+  const int64_t left = group - part * plan.heads, most = grid.h * grid.w - a.seqlen_q;
   int64_t at = a.cache_seqlens[b] - a.seqlen_q;
   at = (at < 0 ? 0 : at > most ? most : at) + t;  // clamped: contents are not trusted
-  const int64_t top = at / a.grid.w, left_of = at % a.grid.w;
-  const Phase phase(a, top % a.dilation.h, left_of % a.dilation.w);
-  const int64_t y = top / a.dilation.h, x = left_of / a.dilation.w;
+  const int64_t top = at / grid.w, left_of = at % grid.w;
+  const Phase phase(a, top % dilation.h, left_of % dilation.w);
+  const int64_t y = top / dilation.h, x = left_of / dilation.w;
 
   Narrow<T> engine;
   Arena arena{scratch};
   engine.take(arena, int(a.head_dim));
   int64_t offset[kNarrow];
-  const int rows = int(left < a.decode_heads ? left : a.decode_heads);
+  const int rows = int(left < plan.heads ? left : plan.heads);
   for (int r = 0; r < rows; ++r) offset[r] = r * a.q.stride[1];
   engine.begin(RowSet<T>{a.q.at<T>(b, h) + t * a.q.stride[2], 1, offset, rows}, a.scale);
 
-  const Patch coarse = a.coarse_grid.h ? Patch{phase.coarse_y.window(y), phase.coarse_x.window(x)} : Patch{};
+  const Patch coarse = a.coarse.grid.h ? Patch{phase.coarse_y.window(y), phase.coarse_x.window(x)} : Patch{};
   const Patch local{{phase.y.window(y).lo, y + 1}, phase.x.window(x)};
   // the last line ends with the token itself
   const int64_t seen = local.y.size() * local.x.size() - (local.x.hi - x - 1);
-  const int64_t coarse_tiles = (coarse.count() + kTile - 1) / kTile, before = a.prefix_tiles() + coarse_tiles;
+  const int64_t coarse_tiles = ceil_div(coarse.count(), kTile), before = prefix_tiles(a) + coarse_tiles;
   const auto cells = [](const Patch& p, int64_t first, int64_t end, int64_t* index, auto&& place) {
     int n = 0;
     for (int64_t i = first; i < end && n < kTile; ++i)
@@ -381,39 +382,39 @@ void decode(const LocalArgs& a, int64_t item, char* scratch) {
     const auto as = [&](const Tensor4& k, const Tensor4& v, int n) {
       return Columns<T>{rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n)};
     };
-    if (number < a.prefix_tiles()) return as(a.prefix_k, a.prefix_v, rows_from(number * kTile, a.prefix_len, index));
+    if (number < prefix_tiles(a)) return as(a.prefix.k, a.prefix.v, rows_from(number * kTile, a.prefix.len, index));
     if (number < before)
-      return as(a.coarse_k, a.coarse_v,
-                cells(coarse, (number - a.prefix_tiles()) * kTile, coarse.count(), index,
-                      [&](int64_t i, int64_t j) { return i * a.coarse_grid.w + j; }));
+      return as(a.coarse.k, a.coarse.v,
+                cells(coarse, (number - prefix_tiles(a)) * kTile, coarse.count(), index,
+                      [&](int64_t i, int64_t j) { return i * a.coarse.grid.w + j; }));
     return as(a.k, a.v, cells(local, (number - before) * kTile, seen, index, [&](int64_t i, int64_t j) {
                 return phase.first + i * phase.down + j * phase.right;
               }));
   };
-  each_tile<T>(before + (seen + kTile - 1) / kTile, list,
+  each_tile<T>(before + ceil_div(seen, kTile), list,
                [&](int64_t number, const Columns<T>& tile, const Columns<T>& next) {
-                 if (number >= a.prefix_tiles())
-                   return engine.step(tile, nullptr, number < before ? a.coarse_bias : 0.0, next);
+                 if (number >= prefix_tiles(a))
+                   return engine.step(tile, nullptr, number < before ? a.coarse.bias : 0.0, next);
                  uint64_t mask[kNarrow];
-                 for (uint64_t& bits : mask) bits = prefix_bits(a, b, number * kTile);
-                 engine.step(tile, mask, a.prefix_bias, next);
+                 for (uint64_t& bits : mask) bits = prefix_bits(a.prefix, b, number * kTile);
+                 engine.step(tile, mask, a.prefix.bias, next);
                });
   engine.finish([&](int r) { return a.out.at<T>(b, h + r) + t * a.out.stride[2]; }, [](int, Acc<T>) {});
 }
 
 }  // namespace
 
-bool local_2d_on_tiles(Dtype dtype) {
+bool local_on_tiles(Dtype dtype) {
   return by_dtype(dtype, [](auto x) { return kOnAmx<decltype(x)>; });
 }
-int64_t local_2d_scratch(const LocalArgs& a, bool backward) {
-  return by_dtype(a.dtype, [&](auto x) { return scratch_bytes<decltype(x)>(a, backward); });
+int64_t local_lanes_scratch(const LocalLanePlan& plan, bool backward) {
+  return by_dtype(plan.problem.dtype, [&](auto x) { return scratch_bytes<decltype(x)>(plan, backward); });
 }
 
-COGVIEW_LANE_KERNEL(local_2d_fwd, LocalArgs, forward)
-COGVIEW_LANE_KERNEL(local_2d_bwd, LocalArgs, backward)
-COGVIEW_LANE_KERNEL(local_2d_finish, LocalArgs, finish_shared)
-COGVIEW_TILE_KERNEL(local_2d_decode, LocalArgs, decode)
+COGVIEW_LANE_KERNEL(local_lanes_fwd, LocalLanePlan, forward)
+COGVIEW_LANE_KERNEL(local_lanes_bwd, LocalLanePlan, backward)
+COGVIEW_LANE_KERNEL(local_lanes_finish, LocalLanePlan, finish_shared)
+COGVIEW_TILE_KERNEL(local_lanes_decode, LocalDecodePlan, decode)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

@@ -1,7 +1,7 @@
 // Patches of cells, and which cells of one see which of another.
 #pragma once
 
-#include "local_attention_2d.h"
+#include "local_grid.h"
 #include "tile_engine.h"
 
 namespace cogview {
@@ -85,11 +85,11 @@ Mask masks(const Patch& rows, const Patch& columns, Order order, uint64_t* mask,
 inline bool meet(const Patch& a, const Patch& b) { return !a.y.within(b.y).empty() && !a.x.within(b.x).empty(); }
 
 // Which of the 64 keys of the prefix from `first` on exist.
-inline uint64_t prefix_bits(const LocalArgs& a, int64_t b, int64_t first) {
-  const int64_t n = a.prefix_len - first < kTile ? a.prefix_len - first : kTile;
-  if (!a.prefix_mask) return range_bits(0, n);
+inline uint64_t prefix_bits(const Prefix& prefix, int64_t b, int64_t first) {
+  const int64_t n = prefix.len - first < kTile ? prefix.len - first : kTile;
+  if (!prefix.mask) return range_bits(0, n);
   uint64_t bits = 0;
-  for (int64_t c = 0; c < n; ++c) bits |= uint64_t(a.prefix_mask[b * a.prefix_len + first + c]) << c;
+  for (int64_t c = 0; c < n; ++c) bits |= uint64_t(prefix.mask[b * prefix.len + first + c]) << c;
   return bits;
 }
 

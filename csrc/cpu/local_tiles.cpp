@@ -13,27 +13,28 @@ namespace {
 
 // A group of query patches of one head, and the tiles of keys they see: prefix, coarse, local.
 struct QueryGroup {
-  const LocalArgs& a;
+  const LocalAttention& a;
   int64_t b, kv;
   Phase phase;
   Pieces own, coarse, local;
 
-  QueryGroup(const LocalArgs& a, int64_t b, int64_t kv, int64_t number, Grid groups)
-      : a(a),
+  QueryGroup(const LocalTilePlan& plan, int64_t b, int64_t kv, int64_t number, Grid groups)
+      : a(plan.problem),
         b(b),
         kv(kv),
         phase(a, number / (groups.h * groups.w)),
-        own(group_of(a.queries, phase.grid(), a.queries.forward, number / groups.w % groups.h, number % groups.w)) {
+        own(group_of(plan.queries, phase.grid(), plan.queries.forward, number / groups.w % groups.h,
+                     number % groups.w)) {
     if (!own.count()) return;
     const Owner all = owner(bounds(own));
-    coarse = pieces_of(a.coarse, a.coarse_grid, all.coarse.y, all.coarse.x);
-    local = pieces_of(a.keys, phase.grid(), all.local.y, all.local.x);
+    coarse = pieces_of(plan.coarse, a.coarse.grid, all.coarse.y, all.coarse.x);
+    local = pieces_of(plan.keys, phase.grid(), all.local.y, all.local.x);
   }
-  int64_t tiles() const { return a.prefix_tiles() + coarse.count() + local.count(); }
+  int64_t tiles() const { return prefix_tiles(a) + coarse.count() + local.count(); }
 
   // The patch of a tile of cells.
   Patch patch(int64_t number) const {
-    const int64_t n = number - a.prefix_tiles();
+    const int64_t n = number - prefix_tiles(a);
     return n < 0 ? Patch{} : n < coarse.count() ? coarse[n] : local[n - coarse.count()];
   }
 
@@ -43,11 +44,11 @@ struct QueryGroup {
     const auto as = [&](const Tensor4& k, const Tensor4& v, int n) {
       tile.pack(rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n), int(a.head_dim));
     };
-    if (number < a.prefix_tiles()) {
-      tile.valid = prefix_bits(a, b, number * kTile);
-      as(a.prefix_k, a.prefix_v, rows_from(number * kTile, a.prefix_len, index));
-    } else if (number < a.prefix_tiles() + coarse.count()) {
-      as(a.coarse_k, a.coarse_v, patch.list(0, a.coarse_grid.w, 1, index));
+    if (number < prefix_tiles(a)) {
+      tile.valid = prefix_bits(a.prefix, b, number * kTile);
+      as(a.prefix.k, a.prefix.v, rows_from(number * kTile, a.prefix.len, index));
+    } else if (number < prefix_tiles(a) + coarse.count()) {
+      as(a.coarse.k, a.coarse.v, patch.list(0, a.coarse.grid.w, 1, index));
     } else {
       as(a.k, a.v, patch.list(phase, index));
     }
@@ -59,8 +60,8 @@ struct QueryGroup {
   };
   Owner owner(const Patch& rows) const {
     Owner x{rows, {}, {phase.y.windows(rows.y), phase.x.windows(rows.x)}};
-    if (a.coarse_grid.h) x.coarse = {phase.coarse_y.windows(rows.y), phase.coarse_x.windows(rows.x)};
-    if (a.raster_causal && rows.y.hi < x.local.y.hi) x.local.y.hi = rows.y.hi;
+    if (a.coarse.grid.h) x.coarse = {phase.coarse_y.windows(rows.y), phase.coarse_x.windows(rows.x)};
+    if (a.window.raster_causal && rows.y.hi < x.local.y.hi) x.local.y.hi = rows.y.hi;
     return x;
   }
 
@@ -68,19 +69,19 @@ struct QueryGroup {
   template <class Step>
   void see(const Owner& owner, int64_t number, const Patch& tile, uint64_t valid, Step&& step) const {
     uint64_t mask[kTile];
-    if (number < a.prefix_tiles()) {
-      if (valid == ~uint64_t(0)) return step(nullptr, a.prefix_bias);
+    if (number < prefix_tiles(a)) {
+      if (valid == ~uint64_t(0)) return step(nullptr, a.prefix.bias);
       for (int r = 0; r < owner.rows.count(); ++r) mask[r] = valid;
-      step(mask, a.prefix_bias);
-    } else if (number < a.prefix_tiles() + coarse.count()) {
+      step(mask, a.prefix.bias);
+    } else if (number < prefix_tiles(a) + coarse.count()) {
       if (meet(owner.coarse, tile))
         step(masks(
                  owner.rows, tile, Order::none, mask, [&](int64_t y) { return phase.coarse_y.window(y); },
                  [&](int64_t x) { return phase.coarse_x.window(x); }),
-             a.coarse_bias);
+             a.coarse.bias);
     } else if (meet(owner.local, tile)) {
       step(masks(
-               owner.rows, tile, a.raster_causal ? Order::columns_before : Order::none, mask,
+               owner.rows, tile, a.window.raster_causal ? Order::columns_before : Order::none, mask,
                [&](int64_t y) { return phase.y.window(y); }, [&](int64_t x) { return phase.x.window(x); }),
            0.0);
     }
@@ -88,10 +89,11 @@ struct QueryGroup {
 };
 
 template <class T>
-void forward(const LocalArgs& a, int64_t item, char* scratch) {
+void forward(const LocalTilePlan& plan, int64_t item, char* scratch) {
+  const LocalAttention& a = plan.problem;
   const int64_t pairs = a.batch * a.heads, b = item % pairs / a.heads, h = item % a.heads;
-  const QueryGroup it(a, b, h / (a.heads / a.kv_heads), item / pairs,
-                      groups_of(a.phase_grid(), a.queries, a.queries.forward));
+  const QueryGroup it(plan, b, h / (a.heads / a.kv_heads), item / pairs,
+                      groups_of(phase_grid(a.window), plan.queries, plan.queries.forward));
   const int owners = int(it.own.count());
   Group<T, Forward> group(Arena{scratch}, int(a.head_dim), owners);
   QueryGroup::Owner owner[kGroup];
@@ -128,64 +130,70 @@ void forward(const LocalArgs& a, int64_t item, char* scratch) {
 struct QueryPatch {
   Phase phase;
   Patch patch;
-  QueryPatch(const LocalArgs& a, int64_t number) : phase(a, number / a.patches_of_phase()) {
-    const int64_t across = a.queries.x.count(a.phase_grid().w), n = number % a.patches_of_phase();
-    patch = {a.queries.y.piece(n / across).within(phase.y.queries),
-             a.queries.x.piece(n % across).within(phase.x.queries)};
+  QueryPatch(const LocalTilePlan& plan, int64_t number) : phase(plan.problem, number / plan.patches_of_phase()) {
+    const int64_t across = plan.queries.x.count(phase_grid(plan.problem.window).w),
+                  n = number % plan.patches_of_phase();
+    patch = {plan.queries.y.piece(n / across).within(phase.y.queries),
+             plan.queries.x.piece(n % across).within(phase.x.queries)};
   }
 };
 
 // Where the gradient of a patch of queries is summed up, transposed.
 template <class T>
-Acc<T>* dq_patch(const LocalArgs& a, int64_t b, int64_t h, int64_t number) {
-  return static_cast<Acc<T>*>(a.dq_sums) + ((b * a.heads + h) * a.query_patches() + number) * a.dq_patch_size();
+Acc<T>* dq_patch(const LocalTilePlan& plan, int64_t b, int64_t h, int64_t number) {
+  const LocalAttention& a = plan.problem;
+  return static_cast<Acc<T>*>(plan.dq_sums) + ((b * a.heads + h) * plan.query_patches() + number) * dq_tile_size(a);
 }
 // Where the gradients of the prefix are summed up, by chunk of queries.
 template <class T>
-Acc<T>* prefix_part(void* parts, const LocalArgs& a, int64_t b, int64_t kv, int64_t chunk, int64_t p) {
+Acc<T>* prefix_part(void* parts, const LocalTilePlan& plan, int64_t b, int64_t kv, int64_t chunk, int64_t p) {
+  const LocalAttention& a = plan.problem;
   return static_cast<Acc<T>*>(parts) +
-         (((b * a.kv_heads + kv) * a.prefix_chunks + chunk) * a.prefix_len + p) * a.head_dim;
+         (((b * a.kv_heads + kv) * plan.prefix_chunks + chunk) * a.prefix.len + p) * a.head_dim;
 }
 
 template <class T>
-void prepare(const LocalArgs& a, int64_t item, char*) {
-  const int64_t number = item % a.query_patches(), h = item / a.query_patches() % a.heads;
-  const int64_t b = item / a.query_patches() / a.heads;
-  const QueryPatch it(a, number);
-  std::memset(static_cast<void*>(dq_patch<T>(a, b, h, number)), 0, sizeof(Acc<T>) * a.dq_patch_size());
+void prepare(const LocalTilePlan& plan, int64_t item, char*) {
+  const LocalAttention& a = plan.problem;
+  const int64_t number = item % plan.query_patches(), h = item / plan.query_patches() % a.heads;
+  const int64_t b = item / plan.query_patches() / a.heads;
+  const QueryPatch it(plan, number);
+  std::memset(static_cast<void*>(dq_patch<T>(plan, b, h, number)), 0, sizeof(Acc<T>) * dq_tile_size(a));
   int64_t index[kTile];
-  set_delta<T>(a, b, h, index, it.patch.list(it.phase, index));
+  set_delta<T>(a, plan.delta, b, h, index, it.patch.list(it.phase, index));
 }
 
 template <class T>
-void finish(const LocalArgs& a, int64_t item, char*) {
-  const int64_t number = item % a.query_patches(), h = item / a.query_patches() % a.heads;
-  const int64_t b = item / a.query_patches() / a.heads;
-  const QueryPatch it(a, number);
+void finish(const LocalTilePlan& plan, int64_t item, char*) {
+  const LocalAttention& a = plan.problem;
+  const int64_t number = item % plan.query_patches(), h = item / plan.query_patches() % a.heads;
+  const int64_t b = item / plan.query_patches() / a.heads;
+  const QueryPatch it(plan, number);
   int64_t index[kTile];
   const int n = it.patch.list(it.phase, index);
-  write_transposed<T>(dq_patch<T>(a, b, h, number), Acc<T>(a.scale), index, n, int(a.head_dim), a.dq.at<T>(b, h),
+  write_transposed<T>(dq_patch<T>(plan, b, h, number), Acc<T>(a.scale), index, n, int(a.head_dim), a.dq.at<T>(b, h),
                       a.dq.stride[2]);
 }
 
 // Shows n patches of the queries of every head of key head kv to owners of keys: number_of(i) is a patch's number over
 // all phases, see(o, patch, step) calls step(mask) if owner o is seen by any of it.
 template <class T, class Number, class See>
-void meet_queries(const LocalArgs& a, int64_t b, int64_t kv, Group<T, GradKey>& group, int owners, int64_t n,
+void meet_queries(const LocalTilePlan& plan, int64_t b, int64_t kv, Group<T, GradKey>& group, int owners, int64_t n,
                   double bias, Number&& number_of, See&& see) {
+  const LocalAttention& a = plan.problem;
   const int64_t heads = a.heads / a.kv_heads;
   Patch patch[kBatch];
   for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h)
     group.meet(
         owners, n,
         [&](int64_t i, auto& tile) {
-          const QueryPatch it(a, number_of(i));
+          const QueryPatch it(plan, number_of(i));
           int64_t index[kTile];
           const int count = it.patch.list(it.phase, index);
           patch[&tile - group.tiles] = it.patch;
           tile.pack(rows_of<T>(a.q, b, h, index, count), rows_of<T>(a.dout, b, h, index, count),
-                    stat<T>(a.lse, a, b, h), stat<T>(a.delta, a, b, h), int(a.head_dim));
-          tile.dq = dq_patch<T>(a, b, h, number_of(i));
+                    stat<T>(a.lse, a, b, h), stat<T>(plan.delta, a, b, h), int(a.head_dim));
+          tile.dq = dq_patch<T>(plan, b, h, number_of(i));
         },
         [&](GradKey<T>& owner, int o, int64_t, const auto& tile) {
           const Patch& queries = patch[&tile - group.tiles];
@@ -194,29 +202,30 @@ void meet_queries(const LocalArgs& a, int64_t b, int64_t kv, Group<T, GradKey>& 
 }
 
 template <class T>
-void begin_keys(const LocalArgs& a, GradKey<T>& owner, const Tensor4& k, const Tensor4& v, int64_t b, int64_t kv,
+void begin_keys(const LocalAttention& a, GradKey<T>& owner, const Tensor4& k, const Tensor4& v, int64_t b, int64_t kv,
                 const int64_t* index, int n) {
   owner.begin(rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n), a.scale);
 }
 
 // A chunk of the queries and the whole prefix: the chunk's part of the prefix's gradients.
 template <class T>
-void grad_prefix(const LocalArgs& a, int64_t item, char* scratch) {
+void grad_prefix(const LocalTilePlan& plan, int64_t item, char* scratch) {
+  const LocalAttention& a = plan.problem;
   const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
-  const int64_t chunk = item / pairs, from = chunk * a.query_patches() / a.prefix_chunks;
-  const int64_t to = (chunk + 1) * a.query_patches() / a.prefix_chunks;
-  for (int64_t first = 0; first < a.prefix_len; first += kGroup * kTile) {
-    const int64_t left = (a.prefix_len - first + kTile - 1) / kTile;
+  const int64_t chunk = item / pairs, from = chunk * plan.query_patches() / plan.prefix_chunks;
+  const int64_t to = (chunk + 1) * plan.query_patches() / plan.prefix_chunks;
+  for (int64_t first = 0; first < a.prefix.len; first += kGroup * kTile) {
+    const int64_t left = (a.prefix.len - first + kTile - 1) / kTile;
     const int owners = int(left < kGroup ? left : kGroup);
     Group<T, GradKey> group(Arena{scratch}, int(d), owners);
     int64_t index[kTile];
     for (int o = 0; o < owners; ++o)
-      begin_keys(a, group.owners[o], a.prefix_k, a.prefix_v, b, kv, index,
-                 rows_from(first + o * kTile, a.prefix_len, index));
+      begin_keys(a, group.owners[o], a.prefix.k, a.prefix.v, b, kv, index,
+                 rows_from(first + o * kTile, a.prefix.len, index));
     meet_queries<T>(
-        a, b, kv, group, owners, to - from, a.prefix_bias, [&](int64_t i) { return from + i; },
+        plan, b, kv, group, owners, to - from, a.prefix.bias, [&](int64_t i) { return from + i; },
         [&](int o, const Patch& queries, auto&& step) {
-          const uint64_t valid = prefix_bits(a, b, first + o * kTile);
+          const uint64_t valid = prefix_bits(a.prefix, b, first + o * kTile);
           uint64_t mask[kTile];
           for (int r = 0; r < kTile; ++r) mask[r] = valid >> r & 1 ? range_bits(0, queries.count()) : 0;
           step(mask);
@@ -224,26 +233,28 @@ void grad_prefix(const LocalArgs& a, int64_t item, char* scratch) {
     for (int o = 0; o < owners; ++o)
       for (int r = 0; r < group.owners[o].rows; ++r) {
         const int64_t p = first + o * kTile + r;
-        std::memcpy(prefix_part<T>(a.prefix_dks, a, b, kv, chunk, p), group.owners[o].dk(r), d * sizeof(Acc<T>));
-        std::memcpy(prefix_part<T>(a.prefix_dvs, a, b, kv, chunk, p), group.owners[o].dv(r), d * sizeof(Acc<T>));
+        std::memcpy(prefix_part<T>(plan.prefix_dks, plan, b, kv, chunk, p), group.owners[o].dk(r), d * sizeof(Acc<T>));
+        std::memcpy(prefix_part<T>(plan.prefix_dvs, plan, b, kv, chunk, p), group.owners[o].dv(r), d * sizeof(Acc<T>));
       }
   }
 }
 
 // The parts of 64 prefix keys, summed in the order of the chunks.
 template <class T>
-void finish_prefix(const LocalArgs& a, int64_t item, char*) {
-  const int64_t number = item % a.prefix_tiles(), kv = item / a.prefix_tiles() % a.kv_heads;
-  const int64_t b = item / a.prefix_tiles() / a.kv_heads;
-  for (int64_t p = number * kTile; p < a.prefix_len && p < (number + 1) * kTile; ++p) {
-    Acc<T>*dk = prefix_part<T>(a.prefix_dks, a, b, kv, 0, p), *dv = prefix_part<T>(a.prefix_dvs, a, b, kv, 0, p);
-    for (int64_t chunk = 1; chunk < a.prefix_chunks; ++chunk)
+void finish_prefix(const LocalTilePlan& plan, int64_t item, char*) {
+  const LocalAttention& a = plan.problem;
+  const int64_t number = item % prefix_tiles(a), kv = item / prefix_tiles(a) % a.kv_heads;
+  const int64_t b = item / prefix_tiles(a) / a.kv_heads;
+  for (int64_t p = number * kTile; p < a.prefix.len && p < (number + 1) * kTile; ++p) {
+    Acc<T>*dk = prefix_part<T>(plan.prefix_dks, plan, b, kv, 0, p),
+    *dv = prefix_part<T>(plan.prefix_dvs, plan, b, kv, 0, p);
+    for (int64_t chunk = 1; chunk < plan.prefix_chunks; ++chunk)
       for (int64_t c = 0; c < a.head_dim; ++c) {
-        dk[c] += prefix_part<T>(a.prefix_dks, a, b, kv, chunk, p)[c];
-        dv[c] += prefix_part<T>(a.prefix_dvs, a, b, kv, chunk, p)[c];
+        dk[c] += prefix_part<T>(plan.prefix_dks, plan, b, kv, chunk, p)[c];
+        dv[c] += prefix_part<T>(plan.prefix_dvs, plan, b, kv, chunk, p)[c];
       }
-    write_row(dk, Acc<T>(a.scale), int(a.head_dim), a.prefix_dk.at<T>(b, kv) + p * a.prefix_dk.stride[2]);
-    write_row(dv, Acc<T>(1), int(a.head_dim), a.prefix_dv.at<T>(b, kv) + p * a.prefix_dv.stride[2]);
+    write_row(dk, Acc<T>(a.scale), int(a.head_dim), a.prefix.dk.at<T>(b, kv) + p * a.prefix.dk.stride[2]);
+    write_row(dv, Acc<T>(1), int(a.head_dim), a.prefix.dv.at<T>(b, kv) + p * a.prefix.dv.stride[2]);
   }
 }
 
@@ -261,8 +272,9 @@ struct Axes {
 
 // Group `number` of the patches of keys of a color, and the queries of the phases [from, to) that see them.
 template <class T, class AxesOf>
-void grad_patches(const LocalArgs& a, int64_t pair, const KeyGrid& keys, int64_t number, Grid groups, int64_t from,
-                  int64_t to, Order order, char* scratch, AxesOf&& axes_of) {
+void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, int64_t number, Grid groups,
+                  int64_t from, int64_t to, Order order, char* scratch, AxesOf&& axes_of) {
+  const LocalAttention& a = plan.problem;
   const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads;
   const Patches& cut = keys.cut;
   const Pieces own = group_of(cut, keys.grid, cut.backward, number / groups.w * cut.colors.h + cut.color.h,
@@ -284,10 +296,12 @@ void grad_patches(const LocalArgs& a, int64_t pair, const KeyGrid& keys, int64_t
     Patch rows[kGroup], by[kGroup];
     for (int o = 0; o < owners; ++o) rows[o] = own[o], by[o] = seen_by(rows[o]);
     const Patch all = seen_by(bounds(own));
-    const Pieces queries = pieces_of(a.queries, phase.grid(), all.y, all.x);
+    const Pieces queries = pieces_of(plan.queries, phase.grid(), all.y, all.x);
     meet_queries<T>(
-        a, b, kv, group, owners, queries.count(), keys.bias,
-        [&](int64_t i) { return n * a.patches_of_phase() + queries.number(i, a.queries.x.count(a.phase_grid().w)); },
+        plan, b, kv, group, owners, queries.count(), keys.bias,
+        [&](int64_t i) {
+          return n * plan.patches_of_phase() + queries.number(i, plan.queries.x.count(phase_grid(a.window).w));
+        },
         [&](int o, const Patch& patch, auto&& step) {
           if (!meet(by[o], patch)) return;
           uint64_t mask[kTile];
@@ -305,34 +319,37 @@ void grad_patches(const LocalArgs& a, int64_t pair, const KeyGrid& keys, int64_t
 }
 
 template <class T>
-void grad_coarse(const LocalArgs& a, int64_t item, char* scratch) {
+void grad_coarse(const LocalTilePlan& plan, int64_t item, char* scratch) {
+  const LocalAttention& a = plan.problem;
   const int64_t pairs = a.batch * a.kv_heads;
-  const KeyGrid keys{a.coarse,   a.coarse_grid, 0,           a.coarse_grid.w, 1,
-                     a.coarse_k, a.coarse_v,    a.coarse_dk, a.coarse_dv,     a.coarse_bias};
-  grad_patches<T>(a, item % pairs, keys, item / pairs, groups_of_color(keys.grid, keys.cut), 0, a.phases(), Order::none,
-                  scratch, [](const Phase& p) { return Axes{p.coarse_y, p.coarse_x}; });
+  const KeyGrid keys{plan.coarse, a.coarse.grid, 0,           a.coarse.grid.w, 1,
+                     a.coarse.k,  a.coarse.v,    a.coarse.dk, a.coarse.dv,     a.coarse.bias};
+  grad_patches<T>(plan, item % pairs, keys, item / pairs, groups_of_color(keys.grid, keys.cut), 0, phases(a.window),
+                  Order::none, scratch, [](const Phase& p) { return Axes{p.coarse_y, p.coarse_x}; });
 }
 
 template <class T>
-void grad_key(const LocalArgs& a, int64_t item, char* scratch) {
+void grad_key(const LocalTilePlan& plan, int64_t item, char* scratch) {
+  const LocalAttention& a = plan.problem;
   const int64_t pairs = a.batch * a.kv_heads;
-  const Grid groups = groups_of_color(a.phase_grid(), a.keys);
+  const Grid groups = groups_of_color(phase_grid(a.window), plan.keys);
   const int64_t n = item / pairs / (groups.h * groups.w), number = item / pairs % (groups.h * groups.w);
   const Phase phase(a, n);
-  const KeyGrid keys{a.keys, phase.grid(), phase.first, phase.down, phase.right, a.k, a.v, a.dk, a.dv, 0.0};
-  grad_patches<T>(a, item % pairs, keys, number, groups, n, n + 1, a.raster_causal ? Order::columns_after : Order::none,
-                  scratch, [](const Phase& p) { return Axes{p.y, p.x}; });
+  const KeyGrid keys{plan.keys, phase.grid(), phase.first, phase.down, phase.right, a.k, a.v, a.dk, a.dv, 0.0};
+  grad_patches<T>(plan, item % pairs, keys, number, groups, n, n + 1,
+                  a.window.raster_causal ? Order::columns_after : Order::none, scratch,
+                  [](const Phase& p) { return Axes{p.y, p.x}; });
 }
 
 }  // namespace
 
-COGVIEW_AMX_KERNEL(local_tiles_fwd, LocalArgs, forward)
-COGVIEW_AMX_KERNEL(local_tiles_prepare, LocalArgs, prepare)
-COGVIEW_AMX_KERNEL(local_tiles_grad_prefix, LocalArgs, grad_prefix)
-COGVIEW_AMX_KERNEL(local_tiles_finish_prefix, LocalArgs, finish_prefix)
-COGVIEW_AMX_KERNEL(local_tiles_grad_coarse, LocalArgs, grad_coarse)
-COGVIEW_AMX_KERNEL(local_tiles_grad_key, LocalArgs, grad_key)
-COGVIEW_AMX_KERNEL(local_tiles_finish, LocalArgs, finish)
+COGVIEW_AMX_KERNEL(local_tiles_fwd, LocalTilePlan, forward)
+COGVIEW_AMX_KERNEL(local_tiles_prepare, LocalTilePlan, prepare)
+COGVIEW_AMX_KERNEL(local_tiles_grad_prefix, LocalTilePlan, grad_prefix)
+COGVIEW_AMX_KERNEL(local_tiles_finish_prefix, LocalTilePlan, finish_prefix)
+COGVIEW_AMX_KERNEL(local_tiles_grad_coarse, LocalTilePlan, grad_coarse)
+COGVIEW_AMX_KERNEL(local_tiles_grad_key, LocalTilePlan, grad_key)
+COGVIEW_AMX_KERNEL(local_tiles_finish, LocalTilePlan, finish)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

@@ -23,7 +23,7 @@ inline uint64_t mask_bits(const bool* mask, int64_t stride, int n) {
 }
 
 template <class T, bool masked>
-void forward_row(const SoftmaxArgs& a, int64_t i, int64_t next, Acc<T>* kept) {
+void forward_row(const SoftmaxPlan& a, int64_t i, int64_t next, Acc<T>* kept) {
   using A = Acc<T>;
   constexpr A kNone = -std::numeric_limits<A>::infinity();
   const T *x = static_cast<const T*>(a.scores) + a.scores_rows.offset(i),
@@ -64,7 +64,7 @@ void forward_row(const SoftmaxArgs& a, int64_t i, int64_t next, Acc<T>* kept) {
 }
 
 template <class T>
-void backward_row(const SoftmaxArgs& a, int64_t i, int64_t next, Acc<T>* buffer) {
+void backward_row(const SoftmaxPlan& a, int64_t i, int64_t next, Acc<T>* buffer) {
   using A = Acc<T>;
   const T* y = static_cast<const T*>(a.out) + a.out_rows.offset(i);
   const T* dy = static_cast<const T*>(a.dout) + a.dout_rows.offset(i);
@@ -87,7 +87,7 @@ void backward_row(const SoftmaxArgs& a, int64_t i, int64_t next, Acc<T>* buffer)
 
 // row(args, row, the one after it, scratch) for all of a thread's rows.
 template <class T, class F>
-void each_row(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot, F&& row) {
+void each_row(const SoftmaxPlan& a, int64_t begin, int64_t end, int slot, F&& row) {
   const FlushToZero mode;
   Acc<T>* scratch = static_cast<Acc<T>*>(a.scratch) + slot * a.scratch_cols;
   for (int64_t i = begin; i < end; ++i) row(a, i, i + 1 < end ? i + 1 : i, scratch);
@@ -95,20 +95,20 @@ void each_row(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot, F&& ro
 }
 
 template <class T>
-void forward_rows(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) {
+void forward_rows(const SoftmaxPlan& a, int64_t begin, int64_t end, int slot) {
   each_row<T>(a, begin, end, slot, a.mask ? forward_row<T, true> : forward_row<T, false>);
 }
 template <class T>
-void backward_rows(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) {
+void backward_rows(const SoftmaxPlan& a, int64_t begin, int64_t end, int slot) {
   each_row<T>(a, begin, end, slot, backward_row<T>);
 }
 
 }  // namespace
 
-void pb_relax_softmax_fwd(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) {
+void pb_relax_softmax_fwd(const SoftmaxPlan& a, int64_t begin, int64_t end, int slot) {
   by_dtype(a.dtype, [&](auto x) { forward_rows<decltype(x)>(a, begin, end, slot); });
 }
-void pb_relax_softmax_bwd(const SoftmaxArgs& a, int64_t begin, int64_t end, int slot) {
+void pb_relax_softmax_bwd(const SoftmaxPlan& a, int64_t begin, int64_t end, int slot) {
   by_dtype(a.dtype, [&](auto x) { backward_rows<decltype(x)>(a, begin, end, slot); });
 }
 

@@ -1,43 +1,18 @@
-// PB-relax softmax: the arguments of every backend, and the CPU's kernels. Work items are rows.
+// PB-relax softmax on CPU. Work items are rows.
 #pragma once
 
-#include <cstdint>
-
-#include "dtype.h"
+#include "../pb_relax_softmax.h"
 #include "isa.h"
-#include "rows.h"
 
 namespace cogview {
 
-struct SoftmaxArgs {
-  Dtype dtype;
-  int64_t rows_per_matrix, cols;  // R and K of [..., R, K]
-  double alpha;
-  bool causal;
-  bool stream;         // write results around the caches
-  const void* scores;  // forward
-  Rows scores_rows;
-  const bool* mask;  // or null
-  Rows mask_rows;
-  int64_t mask_col_stride;  // 0 or as it comes
-  const void* dout;         // backward
-  Rows dout_rows;
-  void* out;  // probabilities; in the backward read, and dscores written to `grad`
-  Rows out_rows;
-  void* grad;
-  Rows grad_rows;
-  void* scratch;  // CPU: a row of scratch_cols numbers of the dtype it is computed in, per slot
+struct SoftmaxPlan : SoftmaxArgs {
+  bool stream;    // write results around the caches
+  void* scratch;  // a row of scratch_cols numbers of the dtype it is computed in, per slot
   int64_t scratch_cols;
-
-  // Number of leading columns that row i may see.
-  COGVIEW_HOST_DEVICE int64_t visible(int64_t i) const {
-    if (!causal) return cols;
-    const int64_t n = i % rows_per_matrix + cols - rows_per_matrix + 1;
-    return n < 0 ? 0 : n > cols ? cols : n;
-  }
 };
 
-COGVIEW_DECLARE_KERNEL(pb_relax_softmax_fwd, SoftmaxArgs)
-COGVIEW_DECLARE_KERNEL(pb_relax_softmax_bwd, SoftmaxArgs)
+COGVIEW_DECLARE_KERNEL(pb_relax_softmax_fwd, SoftmaxPlan)
+COGVIEW_DECLARE_KERNEL(pb_relax_softmax_bwd, SoftmaxPlan)
 
 }  // namespace cogview

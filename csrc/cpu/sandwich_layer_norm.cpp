@@ -36,7 +36,7 @@ struct Input {
 };
 
 template <class T>
-Input<T> branch_of(const NormArgs& a, int64_t i, Acc<T>* buffer) {
+Input<T> branch_of(const NormPlan& a, int64_t i, Acc<T>* buffer) {
   const Acc<T>* factors = nullptr;
   if (a.dropout)
     factors = dropout_factors(*a.seed, a.dropout_threshold, Acc<T>(a.dropout_scale), i * a.cols, a.cols, buffer);
@@ -44,7 +44,7 @@ Input<T> branch_of(const NormArgs& a, int64_t i, Acc<T>* buffer) {
 }
 
 template <class A>
-A* scratch_row(const NormArgs& a, int slot, int k) {
+A* scratch_row(const NormPlan& a, int slot, int k) {
   return static_cast<A*>(a.scratch) + (int64_t(slot) * kScratchRows + k) * a.scratch_cols;
 }
 
@@ -70,7 +70,7 @@ Row<A> measure(int64_t n, X&& x) {
 
 // Where a row of results waits to be written around the caches.
 template <class T>
-T* buffer_row(const NormArgs& a, int slot) {
+T* buffer_row(const NormPlan& a, int slot) {
   return reinterpret_cast<T*>(scratch_row<Acc<T>>(a, slot, kBuffer));
 }
 
@@ -98,7 +98,7 @@ struct Normalised {
 };
 
 template <class A, class X>
-Normalised<A, X> normalise(const NormArgs& a, const Norm& norm, int64_t i, Row<A> row, X x) {
+Normalised<A, X> normalise(const NormPlan& a, const Norm& norm, int64_t i, Row<A> row, X x) {
   const int64_t n = a.cols;
   A c = 1, power = 1;
   if (a.relax != Relax::none) {
@@ -122,7 +122,7 @@ Normalised<A, X> normalise(const NormArgs& a, const Norm& norm, int64_t i, Row<A
 }
 
 template <class T>
-void forward_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
+void forward_rows(const NormPlan& a, int64_t begin, int64_t end, int slot) {
   using A = Acc<T>;
   const int64_t n = a.cols;
   T* buffer = buffer_row<T>(a, slot);
@@ -162,7 +162,7 @@ void forward_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
 }
 
 template <class T>
-void peak_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
+void peak_rows(const NormPlan& a, int64_t begin, int64_t end, int slot) {
   using A = Acc<T>;
   for (int64_t i = begin; i < end; ++i) {
     const Input<T> x = a.branch ? branch_of<T>(a, i, scratch_row<A>(a, slot, kFactors))
@@ -175,7 +175,7 @@ void peak_rows(const NormArgs& a, int64_t begin, int64_t end, int slot) {
 // many, gradient). x and dy give vectors of the row; `weighted` is a buffer, and may be where dy reads. What is read
 // next comes to the caches meanwhile: `early` and `late`.
 template <class T, class A = Acc<T>, class X, class DY, class F>
-void norm_backward(const NormArgs& a, const Norm& norm, int64_t i, int64_t block, A* weighted, const T* early,
+void norm_backward(const NormPlan& a, const Norm& norm, int64_t i, int64_t block, A* weighted, const T* early,
                    const T* late, X&& x, DY&& dy, F&& f) {
   const A* weight = static_cast<const A*>(norm.weight);
   A *dweight = static_cast<A*>(norm.dweight) + block * a.cols, *dbias = static_cast<A*>(norm.dbias) + block * a.cols;
@@ -200,13 +200,13 @@ void norm_backward(const NormArgs& a, const Norm& norm, int64_t i, int64_t block
 }
 
 template <class A>
-void zero_sums(const NormArgs& a, const Norm& norm, int64_t block) {
+void zero_sums(const NormPlan& a, const Norm& norm, int64_t block) {
   std::memset(static_cast<A*>(norm.dweight) + block * a.cols, 0, size_t(a.cols) * sizeof(A));
   std::memset(static_cast<A*>(norm.dbias) + block * a.cols, 0, size_t(a.cols) * sizeof(A));
 }
 
 template <class T>
-void backward_row(const NormArgs& a, int64_t i, int64_t next, int64_t block, int slot) {
+void backward_row(const NormPlan& a, int64_t i, int64_t next, int64_t block, int slot) {
   using A = Acc<T>;
   const auto h = [&](int64_t k) { return row_of<T>(static_cast<const void*>(a.h), a.h_rows, k); };
   const T* dh = a.dh ? row_of<T>(a.dh, a.dh_rows, i) : nullptr;
@@ -243,7 +243,7 @@ void backward_row(const NormArgs& a, int64_t i, int64_t next, int64_t block, int
 }
 
 template <class T>
-void backward_blocks(const NormArgs& a, int64_t begin, int64_t end, int slot) {
+void backward_blocks(const NormPlan& a, int64_t begin, int64_t end, int slot) {
   for (int64_t block = begin; block < end; ++block) {
     zero_sums<Acc<T>>(a, a.pre, block);
     if (a.branch) zero_sums<Acc<T>>(a, a.post, block);
@@ -255,13 +255,13 @@ void backward_blocks(const NormArgs& a, int64_t begin, int64_t end, int slot) {
 
 }  // namespace
 
-void layer_norm_peaks(const NormArgs& a, int64_t begin, int64_t end, int slot) {
+void layer_norm_peaks(const NormPlan& a, int64_t begin, int64_t end, int slot) {
   by_dtype(a.dtype, [&](auto x) { peak_rows<decltype(x)>(a, begin, end, slot); });
 }
-void sandwich_layer_norm_fwd(const NormArgs& a, int64_t begin, int64_t end, int slot) {
+void sandwich_layer_norm_fwd(const NormPlan& a, int64_t begin, int64_t end, int slot) {
   by_dtype(a.dtype, [&](auto x) { forward_rows<decltype(x)>(a, begin, end, slot); });
 }
-void sandwich_layer_norm_bwd(const NormArgs& a, int64_t begin, int64_t end, int slot) {
+void sandwich_layer_norm_bwd(const NormPlan& a, int64_t begin, int64_t end, int slot) {
   by_dtype(a.dtype, [&](auto x) { backward_blocks<decltype(x)>(a, begin, end, slot); });
 }
 

@@ -1,53 +1,14 @@
-// LayerNorm and the fused step of a Sandwich-LN transformer on CPU: h = residual + LN_post(dropout(branch)),
-// x = LN_pre(h). Plain LayerNorm is the second half alone.
+// LayerNorm and the fused step of a Sandwich-LN transformer on CPU.
 #pragma once
 
-#include <cstdint>
-
-#include "dtype.h"
+#include "../sandwich_layer_norm.h"
 #include "isa.h"
-#include "rows.h"
 
 namespace cogview {
 
-enum class Relax { none, row, tensor };
-
-// Parameters and statistics are float32, float64 where the rows are.
-struct Norm {
-  const void *weight, *bias;  // [cols]
-  void *mean, *rstd;          // [rows], in units of the norm's input
-  double peak;                // relax = tensor: the largest |input|
-  void *dweight, *dbias;      // backward: sums of every block of rows, [blocks, cols]
-};
-
-struct NormArgs {
-  Dtype dtype;
-  int64_t rows, cols;
-  double eps;
-  Relax relax;
-  double dropout_scale;  // of kept elements; 0: none are kept
-  uint32_t dropout_threshold;
-  bool dropout;
-  const int64_t* seed;  // one, on the device; null without dropout
-  Norm post, pre;
-  const void* branch;  // null: without the first half
-  Rows branch_rows;
-  const void* residual;
-  Rows residual_rows;
-  void* h;  // written by the first half, read by the second
-  Rows h_rows;
-  void* x;  // null: without the second half
-  Rows x_rows;
+struct NormPlan : NormArgs {
   void* peaks;  // [rows], of the dropped-out branch, or of h without one; of h by the first half without the second
-
-  const void *dh, *dx;  // backward; either may be null
-  Rows dh_rows, dx_rows;
-  void* dresidual;  // the whole gradient of h
-  Rows dresidual_rows;
-  void* dbranch;
-  Rows dbranch_rows;
   int64_t block_rows;
-
   bool stream;    // write h, x and the gradients around the caches
   void* scratch;  // kScratchRows rows of scratch_cols statistics numbers per slot
   int64_t scratch_cols;
@@ -56,8 +17,8 @@ struct NormArgs {
 enum ScratchRow { kWide, kFactors, kBuffer, kScratchRows };
 constexpr int64_t kScratchPad = 64;  // scratch_cols is at least cols + kScratchPad
 
-COGVIEW_DECLARE_KERNEL(layer_norm_peaks, NormArgs)         // items are rows
-COGVIEW_DECLARE_KERNEL(sandwich_layer_norm_fwd, NormArgs)  // items are rows
-COGVIEW_DECLARE_KERNEL(sandwich_layer_norm_bwd, NormArgs)  // items are blocks of block_rows rows
+COGVIEW_DECLARE_KERNEL(layer_norm_peaks, NormPlan)         // items are rows
+COGVIEW_DECLARE_KERNEL(sandwich_layer_norm_fwd, NormPlan)  // items are rows
+COGVIEW_DECLARE_KERNEL(sandwich_layer_norm_bwd, NormPlan)  // items are blocks of block_rows rows
 
 }  // namespace cogview

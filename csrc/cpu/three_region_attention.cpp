@@ -9,7 +9,7 @@ namespace COGVIEW_ISA {
 namespace {
 
 struct Geometry {
-  const ThreeRegionArgs& a;
+  const ThreeRegionAttention& a;
   int64_t b;
 
   int64_t window_start(int64_t i) const {
@@ -51,12 +51,12 @@ struct Geometry {
 // The queries [first, end) of a sample, and the tiles of keys they see: pivots first, then windows, cut at multiples of
 // 64. Row t stands at position offset + t.
 struct Queries {
-  const ThreeRegionArgs& a;
+  const ThreeRegionAttention& a;
   int64_t b, first, end, offset = 0;
   Geometry geometry;
   int64_t pivots, window;  // how many pivots the last query sees; first key of the first query's window
 
-  Queries(const ThreeRegionArgs& a, int64_t b, int64_t first, int64_t end)
+  Queries(const ThreeRegionAttention& a, int64_t b, int64_t first, int64_t end)
       : a(a), b(b), first(first), end(end), geometry{a, b} {
     if (a.cache_seqlens.data) {  // clamped: contents are not trusted
       const int64_t most = a.seqlen_k - a.seqlen_q;
@@ -67,8 +67,8 @@ struct Queries {
     window = geometry.window_start(offset + first) / kTile * kTile;
   }
 
-  int64_t pivot_tiles() const { return (pivots + kTile - 1) / kTile; }
-  int64_t key_tiles() const { return pivot_tiles() + (offset + end - window + kTile - 1) / kTile; }
+  int64_t pivot_tiles() const { return ceil_div(pivots, kTile); }
+  int64_t key_tiles() const { return pivot_tiles() + ceil_div(offset + end - window, kTile); }
 
   // Keys of a tile, of which a cache may hold no more; returns the bits that exist.
   uint64_t keys(int64_t number, int64_t* index, int* count) const {
@@ -126,26 +126,26 @@ struct Queries {
 
 // A group of query tiles of one head: the last ones, which have most keys, come first in the work.
 struct QueryGroup {
-  const ThreeRegionArgs& a;
+  const ThreeRegionAttention& a;
   int64_t b, h, kv;
   Queries queries;
 
-  QueryGroup(const ThreeRegionArgs& a, int64_t item)
-      : a(a),
+  QueryGroup(const ThreeRegionPlan& plan, int64_t item)
+      : a(plan.problem),
         b(item % (a.batch * a.heads) / a.heads),
         h(item % a.heads),
         kv(h / (a.heads / a.kv_heads)),
-        queries(a, b, first_of(a, item), end_of(a, item)) {}
+        queries(a, b, first_of(plan, item), end_of(plan, item)) {}
 
-  static int64_t first_of(const ThreeRegionArgs& a, int64_t item) {
-    const int64_t groups = (a.query_tiles() + a.query_group - 1) / a.query_group;
-    return (groups - 1 - item / (a.batch * a.heads)) * a.query_group * kTile;
+  static int64_t first_of(const ThreeRegionPlan& plan, int64_t item) {
+    const int64_t heads = plan.problem.batch * plan.problem.heads;
+    return (ceil_div(plan.query_tiles(), plan.query_group) - 1 - item / heads) * plan.query_group * kTile;
   }
-  static int64_t end_of(const ThreeRegionArgs& a, int64_t item) {
-    const int64_t end = first_of(a, item) + a.query_group * kTile;
-    return end < a.seqlen_q ? end : a.seqlen_q;
+  static int64_t end_of(const ThreeRegionPlan& plan, int64_t item) {
+    const int64_t end = first_of(plan, item) + plan.query_group * kTile;
+    return end < plan.problem.seqlen_q ? end : plan.problem.seqlen_q;
   }
-  int tiles() const { return int((queries.end - queries.first + kTile - 1) / kTile); }
+  int tiles() const { return int(ceil_div(queries.end - queries.first, kTile)); }
   // Rows of tile o of the group in a [B, H, S, D] tensor.
   template <class T>
   RowSet<T> rows(const Tensor4& x, int o, int64_t* index) const {
@@ -172,8 +172,9 @@ struct QueryGroup {
 };
 
 template <class T>
-void forward(const ThreeRegionArgs& a, int64_t item, char* scratch) {
-  const QueryGroup it(a, item);
+void forward(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
+  const ThreeRegionAttention& a = plan.problem;
+  const QueryGroup it(plan, item);
   Group<T, Forward> group(Arena{scratch}, int(a.head_dim), it.tiles());
   int64_t index[kTile];
   for (int o = 0; o < it.tiles(); ++o) group.owners[o].begin(it.rows<T>(a.q, o, index), a.scale);
@@ -192,7 +193,8 @@ void forward(const ThreeRegionArgs& a, int64_t item, char* scratch) {
 // All queries of some of the heads that share a key head, at most 64 rows, against tiles of keys one after another:
 // show(tile, mask, bias, next tile).
 template <class T, class Engine, class Show>
-void decode_rows(const ThreeRegionArgs& a, int64_t b, int64_t h, int64_t kv, int heads, Engine& engine, Show&& show) {
+void decode_rows(const ThreeRegionAttention& a, int64_t b, int64_t h, int64_t kv, int heads, Engine& engine,
+                 Show&& show) {
   const Queries queries(a, b, 0, a.seqlen_q);
   const int n = int(a.seqlen_q), rows = heads * n;
   int64_t offset[kTile];
@@ -217,11 +219,12 @@ void decode_rows(const ThreeRegionArgs& a, int64_t b, int64_t h, int64_t kv, int
 }
 
 template <class T>
-void decode(const ThreeRegionArgs& a, int64_t item, char* scratch) {
-  const int64_t group = a.heads / a.kv_heads, parts = (group + a.decode_heads - 1) / a.decode_heads;
+void decode(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
+  const ThreeRegionAttention& a = plan.problem;
+  const int64_t group = a.heads / a.kv_heads, parts = ceil_div(group, plan.decode_heads);
   const int64_t b = item / (a.kv_heads * parts), kv = item / parts % a.kv_heads;
-  const int64_t first = item % parts * a.decode_heads, h = kv * group + first;
-  const int d = int(a.head_dim), heads = int(group - first < a.decode_heads ? group - first : a.decode_heads);
+  const int64_t first = item % parts * plan.decode_heads, h = kv * group + first;
+  const int d = int(a.head_dim), heads = int(group - first < plan.decode_heads ? group - first : plan.decode_heads);
   if (heads * a.seqlen_q <= kNarrow) {
     Narrow<T> engine;
     Arena arena{scratch};
@@ -242,32 +245,36 @@ void decode(const ThreeRegionArgs& a, int64_t item, char* scratch) {
 
 // Where the gradient of 64 queries is summed up, transposed.
 template <class T>
-Acc<T>* dq_tile(const ThreeRegionArgs& a, int64_t b, int64_t h, int64_t number) {
-  return static_cast<Acc<T>*>(a.dq_sums) + ((b * a.heads + h) * a.query_tiles() + number) * a.dq_tile_size();
+Acc<T>* dq_tile(const ThreeRegionPlan& plan, int64_t b, int64_t h, int64_t number) {
+  const ThreeRegionAttention& a = plan.problem;
+  return static_cast<Acc<T>*>(plan.dq_sums) + ((b * a.heads + h) * plan.query_tiles() + number) * dq_tile_size(a);
 }
 // Where the gradients of the pivots are summed up, by chunk of queries.
 template <class T>
-Acc<T>* pivot_part(void* parts, const ThreeRegionArgs& a, int64_t b, int64_t kv, int64_t chunk, int64_t p) {
+Acc<T>* pivot_part(void* parts, const ThreeRegionPlan& plan, int64_t b, int64_t kv, int64_t chunk, int64_t p) {
+  const ThreeRegionAttention& a = plan.problem;
   return static_cast<Acc<T>*>(parts) +
-         (((b * a.kv_heads + kv) * a.pivot_chunks + chunk) * a.num_pivots + p) * a.head_dim;
+         (((b * a.kv_heads + kv) * plan.pivot_chunks + chunk) * a.num_pivots + p) * a.head_dim;
 }
 
 template <class T>
-void prepare(const ThreeRegionArgs& a, int64_t item, char*) {
-  const int64_t b = item / a.query_tiles() / a.heads, h = item / a.query_tiles() % a.heads;
-  const int64_t number = item % a.query_tiles();
-  std::memset(static_cast<void*>(dq_tile<T>(a, b, h, number)), 0, sizeof(Acc<T>) * a.dq_tile_size());
+void prepare(const ThreeRegionPlan& plan, int64_t item, char*) {
+  const ThreeRegionAttention& a = plan.problem;
+  const int64_t b = item / plan.query_tiles() / a.heads, h = item / plan.query_tiles() % a.heads;
+  const int64_t number = item % plan.query_tiles();
+  std::memset(static_cast<void*>(dq_tile<T>(plan, b, h, number)), 0, sizeof(Acc<T>) * dq_tile_size(a));
   int64_t index[kTile];
-  set_delta<T>(a, b, h, index, rows_from(number * kTile, a.seqlen_q, index));
+  set_delta<T>(a, plan.delta, b, h, index, rows_from(number * kTile, a.seqlen_q, index));
 }
 
 template <class T>
-void finish_query(const ThreeRegionArgs& a, int64_t item, char*) {
-  const int64_t b = item / a.query_tiles() / a.heads, h = item / a.query_tiles() % a.heads;
-  const int64_t number = item % a.query_tiles(), first = number * kTile;
+void finish_query(const ThreeRegionPlan& plan, int64_t item, char*) {
+  const ThreeRegionAttention& a = plan.problem;
+  const int64_t b = item / plan.query_tiles() / a.heads, h = item / plan.query_tiles() % a.heads;
+  const int64_t number = item % plan.query_tiles(), first = number * kTile;
   int64_t index[kTile];
   const int rows = rows_from(first, a.seqlen_q, index);
-  write_transposed<T>(dq_tile<T>(a, b, h, number), Acc<T>(a.scale), index, rows, int(a.head_dim), a.dq.at<T>(b, h),
+  write_transposed<T>(dq_tile<T>(plan, b, h, number), Acc<T>(a.scale), index, rows, int(a.head_dim), a.dq.at<T>(b, h),
                       a.dq.stride[2]);
 }
 
@@ -287,18 +294,19 @@ struct Seen {
 
 // Shows the queries [from, to) of every head of key head kv to owners of key rows, in tiles cut at multiples of 64.
 template <class T>
-void meet_queries(const ThreeRegionArgs& a, int64_t b, int64_t kv, int64_t from, int64_t to, double bias,
+void meet_queries(const ThreeRegionPlan& plan, int64_t b, int64_t kv, int64_t from, int64_t to, double bias,
                   Group<T, GradKey>& group, int owners, const Seen* seen) {
+  const ThreeRegionAttention& a = plan.problem;
   const int64_t heads = a.heads / a.kv_heads, first = from / kTile;
   for (int64_t h = kv * heads; h < (kv + 1) * heads && from < to; ++h)
     group.meet(
-        owners, (to - first * kTile + kTile - 1) / kTile,
+        owners, ceil_div(to - first * kTile, kTile),
         [&](int64_t number, auto& tile) {
           int64_t index[kTile];
           const int n = rows_from((first + number) * kTile, to, index);
           tile.pack(rows_of<T>(a.q, b, h, index, n), rows_of<T>(a.dout, b, h, index, n), stat<T>(a.lse, a, b, h),
-                    stat<T>(a.delta, a, b, h), int(a.head_dim));
-          tile.dq = dq_tile<T>(a, b, h, first + number);
+                    stat<T>(plan.delta, a, b, h), int(a.head_dim));
+          tile.dq = dq_tile<T>(plan, b, h, first + number);
         },
         [&](GradKey<T>& owner, int o, int64_t number, const auto& tile) {
           const int64_t i = (first + number) * kTile, end = i + kTile < to ? i + kTile : to;
@@ -314,16 +322,17 @@ void meet_queries(const ThreeRegionArgs& a, int64_t b, int64_t kv, int64_t from,
 
 // A chunk of queries and all pivots: the chunk's dq, and the chunk's part of the pivots' dk and dv.
 template <class T>
-void grad_pivot(const ThreeRegionArgs& a, int64_t item, char* scratch) {
+void grad_pivot(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
+  const ThreeRegionAttention& a = plan.problem;
   const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
-  const int64_t chunk = a.pivot_chunks - 1 - item / pairs;  // the last ones, which see most pivots, first
-  const int64_t begin = chunk * a.query_tiles() / a.pivot_chunks * kTile;
-  int64_t to = (chunk + 1) * a.query_tiles() / a.pivot_chunks * kTile;
+  const int64_t chunk = plan.pivot_chunks - 1 - item / pairs;  // the last ones, which see most pivots, first
+  const int64_t begin = chunk * plan.query_tiles() / plan.pivot_chunks * kTile;
+  int64_t to = (chunk + 1) * plan.query_tiles() / plan.pivot_chunks * kTile;
   if (to > a.seqlen_q) to = a.seqlen_q;
   const Geometry geometry{a, b};
-  for (int64_t first = 0; first < a.num_pivots; first += a.key_group * kTile) {
-    const int64_t end = first + a.key_group * kTile < a.num_pivots ? first + a.key_group * kTile : a.num_pivots;
-    const int owners = int((end - first + kTile - 1) / kTile);
+  for (int64_t first = 0; first < a.num_pivots; first += plan.key_group * kTile) {
+    const int64_t end = first + plan.key_group * kTile < a.num_pivots ? first + plan.key_group * kTile : a.num_pivots;
+    const int owners = int(ceil_div(end - first, kTile));
     Group<T, GradKey> group(Arena{scratch}, int(d), owners);
     Seen seen[kGroup];
     int64_t from = to;
@@ -337,23 +346,24 @@ void grad_pivot(const ThreeRegionArgs& a, int64_t item, char* scratch) {
       seen[o].close(n);
       if (seen[o].first < from) from = seen[o].first;
     }
-    meet_queries<T>(a, b, kv, from < begin ? begin : from, to, a.pivot_bias, group, owners, seen);
+    meet_queries<T>(plan, b, kv, from < begin ? begin : from, to, a.pivot_bias, group, owners, seen);
     for (int64_t p = first; p < end; ++p) {
       GradKey<T>& owner = group.owners[(p - first) / kTile];
       const int r = int((p - first) % kTile);
-      std::memcpy(pivot_part<T>(a.pivot_dk, a, b, kv, chunk, p), owner.dk(r), d * sizeof(Acc<T>));
-      std::memcpy(pivot_part<T>(a.pivot_dv, a, b, kv, chunk, p), owner.dv(r), d * sizeof(Acc<T>));
+      std::memcpy(pivot_part<T>(plan.pivot_dk, plan, b, kv, chunk, p), owner.dk(r), d * sizeof(Acc<T>));
+      std::memcpy(pivot_part<T>(plan.pivot_dv, plan, b, kv, chunk, p), owner.dv(r), d * sizeof(Acc<T>));
     }
   }
 }
 
 // A group of key tiles and the queries that have them in their windows.
 template <class T>
-void grad_key(const ThreeRegionArgs& a, int64_t item, char* scratch) {
+void grad_key(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
+  const ThreeRegionAttention& a = plan.problem;
   const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
-  const int64_t first = (item / pairs * a.colors + a.color) * a.key_group * kTile;
-  const int64_t end = first + a.key_group * kTile < a.seqlen_k ? first + a.key_group * kTile : a.seqlen_k;
-  const int owners = int((end - first + kTile - 1) / kTile);
+  const int64_t first = (item / pairs * plan.colors + plan.color) * plan.key_group * kTile;
+  const int64_t end = first + plan.key_group * kTile < a.seqlen_k ? first + plan.key_group * kTile : a.seqlen_k;
+  const int owners = int(ceil_div(end - first, kTile));
   const Geometry geometry{a, b};
   Group<T, GradKey> group(Arena{scratch}, int(d), owners);
   Seen seen[kGroup];
@@ -364,17 +374,17 @@ void grad_key(const ThreeRegionArgs& a, int64_t item, char* scratch) {
     seen[o].close(n);
   }
   const int64_t last = geometry.window_end(end - 1), to = last < a.seqlen_q ? last : a.seqlen_q;
-  meet_queries<T>(a, b, kv, first, to, 0, group, owners, seen);
+  meet_queries<T>(plan, b, kv, first, to, 0, group, owners, seen);
   // a key of this group that is also a pivot of later queries: its other parts, summed here and rounded once
   for (int64_t p = geometry.pivots_before(first); p < a.num_pivots; ++p) {
     const int64_t j = geometry.pivot(p);
     if (j < first || j >= end) break;
     GradKey<T>& owner = group.owners[(j - first) / kTile];
     const int r = int((j - first) % kTile);
-    for (int64_t chunk = 0; chunk < a.pivot_chunks; ++chunk)
+    for (int64_t chunk = 0; chunk < plan.pivot_chunks; ++chunk)
       for (int64_t c = 0; c < d; ++c) {
-        owner.dk(r)[c] += pivot_part<T>(a.pivot_dk, a, b, kv, chunk, p)[c];
-        owner.dv(r)[c] += pivot_part<T>(a.pivot_dv, a, b, kv, chunk, p)[c];
+        owner.dk(r)[c] += pivot_part<T>(plan.pivot_dk, plan, b, kv, chunk, p)[c];
+        owner.dv(r)[c] += pivot_part<T>(plan.pivot_dv, plan, b, kv, chunk, p)[c];
       }
   }
   for (int64_t j = first; j < end; ++j)
@@ -384,12 +394,12 @@ void grad_key(const ThreeRegionArgs& a, int64_t item, char* scratch) {
 
 }  // namespace
 
-COGVIEW_TILE_KERNEL(three_region_fwd, ThreeRegionArgs, forward)
-COGVIEW_TILE_KERNEL(three_region_decode, ThreeRegionArgs, decode)
-COGVIEW_TILE_KERNEL(three_region_prepare, ThreeRegionArgs, prepare)
-COGVIEW_TILE_KERNEL(three_region_grad_pivot, ThreeRegionArgs, grad_pivot)
-COGVIEW_TILE_KERNEL(three_region_grad_key, ThreeRegionArgs, grad_key)
-COGVIEW_TILE_KERNEL(three_region_finish, ThreeRegionArgs, finish_query)
+COGVIEW_TILE_KERNEL(three_region_tiles_fwd, ThreeRegionPlan, forward)
+COGVIEW_TILE_KERNEL(three_region_rows, ThreeRegionPlan, decode)
+COGVIEW_TILE_KERNEL(three_region_prepare, ThreeRegionPlan, prepare)
+COGVIEW_TILE_KERNEL(three_region_grad_pivot, ThreeRegionPlan, grad_pivot)
+COGVIEW_TILE_KERNEL(three_region_grad_key, ThreeRegionPlan, grad_key)
+COGVIEW_TILE_KERNEL(three_region_finish, ThreeRegionPlan, finish_query)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

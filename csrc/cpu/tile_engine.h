@@ -187,19 +187,18 @@ inline int rows_from(int64_t first, int64_t end, int64_t* index) {
 }
 
 // A head's [seqlen_q] of statistics; null if there are none.
-template <class T, class Args>
-inline Acc<T>* stat(void* p, const Args& a, int64_t b, int64_t h) {
+template <class T>
+inline Acc<T>* stat(void* p, const Attention& a, int64_t b, int64_t h) {
   return p ? static_cast<Acc<T>*>(p) + (b * a.heads + h) * a.seqlen_q : nullptr;
 }
 
 // delta = sum(dout * out) - dlse of n queries.
-template <class T, class Args>
-inline void set_delta(const Args& a, int64_t b, int64_t h, const int64_t* index, int n) {
+template <class T>
+inline void set_delta(const Attention& a, void* delta, int64_t b, int64_t h, const int64_t* index, int n) {
   const Acc<T>* dlse = stat<T>(a.dlse, a, b, h);
   const RowSet<T> dout = rows_of<T>(a.dout, b, h, index, n), out = rows_of<T>(a.out, b, h, index, n);
   for (int r = 0; r < n; ++r)
-    stat<T>(a.delta, a, b, h)[index[r]] =
-        row_dot(dout.row(r), out.row(r), int(a.head_dim)) - (dlse ? dlse[index[r]] : 0);
+    stat<T>(delta, a, b, h)[index[r]] = row_dot(dout.row(r), out.row(r), int(a.head_dim)) - (dlse ? dlse[index[r]] : 0);
 }
 
 // Rows of the transpose of acc [ld, 64] times a factor, in the tensor's dtype, to places by index.
@@ -262,16 +261,16 @@ struct Group {
 
 // Defines the exported kernel `name`: items [begin, end), each by function<T> of the tensors' dtype, for the dtypes
 // that some instruction set runs it for.
-#define COGVIEW_DEFINE_KERNEL(name, Args, function, runs)                             \
-  void name(const Args& a, int64_t begin, int64_t end, int slot) {                    \
-    [[maybe_unused]] AmxScope amx;                                                    \
-    char* scratch = a.scratch.of(slot);                                               \
-    by_dtype(a.dtype, [&](auto x) {                                                   \
-      using T = decltype(x);                                                          \
-      if constexpr (runs)                                                             \
-        for (int64_t item = begin; item < end; ++item) function<T>(a, item, scratch); \
-    });                                                                               \
+#define COGVIEW_DEFINE_KERNEL(name, Plan, function, runs)                                \
+  void name(const Plan& plan, int64_t begin, int64_t end, int slot) {                    \
+    [[maybe_unused]] AmxScope amx;                                                       \
+    char* scratch = plan.scratch.of(slot);                                               \
+    by_dtype(plan.problem.dtype, [&](auto x) {                                           \
+      using T = decltype(x);                                                             \
+      if constexpr (runs)                                                                \
+        for (int64_t item = begin; item < end; ++item) function<T>(plan, item, scratch); \
+    });                                                                                  \
   }
-#define COGVIEW_TILE_KERNEL(name, Args, function) COGVIEW_DEFINE_KERNEL(name, Args, function, true)
-#define COGVIEW_AMX_KERNEL(name, Args, function) COGVIEW_DEFINE_KERNEL(name, Args, function, kOnAmx<T>)
-#define COGVIEW_LANE_KERNEL(name, Args, function) COGVIEW_DEFINE_KERNEL(name, Args, function, !kOnAmx<T>)
+#define COGVIEW_TILE_KERNEL(name, Plan, function) COGVIEW_DEFINE_KERNEL(name, Plan, function, true)
+#define COGVIEW_AMX_KERNEL(name, Plan, function) COGVIEW_DEFINE_KERNEL(name, Plan, function, kOnAmx<T>)
+#define COGVIEW_LANE_KERNEL(name, Plan, function) COGVIEW_DEFINE_KERNEL(name, Plan, function, !kOnAmx<T>)

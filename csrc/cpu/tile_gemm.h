@@ -7,6 +7,7 @@
 // operand is 1 KB blocks of 32 x 16 elements, pairs of rows interleaved, so that a block is one tile.
 #pragma once
 
+#include "attention.h"
 #include "vec.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -17,7 +18,6 @@ namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
 
-constexpr int kTile = 64;    // rows and columns of a tile of scores
 constexpr int kStrip = 16;   // rows that are multiplied at a time
 constexpr int kBlock = 512;  // elements of a block of pairs
 

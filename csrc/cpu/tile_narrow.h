@@ -8,8 +8,6 @@ namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
 
-constexpr int kNarrow = 8;  // rows at most
-
 // A tile's keys and values.
 template <class T>
 struct Columns {

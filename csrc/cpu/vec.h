@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-#include "dtype.h"
+#include "../dtype.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
@@ -97,9 +97,10 @@ inline auto by_dtype(Dtype dtype, F&& f) {
       return f(float{});
     case Dtype::bf16:
       return f(BFloat16{});
-    default:
+    case Dtype::f16:
       return f(Half{});
   }
+  __builtin_trap();  // a dtype that is missing above does not compile
 }
 
 // ---- load and store, converting ----
@@ -263,8 +264,8 @@ template <class V, class F>
 inline auto fold(V v, F f) {
   using A = std::decay_t<decltype(v[0])>;
   if constexpr (sizeof(V) > 16) {
-    typedef A Half __attribute__((vector_size(sizeof(V) / 2)));
-    Half halves[2];
+    typedef A Narrower __attribute__((vector_size(sizeof(V) / 2)));
+    Narrower halves[2];
     std::memcpy(halves, &v, sizeof v);
     return fold(f(halves[0], halves[1]), f);
   } else if constexpr (sizeof(A) == 8) {

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../cpu/dtype.h"
+#include "../dtype.h"
 
 namespace cogview::cuda {
 

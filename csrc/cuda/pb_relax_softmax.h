@@ -1,9 +1,9 @@
-// PB-relax softmax on CUDA, over all rows. The arguments are the CPU's, with device pointers.
+// PB-relax softmax on CUDA, over all rows.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include "../cpu/pb_relax_softmax.h"
+#include "../pb_relax_softmax.h"
 
 namespace cogview::cuda {
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../cpu/rows.h"
+#include "../rows.h"
 
 namespace cogview::cuda {
 

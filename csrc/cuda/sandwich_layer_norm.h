@@ -3,17 +3,19 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../cpu/sandwich_layer_norm.h"
+#include "../sandwich_layer_norm.h"
 
 namespace cogview::cuda {
 
-// The CPU's arguments with device pointers (no Norm::peak, no peaks), and what differs: weights may have the rows'
-// dtype, the largest |input| of a norm stays on the device, and sums over rows are added up and rounded there.
+// Norm::peak is not used: the largest |input| of a norm stays on the device. Weights may have the rows' dtype, and sums
+// over rows are added up and rounded here.
 struct LayerNormArgs : NormArgs {
   bool wide_weights;           // of the statistics' dtype, not the rows'
   void *post_peak, *pre_peak;  // relax = tensor: one number of the statistics' dtype each, instead of Norm::peak
   void *dpost_weight, *dpost_bias, *dpre_weight, *dpre_bias;  // [cols], in the weights' dtype
-  bool sums_in_shared;                                        // for the launchers
+  void* scratch;  // of the backward, as the sums: [blocks, scratch_cols] of the statistics' dtype
+  int64_t scratch_cols;
+  bool sums_in_shared;  // for the launchers
 };
 
 // The largest |element| of the dropped-out branch to post_peak, or of h to pre_peak where there is no branch.
