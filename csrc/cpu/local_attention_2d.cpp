@@ -1,5 +1,15 @@
 // 2D local attention on vectors: strips of 16 queries, in raster order, over the keys that they see. Where the tile
 // unit multiplies a dtype, local_tiles.cpp takes its place.
+//
+// Memory. Tensors come with any strides but a last one of 1, and aligned to their elements only; scratch is aligned to
+// 64 bytes. Keys and values are read where they lie, once a strip and head, if their dtype is what is multiplied and a
+// row fills vectors; else rows are converted once a band, into a ring of the rows that one line of strips sees.
+//   forward   reads q, k, v, prefix, coarse; writes out and lse, each row once.
+//   backward  reads these, out, dout, lse, dlse; an item writes dq of its own queries and dk, dv of its own local keys,
+//             summed in a ring in scratch and rounded once; it adds up its part of the prefix's and the coarse keys'
+//             gradients in shared_sums, which `finish` sums in the order of the chunks and writes.
+//   decode    reads exactly the keys that a token sees; writes out.
+// Nothing is written by two items of a launch.
 #include "local_attention_2d.h"
 
 #include "lane_engine.h"

@@ -1,4 +1,14 @@
 // 2D local attention on the tile unit, for the dtypes that it multiplies.
+//
+// Memory. Tensors come with any strides but a last one of 1, and aligned to their elements only; scratch and the sums
+// are aligned to 64 bytes. Rows are packed into scratch, once for a group of owners.
+//   forward        reads q, k, v, prefix, coarse; writes out and lse, each row once.
+//   prepare        reads dout, out, dlse; writes delta, and zeros to dq_sums.
+//   grad_prefix    reads q, dout, lse, delta, prefix; adds to dq_sums of its own chunk of queries, writes that chunk's
+//                  prefix_dks and prefix_dvs, which finish_prefix sums in the order of the chunks and writes.
+//   grad_coarse, grad_key  read the same of the queries that see their keys; add to dq_sums of these, which no other
+//                  group of the same color does; write dk and dv, each row once.
+//   finish         reads dq_sums; writes dq.
 #include "local_attention_2d.h"
 
 #include "local_patches.h"

@@ -1,3 +1,10 @@
+// PB-relax softmax, a row at a time.
+//
+// Memory. Rows lie at any offsets, their elements beside each other, aligned to an element only; of the mask both may
+// have any stride, 0 too.
+//   forward   reads scores and mask twice, the second time from cache; exponentials wait in scratch; writes out once.
+//   backward  reads out and dout twice, the second time from cache; writes grad once.
+// With `stream`, results wait in scratch for a whole row and are written around the caches.
 #include "pb_relax_softmax.h"
 
 #include <cmath>

@@ -1,3 +1,12 @@
+// LayerNorm and the fused Sandwich-LN step, a row at a time.
+//
+// Memory. Rows lie at any offsets, their elements beside each other, aligned to an element only; parameters, means,
+// rstds and peaks are contiguous.
+//   forward   reads branch and residual; writes h, then x from h as it was rounded; mean and rstd of each norm, and of
+//             the first half alone peaks. Every pass but the first is over what is in cache.
+//   backward  reads dh, dx, h, branch, mean and rstd; writes dresidual and dbranch once, and a block's sums of dweight
+//             and dbias to its own row of them.
+// With `stream`, results wait in scratch for a whole row and are written around the caches.
 #include "sandwich_layer_norm.h"
 
 #include <cmath>

@@ -1,3 +1,17 @@
+// Three-region block-sparse attention on the tile engine.
+//
+// Memory. Tensors come with any strides but a last one of 1, and aligned to their elements only; scratch and the sums
+// are aligned to 64 bytes. Rows are packed into scratch, once for a group of owners.
+//   forward     reads q, k, v, pivots; writes out and lse (null when decoding), each row once.
+//   rows        the same for a few queries, of which each key and value is read once, where it lies.
+//   prepare     reads dout, out, dlse; writes delta, and zeros to dq_sums.
+//   grad_pivot  reads q, dout, lse, delta, the pivots' k and v; adds to dq_sums of its own chunk of queries, writes
+//               that chunk's pivot_dk and pivot_dv.
+//   grad_key    reads the same of the queries that have its keys in their windows; adds to dq_sums of these, which no
+//               other group of the same color does, and pivot_dk and pivot_dv of its keys to their gradients, in the
+//               order of the chunks; writes dk and dv, each row once.
+//   finish      reads dq_sums; writes dq.
+// Contents of pivots and cache_seqlens are not trusted: what is out of range is left out or clamped.
 #include "three_region_attention.h"
 
 #include "tile_forward.h"
