@@ -12,9 +12,6 @@
 #include <unistd.h>
 #endif
 
-// There only where tests/amx_emulator.cpp is preloaded.
-extern "C" __attribute__((weak)) void cogview_emulates_amx();
-
 namespace cogview {
 namespace {
 
@@ -26,9 +23,8 @@ const char* const kNames[] = {COGVIEW_ISAS(COGVIEW_STRING)};
 bool has_amx() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  static const bool granted = __builtin_cpu_supports("amx-bf16")
-                                  ? syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0
-                                  : cogview_emulates_amx != nullptr;
+  static const bool granted =
+      __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return granted;
 #else
   return false;

@@ -139,16 +139,14 @@ struct LaneForward {
         x[c][v] = exp2v<kExpDegree<T>>(load(p_ + (i + c) * kQueries + v * l) - top.at[v]);
         total.at[v] += x[c][v];
       }
-#if defined(__AVX512BF16__)
     if constexpr (kPaired<T>) {
-      const __m512i pairs = lane_pairs(two_rows(x[0][0], x[1][0])), ones = _mm512_set1_epi16(0x3f80);
-      _mm512_store_si512(p_ + i / 2 * kQueries, pairs);
-      stored.at[0] = multiply_add<T>(stored.at[0], bits_as<VecF>(pairs), bits_as<VecF>(ones));
-      return;
+      const Pairs pairs = interleave_halves(to_pairs(x[0][0], x[1][0]));
+      store_pairs(p_ + i / 2 * kQueries, pairs);
+      stored.at[0] = dot_pairs(stored.at[0], pairs, kOnes);
+    } else {
+      COGVIEW_UNROLL(c, 2)
+        COGVIEW_UNROLL(v, n) store(p_ + (i + c) * kQueries + v * l, x[c][v]);
     }
-#endif
-    COGVIEW_UNROLL(c, 2)
-      COGVIEW_UNROLL(v, n) store(p_ + (i + c) * kQueries + v * l, x[c][v]);
   }
 
   int d_ = 0, ld_ = 0, count_ = 0;
@@ -225,20 +223,17 @@ struct LaneBackward {
       COGVIEW_UNROLL(v, n)
         ds[c][v] = select_bits<A>(keys.lanes[first + c] >> (v * l), p[c][v] * (ds[c][v] - delta_.at[v]), A(0));
     const auto at = [&](int c) { return (first + c) * kQueries; };
-#if defined(__AVX512BF16__)
     if constexpr (kPaired<T>) {
       for (int c = 0; c < kBlockKeys; c += 2) {
-        const __m512i rows = two_rows(ds[c][0], ds[c + 1][0]);
-        _mm512_store_si512(p_ + at(c), two_rows(p[c][0], p[c + 1][0]));
-        _mm512_store_si512(ds_ + at(c), rows);
-        _mm512_store_si512(ds_pairs_ + at(c) / 2, lane_pairs(rows));
+        const Pairs rows = to_pairs(ds[c][0], ds[c + 1][0]);
+        store_pairs(p_ + at(c), to_pairs(p[c][0], p[c + 1][0]));
+        store_pairs(ds_ + at(c), rows);
+        store_pairs(ds_pairs_ + at(c) / 2, interleave_halves(rows));
       }
-      return;
-    }
-#endif
-    if constexpr (!kPaired<T>)
+    } else {
       COGVIEW_UNROLL(c, kBlockKeys)
         COGVIEW_UNROLL(v, n) store(p_ + at(c) + v * l, p[c][v]), store(ds_ + at(c) + v * l, ds[c][v]);
+    }
   }
 
   int d_ = 0, ld_ = 0, count_ = 0;

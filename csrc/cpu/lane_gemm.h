@@ -50,17 +50,14 @@ inline void dots(const Operand<T>* const* keys, const Acc<T>* packed, int units,
 // Units of W vectors from column j on, of the rows that make one.
 template <class T, int W>
 inline void load_units(const Operand<T>* const* rows, int64_t j, Vec<Acc<T>>* x) {
-#if defined(__AVX512BF16__)
   if constexpr (kPaired<T>) {
     static_assert(W == 2);
-    __m512i pairs[2];
-    interleave(_mm512_loadu_si512(rows[0] + j), _mm512_loadu_si512(rows[1] + j), pairs);
-    COGVIEW_UNROLL(w, 2) x[w] = bits_as<VecF>(pairs[w]);
-    return;
-  }
-#endif
-  if constexpr (!kPaired<T>)
+    Pairs pairs[2];
+    interleave(load_pairs(rows[0] + j), load_pairs(rows[1] + j), pairs);
+    COGVIEW_UNROLL(w, 2) x[w] = bits_as<Vec<Acc<T>>>(pairs[w]);
+  } else {
     COGVIEW_UNROLL(w, W) x[w] = load(rows[0] + j + w * kLanes<Acc<T>>);
+  }
 }
 
 // out[i][j ...] += sum over units u of p[i * across + u * down] * rows u, for M rows and W vectors.
@@ -112,15 +109,6 @@ inline void pack_queries(const Operand<T>* rows, int ld, Acc<T>* out) {
       COGVIEW_UNROLL(i, w) store(out + (j + i) * kQueries + first, r[i]);
     }
 }
-
-#if defined(__AVX512BF16__)
-// Two rows of 16 lanes, one behind the other, lane by lane beside each other.
-inline __m512i lane_pairs(__m512i rows) {
-  alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), rows);
-}
-#endif
 
 }  // namespace
 }  // namespace COGVIEW_ISA

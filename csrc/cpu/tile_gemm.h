@@ -8,7 +8,8 @@
 #pragma once
 
 #include "attention.h"
-#include "vec.h"
+#include "pairs.h"
+#include "tile_unit.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -21,7 +22,8 @@ namespace {
 constexpr int kStrip = 16;   // rows that are multiplied at a time
 constexpr int kBlock = 512;  // elements of a block of pairs
 
-#if defined(__AMX_BF16__)
+// As how many numbers of bfloat16 a dtype is multiplied in pairs; 0: it is not.
+#if defined(COGVIEW_TILE_UNIT)
 template <class T>
 constexpr int kParts = std::is_same_v<T, BFloat16> ? 1
                        : std::is_same_v<T, Half>   ? 2
@@ -29,7 +31,7 @@ constexpr int kParts = std::is_same_v<T, BFloat16> ? 1
 template <class T>
 constexpr bool kOnAmx = kParts<T> > 0;
 #else
-#if defined(__AVX512BF16__)
+#if defined(COGVIEW_PAIRS)
 template <class T>
 constexpr int kParts = std::is_same_v<T, BFloat16>;
 #else
@@ -101,24 +103,19 @@ struct Matrix {
 // One unit of an A operand, in all lanes.
 template <class T>
 inline Vec<Acc<T>> spread(const void* unit) {
-#if defined(__AVX512BF16__)
-  if constexpr (kPaired<T>) {
-    int32_t bits;
-    std::memcpy(&bits, unit, sizeof bits);
-    return bits_as<VecF>(_mm512_set1_epi32(bits));
-  }
-#endif
-  if constexpr (!kPaired<T>) return splat(*static_cast<const Acc<T>*>(unit));
+  if constexpr (kPaired<T>)
+    return bits_as<Vec<Acc<T>>>(spread_pair(unit));
+  else
+    return splat(*static_cast<const Acc<T>*>(unit));
 }
 
 // sum + x * y, of units.
 template <class T>
 inline Vec<Acc<T>> multiply_add(Vec<Acc<T>> sum, Vec<Acc<T>> x, Vec<Acc<T>> y) {
-#if defined(__AVX512BF16__)
   if constexpr (kPaired<T>)
-    return bits_as<VecF>(_mm512_dpbf16_ps(bits_as<__m512>(sum), bits_as<__m512bh>(x), bits_as<__m512bh>(y)));
-#endif
-  return sum + x * y;
+    return dot_pairs(sum, bits_as<Pairs>(x), bits_as<Pairs>(y));
+  else
+    return sum + x * y;
 }
 
 template <class T, int MR, int NR>
@@ -169,40 +166,7 @@ inline void gemm(int n, int k, const Operand<T>* a, int lda, int64_t /*plane*/, 
   gemm_blocks<T, 4, 1>(j, n, k, a, lda, b, c, ldc, accumulate);
 }
 
-#if defined(__AMX_BF16__)
-// Tile instructions with the register as a template argument; GCC's intrinsics want literals, and tell the compiler
-// nothing about the memory they read and write.
-template <int t>
-inline void tile_load(const void* p, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(t) : "memory");
-}
-template <int t>
-inline void tile_store(void* p, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(t) : "memory");
-}
-template <int t>
-inline void tile_zero() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(t));
-}
-template <int t, int a, int b>
-inline void tile_multiply() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(t), "i"(a), "i"(b));
-}
-
-// Tile registers set to 16 rows of 64 bytes, for the life of this object.
-struct AmxScope {
-  AmxScope() {
-    struct alignas(64) Config {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    for (int t = 0; t < 8; ++t) config.bytes[t] = 64, config.rows[t] = 16;
-    asm volatile("ldtilecfg %0" ::"m"(config));  // the intrinsic tells of its first bytes only
-  }
-  ~AmxScope() { _tile_release(); }
-};
-
+#if defined(COGVIEW_TILE_UNIT)
 template <class T, std::enable_if_t<kOnAmx<T>, int> = 0>
 inline void gemm(int n, int k, const BFloat16* a, int lda, int64_t plane, const Matrix<T>& b, float* c, int ldc,
                  bool accumulate) {
@@ -236,10 +200,6 @@ inline void gemm(int n, int k, const BFloat16* a, int lda, int64_t plane, const 
       }
   }
 }
-#else
-struct AmxScope {
-  ~AmxScope() {}
-};
 #endif
 
 }  // namespace

@@ -105,27 +105,19 @@ class Narrow {
   // Column c of part: products of every row with a key, still to be summed.
   template <int R>
   void dots(const T* key, int c, Vec<A> (*part)[kLanes<A>]) const {
-#if defined(__AVX512BF16__)
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      __m512 acc[R];
-      COGVIEW_UNROLL(r, R) acc[r] = _mm512_setzero_ps();
-      for (int j = 0; j < d_; j += 32) {
-        const int n = d_ - j;
-        const auto k = bits_as<__m512bh>(n >= 32 ? _mm512_loadu_si512(key + j)
-                                                 : _mm512_maskz_loadu_epi16((uint32_t(1) << n) - 1, key + j));
-        COGVIEW_UNROLL(r, R)
-          acc[r] = _mm512_dpbf16_ps(acc[r], bits_as<__m512bh>(_mm512_load_si512(half_ + r * ld_ + j)), k);
-      }
-      COGVIEW_UNROLL(r, R) part[r][c] = bits_as<VecF>(acc[r]);
-      return;
-    }
-#endif
     Vec<A> acc[R];
     COGVIEW_UNROLL(r, R) acc[r] = Vec<A>{};
-    each<A>(d_, [&](int64_t j, auto n) {
-      const Vec<A> k = load(key + j, n);
-      COGVIEW_UNROLL(r, R) acc[r] += load(q_ + r * ld_ + j) * k;
-    });
+    if constexpr (kPaired<T> && std::is_same_v<T, BFloat16>) {
+      for (int j = 0; j < d_; j += 32) {
+        const Pairs k = load_pairs(key + j, d_ - j);
+        COGVIEW_UNROLL(r, R) acc[r] = dot_pairs(acc[r], load_pairs(half_ + r * ld_ + j), k);
+      }
+    } else {
+      each<A>(d_, [&](int64_t j, auto n) {
+        const Vec<A> k = load(key + j, n);
+        COGVIEW_UNROLL(r, R) acc[r] += load(q_ + r * ld_ + j) * k;
+      });
+    }
     COGVIEW_UNROLL(r, R) part[r][c] = acc[r];
   }
 

@@ -17,7 +17,10 @@ namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__) && !defined(COGVIEW_PAIRS)
+#define COGVIEW_PAIRS  // bfloat16 is multiplied in pairs: see pairs.h
+#endif
+#if defined(__AVX512F__) || defined(COGVIEW_PAIRS)
 constexpr int kVecBytes = 64;
 #elif defined(__AVX2__)
 constexpr int kVecBytes = 32;
@@ -184,7 +187,9 @@ inline void stream(void* p, VecU32 v) {
 #elif defined(__AVX2__)
   _mm256_stream_si256(static_cast<__m256i*>(p), bits_as<__m256i>(v));
 #elif defined(__SSE2__)
-  _mm_stream_si128(static_cast<__m128i*>(p), bits_as<__m128i>(v));
+  __m128i piece[kVecBytes / 16];
+  std::memcpy(piece, &v, sizeof v);
+  for (int i = 0; i < kVecBytes / 16; ++i) _mm_stream_si128(static_cast<__m128i*>(p) + i, piece[i]);
 #else
   std::memcpy(p, &v, sizeof v);
 #endif
@@ -281,6 +286,56 @@ inline auto hmax(V v) {
 template <class V>
 inline auto hsum(V v) {
   return fold(v, [](auto a, auto b) { return a + b; });
+}
+
+#if defined(__AVX512F__)
+// 16 x 16 of 32-bit elements.
+inline void transpose_block(__m512i* r) {
+  __m512i t[16];
+  COGVIEW_UNROLL(i, 8) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  COGVIEW_UNROLL(q, 4) {
+    const int i = 4 * q;
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  COGVIEW_UNROLL(j, 4) {
+    t[j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
+    t[4 + j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+    t[8 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+    t[12 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+  }
+  COGVIEW_UNROLL(j, 4) {
+    r[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
+    r[4 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0x88);
+    r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
+    r[12 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0xdd);
+  }
+}
+#endif
+
+// w vectors of w accumulators, transposed.
+template <class A>
+inline void transpose(Vec<A>* x) {
+  constexpr int w = kLanes<A>;
+#if defined(__AVX512F__)
+  if constexpr (w == 16) {
+    __m512i r[16];
+    COGVIEW_UNROLL(i, 16) r[i] = bits_as<__m512i>(x[i]);
+    transpose_block(r);
+    COGVIEW_UNROLL(i, 16) x[i] = bits_as<Vec<A>>(r[i]);
+    return;
+  }
+#endif
+  for (int i = 0; i < w; ++i)
+    for (int j = 0; j < i; ++j) {
+      const A t = x[i][j];
+      x[i][j] = x[j][i], x[j][i] = t;
+    }
 }
 
 // Lane i of the result is v[i] where bit i is set, else `other`.

@@ -1,0 +1,62 @@
+// The tile registers of AMX in plain C++, for csrc/cpu/tile_unit.h on processors that have none.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "../csrc/cpu/pairs.h"
+
+namespace cogview {
+namespace COGVIEW_ISA {
+namespace {
+
+thread_local bool tiles_are_configured = false;
+alignas(64) thread_local uint8_t tile_rows[8][16][64];
+
+inline void need_tiles() {
+  if (tiles_are_configured) return;
+  std::fputs("emulated tile unit: tiles are not configured\n", stderr);
+  std::abort();
+}
+
+template <int t>
+inline void tile_load(const void* p, int64_t stride) {
+  need_tiles();
+  for (int i = 0; i < 16; ++i) std::memcpy(tile_rows[t][i], static_cast<const char*>(p) + i * stride, 64);
+}
+template <int t>
+inline void tile_store(void* p, int64_t stride) {
+  need_tiles();
+  for (int i = 0; i < 16; ++i) std::memcpy(static_cast<char*>(p) + i * stride, tile_rows[t][i], 64);
+}
+template <int t>
+inline void tile_zero() {
+  need_tiles();
+  std::memset(tile_rows[t], 0, sizeof tile_rows[t]);
+}
+// As Intel's manual has it: sums of the even and of the odd numbers, added up in the end; denormals are 0.
+template <int t, int a, int b>
+inline void tile_multiply() {
+  static_assert(t != a && t != b && a != b, "the processor refuses one tile twice");
+  need_tiles();
+  for (int i = 0; i < 16; ++i) {
+    Floats even{}, odd{}, sum;
+    for (int k = 0; k < 16; ++k) {
+      const Pairs x = spread_pair(tile_rows[a][i] + 4 * k), y = bits_as<Pairs>(tile_rows[b][k]);
+      even = flushed(even + flushed(even_numbers(x) * even_numbers(y)));
+      odd = flushed(odd + flushed(odd_numbers(x) * odd_numbers(y)));
+    }
+    std::memcpy(&sum, tile_rows[t][i], sizeof sum);
+    sum = flushed(flushed(sum) + flushed(even + odd));
+    std::memcpy(tile_rows[t][i], &sum, sizeof sum);
+  }
+}
+
+struct AmxScope {
+  AmxScope() { tiles_are_configured = true, std::memset(tile_rows, 0, sizeof tile_rows); }
+  ~AmxScope() { tiles_are_configured = false; }
+};
+
+}  // namespace
+}  // namespace COGVIEW_ISA
+}  // namespace cogview
