@@ -5,6 +5,7 @@ there is no GPU. It is kept in build/cuda-emulated until a source, a flag or the
 picks other random schedules.
 """
 
+import fcntl
 import functools
 import hashlib
 import importlib
@@ -126,15 +127,16 @@ def compiled(x: Object) -> Path:
 def build(name: str, objects: list[Object], link: list[str] | None = None) -> Path:
     """The shared library of some objects. A failing compiler is an AssertionError with its words."""
     KEPT.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with open(KEPT / "lock", "w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes one builds, the others find it built
         files = [str(path) for path in pool.map(compiled, objects)]
-    library = KEPT / f"{name}-{hashlib.sha256(repr([files, link]).encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=KEPT) as unfinished:
-            run("-shared", "-Wl,-z,defs", "-o", f"{unfinished}/x.so", *files, *(link or []))
-            for old in set(KEPT.glob(f"{name}-*.so")) - {library}:
-                old.unlink(missing_ok=True)
-            Path(f"{unfinished}/x.so").rename(library)
+        library = KEPT / f"{name}-{hashlib.sha256(repr([files, link]).encode()).hexdigest()[:16]}.so"
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=KEPT) as unfinished:
+                run("-shared", "-Wl,-z,defs", "-o", f"{unfinished}/x.so", *files, *(link or []))
+                for old in set(KEPT.glob(f"{name}-*.so")) - {library}:
+                    old.unlink(missing_ok=True)
+                Path(f"{unfinished}/x.so").rename(library)
     return library
 
 

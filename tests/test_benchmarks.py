@@ -130,6 +130,13 @@ def test_what_is_too_large_is_left_out_visibly() -> None:
     assert problem.baselines["masked SDPA"] == problem.others["global vanilla"] == cases.LEFT_OUT
 
 
+@pytest.fixture
+def benchmark(benchmark):
+    """Other tests time nothing (pyproject.toml), and xdist's workers would complain of it."""
+    benchmark.disabled = False
+    return benchmark
+
+
 def small_row(benchmark, ours=None) -> dict:
     def build(dtype: torch.dtype, backward: bool) -> cases.Problem:
         problem = cases.softmax(dtype, backward, heads=1, seqlen=16)

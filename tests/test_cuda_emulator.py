@@ -17,7 +17,10 @@ from torch import Tensor
 
 SEEDS = range(1, 9)
 LONGEST = 16416  # columns: more than any kernel keeps in registers
-pytestmark = pytest.mark.skipif(emulated_cuda.missing() is not None, reason=str(emulated_cuda.missing()))
+pytestmark = [
+    pytest.mark.skipif(emulated_cuda.missing() is not None, reason=str(emulated_cuda.missing())),
+    pytest.mark.xdist_group("cuda_emulator"),
+]
 
 
 @pytest.fixture(scope="module")
