@@ -5,21 +5,18 @@ there is no GPU. It is kept in build/cuda-emulated until a source, a flag or the
 picks other random schedules.
 """
 
-import fcntl
 import functools
-import hashlib
 import importlib
 import os
 import platform
 import re
 import shutil
 import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from kept_build import COMPILER, Object, build
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from cogview_ops import _dispatch
@@ -29,7 +26,6 @@ EMULATOR = ROOT / "tests" / "cuda_emulator"
 BINDINGS = ROOT / "csrc" / "bindings"
 KEPT = ROOT / "build" / "cuda-emulated" / f"torch-{torch.__version__}"
 NAMESPACE = "cogview_ops_emulated"
-COMPILER = os.environ.get("CXX", "g++").split()
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fcf-protection=none", "-Wall", "-Werror"]
 COMMON += ["-Wno-unknown-pragmas", f"-I{EMULATOR / 'include'}"]
 # -fno-extern-tls-init: shared memory has no constructors; no cleanup in kernels when a launch throws
@@ -38,17 +34,15 @@ KERNEL += ["-fsanitize=thread,alignment,bounds", "-fno-sanitize-recover=all"]
 TORCH = ["-isystem" + path for path in include_paths()]
 
 
-class Object(NamedTuple):
-    source: Path
-    flags: list[str]
+HEADERS = tuple(EMULATOR.rglob("*.h"))
 
 
 def of_emulator(stem: str) -> Object:
-    return Object(EMULATOR / f"{stem}.cpp", [*COMMON, "-O2"])
+    return Object(EMULATOR / f"{stem}.cpp", [*COMMON, "-O2"], HEADERS)
 
 
 CORE = [of_emulator(stem) for stem in ("launch", "schedule", "shadow", "async", "sanitizers")]
-KERNELS = [Object(EMULATOR / f"{stem}.cu", [*KERNEL, "-fexceptions"]) for stem in ("kernels", "pipelines")]
+KERNELS = [Object(EMULATOR / f"{stem}.cu", [*KERNEL, "-fexceptions"], HEADERS) for stem in ("kernels", "pipelines")]
 
 
 def product(csrc: Path = ROOT / "csrc") -> list[Object]:
@@ -57,8 +51,8 @@ def product(csrc: Path = ROOT / "csrc") -> list[Object]:
     bindings = [csrc / "bindings" / f"{path.stem}_cuda.cpp" for path in kernels]
     include = ["-O1", "-include", str(EMULATOR / "torch_bindings.h"), *TORCH]
     return [
-        *(Object(path, KERNEL) for path in kernels),
-        *(Object(path, [*COMMON, *include]) for path in bindings),
+        *(Object(path, KERNEL, HEADERS) for path in kernels),
+        *(Object(path, [*COMMON, *include], HEADERS) for path in bindings),
         of_emulator("product"),
         *CORE,
     ]
@@ -66,20 +60,8 @@ def product(csrc: Path = ROOT / "csrc") -> list[Object]:
 
 def softmax(csrc: Path) -> list[Object]:
     """One kernel in float32 without torch, a second or two to compile."""
-    kernel = Object(csrc / "cuda" / "pb_relax_softmax.cu", [*KERNEL, "-DCOGVIEW_ONE_DTYPE=f32"])
+    kernel = Object(csrc / "cuda" / "pb_relax_softmax.cu", [*KERNEL, "-DCOGVIEW_ONE_DTYPE=f32"], HEADERS)
     return [kernel, of_emulator("softmax"), of_emulator("product"), *CORE]
-
-
-def reached(files: list[Path]) -> list[Path]:
-    """The files and what they include of ours, in order."""
-    seen: set[Path] = set()
-    todo = list(files)
-    while todo:
-        path = todo.pop().resolve()
-        if path not in seen:
-            seen.add(path)
-            todo += [path.parent / name for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)]
-    return sorted(seen)
 
 
 @functools.cache
@@ -99,52 +81,11 @@ def missing() -> str | None:
     return None
 
 
-def run(*command: str) -> None:
-    done = subprocess.run([*COMPILER, *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-@functools.cache
-def version() -> str:
-    return subprocess.run([*COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
-
-
-def compiled(x: Object) -> Path:
-    """The object file, beside a source that is itself in the build folder."""
-    texts = [path.read_bytes() for path in reached([x.source, *EMULATOR.rglob("*.h")])]
-    state = repr([version(), torch.__version__, x, texts])
-    folder = x.source.parent if KEPT in x.source.parents else KEPT
-    target = folder / f"{x.source.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.o"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            run(*x.flags, "-c", str(x.source), "-o", f"{unfinished}/x.o")
-            for old in set(folder.glob(f"{x.source.stem}-*.o")) - {target}:
-                old.unlink(missing_ok=True)
-            Path(f"{unfinished}/x.o").rename(target)
-    return target
-
-
-def build(name: str, objects: list[Object], link: list[str] | None = None) -> Path:
-    """The shared library of some objects. A failing compiler is an AssertionError with its words."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    with open(KEPT / "lock", "w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes one builds, the others find it built
-        files = [str(path) for path in pool.map(compiled, objects)]
-        library = KEPT / f"{name}-{hashlib.sha256(repr([files, link]).encode()).hexdigest()[:16]}.so"
-        if not library.exists():
-            with tempfile.TemporaryDirectory(dir=KEPT) as unfinished:
-                run("-shared", "-Wl,-z,defs", "-o", f"{unfinished}/x.so", *files, *(link or []))
-                for old in set(KEPT.glob(f"{name}-*.so")) - {library}:
-                    old.unlink(missing_ok=True)
-                Path(f"{unfinished}/x.so").rename(library)
-    return library
-
-
 @functools.cache
 def load() -> Path:
     """Builds the library where it must be, and makes its operators complete: schemas, fakes, derivatives."""
     link = [f"-L{path}" for path in library_paths()]
-    library = build("product", product(), [*link, "-ltorch_cpu", "-lc10"])
+    library = build(KEPT, "product", product(), [*link, "-ltorch_cpu", "-lc10"])
     for op in ("pb_relax_softmax", "sandwich_layer_norm"):
         importlib.import_module(f"cogview_ops.{op}").register(NAMESPACE)
     torch.ops.load_library(library)

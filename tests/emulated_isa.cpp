@@ -5,12 +5,16 @@
 
 #include "../csrc/cpu/isa.h"
 
+#define COGVIEW_QUOTED(x) #x
+#define COGVIEW_QUOTE(x) COGVIEW_QUOTED(x)
+#define COGVIEW_ISA_NAME COGVIEW_QUOTE(COGVIEW_ISA)
+
 namespace cogview {
 
 std::vector<Isa> supported_isas() { return {Isa::COGVIEW_ISA}; }
 Isa active_isa() { return Isa::COGVIEW_ISA; }
 void force_isa(const char* name) {
-  if (name && std::strcmp(name, isa_name(Isa::COGVIEW_ISA))) throw std::runtime_error("it is emulated alone");
+  if (name && std::strcmp(name, COGVIEW_ISA_NAME)) throw std::runtime_error(COGVIEW_ISA_NAME " is emulated, no other is there");
 }
 
 }  // namespace cogview

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import emulated_cuda
+import kept_build
 import pytest
 import torch
 from common import DTYPES
@@ -25,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def library() -> Any:
-    path = emulated_cuda.build("kernels", [*emulated_cuda.KERNELS, *emulated_cuda.CORE])
+    path = kept_build.build(emulated_cuda.KEPT, "kernels", [*emulated_cuda.KERNELS, *emulated_cuda.CORE])
     library = ctypes.CDLL(str(path))
     library.run.restype = ctypes.c_char_p
     return library
@@ -190,14 +191,14 @@ def test_every_instance_runs(emulated_library: Path) -> None:
 def test_lost_barrier_is_caught(barrier: bool) -> None:
     """The one barrier of a reduction over several warps."""
     csrc = emulated_cuda.KEPT / ("with-barrier" if barrier else "without-barrier")
-    for path in emulated_cuda.reached([emulated_cuda.ROOT / "csrc" / "cuda" / "pb_relax_softmax.cu"]):
+    for path in kept_build.reached([emulated_cuda.ROOT / "csrc" / "cuda" / "pb_relax_softmax.cu"]):
         text, copy = path.read_text(), csrc / path.relative_to(emulated_cuda.ROOT / "csrc")
         if path.name == "row_team.cuh" and not barrier:
             assert text.count("__syncthreads();") == 1
             text = text.replace("__syncthreads();", "")
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text)
-    library = ctypes.CDLL(str(emulated_cuda.build(csrc.name, emulated_cuda.softmax(csrc))))
+    library = ctypes.CDLL(str(kept_build.build(emulated_cuda.KEPT, csrc.name, emulated_cuda.softmax(csrc))))
     library.softmax.restype = ctypes.c_char_p
     x = torch.randn(3, 2048)
     out = torch.empty_like(x)

@@ -1,0 +1,44 @@
+"""Instruction sets that this processor lacks: csrc/cpu's attention kernels, compiled without their instructions.
+
+The library is preloaded into a process of its own, where it is the only instruction set there is (emulated_isa.cpp).
+"""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from common import python
+from kept_build import COMPILER, Object, build
+
+from cogview_ops import _dispatch
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "build" / "isa-emulated"
+KERNELS = ("local_tiles", "three_region_attention", "local_attention_2d", "tile_engine")  # the longest to compile first
+UNIT = ROOT / "tests" / "emulated_tile_unit.h"
+FLAGS = ["-std=c++20", "-fPIC", "-O1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-DCOGVIEW_PAIRS"]
+
+
+def missing() -> str | None:
+    """Why nothing can be emulated here, or None."""
+    if platform.system() != "Linux" or shutil.which(COMPILER[0]) is None:
+        return f"no Linux, or no {COMPILER[0]}"
+    return "the compiled extension is missing" if _dispatch._C is None else None
+
+
+def library(isa: str, csrc: Path = ROOT / "csrc") -> Path:
+    """The kernels of "amx" or "avx512bf16"."""
+    flags = [*FLAGS, f"-DCOGVIEW_ISA={isa}", *([f'-DCOGVIEW_TILE_UNIT="{UNIT}"'] if isa == "amx" else [])]
+    folder = KEPT / isa
+    sources = [*(csrc / "cpu" / f"{stem}.cpp" for stem in KERNELS), Path(__file__).with_suffix(".cpp")]
+    return build(
+        folder,
+        "product" if csrc == ROOT / "csrc" else csrc.name,
+        [Object(source, flags, (UNIT,)) for source in sources],
+    )
+
+
+def run(isa: str, *arguments: str, csrc: Path = ROOT / "csrc") -> subprocess.CompletedProcess[str]:
+    """Another interpreter, whose attention kernels are emulated."""
+    return python(*arguments, LD_PRELOAD=str(library(isa, csrc)), COGVIEW_OPS_CPU="")
