@@ -30,13 +30,9 @@ def missing() -> str | None:
 def library(isa: str, csrc: Path = ROOT / "csrc") -> Path:
     """The kernels of "amx" or "avx512bf16"."""
     flags = [*FLAGS, f"-DCOGVIEW_ISA={isa}", *([f'-DCOGVIEW_TILE_UNIT="{UNIT}"'] if isa == "amx" else [])]
-    folder = KEPT / isa
     sources = [*(csrc / "cpu" / f"{stem}.cpp" for stem in KERNELS), Path(__file__).with_suffix(".cpp")]
-    return build(
-        folder,
-        "product" if csrc == ROOT / "csrc" else csrc.name,
-        [Object(source, flags, (UNIT,)) for source in sources],
-    )
+    name = "product" if csrc == ROOT / "csrc" else csrc.name
+    return build(KEPT / isa, name, [Object(source, flags, (UNIT,)) for source in sources])
 
 
 def run(isa: str, *arguments: str, csrc: Path = ROOT / "csrc") -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The kernels for AMX and for pairs of bfloat16 on processors that have neither: emulated, in processes of their own."""
+"""The kernels for AMX and for pairs of bfloat16 where there is neither: emulated, in processes of their own."""
 
 import emulated_isa
 import pytest

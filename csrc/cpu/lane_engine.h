@@ -4,8 +4,8 @@
 // and sum for each lane. Scores are kept in units of log2.
 #pragma once
 
+#include "arena.h"
 #include "lane_gemm.h"
-#include "tile_engine.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {

@@ -7,8 +7,7 @@
 // each other, as one 32-bit unit; every other dtype's unit is an accumulator.
 #pragma once
 
-#include "loops.h"
-#include "tile_pack.h"
+#include "operands.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {

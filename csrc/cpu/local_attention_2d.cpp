@@ -12,9 +12,10 @@
 // Nothing is written by two items of a launch.
 #include "local_attention_2d.h"
 
+#include "kernel.h"
 #include "lane_engine.h"
 #include "local_patches.h"
-#include "tile_narrow.h"
+#include "narrow.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
@@ -421,10 +422,10 @@ int64_t local_lanes_scratch(const LocalLanePlan& plan, bool backward) {
   return by_dtype(plan.problem.dtype, [&](auto x) { return scratch_bytes<decltype(x)>(plan, backward); });
 }
 
-COGVIEW_LANE_KERNEL(local_lanes_fwd, LocalLanePlan, forward)
-COGVIEW_LANE_KERNEL(local_lanes_bwd, LocalLanePlan, backward)
-COGVIEW_LANE_KERNEL(local_lanes_finish, LocalLanePlan, finish_shared)
-COGVIEW_TILE_KERNEL(local_lanes_decode, LocalDecodePlan, decode)
+COGVIEW_KERNEL_ON_LANES(local_lanes_fwd, LocalLanePlan, forward)
+COGVIEW_KERNEL_ON_LANES(local_lanes_bwd, LocalLanePlan, backward)
+COGVIEW_KERNEL_ON_LANES(local_lanes_finish, LocalLanePlan, finish_shared)
+COGVIEW_KERNEL(local_lanes_decode, LocalDecodePlan, decode)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

@@ -1,8 +1,8 @@
 // Patches of cells, and which cells of one see which of another.
 #pragma once
 
+#include "attention_rows.h"
 #include "local_grid.h"
-#include "tile_engine.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {

@@ -11,6 +11,7 @@
 //   finish         reads dq_sums; writes dq.
 #include "local_attention_2d.h"
 
+#include "kernel.h"
 #include "local_patches.h"
 #include "tile_forward.h"
 #include "tile_grad_key.h"
@@ -353,13 +354,13 @@ void grad_key(const LocalTilePlan& plan, int64_t item, char* scratch) {
 
 }  // namespace
 
-COGVIEW_AMX_KERNEL(local_tiles_fwd, LocalTilePlan, forward)
-COGVIEW_AMX_KERNEL(local_tiles_prepare, LocalTilePlan, prepare)
-COGVIEW_AMX_KERNEL(local_tiles_grad_prefix, LocalTilePlan, grad_prefix)
-COGVIEW_AMX_KERNEL(local_tiles_finish_prefix, LocalTilePlan, finish_prefix)
-COGVIEW_AMX_KERNEL(local_tiles_grad_coarse, LocalTilePlan, grad_coarse)
-COGVIEW_AMX_KERNEL(local_tiles_grad_key, LocalTilePlan, grad_key)
-COGVIEW_AMX_KERNEL(local_tiles_finish, LocalTilePlan, finish)
+COGVIEW_KERNEL_ON_TILES(local_tiles_fwd, LocalTilePlan, forward)
+COGVIEW_KERNEL_ON_TILES(local_tiles_prepare, LocalTilePlan, prepare)
+COGVIEW_KERNEL_ON_TILES(local_tiles_grad_prefix, LocalTilePlan, grad_prefix)
+COGVIEW_KERNEL_ON_TILES(local_tiles_finish_prefix, LocalTilePlan, finish_prefix)
+COGVIEW_KERNEL_ON_TILES(local_tiles_grad_coarse, LocalTilePlan, grad_coarse)
+COGVIEW_KERNEL_ON_TILES(local_tiles_grad_key, LocalTilePlan, grad_key)
+COGVIEW_KERNEL_ON_TILES(local_tiles_finish, LocalTilePlan, finish)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

@@ -14,9 +14,10 @@
 // Contents of pivots and cache_seqlens are not trusted: what is out of range is left out or clamped.
 #include "three_region_attention.h"
 
+#include "kernel.h"
+#include "narrow.h"
 #include "tile_forward.h"
 #include "tile_grad_key.h"
-#include "tile_narrow.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
@@ -408,12 +409,12 @@ void grad_key(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
 
 }  // namespace
 
-COGVIEW_TILE_KERNEL(three_region_tiles_fwd, ThreeRegionPlan, forward)
-COGVIEW_TILE_KERNEL(three_region_rows, ThreeRegionPlan, decode)
-COGVIEW_TILE_KERNEL(three_region_prepare, ThreeRegionPlan, prepare)
-COGVIEW_TILE_KERNEL(three_region_grad_pivot, ThreeRegionPlan, grad_pivot)
-COGVIEW_TILE_KERNEL(three_region_grad_key, ThreeRegionPlan, grad_key)
-COGVIEW_TILE_KERNEL(three_region_finish, ThreeRegionPlan, finish_query)
+COGVIEW_KERNEL(three_region_tiles_fwd, ThreeRegionPlan, forward)
+COGVIEW_KERNEL(three_region_rows, ThreeRegionPlan, decode)
+COGVIEW_KERNEL(three_region_prepare, ThreeRegionPlan, prepare)
+COGVIEW_KERNEL(three_region_grad_pivot, ThreeRegionPlan, grad_pivot)
+COGVIEW_KERNEL(three_region_grad_key, ThreeRegionPlan, grad_key)
+COGVIEW_KERNEL(three_region_finish, ThreeRegionPlan, finish_query)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

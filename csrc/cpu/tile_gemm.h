@@ -1,19 +1,10 @@
 // Products of tiles. C[m, n] (+)= A[m, k] B[k, n], C in the accumulator type.
 //
-// Operands are row-major accumulators, but where the processor multiplies pairs of bfloat16, in its tile unit (AMX) or
-// in vectors. The tile unit takes a float16 number too, as the exact sum of two bfloat16 numbers, each an operand of
-// its own, and all products of parts are summed but that of the two small ones, which is below float16's precision.
-// (float32 as three parts, six products, was no faster than AVX-512.) Of pairs, an A operand is row-major, and a B
-// operand is 1 KB blocks of 32 x 16 elements, pairs of rows interleaved, so that a block is one tile.
+// Operands are row-major accumulators; of pairs, an A operand is row-major, and a B operand is 1 KB blocks of 32 x 16
+// elements, pairs of rows interleaved, so that a block is one tile of the unit.
 #pragma once
 
-#include "attention.h"
-#include "pairs.h"
-#include "tile_unit.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
+#include "operands.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
@@ -21,71 +12,9 @@ namespace {
 
 constexpr int kStrip = 16;   // rows that are multiplied at a time
 constexpr int kBlock = 512;  // elements of a block of pairs
-
-// As how many numbers of bfloat16 a dtype is multiplied in pairs; 0: it is not.
-#if defined(COGVIEW_TILE_UNIT)
-template <class T>
-constexpr int kParts = std::is_same_v<T, BFloat16> ? 1
-                       : std::is_same_v<T, Half>   ? 2
-                                                   : 0;
-template <class T>
-constexpr bool kOnAmx = kParts<T> > 0;
-#else
-#if defined(COGVIEW_PAIRS)
-template <class T>
-constexpr int kParts = std::is_same_v<T, BFloat16>;
-#else
-template <class T>
-constexpr int kParts = 0;
-#endif
-template <class T>
-constexpr bool kOnAmx = false;
-#endif
-// Whether a dtype is multiplied in pairs.
-template <class T>
-constexpr bool kPaired = kParts<T> > 0;
-// Element type of packed operands of dtype T.
-template <class T>
-using Operand = std::conditional_t<kPaired<T>, BFloat16, Acc<T>>;
-// How many of them an element takes.
-template <class T>
-constexpr int kPlanes = kPaired<T> ? kParts<T> : 1;
 // What depths and widths are padded to.
 template <class T>
 constexpr int kPad = kPaired<T> ? 32 : kStrip;
-// Elements that are multiplied as one: beside each other in an A operand, below each other in B.
-template <class T>
-constexpr int kUnit = kPaired<T> ? 2 : 1;
-
-constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
-
-// Scratch memory handed out in aligned pieces; with a null base it only counts. Under the address sanitizer no piece
-// may be left: 64 bytes behind each are poisoned.
-struct Arena {
-  char* base;
-  int64_t used = 0;
-  template <class U>
-  U* take(int64_t n) {
-    U* p = reinterpret_cast<U*>(base + used);
-    used += round_up(n * int64_t(sizeof(U)), 64);
-#if defined(__SANITIZE_ADDRESS__)
-    if (base) ASAN_UNPOISON_MEMORY_REGION(p, n * sizeof(U));
-    if (base) ASAN_POISON_MEMORY_REGION(base + used, 64);
-    used += 64;
-#endif
-    return p;
-  }
-};
-
-// Rows of a tensor picked by index.
-template <class T>
-struct RowSet {
-  const T* base;
-  int64_t stride;
-  const int64_t* index;
-  int count;
-  const T* row(int r) const { return base + index[r] * stride; }
-};
 
 // A B operand, or the part of it from some row and column on.
 template <class T>
@@ -97,26 +26,6 @@ struct Matrix {
     return {data + row * int64_t(width) + column * (kPaired<T> ? 32 : 1), width, plane};
   }
 };
-
-// ---- products ----
-
-// One unit of an A operand, in all lanes.
-template <class T>
-inline Vec<Acc<T>> spread(const void* unit) {
-  if constexpr (kPaired<T>)
-    return bits_as<Vec<Acc<T>>>(spread_pair(unit));
-  else
-    return splat(*static_cast<const Acc<T>*>(unit));
-}
-
-// sum + x * y, of units.
-template <class T>
-inline Vec<Acc<T>> multiply_add(Vec<Acc<T>> sum, Vec<Acc<T>> x, Vec<Acc<T>> y) {
-  if constexpr (kPaired<T>)
-    return dot_pairs(sum, bits_as<Pairs>(x), bits_as<Pairs>(y));
-  else
-    return sum + x * y;
-}
 
 template <class T, int MR, int NR>
 inline void gemm_block(int k, const Operand<T>* a, int lda, const Operand<T>* b, int width, Acc<T>* c, int ldc,

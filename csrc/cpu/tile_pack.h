@@ -1,69 +1,12 @@
-// Rows packed into operands of products, and results back.
+// Rows packed into operands of products of tiles, and results back.
 #pragma once
 
+#include "arena.h"
 #include "tile_gemm.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
-
-// Two vectors of 16 numbers as parts of 32 each.
-template <int parts>
-inline void split(Floats lo, Floats hi, Pairs* out) {
-  COGVIEW_UNROLL(i, parts) {
-    out[i] = to_pairs(lo, hi);
-    if (i + 1 == parts) return;
-    lo -= low_half(out[i]);
-    hi -= high_half(out[i]);
-  }
-}
-// The first n (at most 32) elements from p as parts; the rest is zero.
-template <class T>
-inline void load_parts(const T* p, int n, Pairs* out) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    *out = load_pairs(p, n);
-  } else if (n >= 32) {
-    split<kParts<T>>(load(p), load(p + 16), out);
-  } else {
-    const int rest = n > 16 ? n - 16 : 0;
-    split<kParts<T>>(load_partial(p, n - rest), rest ? load_partial(p + 16, rest) : VecF{}, out);
-  }
-}
-// 32 elements of row r from column j on, as parts; zeros where there are none.
-template <class T>
-inline void row_parts(const RowSet<T>& x, int r, int j, int d, Pairs* out) {
-  if (r < x.count)
-    load_parts(x.row(r) + j, d - j, out);
-  else
-    COGVIEW_UNROLL(i, kParts<T>) out[i] = Pairs{};
-}
-
-// One row of d elements, converted and padded with zeros to ld.
-template <class T>
-inline void copy_row(const T* x, int d, Operand<T>* out, int ld, int64_t plane) {
-  constexpr int w = kLanes<Acc<T>>;
-  int j = 0;
-  if constexpr (kPaired<T>) {
-    for (; j < ld; j += 32) {
-      Pairs part[kParts<T>];
-      load_parts(x + j, d - j, part);
-      for (int i = 0; i < kParts<T>; ++i) store_pairs(out + i * plane + j, part[i]);
-    }
-  } else {
-    for (; j + w <= d; j += w) store(out + j, load(x + j));
-    if (j < d) store(out + j, load_partial(x + j, d - j)), j += w;
-    for (; j < ld; j += w) store(out + j, Vec<Acc<T>>{});
-  }
-}
-
-// A operand [rows, ld]: rows as they are; those beyond the count are zero.
-template <class T>
-void pack_a(const RowSet<T>& x, int rows, int d, Operand<T>* out, int ld, int64_t plane) {
-  for (int r = 0; r < x.count; ++r) copy_row<T>(x.row(r), d, out + r * ld, ld, plane);
-  for (int i = 0; i < kPlanes<T> && rows > x.count; ++i)
-    std::memset(static_cast<void*>(out + i * plane + x.count * ld), 0,
-                int64_t(rows - x.count) * ld * sizeof(Operand<T>));
-}
 
 // B operand of the transpose, [ld, 64], of up to 64 rows; the rest is zero.
 template <class T>
@@ -204,6 +147,20 @@ Acc<T> max_norm(const Operand<T>* columns, int ld) {
     }
   }
   return hmax(top);
+}
+
+// Rows of the transpose of acc [ld, 64] times a factor, in the tensor's dtype, to places by index.
+template <class T>
+void write_transposed(const Acc<T>* acc, Acc<T> factor, const int64_t* index, int rows, int d, T* out, int64_t stride) {
+  using A = Acc<T>;
+  constexpr int w = kLanes<A>;
+  for (int first = 0; first < rows; first += w)
+    each<A>(d, [&](int64_t j, auto n) {
+      Vec<A> x[w];
+      for (int i = 0; i < w; ++i) x[i] = i < n ? load(acc + (j + i) * kTile + first) : Vec<A>{};
+      transpose<A>(x);
+      for (int i = 0; i < w && first + i < rows; ++i) put(out + index[first + i] * stride + j, x[i] * factor, n);
+    });
 }
 
 }  // namespace

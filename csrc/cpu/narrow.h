@@ -2,7 +2,8 @@
 // once, where they lie.
 #pragma once
 
-#include "tile_engine.h"
+#include "arena.h"
+#include "operands.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
