@@ -18,15 +18,17 @@ from .. import _registration
 from ..three_region_attention import register
 from . import configs
 from ._three_region_backward import grad_key_kernel, grad_query_kernel
-from ._three_region_forward import combine_kernel, decode_kernel, forward_kernel
+from ._three_region_forward import decode_kernel, forward_kernel
 from ._three_region_pattern import gather_kernel, rank_kernel
 from ._tiles import (
     DEVICES,
     accumulator,
     block_d,
     check_interpreter,
+    combine_kernel,
     launch,
     power_of_4,
+    rows_of,
     section,
     strides,
     two_parts,
@@ -186,7 +188,7 @@ def decode(
     )  # fmt: skip
     launch(
         combine_kernel, (steps * group * pairs,), configs.SMALL,
-        part=part, part_lse=part_lse, out=out, **strides(out=out), kv_heads=call.kv_heads, group=group, pitch=group,
+        part=part, part_lse=part_lse, out=rows_of(out), kv_heads=call.kv_heads, group=group, pitch=group,
         steps=steps, row_tiles=row_tiles, shares=shares, D=call.dim, BLOCK_D=block_d(call.dim),
         SHARES=power_of_4(shares), M=config.m,
     )  # fmt: skip
