@@ -49,11 +49,13 @@ class Arguments(NamedTuple):
     rest: tuple[Any, ...]
 
 
-SCHEMA = Arguments(
-    ("Tensor? prefix_key, Tensor? prefix_value, Tensor? coarse_key, Tensor? coarse_value, Tensor? prefix_mask",),
-    ("int[] grid, int[] kernel_size, int[] dilation",),
-    ("bool raster_causal, bool shift",),
-    ("float prefix_bias, int[] coarse_grid, int[] coarse_kernel_size, float coarse_bias, float scale",),
+TENSORS = 5  # in the first group
+WITH_GRADIENT = 4  # of them, the first
+SCHEMA = (
+    "Tensor? prefix_key, Tensor? prefix_value, Tensor? coarse_key, Tensor? coarse_value, Tensor? prefix_mask",
+    "int[] grid, int[] kernel_size, int[] dilation",
+    "bool raster_causal, bool shift",
+    "float prefix_bias, int[] coarse_grid, int[] coarse_kernel_size, float coarse_bias, float scale",
 )
 
 

@@ -20,7 +20,7 @@ import triton
 from torch import Tensor
 
 from .. import _registration
-from .._local_options import Arguments, Options, Pair, unflatten
+from .._local_options import TENSORS, WITH_GRADIENT, Arguments, Options, Pair, unflatten
 from ..local_attention_2d import register
 from . import configs
 from ._local_2d_backward import grad_key_kernel, grad_query_kernel, sum_kernel
@@ -157,10 +157,10 @@ class _Call:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    out, lse = _registration.attention_fake(q)
+    out, lse = _registration.empty_attention(q)
     if not q.numel():
         return out, lse
-    call = _Call(q, k, v, _options(*arguments))
+    call = _Call(q, k, v, _options(arguments[:TENSORS], *arguments[TENSORS:]))
     config = call.config("forward")
     programs, shared = call.patches(config)
     scale = {"scale": _scale(abs(call.scale)), "NEGATE": call.scale < 0}
@@ -171,16 +171,16 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, T
 def backward(
     dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *arguments: Any
 ) -> tuple[Tensor, ...]:
-    tensors, (out, lse), numbers = arguments[:5], arguments[5:7], arguments[7:]
-    grads = [q.new_empty(0) if x is None else _registration.empty_rows(x) for x in (q, k, v, *tensors[:4])]
+    tensors, (out, lse, *numbers) = arguments[:TENSORS], arguments[TENSORS:]
+    sets = tensors[:WITH_GRADIENT]
+    grads = [q.new_empty(0) if x is None else _registration.empty_rows(x) for x in (q, k, v, *sets)]
     if not q.numel():
         return tuple(x.zero_() for x in grads)
     if dout is None:
         dout = torch.zeros_like(out)
     elif dout.stride(3) != 1:
         dout = dout.contiguous()
-    options = _options(*tensors, *numbers)
-    call = _Call(q, k, v, options)
+    call = _Call(q, k, v, _options(tensors, *numbers))
     config = call.config("grad_query")
     programs, shared = call.patches(config)
     rows = {"q": rows_of(q), "dout": rows_of(dout), "lse": lse, "delta": torch.empty_like(lse)}
@@ -198,16 +198,16 @@ def backward(
     local = _KeySet(
         call.local, call.grid, call.kernel, (1, 1), dilation=call.dilation, causal=call.causal, shift=call.shift
     )
-    sets = [(local, grads[1:3])]
+    owners = [(local, grads[1:3])]
     if call.coarse is not None:
         ratio = call.grid[0] // call.coarse_grid[0], call.grid[1] // call.coarse_grid[1]
         coarse = _KeySet(call.coarse.keys, call.coarse_grid, call.coarse_kernel, ratio, call.coarse.bias)
-        sets.insert(0, (coarse, grads[5:]))
+        owners.insert(0, (coarse, grads[5:]))
     if call.prefix is not None:  # longest first: every query sees it
         size = 1, call.prefix_len
         prefix = _KeySet(call.prefix.keys, size, (1, 1), call.grid, call.prefix.bias, call.prefix.mask, dense=True)
-        sets.insert(0, (prefix, grads[3:5]))
-    for keys, (dk, dv) in sets:
+        owners.insert(0, (prefix, grads[3:5]))
+    for keys, (dk, dv) in owners:
         _grad_keys(call, rows, keys, dk, dv)
     return tuple(grads)
 
@@ -261,11 +261,11 @@ def _grad_keys(call: _Call, rows: dict[str, Any], keys: _KeySet, dk: Tensor, dv:
 
 
 def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
-    out = _registration.decode_fake(q)
+    out = _registration.empty_decode(q)
     if not q.numel():
         return out
-    tensors, lengths, window, rest = arguments[:5], arguments[5], arguments[6:9], arguments[9:]
-    call = _Call(q, k, v, _options(*tensors, *window, True, False, *rest))
+    tensors, (lengths, grid, kernel_size, dilation, *rest) = arguments[:TENSORS], arguments[TENSORS:]
+    call = _Call(q, k, v, _options(tensors, grid, kernel_size, dilation, True, False, *rest))
     config = call.config("decode")
     steps = q.shape[2]
     # dilated, steps are apart: a tile of rows is of one
@@ -314,8 +314,8 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     return out
 
 
-def _options(*arguments: Any) -> Options:
-    return unflatten(Arguments(arguments[:5], arguments[5:8], arguments[8:10], arguments[10:]))
+def _options(tensors: tuple[Any, ...], *numbers: Any) -> Options:
+    return unflatten(Arguments(tensors, numbers[:3], numbers[3:5], numbers[5:]))
 
 
 def _sizes(rows: str, columns: str, pair: Pair) -> dict[str, int]:
