@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._local_options import Coarse, Prefix, Window
+
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
 
@@ -194,19 +196,25 @@ def grid_tokens(key: Tensor, key_name: str, grid: Any, name: str) -> None:
     require(key.shape[2] == tokens, name, f"{key_name}'s {key.shape[2]} tokens", f"{tuple(grid)}: {tokens}")
 
 
-def dilation(x: Any) -> tuple[int, int]:
-    """The dilation of both axes, where one number may stand for two."""
-    if isinstance(x, (tuple, list)):
-        pair(x, "dilation")
-        return x[0], x[1]
-    integer(x, "dilation", 1)
-    return x, x
+def local_window(grid: Any, kernel_size: Any, dilation: Any, raster_causal: Any = False, edge: Any = "clip") -> Window:
+    """A window of `local_attention_2d`; one dilation may stand for both axes."""
+    pair(grid, "grid")
+    if isinstance(dilation, (tuple, list)):
+        pair(dilation, "dilation")
+    else:
+        integer(dilation, "dilation", 1)
+        dilation = dilation, dilation
+    odd_window(kernel_size, "kernel_size", grid, dilation, edge)
+    boolean(raster_causal, "raster_causal")
+    rule = "'clip' with raster_causal, of whose keys a shifted window would have too few"
+    require(not raster_causal or edge == "clip", "edge", rule, repr(edge))
+    return Window((grid[0], grid[1]), (kernel_size[0], kernel_size[1]), (dilation[0], dilation[1]), raster_causal, edge)
 
 
-def window(
+def odd_window(
     kernel: Any, name: str, grid: tuple[int, int], dilation: tuple[int, int] = (1, 1), edge: str = "clip"
 ) -> None:
-    """An odd window, no larger than a grid can use; shifted, no larger than the least of the grids it moves in."""
+    """No larger than a grid can use; shifted, no larger than the least of the grids it moves in."""
     pair(kernel, name)
     choice(edge, "edge", ("clip", "shift"))
     sizes = list(zip(grid, dilation, strict=True))
@@ -218,10 +226,42 @@ def window(
         require(k <= limit, name, f"at most {most}: {why}", tuple(kernel))
 
 
-def raster_causal(x: Any, edge: str) -> None:
-    boolean(x, "raster_causal")
-    rule = "'clip' with raster_causal, of whose keys a shifted window would have too few"
-    require(not x or edge == "clip", "edge", rule, repr(edge))
+def prefix(query: Tensor, keys: Tensor, key: Any, value: Any, mask: Any, bias: Any) -> Prefix | None:
+    """The prefix of an attention with `keys` of its own."""
+    finite(bias, "prefix_bias")
+    together(prefix_key=key, prefix_value=value)
+    if key is None:
+        require(mask is None, "prefix_mask", "prefix_key and prefix_value with it", "none")
+        return None
+    attention(query, key, value, "prefix_key", "prefix_value")
+    same_heads(key, "prefix_key", keys)
+    if mask is not None:
+        tensor(mask, "prefix_mask", (torch.bool,))
+        shape(mask, "prefix_mask", (query.shape[0], key.shape[2]))
+        require(mask.device == query.device, "prefix_mask", f"device {query.device}", mask.device)
+    return Prefix(key, value, mask, bias)
+
+
+def coarse(
+    query: Tensor, keys: Tensor, image: Any, key: Any, value: Any, grid: Any, kernel_size: Any, bias: Any
+) -> Coarse | None:
+    """The coarse grid of an attention with `keys` of its own, of an image."""
+    finite(bias, "coarse_bias")
+    together(coarse_key=key, coarse_value=value, coarse_grid=grid, coarse_kernel_size=kernel_size)
+    if key is None:
+        return None
+    attention(query, key, value, "coarse_key", "coarse_value")
+    same_heads(key, "coarse_key", keys)
+    grid_tokens(key, "coarse_key", grid, "coarse_grid")
+    coarse_window(image, grid, kernel_size)
+    return Coarse(key, value, (grid[0], grid[1]), (kernel_size[0], kernel_size[1]), bias)
+
+
+def coarse_window(image: Any, grid: Any, kernel_size: Any) -> None:
+    pair(grid, "coarse_grid")
+    odd_window(kernel_size, "coarse_kernel_size", grid)
+    divides = image[0] % grid[0] == 0 and image[1] % grid[1] == 0
+    require(divides, "coarse_grid", f"a grid that divides {tuple(image)}", tuple(grid))
 
 
 def whole_sequence(lengths: Sequence[int], **tensors: Tensor) -> None:

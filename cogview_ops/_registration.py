@@ -81,12 +81,12 @@ def statistic(x: torch.Tensor) -> torch.Tensor:
     return x.new_empty(x.shape[:-1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
-def attention_fake(query: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def empty_attention(query: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """out and lse of an attention forward."""
     return empty_rows(query), statistic(query)
 
 
-def decode_fake(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+def empty_decode(query: torch.Tensor, *rest: Any) -> torch.Tensor:
     """out of an attention decode."""
     return empty_rows(query)
 

@@ -153,9 +153,7 @@ class LocalAttention2d(_Attention):
         scale: float | None = None,
         **factory: Any,
     ) -> None:
-        _checks.pair(grid, "grid")
-        _checks.window(kernel_size, "kernel_size", grid, _checks.dilation(dilation), edge)
-        _checks.raster_causal(raster_causal, edge)
+        _checks.local_window(grid, kernel_size, dilation, raster_causal, edge)
         pattern = {
             "grid": grid,
             "kernel_size": kernel_size,

@@ -57,50 +57,41 @@ def cogview2_attention(
     Returns:
         `[B, heads, S, D]` in query's dtype.
     """
-    lengths = _check(query, key, value, text_len, grid, kernel_size, raster_causal, coarse_grid, coarse_kernel_size)
+    _checks.attention(query, key, value)
+    lengths = _lengths(text_len, grid, kernel_size, raster_causal, coarse_grid, coarse_kernel_size)
+    _checks.whole_sequence(lengths, query=query, key=key)
     _checks.text_mask(text_mask, query, text_len)
     scale = _checks.scale(scale, query)
     query, key, value = _registration.autocast(query, key, value)
+    window: dict[str, Any] = {"grid": grid, "kernel_size": kernel_size, "raster_causal": raster_causal}
+    coarse: dict[str, Any] = {"coarse_grid": coarse_grid, "coarse_kernel_size": coarse_kernel_size}
     if impl == "reference":
-        return reference.cogview2_attention(
-            query, key, value, text_len=text_len, grid=grid, kernel_size=kernel_size, raster_causal=raster_causal,
-            coarse_grid=coarse_grid, coarse_kernel_size=coarse_kernel_size, text_mask=text_mask, scale=scale,
-        )  # fmt: skip
+        pattern = {"text_len": text_len, **window, **coarse}
+        return reference.cogview2_attention(query, key, value, text_mask=text_mask, scale=scale, **pattern)
     (tq, cq, iq), (tk, ck, ik), (tv, cv, iv) = (x.split(lengths, 2) for x in (query, key, value))
     how: dict[str, Any] = {"scale": scale, "impl": impl}
     text: dict[str, Any] = {"prefix_key": tk, "prefix_value": tv, "prefix_mask": text_mask}
-    window: dict[str, Any] = {"grid": grid, "kernel_size": kernel_size, "raster_causal": raster_causal}
     parts: list[Any] = [_text(tq, tk, tv, text_mask, scale)]
     if coarse_grid is None:
         parts.append(local_attention_2d(iq, ik, iv, **window, **text, **how))
     else:
         everywhere = 2 * coarse_grid[0] - 1, 2 * coarse_grid[1] - 1
-        coarse: dict[str, Any] = {"coarse_grid": coarse_grid, "coarse_kernel_size": coarse_kernel_size}
         coarse |= {"coarse_key": ck, "coarse_value": cv}
         parts.append(local_attention_2d(cq, ck, cv, grid=coarse_grid, kernel_size=everywhere, **text, **how))
         parts.append(local_attention_2d(iq, ik, iv, **window, **coarse, **how))
     return _registration.cat_tokens(parts, query)
 
 
-def _check(
-    query: Tensor, key: Tensor, value: Tensor, text_len: int, grid: Any, kernel_size: Any, raster_causal: Any,
-    coarse_grid: Any, coarse_kernel_size: Any,
-) -> list[int]:  # fmt: skip
-    """Lengths of text, coarse image and image."""
-    _checks.attention(query, key, value)
+def _lengths(
+    text_len: int, grid: Any, kernel_size: Any, raster_causal: Any, coarse_grid: Any, coarse_kernel_size: Any
+) -> list[int]:
+    """Of text, coarse image and image."""
     _checks.integer(text_len, "text_len", 1)
-    _checks.boolean(raster_causal, "raster_causal")
-    _checks.pair(grid, "grid")
-    _checks.window(kernel_size, "kernel_size", grid)
-    lengths = [text_len, 0, grid[0] * grid[1]]
-    if coarse_grid is not None:
-        _checks.pair(coarse_grid, "coarse_grid")
-        _checks.window(coarse_kernel_size, "coarse_kernel_size", coarse_grid)
-        divides = grid[0] % coarse_grid[0] == 0 and grid[1] % coarse_grid[1] == 0
-        _checks.require(divides, "coarse_grid", f"a grid that divides {tuple(grid)}", tuple(coarse_grid))
-        lengths[1] = coarse_grid[0] * coarse_grid[1]
-    _checks.whole_sequence(lengths, query=query, key=key)
-    return lengths
+    _checks.local_window(grid, kernel_size, 1, raster_causal)
+    if coarse_grid is None:
+        return [text_len, 0, grid[0] * grid[1]]
+    _checks.coarse_window(grid, coarse_grid, coarse_kernel_size)
+    return [text_len, coarse_grid[0] * coarse_grid[1], grid[0] * grid[1]]
 
 
 def _text(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:

@@ -4,7 +4,7 @@ DALL-E, arXiv 2102.12092, appendix B.1. The pattern is `patterns.dalle`. Each is
 the text, and `local_attention_2d` over the image with the text as its prefix.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +16,30 @@ from .three_region_attention import three_region_attention
 KINDS = ("row", "column", "convolutional")
 
 
+class Pattern(NamedTuple):
+    """Arguments of `patterns.dalle`."""
+
+    kind: str
+    text_len: int
+    grid: tuple[int, int]
+    kernel_size: int
+    wrap: bool
+
+
 def dalle_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, kind: str, text_len: int, grid: tuple[int, int],
-    kernel_size: int = 11, wrap: bool = False, text_mask: Tensor | None = None, scale: float | None = None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    kind: str,
+    text_len: int,
+    grid: tuple[int, int],
+    kernel_size: int = 11,
+    wrap: bool = False,
+    text_mask: Tensor | None = None,
+    scale: float | None = None,
     impl: str = "auto",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     r"""`softmax(scale * q @ k.T) @ v`: text sees the text up to itself; image all text and a part of the image.
 
     That part is what lies at or before the token in raster order, itself included, and
@@ -49,29 +68,36 @@ def dalle_attention(
         `[B, heads, text_len + H*W, D]` in query's dtype.
     """
     _checks.attention(query, key, value)
-    lengths = _check_pattern(query, kind, text_len, grid, kernel_size, wrap, text_mask)
+    pattern = Pattern(kind, text_len, grid, kernel_size, wrap)
+    lengths = _check_pattern(query, pattern, text_mask)
     _checks.whole_sequence(lengths, query=query, key=key)
     query, key, value = _registration.autocast(query, key, value)
     if impl == "reference":
-        return reference.dalle_attention(
-            query, key, value, kind=kind, text_len=text_len, grid=grid, kernel_size=kernel_size, wrap=wrap,
-            text_mask=text_mask, scale=_checks.scale(scale, query),
-        )  # fmt: skip
+        how: dict[str, Any] = {"text_mask": text_mask, "scale": _checks.scale(scale, query)}
+        return reference.dalle_attention(query, key, value, **pattern._asdict(), **how)
     (tq, iq), (tk, ik), (tv, iv) = (x.split(lengths, 2) for x in (query, key, value))
-    how: dict[str, Any] = {"scale": scale, "impl": impl}
+    how = {"scale": scale, "impl": impl}
+    prefix: dict[str, Any] = {"prefix_key": tk, "prefix_value": tv, "prefix_mask": text_mask}
     text = _causal(tq, tk, tv, text_mask, how)
-    image: Any = local_attention_2d(
-        iq, ik, iv, raster_causal=True, prefix_key=tk, prefix_value=tv, prefix_mask=text_mask,
-        **_window(kind, grid, kernel_size, wrap), **how,
-    )  # fmt: skip
+    image: Any = local_attention_2d(iq, ik, iv, raster_causal=True, **prefix, **_window(pattern), **how)
     return _registration.cat_tokens([text, image], query)
 
 
 def dalle_attention_decode(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, cache_seqlens: Tensor, *, kind: str, text_len: int,
-    grid: tuple[int, int], kernel_size: int = 11, wrap: bool = False, text_mask: Tensor | None = None,
-    scale: float | None = None, impl: str = "auto",
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cache_seqlens: Tensor,
+    *,
+    kind: str,
+    text_len: int,
+    grid: tuple[int, int],
+    kernel_size: int = 11,
+    wrap: bool = False,
+    text_mask: Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
     r"""The last Sq image tokens of `dalle_attention` against a cache; inference only.
 
     Args:
@@ -84,27 +110,24 @@ def dalle_attention_decode(
         `[B, heads, Sq, D]` in query's dtype and layout.
     """
     _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
-    lengths = _check_pattern(query, kind, text_len, grid, kernel_size, wrap, text_mask)
+    pattern = Pattern(kind, text_len, grid, kernel_size, wrap)
+    lengths = _check_pattern(query, pattern, text_mask)
     _checks.whole_sequence(lengths, key_cache=key_cache)
     _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2], before=text_len)
     query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
     if impl == "reference":
         query_pos = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
-        return reference.dalle_attention(
-            query, key_cache, value_cache, kind=kind, text_len=text_len, grid=grid, kernel_size=kernel_size, wrap=wrap,
-            text_mask=text_mask, scale=_checks.scale(scale, query), query_pos=query_pos,
-        )  # fmt: skip
+        how: dict[str, Any] = {"text_mask": text_mask, "scale": _checks.scale(scale, query), "query_pos": query_pos}
+        return reference.dalle_attention(query, key_cache, value_cache, **pattern._asdict(), **how)
     (tk, ik), (tv, iv) = (x.split(lengths, 2) for x in (key_cache, value_cache))
-    return local_attention_2d_decode(
-        query, ik, iv, cache_seqlens - text_len, prefix_key=tk, prefix_value=tv, prefix_mask=text_mask, scale=scale,
-        impl=impl, **_window(kind, grid, kernel_size, wrap),
-    )  # fmt: skip
+    prefix: dict[str, Any] = {"prefix_key": tk, "prefix_value": tv, "prefix_mask": text_mask}
+    how = {"scale": scale, "impl": impl}
+    return local_attention_2d_decode(query, ik, iv, cache_seqlens - text_len, **prefix, **_window(pattern), **how)
 
 
-def _check_pattern(
-    query: Tensor, kind: Any, text_len: Any, grid: Any, kernel_size: Any, wrap: Any, text_mask: Any
-) -> list[int]:
+def _check_pattern(query: Tensor, pattern: Pattern, text_mask: Any) -> list[int]:
     """Lengths of text and image."""
+    kind, text_len, grid, kernel_size, wrap = pattern
     _checks.choice(kind, "kind", KINDS)
     _checks.integer(text_len, "text_len", 1)
     _checks.pair(grid, "grid")
@@ -116,12 +139,13 @@ def _check_pattern(
     return [text_len, grid[0] * grid[1]]
 
 
-def _window(kind: str, grid: tuple[int, int], kernel_size: int, wrap: bool) -> dict[str, Any]:
+def _window(pattern: Pattern) -> dict[str, Any]:
     """The image part as a window of `local_attention_2d`; rows that wrap are those of an image of one long row."""
-    if wrap:
+    grid = pattern.grid
+    if pattern.wrap:
         tokens = grid[0] * grid[1]
         return {"grid": (1, tokens), "kernel_size": (1, min(2 * grid[1] + 1, 2 * tokens - 1))}
-    return {"grid": grid, "kernel_size": patterns.dalle_kernel(kind, grid, kernel_size)}
+    return {"grid": grid, "kernel_size": patterns.dalle_kernel(pattern.kind, grid, pattern.kernel_size)}
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]) -> Any:

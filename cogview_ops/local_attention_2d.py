@@ -4,12 +4,14 @@ CogView2, arXiv 2204.14217. The patterns are `patterns.local_2d` and `coarse_2d`
 and (k, k), raster-causal with the text as prefix, are strict row, column and convolutional attention.
 """
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _checks, _dispatch, _registration, reference
+from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Arguments, Options, flatten, unflatten
 
 
 def local_attention_2d(
@@ -67,30 +69,24 @@ def local_attention_2d(
     """
     _checks.attention(query, key, value)
     _checks.grid_tokens(key, "key", grid, "grid")
-    dilation = _checks.dilation(dilation)
-    _checks.window(kernel_size, "kernel_size", grid, dilation, edge)
-    _checks.raster_causal(raster_causal, edge)
+    window = _checks.local_window(grid, kernel_size, dilation, raster_causal, edge)
     _checks.require(
         query.shape[2] == key.shape[2],
         "query",
         f"{key.shape[2]} tokens (grid {grid})",
         f"shape {tuple(query.shape)}",
     )
-    sets = _check_sets(query, key, grid, prefix_key, prefix_value, prefix_mask, prefix_bias, coarse_key, coarse_value,
-                       coarse_grid, coarse_kernel_size, coarse_bias)  # fmt: skip
-    scale = _checks.scale(scale, query)
-    query, key, value, *others = _registration.autocast(query, key, value, *sets)
-    sets = tuple(others)
+    prefix = _checks.prefix(query, key, prefix_key, prefix_value, prefix_mask, prefix_bias)
+    coarse = _checks.coarse(query, key, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)
+    options = Options(window, prefix, coarse, _checks.scale(scale, query))
+    query, key, value, arguments = _autocast(query, key, value, options)
     ops = _dispatch.select("local_attention_2d_fwd", impl, query)
     if ops is None:
-        out, lse = _reference(query, key, value, sets, prefix_mask, grid, kernel_size, dilation, edge, raster_causal,
-                              prefix_bias, coarse_grid, coarse_kernel_size, coarse_bias, scale, None)  # fmt: skip
+        out, lse = reference.local_attention_2d(query, key, value, unflatten(arguments))
     else:
-        _checks.no_forward_mode("local_attention_2d", query, key, value, *sets)
-        out, lse = ops.local_attention_2d_fwd(query, key, value, *sets, prefix_mask, list(grid), list(kernel_size),
-                                              list(dilation), raster_causal, edge == "shift", prefix_bias,
-                                              list(coarse_grid or (0, 0)), list(coarse_kernel_size or (0, 0)),
-                                              coarse_bias, scale)  # fmt: skip
+        tensors, *numbers = arguments
+        _checks.no_forward_mode("local_attention_2d", query, key, value, *tensors)
+        out, lse = ops.local_attention_2d_fwd(query, key, value, *tensors, *itertools.chain(*numbers))
     return (out, lse) if return_lse else out
 
 
@@ -128,137 +124,76 @@ def local_attention_2d_decode(
     """
     _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
     _checks.grid_tokens(key_cache, "key_cache", grid, "grid")
-    dilation = _checks.dilation(dilation)
-    _checks.window(kernel_size, "kernel_size", grid, dilation)
+    window = _checks.local_window(grid, kernel_size, dilation, raster_causal=True)
     _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2])
-    sets = _check_sets(query, key_cache, grid, prefix_key, prefix_value, prefix_mask, prefix_bias, coarse_key,
-                       coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)  # fmt: skip
-    scale = _checks.scale(scale, query)
-    query, key_cache, value_cache, *others = _registration.autocast(query, key_cache, value_cache, *sets)
-    sets = tuple(others)
+    prefix = _checks.prefix(query, key_cache, prefix_key, prefix_value, prefix_mask, prefix_bias)
+    coarse = _checks.coarse(
+        query, key_cache, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias
+    )
+    options = Options(window, prefix, coarse, _checks.scale(scale, query))
+    query, key_cache, value_cache, arguments = _autocast(query, key_cache, value_cache, options)
     ops = _dispatch.select("local_attention_2d_decode", impl, query)
     if ops is None:
         position = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
-        return _reference(query, key_cache, value_cache, sets, prefix_mask, grid, kernel_size, dilation, "clip", True,
-                          prefix_bias, coarse_grid, coarse_kernel_size, coarse_bias, scale, position)[0]  # fmt: skip
-    _checks.no_forward_mode("local_attention_2d_decode", query, key_cache, value_cache, *sets)
-    return ops.local_attention_2d_decode(query, key_cache, value_cache, *sets, prefix_mask, cache_seqlens, list(grid),
-                                         list(kernel_size), list(dilation), prefix_bias, list(coarse_grid or (0, 0)),
-                                         list(coarse_kernel_size or (0, 0)), coarse_bias, scale)  # fmt: skip
-
-
-def _check_sets(
-    query: Tensor, key: Tensor, grid: Any, prefix_key: Any, prefix_value: Any, prefix_mask: Any, prefix_bias: float,
-    coarse_key: Any, coarse_value: Any, coarse_grid: Any, coarse_kernel_size: Any, coarse_bias: float,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Check prefix and coarse keys; return the four tensors."""
-    _checks.finite(prefix_bias, "prefix_bias")
-    _checks.finite(coarse_bias, "coarse_bias")
-    _checks.together(prefix_key=prefix_key, prefix_value=prefix_value)
-    _checks.together(coarse_key=coarse_key, coarse_value=coarse_value, coarse_grid=coarse_grid,
-                     coarse_kernel_size=coarse_kernel_size)  # fmt: skip
-    if prefix_key is not None:
-        _checks.attention(query, prefix_key, prefix_value, "prefix_key", "prefix_value")
-        _checks.same_heads(prefix_key, "prefix_key", key)
-    if prefix_mask is not None:
-        _checks.require(prefix_key is not None, "prefix_mask", "prefix_key and prefix_value with it", "none")
-        _checks.tensor(prefix_mask, "prefix_mask", (torch.bool,))
-        _checks.shape(prefix_mask, "prefix_mask", (query.shape[0], prefix_key.shape[2]))
-        _checks.require(prefix_mask.device == query.device, "prefix_mask", f"device {query.device}", prefix_mask.device)
-    if coarse_key is not None:
-        _checks.attention(query, coarse_key, coarse_value, "coarse_key", "coarse_value")
-        _checks.same_heads(coarse_key, "coarse_key", key)
-        _checks.grid_tokens(coarse_key, "coarse_key", coarse_grid, "coarse_grid")
-        _checks.window(coarse_kernel_size, "coarse_kernel_size", coarse_grid)
-        divides = grid[0] % coarse_grid[0] == 0 and grid[1] % coarse_grid[1] == 0
-        _checks.require(divides, "coarse_grid", f"a grid that divides {tuple(grid)}", tuple(coarse_grid))
-    return prefix_key, prefix_value, coarse_key, coarse_value
-
-
-def _reference(
-    query: Tensor, key: Tensor, value: Tensor, sets: Any, prefix_mask: Any, grid: Any, kernel_size: Any, dilation: Any,
-    edge: str, raster_causal: bool, prefix_bias: float, coarse_grid: Any, coarse_kernel_size: Any, coarse_bias: float,
-    scale: float, query_pos: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    prefix_key, prefix_value, coarse_key, coarse_value = sets
-    return reference.local_attention_2d(
-        query,
-        key,
-        value,
-        grid=grid,
-        kernel_size=kernel_size,
-        dilation=dilation,
-        edge=edge,
-        raster_causal=raster_causal,
-        prefix_key=prefix_key,
-        prefix_value=prefix_value,
-        prefix_mask=prefix_mask,
-        prefix_bias=prefix_bias,
-        coarse_key=coarse_key,
-        coarse_value=coarse_value,
-        coarse_grid=coarse_grid,
-        coarse_kernel_size=coarse_kernel_size,
-        coarse_bias=coarse_bias,
-        scale=scale,
-        query_pos=query_pos,
+        return reference.local_attention_2d(query, key_cache, value_cache, unflatten(arguments), position)[0]
+    _checks.no_forward_mode("local_attention_2d_decode", query, key_cache, value_cache, *arguments.tensors)
+    return ops.local_attention_2d_decode(
+        query, key_cache, value_cache, *arguments.tensors, cache_seqlens, *arguments.window, *arguments.rest
     )
 
 
-_KEYS = (
-    "Tensor query, Tensor key, Tensor value, Tensor? prefix_key, Tensor? prefix_value, Tensor? coarse_key, "
-    "Tensor? coarse_value"
-)
-_WINDOW = "int[] grid, int[] kernel_size, int[] dilation, bool raster_causal, bool shift"
-_COARSE = "float prefix_bias, int[] coarse_grid, int[] coarse_kernel_size, float coarse_bias, float scale"
+def _autocast(query: Tensor, key: Tensor, value: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Arguments]:
+    arguments = flatten(options)
+    query, key, value, *tensors = _registration.autocast(query, key, value, *arguments.tensors)
+    return query, key, value, arguments._replace(tensors=tuple(tensors))
 
 
-def _bwd_fake(dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    sets = rest[:4]
-    grads = [_registration.empty_rows(x) for x in (query, key, value)]
-    return *grads, *(query.new_empty(0) if x is None else _registration.empty_rows(x) for x in sets)
+def _bwd_fake(dout: Any, dlse: Any, query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    keys = rest[: 2 + WITH_GRADIENT]
+    return tuple(query.new_empty(0) if x is None else _registration.empty_rows(x) for x in (query, *keys))
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    *tensors, prefix_mask = inputs[:8]
-    ctx.options = inputs[8:]
+    tensors, ctx.numbers = inputs[: 3 + TENSORS], inputs[3 + TENSORS :]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, prefix_mask, *output)
+    ctx.save_for_backward(*tensors, *output)
 
 
 def _backward_of(namespace: str) -> Any:
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> Any:
         if dout is None and dlse is None:
-            return (None,) * (8 + len(ctx.options))
+            return (None,) * (3 + TENSORS + len(ctx.numbers))
         tensors = ctx.saved_tensors
-        grads = getattr(torch.ops, namespace).local_attention_2d_bwd(dout, dlse, *tensors, *ctx.options)
-        kept = [None if x is None else g for x, g in zip(tensors[:7], grads, strict=True)]
-        return *kept, None, *(None,) * len(ctx.options)
+        grads = getattr(torch.ops, namespace).local_attention_2d_bwd(dout, dlse, *tensors, *ctx.numbers)
+        given = zip(tensors[: len(grads)], grads, strict=True)
+        return *(None if x is None else g for x, g in given), *(None,) * (TENSORS - WITH_GRADIENT + len(ctx.numbers))
 
     return backward
 
 
 def register(namespace: str) -> None:
     """Define the three operators in a namespace."""
+    tensors, window, edges, rest = SCHEMA
+    keys = f"Tensor query, Tensor key, Tensor value, {tensors}"
     _registration.define(
         "local_attention_2d_bwd",
-        f"(Tensor? dout, Tensor? dlse, {_KEYS}, Tensor? prefix_mask, Tensor out, Tensor lse, {_WINDOW}, "
-        f"{_COARSE}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        f"(Tensor? dout, Tensor? dlse, {keys}, Tensor out, Tensor lse, {window}, {edges}, {rest}) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         _bwd_fake,
         namespace=namespace,
     )
     _registration.define(
         "local_attention_2d_fwd",
-        f"({_KEYS}, Tensor? prefix_mask, {_WINDOW}, {_COARSE}) -> (Tensor, Tensor)",
-        _registration.attention_fake,
+        f"({keys}, {window}, {edges}, {rest}) -> (Tensor, Tensor)",
+        _registration.empty_attention,
         namespace=namespace,
         backward=_backward_of(namespace),
         setup_context=_setup_context,
     )
     _registration.define(
         "local_attention_2d_decode",
-        f"({_KEYS}, Tensor? prefix_mask, Tensor cache_seqlens, int[] grid, int[] kernel_size, int[] dilation, "
-        f"{_COARSE}) -> Tensor",
-        _registration.decode_fake,
+        f"({keys}, Tensor cache_seqlens, {window}, {rest}) -> Tensor",
+        _registration.empty_decode,
         namespace=namespace,
     )
 

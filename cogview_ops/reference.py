@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import patterns
+from ._local_options import Options
 
 
 def pb_relax_softmax(scores: Tensor, *, alpha: float, mask: Tensor | None, causal: bool) -> Tensor:
@@ -145,28 +146,10 @@ def three_region_attention(
 
 
 def local_attention_2d(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    grid: tuple[int, int],
-    kernel_size: tuple[int, int],
-    dilation: tuple[int, int],
-    edge: str,
-    raster_causal: bool,
-    prefix_key: Tensor | None,
-    prefix_value: Tensor | None,
-    prefix_mask: Tensor | None,
-    prefix_bias: float,
-    coarse_key: Tensor | None,
-    coarse_value: Tensor | None,
-    coarse_grid: tuple[int, int] | None,
-    coarse_kernel_size: tuple[int, int] | None,
-    coarse_bias: float,
-    scale: float,
-    query_pos: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, options: Options, query_pos: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`query_pos` `[B, Sq]` are the raster indices of the queries; default: the whole grid."""
+    window, prefix, coarse, scale = options
     if query_pos is None:
         query_pos = torch.arange(query.shape[2], device=query.device)[None]
     batch, num_queries = query.shape[0], query.shape[2]
@@ -175,34 +158,36 @@ def local_attention_2d(
     def indices(x: Tensor) -> Tensor:
         return torch.arange(x.shape[2], device=x.device)
 
-    local = patterns.local_2d(
-        i, indices(key), grid=grid, kernel_size=kernel_size, dilation=dilation, edge=edge, raster_causal=raster_causal
-    )
+    local = patterns.local_2d(i, indices(key), **window._asdict())
     keys, values, masks, biases = [key], [value], [local], [key.new_zeros(key.shape[2])]
-    if prefix_key is not None and prefix_value is not None:
-        visible = torch.ones(1, prefix_key.shape[2], dtype=torch.bool, device=query.device)
-        keys.insert(0, prefix_key)
-        values.insert(0, prefix_value)
-        masks.insert(0, (visible if prefix_mask is None else prefix_mask)[:, None])
-        biases.insert(0, key.new_full((prefix_key.shape[2],), prefix_bias))
-    if coarse_key is not None and coarse_value is not None:
-        assert coarse_grid is not None
-        assert coarse_kernel_size is not None
+    if prefix is not None:
+        visible = torch.ones(1, prefix.key.shape[2], dtype=torch.bool, device=query.device)
+        keys.insert(0, prefix.key)
+        values.insert(0, prefix.value)
+        masks.insert(0, (visible if prefix.mask is None else prefix.mask)[:, None])
+        biases.insert(0, key.new_full((prefix.key.shape[2],), prefix.bias))
+    if coarse is not None:
         near = patterns.coarse_2d(
-            i, indices(coarse_key), grid=grid, coarse_grid=coarse_grid, kernel_size=coarse_kernel_size
+            i, indices(coarse.key), grid=window.grid, coarse_grid=coarse.grid, kernel_size=coarse.kernel_size
         )
-        keys.append(coarse_key)
-        values.append(coarse_value)
+        keys.append(coarse.key)
+        values.append(coarse.value)
         masks.append(near)
-        biases.append(key.new_full((coarse_key.shape[2],), coarse_bias))
+        biases.append(key.new_full((coarse.key.shape[2],), coarse.bias))
     mask = torch.cat([m.expand(batch, num_queries, -1) for m in masks], -1)[:, None]
     return masked_attention(query, torch.cat(keys, 2), torch.cat(values, 2), mask, torch.cat(biases), scale)
 
 
 def dalle_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, text_mask: Tensor | None, scale: float,
-    query_pos: Tensor | None = None, **pattern: Any,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    text_mask: Tensor | None,
+    scale: float,
+    query_pos: Tensor | None = None,
+    **pattern: Any,
+) -> Tensor:
     """`query_pos` `[B, Sq]` places the queries in the sequence; default: one query per key, in order."""
     i = torch.arange(query.shape[2], device=query.device)[None] if query_pos is None else query_pos
     mask = patterns.dalle(i[..., None], torch.arange(key.shape[2], device=key.device), **pattern)

@@ -168,7 +168,7 @@ def register(namespace: str) -> None:
     _registration.define(
         "three_region_attention_fwd",
         f"(Tensor query, Tensor key, Tensor value, Tensor pivots, {options}) -> (Tensor, Tensor)",
-        _registration.attention_fake,
+        _registration.empty_attention,
         namespace=namespace,
         backward=_backward_of(namespace),
         setup_context=_setup_context,
@@ -177,7 +177,7 @@ def register(namespace: str) -> None:
         "three_region_attention_decode",
         "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor pivots, Tensor cache_seqlens, "
         f"{options}) -> Tensor",
-        _registration.decode_fake,
+        _registration.empty_decode,
         namespace=namespace,
     )
 

@@ -22,11 +22,12 @@ COMPOSITIONS = ("dalle_attention", "cogview2_attention", "pb_relax_attention")
 # what each module of cogview_ops may import from the package
 ALLOWED: dict[str, set[str]] = {
     "patterns": set(),
-    "_checks": set(),
+    "_local_options": set(),
+    "_checks": {"_local_options"},
     "_dispatch": {"_C", "triton"},  # the latter on demand
     "_registration": {"_dispatch"},
-    "reference": {"patterns"},
-    **{op: {"_checks", "_dispatch", "_registration", "reference"} for op in OPERATORS},
+    "reference": {"patterns", "_local_options"},
+    **{op: {"_checks", "_dispatch", "_registration", "reference", "_local_options"} for op in OPERATORS},
     **{op: {*OPERATORS, "_checks", "_registration", "reference", "patterns"} for op in COMPOSITIONS},
     "kv_cache": {"_checks"},
     "attention_modules": {*OPERATORS, "kv_cache", "", "_checks"},
@@ -34,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "info": {"", "_dispatch"},
     "__init__": {*OPERATORS, *COMPOSITIONS, "modules"},
 }
-TRITON = {"patterns", "_checks", "_dispatch", "_registration", *OPERATORS}  # never the reference
+TRITON = {"patterns", "_checks", "_dispatch", "_local_options", "_registration", *OPERATORS}  # never the reference
 
 
 def imports(path: Path) -> set[str]:

@@ -25,7 +25,7 @@ from unittest import mock
 
 import pytest
 import torch
-from triton_aot import Compilation, caught
+from triton_aot import Compilation, caught, leaves
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
@@ -211,7 +211,7 @@ def test_sizes_compile_nothing_anew() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert run.returncode == 0, run.stderr
     sizes, integers, differ = json.loads(run.stdout)
-    strides = {name for name in integers if re.search(r"_(b|h|s|n\d|s\d)$", name)}
+    strides = {name for name in integers if re.search(r"[._](b|h|s|n\d|s\d)$", name)}
     assert set(integers) - strides - set(sizes) <= {"cols", "block_size", "splits", "mask_col"}
     assert set(sizes) <= set(integers)
     assert not differ
@@ -234,8 +234,7 @@ def integers() -> tuple[tuple[str, ...], list[str], list[str]]:
                 call_local_2d(op, torch.float16, 16)
             call_ones("ones", torch.float16, 1)
         for launch in (*launches, *others):
-            kinds = launch.compilation.signature
-            names |= {name for name, kind in kinds.items() if kind in ("i32", "i64")}
+            names |= {name for name, kind, _ in leaves(launch.compilation.signature) if kind in ("i32", "i64")}
     return SIZES, sorted(names), sorted(found[0] ^ found[1])
 
 
@@ -378,7 +377,8 @@ def build(target: Target, compilation: Compilation) -> Kernel:
     kinds = {"PIVOT": "grad_pivot_kernel", "DENSE": "grad_prefix_kernel"}
     name = next((kinds[kind] for kind in kinds if constants.get(kind)), compilation.kernel)
     name = "post_kernel" if constants.get("PRE") is False else name  # of the two halves of a forward
-    config = configs.Config(constants.get("M", 0), constants.get("N", 0), compilation.warps, compilation.stages)
+    shape = constants["SHAPE"]._asdict() if "SHAPE" in constants else constants
+    config = configs.Config(shape.get("M", 0), shape.get("N", 0), compilation.warps, compilation.stages)
     table = {"three_region": "", "local_2d": "local_"}.get(op.removesuffix("_shift").removesuffix("_sets"))
     row = None
     if table is not None and config.m and config.n:

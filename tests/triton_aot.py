@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+from collections import namedtuple
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 from unittest import mock
@@ -10,14 +11,51 @@ from unittest import mock
 PROCESSORS = 132  # of the GPU pretended: work is split for so many
 
 
+def encoded(x: Any) -> Any:
+    """For JSON, which has neither types nor tuples of names."""
+    if hasattr(x, "_fields"):
+        return {"type": type(x).__name__, "fields": x._fields, "values": [encoded(value) for value in x]}
+    if isinstance(x, (tuple, list)):
+        return [encoded(value) for value in x]
+    if isinstance(x, dict):
+        return {key: encoded(value) for key, value in x.items()}
+    return x if x is None or isinstance(x, (str, int, float)) else {"dtype": str(x)}
+
+
+def decoded(x: Any) -> Any:
+    import triton.language as tl
+
+    if isinstance(x, list):
+        return tuple(decoded(value) for value in x)
+    if not isinstance(x, dict):
+        return x
+    if "fields" in x:
+        return namedtuple(x["type"], x["fields"])(*map(decoded, x["values"]))
+    return tl.dtype(x["dtype"]) if "dtype" in x else {key: decoded(value) for key, value in x.items()}
+
+
+def leaves(signature: dict[str, Any]) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+    """Parameters, and of tuples what is in them: names with dots, types, where Triton counts them."""
+
+    def walk(name: str, kind: Any, path: tuple[int, ...]) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+        if not isinstance(kind, tuple):
+            yield name, kind, path
+            return
+        for k, part in enumerate(kind):
+            yield from walk(f"{name}.{kind._fields[k]}", part, (*path, k))  # type: ignore[attr-defined]
+
+    for k, (name, kind) in enumerate(signature.items()):
+        yield from walk(name, kind, (k,))
+
+
 class Compilation(NamedTuple):
     """What Triton compiles a kernel for. Two launches that are alike in this are one compilation."""
 
     module: str
     kernel: str
-    signature: dict[str, str]  # types by parameter
-    constants: dict[str, Any]
-    attributes: dict[int, Any]  # of parameters by their number: what they are divisible by
+    signature: dict[str, Any]  # types by parameter, of tuples a tuple
+    constants: dict[str, Any]  # by name of `leaves`
+    attributes: dict[str, Any]  # likewise, what they are divisible by
     warps: int
     stages: int
 
@@ -26,25 +64,20 @@ class Compilation(NamedTuple):
         return getattr(importlib.import_module(self.module), self.kernel)
 
     def dump(self) -> str:
-        return json.dumps(self, default=lambda dtype: {"dtype": str(dtype)})
+        return json.dumps([encoded(x) for x in self])
 
     @classmethod
     def load(cls, text: str) -> "Compilation":
-        import triton.language as tl
-
-        module, kernel, signature, constants, attributes, *rest = json.loads(text)
-        for name, value in constants.items():
-            constants[name] = tl.dtype(value["dtype"]) if isinstance(value, dict) else value
-        return cls(module, kernel, signature, constants, {int(k): v for k, v in attributes.items()}, *rest)
+        return cls(*map(decoded, json.loads(text)))
 
     def compile(self, chip: int) -> Any:
         import triton
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
-        names = self.function.arg_names
-        constants = {(names.index(name),): value for name, value in self.constants.items()}
-        attributes = {(k,): value for k, value in self.attributes.items()}
+        paths = {name: path for name, _, path in leaves(self.signature)}
+        constants = {paths[name]: value for name, value in self.constants.items()}
+        attributes = {paths[name]: [list(x) for x in value] for name, value in self.attributes.items()}
         source = ASTSource(self.function, self.signature, constants, attributes)
         options = {"num_warps": self.warps, "num_stages": self.stages}
         return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
@@ -93,9 +126,10 @@ def caught(chip: int) -> Iterator[list[Launch]]:
         return run(self, *args, grid=grid, warmup=warmup, **arguments)
 
     def hook(*, fn: Any, compile: dict[str, Any], **rest: Any) -> bool:
-        function, names = fn.jit_function, fn.jit_function.arg_names
-        constants = {names[k]: value for (k,), value in compile["constants"].items()}
-        attributes = {k: value for (k,), value in compile["configs"][0].items() if value}
+        function = fn.jit_function
+        names = {path: name for name, _, path in leaves(compile["signature"])}
+        constants = {names[path]: value for path, value in compile["constants"].items()}
+        attributes = {names[path]: value for path, value in compile["configs"][0].items()}
         options = compile["num_warps"], compile["num_stages"]
         module, name = function.fn.__module__, function.fn.__name__
         found = Compilation(module, name, compile["signature"], constants, attributes, *options)

@@ -4,6 +4,9 @@ import triton
 import triton.language as tl
 
 from ._local_2d_pattern import (
+    Queries,
+    Reach,
+    Window,
     box_cells,
     coarse_windows,
     grid_tile,
@@ -12,26 +15,24 @@ from ._local_2d_pattern import (
     key_windows,
     keys_of,
     patch,
+    prefix_of,
     prefix_tile,
     query_box,
     query_windows,
     raster,
+    reach_of,
     sub_image,
     whole,
 )
-from ._tiles import LOG2E, exactly, gather_rows, heavy_first, kernel, load_rows, scatter_rows, store_rows
+from ._tiles import LOG2E, exactly, gather_rows, head_of, heavy_first, kernel, load_rows, scatter_rows, store_rows
 
 
 @triton.jit
-def grad_query_tile(
-    acc, x, dx, row_lse, row_delta, keys, j, read, seen, scale, bias,
-    ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    k, v, k_s, v_s = keys
-    y = gather_rows(k, k_s, j, read, D, BLOCK_D)
-    z = gather_rows(v, v_s, j, read, D, BLOCK_D)
+def grad_query_tile(acc, x, dx, row_lse, row_delta, keys, tile, scale, bias, ACC: tl.constexpr, SHAPE: tl.constexpr):
+    y = gather_rows(keys.k.at, keys.k.s, tile.j, tile.read, SHAPE.D, SHAPE.BLOCK_D)
+    z = gather_rows(keys.v.at, keys.v.s, tile.j, tile.read, SHAPE.D, SHAPE.BLOCK_D)
     s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
-    p = tl.where(seen, tl.exp2(s * scale - (row_lse - bias)[:, None]), 0.0)
+    p = tl.where(tile.seen, tl.exp2(s * scale - (row_lse - bias)[:, None]), 0.0)
     dp = tl.dot(dx, tl.trans(z), input_precision="ieee", out_dtype=ACC)
     ds = p * (dp - row_delta[:, None])
     return tl.dot(ds.to(y.dtype), y, acc, input_precision="ieee", out_dtype=ACC)
@@ -39,115 +40,110 @@ def grad_query_tile(
 
 @kernel
 def grad_query_kernel(
-    q, k, v, prefix_k, prefix_v, coarse_k, coarse_v, prefix_mask, out, lse, dout, dlse, delta, dq,
-    q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, prefix_k_b, prefix_k_h, prefix_k_s, prefix_v_b, prefix_v_h, prefix_v_s,
-    coarse_k_b, coarse_k_h, coarse_k_s, coarse_v_b, coarse_v_h, coarse_v_s,
-    out_b, out_h, out_s, dout_b, dout_h, dout_s, dq_b, dq_h, dq_s,
+    q, local, prefix, coarse, out, lse, dout, dlse, delta, dq,
     heads, group, tiles, total_heads, section, height, width, kernel_h, kernel_w, dilation_h, dilation_w, bits,
-    prefix_len, coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w,
-    scale, scale_low, prefix_bias, prefix_bias_low, coarse_bias, coarse_bias_low, step, step_low,
-    HAS_DLSE: tl.constexpr, DILATED: tl.constexpr, CAUSAL: tl.constexpr, SHIFT: tl.constexpr, PREFIX: tl.constexpr,
-    MASKED: tl.constexpr, COARSE: tl.constexpr, SMALL: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    prefix_len, coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w, scale, step,
+    FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
     """dq, and delta = rowsum(dout * out) - dlse for the kernels that own keys."""
-    if not DILATED:
+    D: tl.constexpr = SHAPE.D
+    BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
+    M: tl.constexpr = SHAPE.M
+    N: tl.constexpr = SHAPE.N
+    if not FORM.DILATED:
         dilation_h, dilation_w = 1, 1
+    window = Window(height, width, kernel_h, kernel_w, dilation_h, dilation_w)
     tile, head = heavy_first(tiles, total_heads, section)
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     kv = h // group
-    scale = exactly(scale, scale_low, ACC)
-    reach = (1, 1, kernel_h, kernel_w)
-    image, corners, y, col, there = patch(tile, height, width, dilation_h, dilation_w, bits, M)
+    scale = exactly(scale.high, scale.low, ACC)
+    image, corners, y, col, there = patch(tile, window, bits, M)
     i = raster(image, y, col)
-    last = raster(image, corners[1], corners[3])
-    x = gather_rows(q + b * q_b + h * q_h, q_s, i, there, D, BLOCK_D)
-    dx = gather_rows(dout + b * dout_b + h * dout_h, dout_s, i, there, D, BLOCK_D)
-    o = gather_rows(out + b * out_b + h * out_h, out_s, i, there, D, BLOCK_D)
+    queries = Queries(image, corners, y, col, i, raster(image, corners.bottom, corners.right))
+    q, out, dout, dq = head_of(q, b, h), head_of(out, b, h), head_of(dout, b, h), head_of(dq, b, h)
+    x = gather_rows(q.at, q.s, i, there, D, BLOCK_D)
+    dx = gather_rows(dout.at, dout.s, i, there, D, BLOCK_D)
+    o = gather_rows(out.at, out.s, i, there, D, BLOCK_D)
     stat = head.to(tl.int64) * height * width + i
     row_delta = tl.sum(o.to(ACC) * dx.to(ACC), 1)
-    if HAS_DLSE:
+    if dlse is not None:
         row_delta -= tl.load(dlse + stat, mask=there, other=0.0)
     tl.store(delta + stat, row_delta, mask=there)
     row_lse = tl.load(lse + stat, mask=there, other=float("inf")) * LOG2E
 
     acc = tl.zeros([M, BLOCK_D], ACC)
-    if PREFIX:
-        keys = keys_of(
-            prefix_k, prefix_v, prefix_k_b, prefix_k_h, prefix_k_s, prefix_v_b, prefix_v_h, prefix_v_s, b, kv
-        )
-        bias = exactly(prefix_bias, prefix_bias_low, ACC)
+    if prefix is not None:
+        prefix = prefix_of(prefix, prefix_len, b, kv)
+        bias = exactly(prefix.bias.high, prefix.bias.low, ACC)
         for t in tl.range(0, tl.cdiv(prefix_len, N)):
-            j, read = prefix_tile(t, prefix_mask + b * prefix_len, prefix_len, N, MASKED)
-            acc = grad_query_tile(
-                acc, x, dx, row_lse, row_delta, keys, j, read, read[None, :], scale, bias, ACC, D, BLOCK_D
-            )
-    if COARSE:
-        keys = keys_of(
-            coarse_k, coarse_v, coarse_k_b, coarse_k_h, coarse_k_s, coarse_v_b, coarse_v_h, coarse_v_s, b, kv
-        )
-        bias = exactly(coarse_bias, coarse_bias_low, ACC)
-        coarse_reach = (height // coarse_height, width // coarse_width, coarse_kernel_h, coarse_kernel_w)
-        coarse_image = whole(coarse_height, coarse_width)
-        low_y, low_x, box = coarse_windows(y, col, corners, image, coarse_image, coarse_reach)
-        size = (coarse_kernel_h, coarse_kernel_w)
-        for t in tl.range(0, tl.cdiv(box[2] * box[3], N)):
-            j, read, seen = grid_tile(t, box, coarse_image, low_y, low_x, size, i, last, N, SMALL, False)
-            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, j, read, seen, scale, bias, ACC, D, BLOCK_D)
-    keys = keys_of(k, v, k_b, k_h, k_s, v_b, v_h, v_s, b, kv)
-    box = key_box(corners, reach, image, CAUSAL, SHIFT)
-    low_y, low_x = key_windows(y, col, reach, image, SHIFT)
-    size = (kernel_h, kernel_w)
-    for t in tl.range(0, tl.cdiv(box[2] * box[3], N)):
-        j, read, seen = grid_tile(t, box, image, low_y, low_x, size, i, last, N, SMALL, CAUSAL)
-        acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, j, read, seen, scale, 0.0, ACC, D, BLOCK_D)
-    acc *= exactly(step, step_low, ACC)
-    scatter_rows(dq + b * dq_b + h * dq_h, dq_s, i, there, acc, D, BLOCK_D)
+            seen = prefix_tile(t, prefix.mask, prefix_len, N)
+            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, prefix.keys, seen, scale, bias, ACC, SHAPE)
+    if coarse is not None:
+        keys = keys_of(coarse.keys, b, kv)
+        bias = exactly(coarse.bias.high, coarse.bias.low, ACC)
+        coarse_window = Window(coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w)
+        coarse_image, reach = whole(coarse_window), reach_of(coarse_window, height, width)
+        low_y, low_x, box = coarse_windows(queries, coarse_image, reach)
+        for t in tl.range(0, tl.cdiv(box.rows * box.columns, N)):
+            seen = grid_tile(t, box, coarse_image, low_y, low_x, reach, queries, N, FORM.SMALL, False)
+            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, bias, ACC, SHAPE)
+    keys = keys_of(local, b, kv)
+    reach = Reach(1, 1, kernel_h, kernel_w)
+    box = key_box(corners, reach, image, FORM.CAUSAL, FORM.SHIFT)
+    low_y, low_x = key_windows(y, col, reach, image, FORM.SHIFT)
+    for t in tl.range(0, tl.cdiv(box.rows * box.columns, N)):
+        seen = grid_tile(t, box, image, low_y, low_x, reach, queries, N, FORM.SMALL, FORM.CAUSAL)
+        acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, 0.0, ACC, SHAPE)
+    acc *= exactly(step.high, step.low, ACC)
+    scatter_rows(dq.at, dq.s, i, there, acc, D, BLOCK_D)
 
 
 @kernel
 def grad_key_kernel(
-    q, k, v, mask, dout, lse, delta, part_k, part_v, dk, dv,
-    q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, dout_b, dout_h, dout_s, dk_b, dk_h, dk_s, dv_b, dv_h, dv_s,
+    q, keys, mask, bias, dout, lse, delta, parts, grads,
     kv_heads, group, tiles, total_kv_heads, section, height, width, key_height, key_width, kernel_h, kernel_w,
-    dilation_h, dilation_w, bits, splits, scale, scale_low, step, step_low, bias, bias_low,
-    DENSE: tl.constexpr, MASKED: tl.constexpr, DILATED: tl.constexpr, CAUSAL: tl.constexpr, SHIFT: tl.constexpr,
-    SPLIT: tl.constexpr, SMALL: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr,
+    dilation_h, dilation_w, bits, splits, scale, step,
+    DENSE: tl.constexpr, FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a patch of N keys, from all queries of the group's heads that see them.
 
-    DENSE: the keys are a prefix, a grid of one row that all queries see. SPLIT: each program takes one of `splits`
-    equal runs of these queries and leaves its sums in part_k and part_v, [splits, B, Hkv, keys, BLOCK_D].
+    DENSE: the keys are a prefix, a grid of one row that all queries see. With `parts` each program takes one of
+    `splits` equal runs of these queries and leaves its sums there, [splits, B, Hkv, keys, BLOCK_D].
     """
-    if not DILATED:
+    D: tl.constexpr = SHAPE.D
+    BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
+    M: tl.constexpr = SHAPE.M
+    N: tl.constexpr = SHAPE.N
+    if not FORM.DILATED:
         dilation_h, dilation_w = 1, 1
     tile, head = heavy_first(tiles, total_kv_heads, section)
     share = tl.program_id(1)
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
-    scale = exactly(scale, scale_low, ACC)
-    bias = exactly(bias, bias_low, ACC)
-    keys, corners, key_y, key_x, there = patch(tile, key_height, key_width, dilation_h, dilation_w, bits, N)
-    image = sub_image(keys[2], keys[3], height, width, dilation_h, dilation_w)
-    n = raster(keys, key_y, key_x)
+    scale = exactly(scale.high, scale.low, ACC)
+    bias = exactly(bias.high, bias.low, ACC)
+    window = Window(key_height, key_width, kernel_h, kernel_w, dilation_h, dilation_w)
+    home, corners, key_y, key_x, there = patch(tile, window, bits, N)
+    image = sub_image(home.top, home.left, Window(height, width, kernel_h, kernel_w, dilation_h, dilation_w))
+    n = raster(home, key_y, key_x)
     read = there
-    if MASKED:
+    if mask is not None:
         read &= tl.load(mask + b * key_width + n, mask=there, other=0) != 0
-    y = gather_rows(k + b * k_b + kv * k_h, k_s, n, read, D, BLOCK_D)
-    z = gather_rows(v + b * v_b + kv * v_h, v_s, n, read, D, BLOCK_D)
-    reach = (height // key_height, width // key_width, kernel_h, kernel_w)
-    low_y, low_x, size_h, size_w = query_windows(key_y, key_x, reach, image, SHIFT)
-    if SHIFT:
+    keys = keys_of(keys, b, kv)
+    y = gather_rows(keys.k.at, keys.k.s, n, read, D, BLOCK_D)
+    z = gather_rows(keys.v.at, keys.v.s, n, read, D, BLOCK_D)
+    reach = reach_of(window, height, width)
+    low_y, low_x, size_h, size_w = query_windows(key_y, key_x, reach, image, FORM.SHIFT)
+    if FORM.SHIFT:
         size_h, size_w = size_h[:, None], size_w[:, None]
     if DENSE:
         cells = height * width
     else:
-        box = query_box(corners, reach, image, CAUSAL, SHIFT)
-        cells = box[2] * box[3]
+        box = query_box(corners, reach, image, FORM.CAUSAL, FORM.SHIFT)
+        cells = box.rows * box.columns
     turns = tl.cdiv(cells, M)
     run = tl.cdiv(turns * group, splits)
-    q += b * q_b + kv * group * q_h
-    dout += b * dout_b + kv * group * dout_h
+    q_at = q.at + (b * q.b + kv * group * q.h)
+    dout_at = dout.at + (b * dout.b + kv * group * dout.h)
     stat = (b * kv_heads + kv) * group * height * width
 
     sum_k = tl.zeros([N, BLOCK_D], ACC)
@@ -158,9 +154,9 @@ def grad_key_kernel(
             i = t % turns * M + tl.arange(0, M)
             valid = i < cells
         else:
-            query_y, query_x, i, valid = box_cells(t % turns, box, image, M, SMALL)
-        x = gather_rows(q + g * q_h, q_s, i, valid, D, BLOCK_D)
-        dx = gather_rows(dout + g * dout_h, dout_s, i, valid, D, BLOCK_D)
+            query_y, query_x, i, valid = box_cells(t % turns, box, image, M, FORM.SMALL)
+        x = gather_rows(q_at + g * q.h, q.s, i, valid, D, BLOCK_D)
+        dx = gather_rows(dout_at + g * dout.h, dout.s, i, valid, D, BLOCK_D)
         at = stat + g * height * width + i
         row_lse = tl.load(lse + at, mask=valid, other=float("inf")) * LOG2E
         row_delta = tl.load(delta + at, mask=valid, other=0.0)
@@ -168,7 +164,7 @@ def grad_key_kernel(
         p = tl.exp2(s * scale - (row_lse - bias)[None, :])
         if not DENSE:
             seen = inside(low_y, low_x, query_y, query_x, size_h, size_w)
-            if CAUSAL:
+            if FORM.CAUSAL:
                 seen &= i[None, :] >= n[:, None]
             p = tl.where(seen, p, 0.0)
         sum_v = tl.dot(p.to(dx.dtype), dx, sum_v, input_precision="ieee", out_dtype=ACC)
@@ -176,22 +172,23 @@ def grad_key_kernel(
         ds = p * (dp - row_delta[None, :])
         sum_k = tl.dot(ds.to(x.dtype), x, sum_k, input_precision="ieee", out_dtype=ACC)
 
-    if MASKED:  # a row that no query sees has sums of anything
+    if mask is not None:  # a row that no query sees has sums of anything
         sum_k = tl.where(read[:, None], sum_k, 0.0)
         sum_v = tl.where(read[:, None], sum_v, 0.0)
-    if SPLIT:
+    if parts is not None:
         part = (share * total_kv_heads + head).to(tl.int64) * key_height * key_width * BLOCK_D
-        scatter_rows(part_k + part, BLOCK_D, n, there, sum_k, BLOCK_D, BLOCK_D)
-        scatter_rows(part_v + part, BLOCK_D, n, there, sum_v, BLOCK_D, BLOCK_D)
+        scatter_rows(parts.k + part, BLOCK_D, n, there, sum_k, BLOCK_D, BLOCK_D)
+        scatter_rows(parts.v + part, BLOCK_D, n, there, sum_v, BLOCK_D, BLOCK_D)
     else:
-        scatter_rows(dk + b * dk_b + kv * dk_h, dk_s, n, there, sum_k * exactly(step, step_low, ACC), D, BLOCK_D)
-        scatter_rows(dv + b * dv_b + kv * dv_h, dv_s, n, there, sum_v, D, BLOCK_D)
+        grads = keys_of(grads, b, kv)
+        scatter_rows(grads.k.at, grads.k.s, n, there, sum_k * exactly(step.high, step.low, ACC), D, BLOCK_D)
+        scatter_rows(grads.v.at, grads.v.s, n, there, sum_v, D, BLOCK_D)
 
 
 @kernel
 def sum_kernel(
-    part_k, part_v, dk, dv, dk_b, dk_h, dk_s, dv_b, dv_h, dv_s, kv_heads, keys, splits, step, step_low,
-    ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    parts, grads, kv_heads, keys, splits, step, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of ROWS keys from the parts, in their order."""
     tiles = tl.cdiv(keys, ROWS)
@@ -201,9 +198,9 @@ def sum_kernel(
     sum_v = tl.zeros([ROWS, BLOCK_D], ACC)
     for s in tl.range(0, splits):
         part = ((s * (tl.num_programs(0) // tiles) + head).to(tl.int64) * keys + n) * BLOCK_D
-        sum_k += load_rows(part_k + part, BLOCK_D, keys - n, ROWS, BLOCK_D, BLOCK_D, False, True)
-        sum_v += load_rows(part_v + part, BLOCK_D, keys - n, ROWS, BLOCK_D, BLOCK_D, False, True)
-    sum_k *= exactly(step, step_low, ACC)
-    at = n.to(tl.int64)
-    store_rows(dk + b * dk_b + kv * dk_h + at * dk_s, dk_s, sum_k, keys - n, ROWS, D, BLOCK_D)
-    store_rows(dv + b * dv_b + kv * dv_h + at * dv_s, dv_s, sum_v, keys - n, ROWS, D, BLOCK_D)
+        sum_k += load_rows(parts.k + part, BLOCK_D, keys - n, ROWS, BLOCK_D, BLOCK_D, False, True)
+        sum_v += load_rows(parts.v + part, BLOCK_D, keys - n, ROWS, BLOCK_D, BLOCK_D, False, True)
+    sum_k *= exactly(step.high, step.low, ACC)
+    at, grads = n.to(tl.int64), keys_of(grads, b, kv)
+    store_rows(grads.k.at + at * grads.k.s, grads.k.s, sum_k, keys - n, ROWS, D, BLOCK_D)
+    store_rows(grads.v.at + at * grads.v.s, grads.v.s, sum_v, keys - n, ROWS, D, BLOCK_D)

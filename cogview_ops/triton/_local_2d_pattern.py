@@ -12,76 +12,180 @@ attended to as if it were the image. A patch lies in one of them; without dilati
 (times 1, modulo 1) is folded away.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+
+from ._tiles import Rows, head_of
 
 FAR: tl.constexpr = tl.constexpr(2**30)  # the row of a cell that there is not: in no window
 
 
-@triton.jit
-def keys_of(k, v, k_b, k_h, k_s, v_b, v_h, v_s, b, h):
-    """Keys and values of one head, with the strides of their rows."""
-    return k + b * k_b + h * k_h, v + b * v_b + h * v_h, k_s, v_s
+class Keys(NamedTuple):
+    """Keys and values, or their gradients."""
+
+    k: Rows
+    v: Rows
+
+
+class Prefix(NamedTuple):
+    keys: Keys
+    mask: Any  # None, or of integers
+    bias: Any
+
+
+class Coarse(NamedTuple):
+    keys: Keys
+    bias: Any
+
+
+class Window(NamedTuple):
+    height: Any
+    width: Any
+    kernel_h: Any
+    kernel_w: Any
+    dilation_h: Any = 1
+    dilation_w: Any = 1
+
+
+class Form(NamedTuple):
+    """What kernels are compiled for."""
+
+    CAUSAL: bool
+    SHIFT: bool
+    DILATED: bool
+    SMALL: bool  # see `box_cells`
+
+
+class Image(NamedTuple):
+    """Cells of an image at steps of `dilation` from (top, left); `width` of the image in which they are counted."""
+
+    rows: Any
+    columns: Any
+    top: Any
+    left: Any
+    dilation_h: Any
+    dilation_w: Any
+    width: Any
+
+
+class Reach(NamedTuple):
+    ratio_h: Any
+    ratio_w: Any
+    kernel_h: Any
+    kernel_w: Any
+
+
+class Corners(NamedTuple):
+    """First and last row, first and last column."""
+
+    top: Any
+    bottom: Any
+    left: Any
+    right: Any
+
+
+class Box(NamedTuple):
+    top: Any
+    left: Any
+    rows: Any
+    columns: Any
+
+
+class Queries(NamedTuple):
+    """Cells (y, x) of a sub-image between corners, their raster indices, the largest of those."""
+
+    image: Image
+    corners: Corners
+    y: Any
+    x: Any
+    i: Any
+    last: Any
+
+
+class Tile(NamedTuple):
+    """Raster indices of keys, which of them to read, and which a query sees, [queries, keys] or [1, keys]."""
+
+    j: Any
+    read: Any
+    seen: Any
 
 
 @triton.jit
-def whole(height, width):
-    """An image of its own: rows and columns, first cell, how far its cells are apart, and columns of the image in which
-    they are counted."""
-    return height, width, 0, 0, 1, 1, width
+def keys_of(keys, b, h):
+    """Of one head."""
+    return Keys(head_of(keys.k, b, h), head_of(keys.v, b, h))
 
 
 @triton.jit
-def sub_image(top, left, height, width, dilation_h, dilation_w):
-    """The cells of an image at steps of `dilation` from (top, left), which lies before the first step."""
-    rows = (height - top + dilation_h - 1) // dilation_h
-    columns = (width - left + dilation_w - 1) // dilation_w
-    return rows, columns, top, left, dilation_h, dilation_w, width
+def prefix_of(prefix, length, b, h):
+    mask = prefix.mask
+    if mask is not None:
+        mask += b * length
+    return Prefix(keys_of(prefix.keys, b, h), mask, prefix.bias)
+
+
+@triton.jit
+def whole(window):
+    """An image of its own."""
+    return Image(window.height, window.width, 0, 0, 1, 1, window.width)
+
+
+@triton.jit
+def sub_image(top, left, window):
+    """The cells of an image at steps of the dilation from (top, left), which lies before the first step."""
+    rows = (window.height - top + window.dilation_h - 1) // window.dilation_h
+    columns = (window.width - left + window.dilation_w - 1) // window.dilation_w
+    return Image(rows, columns, top, left, window.dilation_h, window.dilation_w, window.width)
 
 
 @triton.jit
 def raster(image, y, x):
     """Raster indices of cells of a sub-image in the image that it is part of."""
-    return (image[2] + y * image[4]) * image[6] + image[3] + x * image[5]
+    return (image.top + y * image.dilation_h) * image.width + image.left + x * image.dilation_w
 
 
 @triton.jit
-def patch(tile, height, width, dilation_h, dilation_w, bits, CELLS: tl.constexpr):
+def reach_of(window, height, width):
+    """From an image of `height` x `width` into one that it is a multiple of, in windows of its own."""
+    return Reach(height // window.height, width // window.width, window.kernel_h, window.kernel_w)
+
+
+@triton.jit
+def patch(tile, window, bits, CELLS: tl.constexpr):
     """Patch number `tile` of an image, CELLS cells of a sub-image in rows of 2**bits: that one, in it the corners of
-    the patch (first and last row, first and last column), rows and columns of its cells, and which of them there are.
-    """
+    the patch, rows and columns of its cells, and which of them there are."""
     rows, columns = CELLS >> bits, 1 << bits
-    number = tile % (dilation_h * dilation_w)
-    image = sub_image(number // dilation_w, number % dilation_w, height, width, dilation_h, dilation_w)
-    tile = tile // (dilation_h * dilation_w)
-    across = tl.cdiv(image[1], columns)
+    number = tile % (window.dilation_h * window.dilation_w)
+    image = sub_image(number // window.dilation_w, number % window.dilation_w, window)
+    tile = tile // (window.dilation_h * window.dilation_w)
+    across = tl.cdiv(image.columns, columns)
     top, left = tile // across * rows, tile % across * columns
     y = top + (tl.arange(0, CELLS) >> bits)
     x = left + (tl.arange(0, CELLS) & (columns - 1))
-    corners = (top, tl.minimum(top + rows, image[0]) - 1, left, tl.minimum(left + columns, image[1]) - 1)
-    return image, corners, y, x, (y < image[0]) & (x < image[1])
+    bottom, right = tl.minimum(top + rows, image.rows) - 1, tl.minimum(left + columns, image.columns) - 1
+    return image, Corners(top, bottom, left, right), y, x, (y < image.rows) & (x < image.columns)
 
 
 @triton.jit
 def key_windows(y, x, reach, grid, SHIFT: tl.constexpr):
     """First row and column of the keys that queries at (y, x) see."""
-    ratio_h, ratio_w, kernel_h, kernel_w = reach
-    low_y, low_x = y // ratio_h - kernel_h // 2, x // ratio_w - kernel_w // 2
+    low_y, low_x = y // reach.ratio_h - reach.kernel_h // 2, x // reach.ratio_w - reach.kernel_w // 2
     if SHIFT:
-        low_y = tl.maximum(tl.minimum(low_y, grid[0] - kernel_h), 0)
-        low_x = tl.maximum(tl.minimum(low_x, grid[1] - kernel_w), 0)
+        low_y = tl.maximum(tl.minimum(low_y, grid.rows - reach.kernel_h), 0)
+        low_x = tl.maximum(tl.minimum(low_x, grid.columns - reach.kernel_w), 0)
     return low_y, low_x
 
 
 @triton.jit
 def query_windows(y, x, reach, grid, SHIFT: tl.constexpr):
     """First row and column, number of rows and columns of the queries that see keys at (y, x)."""
-    ratio_h, ratio_w, kernel_h, kernel_w = reach
-    low_y, low_x = (y - kernel_h // 2) * ratio_h, (x - kernel_w // 2) * ratio_w
-    size_h, size_w = ratio_h * kernel_h, ratio_w * kernel_w
+    low_y, low_x = (y - reach.kernel_h // 2) * reach.ratio_h, (x - reach.kernel_w // 2) * reach.ratio_w
+    size_h, size_w = reach.ratio_h * reach.kernel_h, reach.ratio_w * reach.kernel_w
     if SHIFT:
-        low_y, size_h = shifted_queries(y, kernel_h, grid[0])
-        low_x, size_w = shifted_queries(x, kernel_w, grid[1])
+        low_y, size_h = shifted_queries(y, reach.kernel_h, grid.rows)
+        low_x, size_w = shifted_queries(x, reach.kernel_w, grid.columns)
     return low_y, low_x, size_h, size_w
 
 
@@ -93,57 +197,57 @@ def shifted_queries(y, kernel, length):
 
 
 @triton.jit
-def box_around(low_y, high_y, low_x, high_x, size, grid):
-    """First row and column, number of rows and columns of windows from those at `low` to those at `high`."""
+def box_around(low_y, high_y, low_x, high_x, size_h, size_w, grid):
+    """What windows from those at `low` to those at `high` cover."""
     top, left = tl.maximum(low_y, 0), tl.maximum(low_x, 0)
-    bottom, right = tl.minimum(high_y + size[0], grid[0]), tl.minimum(high_x + size[1], grid[1])
-    return top, left, tl.maximum(bottom - top, 0), tl.maximum(right - left, 0)
+    bottom, right = tl.minimum(high_y + size_h, grid.rows), tl.minimum(high_x + size_w, grid.columns)
+    return Box(top, left, tl.maximum(bottom - top, 0), tl.maximum(right - left, 0))
 
 
 @triton.jit
 def key_box(corners, reach, grid, CAUSAL: tl.constexpr, SHIFT: tl.constexpr):
-    """Box of the keys that queries between two corners see."""
-    low_y, low_x = key_windows(corners[0], corners[2], reach, grid, SHIFT)
-    high_y, high_x = key_windows(corners[1], corners[3], reach, grid, SHIFT)
-    top, left, rows, columns = box_around(low_y, high_y, low_x, high_x, (reach[2], reach[3]), grid)
+    """The keys that queries between two corners see."""
+    low_y, low_x = key_windows(corners.top, corners.left, reach, grid, SHIFT)
+    high_y, high_x = key_windows(corners.bottom, corners.right, reach, grid, SHIFT)
+    box = box_around(low_y, high_y, low_x, high_x, reach.kernel_h, reach.kernel_w, grid)
     if CAUSAL:
-        rows = tl.minimum(rows, corners[1] + 1 - top)
-    return top, left, rows, columns
+        box = Box(box.top, box.left, tl.minimum(box.rows, corners.bottom + 1 - box.top), box.columns)
+    return box
 
 
 @triton.jit
 def query_box(corners, reach, grid, CAUSAL: tl.constexpr, SHIFT: tl.constexpr):
-    """Box of the queries that see keys between two corners."""
-    low_y, low_x, _, _ = query_windows(corners[0], corners[2], reach, grid, SHIFT)
-    high_y, high_x, size_h, size_w = query_windows(corners[1], corners[3], reach, grid, SHIFT)
+    """The queries that see keys between two corners."""
+    low_y, low_x, _, _ = query_windows(corners.top, corners.left, reach, grid, SHIFT)
+    high_y, high_x, size_h, size_w = query_windows(corners.bottom, corners.right, reach, grid, SHIFT)
     if CAUSAL:
-        low_y = corners[0]
-    return box_around(low_y, high_y, low_x, high_x, (size_h, size_w), grid)
+        low_y = corners.top
+    return box_around(low_y, high_y, low_x, high_x, size_h, size_w, grid)
 
 
 @triton.jit
-def coarse_windows(y, x, corners, image, coarse, reach):
-    """`key_windows` and `key_box` in the coarse image of cells (y, x) of a sub-image, between two corners."""
-    y, x = image[2] + y * image[4], image[3] + x * image[5]
-    top, bottom = image[2] + corners[0] * image[4], image[2] + corners[1] * image[4]
-    left, right = image[3] + corners[2] * image[5], image[3] + corners[3] * image[5]
+def coarse_windows(queries, coarse, reach):
+    """`key_windows` and `key_box` in the coarse image."""
+    image, corners = queries.image, queries.corners
+    y, x = image.top + queries.y * image.dilation_h, image.left + queries.x * image.dilation_w
+    top, bottom = image.top + corners.top * image.dilation_h, image.top + corners.bottom * image.dilation_h
+    left, right = image.left + corners.left * image.dilation_w, image.left + corners.right * image.dilation_w
     low_y, low_x = key_windows(y, x, reach, coarse, False)
-    return low_y, low_x, key_box((top, bottom, left, right), reach, coarse, False, False)
+    return low_y, low_x, key_box(Corners(top, bottom, left, right), reach, coarse, False, False)
 
 
 @triton.jit
 def box_cells(t, box, image, N: tl.constexpr, SMALL: tl.constexpr):
     """Cells [t * N, t * N + N) of a box: rows and columns there, raster indices, and which there are."""
-    top, left, rows, columns = box
     c = t * N + tl.arange(0, N)
     if SMALL:  # c // columns, exact where cells * columns < 2**31
-        inverse = (0x7FFFFFFF // columns).to(tl.uint32) + 1
+        inverse = (0x7FFFFFFF // box.columns).to(tl.uint32) + 1
         y = tl.umulhi((2 * c).to(tl.uint32), inverse).to(tl.int32)
     else:
-        y = c // columns
-    x = left + c - y * columns
-    y += top
-    there = c < rows * columns
+        y = c // box.columns
+    x = box.left + c - y * box.columns
+    y += box.top
+    there = c < box.rows * box.columns
     return tl.where(there, y, FAR), x, raster(image, y, x), there
 
 
@@ -156,24 +260,21 @@ def inside(low_y, low_x, y, x, size_h, size_w):
 
 
 @triton.jit
-def prefix_tile(t, mask, length, N: tl.constexpr, MASKED: tl.constexpr):
-    """Prefix keys [t * N, t * N + N), and which of them every query sees."""
+def prefix_tile(t, mask, length, N: tl.constexpr):
+    """Prefix keys [t * N, t * N + N); every query sees those that are read."""
     j = t * N + tl.arange(0, N)
-    seen = j < length
-    if MASKED:
-        seen = tl.load(mask + j, mask=seen, other=0) != 0
-    return j, seen
+    read = j < length
+    if mask is not None:
+        read = tl.load(mask + j, mask=read, other=0) != 0
+    return Tile(j, read, read[None, :])
 
 
 @triton.jit
-def grid_tile(t, box, image, low_y, low_x, size, i, last, N: tl.constexpr, SMALL: tl.constexpr, CAUSAL: tl.constexpr):
-    """Raster indices of the N keys of a tile, which of them to read, and the mask [queries, N].
-
-    Causal: query row r stands at raster index i[r], the last one at `last`; a cache may hold anything behind it.
-    """
+def grid_tile(t, box, image, low_y, low_x, reach, queries, N: tl.constexpr, SMALL: tl.constexpr, CAUSAL: tl.constexpr):
+    """Keys [t * N, t * N + N) of a box. Causal: a cache may hold anything behind the last query."""
     y, x, j, read = box_cells(t, box, image, N, SMALL)
-    seen = inside(low_y, low_x, y, x, size[0], size[1])
+    seen = inside(low_y, low_x, y, x, reach.kernel_h, reach.kernel_w)
     if CAUSAL:
-        read &= j <= last
-        seen &= j[None, :] <= i[:, None]
-    return j, read, seen
+        read &= j <= queries.last
+        seen &= j[None, :] <= queries.i[:, None]
+    return Tile(j, read, seen)

@@ -146,25 +146,3 @@ def decode_kernel(
     row = (share * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * M
     store_rows(part + row * BLOCK_D, BLOCK_D, acc / tl.where(total > 0, total, 1.0)[:, None], M, M, BLOCK_D, BLOCK_D)
     tl.store(part_lse + row + tl.arange(0, M), log_sum(top, total))
-
-
-@kernel
-def combine_kernel(
-    part, part_lse, out, out_b, out_h, out_s, kv_heads, group, pitch, steps, row_tiles, shares,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, SHARES: tl.constexpr, M: tl.constexpr,
-):  # fmt: skip
-    """Joins the shares of one row, in their order. The rows of a step are `pitch` apart from those of the next."""
-    rows = steps * group
-    r, head = tl.program_id(0) % rows, tl.program_id(0) // rows
-    b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
-    share = tl.arange(0, SHARES)
-    row = (share * (tl.num_programs(0) // rows) + head).to(tl.int64) * row_tiles * M + r // group * pitch + r % group
-    lse = tl.load(part_lse + row, mask=share < shares, other=float("-inf"))
-    top = tl.maximum(tl.max(lse, 0), LOWEST)
-    weight = tl.exp2(lse - top)
-    cols = tl.arange(0, BLOCK_D)
-    x = tl.load(part + row[:, None] * BLOCK_D + cols[None, :], mask=(share < shares)[:, None], other=0.0)
-    total = tl.sum(weight, 0)
-    x = tl.sum(x * weight[:, None], 0) / tl.where(total > 0, total, 1.0)
-    at = b * out_b + (kv * group + r % group) * out_h + (r // group).to(tl.int64) * out_s
-    tl.store(out + at + cols, x.to(out.dtype.element_ty), mask=cols < D)

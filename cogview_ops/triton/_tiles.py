@@ -7,7 +7,7 @@ import ctypes
 import inspect
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,6 +28,31 @@ SIZES = (
 LOWEST: tl.constexpr = tl.constexpr(-3.4e38)  # the maximum of nothing: finite, so that differences stay numbers
 
 
+class Rows(NamedTuple):
+    """A tensor [B, H, S, D], contiguous in D: where it starts, and its strides."""
+
+    at: Any
+    b: Any
+    h: Any
+    s: Any
+
+
+class Number(NamedTuple):
+    """A float of the host: arguments are float32, float64 comes in two of them."""
+
+    high: float
+    low: float
+
+
+class Shape(NamedTuple):
+    """What tiles are compiled for."""
+
+    D: int  # columns
+    BLOCK_D: int  # the next power of 2
+    M: int  # queries
+    N: int  # keys
+
+
 def kernel(fn: Any) -> Any:
     """`triton.jit` of what is launched."""
     counts = [name for name in inspect.signature(fn).parameters if re.search(r"_n\d$", name)]  # 1: no division by it
@@ -38,6 +63,12 @@ def kernel(fn: Any) -> Any:
 def exactly(high, low, ACC: tl.constexpr):
     """A number of the host's in ACC: arguments are float32, float64 comes in two of them."""
     return tl.full((), 0.0, ACC) + high + low
+
+
+@triton.jit
+def head_of(x, b, h):
+    """Rows of one head."""
+    return Rows(x.at + b * x.b + h * x.h, x.b, x.h, x.s)
 
 
 @triton.jit
@@ -111,6 +142,28 @@ def heavy_first(tiles, heads, section):
     return tiles - 1 - rest // size, group * section + rest % size
 
 
+@kernel
+def combine_kernel(
+    part, part_lse, out, kv_heads, group, pitch, steps, row_tiles, shares,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, SHARES: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """Joins the shares of one row, in their order. The rows of a step are `pitch` apart from those of the next."""
+    rows = steps * group
+    r, head = tl.program_id(0) % rows, tl.program_id(0) // rows
+    b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
+    share = tl.arange(0, SHARES)
+    row = (share * (tl.num_programs(0) // rows) + head).to(tl.int64) * row_tiles * M + r // group * pitch + r % group
+    lse = tl.load(part_lse + row, mask=share < shares, other=float("-inf"))
+    top = tl.maximum(tl.max(lse, 0), LOWEST)
+    weight = tl.exp2(lse - top)
+    cols = tl.arange(0, BLOCK_D)
+    x = tl.load(part + row[:, None] * BLOCK_D + cols[None, :], mask=(share < shares)[:, None], other=0.0)
+    total = tl.sum(weight, 0)
+    x = tl.sum(x * weight[:, None], 0) / tl.where(total > 0, total, 1.0)
+    at = b * out.b + (kv * group + r % group) * out.h + (r // group).to(tl.int64) * out.s
+    tl.store(out.at + at + cols, x.to(out.at.dtype.element_ty), mask=cols < D)
+
+
 # --- host ------------------------------------------------------------------------------------------------------------
 
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run in NumPy, on CPU tensors too
@@ -123,8 +176,20 @@ def check_interpreter(x: torch.Tensor) -> None:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, **arguments: Any) -> None:
-    with torch.cuda.device_of(next(iter(arguments.values()))):  # Triton launches on the current device
+    first = next(iter(arguments.values()))
+    while isinstance(first, tuple):
+        first = first[0]
+    with torch.cuda.device_of(first):  # Triton launches on the current device
         kernel[grid](**arguments, num_warps=config.warps, num_stages=config.stages)
+
+
+def rows_of(x: torch.Tensor) -> Rows:
+    return Rows(x, *x.stride()[:3])
+
+
+def number(x: float) -> Number:
+    high = ctypes.c_float(x).value
+    return Number(high, x - high)
 
 
 def strides(**tensors: torch.Tensor) -> dict[str, int]:

@@ -18,15 +18,17 @@ from .. import _registration
 from ..three_region_attention import register
 from . import configs
 from ._three_region_backward import grad_key_kernel, grad_query_kernel
-from ._three_region_forward import combine_kernel, decode_kernel, forward_kernel
+from ._three_region_forward import decode_kernel, forward_kernel
 from ._three_region_pattern import gather_kernel, rank_kernel
 from ._tiles import (
     DEVICES,
     accumulator,
     block_d,
     check_interpreter,
+    combine_kernel,
     launch,
     power_of_4,
+    rows_of,
     section,
     strides,
     two_parts,
@@ -88,7 +90,7 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, pivots: Tensor,
     block_size: int, window_blocks: int, pivot_bias: float, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out, lse = _registration.attention_fake(q)
+    out, lse = _registration.empty_attention(q)
     if not q.numel():
         return out, lse
     call = _Call(q, k, pivots, block_size, window_blocks)
@@ -159,7 +161,7 @@ def decode(
     q: Tensor, k: Tensor, v: Tensor, pivots: Tensor, cache_seqlens: Tensor,
     block_size: int, window_blocks: int, pivot_bias: float, scale: float,
 ) -> Tensor:  # fmt: skip
-    out = _registration.decode_fake(q)
+    out = _registration.empty_decode(q)
     if not q.numel():
         return out
     call = _Call(q, k, pivots, block_size, window_blocks)
@@ -186,7 +188,7 @@ def decode(
     )  # fmt: skip
     launch(
         combine_kernel, (steps * group * pairs,), configs.SMALL,
-        part=part, part_lse=part_lse, out=out, **strides(out=out), kv_heads=call.kv_heads, group=group, pitch=group,
+        part=part, part_lse=part_lse, out=rows_of(out), kv_heads=call.kv_heads, group=group, pitch=group,
         steps=steps, row_tiles=row_tiles, shares=shares, D=call.dim, BLOCK_D=block_d(call.dim),
         SHARES=power_of_4(shares), M=config.m,
     )  # fmt: skip
