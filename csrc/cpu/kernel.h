@@ -4,18 +4,15 @@
 #include "tile_unit.h"
 #include "vec.h"
 
-// Defines the exported kernel `name`: items [begin, end), each by function<T> of the tensors' dtype, for the dtypes
-// that some instruction set runs it for.
-#define COGVIEW_DEFINE_KERNEL(name, Plan, function, runs)                                \
-  void name(const Plan& plan, int64_t begin, int64_t end, int slot) {                    \
-    [[maybe_unused]] AmxScope amx;                                                       \
-    char* scratch = plan.scratch.of(slot);                                               \
-    by_dtype(plan.problem.dtype, [&](auto x) {                                           \
-      using T = decltype(x);                                                             \
-      if constexpr (runs)                                                                \
-        for (int64_t item = begin; item < end; ++item) function<T>(plan, item, scratch); \
-    });                                                                                  \
+// Defines the exported kernel `name`: items [begin, end), each by `function` of the tensors' dtype T, for the dtypes
+// that it `runs` for.
+#define COGVIEW_KERNEL(name, Plan, function, runs)                                    \
+  void name(const Plan& plan, int64_t begin, int64_t end, int slot) {                 \
+    [[maybe_unused]] AmxScope amx;                                                    \
+    char* scratch = plan.scratch.of(slot);                                            \
+    by_dtype(plan.problem.dtype, [&](auto x) {                                        \
+      using T = decltype(x);                                                          \
+      if constexpr (runs)                                                             \
+        for (int64_t item = begin; item < end; ++item) function(plan, item, scratch); \
+    });                                                                               \
   }
-#define COGVIEW_KERNEL(name, Plan, function) COGVIEW_DEFINE_KERNEL(name, Plan, function, true)
-#define COGVIEW_KERNEL_ON_TILES(name, Plan, function) COGVIEW_DEFINE_KERNEL(name, Plan, function, kOnAmx<T>)
-#define COGVIEW_KERNEL_ON_LANES(name, Plan, function) COGVIEW_DEFINE_KERNEL(name, Plan, function, !kOnAmx<T>)

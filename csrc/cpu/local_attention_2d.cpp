@@ -415,17 +415,18 @@ void decode(const LocalDecodePlan& plan, int64_t item, char* scratch) {
 
 }  // namespace
 
-bool local_on_tiles(Dtype dtype) {
-  return by_dtype(dtype, [](auto x) { return kOnAmx<decltype(x)>; });
+bool local_on_tiles(Dtype dtype, bool backward) {
+  return by_dtype(dtype,
+                  [&](auto x) { return backward ? kBackwardOnTiles<decltype(x)> : kForwardOnTiles<decltype(x)>; });
 }
 int64_t local_lanes_scratch(const LocalLanePlan& plan, bool backward) {
-  return by_dtype(plan.problem.dtype, [&](auto x) { return scratch_bytes<decltype(x)>(plan, backward); });
+  return by_dtype(plan.problem.dtype, [&](auto x) { return scratch_bytes<OnVectors<decltype(x)>>(plan, backward); });
 }
 
-COGVIEW_KERNEL_ON_LANES(local_lanes_fwd, LocalLanePlan, forward)
-COGVIEW_KERNEL_ON_LANES(local_lanes_bwd, LocalLanePlan, backward)
-COGVIEW_KERNEL_ON_LANES(local_lanes_finish, LocalLanePlan, finish_shared)
-COGVIEW_KERNEL(local_lanes_decode, LocalDecodePlan, decode)
+COGVIEW_KERNEL(local_lanes_fwd, LocalLanePlan, forward<OnVectors<T>>, !kForwardOnTiles<T>)
+COGVIEW_KERNEL(local_lanes_bwd, LocalLanePlan, backward<OnVectors<T>>, !kBackwardOnTiles<T>)
+COGVIEW_KERNEL(local_lanes_finish, LocalLanePlan, finish_shared<OnVectors<T>>, !kBackwardOnTiles<T>)
+COGVIEW_KERNEL(local_lanes_decode, LocalDecodePlan, decode<T>, true)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

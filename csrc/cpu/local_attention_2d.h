@@ -49,7 +49,7 @@ void local_bwd(const LocalAttention& problem, const Host& host);
 void local_decode(const LocalAttention& problem, const Host& host);
 
 // Whether a dtype is for the tile unit; if not, how much scratch a thread needs.
-COGVIEW_DECLARE(bool local_on_tiles(Dtype dtype))
+COGVIEW_DECLARE(bool local_on_tiles(Dtype dtype, bool backward))
 COGVIEW_DECLARE(int64_t local_lanes_scratch(const LocalLanePlan& plan, bool backward))
 COGVIEW_DECLARE_KERNEL(local_lanes_fwd, LocalLanePlan)     // items: batch x kv_heads x chunks
 COGVIEW_DECLARE_KERNEL(local_lanes_bwd, LocalLanePlan)     // batch x kv_heads x chunks

@@ -207,11 +207,11 @@ void backward_on_tiles(const LocalAttention& a, const Host& host) {
 }  // namespace
 
 void local_fwd(const LocalAttention& a, const Host& host) {
-  (COGVIEW_PICK(local_on_tiles)(a.dtype) ? forward_on_tiles : forward_on_lanes)(a, host);
+  (COGVIEW_PICK(local_on_tiles)(a.dtype, false) ? forward_on_tiles : forward_on_lanes)(a, host);
 }
 
 void local_bwd(const LocalAttention& a, const Host& host) {
-  (COGVIEW_PICK(local_on_tiles)(a.dtype) ? backward_on_tiles : backward_on_lanes)(a, host);
+  (COGVIEW_PICK(local_on_tiles)(a.dtype, true) ? backward_on_tiles : backward_on_lanes)(a, host);
 }
 
 void local_decode(const LocalAttention& a, const Host& host) {

@@ -354,13 +354,13 @@ void grad_key(const LocalTilePlan& plan, int64_t item, char* scratch) {
 
 }  // namespace
 
-COGVIEW_KERNEL_ON_TILES(local_tiles_fwd, LocalTilePlan, forward)
-COGVIEW_KERNEL_ON_TILES(local_tiles_prepare, LocalTilePlan, prepare)
-COGVIEW_KERNEL_ON_TILES(local_tiles_grad_prefix, LocalTilePlan, grad_prefix)
-COGVIEW_KERNEL_ON_TILES(local_tiles_finish_prefix, LocalTilePlan, finish_prefix)
-COGVIEW_KERNEL_ON_TILES(local_tiles_grad_coarse, LocalTilePlan, grad_coarse)
-COGVIEW_KERNEL_ON_TILES(local_tiles_grad_key, LocalTilePlan, grad_key)
-COGVIEW_KERNEL_ON_TILES(local_tiles_finish, LocalTilePlan, finish)
+COGVIEW_KERNEL(local_tiles_fwd, LocalTilePlan, forward<T>, kForwardOnTiles<T>)
+COGVIEW_KERNEL(local_tiles_prepare, LocalTilePlan, prepare<T>, kBackwardOnTiles<T>)
+COGVIEW_KERNEL(local_tiles_grad_prefix, LocalTilePlan, grad_prefix<T>, kBackwardOnTiles<T>)
+COGVIEW_KERNEL(local_tiles_finish_prefix, LocalTilePlan, finish_prefix<T>, kBackwardOnTiles<T>)
+COGVIEW_KERNEL(local_tiles_grad_coarse, LocalTilePlan, grad_coarse<T>, kBackwardOnTiles<T>)
+COGVIEW_KERNEL(local_tiles_grad_key, LocalTilePlan, grad_key<T>, kBackwardOnTiles<T>)
+COGVIEW_KERNEL(local_tiles_finish, LocalTilePlan, finish<T>, kBackwardOnTiles<T>)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

@@ -21,7 +21,7 @@ constexpr int kParts = std::is_same_v<T, BFloat16> ? 1
                        : std::is_same_v<T, Half>   ? 2
                                                    : 0;
 template <class T>
-constexpr bool kOnAmx = kParts<T> > 0;
+constexpr bool kOnTiles = kParts<T> > 0;
 #else
 #if defined(COGVIEW_PAIRS)
 template <class T>
@@ -31,8 +31,12 @@ template <class T>
 constexpr int kParts = 0;
 #endif
 template <class T>
-constexpr bool kOnAmx = false;
+constexpr bool kOnTiles = false;
 #endif
+// How a dtype is multiplied on vectors, also where the tile unit takes it in several parts.
+struct WholeHalf : Half {};
+template <class T>
+using OnVectors = std::conditional_t<(kParts<T> > 1), WholeHalf, T>;
 // Whether a dtype is multiplied in pairs.
 template <class T>
 constexpr bool kPaired = kParts<T> > 0;

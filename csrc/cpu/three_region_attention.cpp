@@ -409,12 +409,12 @@ void grad_key(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
 
 }  // namespace
 
-COGVIEW_KERNEL(three_region_tiles_fwd, ThreeRegionPlan, forward)
-COGVIEW_KERNEL(three_region_rows, ThreeRegionPlan, decode)
-COGVIEW_KERNEL(three_region_prepare, ThreeRegionPlan, prepare)
-COGVIEW_KERNEL(three_region_grad_pivot, ThreeRegionPlan, grad_pivot)
-COGVIEW_KERNEL(three_region_grad_key, ThreeRegionPlan, grad_key)
-COGVIEW_KERNEL(three_region_finish, ThreeRegionPlan, finish_query)
+COGVIEW_KERNEL(three_region_tiles_fwd, ThreeRegionPlan, forward<T>, true)
+COGVIEW_KERNEL(three_region_rows, ThreeRegionPlan, decode<T>, true)
+COGVIEW_KERNEL(three_region_prepare, ThreeRegionPlan, prepare<T>, true)
+COGVIEW_KERNEL(three_region_grad_pivot, ThreeRegionPlan, grad_pivot<T>, true)
+COGVIEW_KERNEL(three_region_grad_key, ThreeRegionPlan, grad_key<T>, true)
+COGVIEW_KERNEL(three_region_finish, ThreeRegionPlan, finish_query<T>, true)
 
 }  // namespace COGVIEW_ISA
 }  // namespace cogview

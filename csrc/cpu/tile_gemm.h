@@ -66,7 +66,7 @@ inline int gemm_blocks(int j, int n, int k, const Operand<T>* a, int lda, const 
 
 // C[16, n] (+)= A[16, k] B[k, n], n a multiple of the vector; of pairs, n and k multiples of 32 and everything 64-byte
 // aligned. `plane`: elements between the parts of A.
-template <class T, std::enable_if_t<!kOnAmx<T>, int> = 0>
+template <class T, std::enable_if_t<!kOnTiles<T>, int> = 0>
 inline void gemm(int n, int k, const Operand<T>* a, int lda, int64_t /*plane*/, const Matrix<T>& b, Acc<T>* c, int ldc,
                  bool accumulate) {
   int j = 0;
@@ -76,7 +76,7 @@ inline void gemm(int n, int k, const Operand<T>* a, int lda, int64_t /*plane*/, 
 }
 
 #if defined(COGVIEW_TILE_UNIT)
-template <class T, std::enable_if_t<kOnAmx<T>, int> = 0>
+template <class T, std::enable_if_t<kOnTiles<T>, int> = 0>
 inline void gemm(int n, int k, const BFloat16* a, int lda, int64_t plane, const Matrix<T>& b, float* c, int ldc,
                  bool accumulate) {
   constexpr int parts = kParts<T>;
