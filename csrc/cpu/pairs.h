@@ -61,6 +61,8 @@ inline void separate(Pairs x, BFloat16* even, BFloat16* odd) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(even), _mm512_cvtepi32_epi16(bits));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(odd), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
 }
+// 16 x 16 pairs.
+inline void transpose_pairs(Pairs* x) { transpose_block(reinterpret_cast<__m512i*>(x)); }
 // One pair, 16 times.
 inline Pairs spread_pair(const void* pair) {
   int32_t bits;
@@ -74,7 +76,7 @@ inline Floats dot_pairs(Floats sum, Pairs x, Pairs y) {
 
 #else
 
-typedef uint32_t PairBits __attribute__((vector_size(64)));
+typedef uint32_t PairBits __attribute__((vector_size(64), may_alias));
 
 // What is below the normal range is 0.
 inline Floats flushed(Floats x) {
@@ -116,6 +118,14 @@ inline Pairs interleave_halves(Pairs x) {
 }
 inline void separate(Pairs x, BFloat16* even, BFloat16* odd) {
   for (int i = 0; i < 16; ++i) even[i].bits = x[2 * i], odd[i].bits = x[2 * i + 1];
+}
+inline void transpose_pairs(Pairs* x) {
+  const auto bits = reinterpret_cast<PairBits*>(x);
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < i; ++j) {
+      const uint32_t t = bits[i][j];
+      bits[i][j] = bits[j][i], bits[j][i] = t;
+    }
 }
 inline Pairs spread_pair(const void* pair) {
   uint32_t bits;

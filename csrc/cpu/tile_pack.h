@@ -15,16 +15,15 @@ void pack_transposed(const RowSet<T>& x, int d, Operand<T>* out, int ld) {
     constexpr int parts = kParts<T>;
     for (int first = 0; first < kTile; first += 16)
       for (int j = 0; j < ld; j += 32) {
-        Pairs part[parts];
-        VecF r[parts][16];
+        Pairs part[parts], r[parts][16];
         COGVIEW_UNROLL(c, 16) {
           row_parts(x, first + c, j, d, part);
-          COGVIEW_UNROLL(i, parts) r[i][c] = bits_as<VecF>(part[i]);
+          COGVIEW_UNROLL(i, parts) r[i][c] = part[i];
         }
         COGVIEW_UNROLL(i, parts) {
           BFloat16* block = out + i * int64_t(ld) * kTile + j * kTile + first * 32;
-          transpose<float>(r[i]);  // a pair of elements moves as one
-          COGVIEW_UNROLL(c, 16) store_pairs(block + c * 32, bits_as<Pairs>(r[i][c]));
+          transpose_pairs(r[i]);
+          COGVIEW_UNROLL(c, 16) store_pairs(block + c * 32, r[i][c]);
         }
       }
   } else {
