@@ -1,6 +1,7 @@
-"""What 2D local attention is asked for, as objects: from the operators' arguments and back.
+"""What 2D local attention is asked for, as objects: built from what users pass in `_checks.py`, as arguments of the
+operators and back here.
 
-A new option is a field of one of them and of a group of arguments, in `flatten` and `unflatten`.
+A new option is a field here and in `SCHEMA`, `flatten` and `unflatten`; a check; a line in `reference.py`; its kernels.
 """
 
 from typing import Any, NamedTuple
