@@ -22,8 +22,6 @@ PY := $(ENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -qq
 STAMPS := build/stamps$(subst /,-,$(ENV))
 HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
-OPERATOR_TESTS := operators threads three_region_attention local_attention_2d merge_attentions pb_relax_softmax \
-  pb_relax_attention sandwich_layer_norm modules kv_cache
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 OLDEST := build/oldest
@@ -41,7 +39,7 @@ test: lint
 # oldest torch and on Python 3.12; the GPU check rehearsed there. About an hour more, and 4 GB of downloads.
 test-all: test oldest build/triton-3.6.0/done
 	@COGVIEW_TESTS=all $(PY) -m pytest tests/test_triton_build.py
-	@$(OLDEST)/bin/python -m pytest -n auto $(OPERATOR_TESTS:%=tests/test_%.py)
+	@$(OLDEST)/bin/python -m pytest -n auto tests/operators
 	@$(OLDEST)/bin/python scripts/gpu_check.py first full --carried --rehearse --out build/rehearsal
 
 # The operator tests under GCC's address and undefined-behaviour sanitizers, on a build of its own. Leaks are Python's;
@@ -53,7 +51,7 @@ asan: $(STAMPS)/packages
 	  export LD_PRELOAD="$$(library libasan) $$(library libstdc++)" PYTHONPATH=$(CURDIR)/build/asan; \
 	  export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
 	  $(PY) -P -c 'from cogview_ops import _C; assert "sanitizers" in _C.compiler(), _C.__file__' && \
-	  $(PY) -P -m pytest --capture=sys $(OPERATOR_TESTS:%=tests/test_%.py)
+	  $(PY) -P -m pytest --capture=sys tests/operators
 
 # torch 2.11 with CUDA and Triton 3.6, and the extension for it, with CUDA kernels for an H100 where nvcc is. What is
 # built here, cogview_ops/_C.cpython-312-*.so, can be carried to a machine that has a GPU and no compiler.

@@ -6,17 +6,7 @@ import torch
 
 import cogview_ops
 
-from . import _dispatch
-
-OPERATORS = (
-    "pb_relax_softmax",
-    "layer_norm",
-    "sandwich_layer_norm",
-    "three_region_attention",
-    "three_region_attention_decode",
-    "local_attention_2d",
-    "local_attention_2d_decode",
-)
+from . import _dispatch, _manifest
 
 
 def main() -> None:
@@ -28,11 +18,10 @@ def main() -> None:
         print(f"extension: {build.compiler()}, built against torch {build.torch_version()}")
         print(f"CPU: {build.active_cpu()} in use, of {', '.join(build.supported_cpu())}")
         print(f"CUDA: {build.cuda_archs() or 'not in this build'}")
-    for name in OPERATORS:
-        op = name if name.endswith("_decode") else f"{name}_fwd"
-        print(f"\n{name}")
+    for operator in _manifest.KERNELS:
+        print(f"\n{operator.name}")
         for impl in _dispatch.IMPLS[1:]:
-            print(f"  {impl:<10} {_dispatch.reason_unavailable(op, impl) or 'available'}")
+            print(f"  {impl:<10} {_dispatch.reason_unavailable(operator.forward, impl) or 'available'}")
 
 
 if __name__ == "__main__":

@@ -33,13 +33,7 @@ STARTED = time.monotonic()
 ROOT = Path(__file__).parents[1]
 BUDGETS = {"first": 220, "full": 400}  # seconds
 RESERVE = 20  # of them, to interrupt and kill what is late, and for the summary
-TESTS = [
-    f"tests/test_{name}.py"
-    for name in (
-        "three_region_attention", "local_attention_2d", "pb_relax_softmax", "sandwich_layer_norm",  # the smoke tests
-        "operators", "pb_relax_attention", "sequence_attention", "modules",
-    )
-]  # fmt: skip
+TESTS = "tests/operators"
 SMOKE = "truth and bfloat16 and (cuda or triton)"
 LOG = 2**21  # bytes of a part's output that are kept, half from its begin and half from its end
 # The extension has CUDA kernels for this GPU.
@@ -231,7 +225,7 @@ class Check:
         shutil.rmtree(self.results, ignore_errors=True)
         self.extension()
         self.together(Part("info", [sys.executable, "-m", "cogview_ops.info"], 30))
-        self.together(self.tests("smoke", 90, "-k", SMOKE, *TESTS[:4]))
+        self.together(self.tests("smoke", 90, "-k", SMOKE, TESTS))
         self.together(self.benchmarks(150, "--targets", "--dtype", "bf16", "--seconds", "0.3"))
 
     def full(self) -> None:
@@ -240,12 +234,12 @@ class Check:
         stability = ["--rates", "0.1", "--out", str(self.results / "stability")]
         stability += ["--preset", "tiny"] * self.rehearse
         self.together(
-            self.tests("tests", 150, "-k", "(cuda or triton) and not float64", *TESTS),
+            self.tests("tests", 150, "-k", "(cuda or triton) and not float64", TESTS),
             Part("stability", [sys.executable, "-m", "benchmarks.stability", *stability], 150),
         )
         self.together(  # a quarter of the compilations, and the slowest: last
             Part("large", pytest("tests/test_gpu.py"), 60),
-            self.tests("float64", 60, "-k", "(cuda or triton) and float64", *TESTS),
+            self.tests("float64", 60, "-k", "(cuda or triton) and float64", TESTS),
         )
 
     def run(self) -> list[str]:

@@ -86,8 +86,8 @@ def load() -> Path:
     """Builds the library where it must be, and makes its operators complete: schemas, fakes, derivatives."""
     link = [f"-L{path}" for path in library_paths()]
     library = build(KEPT, "product", product(), [*link, "-ltorch_cpu", "-lc10"])
-    for op in ("pb_relax_softmax", "sandwich_layer_norm"):
-        importlib.import_module(f"cogview_ops.{op}").register(NAMESPACE)
+    for path in BINDINGS.glob("*_cuda.cpp"):
+        importlib.import_module(f"cogview_ops.{path.stem.removesuffix('_cuda')}").register(NAMESPACE)
     torch.ops.load_library(library)
     return library
 

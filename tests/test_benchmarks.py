@@ -12,6 +12,7 @@ from benchmarks import baselines, cases, machine, report
 from benchmarks.cases import Case
 from benchmarks.test_bench import contestants, measure
 from cogview_ops import patterns
+from cogview_ops._manifest import KERNELS, OPERATORS
 
 SMALL = {
     "three_region_attention": partial(cases.three_region, heads=2, seqlen=1024, dim=16, pivots=100, text=20),
@@ -37,14 +38,16 @@ SMALL = {
 }
 
 
-def test_every_operator_with_a_case_is_tried_small() -> None:
+def test_every_operator_has_a_case_and_is_tried_small() -> None:
     assert {case.op for case in cases.CASES} == {op.partition("-")[0] for op in SMALL}
+    for timed in (cases.CASES, cases.GPU_CASES):
+        assert {operator.name for operator in KERNELS} <= {case.op for case in timed} <= set(OPERATORS)
     assert len({str(case) for case in cases.CASES}) == len(cases.CASES)
 
 
 @pytest.mark.parametrize("op", SMALL)
 def test_ours_and_every_baseline_agree_with_float64(op: str) -> None:
-    backward = not op.endswith("_decode")
+    backward = OPERATORS[op.partition("-")[0]].differentiable
     problem = SMALL[op](torch.float32, backward)
     compiled = ("torch.compile", "FlexAttention")  # takes seconds
     eager = {name: f for name, f in problem.baselines.items() if name not in compiled}

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(emulated_isa.missing() is not None, reason=str(e
 @pytest.mark.skipif("amx" in SUPPORTED, reason="AMX is here, all tests run on it")
 def test_attention_on_tiles() -> None:
     """What is tested on every instruction set, in the dtypes that the tile unit multiplies."""
-    files = [f"tests/test_{op}.py" for op in OPERATORS]
+    files = [f"tests/operators/test_{op}.py" for op in OPERATORS]
     done = emulated_isa.run("amx", "-m", "pytest", *files, "-k", "every_instruction_set and (bfloat16 or float16)")
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split(" passed")[0].split()[-1]) >= 30

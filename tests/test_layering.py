@@ -1,4 +1,7 @@
-"""Who may import whom: patterns <- reference, triton <- operators <- modules <- cogview <- benchmarks, tests."""
+"""Who may import whom: patterns <- reference, triton <- operators <- modules <- cogview <- benchmarks, tests.
+
+And where who adds an operator has to put it.
+"""
 
 import ast
 import subprocess
@@ -8,17 +11,18 @@ from pathlib import Path
 import pytest
 
 import cogview_ops
+from cogview_ops._manifest import OPERATORS
 
 ROOT = Path(__file__).parents[1]
-OPERATORS = (
-    "pb_relax_softmax",
-    "sandwich_layer_norm",
-    "three_region_attention",
-    "local_attention_2d",
-    "merge_attentions",
-    "sample_pivots",
-)
-COMPOSITIONS = ("dalle_attention", "cogview2_attention", "pb_relax_attention")
+
+
+def files(*made_of: str) -> list[str]:
+    """The files of the operators that are made of this, by their stems."""
+    chosen = (getattr(cogview_ops, x.name).__module__ for x in OPERATORS.values() if x.made_of in made_of)
+    return sorted({module.rpartition(".")[2] for module in chosen})
+
+
+BASIC, COMPOSITIONS = files("kernels", "torch"), files("operators")
 # what each module of cogview_ops may import from the package
 ALLOWED: dict[str, set[str]] = {
     "patterns": set(),
@@ -27,15 +31,16 @@ ALLOWED: dict[str, set[str]] = {
     "_dispatch": {"_C", "triton"},  # the latter on demand
     "_registration": {"_dispatch"},
     "reference": {"patterns", "_local_options"},
-    **{op: {"_checks", "_dispatch", "_registration", "reference", "_local_options"} for op in OPERATORS},
-    **{op: {*OPERATORS, "_checks", "_registration", "reference", "patterns"} for op in COMPOSITIONS},
+    "_manifest": set(),
+    **{op: {"_checks", "_dispatch", "_registration", "reference", "_local_options"} for op in BASIC},
+    **{op: {*BASIC, "_checks", "_registration", "reference", "patterns"} for op in COMPOSITIONS},
     "kv_cache": {"_checks"},
-    "attention_modules": {*OPERATORS, "kv_cache", "", "_checks"},
-    "modules": {*OPERATORS, "kv_cache", "attention_modules"},
-    "info": {"", "_dispatch"},
-    "__init__": {*OPERATORS, *COMPOSITIONS, "modules"},
+    "attention_modules": {*BASIC, "kv_cache", "", "_checks"},
+    "modules": {*BASIC, "kv_cache", "attention_modules"},
+    "info": {"", "_dispatch", "_manifest"},
+    "__init__": {*BASIC, *COMPOSITIONS, "modules"},
 }
-TRITON = {"patterns", "_checks", "_dispatch", "_local_options", "_registration", *OPERATORS}  # never the reference
+TRITON = {"patterns", "_checks", "_dispatch", "_local_options", "_registration", *BASIC}  # never the reference
 
 
 def imports(path: Path) -> set[str]:
@@ -53,7 +58,9 @@ def imports(path: Path) -> set[str]:
 
 
 def modules(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found, package
+    return found
 
 
 def own(names: set[str]) -> set[str]:
@@ -69,7 +76,7 @@ def test_inside_cogview_ops(path: Path) -> None:
     assert own(imports(path)) <= allowed, f"{relative} may import {sorted(allowed)} only"
 
 
-@pytest.mark.parametrize("package", ["cogview_ops", "cogview", "benchmarks", "tests"])
+@pytest.mark.parametrize("package", ["cogview_ops", "cogview", "benchmarks"])
 def test_between_packages(package: str) -> None:
     order = ["cogview_ops", "cogview", "benchmarks", "tests"]
     above = set(order[order.index(package) + 1 :])
@@ -93,24 +100,55 @@ def test_cogview_uses_public_names_only() -> None:
 
 def test_kernels_know_nothing_of_torch() -> None:
     for folder in ("cpu", "cuda"):
-        for path in (ROOT / "csrc" / folder).glob("*"):
-            for line in path.read_text().splitlines():
-                banned = ("torch", "ATen", "c10", "pybind11", "Python.h", "bindings")
-                assert not (line.startswith("#include") and any(b in line for b in banned)), f"{path.name}: {line}"
+        banned = ("torch", "ATen", "c10", "pybind11", "Python.h", "bindings")
+        for path, line in includes(f"csrc/{folder}"):
+            assert not any(b in line for b in banned), f"{path.name}: {line}"
 
 
 def test_bindings_use_the_stable_abi() -> None:
-    for path in (ROOT / "csrc" / "bindings").glob("*"):
-        for line in path.read_text().splitlines():
-            if line.startswith("#include") and any(b in line for b in ("torch/", "ATen", "c10")):
-                assert "torch/csrc/stable/" in line or "torch/headeronly/" in line, f"{path.name}: {line}"
+    lines = [x for x in includes("csrc/bindings") if any(b in x[1] for b in ("torch/", "ATen", "c10"))]
+    assert lines
+    for path, line in lines:
+        assert "torch/csrc/stable/" in line or "torch/headeronly/" in line, f"{path.name}: {line}"
 
 
-def test_one_stem_per_operator() -> None:
+def includes(folder: str) -> list[tuple[Path, str]]:
+    paths = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    found = [(path, line) for path in paths for line in path.read_text().splitlines() if line.startswith("#include")]
+    assert found, folder
+    return found
+
+
+@pytest.mark.parametrize("stem", files("kernels"))
+def test_one_stem_per_operator(stem: str) -> None:
     """The same file stem names an operator everywhere."""
-    for op in ("pb_relax_softmax", "sandwich_layer_norm", "three_region_attention", "local_attention_2d"):
-        for file in (f"cogview_ops/{op}.py", f"csrc/cpu/{op}.cpp", f"csrc/bindings/{op}.cpp", f"tests/test_{op}.py"):
-            assert (ROOT / file).exists(), file
+    for folder, file in (
+        ("cogview_ops", f"{stem}.py"),
+        ("cogview_ops/triton", f"{stem}.py"),
+        ("csrc/cpu", f"{stem}.cpp"),
+        ("csrc/bindings", f"{stem}.cpp"),
+        ("tests/operators", f"test_{stem}.py"),
+    ):
+        assert (ROOT / folder / file).exists(), f"{folder}/{file}"
+
+
+def test_public_names_are_those_of_the_manifest() -> None:
+    assert list(OPERATORS) == cogview_ops.__all__ == sorted(OPERATORS)
+
+
+def test_tests_of_operators_have_a_folder() -> None:
+    """tests/operators is what runs under sanitizers, on GPUs and on the oldest torch, which have no more than this."""
+    names = {f"cogview_ops.{name}" for name in OPERATORS}
+    tested: set[str] = set()
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        used = imports(path)
+        more = {name.split(".")[0] for name in used} & {"cogview", "benchmarks"}
+        if path.parent.name == "operators":
+            tested |= used
+            assert not more, f"{path.name} is of more than operators: {sorted(more)}"
+        elif used & names:
+            assert more, f"{path.name} belongs into tests/operators"
+    assert names <= tested
 
 
 def test_importing_loads_nothing_heavy() -> None:

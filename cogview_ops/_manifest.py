@@ -1,0 +1,46 @@
+"""The operators: the one list that info and the tests read. The tests say what a new line lacks: its function, torch
+operators, kernels, cases, benchmarks, place among the tests, mention in the README."""
+
+from typing import Literal, NamedTuple
+
+
+class Operator(NamedTuple):
+    name: str  # of the public function
+    made_of: Literal["kernels", "operators", "torch"]  # its own kernels, other operators, plain torch
+
+    @property
+    def differentiable(self) -> bool:
+        return not self.name.endswith("_decode")
+
+    @property
+    def forward(self) -> str:
+        """The torch operator of its kernels, by which implementations are chosen; `<name>_bwd` is the derivative."""
+        return f"{self.name}_fwd" if self.differentiable else self.name
+
+    @property
+    def registered(self) -> tuple[str, ...]:
+        """All torch operators of its kernels."""
+        if self.made_of != "kernels":
+            return ()
+        return (self.forward, f"{self.name}_bwd") if self.differentiable else (self.forward,)
+
+
+OPERATORS = {
+    operator.name: operator
+    for operator in (
+        Operator("cogview2_attention", "operators"),
+        Operator("dalle_attention", "operators"),
+        Operator("dalle_attention_decode", "operators"),
+        Operator("layer_norm", "kernels"),
+        Operator("local_attention_2d", "kernels"),
+        Operator("local_attention_2d_decode", "kernels"),
+        Operator("merge_attentions", "torch"),
+        Operator("pb_relax_attention", "operators"),
+        Operator("pb_relax_softmax", "kernels"),
+        Operator("sample_pivots", "torch"),
+        Operator("sandwich_layer_norm", "kernels"),
+        Operator("three_region_attention", "kernels"),
+        Operator("three_region_attention_decode", "kernels"),
+    )
+}
+KERNELS = tuple(operator for operator in OPERATORS.values() if operator.made_of == "kernels")
