@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from . import report
-from .cases import CASES, DTYPES
+from .cases import CASES, DTYPES, select
 
 # Freed pages stay in the process: otherwise every call of every contestant would pay for page faults.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**38)}
@@ -20,9 +20,10 @@ def main() -> int:
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="one dtype (default: all)")
     parser.add_argument("--seconds", type=float, default=2, help="of timing for each case (default: %(default)s)")
     options = parser.parse_args()
-    chosen = [c for c in CASES if options.op in (None, c.op) and options.dtype in (None, c.dtype)]
-    if not chosen:
-        parser.error(f"no case of {options.op} in {options.dtype}")
+    try:
+        chosen = select(CASES, options.op, options.dtype)
+    except LookupError as error:
+        parser.error(str(error))
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], os.environ | ALLOCATOR)
     tests = [f"{Path(__file__).parent / 'test_bench.py'}::test_case[{case}]" for case in chosen]

@@ -387,6 +387,15 @@ def sandwich(dtype: torch.dtype, back: bool, *, rows=8704, dim=2560) -> Problem:
     )
 
 
+def select(cases: Sequence[Case], op: str | None, dtype: str | None) -> list[Case]:
+    """Those of one operator or dtype, or of all. LookupError says what there is."""
+    found = [case for case in cases if op in (None, case.op) and dtype in (None, case.dtype)]
+    if not found:
+        there = ", ".join(sorted({f"{case.op} in {case.dtype}" for case in cases}))
+        raise LookupError(f"no case of {op or 'any operator'} in {dtype or 'any dtype'}, but of {there}")
+    return found
+
+
 def _cases(op: str, shape: str, build: Callable[..., Problem], *runs: tuple[str, bool]) -> list[Case]:
     return [Case(op, shape, dtype, back, build) for dtype, back in runs]
 

@@ -138,16 +138,10 @@ def rehearsal() -> list[Case]:
 
 
 def chosen(options: argparse.Namespace) -> list[Case]:
-    if options.rehearse:
-        return rehearsal()
     aims = {(target.op, target.shape) for target in TARGETS}
-    return [
-        case
-        for case in GPU_CASES
-        if options.op in (None, case.op)
-        and options.dtype in (None, case.dtype)
-        and (not options.targets or (case.op, case.shape) in aims)
-    ]
+    all_of_them = rehearsal() if options.rehearse else GPU_CASES
+    offered = [case for case in all_of_them if not options.targets or (case.op, case.shape) in aims]
+    return cases.select(offered, options.op, options.dtype)
 
 
 def main() -> int:
@@ -161,9 +155,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help=f"folder (default: {report.RESULTS.name})")
     parser.add_argument("--begin", type=int, default=0, help="leave out so many cases; what is run after a fault")
     options = parser.parse_args()
-    todo = chosen(options)
-    if not todo:
-        parser.error(f"no case of {options.op} in {options.dtype}")
+    try:
+        todo = chosen(options)
+    except LookupError as error:
+        parser.error(str(error))
     if options.rehearse and options.out is None:
         parser.error("--rehearse: give another folder than that of the results, --out")
     if not torch.cuda.is_available() and not options.rehearse:

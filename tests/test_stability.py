@@ -32,12 +32,13 @@ def test_scenes_are_tokens(data) -> None:
 
 
 def test_both_is_the_model_and_pre_ln_is_the_formula() -> None:
-    both = build(SMALL, VARIANTS[3], lambda x: None)
+    variants = {variant.name: variant for variant in VARIANTS}
+    both = build(SMALL, variants["Sandwich-LN + PB-relax"], lambda x: None)
     model = GPT(both.config)
     model.load_state_dict(both.state_dict())
     torch.testing.assert_close(hidden(both), hidden(model), atol=1e-12, rtol=0)
 
-    plain = build(SMALL, VARIANTS[0], lambda x: None)
+    plain = build(SMALL, variants["pre-LN"], lambda x: None)
     h = plain.double().word_embeddings.weight[:20] + plain.transformer.position_embeddings.weight[:20]
     for layer in plain.transformer.layers:
         q, k, v = layer.attention.query_key_value(layer.input_layernorm(h)).view(20, 3, 2, 16).permute(1, 2, 0, 3)

@@ -53,7 +53,8 @@ ROWS = [
 # sizes of 1, which Triton makes constants: one sample, head, token, row, column, key of a set
 ONES = [("ones", 90, "float32", 1)]
 WIDE = [("local_2d_sets", 90, "float64", 64)]  # all sets, which is where Triton 3.6 has had no float64
-OPS = ("three_region", "local_2d", "local_2d_shift", "local_2d_sets")
+LOCAL = ("local_2d", "local_2d_shift", "local_2d_sets")
+OPS = ("three_region", *LOCAL)
 ALL = [
     *itertools.product(OPS, SHARED_MEMORY, ("bfloat16", "float16", "float32", "float64"), (16, 64, 128, 256)),
     *itertools.product(
@@ -199,7 +200,7 @@ def test_every_row_of_the_tables(version: str, chip: int) -> None:
 
 
 def calls(op: str) -> Any:
-    kinds = {"three_region": call_three_region, "ones": call_ones} | dict.fromkeys(OPS[1:], call_local_2d)
+    kinds = {"three_region": call_three_region, "ones": call_ones} | dict.fromkeys(LOCAL, call_local_2d)
     return kinds.get(op, call_rows)
 
 
@@ -230,7 +231,7 @@ def integers() -> tuple[tuple[str, ...], list[str], list[str]]:
                 call_rows(op, torch.float16, 64, tokens)
         found.append({launch.compilation.dump() for launch in launches})
         with caught(90) as others:
-            for op in OPS[1:]:
+            for op in LOCAL:
                 call_local_2d(op, torch.float16, 16)
             call_ones("ones", torch.float16, 1)
         for launch in (*launches, *others):

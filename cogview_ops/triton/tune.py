@@ -37,6 +37,8 @@ def best(kernel: str, call: Callable[[], object]) -> Config:
                 times[config] = triton.testing.do_bench(call, return_mode="median")
             except (triton.OutOfResources, triton.CompilationError):
                 continue
+    if not times:
+        raise RuntimeError(f"{kernel}: none of the candidates fits this GPU")
     return min(times, key=lambda config: times[config])
 
 

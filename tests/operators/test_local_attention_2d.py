@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BY_LABEL, DECODE, LOCAL_2D, local_2d
+from cases import BY_LABEL, LOCAL_2D, local_2d
 from common import (
     DTYPES,
     Case,
@@ -272,9 +272,10 @@ def test_decode_equals_forward(impl: str, dtype: torch.dtype, steps: int, label:
 @every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_decode_on_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
-    inputs = DECODE[1].inputs(dtype)
-    truth = DECODE[1]({k: x.double() for k, x in inputs.items()}, "reference")
-    assert_as_good_as(DECODE[1](inputs, "cpp")[0], truth[0], DECODE[1](inputs, "reference")[0])
+    case = BY_LABEL["local_2d_decode"]
+    inputs = case.inputs(dtype)
+    truth = case({k: x.double() for k, x in inputs.items()}, "reference")
+    assert_as_good_as(case(inputs, "cpp")[0], truth[0], case(inputs, "reference")[0])
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------

@@ -30,13 +30,21 @@ KINDS = ("row", "row_wrap", "column", "convolutional")
 
 
 def sequence(
-    op: str, label: str, tokens: int, dim: int = 16, *, heads: int = 4, masked: bool = False, **how: Any
+    op: str,
+    label: str,
+    tokens: int,
+    dim: int = 16,
+    *,
+    heads: int = 4,
+    kv_heads: int = 2,
+    masked: bool = False,
+    **how: Any,
 ) -> Case:
     if masked:  # no text at all, padding on the left, on the right
         n = how["text_len"]
         i = torch.arange(n)
         how["text_mask"] = torch.stack([i < 0, i >= n // 2, i < (n + 1) // 2])
-    kv = (3, 2, tokens, dim)
+    kv = (3, kv_heads, tokens, dim)
     return Case(op, label, {"query": (3, heads, tokens, dim), "key": kv, "value": kv}, how)
 
 
@@ -54,9 +62,10 @@ def cogview2(
     return sequence("cogview2_attention", label, text_len + cells + grid[0] * grid[1], **how)
 
 
+MASKED = [dalle(kind, 9, (4, 13), 20, kernel_size=5, masked=True, heads=2, scale=0.4) for kind in KINDS]
 CASES = [
     *(dalle(kind, 7, (5, 6), kernel_size=3) for kind in KINDS),
-    *(dalle(kind, 9, (4, 13), 20, kernel_size=5, masked=True, heads=2, scale=0.4) for kind in KINDS),
+    *MASKED,
     dalle("convolutional", 3, (4, 4)),  # 11 is more than there is
     dalle("row_wrap", 1, (1, 3)),
     dalle("row_wrap", 2, (3, 1), masked=True),
@@ -65,7 +74,16 @@ CASES = [
              raster_causal=True),
     cogview2("iterative", 6, (9, 7), masked=True, heads=2),
     cogview2("iterative_causal", 1, (9, 7), raster_causal=True, scale=0.4),
+    # small enough for Triton's interpreter
+    dalle("convolutional", 2, (2, 3), kernel_size=3, heads=1, kv_heads=1)._replace(label="tiny_dalle"),
+    cogview2("tiny_cogview2", 2, (2, 4), (1, 2), kernel_size=(3, 3), coarse_kernel_size=(1, 1), heads=1, kv_heads=1),
 ]  # fmt: skip
+
+
+def some(*labels: str) -> pytest.MarkDecorator:
+    """Parametrise `case` over some of them."""
+    by_label = {case.label: case for case in CASES}
+    return pytest.mark.parametrize("case", [by_label[label] for label in labels], ids=labels)
 
 
 def pattern(case: Case) -> Tensor:
@@ -150,7 +168,7 @@ def test_dalle_row_with_wrap_is_the_papers() -> None:
 
 @each_impl(OP)
 @pytest.mark.parametrize("layout", [heads_last, gaps, packed], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("case", [CASES[1], CASES[-4], CASES[-2]], ids=lambda case: case.label)
+@some("row_wrap-7-5x6", "direct", "iterative")
 def test_any_strides(impl: str, case: Case, layout: Any) -> None:
     skip_slow(impl)
     inputs = case.inputs(torch.float32, device_of(impl))
@@ -163,7 +181,7 @@ def test_any_strides(impl: str, case: Case, layout: Any) -> None:
 
 @each_impl(f"{OP}_decode")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES[4:8], ids=lambda case: case.label)
+@pytest.mark.parametrize("case", MASKED, ids=lambda case: case.label)
 def test_decode_equals_forward(impl: str, case: Case, dtype: torch.dtype) -> None:
     skip_slow(impl)
     device, text_len = device_of(impl), case.options["text_len"]
@@ -185,7 +203,7 @@ def test_decode_equals_forward(impl: str, case: Case, dtype: torch.dtype) -> Non
 
 
 @each_impl(OP)
-@pytest.mark.parametrize("case", [CASES[5], CASES[-3], CASES[-2]], ids=lambda case: case.label)
+@some("row_wrap-9-4x13-masked", "direct_causal", "iterative")
 def test_gradcheck(impl: str, case: Case) -> None:
     skip_slow(impl)
     how = {k: v[:1] if isinstance(v, Tensor) else v for k, v in case.options.items()}
@@ -203,7 +221,7 @@ def test_gradcheck(impl: str, case: Case) -> None:
     assert torch.autograd.gradcheck(call, [x.to(device_of(impl)).requires_grad_() for x in leaves])
 
 
-@pytest.mark.parametrize("case", [CASES[4], CASES[-4]], ids=lambda case: case.label)
+@some("row-9-4x13-masked", "direct")
 def test_compiles_as_one_graph_and_runs_under_autocast(case: Case) -> None:
     torch._dynamo.reset()
     inputs = case.inputs(torch.float32)

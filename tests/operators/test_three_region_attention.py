@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BY_LABEL, DECODE, THREE_REGION, some_pivots, three_region
+from cases import BY_LABEL, THREE_REGION, some_pivots, three_region
 from common import (
     DTYPES,
     Case,
@@ -77,7 +77,7 @@ def test_scores_that_grow_on_the_way(isa: str, dtype: torch.dtype) -> None:
 
 
 @every_isa
-@pytest.mark.parametrize("dtype", DTYPES[1:3], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_many_heads_share_packed_tiles(isa: str, dtype: torch.dtype) -> None:
     """Enough heads that a work item takes several tiles of keys and of pivots."""
     case = three_region("many_heads", 330, 16, 50, 1, "all", batch=1, heads=32, kv_heads=32, pivot_bias=0.5)
@@ -198,15 +198,16 @@ def test_decode_equals_forward(impl: str, dtype: torch.dtype, steps: int, label:
 @every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_decode_on_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
-    inputs = DECODE[0].inputs(dtype)
-    truth = DECODE[0]({k: x.double() for k, x in inputs.items()}, "reference")
-    assert_as_good_as(DECODE[0](inputs, "cpp")[0], truth[0], DECODE[0](inputs, "reference")[0])
+    case = BY_LABEL["three_region_decode"]
+    inputs = case.inputs(dtype)
+    truth = case({k: x.double() for k, x in inputs.items()}, "reference")
+    assert_as_good_as(case(inputs, "cpp")[0], truth[0], case(inputs, "reference")[0])
 
 
 @each_impl(f"{OP}_decode")
 def test_decode_never_reads_beyond_the_lengths(impl: str) -> None:
     """A row's result depends on nothing but the tokens that its pattern names."""
-    case = DECODE[0]
+    case = BY_LABEL["three_region_decode"]
     inputs = case.inputs(torch.float32, device_of(impl))
     block_size, window_blocks = case.options["block_size"], case.options["window_blocks"]
     ends = case.options["cache_seqlens"]
