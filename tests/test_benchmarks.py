@@ -1,7 +1,10 @@
 """The benchmarks' cases compute what they claim, at small sizes, and their results are kept and printed."""
 
 import dataclasses
+import importlib.util
 import json
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -177,6 +180,35 @@ def test_a_wrong_result_is_not_timed(benchmark) -> None:
     assert "median_s" not in row
     assert "not timed" in report.line(row)
     benchmark.pedantic(int)  # the fixture wants to be used
+
+
+def sass(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.sass", *arguments]
+    return subprocess.run(command, cwd=cases.__file__.rsplit("/", 2)[0], capture_output=True, text=True)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton, and with it a disassembler, is not here"
+)
+def test_machine_code_is_read_without_a_gpu(tmp_path) -> None:
+    run = sass("layer_norm", "--size", "64", "--dtype", "fp16", "--out", str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    (path,) = tmp_path.iterdir()
+    rows = {row["kernel"]: row for row in json.loads(path.read_text())}
+    assert set(rows) == {"layer_norm.forward", "layer_norm.backward"}
+    for name, row in rows.items():
+        assert f"{name} " in run.stdout
+        assert 16 <= row["registers"] <= 255
+        assert (row["local"], row["waits"]) == (0, [])
+        assert row["blocks"] * row["warps"] <= 64
+        assert row["counts"]["LDG"] > 0
+        assert 0 < row["floor"] <= row["least"] < row["most"]
+
+
+def test_unknown_machine_code_is_an_error() -> None:
+    run = sass("three_region.forwards")
+    assert run.returncode == 2
+    assert "no kernel 'three_region.forwards': three_region.forward, " in run.stderr
 
 
 def test_no_results_says_what_to_do(tmp_path) -> None:
