@@ -119,6 +119,20 @@ def grad_key_tile(
     return tl.dot(ds.to(x.dtype), x, sum_k, input_precision="ieee", out_dtype=ACC), sum_v
 
 
+@triton.jit
+def first_tile(t, tiles):
+    """Of `tiles` tiles a head number t in all: (number in its head, head)."""
+    tiles = tl.maximum(tiles, 1)
+    return t % tiles, (t // tiles).to(tl.int64)
+
+
+@triton.jit
+def next_tile(u, head, tiles):
+    """Without a division, which takes 24 instructions."""
+    last = u + 1 >= tiles
+    return tl.where(last, 0, u + 1), head + last.to(tl.int64)
+
+
 @kernel
 def grad_key_kernel(
     q, k, v, pivots, rank, dout, lse, delta, part_k, part_v, dk, dv,
@@ -191,21 +205,22 @@ def grad_key_kernel(
             part = (s * total_kv_heads + head).to(tl.int64) * room * BLOCK_D
             sum_k += gather_rows(part_k + part, BLOCK_D, slot, is_pivot, BLOCK_D, BLOCK_D)
             sum_v += gather_rows(part_v + part, BLOCK_D, slot, is_pivot, BLOCK_D, BLOCK_D)
-    for t in tl.range(share * full_share, tl.minimum((share + 1) * full_share, full * group)):
-        g = (t // full).to(tl.int64)
-        i = low + (t % full + headed) * M
+    u, g = first_tile(share * full_share, full)
+    for _ in tl.range(share * full_share, tl.minimum((share + 1) * full_share, full * group)):
+        i = low + (u + headed) * M
         sum_k, sum_v = grad_key_tile(
             sum_k, sum_v, y, z, q + g * q_h, dout + g * dout_h, lse + g * seqlen, delta + g * seqlen, q_s, dout_s,
             i, begin, end, seqlen, scale, bias, False, WIDE, ACC, D, BLOCK_D, M,
         )  # fmt: skip
-    for t in tl.range(share * edge_share, tl.minimum((share + 1) * edge_share, edges * group)):
-        g = (t // edges).to(tl.int64)
-        u = t % edges
+        u, g = next_tile(u, g, full)
+    u, g = first_tile(share * edge_share, edges)
+    for _ in tl.range(share * edge_share, tl.minimum((share + 1) * edge_share, edges * group)):
         i = low + tl.where(u < headed, u, u + full) * M
         sum_k, sum_v = grad_key_tile(
             sum_k, sum_v, y, z, q + g * q_h, dout + g * dout_h, lse + g * seqlen, delta + g * seqlen, q_s, dout_s,
             i, begin, end, seqlen, scale, bias, True, WIDE, ACC, D, BLOCK_D, M,
         )  # fmt: skip
+        u, g = next_tile(u, g, edges)
 
     if PIVOT:
         part = ((share * total_kv_heads + head).to(tl.int64) * room + n) * BLOCK_D

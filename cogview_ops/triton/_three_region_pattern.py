@@ -122,7 +122,14 @@ def key_rows(
 
 
 @triton.jit
+def between(x, low, count):
+    """Whether x is one of `count` numbers from `low` on: one comparison, since those before `low` wrap around."""
+    return (x - low).to(tl.uint32, bitcast=True) < count.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
 def visible(pivot, j, start, seen, i, N: tl.constexpr):
     """Mask of an edge tile, [rows, N]."""
-    column = j + tl.arange(0, N)[None, :]
-    return (column >= tl.where(pivot, 0, start)[:, None]) & (column < tl.where(pivot, seen, i + 1)[:, None])
+    low = tl.where(pivot, 0, start)
+    count = tl.where(pivot, seen, i + 1) - low
+    return between(j + tl.arange(0, N)[None, :], low[:, None], count[:, None])
