@@ -1,6 +1,6 @@
 """PB-relax softmax in Triton: whole rows in registers, one read and one write; what is hidden is not read.
 
-Rows of more than 16384 elements spill to local memory.
+Rows of more than 16384 elements spill to local memory in the backward, of more than 32768 in the forward.
 """
 
 import torch
@@ -42,8 +42,8 @@ def forward_kernel(
         seen = tl.load(at, mask=seen, other=0) != 0
     at = x + row_offsets(i, x_n1, x_n2, x_s0, x_s1, x_s2)[:, None] + j
     s = tl.where(seen, tl.load(at, mask=near, other=0.0).to(ACC), float("-inf"))
-    top = tl.max(s, 1)
-    top = tl.where(tl.max(seen.to(tl.int32), 1) > 0, top, 0.0)  # sees nothing: all exp(-inf) = 0
+    some = tl.max(seen.to(tl.int32), 1) > 0 if MASK else visible > 0
+    top = tl.where(some, tl.max(s, 1), 0.0)  # sees nothing: all exp(-inf) = 0
     p = tl.exp((s - top[:, None]) * exactly(alpha, alpha_low, ACC))
     total = tl.sum(p, 1)
     p = p / tl.where(total == 0, 1.0, total)[:, None]
@@ -87,11 +87,16 @@ def _shared(like: Tensor, alpha: float, causal: bool) -> _rows.Arguments:
     }  # fmt: skip
 
 
+def _tile(x: Tensor, size: int) -> _rows.Config:
+    """With about `size` bytes of each tensor in a thread, as it is computed: rows of one warp wait for no other."""
+    return _rows.tile(x.shape[-1], size // (8 if x.dtype == torch.float64 else 4))
+
+
 def forward(scores: Tensor, mask: Tensor | None, alpha: float, causal: bool) -> Tensor:
     out = _registration.empty_rows(scores)
     if not scores.numel():
         return out
-    shared, config = _shared(scores, alpha, causal), _rows.tile(scores.shape[-1], 16)
+    shared, config = _shared(scores, alpha, causal), _tile(scores, 256)
     x, y = _rows.addressable(scores), _rows.addressable(out)
     seen = x if mask is None else _rows.addressable(mask.view(torch.uint8), contiguous_rows=False)
     launch(
@@ -106,7 +111,7 @@ def backward(dout: Tensor, out: Tensor, alpha: float, causal: bool) -> Tensor:
     grad = _registration.empty_rows(out)
     if not out.numel():
         return grad
-    shared, config = _shared(out, alpha, causal), _rows.tile(out.shape[-1], 8)
+    shared, config = _shared(out, alpha, causal), _tile(out, 128)
     dy, y, dx = (_rows.addressable(x) for x in (dout, out, grad))
     launch(
         backward_kernel, (triton.cdiv(shared["rows"], config.m),), config,

@@ -10,6 +10,10 @@ namespace {
 
 constexpr int kThreads = 512;  // of a block at most: 128 registers each
 
+// Elements of each tensor in a thread: 1088 columns are one warp's, which waits for no other.
+template <class T>
+constexpr int kKept = 160 / sizeof(Acc<T>);
+
 // kPacks > 0: a thread keeps that many packs in registers, so memory is read once and written once. kPacks = 0:
 // rows longer than that are read again for each of the three passes, mostly from cache.
 template <class T, bool kAligned, int kPacks>
@@ -132,14 +136,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 cudaError_t pb_relax_softmax_fwd(const SoftmaxArgs& a, int64_t rows, cudaStream_t stream) {
   return by_dtype(a.dtype, [&](auto one) {
     using T = decltype(one);
-    constexpr int kWide = kPackWidth<T>, kKept = 128 / sizeof(Acc<T>);
+    constexpr int kWide = kPackWidth<T>;
     const bool whole = a.cols % kWide == 0 && aligned(a.scores, a.scores_rows, kWide, sizeof(T)) &&
                        aligned(a.out, a.out_rows, kWide, sizeof(T)) &&
                        (!a.mask || (a.mask_col_stride == 1 && aligned(a.mask, a.mask_rows, kWide, 1)));
-    const RowLaunch launch(rows, a.cols, kKept, kThreads);
+    const RowLaunch launch(rows, a.cols, kKept<T>, kThreads);
     // what is not aligned is read again in each pass
     const auto kernel = !whole        ? forward<T, kWide == 1, 0>
-                        : launch.fits ? forward<T, true, kKept / kWide>
+                        : launch.fits ? forward<T, true, kKept<T> / kWide>
                                       : forward<T, true, 0>;
     return launch(kernel, a, rows, stream);
   });
@@ -148,13 +152,13 @@ cudaError_t pb_relax_softmax_fwd(const SoftmaxArgs& a, int64_t rows, cudaStream_
 cudaError_t pb_relax_softmax_bwd(const SoftmaxArgs& a, int64_t rows, cudaStream_t stream) {
   return by_dtype(a.dtype, [&](auto one) {
     using T = decltype(one);
-    constexpr int kWide = kPackWidth<T>, kKept = 128 / sizeof(Acc<T>);  // of each of two tensors
+    constexpr int kWide = kPackWidth<T>;
     const bool whole = a.cols % kWide == 0 && aligned(a.out, a.out_rows, kWide, sizeof(T)) &&
                        aligned(a.dout, a.dout_rows, kWide, sizeof(T)) && aligned(a.grad, a.grad_rows, kWide, sizeof(T));
-    const RowLaunch launch(rows, a.cols, kKept, kThreads);
+    const RowLaunch launch(rows, a.cols, kKept<T>, kThreads);
     // what is not aligned is read again in each pass
     const auto kernel = !whole        ? backward<T, kWide == 1, 0>
-                        : launch.fits ? backward<T, true, kKept / kWide>
+                        : launch.fits ? backward<T, true, kKept<T> / kWide>
                                       : backward<T, true, 0>;
     return launch(kernel, a, rows, stream);
   });
