@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 ARCHS = ("80", "90a", "100")
 FILES = sorted((CSRC / "cuda").glob("*.cu"))
-REGISTERS = {"pb_relax_softmax": 128, "sandwich_layer_norm": 128}  # of a thread: 65536 by the largest block
+# of a thread: 65536 by the largest block; a backward of 2560 columns is 320 threads, of which there are two blocks
+REGISTERS = {("sandwich_layer_norm", "backward"): 96}
 DTYPE = {"80": "f32", "90a": "bf16", "100": "f16"}  # compiled for it; all of them on each would take minutes
 SCALARS = {"d": "f64", "f": "f32", "13__nv_bfloat16": "bf16", "6__half": "f16"}
 MACRO = r"\b(?:STD|STABLE|TORCH|C10|AOTI)_[A-Z0-9_]+\b"
@@ -82,7 +83,8 @@ def test_registers_and_spills(builds: Builds, arch: str) -> None:
     """The largest block fits, and nothing goes to local memory."""
     for file in FILES:
         for kernel in builds[file.stem, arch]:
-            assert kernel.registers <= REGISTERS[file.stem], kernel.symbol
+            name = "backward" if "backwardI" in kernel.symbol else "forward"
+            assert kernel.registers <= REGISTERS.get((file.stem, name), 128), kernel.symbol
             assert (kernel.stack, kernel.spilled) == (0, 0), kernel.symbol
             assert not re.search(r"\b(ld|st)\.local\b", kernel.code), kernel.symbol
 
@@ -128,7 +130,10 @@ def test_norms_move_16_bytes_at_once(builds: Builds, arch: str) -> None:
         wide.add((name, kept > 0, branch))
         loads, stores = wide_accesses(kernel.code)
         # h and x; dresidual, with and without a gradient of x, and dbranch
-        assert stores == max(kept, 1) * {"forward": 1 + branch, "backward": 2 + branch}[name], kernel.symbol
+        rows = max(kept, 1) * {"forward": 1 + branch, "backward": 2 + branch}[name]
+        # each norm's two sums, which are float32 and for which the compiler may not know global memory
+        sums = max(kept, 1) * 2 * (1 + branch) * (1 if match[2] == "f" else 2) * (name == "backward")
+        assert rows <= stores <= rows + sums, kernel.symbol
         assert loads >= max(kept, 1) * (1 + branch if name == "forward" else 2 + 2 * branch), kernel.symbol
     assert wide == set(itertools.product(("forward", "backward"), (True, False), (True, False)))
 

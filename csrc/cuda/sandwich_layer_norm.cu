@@ -5,8 +5,8 @@
 namespace cogview::cuda {
 namespace {
 
-constexpr int kThreads = 512;  // of a block at most: 128 registers each
-constexpr int kTeamRows = 5;   // in shared memory: sums over rows of four gradients, and a gradient not rounded
+constexpr int kThreads = 512;          // of a block at most: 128 registers each
+constexpr int kBackwardThreads = 640;  // 96 registers each
 
 // The largest magnitude that any thread of the grid has seen.
 template <class A>
@@ -100,57 +100,73 @@ __global__ void __launch_bounds__(kThreads, 1)
   publish<A>(peak, kBranch ? a.post_peak : a.pre_peak);
 }
 
-// Sums over a team's rows of the gradients of weight and bias: in registers, or, kPacks = 0, in shared memory where
-// they fit and in this block's row of the partial sums where not. Every thread has columns of its own.
-template <class A, int W, int kPacks>
+// Sums over a team's rows of the gradients of one norm's weight and bias: not in registers, which leaves room for two
+// blocks on a multiprocessor. Every thread has columns of its own. kPacks > 0: places of its own in shared memory, at
+// constant distances, where the 16 bytes of a warp's lanes lie side by side. kPacks = 0: rows in shared memory, or this
+// block's rows of the partial sums.
+template <class A, int W, int kPacks, bool kBranch>
 struct ParameterSums {
-  A dweight[kPacks ? kPacks : 1][W] = {}, dbias[kPacks ? kPacks : 1][W] = {};
-  A *weight_row, *bias_row;        // of the partial sums
-  A *weight_memory, *bias_memory;  // the same without shared memory: a block is one team then
+  static constexpr int P = W * sizeof(A) > 16 ? 16 / sizeof(A) : W;  // elements of an access
+  static constexpr int kRow = W * 32, kAll = (kBranch ? 4 : 2) * kRow;
+  using J = Column<kPacks>;
+  A *dweight, *dbias;
 
-  // `shared` has room for kTeamRows rows of each team.
-  __device__ ParameterSums(const LayerNormArgs& a, const Norm& norm, const RowTeam& team, A* shared)
-      : weight_row(static_cast<A*>(norm.dweight) + blockIdx.x * a.scratch_cols),
-        bias_row(static_cast<A*>(norm.dbias) + blockIdx.x * a.scratch_cols) {
-    const int number = threadIdx.x / team.size;
-    weight_memory = shared ? shared + number * kTeamRows * a.scratch_cols : weight_row;
-    bias_memory = shared ? weight_memory + a.scratch_cols : bias_row;
-    if constexpr (kPacks == 0)
-      team.each_pack<W, 0>(a.cols, [&](int, int64_t j) {
-        for (int l = 0; l < W; ++l) weight_memory[j + l] = bias_memory[j + l] = 0;
-      });
-  }
-  __device__ void add(int k, Column<kPacks> j, const A (&dy)[W], const A (&y)[W]) {
-    for (int l = 0; l < W; ++l) {
-      (kPacks ? dweight[k][l] : weight_memory[j + l]) += dy[l] * y[l];
-      (kPacks ? dbias[k][l] : bias_memory[j + l]) += dy[l];
+  // `memory` is this team's if kPacks = 0, else the block's.
+  __device__ ParameterSums(const LayerNormArgs& a, const Norm& norm, A* memory, bool post) {
+    if constexpr (kPacks > 0) {
+      dweight = memory + place(threadIdx.x) + (post ? 2 * kRow : 0);
+      dbias = dweight + kRow;
+    } else {
+      dweight = memory ? memory + (post ? 2 * a.scratch_cols : 0) : partial(a, norm.dweight);
+      dbias = memory ? dweight + a.scratch_cols : partial(a, norm.dbias);
     }
   }
-  // Teams of one block in their order; `shared` is a row of them.
-  __device__ void write(Column<kPacks> cols, const RowTeam& team, A* shared) {
-    if (kPacks == 0 && weight_memory == weight_row) return;
-    const int teams = blockDim.x / team.size, number = threadIdx.x / team.size;
-    for (int which = 0; which < 2; ++which) {
-      A* row = which ? bias_row : weight_row;
-      for (int t = 0; t < teams; ++t) {
-        if (number == t)
-          team.each_pack<W, kPacks>(cols, [&](int k, Column<kPacks> j) {
-            for (int l = 0; l < W; ++l) {
-              const A mine = kPacks ? (which ? dbias : dweight)[k][l] : (which ? bias_memory : weight_memory)[j + l];
-              A* to = t + 1 < teams ? shared : row;
-              to[j + l] = t ? shared[j + l] + mine : mine;
-            }
-          });
-        __syncthreads();
+  static __device__ int place(int thread) { return thread / 32 * (kPacks * kAll) + thread % 32 * P; }
+  // This block's row of partial sums.
+  static __device__ A* partial(const LayerNormArgs& a, void* sums) {
+    return static_cast<A*>(sums) + blockIdx.x * a.scratch_cols;
+  }
+  static __device__ Pack<A, P>& at(A* row, int k, J j, int q) {
+    return *reinterpret_cast<Pack<A, P>*>(row + (kPacks ? k * kAll + q * 32 * P : j + q * P));
+  }
+  __device__ void clear(int k, J j) {
+    for (int q = 0; q < W; q += P) at(dweight, k, j, q / P) = at(dbias, k, j, q / P) = Pack<A, P>{};
+  }
+  __device__ void add(int k, J j, const A (&dy)[W], const A (&y)[W]) {
+    for (int q = 0; q < W; q += P) {
+      Pack<A, P>& weight = at(dweight, k, j, q / P);
+      Pack<A, P>& bias = at(dbias, k, j, q / P);
+      for (int l = 0; l < P; ++l) {
+        weight.at[l] += dy[q + l] * y[q + l];
+        bias.at[l] += dy[q + l];
       }
     }
+  }
+  // By the first team of a block, the sums of its teams in their order. They are `next` elements apart.
+  __device__ void write(const LayerNormArgs& a, const Norm& norm, const RowTeam& team, int64_t next) const {
+    const int thread = threadIdx.x, teams = blockDim.x / team.size;
+    if (thread >= team.size) return;
+#pragma unroll 1
+    for (int which = 0; which < 2; ++which)
+      team.each_pack<W, kPacks>(static_cast<J>(a.cols), [&](int k, J j) {
+        for (int q = 0; q < W; q += P) {
+          A* mine = which ? dbias : dweight;
+          Pack<A, P> sum = at(mine, k, j, q / P);
+#pragma unroll 1
+          for (int t = 1; t < teams; ++t) {
+            A* const other = mine + (kPacks ? place(thread + t * team.size) - place(thread) : t * next);
+            for (int l = 0; l < P; ++l) sum.at[l] += at(other, k, j, q / P).at[l];
+          }
+          *reinterpret_cast<Pack<A, P>*>(partial(a, which ? norm.dbias : norm.dweight) + j + q) = sum;
+        }
+      });
   }
 };
 
 // Gradient through one norm: x, dy and each(k, j, gradient) by packs.
-template <class T, bool kAligned, int kPacks, int W, class A, class X, class DY, class F>
+template <class T, bool kAligned, int kPacks, bool kBranch, int W, class A, class X, class DY, class F>
 __device__ void norm_backward(const LayerNormArgs& a, const Norm& norm, int64_t i, const RowTeam& team,
-                              ParameterSums<A, W, kPacks>& sums, A (&warps)[2][32], X x, DY dy, F each) {
+                              ParameterSums<A, W, kPacks, kBranch>& sums, A (&warps)[2][32], X x, DY dy, F each) {
   using J = Column<kPacks>;
   const J cols = a.cols;
   const A rstd = static_cast<const A*>(norm.rstd)[i], twice_rstd = rstd * 2;
@@ -182,20 +198,25 @@ __device__ void norm_backward(const LayerNormArgs& a, const Norm& norm, int64_t 
 }
 
 template <class T, bool kAligned, int kPacks, bool kBranch>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kBackwardThreads, 1)
     backward(const __grid_constant__ LayerNormArgs a, int64_t rows, int team_size) {
   constexpr int W = kPackWidth<T>, kKept = kPacks ? kPacks : 1;
   using A = Acc<T>;
   using J = Column<kPacks>;
   __shared__ A warps[2][2][2][32];
-  __shared__ A teams[32 * (sizeof(A) == 8 ? 4 : 16)];  // a row that several teams of a block can take
-  A* const shared = kPacks == 0 && a.sums_in_shared ? static_cast<A*>(dynamic_shared()) : nullptr;
   const RowTeam team(team_size);
   const J cols = a.cols;
-  ParameterSums<A, W, kPacks> pre(a, a.pre, team, shared);
-  ParameterSums<A, W, kPacks> post(a, kBranch ? a.post : a.pre, team, shared ? shared + 2 * a.scratch_cols : nullptr);
-  A* const row = shared ? shared + (threadIdx.x / team.size * kTeamRows + 4) * a.scratch_cols
-                        : static_cast<A*>(a.scratch) + blockIdx.x * a.scratch_cols;
+  // of a team: sums, and a gradient that is not rounded
+  constexpr int kTeamRows = (kBranch ? 4 : 2) + 1;
+  A* memory = kPacks || a.sums_in_shared ? static_cast<A*>(dynamic_shared()) : nullptr;
+  if (kPacks == 0 && memory) memory += threadIdx.x / team.size * kTeamRows * a.scratch_cols;
+  ParameterSums<A, W, kPacks, kBranch> pre(a, a.pre, memory, false), post(a, kBranch ? a.post : a.pre, memory, kBranch);
+  team.each_pack<W, kPacks>(cols, [&](int k, J j) {
+    pre.clear(k, j);
+    if (kBranch) post.clear(k, j);
+  });
+  A* const row = kPacks == 0 && memory ? memory + (kTeamRows - 1) * a.scratch_cols
+                                       : static_cast<A*>(a.scratch) + blockIdx.x * a.scratch_cols;
   int turn = 0;
   for (int64_t i = team.row; i < rows; i += team.step, turn ^= 1) {
     RowPart<T, kAligned, kPacks> h, dx, dh;
@@ -223,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       store<kAligned>(dresidual + j, out, elements<T, kAligned>(cols, j));
     };
     if (a.dx) {
-      norm_backward<T, kAligned, kPacks>(a, a.pre, i, team, pre, warps[0][turn], h, dx, finish);
+      norm_backward<T, kAligned, kPacks, kBranch>(a, a.pre, i, team, pre, warps[0][turn], h, dx, finish);
     } else {
       team.each_pack<W, kPacks>(cols, [&](int k, J j) {
         A none[W] = {};
@@ -234,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       branch.drop(a, team, i);
       T* dbranch = row_of<T>(a.dbranch, a.dbranch_rows, i);
       A factor[W];
-      norm_backward<T, kAligned, kPacks>(
+      norm_backward<T, kAligned, kPacks, kBranch>(
           a, a.post, i, team, post, warps[1][turn],
           [&](int k, J j, A(&x)[W]) {
             branch(k, j, x);
@@ -253,8 +274,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   __syncthreads();
-  pre.write(cols, team, teams);
-  if (kBranch) post.write(cols, team, teams);
+  if (kPacks == 0 && !memory) return;  // that is where they are
+  pre.write(a, a.pre, team, kTeamRows * a.scratch_cols);
+  if (kBranch) post.write(a, a.post, team, kTeamRows * a.scratch_cols);
 }
 
 // The blocks' sums, added up in a fixed order; weight and bias of one norm or of two.
@@ -283,7 +305,7 @@ __global__ void __launch_bounds__(kColumns* kParts) total(const __grid_constant_
     static_cast<T*>(to)[j] = narrow<T>(sum);
 }
 
-// Of each tensor of a row in a thread, as many as registers allow. Sums over rows take twice as many for two norms.
+// Of each tensor of a row in a thread, as many as registers allow.
 constexpr int kForwardPacks = 4;
 template <class T, bool kBranch>
 constexpr int kBackwardPacks = (sizeof(T) == 2 ? 2 : 4) / (kBranch ? 2 : 1);
@@ -331,20 +353,21 @@ struct BackwardLaunch : RowLaunch {
   template <class T>
   BackwardLaunch(LayerNormArgs& a, int64_t rows, T)
       : RowLaunch(rows, a.cols, kPackWidth<T> * (a.branch ? kBackwardPacks<T, true> : kBackwardPacks<T, false>),
-                  kThreads) {
+                  kBackwardThreads) {
+    int device = 0, most = 0;
+    error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    constexpr size_t kOther = 4096;  // the kernel's own
     const bool aligned = all_aligned<T>(a);
+    const int sums = a.branch ? 4 : 2;  // of which twice as many have half as many packs
+    const size_t kept = threads * size_t(4) * kBackwardPacks<T, true> * kPackWidth<T> * sizeof(Acc<T>);
+    const size_t whole = threads / team * (sums + 1) * a.scratch_cols * sizeof(Acc<T>);
+    fits = fits && aligned && kept + kOther <= size_t(most);
+    a.sums_in_shared = fits || whole + kOther <= size_t(most);
+    shared = fits ? kept : a.sums_in_shared ? whole : 0;
     kernel = a.branch ? backward_kernel<T, true>(aligned, fits) : backward_kernel<T, false>(aligned, fits);
-    if (!fits || !aligned) {
-      int device = 0, most = 0;
-      error = cudaGetDevice(&device);
-      if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-      const size_t bytes = threads / team * kTeamRows * a.scratch_cols * sizeof(Acc<T>);
-      constexpr size_t kOther = 8192;  // the kernel's own
-      a.sums_in_shared = bytes + kOther <= size_t(most);
-      if (a.sums_in_shared) shared = bytes;
-      if (error == cudaSuccess && a.sums_in_shared)
-        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    }
+    if (error == cudaSuccess && shared)
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error == cudaSuccess) error = persist(kernel);
   }
 };
