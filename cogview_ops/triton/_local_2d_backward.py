@@ -9,6 +9,8 @@ from ._local_2d_pattern import (
     Window,
     box_cells,
     coarse_windows,
+    code,
+    ends,
     grid_tile,
     inside,
     key_box,
@@ -24,7 +26,19 @@ from ._local_2d_pattern import (
     sub_image,
     whole,
 )
-from ._tiles import LOG2E, exactly, gather_rows, head_of, heavy_first, kernel, load_rows, scatter_rows, store_rows
+from ._tiles import (
+    LOG2E,
+    exactly,
+    first_tile,
+    gather_rows,
+    head_of,
+    heavy_first,
+    kernel,
+    load_rows,
+    next_tile,
+    scatter_rows,
+    store_rows,
+)
 
 
 @triton.jit
@@ -133,13 +147,14 @@ def grad_key_kernel(
     z = gather_rows(keys.v.at, keys.v.s, n, read, D, BLOCK_D)
     reach = reach_of(window, height, width)
     low_y, low_x, size_h, size_w = query_windows(key_y, key_x, reach, image, FORM.SHIFT)
-    if FORM.SHIFT:
-        size_h, size_w = size_h[:, None], size_w[:, None]
     if DENSE:
         cells = height * width
     else:
         box = query_box(corners, reach, image, FORM.CAUSAL, FORM.SHIFT)
         cells = box.rows * box.columns
+        low, high = ends(low_y, low_x, size_h, size_w, box, image, FORM.SMALL)
+        if FORM.CAUSAL:  # from the key itself on
+            own = code(key_y - box.top, key_x - box.left, FORM.SMALL)
     turns = tl.cdiv(cells, M)
     run = tl.cdiv(turns * group, splits)
     q_at = q.at + (b * q.b + kv * group * q.h)
@@ -148,13 +163,13 @@ def grad_key_kernel(
 
     sum_k = tl.zeros([N, BLOCK_D], ACC)
     sum_v = tl.zeros([N, BLOCK_D], ACC)
-    for t in tl.range(share * run, tl.minimum((share + 1) * run, turns * group)):
-        g = (t // turns).to(tl.int64)
+    turn, g = first_tile(share * run, turns)
+    for _ in tl.range(share * run, tl.minimum((share + 1) * run, turns * group)):
         if DENSE:
-            i = t % turns * M + tl.arange(0, M)
+            i = turn * M + tl.arange(0, M)
             valid = i < cells
         else:
-            query_y, query_x, i, valid = box_cells(t % turns, box, image, M, FORM.SMALL)
+            cell, i, valid = box_cells(turn, box, image, M, FORM.SMALL)
         x = gather_rows(q_at + g * q.h, q.s, i, valid, D, BLOCK_D)
         dx = gather_rows(dout_at + g * dout.h, dout.s, i, valid, D, BLOCK_D)
         at = stat + g * height * width + i
@@ -163,14 +178,15 @@ def grad_key_kernel(
         s = tl.dot(y, tl.trans(x), input_precision="ieee", out_dtype=ACC)
         p = tl.exp2(s * scale - (row_lse - bias)[None, :])
         if not DENSE:
-            seen = inside(low_y, low_x, query_y, query_x, size_h, size_w)
+            seen = inside(low, high, cell, FORM.SMALL)
             if FORM.CAUSAL:
-                seen &= i[None, :] >= n[:, None]
+                seen &= cell[None, :] >= own[:, None]
             p = tl.where(seen, p, 0.0)
         sum_v = tl.dot(p.to(dx.dtype), dx, sum_v, input_precision="ieee", out_dtype=ACC)
         dp = tl.dot(z, tl.trans(dx), input_precision="ieee", out_dtype=ACC)
         ds = p * (dp - row_delta[None, :])
         sum_k = tl.dot(ds.to(x.dtype), x, sum_k, input_precision="ieee", out_dtype=ACC)
+        turn, g = next_tile(turn, g, turns)
 
     if mask is not None:  # a row that no query sees has sums of anything
         sum_k = tl.where(read[:, None], sum_k, 0.0)

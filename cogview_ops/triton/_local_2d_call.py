@@ -78,9 +78,9 @@ class Call:
         return Shape(self.dim, block_d(self.dim), config.m, config.n)
 
     def small(self, grid: Pair, size: Pair, tile: int) -> bool:
-        """Whether cells * columns of a box of this size stays below 2**31: see `box_cells`."""
+        """Whether 16 bits tell cells of a box of this size and near it apart, and 31 bits cells * columns."""
         rows, columns = min(grid[0], size[0]), min(grid[1], size[1])
-        return (rows * columns + tile) * columns < 2**31
+        return (rows * columns + tile) * columns < 2**31 and 2 * max(size) + tile < 2**15
 
     def query_side(self, patch: Pair, config: configs.Config) -> dict[str, Any]:
         """Arguments of the kernels that own queries."""

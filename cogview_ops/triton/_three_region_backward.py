@@ -14,7 +14,7 @@ from ._three_region_pattern import (
     window_end,
     window_start,
 )
-from ._tiles import LOG2E, exactly, gather_rows, heavy_first, kernel, load_rows, store_rows
+from ._tiles import LOG2E, exactly, first_tile, gather_rows, heavy_first, kernel, load_rows, next_tile, store_rows
 
 
 @triton.jit
@@ -117,20 +117,6 @@ def grad_key_tile(
     dp = tl.dot(z, tl.trans(dx), input_precision="ieee", out_dtype=ACC)
     ds = p * (dp - row_delta[None, :])
     return tl.dot(ds.to(x.dtype), x, sum_k, input_precision="ieee", out_dtype=ACC), sum_v
-
-
-@triton.jit
-def first_tile(t, tiles):
-    """Of `tiles` tiles a head number t in all: (number in its head, head)."""
-    tiles = tl.maximum(tiles, 1)
-    return t % tiles, (t // tiles).to(tl.int64)
-
-
-@triton.jit
-def next_tile(u, head, tiles):
-    """Without a division, which takes 24 instructions."""
-    last = u + 1 >= tiles
-    return tl.where(last, 0, u + 1), head + last.to(tl.int64)
 
 
 @kernel
