@@ -1,4 +1,10 @@
-"""Backward kernels of 2D local attention: one owns queries, the other owns keys, so that nothing is added twice."""
+"""Backward kernels of 2D local attention: one owns queries, the other owns keys, so that nothing is added twice.
+
+Memory. Tensors come with any strides but a last one of 1; lse, dlse and delta are contiguous. grad_query reads q, out,
+dout, lse, dlse once and the keys of its box once a patch; writes delta and dq once. grad_key reads its keys once, and
+q, dout, lse, delta of all queries that see them, head after head; writes dk and dv once, or its share of their sums to
+`parts`, which `sum_kernel` adds up in their order.
+"""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,10 @@
-"""Backward kernels of three-region attention: one owns queries, the other owns keys, so that nothing is added twice."""
+"""Backward kernels of three-region attention: one owns queries, the other owns keys, so that nothing is added twice.
+
+Memory. Tensors come with any strides but a last one of 1; lse, dlse and delta are contiguous. grad_query reads q, out,
+dout, lse, dlse and its keys; writes delta and dq once. The kernels that own keys read q, dout, lse, delta of all
+queries that see them: the pivots' write sums in accumulators, from which the window keys' start; these write dk and dv
+once.
+"""
 
 import triton
 import triton.language as tl

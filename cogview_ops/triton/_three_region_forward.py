@@ -1,4 +1,10 @@
-"""Forward and decode kernels of three-region attention."""
+"""Forward and decode kernels of three-region attention.
+
+Memory. Tensors come with any strides but a last one of 1; copies of the pivots' rows and their ranks are contiguous.
+Forward reads q once, the keys of its window and the pivots before it once a tile of queries, mostly from cache; writes
+out and lse once. Decode reads the same for a few queries; a program leaves its share of the keys in `part` and
+`part_lse`, which `combine_kernel` merges in their order.
+"""
 
 import math
 

@@ -1,5 +1,6 @@
 """PB-relax softmax in Triton: whole rows in registers, one read and one write; what is hidden is not read.
 
+Memory. Rows lie at any offsets, their elements beside each other; of the mask both may have any stride, 0 too.
 Rows of more than 16384 elements spill to local memory in the backward, of more than 32768 in the forward.
 """
 

@@ -1,5 +1,8 @@
 """LayerNorm and the step of a Sandwich-LN transformer in Triton: whole rows in registers, one read and one write.
 
+Memory. Rows lie at any offsets, their elements beside each other; parameters and statistics are contiguous. h is read
+back as it was rounded.
+
 Rows of more than 4096 elements spill to local memory in the backward, of more than 8192 in the forward.
 
 Gradients of weights: every program sums its rows, the programs' sums are added up in order. Their number depends on the

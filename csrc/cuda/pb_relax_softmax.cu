@@ -1,3 +1,9 @@
+// PB-relax softmax, a row of a matrix for each team of threads.
+//
+// Memory. Rows lie at any offsets, their elements beside each other; of the mask both may have any stride, 0 too. Where
+// rows are aligned to packs, they are read and written a pack at a time, else an element.
+//   forward   reads scores and mask, writes out; backward reads out and dout, writes grad: once each, while a row stays
+//             in registers. Longer rows are read again in each pass, mostly from cache.
 #include "pb_relax_softmax.h"
 
 #include <cmath>

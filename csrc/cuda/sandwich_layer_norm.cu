@@ -1,3 +1,13 @@
+// LayerNorm and the fused Sandwich-LN step, a row for each team of threads.
+//
+// Memory. Rows lie at any offsets, their elements beside each other; parameters and statistics are contiguous. Where
+// rows are aligned to packs, they are read and written a pack at a time, else an element. While a row stays in
+// registers, everything is read once and written once; longer rows are read again in each pass, mostly from cache.
+//   forward   reads branch and residual; writes h, x, mean and rstd of each norm, and with a tensor's peak the largest
+//             magnitude by atomicMax, which no order changes.
+//   backward  reads dh, dx, h, branch, mean and rstd; writes dresidual and dbranch; each block adds up the gradients of
+//             weights and biases over its rows in shared memory and writes them to its own row of the partial sums,
+//             which `total` adds up in their order.
 #include "sandwich_layer_norm.h"
 
 #include "norm_row.cuh"
