@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from emulated_cuda import reached
+from kept_build import reached
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
 pytestmark = pytest.mark.xdist_group("cuda_build")  # its fixture compiles for minutes
