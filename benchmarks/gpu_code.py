@@ -185,7 +185,7 @@ def read(code: Code, chip: int) -> dict[str, Any]:
     each = 32 * code.warps / code.elements
     main = lines[cheapest[0] : cheapest[1] + 1]
     counts = Counter(line.split()[0].split(".")[0] for line in main)
-    loads = [line for line in main if re.match(r"LDG(STS)?\.", line)]
+    loads = [line for line in main if line.startswith("LDG")]  # narrow ones are of the same few numbers by many lanes
     shared, warps = CHIPS[chip]
     memory = code.shared + static
     fits = (32, warps // code.warps, 65536 // (-(-registers // 8) * 256 * code.warps), shared * 1024 // (memory + 1024))
@@ -193,7 +193,7 @@ def read(code: Code, chip: int) -> dict[str, Any]:
         "registers": registers, "local": sum(line.startswith(("LDL", "STL")) for line in lines), "shared": memory,
         "warps": code.warps, "blocks": min(fits), "loop": len(main) * each,
         "edge": (dearest[1] - dearest[0] + 1) * each, "mufu": counts["MUFU"] * each,
-        "loaded": each * sum(16 if ".128" in line else 8 if ".64" in line else 4 for line in loads),
+        "loaded": each * 16 * sum(".128" in line for line in loads),
         "waits": [int(x, 16) for x in re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\w+)", "\n".join(main))],
         "counts": {name: counts[name] for name in SHOWN if counts[name]},
     }  # fmt: skip

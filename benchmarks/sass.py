@@ -8,7 +8,7 @@ loop    instructions a score (attention) or an element of a row: in the cheapest
 waits   for wgmma in the cheapest loop, by how many products may still be under way
 floor   µs on an H100 that no method of the direction, forward or backward, can avoid: bytes or products
 µs      from all parts overlapping to none: instructions, exponentials, products of whole tiles (counted in Triton's
-        interpreter), loads from L2, memory
+        interpreter), loads of 16 bytes from L2, memory
 """
 
 import argparse

@@ -294,5 +294,5 @@ def grid_tile(t, box, image, low_y, low_x, reach, queries, N: tl.constexpr, SMAL
     seen = inside(low, high, cell, SMALL)
     if CAUSAL:
         read &= j <= queries.last
-        seen &= cell[None, :] <= code(queries.y - box.top, queries.x - box.left, SMALL)[:, None]
+        seen &= j[None, :] <= queries.i[:, None]
     return Tile(j, read, seen)
