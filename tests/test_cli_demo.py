@@ -13,8 +13,6 @@ from cogview.data.scenes import render, sample_scenes
 from cogview.system import System
 from cogview.tokenizers.image import VQConfig
 
-pytestmark = pytest.mark.xdist_group("cli_demo")  # its fixture trains
-
 
 @pytest.fixture(scope="module")
 def small():

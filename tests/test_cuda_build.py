@@ -16,7 +16,6 @@ import pytest
 from kept_build import reached
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
-pytestmark = pytest.mark.xdist_group("cuda_build")  # its fixture compiles for minutes
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 ARCHS = ("80", "90a", "100")

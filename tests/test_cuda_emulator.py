@@ -18,10 +18,7 @@ from torch import Tensor
 
 SEEDS = range(1, 9)
 LONGEST = 20512  # columns: more than any kernel keeps in registers
-pytestmark = [
-    pytest.mark.skipif(emulated_cuda.missing() is not None, reason=str(emulated_cuda.missing())),
-    pytest.mark.xdist_group("cuda_emulator"),
-]
+pytestmark = pytest.mark.skipif(emulated_cuda.missing() is not None, reason=str(emulated_cuda.missing()))
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,7 @@ import pytest
 import torch
 from triton_aot import Compilation, caught, leaves
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
-    pytest.mark.xdist_group("triton_build"),  # its fixture compiles for a minute
-]
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 ROOT = Path(__file__).parents[1]
 OTHER = ROOT / "build" / "triton-3.6.0"
 SHARED_MEMORY = {80: 163, 90: 227, 100: 227, 120: 99}  # KB that a block can have
