@@ -84,6 +84,15 @@ def each_impl(op: str, cases: Iterable[Any] = ()) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("impl", "case") if cases else ("impl",), table)
 
 
+def each_probe(op: str, *narrow: torch.dtype) -> pytest.MarkDecorator:
+    """Parametrise `impl` as each_impl does, and `dtype`: float64 shows all there is to see, but the CPU's tiles take
+    none but `narrow` dtypes (default: bfloat16)."""
+    table = [pytest.param(*x.values, torch.float64, id=x.id, marks=x.marks) for x in each_impl(op).args[1]]
+    if unavailable(op, "cpp") is None:
+        table += [pytest.param("cpp", dtype, id=f"cpp-{dtype}") for dtype in narrow or [torch.bfloat16]]
+    return pytest.mark.parametrize(("impl", "dtype"), table)
+
+
 def interpreted(impl: str) -> bool:
     """Whether Triton kernels run in Triton's interpreter, on CPU tensors: see conftest.py."""
     return impl == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
@@ -138,6 +147,13 @@ def device_of(impl: str) -> str:
 def identity(keys: int, impl: str) -> Tensor:
     """The values of a probe: row k is key k's. Triton compiles for every width: columns of zeros make it one of few."""
     return torch.eye(keys, -(-keys // 64) * 64 if impl == "triton" else keys, dtype=torch.float64)
+
+
+def assert_probed(actual: Tensor, weights: Tensor, what: str) -> None:
+    """A probe's result is `weights` but for rounding: of 16 bits each to 1 or 2 %, and zeros are zeros."""
+    dtype = actual.dtype
+    how = {"rtol": 0.0, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 2 * torch.finfo(dtype).eps, "atol": 0.0}
+    assert torch.allclose(actual.detach().cpu().double(), weights, **how), what
 
 
 def every_isa(test: Callable[..., None]) -> Any:

@@ -18,6 +18,9 @@ KEPT = ROOT / "build" / "isa-emulated"
 KERNELS = ("local_tiles", "three_region_attention", "local_attention_2d", "tile_engine")  # the longest to compile first
 UNIT = ROOT / "tests" / "emulated_tile_unit.h"
 FLAGS = ["-std=c++20", "-fPIC", "-O1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-DCOGVIEW_PAIRS"]
+FLAGS.append("-ftls-model=initial-exec")  # for tile registers; the library is preloaded
+if _dispatch._C and "avx2" in _dispatch._C.supported_cpu():
+    FLAGS.append("-mfma")  # -mavx2 would make vectors of 32 bytes
 
 
 def missing() -> str | None:

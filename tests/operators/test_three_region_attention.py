@@ -12,10 +12,12 @@ from common import (
     DTYPES,
     Case,
     assert_as_good_as,
+    assert_probed,
     assert_true,
     computable,
     device_of,
     each_impl,
+    each_probe,
     every_isa,
     identity,
     interpreted,
@@ -77,7 +79,7 @@ def test_scores_that_grow_on_the_way(isa: str, dtype: torch.dtype) -> None:
 
 
 @every_isa
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_many_heads_share_packed_tiles(isa: str, dtype: torch.dtype) -> None:
     """Enough heads that a work item takes several tiles of keys and of pivots."""
     case = three_region("many_heads", 330, 16, 50, 1, "all", batch=1, heads=32, kv_heads=32, pivot_bias=0.5)
@@ -99,7 +101,9 @@ def test_large_scores(impl: str) -> None:
 # --- the mask, entry by entry ----------------------------------------------------------------------------------------
 
 
-def probe(impl: str, pivots: Tensor, seqlen: int, block_size: int, window_blocks: int, bias: float) -> None:
+def probe(
+    impl: str, dtype: torch.dtype, pivots: Tensor, seqlen: int, block_size: int, window_blocks: int, bias: float
+) -> None:
     """Attention weights, read from the output and from each gradient, are the pattern over its row sum.
 
     With q = 0 all scores are equal. v = identity makes the output the weights themselves; with dout = identity
@@ -114,7 +118,7 @@ def probe(impl: str, pivots: Tensor, seqlen: int, block_size: int, window_blocks
     device = device_of(impl)
 
     def tensor(x: Tensor) -> Tensor:
-        return x.to(device).expand(batch, 1, -1, -1).contiguous().requires_grad_()
+        return x.to(device, dtype).expand(batch, 1, -1, -1).contiguous().requires_grad_()
 
     for q, k in ((torch.zeros_like(eye), eye), (eye, torch.zeros_like(eye))):
         query, key, value = tensor(q), tensor(k), tensor(eye)
@@ -122,35 +126,36 @@ def probe(impl: str, pivots: Tensor, seqlen: int, block_size: int, window_blocks
             query, key, value, pivots.to(device), block_size=block_size, window_blocks=window_blocks,
             pivot_bias=bias, scale=1.0, return_lse=True, impl=impl,
         )  # fmt: skip
-        torch.autograd.backward([out, lse], [tensor(eye).detach(), dlse.to(device).expand_as(lse)])
+        torch.autograd.backward([out, lse], [tensor(eye).detach(), dlse.to(lse).expand_as(lse)])
         where = f"S {seqlen}, block {block_size}, window {window_blocks}, pivots {pivots.tolist()}"
         got = [("output", out, weights), ("dv", value.grad, weights.mT)]
         got += [("dq", query.grad, dscores)] if k is eye else [("dk", key.grad, dscores.mT)]
         for name, actual, expected in got:
             assert actual is not None
-            expected = expected @ eye  # and zeros
-            assert torch.allclose(actual[:, 0].detach().cpu(), expected, atol=1e-12, rtol=0), f"{name}: {where}"
+            assert_probed(actual[:, 0], expected @ eye, f"{name}: {where}")  # and zeros
 
 
-@each_impl(OP)
-def test_mask_exhaustively(impl: str) -> None:
+@each_probe(OP)
+def test_mask_exhaustively(impl: str, dtype: torch.dtype) -> None:
     table = list(itertools.product(range(1, 21), range(1, 6), range(1, 4)))
     for seqlen, block_size, window_blocks in table[228:229] if interpreted(impl) else table:
         pivots = torch.full((4, seqlen + 5), -1, dtype=torch.int32)
         for row, kind in zip(pivots, ("none", "all", "long", "text"), strict=True):
             some = some_pivots(kind, 1, seqlen)[0]
             row[: len(some)] = some
-        probe(impl, pivots, seqlen, block_size, window_blocks, 0.5 * (seqlen % 3))
+        probe(impl, dtype, pivots, seqlen, block_size, window_blocks, 0.5 * (seqlen % 3))
 
 
-@each_impl(OP)
+@each_probe(OP, *DTYPES[2:])
 @pytest.mark.parametrize(
     ("seqlen", "block_size", "window_blocks"), [(67, 16, 1), (130, 64, 1), (150, 3, 5), (150, 1, 1)]
 )
 @pytest.mark.parametrize("kind", ["none", "all", "long", "text"])
-def test_mask_across_tiles(impl: str, seqlen: int, block_size: int, window_blocks: int, kind: str) -> None:
+def test_mask_across_tiles(
+    impl: str, dtype: torch.dtype, seqlen: int, block_size: int, window_blocks: int, kind: str
+) -> None:
     skip_slow(impl)
-    probe(impl, some_pivots(kind, 2, seqlen), seqlen, block_size, window_blocks, -0.5)
+    probe(impl, dtype, some_pivots(kind, 2, seqlen), seqlen, block_size, window_blocks, -0.5)
 
 
 @each_impl(OP)
