@@ -4,6 +4,7 @@
 PYTHON ?= python3            # makes .venv; 3.11 or newer
 PYTHON312 ?= python3.12      # of make test-all
 MINUTES ?= 15                # of the demo
+JOBS ?= 2                    # processes of the tests
 TORCH ?= torch==2.13.0       # installed only where there is no torch >= 2.11
 # The CPU builds: a tenth of the CUDA build's size. For a GPU: make install TORCH_INDEX=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -14,6 +15,7 @@ override PYTHON312 := $(strip $(PYTHON312))
 FIND312 = $(firstword $(shell $(PYTHON312) -c 'import sys; print(sys.executable)' 2> /dev/null) \
   $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python) $(PYTHON312))
 override MINUTES := $(strip $(MINUTES))
+override JOBS := $(strip $(JOBS))
 override TORCH := $(strip $(TORCH))
 ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX)))
 ENV := $(or $(ACTIVE),$(CURDIR)/.venv)
@@ -36,12 +38,12 @@ demo: $(STAMPS)/extension
 test test-all asan: export OMP_WAIT_POLICY := passive
 
 test: lint
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 # What takes too long for every change: every Triton kernel for every chip, with Triton 3.6 too; the operators on the
 # oldest torch and on Python 3.12; the GPU check rehearsed there. About an hour more, and 4 GB of downloads.
 test-all: test oldest build/triton-3.6.0/done
-	@COGVIEW_TESTS=all $(PY) -m pytest tests/test_triton_build.py
+	@COGVIEW_TESTS=all $(PY) -m pytest -n $(JOBS) tests/test_triton_build.py tests/test_emulated_isa.py
 	@$(OLDEST)/bin/python -m pytest -n auto tests/operators
 	@$(OLDEST)/bin/python scripts/gpu_check.py first full --carried --rehearse --out build/rehearsal
 
