@@ -142,7 +142,7 @@ struct LaneForward {
     if constexpr (kPaired<T>) {
       const Pairs pairs = interleave_halves(to_pairs(x[0][0], x[1][0]));
       store_pairs(p_ + i / 2 * kQueries, pairs);
-      stored.at[0] = dot_pairs(stored.at[0], pairs, kOnes);
+      stored.at[0] = dot_pairs(stored.at[0], pairs, ones());
     } else {
       COGVIEW_UNROLL(c, 2)
         COGVIEW_UNROLL(v, n) store(p_ + (i + c) * kQueries + v * l, x[c][v]);

@@ -19,7 +19,7 @@ inline Pairs load_pairs(const BFloat16* p) {
   return x;
 }
 inline void store_pairs(void* p, Pairs x) { std::memcpy(p, &x, sizeof x); }
-constexpr Pairs kOnes = Pairs{} + uint16_t(0x3f80);
+inline Pairs ones() { return Pairs{} + uint16_t(0x3f80); }
 
 #if defined(__AVX512BF16__)
 

@@ -113,7 +113,7 @@ inline V store_pair(Operand<T>* p, int64_t plane, V x0, V x1) {
     Pairs part[kParts<T>];
     split<kParts<T>>(x0, x1, part);
     for (int i = 0; i < kParts<T>; ++i) store_pairs(p + i * plane, part[i]);
-    if constexpr (kRounds<T>) return dot_pairs(V{}, part[0], kOnes);
+    if constexpr (kRounds<T>) return dot_pairs(V{}, part[0], ones());
   } else {
     store(p, x0), store(p + kLanes<Acc<T>>, x1);
   }
