@@ -9,12 +9,13 @@ from torch import Tensor
 
 
 def some_pivots(kind: str, batch: int, seqlen: int) -> Tensor:
-    """No pivots, all tokens, more room than tokens (long), or text and random image tokens, padded unevenly (text)."""
+    """No pivots, all tokens, more room than tokens (long), or text and random image tokens, padded unevenly (text, and
+    few: so few that gradients are summed up by several chunks of queries on CPU)."""
     if kind == "none":
         return torch.empty(batch, 0, dtype=torch.int64)
     if kind == "all":
         return torch.arange(seqlen).expand(batch, -1).clone()
-    room = seqlen + 5 if kind == "long" else seqlen // 3 + 2
+    room = {"long": seqlen + 5, "text": seqlen // 3 + 2, "few": seqlen // 20}[kind]
     rows = torch.full((batch, room), -1, dtype=torch.int32)
     generator = torch.Generator().manual_seed(seqlen)
     for b in range(batch):
@@ -42,6 +43,7 @@ THREE_REGION = [
     three_region("all_pivots", 64, 33, 3, 1, "all", heads=4),
     three_region("long_pivots", 65, 8, 1, 6, "long"),
     three_region("text_pivots", 130, 64, 16, 1, pivot_bias=math.log(4)),
+    three_region("few_pivots", 200, 20, 16, 1, "few", pivot_bias=0.3),
     three_region("block_of_one", 65, 16, 1, 1, "text", heads=6, kv_heads=2),
     three_region("block_of_three", 130, 20, 3, 2, "text", pivot_bias=-1.5),
     three_region("blocks_of_64", 200, 80, 64, 1, "text", heads=4, kv_heads=1, pivot_bias=0.7),

@@ -15,6 +15,7 @@ from cogview_ops import _dispatch
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "isa-emulated"
+PLANS = ("local_attention_2d_plan", "three_region_attention_plan")
 KERNELS = ("local_tiles", "three_region_attention", "local_attention_2d", "tile_engine")  # the longest to compile first
 UNIT = ROOT / "tests" / "emulated_tile_unit.h"
 FLAGS = ["-std=c++20", "-fPIC", "-O1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-DCOGVIEW_PAIRS"]
@@ -31,11 +32,19 @@ def missing() -> str | None:
 
 
 def library(isa: str, csrc: Path = ROOT / "csrc") -> Path:
-    """The kernels of "amx" or "avx512bf16"."""
+    """The planners, and the kernels of "amx" or "avx512bf16"; of a changed copy of csrc the files that it has."""
     flags = [*FLAGS, f"-DCOGVIEW_ISA={isa}", *([f'-DCOGVIEW_TILE_UNIT="{UNIT}"'] if isa == "amx" else [])]
-    sources = [*(csrc / "cpu" / f"{stem}.cpp" for stem in KERNELS), Path(__file__).with_suffix(".cpp")]
+    kernels = [source(csrc, stem) for stem in KERNELS]
+    plans = Object(
+        Path(__file__).with_suffix(".cpp"), [*flags, f"-I{csrc}"], tuple(csrc / "cpu" / f"{x}.cpp" for x in PLANS)
+    )
     name = "product" if csrc == ROOT / "csrc" else csrc.name
-    return build(KEPT / isa, name, [Object(source, flags, (UNIT,)) for source in sources])
+    return build(KEPT / isa, name, [*(Object(x, flags, (UNIT,)) for x in kernels), plans])
+
+
+def source(csrc: Path, stem: str) -> Path:
+    path = csrc / "cpu" / f"{stem}.cpp"
+    return path if path.exists() else ROOT / "csrc" / "cpu" / path.name
 
 
 def run(isa: str, *arguments: str, csrc: Path = ROOT / "csrc") -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,9 @@
-// The tile registers of AMX in plain C++, for csrc/cpu/tile_unit.h on processors that have none; and kernels for the
-// dtypes alone that they multiply, which take half as long to compile.
+// The tile registers of AMX in plain C++, for csrc/cpu/tile_unit.h (which includes pairs.h) on processors that have
+// none; and kernels for the dtypes alone that they multiply, which take half as long to compile.
 #pragma once
 
 #include <cstdio>
 #include <cstdlib>
-
-#include "../csrc/cpu/pairs.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {

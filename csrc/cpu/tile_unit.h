@@ -50,6 +50,7 @@ struct AmxScope {
 }  // namespace cogview
 
 #elif defined(COGVIEW_TILE_UNIT)
+#include "pairs.h"
 #include COGVIEW_TILE_UNIT
 #else
 

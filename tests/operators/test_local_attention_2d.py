@@ -3,6 +3,7 @@ test_operators.py."""
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -84,6 +85,29 @@ def test_one_set_outweighs_the_others(impl: str, dtype: torch.dtype) -> None:
     for prefix_bias, coarse_bias in itertools.product((-60.0, 0.0, 60.0), repeat=2):
         biased = case._replace(options={**case.options, "prefix_bias": prefix_bias, "coarse_bias": coarse_bias})
         assert_true(biased, dtype, impl)
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scores_that_grow_on_the_way(isa: str, dtype: torch.dtype) -> None:
+    """Keys so long that a row maximum becomes necessary after some tiles, when some queries have not seen any key."""
+    case = local_2d("growing", (16, 16), (9, 5), 32, prefix=70, masked=True, raster_causal=True, prefix_bias=0.5)
+    inputs = case.inputs(dtype)
+    inputs["key"][:, :, 100:] *= 30
+    inputs["key"][:, :, 200:] *= 4
+    wide = {k: x.double() for k, x in inputs.items()}
+    outputs, truth, formula = case(inputs, "cpp"), case(wide, "reference"), case(inputs, "reference")
+    for k in range(2):
+        assert_as_good_as(outputs[k], truth[k], formula[k], f"output {k}")
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_many_heads_share_packed_tiles(isa: str, dtype: torch.dtype, poisoned: None) -> None:
+    """Enough heads that a work item takes several tiles of every set, and of the queries."""
+    case = local_2d("many_heads", (16, 16), (5, 3), 16, batch=1, heads=16, kv_heads=16, prefix=70, prefix_bias=0.5,
+                    coarse=(16, 16), coarse_kernel_size=(3, 3))  # fmt: skip
+    assert_true(case, dtype, "cpp")
 
 
 # --- the masks, entry by entry ---------------------------------------------------------------------------------------
@@ -215,19 +239,21 @@ def test_mask_across_tiles(
     probe(impl, dtype, 0, grid=grid, kernel_size=kernel, dilation=dilation, edge=edge, raster_causal=how == "causal")
 
 
-@each_impl(OP)
-def test_whole_grid_is_dense_attention(impl: str) -> None:
+@each_probe(OP)
+def test_whole_grid_is_dense_attention(impl: str, dtype: torch.dtype) -> None:
     skip_slow(impl)
     for causal in (False, True):
         case = local_2d("dense", (4, 5), (7, 9), 16, raster_causal=causal)
-        inputs = case.inputs(torch.float64, device_of(impl))
-        expected = torch.nn.functional.scaled_dot_product_attention(*inputs.values(), is_causal=causal)
-        torch.testing.assert_close(case(inputs, impl)[0], expected, atol=1e-12, rtol=0)
+        inputs = case.inputs(dtype, device_of(impl))
+        dense = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=causal)
+        truth, formula = (dense(*(x.to(y) for x in inputs.values())) for y in (torch.float64, dtype))
+        assert_as_good_as(case(inputs, impl)[0], truth, formula)
 
 
-def test_windows_of_any_size_are_safe_below_the_checks() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_windows_of_any_size_are_safe_below_the_checks(dtype: torch.dtype) -> None:
     """torch.ops takes windows that the public function refuses: beyond the whole grid they change nothing."""
-    q, k, v, coarse_k, coarse_v = torch.randn(5, 1, 2, 64, 16, dtype=torch.float64)
+    q, k, v, coarse_k, coarse_v = torch.randn(5, 1, 2, 64, 16).to(dtype)
     results = []
     for size in (15, 2**63 - 1):
         sets, options = (None, None, coarse_k, coarse_v, None), ([8, 8], [size, 1], [1, 1], False, False, 0.0)
@@ -290,8 +316,9 @@ def test_decode_on_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
-@each_impl(OP)
-def test_gradcheck(impl: str) -> None:
+@each_probe(OP, *DTYPES[2:])
+def test_gradcheck(impl: str, dtype: torch.dtype) -> None:
+    """Against differences; of 16 bits, which have no small ones, against the formula's derivative."""
     skip_slow(impl)
     sets: dict[str, Any] = {"prefix": 2, "masked": True, "prefix_bias": 0.3, "coarse": (1, 2)}
     sets |= {"coarse_kernel_size": (1, 1), "coarse_bias": -0.4}
@@ -299,6 +326,9 @@ def test_gradcheck(impl: str) -> None:
                  local_2d("gradcheck_dilated", (1, 5), (1, 3), 2, batch=1, heads=1, kv_heads=1, dilation=(1, 2)),
                  local_2d("gradcheck_shifted", (1, 6), (1, 3), 2, batch=1, heads=1, kv_heads=1, edge="shift"),
                  local_2d("gradcheck_sets", (2, 2), (3, 1), 2, raster_causal=True, **sets)):  # fmt: skip
+        if dtype != torch.float64:
+            assert_true(case, dtype, impl)
+            continue
         inputs = case.inputs(torch.float64, device_of(impl))
         names = list(inputs)
         leaves = [x.requires_grad_() for x in inputs.values()]

@@ -6,11 +6,12 @@ no wheel of it and builds it against a torch of its own. Where it is installed, 
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from common import device_of, each_impl, interpreted
+from common import DTYPES, assert_as_good_as, device_of, each_probe, interpreted
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -48,28 +49,35 @@ def natten_mask(grid: tuple[int, int], kernel: tuple[int, int], dilation: tuple[
     return sees
 
 
-@each_impl(OP)
+@each_probe(OP, *DTYPES[2:])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_equals_flex_attention_with_its_mask(impl: str) -> None:
+def test_equals_flex_attention_with_its_mask(impl: str, dtype: torch.dtype) -> None:
     for grid, kernel, dilation in [TINY] if interpreted(impl) else WINDOWS:
         tokens, device = grid[0] * grid[1], device_of(impl)
-        q, k, v = torch.randn(3, 2, 2, tokens, 16, dtype=torch.float64, device=device).unbind()
+        inputs = torch.randn(3, 2, 2, tokens, 16, device=device).to(dtype)
         sees = natten_mask(grid, kernel, dilation)
         pairs = sees(0, 0, torch.arange(tokens)[:, None], torch.arange(tokens))
         assert (pairs.sum(-1) == kernel[0] * kernel[1]).all()
-        blocks = create_block_mask(sees, None, None, tokens, tokens, device=device)
-        flex: Any = flex_attention(q, k, v, block_mask=blocks)
-        leaves = [x.requires_grad_() for x in (q, k, v)]
-        mine: Any = local_attention_2d(
-            *leaves, grid=grid, kernel_size=kernel, dilation=dilation, edge="shift", impl=impl
-        )
-        torch.testing.assert_close(mine, flex, atol=1e-12, rtol=0)
+        mine = partial(local_attention_2d, grid=grid, kernel_size=kernel, dilation=dilation, edge="shift", impl=impl)
         # FlexAttention has no gradients on CPU
-        dense = torch.nn.functional.scaled_dot_product_attention(*leaves, attn_mask=pairs.to(device))
-        dout = torch.randn_like(mine)
-        grads = (torch.autograd.grad(out, leaves, dout) for out in (mine, dense))
-        for x, y in zip(*grads, strict=True):
-            torch.testing.assert_close(x, y, atol=1e-12, rtol=0)
+        dense = partial(torch.nn.functional.scaled_dot_product_attention, attn_mask=pairs.to(device))
+        dout = torch.randn_like(inputs[0])
+        out, truth, formula = (
+            results(f, x, dout) for f, x in ((mine, inputs), (dense, inputs.double()), (dense, inputs))
+        )
+        if dtype == torch.float64:
+            blocks = create_block_mask(sees, None, None, tokens, tokens, device=device)
+            flex: Any = flex_attention(*inputs, block_mask=blocks)
+            torch.testing.assert_close(truth[0], flex, atol=1e-12, rtol=0)
+        for triple in zip(out, truth, formula, strict=True):
+            assert_as_good_as(*triple)
+
+
+def results(f: Callable[..., Any], inputs: Tensor, dout: Tensor) -> list[Tensor]:
+    """The output, and the gradients of query, key and value."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = f(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(out))]
 
 
 def test_equals_natten() -> None:

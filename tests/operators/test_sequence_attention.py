@@ -11,9 +11,11 @@ from common import (
     DTYPES,
     Case,
     assert_as_good_as,
+    assert_probed,
     assert_true,
     device_of,
     each_impl,
+    each_probe,
     gaps,
     heads_last,
     identity,
@@ -117,33 +119,33 @@ def test_reference_is_sdpa_under_the_pattern(case: Case) -> None:
     torch.testing.assert_close(case(inputs, "reference")[0], expected, atol=1e-12, rtol=0)
 
 
-def probe(impl: str, case: Case) -> None:
+def probe(impl: str, dtype: torch.dtype, case: Case) -> None:
     """With equal scores the weights are the pattern over its row sum; read from the output, from dv (values of no
     gradient elsewhere), and where dq and dk are not zero."""
     tokens = case.shapes["query"][2]
     seen = pattern(case).double()
     weights = seen / seen.sum(-1, keepdim=True)
     values = identity(tokens, impl)
-    eye = values.to(device_of(impl)).expand(3, 1, -1, -1)
+    eye = values.to(device_of(impl), dtype).expand(3, 1, -1, -1)
     q, k, v = (x.clone().requires_grad_() for x in (torch.zeros_like(eye), eye, eye))
     out = case._replace(options={**case.options, "scale": 1.0})({"query": q, "key": k, "value": v}, impl)[0]
     dq, dv = torch.autograd.grad(out, (q, v), eye)
     own = weights.diagonal(dim1=1, dim2=2)[..., None]
     dscores = weights * (torch.eye(tokens) - own)
     for name, actual, expected in (("output", out, weights), ("dv", dv, weights.mT), ("dq", dq, dscores)):
-        assert torch.allclose(actual[:, 0].cpu(), expected @ values, atol=1e-12, rtol=0), f"{name}: {case}"  # and zeros
+        assert_probed(actual[:, 0], expected @ values, f"{name}: {case}")  # and zeros
 
 
-@each_impl(OP)
-def test_dalle_masks_exhaustively(impl: str) -> None:
+@each_probe(OP)
+def test_dalle_masks_exhaustively(impl: str, dtype: torch.dtype) -> None:
     skip_slow(impl)
     for kind, height, width, text_len in itertools.product(KINDS, range(1, 5), range(1, 5), (1, 3)):
         for kernel in (1, 3, 5) if kind == "convolutional" else (11,):
-            probe(impl, dalle(kind, text_len, (height, width), kernel_size=kernel, masked=text_len == 3))
+            probe(impl, dtype, dalle(kind, text_len, (height, width), kernel_size=kernel, masked=text_len == 3))
 
 
-@each_impl(OP)
-def test_cogview2_masks_exhaustively(impl: str) -> None:
+@each_probe(OP)
+def test_cogview2_masks_exhaustively(impl: str, dtype: torch.dtype) -> None:
     skip_slow(impl)
     sizes = [(1, 1), (2, 1), (2, 4), (4, 3)]
     for grid, causal, masked in itertools.product(sizes, (False, True), (False, True)):
@@ -152,7 +154,7 @@ def test_cogview2_masks_exhaustively(impl: str) -> None:
             own = [(k, j) for k, j in itertools.product((1, 3), (1, 5)) if k < 2 * grid[0] and j < 2 * grid[1]][-1]
             how: dict[str, Any] = {"kernel_size": own, "raster_causal": causal, "masked": masked}
             cross = min(3, 2 * coarse[0] - 1) if coarse else 1
-            probe(impl, cogview2("probe", 3, grid, coarse, coarse_kernel_size=(cross, 1), **how))
+            probe(impl, dtype, cogview2("probe", 3, grid, coarse, coarse_kernel_size=(cross, 1), **how))
 
 
 def test_dalle_row_with_wrap_is_the_papers() -> None:
