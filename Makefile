@@ -43,7 +43,7 @@ test: lint
 # What takes too long for every change: every Triton kernel for every chip, with Triton 3.6 too; the operators on the
 # oldest torch and on Python 3.12; the GPU check rehearsed there. About an hour more, and 4 GB of downloads.
 test-all: test oldest build/triton-3.6.0/done
-	@COGVIEW_TESTS=all $(PY) -m pytest -n $(JOBS) tests/test_triton_build.py tests/test_emulated_isa.py tests/test_emulated_isa.py
+	@COGVIEW_TESTS=all $(PY) -m pytest -n $(JOBS) tests/test_triton_build.py tests/test_emulated_isa.py
 	@$(OLDEST)/bin/python -m pytest -n auto tests/operators
 	@$(OLDEST)/bin/python scripts/gpu_check.py first full --carried --rehearse --out build/rehearsal
 
