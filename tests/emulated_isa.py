@@ -49,4 +49,5 @@ def source(csrc: Path, stem: str) -> Path:
 
 def run(isa: str, *arguments: str, csrc: Path = ROOT / "csrc") -> subprocess.CompletedProcess[str]:
     """Another interpreter, whose attention kernels are emulated."""
-    return python(*arguments, LD_PRELOAD=str(library(isa, csrc)), COGVIEW_OPS_CPU="")
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}  # tests that need more set them
+    return python(*arguments, LD_PRELOAD=str(library(isa, csrc)), COGVIEW_OPS_CPU="", **threads)
