@@ -26,8 +26,8 @@ if _dispatch._C and "avx2" in _dispatch._C.supported_cpu():
 
 def missing() -> str | None:
     """Why nothing can be emulated here, or None."""
-    if platform.system() != "Linux" or shutil.which(COMPILER[0]) is None:
-        return f"no Linux, or no {COMPILER[0]}"
+    if platform.system() != "Linux" or platform.machine() != "x86_64" or shutil.which(COMPILER[0]) is None:
+        return f"no Linux on x86-64, or no {COMPILER[0]}"
     return "the compiled extension is missing" if _dispatch._C is None else None
 
 

@@ -29,7 +29,7 @@ class TorchHost : public Host {
 
  private:
   const Tensor& like_;
-  std::vector<Tensor> buffers_;
+  mutable std::vector<Tensor> buffers_;
 };
 
 }  // namespace
