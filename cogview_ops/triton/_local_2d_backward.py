@@ -21,7 +21,6 @@ from ._local_2d_pattern import (
     inside,
     key_box,
     key_windows,
-    keys_of,
     patch,
     prefix_of,
     prefix_tile,
@@ -40,6 +39,7 @@ from ._tiles import (
     head_of,
     heavy_first,
     kernel,
+    keys_of,
     load_rows,
     next_tile,
     scatter_rows,
@@ -208,11 +208,10 @@ def grad_key_kernel(
 
 
 @kernel
-def sum_kernel(
-    parts, grads, kv_heads, keys, splits, step, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
-):  # fmt: skip
+def sum_kernel(parts, grads, kv_heads, keys, splits, step, ROWS: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr):
     """dk and dv of ROWS keys from the parts, in their order."""
+    D: tl.constexpr = SHAPE.D
+    BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
     tiles = tl.cdiv(keys, ROWS)
     n, head = tl.program_id(0) % tiles * ROWS, tl.program_id(0) // tiles
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)

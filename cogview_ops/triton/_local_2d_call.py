@@ -1,6 +1,5 @@
 """What 2D local attention is asked for, in the units of its Triton kernels: options, patches, sizes of boxes."""
 
-import math
 from typing import Any
 
 import torch
@@ -9,8 +8,8 @@ from torch import Tensor
 
 from .._local_options import Options, Pair
 from . import configs
-from ._local_2d_pattern import Coarse, Form, Keys, Prefix
-from ._tiles import Number, Shape, accumulator, block_d, check_interpreter, number, rows_of, section
+from ._local_2d_pattern import Coarse, Form, Prefix
+from ._tiles import Keys, Shape, accumulator, block_d, check_interpreter, logit, rows_of, section
 
 
 def patch_rows(grid: Pair, kernel: Pair, cells: int, tile: int, causal: bool, ratio: Pair = (1, 1)) -> int:
@@ -124,13 +123,3 @@ def plus(patch: Pair, kernel: Pair) -> Pair:
 
 def box_tiles(grid: Pair, size: Pair, tile: int) -> int:
     return triton.cdiv(min(grid[0], size[0]) * min(grid[1], size[1]), tile)
-
-
-def logit(value: float) -> Number:
-    """In base 2."""
-    return number(value / math.log(2))
-
-
-def scale_of(scale: float) -> Number:
-    """Not quite 0: masked scores, -inf, must stay below all others."""
-    return number(scale / math.log(2) or 1e-30)

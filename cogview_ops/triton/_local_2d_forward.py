@@ -15,12 +15,12 @@ from ._local_2d_pattern import (
     Corners,
     Queries,
     Reach,
+    Sets,
     Window,
     coarse_windows,
     grid_tile,
     key_box,
     key_windows,
-    keys_of,
     patch,
     prefix_of,
     prefix_tile,
@@ -36,6 +36,7 @@ from ._tiles import (
     head_of,
     heavy_first,
     kernel,
+    keys_of,
     log_sum,
     scatter_rows,
     softmax_step,
@@ -55,37 +56,35 @@ def forward_tile(acc, top, total, x, keys, tile, scale, bias, ACC: tl.constexpr,
 
 
 @triton.jit
-def attend(
-    x, queries, b, kv, begin, end, local, prefix, coarse, window, prefix_len, coarse_window, scale,
-    FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
-):  # fmt: skip
+def attend(x, queries, b, kv, begin, end, sets, scale, FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr):
     """Outputs and log2-sum-exps of queries x over tiles [begin, end) of what they see: prefix, coarse grid, image."""
     M: tl.constexpr = SHAPE.M
     N: tl.constexpr = SHAPE.N
     BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
+    window = sets.window
     scale = exactly(scale.high, scale.low, ACC)
     acc = tl.zeros([M, BLOCK_D], ACC)
     top = tl.full([M], LOWEST, ACC)
     total = tl.zeros([M], ACC)
-    if prefix is not None:
-        prefix = prefix_of(prefix, prefix_len, b, kv)
+    if sets.prefix is not None:
+        prefix = prefix_of(sets.prefix, sets.prefix_len, b, kv)
         bias = exactly(prefix.bias.high, prefix.bias.low, ACC)
-        tiles = tl.cdiv(prefix_len, N)
+        tiles = tl.cdiv(sets.prefix_len, N)
         for t in tl.range(begin, tl.minimum(end, tiles)):
-            tile = prefix_tile(t, prefix.mask, prefix_len, N)
+            tile = prefix_tile(t, prefix.mask, sets.prefix_len, N)
             acc, top, total = forward_tile(acc, top, total, x, prefix.keys, tile, scale, bias, ACC, SHAPE)
         begin, end = tl.maximum(begin - tiles, 0), end - tiles
-    if coarse is not None:
-        keys = keys_of(coarse.keys, b, kv)
-        bias = exactly(coarse.bias.high, coarse.bias.low, ACC)
-        image, reach = whole(coarse_window), reach_of(coarse_window, window.height, window.width)
+    if sets.coarse is not None:
+        keys = keys_of(sets.coarse.keys, b, kv)
+        bias = exactly(sets.coarse.bias.high, sets.coarse.bias.low, ACC)
+        image, reach = whole(sets.coarse_window), reach_of(sets.coarse_window, window.height, window.width)
         low_y, low_x, box = coarse_windows(queries, image, reach)
         tiles = tl.cdiv(box.rows * box.columns, N)
         for t in tl.range(begin, tl.minimum(end, tiles)):
             tile = grid_tile(t, box, image, low_y, low_x, reach, queries, N, FORM.SMALL, False)
             acc, top, total = forward_tile(acc, top, total, x, keys, tile, scale, bias, ACC, SHAPE)
         begin, end = tl.maximum(begin - tiles, 0), end - tiles
-    keys = keys_of(local, b, kv)
+    keys = keys_of(sets.local, b, kv)
     reach = Reach(1, 1, window.kernel_h, window.kernel_w)
     box = key_box(queries.corners, reach, queries.image, FORM.CAUSAL, FORM.SHIFT)
     low_y, low_x = key_windows(queries.y, queries.x, reach, queries.image, FORM.SHIFT)
@@ -115,10 +114,8 @@ def forward_kernel(
         x = -x
     queries = Queries(image, corners, y, col, i, raster(image, corners.bottom, corners.right))
     coarse_window = Window(coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w)
-    acc, value = attend(
-        x, queries, b, h // group, 0, 0x7FFFFFFF, local, prefix, coarse, window, prefix_len, coarse_window, scale,
-        FORM, ACC, SHAPE,
-    )  # fmt: skip
+    sets = Sets(local, prefix, coarse, window, prefix_len, coarse_window)
+    acc, value = attend(x, queries, b, h // group, 0, 0x7FFFFFFF, sets, scale, FORM, ACC, SHAPE)
     scatter_rows(out.at, out.s, i, there, acc, SHAPE.D, SHAPE.BLOCK_D)
     tl.store(lse + head.to(tl.int64) * height * width + i, value * LN2, mask=there)
 
@@ -164,10 +161,9 @@ def decode_kernel(
         x = -x
     queries = Queries(image, corners, i // width // dilation_h, i % width // dilation_w, i, last)
     coarse_window = Window(coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w)
-    acc, value = attend(
-        x, queries, b, kv, share * share_size, (share + 1) * share_size, local, prefix, coarse, window, prefix_len,
-        coarse_window, scale, FORM, ACC, SHAPE,
-    )  # fmt: skip
+    sets = Sets(local, prefix, coarse, window, prefix_len, coarse_window)
+    begin, end = share * share_size, (share + 1) * share_size
+    acc, value = attend(x, queries, b, kv, begin, end, sets, scale, FORM, ACC, SHAPE)
     row = (share * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * M
     store_rows(part + row * BLOCK_D, BLOCK_D, acc, M, M, BLOCK_D, BLOCK_D)
     tl.store(part_lse + row + tl.arange(0, M), value)

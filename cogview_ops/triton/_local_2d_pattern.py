@@ -17,17 +17,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ._tiles import Rows, head_of
+from ._tiles import Keys, keys_of
 
 SIGNS: tl.constexpr = tl.constexpr(0x80008000 - 2**32)  # of the two halves of a code
 WIDE_SIGNS: tl.constexpr = tl.constexpr(0x8000000080000000 - 2**64)
-
-
-class Keys(NamedTuple):
-    """Keys and values, or their gradients."""
-
-    k: Rows
-    v: Rows
 
 
 class Prefix(NamedTuple):
@@ -48,6 +41,17 @@ class Window(NamedTuple):
     kernel_w: Any
     dilation_h: Any = 1
     dilation_w: Any = 1
+
+
+class Sets(NamedTuple):
+    """What queries may see: an image, and if they are there a prefix and a coarse image."""
+
+    local: Keys
+    prefix: Any
+    coarse: Any
+    window: Window
+    prefix_len: Any
+    coarse_window: Window
 
 
 class Form(NamedTuple):
@@ -111,12 +115,6 @@ class Tile(NamedTuple):
     j: Any
     read: Any
     seen: Any
-
-
-@triton.jit
-def keys_of(keys, b, h):
-    """Of one head."""
-    return Keys(head_of(keys.k, b, h), head_of(keys.v, b, h))
 
 
 @triton.jit

@@ -12,105 +12,107 @@ import triton
 import triton.language as tl
 
 from ._three_region_pattern import (
+    Window,
+    edge_count,
     edge_tile,
-    edge_tiles,
+    full_count,
     full_tile,
     key_rows,
-    key_tiles,
+    queries_of,
+    runs_of,
     valid_pivots,
     visible,
     window_start,
 )
-from ._tiles import LOWEST, exactly, gather_rows, heavy_first, kernel, load_rows, log_sum, softmax_step, store_rows
+from ._tiles import (
+    LOWEST,
+    exactly,
+    gather_rows,
+    head_of,
+    heavy_first,
+    kernel,
+    keys_of,
+    load_rows,
+    log_sum,
+    softmax_step,
+    store_rows,
+)
 
 LN2: tl.constexpr = tl.constexpr(math.log(2))
 
 
 @triton.jit
 def forward_tile(
-    acc, top, total, x, k, v, pivot_k, pivot_v, k_s, v_s, pivot, j, i, start, seen, room, seqlen, scale, bias,
-    MASKED: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    N: tl.constexpr,
-):  # fmt: skip
-    y = key_rows(k, pivot_k, k_s, pivot, j, room, seqlen, N, D, BLOCK_D, WIDE, MASKED)
+    acc, top, total, x, runs, tile, queries, scale, bias, EDGE: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr
+):
+    y = key_rows(runs.keys.k, runs.copies.k, runs, tile, EDGE, SHAPE)
     s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
-    if MASKED:
-        s = tl.where(visible(pivot, j, start, seen, i, N), s, float("-inf"))
-    z = key_rows(v, pivot_v, v_s, pivot, j, room, seqlen, N, D, BLOCK_D, WIDE, MASKED)
-    return softmax_step(acc, top, total, s, z, scale, tl.where(pivot, bias, 0.0), ACC)
+    if EDGE:
+        s = tl.where(visible(tile, queries, SHAPE.N), s, float("-inf"))
+    z = key_rows(runs.keys.v, runs.copies.v, runs, tile, EDGE, SHAPE)
+    return softmax_step(acc, top, total, s, z, scale, tl.where(tile.pivot, bias, 0.0), ACC)
 
 
 @kernel
 def forward_kernel(
-    q, k, v, pivot_k, pivot_v, rank, out, lse,
-    q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, out_b, out_h, out_s,
-    heads, group, total_heads, section, seqlen, room, block_size, window_blocks, scale, scale_low, bias, bias_low,
-    NEGATE: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr,
+    q, keys, copies, rank, out, lse,
+    heads, group, total_heads, section, seqlen, room, block_size, window_blocks, scale, bias,
+    NEGATE: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
+    D: tl.constexpr = SHAPE.D
+    BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
+    M: tl.constexpr = SHAPE.M
+    N: tl.constexpr = SHAPE.N
     tile, head = heavy_first(tl.cdiv(seqlen, M), total_heads, section)
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     kv = h // group
-    scale = exactly(scale, scale_low, ACC)
-    bias = exactly(bias, bias_low, ACC)
-    first = tile * M
-    last = tl.minimum(first + M, seqlen) - 1
-    i = first + tl.arange(0, M)
-    rank += b * (seqlen + 1)
-    low, full_pivots, pivots, headed, tail, window = key_tiles(rank, first, last, block_size, window_blocks, N)
-    at = first.to(tl.int64)
-    x = load_rows(q + b * q_b + h * q_h + at * q_s, q_s, seqlen - first, M, D, BLOCK_D, WIDE, True)
+    scale = exactly(scale.high, scale.low, ACC)
+    bias = exactly(bias.high, bias.low, ACC)
+    queries, tiles = queries_of(tile, rank + b * (seqlen + 1), Window(seqlen, block_size, window_blocks), M, N)
+    q, out = head_of(q, b, h), head_of(out, b, h)
+    rows, at = seqlen - tile * M, (tile * M).to(tl.int64)
+    x = load_rows(q.at + at * q.s, q.s, rows, M, D, BLOCK_D, SHAPE.WIDE, True)
     if NEGATE:  # the sign of `scale`, so that a larger score is a larger logit
         x = -x
-    k += b * k_b + kv * k_h
-    v += b * v_b + kv * v_h
-    copies = (b * (heads // group) + kv) * room * BLOCK_D
-    pivot_k += copies
-    pivot_v += copies
-    start = window_start(i, block_size, window_blocks)
-    seen = tl.load(rank + start, mask=i <= last, other=0)
+    runs = runs_of(keys, copies, b * (heads // group) + kv, b, kv, seqlen, room, BLOCK_D)
 
     acc = tl.zeros([M, BLOCK_D], ACC)
     top = tl.full([M], LOWEST, ACC)
     total = tl.zeros([M], ACC)
-    for t in tl.range(0, edge_tiles(full_pivots, pivots, headed, tail, window)):
-        pivot, j = edge_tile(t, low, full_pivots, pivots, headed, tail, N)
-        acc, top, total = forward_tile(
-            acc, top, total, x, k, v, pivot_k, pivot_v, k_s, v_s, pivot, j, i, start, seen, room, seqlen, scale, bias,
-            True, WIDE, ACC, D, BLOCK_D, N,
-        )  # fmt: skip
-    for t in tl.range(0, full_pivots + tail - headed):
-        pivot, j = full_tile(t, low, full_pivots, headed, N)
-        acc, top, total = forward_tile(
-            acc, top, total, x, k, v, pivot_k, pivot_v, k_s, v_s, pivot, j, i, start, seen, room, seqlen, scale, bias,
-            False, WIDE, ACC, D, BLOCK_D, N,
-        )  # fmt: skip
+    for t in tl.range(0, edge_count(tiles)):
+        seen = edge_tile(t, tiles, N)
+        acc, top, total = forward_tile(acc, top, total, x, runs, seen, queries, scale, bias, True, ACC, SHAPE)
+    for t in tl.range(0, full_count(tiles)):
+        seen = full_tile(t, tiles, N)
+        acc, top, total = forward_tile(acc, top, total, x, runs, seen, queries, scale, bias, False, ACC, SHAPE)
 
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    store_rows(out + b * out_b + h * out_h + at * out_s, out_s, acc, seqlen - first, M, D, BLOCK_D)
+    store_rows(out.at + at * out.s, out.s, acc, rows, M, D, BLOCK_D)
     value = log_sum(top, total) * LN2
-    tl.store(lse + head.to(tl.int64) * seqlen + i, value, mask=i < seqlen)
+    tl.store(lse + head.to(tl.int64) * seqlen + queries.i, value, mask=queries.i < seqlen)
 
 
 @kernel
 def decode_kernel(
-    q, k, v, pivots, lengths, part, part_lse,
-    q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s,
+    q, keys, pivots, lengths, part, part_lse,
     kv_heads, group, steps, row_tiles, num_pivots, capacity, block_size, window_blocks, pivot_tiles, tiles, share_size,
-    scale, scale_low, bias, bias_low,
-    NEGATE: tl.constexpr, ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr,
+    scale, bias, NEGATE: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
     """Row r of a kv head is query head r % group at step r // group; a program takes `share_size` tiles of its keys.
 
     Which tiles there are depends on shapes alone: what a tile's rows do not see is not read.
     """
+    D: tl.constexpr = SHAPE.D
+    BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
+    M: tl.constexpr = SHAPE.M
+    N: tl.constexpr = SHAPE.N
+    window = Window(capacity, block_size, window_blocks)
     share = tl.program_id(1)
     row_tile = tl.program_id(0) % row_tiles
     head = tl.program_id(0) // row_tiles
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
-    scale = exactly(scale, scale_low, ACC)
-    bias = exactly(bias, bias_low, ACC)
+    scale = exactly(scale.high, scale.low, ACC)
+    bias = exactly(bias.high, bias.low, ACC)
     r = row_tile * M + tl.arange(0, M)
     there = r < steps * group
     step = tl.minimum(r // group, steps - 1)
@@ -118,17 +120,17 @@ def decode_kernel(
     # clamped: contents are not trusted
     offset = tl.maximum(tl.minimum(tl.load(lengths + b), capacity) - steps, 0).to(tl.int32)
     i = offset + step
-    start = window_start(i, block_size, window_blocks)
-    low = window_start(tl.min(i, 0), block_size, window_blocks)
+    start = window_start(i, window)
+    low = window_start(tl.min(i, 0), window)
     last = tl.minimum(tl.max(i, 0), capacity - 1)
-    high = window_start(last, block_size, window_blocks)
+    high = window_start(last, window)
     cols = tl.arange(0, BLOCK_D)
     mask = there[:, None] & (cols[None, :] < D)
-    x = tl.load(q + b * q_b + (h * q_h + step.to(tl.int64) * q_s)[:, None] + cols[None, :], mask=mask, other=0.0)
+    at = h * q.h + step.to(tl.int64) * q.s
+    x = tl.load(q.at + b * q.b + at[:, None] + cols[None, :], mask=mask, other=0.0)
     if NEGATE:
         x = -x
-    k += b * k_b + kv * k_h
-    v += b * v_b + kv * v_h
+    keys = keys_of(keys, b, kv)
 
     acc = tl.zeros([M, BLOCK_D], ACC)
     top = tl.full([M], LOWEST, ACC)
@@ -140,8 +142,8 @@ def decode_kernel(
         p, valid = valid_pivots(pivots + b * num_pivots, n, tl.where(pivot, num_pivots, 0), high)
         read = tl.where(pivot, valid, j <= last)
         j = tl.where(pivot, p, j)
-        y = gather_rows(k, k_s, j, read, D, BLOCK_D)
-        z = gather_rows(v, v_s, j, read, D, BLOCK_D)
+        y = gather_rows(keys.k.at, keys.k.s, j, read, D, BLOCK_D)
+        z = gather_rows(keys.v.at, keys.v.s, j, read, D, BLOCK_D)
         s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
         from_row = tl.where(pivot, 0, start)
         to_row = tl.where(pivot, start, i + 1)

@@ -6,22 +6,69 @@ loops, because the compiler turns a mask behind a branch into selects that all t
 because there always is one.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from ._tiles import gather_rows, kernel, load_rows, store_rows
+from ._tiles import Keys, gather_rows, kernel, keys_of, load_rows, store_rows
+
+
+class Window(NamedTuple):
+    seqlen: Any
+    block_size: Any
+    blocks: Any
+
+
+class Queries(NamedTuple):
+    """Positions i; of each the first key of its window, and how many pivots it sees."""
+
+    i: Any
+    start: Any
+    seen: Any
+
+
+class KeyTiles(NamedTuple):
+    """Of the keys that queries see, in tiles; full are those that every query sees whole.
+
+    Tiles of pivots are [0, pivots), `full_pivots` of them full; tiles of the window start at key `low`, and are
+    [0, window), of which [head, tail) are full.
+    """
+
+    low: Any
+    full_pivots: Any
+    pivots: Any
+    head: Any
+    tail: Any
+    window: Any
+
+
+class Tile(NamedTuple):
+    """Whether it is of pivots, and its first column."""
+
+    pivot: Any
+    j: Any
+
+
+class Runs(NamedTuple):
+    """Keys of one head, and copies of its pivots' rows, with `room` for so many."""
+
+    keys: Keys
+    copies: Keys
+    seqlen: Any
+    room: Any
 
 
 @triton.jit
-def window_start(i, block_size, window_blocks):
+def window_start(i, window):
     """First key in the window of query i."""
-    return tl.maximum(i // block_size - window_blocks + 1, 0) * block_size
+    return tl.maximum(i // window.block_size - window.blocks + 1, 0) * window.block_size
 
 
 @triton.jit
-def window_end(j, block_size, window_blocks):
+def window_end(j, window):
     """First query that no longer has key j in its window, and so sees it as a pivot."""
-    return (j // block_size + window_blocks) * block_size
+    return (j // window.block_size + window.blocks) * window.block_size
 
 
 @triton.jit
@@ -51,11 +98,8 @@ def rank_kernel(pivots, rank, num_pivots, seqlen, steps, ROWS: tl.constexpr):
 
 @kernel
 def gather_kernel(
-    k, v, pivots, pivot_k, pivot_v,
-    k_b, k_h, k_s, v_b, v_h, v_s,
-    kv_heads, num_pivots, room, seqlen,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    keys, pivots, copies, kv_heads, num_pivots, room, seqlen, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr
+):
     """Copies of the pivots' rows of k and v, [B, Hkv, room, BLOCK_D]; zeros where there is no pivot."""
     tiles = room // ROWS
     head = tl.program_id(0) // tiles
@@ -63,62 +107,72 @@ def gather_kernel(
     n = tl.program_id(0) % tiles * ROWS
     index, valid = valid_pivots(pivots + b * num_pivots, n + tl.arange(0, ROWS), num_pivots, seqlen)
     to = (head.to(tl.int64) * room + n) * BLOCK_D
-    rows = gather_rows(k + b * k_b + h * k_h, k_s, index, valid, D, BLOCK_D)
-    store_rows(pivot_k + to, BLOCK_D, rows, room - n, ROWS, BLOCK_D, BLOCK_D)
-    rows = gather_rows(v + b * v_b + h * v_h, v_s, index, valid, D, BLOCK_D)
-    store_rows(pivot_v + to, BLOCK_D, rows, room - n, ROWS, BLOCK_D, BLOCK_D)
+    keys = keys_of(keys, b, h)
+    rows = gather_rows(keys.k.at, keys.k.s, index, valid, D, BLOCK_D)
+    store_rows(copies.k + to, BLOCK_D, rows, room - n, ROWS, BLOCK_D, BLOCK_D)
+    rows = gather_rows(keys.v.at, keys.v.s, index, valid, D, BLOCK_D)
+    store_rows(copies.v + to, BLOCK_D, rows, room - n, ROWS, BLOCK_D, BLOCK_D)
 
 
 @triton.jit
-def key_tiles(rank, first, last, block_size, window_blocks, N: tl.constexpr):
-    """Tiles of the keys that queries [first, last] see, of N each; `full` are those that every query sees whole.
-
-    Tiles of pivots are [0, pivots), `full_pivots` of them full; tiles of the window start at key `low`, and are
-    [0, window), of which [head, tail) are full.
-    """
-    low = window_start(first, block_size, window_blocks)
-    high = window_start(last, block_size, window_blocks)
+def queries_of(tile, rank, window, M: tl.constexpr, N: tl.constexpr):
+    """Tile number `tile` of M queries, and the keys that these see, of N a tile."""
+    first = tile * M
+    last = tl.minimum(first + M, window.seqlen) - 1
+    i = first + tl.arange(0, M)
+    low, high = window_start(first, window), window_start(last, window)
     full_pivots = tl.load(rank + low) // N
     pivots = tl.cdiv(tl.load(rank + high), N)
     head = tl.cdiv(high - low, N)
     tail = tl.maximum(head, (first + 1 - low) // N)
-    return low, full_pivots, pivots, head, tail, tl.cdiv(last + 1 - low, N)
+    start = window_start(i, window)
+    seen = tl.load(rank + start, mask=i <= last, other=0)
+    return Queries(i, start, seen), KeyTiles(low, full_pivots, pivots, head, tail, tl.cdiv(last + 1 - low, N))
 
 
 @triton.jit
-def edge_tiles(full_pivots, pivots, head, tail, window):
+def runs_of(keys, copies, pair, b, kv, seqlen, room, BLOCK_D: tl.constexpr):
+    """Of pair number `pair` of batch and kv head."""
+    to = pair * room * BLOCK_D
+    return Runs(keys_of(keys, b, kv), Keys(copies.k + to, copies.v + to), seqlen, room)
+
+
+@triton.jit
+def edge_count(tiles):
     """How many tiles are not full, and at least one: a loop that may be skipped zeroes the sums on a path of its own,
     for which ptxas makes every wgmma wait. That one lies behind the last query, its keys are not read."""
-    return tl.maximum(pivots - full_pivots + head + window - tail, 1)
+    return tl.maximum(tiles.pivots - tiles.full_pivots + tiles.head + tiles.window - tiles.tail, 1)
 
 
 @triton.jit
-def full_tile(t, low, full_pivots, head, N: tl.constexpr):
-    """Of the full tiles number t: whether it is of pivots, and its first column."""
-    pivot = t < full_pivots
-    return pivot, tl.where(pivot, t * N, low + (t - full_pivots + head) * N)
+def full_count(tiles):
+    return tiles.full_pivots + tiles.tail - tiles.head
 
 
 @triton.jit
-def edge_tile(t, low, full_pivots, pivots, head, tail, N: tl.constexpr):
-    """Of the other tiles number t, likewise."""
-    pivot = t < pivots - full_pivots
-    u = t - (pivots - full_pivots)
-    u = tl.where(u < head, u, u + tail - head)
-    return pivot, tl.where(pivot, (full_pivots + t) * N, low + u * N)
+def full_tile(t, tiles, N: tl.constexpr):
+    """Of the full tiles number t."""
+    pivot = t < tiles.full_pivots
+    return Tile(pivot, tl.where(pivot, t * N, tiles.low + (t - tiles.full_pivots + tiles.head) * N))
 
 
 @triton.jit
-def key_rows(
-    x, copies, stride, pivot, j, room, seqlen,
-    N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    """Rows [j, j + N) of the keys (or values) of one head, or of its pivots' copies."""
-    stride = tl.where(pivot, BLOCK_D, stride)
-    count = tl.where(pivot, room, seqlen) - j
-    return load_rows(
-        tl.where(pivot, copies, x) + j.to(tl.int64) * stride, stride, count, N, D, BLOCK_D, WIDE, MASKED
-    )  # fmt: skip
+def edge_tile(t, tiles, N: tl.constexpr):
+    """Of the other tiles number t."""
+    pivots = tiles.pivots - tiles.full_pivots
+    pivot = t < pivots
+    u = t - pivots
+    u = tl.where(u < tiles.head, u, u + tiles.tail - tiles.head)
+    return Tile(pivot, tl.where(pivot, (tiles.full_pivots + t) * N, tiles.low + u * N))
+
+
+@triton.jit
+def key_rows(x, copy, runs, tile, EDGE: tl.constexpr, SHAPE: tl.constexpr):
+    """A tile's rows of the keys (or values) x of one head, or of its pivots' copies."""
+    stride = tl.where(tile.pivot, SHAPE.BLOCK_D, x.s)
+    count = tl.where(tile.pivot, runs.room, runs.seqlen) - tile.j
+    at = tl.where(tile.pivot, copy, x.at) + tile.j.to(tl.int64) * stride
+    return load_rows(at, stride, count, SHAPE.N, SHAPE.D, SHAPE.BLOCK_D, SHAPE.WIDE, EDGE)
 
 
 @triton.jit
@@ -128,8 +182,8 @@ def between(x, low, count):
 
 
 @triton.jit
-def visible(pivot, j, start, seen, i, N: tl.constexpr):
-    """Mask of an edge tile, [rows, N]."""
-    low = tl.where(pivot, 0, start)
-    count = tl.where(pivot, seen, i + 1) - low
-    return between(j + tl.arange(0, N)[None, :], low[:, None], count[:, None])
+def visible(tile, queries, N: tl.constexpr):
+    """Mask of an edge tile, [queries, N]."""
+    low = tl.where(tile.pivot, 0, queries.start)
+    count = tl.where(tile.pivot, queries.seen, queries.i + 1) - low
+    return between(tile.j + tl.arange(0, N)[None, :], low[:, None], count[:, None])

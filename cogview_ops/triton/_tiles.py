@@ -37,6 +37,13 @@ class Rows(NamedTuple):
     s: Any
 
 
+class Keys(NamedTuple):
+    """Keys and values, or their gradients."""
+
+    k: Rows
+    v: Rows
+
+
 class Number(NamedTuple):
     """A float of the host: arguments are float32, float64 comes in two of them."""
 
@@ -51,6 +58,7 @@ class Shape(NamedTuple):
     BLOCK_D: int  # the next power of 2
     M: int  # queries
     N: int  # keys
+    WIDE: bool = False  # offsets inside a tile may pass 31 bits
 
 
 def kernel(fn: Any) -> Any:
@@ -72,15 +80,20 @@ def head_of(x, b, h):
 
 
 @triton.jit
+def keys_of(keys, b, h):
+    """Of one head."""
+    return Keys(head_of(keys.k, b, h), head_of(keys.v, b, h))
+
+
+@triton.jit
 def load_rows(
-    at, stride, count, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
-    MASKED: tl.constexpr,
-):  # fmt: skip
+    at, s, count, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr
+):
     """Rows [0, ROWS) at a pointer, and zeros behind column D; if MASKED there are `count` rows, then zeros."""
     rows = tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK_D)
     steps = rows.to(tl.int64) if WIDE else rows
-    at = at + steps[:, None] * stride + cols[None, :]
+    at = at + steps[:, None] * s + cols[None, :]
     if MASKED:
         return tl.load(at, mask=(rows[:, None] < count) & (cols[None, :] < D), other=0.0)
     elif D != BLOCK_D:
@@ -144,24 +157,25 @@ def heavy_first(tiles, heads, section):
 
 @kernel
 def combine_kernel(
-    part, part_lse, out, kv_heads, group, pitch, steps, row_tiles, shares,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, SHARES: tl.constexpr, M: tl.constexpr,
-):  # fmt: skip
+    part, part_lse, out, kv_heads, group, pitch, steps, row_tiles, shares, SHARES: tl.constexpr, SHAPE: tl.constexpr
+):
     """Joins the shares of one row, in their order. The rows of a step are `pitch` apart from those of the next."""
     rows = steps * group
     r, head = tl.program_id(0) % rows, tl.program_id(0) // rows
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
     share = tl.arange(0, SHARES)
-    row = (share * (tl.num_programs(0) // rows) + head).to(tl.int64) * row_tiles * M + r // group * pitch + r % group
+    of_share = (share * (tl.num_programs(0) // rows) + head).to(tl.int64) * row_tiles * SHAPE.M
+    row = of_share + r // group * pitch + r % group
     lse = tl.load(part_lse + row, mask=share < shares, other=float("-inf"))
     top = tl.maximum(tl.max(lse, 0), LOWEST)
     weight = tl.exp2(lse - top)
+    BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
     cols = tl.arange(0, BLOCK_D)
     x = tl.load(part + row[:, None] * BLOCK_D + cols[None, :], mask=(share < shares)[:, None], other=0.0)
     total = tl.sum(weight, 0)
     x = tl.sum(x * weight[:, None], 0) / tl.where(total > 0, total, 1.0)
     at = b * out.b + (kv * group + r % group) * out.h + (r // group).to(tl.int64) * out.s
-    tl.store(out.at + at + cols, x.to(out.at.dtype.element_ty), mask=cols < D)
+    tl.store(out.at + at + cols, x.to(out.at.dtype.element_ty), mask=cols < SHAPE.D)
 
 
 @triton.jit
@@ -204,6 +218,16 @@ def rows_of(x: torch.Tensor) -> Rows:
 def number(x: float) -> Number:
     high = ctypes.c_float(x).value
     return Number(high, x - high)
+
+
+def logit(value: float) -> Number:
+    """In base 2."""
+    return number(value / math.log(2))
+
+
+def scale_of(scale: float) -> Number:
+    """Not quite 0: masked scores, -inf, must stay below all others."""
+    return number(scale / math.log(2) or 1e-30)
 
 
 def strides(**tensors: torch.Tensor) -> dict[str, int]:

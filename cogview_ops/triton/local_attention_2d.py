@@ -23,10 +23,22 @@ from .._local_options import TENSORS, WITH_GRADIENT, Arguments, Options, Pair, u
 from ..local_attention_2d import register
 from . import configs
 from ._local_2d_backward import grad_key_kernel, grad_query_kernel, sum_kernel
-from ._local_2d_call import Call, box_tiles, log2, patch_rows, patches, plus, scale_of, sizes, sub_image
+from ._local_2d_call import Call, box_tiles, log2, patch_rows, patches, plus, sizes, sub_image
 from ._local_2d_forward import decode_kernel, forward_kernel
-from ._local_2d_pattern import Form, Keys
-from ._tiles import DEVICES, Number, block_d, combine_kernel, launch, number, power_of_4, rows_of, section
+from ._local_2d_pattern import Form
+from ._tiles import (
+    DEVICES,
+    Keys,
+    Number,
+    block_d,
+    combine_kernel,
+    launch,
+    number,
+    power_of_4,
+    rows_of,
+    scale_of,
+    section,
+)
 
 
 class _KeySet(NamedTuple):
@@ -144,7 +156,7 @@ def _grad_keys(call: Call, rows: dict[str, Any], keys: _KeySet, dk: Tensor, dv: 
         SHAPE=call.shape(config),
     )
     if splits > 1:
-        shared |= {"step": rows["step"], "keys": count, "D": call.dim, "BLOCK_D": block_d(call.dim), "ROWS": 16}
+        shared |= {"step": rows["step"], "keys": count, "ROWS": 16, "SHAPE": call.shape(configs.SMALL)}
         launch(sum_kernel, (triton.cdiv(count, 16) * call.pairs,), configs.SMALL, **shared)
 
 
@@ -170,35 +182,23 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     shares = triton.cdiv(tiles, share_size)
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     part = torch.empty(shares, call.pairs, row_tiles * config.m, block_d(call.dim), dtype=dtype, device=call.device)
-    parts = {"part": part, "part_lse": part.new_empty(part.shape[:3])}
-    rows = {"kv_heads": call.kv_heads, "pitch": pitch, "steps": steps, "row_tiles": row_tiles}
+    shared: dict[str, Any] = {"part": part, "part_lse": part.new_empty(part.shape[:3])}
+    shared |= {"kv_heads": call.kv_heads, "pitch": pitch, "steps": steps, "row_tiles": row_tiles}
     launch(
         decode_kernel,
         (call.pairs * row_tiles, shares),
         config,
         q=rows_of(q),
         lengths=lengths.contiguous(),
-        **parts,
+        **shared,
         **call.query_side(patch, config),
-        **rows,
         share_size=share_size,
         scale=scale_of(abs(call.scale)),
         NEGATE=call.scale < 0,
     )
-    launch(
-        combine_kernel,
-        (steps * call.group * call.pairs,),
-        configs.SMALL,
-        out=rows_of(out),
-        **parts,
-        group=call.group,
-        **rows,
-        shares=shares,
-        D=call.dim,
-        BLOCK_D=block_d(call.dim),
-        SHARES=power_of_4(shares),
-        M=config.m,
-    )
+    join = {"out": rows_of(out), "group": call.group, "shares": shares, "SHARES": power_of_4(shares)}
+    shape = {"SHAPE": call.shape(config)}
+    launch(combine_kernel, (steps * call.group * call.pairs,), configs.SMALL, **shared, **join, **shape)
     return out
 
 
