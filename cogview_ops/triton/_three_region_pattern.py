@@ -21,11 +21,12 @@ class Window(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Positions i; of each the first key of its window, and how many pivots it sees."""
+    """Positions i; of each the first key of its window, how many keys there and how many pivots it sees."""
 
     i: Any
     start: Any
-    seen: Any
+    keys: Any
+    pivots: Any
 
 
 class KeyTiles(NamedTuple):
@@ -127,7 +128,7 @@ def queries_of(tile, rank, window, M: tl.constexpr, N: tl.constexpr):
     tail = tl.maximum(head, (first + 1 - low) // N)
     start = window_start(i, window)
     seen = tl.load(rank + start, mask=i <= last, other=0)
-    return Queries(i, start, seen), KeyTiles(low, full_pivots, pivots, head, tail, tl.cdiv(last + 1 - low, N))
+    return Queries(i, start, i + 1 - start, seen), KeyTiles(low, full_pivots, pivots, head, tail, tl.cdiv(last + 1 - low, N))
 
 
 @triton.jit
@@ -185,5 +186,5 @@ def between(x, low, count):
 def visible(tile, queries, N: tl.constexpr):
     """Mask of an edge tile, [queries, N]."""
     low = tl.where(tile.pivot, 0, queries.start)
-    count = tl.where(tile.pivot, queries.seen, queries.i + 1) - low
+    count = tl.where(tile.pivot, queries.pivots, queries.keys)
     return between(tile.j + tl.arange(0, N)[None, :], low[:, None], count[:, None])
