@@ -24,7 +24,7 @@ struct Scratch {
 // Accumulators of the gradient of a tile's queries, transposed.
 COGVIEW_INLINE int64_t dq_tile_size(const Attention& a) { return ceil_div(a.head_dim, 32) * 32 * kTile; }
 
-// Bytes of scratch that the tile engine needs for a thread.
+// Bytes of scratch that a thread needs for the tile engine, or for Narrow.
 COGVIEW_DECLARE(int64_t tile_scratch(Dtype dtype, int64_t head_dim))
 
 }  // namespace cogview
