@@ -155,7 +155,7 @@ class Narrow {
 
   int d_ = 0, ld_ = 0;
   A scale_ = 0;
-  E* q_;
+  E* q_;  // as it is multiplied
   A *o_, m_[kNarrow];
   Vec<A> total_[kNarrow];
 };
