@@ -51,12 +51,13 @@ def instruction_sets() -> dict[str, list[str]]:
     return {name: list(flags := flags + own.split()) for name, own in re.findall(r'X\((\w+), "(.*?)",', listed)}
 
 
+EVERY_DTYPE = "-Werror=switch"  # has a case
 CXX_FLAGS = [
     "-O3",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wall",
-    "-Werror=switch",  # every dtype has a case
+    EVERY_DTYPE,
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
     "-Wno-maybe-uninitialized",  # inside GCC 12's own intrinsics
@@ -130,7 +131,7 @@ extension = (CUDAExtension if cuda else CppExtension)(
     [*bindings, *ONCE, *(sources("csrc/cuda", "*.cu") if cuda else [])],
     define_macros=macros + ([("USE_CUDA", None)] if cuda else []),
     depends=[*sources("csrc", "**/*.h"), *sources("csrc", "**/*.cuh"), "setup.py"],
-    extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]} if cuda else {"cxx": CXX_FLAGS},
+    extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", f"-Xcompiler={EVERY_DTYPE}"]} if cuda else {"cxx": CXX_FLAGS},
     extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
 )
 setup(ext_modules=[extension], cmdclass={"build_ext": Build})

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "inline.h"
 #include "rows.h"
 
 namespace cogview {

@@ -3,11 +3,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define COGVIEW_HOST_DEVICE __host__ __device__
-#else
-#define COGVIEW_HOST_DEVICE
-#endif
+#include "inline.h"
 
 namespace cogview {
 

@@ -15,8 +15,7 @@ enum class Relax { none, row, tensor };
 struct Norm {
   const void *weight, *bias;  // [cols]
   void *mean, *rstd;          // [rows], in units of the norm's input
-  double peak;                // relax = tensor: the largest |input|
-  void *dweight, *dbias;      // backward: sums of every block of rows, [blocks, cols]
+  void *dweight, *dbias;      // backward: sums of every block of rows, each a row of its own
 };
 
 struct NormArgs {

@@ -45,10 +45,11 @@ def version() -> str:
 
 
 def compiled(x: Object, folder: Path) -> Path:
-    """The object file, beside a source that is itself in the folder."""
+    """The object file: in the folder, or beside a changed copy in it that it is compiled from, as its source or one of
+    the others, so that no object of a copy is where the product's are."""
     texts = [path.read_bytes() for path in reached([x.source, *x.others])]
     state = repr([version(), torch.__version__, x, texts])
-    folder = x.source.parent if folder in x.source.parents else folder
+    folder = next((path.parent for path in (x.source, *x.others) if folder in path.parents), folder)
     target = folder / f"{x.source.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.o"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:

@@ -1,6 +1,6 @@
 // Checks, allocation and arguments of the norms, the same on every device. A `Call` (a page per device) does the work:
-// it holds the arguments `a`, `parameters` turns weights into what its kernels take, `find_peak` finds a norm's largest
-// |input|, `forward` runs, and `backward` runs and sums over rows.
+// it holds the arguments `a`, `parameters` turns weights into what its kernels take, `find_peak` finds the largest
+// |input| of the norm that is next, `forward` runs, and `backward` runs and sums over rows.
 #pragma once
 
 #include "../sandwich_layer_norm.h"
@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_fwd(const Tensor& x, const Tensor&
   a.h_rows = rows_of(x);
   a.pre = {parameters[0].const_data_ptr(), parameters[1].const_data_ptr(), mean.mutable_data_ptr(),
            rstd.mutable_data_ptr()};
-  if (a.relax == Relax::tensor) call.find_peak(a.pre, x);
+  if (a.relax == Relax::tensor) call.find_peak(x);
   a.x = out.mutable_data_ptr();
   a.x_rows = rows_of(out);
   call.forward(x);
@@ -122,10 +122,10 @@ Six sandwich_fwd(const Tensor& branch, const Tensor& residual, const Tensor& pos
   a.pre = {parameters[2].const_data_ptr(), parameters[3].const_data_ptr(), pre_mean.mutable_data_ptr(),
            pre_rstd.mutable_data_ptr()};
   if (a.relax == Relax::tensor) {  // the whole of h must be known before x is
-    call.find_peak(a.post, branch);
+    call.find_peak(branch);
     call.forward(branch);
     a.branch = nullptr;
-    call.find_peak(a.pre, h);
+    call.find_peak(h);
   }
   a.x = x.mutable_data_ptr();
   call.forward(branch);

@@ -11,8 +11,8 @@ ThreeRegionAttention describe(const Tensor& q, const Tensor& k, const Tensor& v,
                               int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
   ThreeRegionAttention a{};
   describe(&a, q, k, v, -1, scale);
-  a.seqlen_k = k.size(2), a.num_pivots = pivots.size(1), a.pivot_bias = pivot_bias;
   STD_TORCH_CHECK(pivots.dim() == 2 && pivots.size(0) == a.batch, "pivots: shape does not match");
+  a.seqlen_k = k.size(2), a.num_pivots = pivots.size(1), a.pivot_bias = pivot_bias;
   STD_TORCH_CHECK(block_size >= 1 && window_blocks >= 1, "block_size and window_blocks: expected at least 1");
   // beyond the sequence they change nothing, and products of them stay in range
   a.block_size = std::min(block_size, a.seqlen_k + 1), a.window_blocks = std::min(window_blocks, a.seqlen_k + 1);

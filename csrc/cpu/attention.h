@@ -4,10 +4,6 @@
 #include "../attention.h"
 #include "isa.h"
 
-// Planners and kernels of every instruction set use what is marked so: it must not become a function of its own, of
-// which the linker would keep any one.
-#define COGVIEW_INLINE [[gnu::always_inline]] inline
-
 namespace cogview {
 
 struct Host;
@@ -22,13 +18,13 @@ COGVIEW_INLINE constexpr int64_t ceil_div(int64_t n, int64_t size) { return (n +
 struct Scratch {
   char* data = nullptr;
   int64_t bytes = 0;
-  char* of(int slot) const { return data + slot * bytes; }
+  COGVIEW_INLINE char* of(int slot) const { return data + slot * bytes; }
 };
 
 // Accumulators of the gradient of a tile's queries, transposed.
 COGVIEW_INLINE int64_t dq_tile_size(const Attention& a) { return ceil_div(a.head_dim, 32) * 32 * kTile; }
 
-// Bytes of scratch that the tile engine needs for a thread.
+// Bytes of scratch that a thread needs for the tile engine, or for Narrow.
 COGVIEW_DECLARE(int64_t tile_scratch(Dtype dtype, int64_t head_dim))
 
 }  // namespace cogview

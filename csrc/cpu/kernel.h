@@ -5,7 +5,7 @@
 #include "vec.h"
 
 // Defines the exported kernel `name`: items [begin, end), each by `function` of the tensors' dtype T, for the dtypes
-// that it `runs` for.
+// that it `runs` for; no plan has another.
 #define COGVIEW_KERNEL(name, Plan, function, runs)                                    \
   void name(const Plan& plan, int64_t begin, int64_t end, int slot) {                 \
     [[maybe_unused]] AmxScope amx;                                                    \
@@ -14,5 +14,7 @@
       using T = decltype(x);                                                          \
       if constexpr (runs)                                                             \
         for (int64_t item = begin; item < end; ++item) function(plan, item, scratch); \
+      else                                                                            \
+        __builtin_trap();                                                             \
     });                                                                               \
   }

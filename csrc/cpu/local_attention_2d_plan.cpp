@@ -185,13 +185,13 @@ void backward_on_tiles(const LocalAttention& a, const Host& host) {
   const int64_t size = accumulator_bytes(a.dtype);
   plan.delta = host.memory(heads * a.seqlen_q * size);
   plan.dq_sums = host.memory(patches * dq_tile_size(a) * size);
-  // their parts take less memory than query, key and value
-  const int64_t most = std::max<int64_t>(1, a.seqlen_q / (2 * a.prefix.len + 1));
-  plan.prefix_chunks = std::clamp<int64_t>(kEnough / pairs, 1, most);
-  for (void** parts : {&plan.prefix_dks, &plan.prefix_dvs})
-    *parts = host.memory(pairs * plan.prefix_chunks * a.prefix.len * a.head_dim * size);
   run_items(host, COGVIEW_PICK(local_tiles_prepare), plan, patches);
   if (a.prefix.len > 0) {
+    // their parts take less memory than query, key and value
+    const int64_t most = std::max<int64_t>(1, a.seqlen_q / (2 * a.prefix.len + 1));
+    plan.prefix_chunks = std::clamp<int64_t>(kEnough / pairs, 1, most);
+    for (void** parts : {&plan.prefix_dks, &plan.prefix_dvs})
+      *parts = host.memory(pairs * plan.prefix_chunks * a.prefix.len * a.head_dim * size);
     run_items(host, COGVIEW_PICK(local_tiles_grad_prefix), plan, pairs * plan.prefix_chunks);
     run_items(host, COGVIEW_PICK(local_tiles_finish_prefix), plan, pairs * prefix_tiles(a));
   }

@@ -31,22 +31,29 @@ template <class T>
 class Narrow {
  public:
   using A = Acc<T>;
+  using V = OnVectors<T>;
+  using E = Operand<V>;
 
   void take(Arena& arena, int d) {
     d_ = d, ld_ = int(round_up(d, 32));
-    q_ = arena.take<A>(kNarrow * ld_), o_ = arena.take<A>(kNarrow * ld_);
-    half_ = arena.take<T>(kNarrow * ld_);
+    q_ = arena.take<E>(kNarrow * ld_), o_ = arena.take<A>(kNarrow * ld_);
+  }
+  static int64_t bytes(int d) {
+    Arena arena{nullptr};
+    Narrow().take(arena, d);
+    return arena.used;
   }
 
   void begin(const RowSet<T>& q, double scale) {
     rows = q.count;
     scale_ = A(scale * kLog2e);
-    std::memset(static_cast<void*>(q_), 0, sizeof(A) * kNarrow * ld_);
+    std::memset(static_cast<void*>(q_), 0, sizeof(E) * kNarrow * ld_);
     std::memset(static_cast<void*>(o_), 0, sizeof(A) * kNarrow * ld_);
-    std::memset(static_cast<void*>(half_), 0, sizeof(T) * kNarrow * ld_);
     for (int r = 0; r < rows; ++r) {
-      each<A>(d_, [&](int64_t j, auto n) { store(q_ + r * ld_ + j, load(q.row(r) + j, n)); });
-      std::memcpy(static_cast<void*>(half_ + r * ld_), q.row(r), d_ * sizeof(T));
+      if constexpr (kPaired<V>)
+        std::memcpy(static_cast<void*>(q_ + r * ld_), q.row(r), d_ * sizeof(E));
+      else
+        each<A>(d_, [&](int64_t j, auto n) { store(q_ + r * ld_ + j, load(q.row(r) + j, n)); });
       total_[r] = Vec<A>{}, m_[r] = kNone<A>;
     }
   }
@@ -108,10 +115,10 @@ class Narrow {
   void dots(const T* key, int c, Vec<A> (*part)[kLanes<A>]) const {
     Vec<A> acc[R];
     COGVIEW_UNROLL(r, R) acc[r] = Vec<A>{};
-    if constexpr (kPaired<T> && std::is_same_v<T, BFloat16>) {
+    if constexpr (kPaired<V>) {
       for (int j = 0; j < d_; j += 32) {
         const Pairs k = load_pairs(key + j, d_ - j);
-        COGVIEW_UNROLL(r, R) acc[r] = dot_pairs(acc[r], load_pairs(half_ + r * ld_ + j), k);
+        COGVIEW_UNROLL(r, R) acc[r] = dot_pairs(acc[r], load_pairs(q_ + r * ld_ + j), k);
       }
     } else {
       each<A>(d_, [&](int64_t j, auto n) {
@@ -148,8 +155,8 @@ class Narrow {
 
   int d_ = 0, ld_ = 0;
   A scale_ = 0;
-  A *q_, *o_, m_[kNarrow];
-  T* half_;  // the rows as they are, for products of bfloat16
+  E* q_;  // as it is multiplied
+  A *o_, m_[kNarrow];
   Vec<A> total_[kNarrow];
 };
 

@@ -112,7 +112,7 @@ Normalised<A, X> normalise(const NormPlan& a, const Norm& norm, int64_t i, Row<A
   A c = 1, power = 1;
   if (a.relax != Relax::none) {
     constexpr A limit = A(0x1p32);
-    c = a.relax == Relax::row ? row.peak : A(norm.peak) / 8;
+    c = a.relax == Relax::row ? row.peak : A(a.peak) / 8;
     if (c == 0) c = 1;
     if (!(c > 1 / limit && c < limit)) {  // squares could overflow, or vanish
       power = power_for(c);

@@ -6,7 +6,9 @@
 
 namespace cogview {
 
+// Norm::dweight and Norm::dbias are [blocks, cols].
 struct NormPlan : NormArgs {
+  double peak;  // relax = tensor: the largest |input| of the one norm that a forward then has
   void* peaks;  // [rows], of the dropped-out branch, or of h without one; of h by the first half without the second
   int64_t block_rows;
   bool stream;    // write h, x and the gradients around the caches

@@ -35,16 +35,18 @@ void three_region_bwd(const ThreeRegionAttention& a, const Host& host) {
   plan.delta = host.memory(heads * a.seqlen_q * size);
   plan.dq_sums = host.memory(tiles * dq_tile_size(a) * size);
   plan.key_group = group_size(plan.key_tiles(), pairs, 4, kEnough);
-  // their parts take less memory than query, key and value
-  const int64_t most = std::max<int64_t>(1, a.seqlen_q / (2 * a.num_pivots + 1));
-  plan.pivot_chunks = std::clamp<int64_t>(kEnough / pairs, 1, most);
-  for (void** parts : {&plan.pivot_dk, &plan.pivot_dv})
-    *parts = host.memory(pairs * plan.pivot_chunks * a.num_pivots * a.head_dim * size);
   // groups of one color are so far apart that no query has two of them in its window
   const int64_t window = std::min(a.block_size * a.window_blocks, a.seqlen_k);
   plan.colors = 1 + ceil_div(window, plan.key_group * kTile);
   run_items(host, COGVIEW_PICK(three_region_prepare), plan, tiles);
-  if (a.num_pivots > 0) run_items(host, COGVIEW_PICK(three_region_grad_pivot), plan, pairs * plan.pivot_chunks);
+  if (a.num_pivots > 0) {
+    // their parts take less memory than query, key and value
+    const int64_t most = std::max<int64_t>(1, a.seqlen_q / (2 * a.num_pivots + 1));
+    plan.pivot_chunks = std::clamp<int64_t>(kEnough / pairs, 1, most);
+    for (void** parts : {&plan.pivot_dk, &plan.pivot_dv})
+      *parts = host.memory(pairs * plan.pivot_chunks * a.num_pivots * a.head_dim * size);
+    run_items(host, COGVIEW_PICK(three_region_grad_pivot), plan, pairs * plan.pivot_chunks);
+  }
   const int64_t groups = ceil_div(plan.key_tiles(), plan.key_group);
   for (plan.color = 0; plan.color < plan.colors && plan.color < groups; ++plan.color)
     run_items(host, COGVIEW_PICK(three_region_grad_key), plan, pairs * ceil_div(groups - plan.color, plan.colors));

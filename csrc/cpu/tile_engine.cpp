@@ -1,3 +1,4 @@
+#include "narrow.h"
 #include "tile_forward.h"
 #include "tile_grad_key.h"
 
@@ -7,8 +8,10 @@ namespace {
 
 template <class T>
 int64_t bytes(int d) {
-  const int64_t forward = Group<T, Forward>::bytes(d), backward = Group<T, GradKey>::bytes(d);
-  return forward > backward ? forward : backward;
+  const int64_t needs[] = {Group<T, Forward>::bytes(d), Group<T, GradKey>::bytes(d), Narrow<T>::bytes(d)};
+  int64_t most = 0;
+  for (const int64_t need : needs) most = need > most ? need : most;
+  return most;
 }
 
 }  // namespace

@@ -7,11 +7,10 @@
 
 namespace cogview::cuda {
 
-// Norm::peak is not used: the largest |input| of a norm stays on the device. Weights may have the rows' dtype, and sums
-// over rows are added up and rounded here.
+// Weights may have the rows' dtype, and sums over rows are added up and rounded here.
 struct LayerNormArgs : NormArgs {
   bool wide_weights;           // of the statistics' dtype, not the rows'
-  void *post_peak, *pre_peak;  // relax = tensor: one number of the statistics' dtype each, instead of Norm::peak
+  void *post_peak, *pre_peak;  // relax = tensor: a norm's largest |input|, one number of the statistics' dtype
   void *dpost_weight, *dpost_bias, *dpre_weight, *dpre_bias;  // [cols], in the weights' dtype
   void* scratch;  // of the backward, as the sums: [blocks, scratch_cols] of the statistics' dtype
   int64_t scratch_cols;

@@ -379,6 +379,17 @@ def test_invalid_arguments_of_decode(impl: str) -> None:
         refused(three_region_attention_decode, arguments, name, value, error)
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 1), (1, 3)], ids=str)
+def test_pivots_of_any_shape_are_safe_below_the_checks(shape: tuple[int, ...]) -> None:
+    """torch.ops takes shapes that the public function refuses."""
+    pivots, lens, how = torch.zeros(shape, dtype=torch.int64), torch.tensor([12, 12]), (16, 1, 0.0, 1.0)
+    ops = torch.ops.cogview_ops
+    with pytest.raises(RuntimeError, match="pivots: shape does not match"):
+        ops.three_region_attention_fwd(Q, KV, KV, pivots, *how)
+    with pytest.raises(RuntimeError, match="pivots: shape does not match"):
+        ops.three_region_attention_decode(Q, KV, KV, pivots, lens, *how)
+
+
 def test_contents_are_not_read_on_other_devices() -> None:
     """Reading pivots would wait for the device: what is not on CPU passes the checks, and shapes come out."""
     out = three_region_attention(*(x.to("meta") for x in (Q, KV, KV, _pivots([3, 1], [0, 0]))), impl="reference")
