@@ -30,10 +30,10 @@ def test_attention(isa: str) -> None:
     """Truth, gradients, masks entry by entry, on one thread and several, of what is multiplied in pairs."""
     if isa in SUPPORTED:
         pytest.skip(f"{isa} is here, all tests run on it")
-    chosen = "(bfloat16 or float16) and not (triton or cuda or one_gradient or decode or every_instruction_set)"
+    chosen = "(bfloat16 or float16) and not (triton or cuda or one_gradient or every_instruction_set)"
     done = emulated_isa.run(isa, "-m", "pytest", *FILES, "-k", chosen)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sum(map(int, re.findall(r"(\d+) passed", done.stdout))) >= 200, done.stdout
+    assert sum(map(int, re.findall(r"(\d+) passed", done.stdout))) >= 300, done.stdout
 
 
 @long
