@@ -128,7 +128,8 @@ def queries_of(tile, rank, window, M: tl.constexpr, N: tl.constexpr):
     tail = tl.maximum(head, (first + 1 - low) // N)
     start = window_start(i, window)
     seen = tl.load(rank + start, mask=i <= last, other=0)
-    return Queries(i, start, i + 1 - start, seen), KeyTiles(low, full_pivots, pivots, head, tail, tl.cdiv(last + 1 - low, N))
+    tiles = KeyTiles(low, full_pivots, pivots, head, tail, tl.cdiv(last + 1 - low, N))
+    return Queries(i, start, i + 1 - start, seen), tiles
 
 
 @triton.jit
