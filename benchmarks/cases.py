@@ -193,14 +193,25 @@ SLOW = ("F.unfold", "global vanilla")  # timed at 64x64 without dilation, which 
 
 
 def local_2d(
-    dtype: torch.dtype, back: bool, *, heads=16, grid=(64, 64), dim=64, kernel=(9, 9), dilation=(1, 1), causal=False,
-    alone=False, without: Sequence[str] = ()
-) -> Problem:  # fmt: skip
+    dtype: torch.dtype,
+    back: bool,
+    *,
+    heads=16,
+    grid=(64, 64),
+    dim=64,
+    kernel=(9, 9),
+    dilation=(1, 1),
+    causal=False,
+    alone=False,
+    without: Sequence[str] = (),
+) -> Problem:
     """`alone`: without baselines, where only sizes are compared with each other; `without`: some that take long."""
     seqlen = grid[0] * grid[1]
     window: dict[str, Any] = {"grid": grid, "kernel_size": kernel, "dilation": dilation, "raster_causal": causal}
-    rows, columns = (sum(max(n - abs(o) * d, 0) for o in range(-(k // 2), k // 2 + 1))
-                     for n, k, d in zip(grid, kernel, dilation, strict=True))  # fmt: skip
+    rows, columns = (
+        sum(max(n - abs(o) * d, 0) for o in range(-(k // 2), k // 2 + 1))
+        for n, k, d in zip(grid, kernel, dilation, strict=True)
+    )
     pairs = (rows * columns + seqlen) // 2 if causal else rows * columns
     shifted = baselines.shifted_local(**window)
     same: dict[str, Contestant] = {}
@@ -245,9 +256,18 @@ def cross_resolution(
 
     def op(query: Tensor, key: Tensor, value: Tensor, *others: Tensor, **how: Any) -> Any:
         return ops.local_attention_2d(
-            query, key, value, grid=grid, kernel_size=kernel, raster_causal=True, coarse_key=others[0],
-            coarse_value=others[1], coarse_grid=coarse, coarse_kernel_size=cross, **how,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            grid=grid,
+            kernel_size=kernel,
+            raster_causal=True,
+            coarse_key=others[0],
+            coarse_value=others[1],
+            coarse_grid=coarse,
+            coarse_kernel_size=cross,
+            **how,
+        )
 
     mask = sees(0, 0, torch.arange(seqlen)[:, None], torch.arange(seqlen + cells))
     same: dict[str, Contestant] = {
@@ -261,9 +281,18 @@ def cross_resolution(
 
 
 def local_2d_decode(
-    dtype: torch.dtype, back: bool, *, heads=16, grid=(64, 64), dim=64, kernel=(17, 9), text=64, coarse=(32, 32),
-    cross=(7, 7), alone=False
-) -> Problem:  # fmt: skip
+    dtype: torch.dtype,
+    back: bool,
+    *,
+    heads=16,
+    grid=(64, 64),
+    dim=64,
+    kernel=(17, 9),
+    text=64,
+    coarse=(32, 32),
+    cross=(7, 7),
+    alone=False,
+) -> Problem:
     """The token in the middle of an image against caches of the image, the text and a coarse image. The baselines
     have one cache, of the tokens there are. `alone` as in `local_2d`."""
     end, cells = grid[0] // 2 * grid[1] + grid[1] // 2 + 1, coarse[0] * coarse[1]
@@ -277,9 +306,20 @@ def local_2d_decode(
 
     def op(query: Tensor, key: Tensor, value: Tensor, *others: Tensor, **how: Any) -> Any:
         return ops.local_attention_2d_decode(
-            query, key, value, ends, grid=grid, kernel_size=kernel, prefix_key=others[0], prefix_value=others[1],
-            coarse_key=others[2], coarse_value=others[3], coarse_grid=coarse, coarse_kernel_size=cross, **how,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            ends,
+            grid=grid,
+            kernel_size=kernel,
+            prefix_key=others[0],
+            prefix_value=others[1],
+            coarse_key=others[2],
+            coarse_value=others[3],
+            coarse_grid=coarse,
+            coarse_kernel_size=cross,
+            **how,
+        )
 
     def cached(attention: Callable[..., Tensor]) -> Contestant:
         return lambda query, *_: attention(query, key, value)

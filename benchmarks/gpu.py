@@ -119,11 +119,15 @@ def measure(
     row |= {"flops": problem.flops, "extra_bytes": extra["ours"]}
     row["baselines"] = {
         name: {
-            "median_s": median(values), "ratio": median(values) / mine, "rounds": len(values),
-            "extra_bytes": extra[name], "same_result": name in problem.baselines,
+            "median_s": median(values),
+            "ratio": median(values) / mine,
+            "rounds": len(values),
+            "extra_bytes": extra[name],
+            "same_result": name in problem.baselines,
         }
-        for name, values in times.items() if name != "ours"
-    } | {name: {"failed": reason} for name, reason in failed.items()}  # fmt: skip
+        for name, values in times.items()
+        if name != "ours"
+    } | {name: {"failed": reason} for name, reason in failed.items()}
     return row
 
 

@@ -190,10 +190,15 @@ def read(code: Code, chip: int) -> dict[str, Any]:
     memory = code.shared + static
     fits = (32, warps // code.warps, 65536 // (-(-registers // 8) * 256 * code.warps), shared * 1024 // (memory + 1024))
     return {
-        "registers": registers, "local": sum(line.startswith(("LDL", "STL")) for line in lines), "shared": memory,
-        "warps": code.warps, "blocks": min(fits), "loop": len(main) * each,
-        "edge": (dearest[1] - dearest[0] + 1) * each, "mufu": counts["MUFU"] * each,
+        "registers": registers,
+        "local": sum(line.startswith(("LDL", "STL")) for line in lines),
+        "shared": memory,
+        "warps": code.warps,
+        "blocks": min(fits),
+        "loop": len(main) * each,
+        "edge": (dearest[1] - dearest[0] + 1) * each,
+        "mufu": counts["MUFU"] * each,
         "loaded": each * 16 * sum(".128" in line for line in loads),
         "waits": [int(x, 16) for x in re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\w+)", "\n".join(main))],
         "counts": {name: counts[name] for name in SHOWN if counts[name]},
-    }  # fmt: skip
+    }

@@ -181,8 +181,9 @@ class Train:
         data = TokenDataset(folders[0])
         held_out = TokenDataset(folders[1]) if folders[1].exists() else None
         config, training = preset(self.preset)
-        config = _replace(config, num_layers=self.layers, hidden_size=self.hidden_size, num_heads=self.heads,
-                          attention=self.attention)  # fmt: skip
+        config = _replace(
+            config, num_layers=self.layers, hidden_size=self.hidden_size, num_heads=self.heads, attention=self.attention
+        )
         config = fit(config, data) if held_out is None else fit(config, data, held_out)
         training = self._training(training)
         torch.manual_seed(training.seed)

@@ -27,9 +27,18 @@ def some_pivots(kind: str, batch: int, seqlen: int) -> Tensor:
 
 
 def three_region(
-    label: str, seqlen: int, head_dim: int, block_size: int, window_blocks: int, pivots: str = "text", *,
-    batch: int = 2, heads: int = 2, kv_heads: int = 2, **options: Any,
-) -> Case:  # fmt: skip
+    label: str,
+    seqlen: int,
+    head_dim: int,
+    block_size: int,
+    window_blocks: int,
+    pivots: str = "text",
+    *,
+    batch: int = 2,
+    heads: int = 2,
+    kv_heads: int = 2,
+    **options: Any,
+) -> Case:
     q, kv = (batch, heads, seqlen, head_dim), (batch, kv_heads, seqlen, head_dim)
     options |= {"pivots": some_pivots(pivots, batch, seqlen), "block_size": block_size, "window_blocks": window_blocks}
     shapes = {"query": q, "key": kv, "value": kv}
@@ -63,10 +72,19 @@ THREE_REGION = [
 
 
 def local_2d(
-    label: str, grid: tuple[int, int], kernel_size: tuple[int, int], head_dim: int, *, batch: int = 2, heads: int = 2,
-    kv_heads: int = 2, prefix: int | None = None, masked: bool = False, coarse: tuple[int, int] | None = None,
+    label: str,
+    grid: tuple[int, int],
+    kernel_size: tuple[int, int],
+    head_dim: int,
+    *,
+    batch: int = 2,
+    heads: int = 2,
+    kv_heads: int = 2,
+    prefix: int | None = None,
+    masked: bool = False,
+    coarse: tuple[int, int] | None = None,
     **options: Any,
-) -> Case:  # fmt: skip
+) -> Case:
     """`prefix`: number of text keys; `masked`: sample 0 sees none of them, others some; `coarse`: the coarse grid."""
 
     def size(tokens: int, h: int = kv_heads) -> tuple[int, ...]:

@@ -237,8 +237,15 @@ def test_index_is_kept_and_rebuilt_when_the_tar_changes(tmp_path, monkeypatch):
         sidecar.write_bytes(damage)
         assert len(PairDataset([path])) == 5
     lying = TarIndex.build(path)
-    np.savez(sidecar, stamp=np.load(sidecar)["stamp"], problems=np.empty((0, 3), "U1"), offsets=lying.offsets,
-             sizes=lying.sizes + 10**9, keys=lying.keys, key_ends=lying.key_ends)  # fmt: skip
+    np.savez(
+        sidecar,
+        stamp=np.load(sidecar)["stamp"],
+        problems=np.empty((0, 3), "U1"),
+        offsets=lying.offsets,
+        sizes=lying.sizes + 10**9,
+        keys=lying.keys,
+        key_ends=lying.key_ends,
+    )
     assert len(PairDataset([path])[0].captions) == 1
 
 

@@ -120,8 +120,8 @@ def main() -> int:
             done = pool.map(compile_one, texts, chunksize=1)
         wall = time.perf_counter() - start
     times = [time for time, _ in done]
-    print(f"{len(times)} compilations: {wall:.0f} s with {args.workers} workers; CPU time {sum(times):.0f} s, "
-          f"{sum(times) / len(times):.2f} s each, at most {max(times):.1f} s")  # fmt: skip
+    print(f"{len(times)} compilations: {wall:.0f} s with {args.workers} workers; CPU time {sum(times):.0f} s,", end=" ")
+    print(f"{sum(times) / len(times):.2f} s each, at most {max(times):.1f} s")
     failed = [f"{error}: {text}" for text, (_, error) in zip(texts, done, strict=True) if error]
     print(f"{len(failed)} failed", *failed, sep="\n")
     return min(len(failed), 1)

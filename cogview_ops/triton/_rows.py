@@ -1,30 +1,70 @@
 """What kernels over rows share: any strides, tiles of whole rows, parameters that stay on the device."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl  # noqa: F401  Triton's interpreter looks for it
+import triton.language as tl
 from torch import Tensor
 
 from . import configs
+from ._tiles import accumulator, check_interpreter
 from .configs import Config
 
 ROW_AXES = 3  # leading dimensions of a row's address, after merging; what has more is copied
 
 
+class Matrix(NamedTuple):
+    """A tensor as rows on three axes: where it starts, sizes of the last two axes, strides.
+
+    A size n is kept as 2 * n - 1: for multiples of 16 Triton would compile anew. It does for 1, by which nothing is
+    divided then.
+    """
+
+    at: Any
+    n1: Any
+    n2: Any
+    s0: Any
+    s1: Any
+    s2: Any
+
+
+class Tile(NamedTuple):
+    """Rows i (int64) and columns j [1, N], of which some are behind the last."""
+
+    i: Any
+    j: Any
+
+
 @triton.jit
-def row_offsets(i, n1, n2, s0, s1, s2):
-    """Offsets of rows i (int64) of a tensor that `row_strides` describes."""
-    return i // n2 // n1 * s0 + i // n2 % n1 * s1 + i % n2 * s2
+def tile_of(t, M: tl.constexpr, N: tl.constexpr):
+    """Number t, of M rows and N columns."""
+    return Tile(tl.cast(t, tl.int64) * M + tl.arange(0, M), tl.arange(0, N)[None, :])
+
+
+@triton.jit
+def row_starts(x, tile):
+    """Pointers to the rows of a tile."""
+    n1, n2, i = (x.n1 >> 1) + 1, (x.n2 >> 1) + 1, tile.i
+    return x.at + (i // n2 // n1 * x.s0 + i // n2 % n1 * x.s1 + i % n2 * x.s2)[:, None]
+
+
+@triton.jit
+def load(x, tile, mask, ACC: tl.constexpr):
+    return tl.load(row_starts(x, tile) + tile.j, mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def store(x, tile, values, mask):
+    tl.store(row_starts(x, tile) + tile.j, values.to(x.at.dtype.element_ty), mask=mask)
 
 
 # --- host ------------------------------------------------------------------------------------------------------------
 
 
-def merged(x: Tensor) -> list[tuple[int, int]] | None:
-    """(size, stride) of the leading dimensions, merged where they can be; None where there are too many."""
+def merged(x: Tensor) -> list[tuple[int, int]]:
+    """(size, stride) of the leading dimensions, merged where they can be."""
     axes: list[tuple[int, int]] = []
     for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
         if size == 1:
@@ -33,42 +73,44 @@ def merged(x: Tensor) -> list[tuple[int, int]] | None:
             axes[-1] = (axes[-1][0] * size, stride)
         else:
             axes.append((size, stride))
-    return axes if len(axes) <= ROW_AXES else None
+    return axes
 
 
-def addressable(x: Tensor, contiguous_rows: bool = True) -> Tensor:
-    """x, or a copy where the kernels cannot address its rows."""
+def matrix(x: Tensor, contiguous_rows: bool = True) -> Matrix:
+    """Of x, or of a copy where the kernels cannot address its rows."""
     inside = x.stride(-1) == 1 or x.shape[-1] == 1 or not contiguous_rows
-    return x if inside and merged(x) is not None else x.contiguous()
+    if not inside or len(merged(x)) > ROW_AXES:
+        x = x.contiguous()
+    axes = merged(x)
+    (_, s0), (n1, s1), (n2, s2) = axes + [(1, 0)] * (ROW_AXES - len(axes))  # missing ones come last
+    return Matrix(x, 2 * n1 - 1, 2 * n2 - 1, s0, s1, s2)
 
 
-def row_strides(**tensors: Tensor) -> dict[str, int]:
-    """Arguments `<name>_n1`, `_n2`, `_s0`, `_s1`, `_s2` of tensors that are `addressable`."""
-    out: dict[str, int] = {}
-    for name, x in tensors.items():
-        axes = merged(x)
-        assert axes is not None, name
-        # missing ones come last: sizes of 1, by which no kernel divides
-        (_, s0), (n1, s1), (n2, s2) = axes + [(1, 0)] * (ROW_AXES - len(axes))
-        out |= {f"{name}_n1": n1, f"{name}_n2": n2, f"{name}_s0": s0, f"{name}_s1": s1, f"{name}_s2": s2}
-    return out
+def shared(x: Tensor, config: Config) -> dict[str, Any]:
+    """Arguments of all kernels over the rows of x."""
+    check_interpreter(x)
+    cols = x.shape[-1]
+    if cols > 2**20:
+        raise NotImplementedError(f"the Triton kernels take rows of up to {2**20} elements, got {cols}")
+    return {"rows": x.numel() // cols, "cols": cols, "ACC": accumulator(x.dtype), "M": config.m, "N": config.n}
 
 
-def tile(cols: int, elements: int) -> Config:
+def kept(out: Tensor, made: Matrix) -> Tensor:
+    """`out`, whose rows are `made` or a copy of them."""
+    return out if made.at is out else out.copy_(made.at)
+
+
+def tiling(cols: int, elements: int) -> Config:
     """m rows of n columns in a program, n at least `cols`; about `elements` of each tensor in a thread."""
     n = max(triton.next_power_of_2(cols), 16)
     m = max(1, 512 // n)
     return Config(m, n, min(max(triton.next_power_of_2(math.ceil(m * n / 32 / elements)), 1), 32), 1)
 
 
-def fits_one_program(cols: int) -> None:
-    if cols > 2**20:
-        raise NotImplementedError(f"the Triton kernels take rows of up to {2**20} elements, got {cols}")
+def grid(x: Tensor, config: Config) -> tuple[int]:
+    return (triton.cdiv(x.numel() // x.shape[-1], config.m),)
 
 
 def programs(tiles: int, device: torch.device) -> int:
     """Of a kernel whose programs take one tile after another."""
     return min(tiles, 4 * configs.processors(device))
-
-
-Arguments = dict[str, Any]

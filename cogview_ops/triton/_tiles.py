@@ -4,9 +4,7 @@ Scores are kept in base 2: `scale` and `bias` come multiplied by log2(e), and ex
 """
 
 import ctypes
-import inspect
 import math
-import re
 from typing import Any, NamedTuple
 
 import torch
@@ -63,8 +61,7 @@ class Shape(NamedTuple):
 
 def kernel(fn: Any) -> Any:
     """`triton.jit` of what is launched."""
-    counts = [name for name in inspect.signature(fn).parameters if re.search(r"_n\d$", name)]  # 1: no division by it
-    return triton.jit(fn, do_not_specialize=SIZES, do_not_specialize_on_alignment=counts)
+    return triton.jit(fn, do_not_specialize=SIZES)
 
 
 @triton.jit

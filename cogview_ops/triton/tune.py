@@ -16,8 +16,10 @@ from .configs import Config
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 Calls = dict[str, Callable[[], object]]  # by the kernel that they are for
-KERNELS = ("forward", "grad_query", "grad_key", "grad_pivot", "decode", "local_forward", "local_grad_query",
-           "local_grad_key", "local_decode")  # fmt: skip
+KERNELS = (
+    *("forward", "grad_query", "grad_key", "grad_pivot", "decode"),
+    *("local_forward", "local_grad_query", "local_grad_key", "local_decode"),
+)
 
 
 def candidates(kernel: str) -> Iterator[Config]:

@@ -218,10 +218,18 @@ def test_local_is_the_operator_between_projections() -> None:
 
     sets = {"prefix_mask": torch.tensor([[True, False, True, True, False], [True] * 5])}
     expected = local_attention_2d(
-        *heads(x), **WINDOW, **COARSE, **sets, raster_causal=True, scale=0.4, impl="reference",
-        prefix_key=heads(text)[1], prefix_value=heads(text)[2], coarse_key=heads(coarse)[1],
+        *heads(x),
+        **WINDOW,
+        **COARSE,
+        **sets,
+        raster_causal=True,
+        scale=0.4,
+        impl="reference",
+        prefix_key=heads(text)[1],
+        prefix_value=heads(text)[2],
+        coarse_key=heads(coarse)[1],
         coarse_value=heads(coarse)[2],
-    )  # fmt: skip
+    )
     expected = module.out_proj(expected.transpose(1, 2).reshape(2, 24, 48))  # type: ignore[union-attr]
     for name, y in (("prefix", text), ("coarse", coarse)):
         sets[f"{name}_key"], sets[f"{name}_value"] = module.keys_values(y)

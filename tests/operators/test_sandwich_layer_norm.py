@@ -151,10 +151,18 @@ def test_relax_none_is_torch(impl: str) -> None:
 @pytest.mark.parametrize("relax", ["row", "tensor"])
 @pytest.mark.parametrize(
     ("dtype", "scale"),
-    [(torch.float32, 1e30), (torch.float32, 1e38), (torch.float32, 1e-42), (torch.bfloat16, 1e38),
-     (torch.float16, 3e4), (torch.float16, 1e-7), (torch.float64, 1e307), (torch.float64, 1e-320)],
+    [
+        (torch.float32, 1e30),
+        (torch.float32, 1e38),
+        (torch.float32, 1e-42),
+        (torch.bfloat16, 1e38),
+        (torch.float16, 3e4),
+        (torch.float16, 1e-7),
+        (torch.float64, 1e307),
+        (torch.float64, 1e-320),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_any_magnitude(impl: str, dtype: torch.dtype, scale: float, relax: str) -> None:
     """Neither overflow nor a lost row where plain LayerNorm has both."""
     skip_uncomputable(dtype, impl)
