@@ -76,7 +76,7 @@ def grad_query_kernel(
     tile, head = heavy_first(tiles, total_heads, section)
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     kv = h // group
-    scale = exactly(scale.high, scale.low, ACC)
+    scale = exactly(scale, ACC)
     image, corners, y, col, there = patch(tile, window, bits, M)
     i = raster(image, y, col)
     queries = Queries(image, corners, y, col, i, raster(image, corners.bottom, corners.right))
@@ -94,13 +94,13 @@ def grad_query_kernel(
     acc = tl.zeros([M, BLOCK_D], ACC)
     if prefix is not None:
         prefix = prefix_of(prefix, prefix_len, b, kv)
-        bias = exactly(prefix.bias.high, prefix.bias.low, ACC)
+        bias = exactly(prefix.bias, ACC)
         for t in tl.range(0, tl.cdiv(prefix_len, N)):
             seen = prefix_tile(t, prefix.mask, prefix_len, N)
             acc = grad_query_tile(acc, x, dx, row_lse, row_delta, prefix.keys, seen, scale, bias, ACC, SHAPE)
     if coarse is not None:
         keys = keys_of(coarse.keys, b, kv)
-        bias = exactly(coarse.bias.high, coarse.bias.low, ACC)
+        bias = exactly(coarse.bias, ACC)
         coarse_window = Window(coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w)
         coarse_image, reach = whole(coarse_window), reach_of(coarse_window, height, width)
         low_y, low_x, box = coarse_windows(queries, coarse_image, reach)
@@ -114,7 +114,7 @@ def grad_query_kernel(
     for t in tl.range(0, tl.cdiv(box.rows * box.columns, N)):
         seen = grid_tile(t, box, image, low_y, low_x, reach, queries, N, FORM.SMALL, FORM.CAUSAL)
         acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, 0.0, ACC, SHAPE)
-    acc *= exactly(step.high, step.low, ACC)
+    acc *= exactly(step, ACC)
     scatter_rows(dq.at, dq.s, i, there, acc, D, BLOCK_D)
 
 
@@ -139,8 +139,8 @@ def grad_key_kernel(
     tile, head = heavy_first(tiles, total_kv_heads, section)
     share = tl.program_id(1)
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
-    scale = exactly(scale.high, scale.low, ACC)
-    bias = exactly(bias.high, bias.low, ACC)
+    scale = exactly(scale, ACC)
+    bias = exactly(bias, ACC)
     window = Window(key_height, key_width, kernel_h, kernel_w, dilation_h, dilation_w)
     home, corners, key_y, key_x, there = patch(tile, window, bits, N)
     image = sub_image(home.top, home.left, Window(height, width, kernel_h, kernel_w, dilation_h, dilation_w))
@@ -203,7 +203,7 @@ def grad_key_kernel(
         scatter_rows(parts.v + part, BLOCK_D, n, there, sum_v, BLOCK_D, BLOCK_D)
     else:
         grads = keys_of(grads, b, kv)
-        scatter_rows(grads.k.at, grads.k.s, n, there, sum_k * exactly(step.high, step.low, ACC), D, BLOCK_D)
+        scatter_rows(grads.k.at, grads.k.s, n, there, sum_k * exactly(step, ACC), D, BLOCK_D)
         scatter_rows(grads.v.at, grads.v.s, n, there, sum_v, D, BLOCK_D)
 
 
@@ -221,7 +221,7 @@ def sum_kernel(parts, grads, kv_heads, keys, splits, step, ROWS: tl.constexpr, A
         part = ((s * (tl.num_programs(0) // tiles) + head).to(tl.int64) * keys + n) * BLOCK_D
         sum_k += load_rows(parts.k + part, BLOCK_D, keys - n, ROWS, BLOCK_D, BLOCK_D, False, True)
         sum_v += load_rows(parts.v + part, BLOCK_D, keys - n, ROWS, BLOCK_D, BLOCK_D, False, True)
-    sum_k *= exactly(step.high, step.low, ACC)
+    sum_k *= exactly(step, ACC)
     at, grads = n.to(tl.int64), keys_of(grads, b, kv)
     store_rows(grads.k.at + at * grads.k.s, grads.k.s, sum_k, keys - n, ROWS, D, BLOCK_D)
     store_rows(grads.v.at + at * grads.v.s, grads.v.s, sum_v, keys - n, ROWS, D, BLOCK_D)

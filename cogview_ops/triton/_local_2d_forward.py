@@ -62,13 +62,13 @@ def attend(x, queries, b, kv, begin, end, sets, scale, FORM: tl.constexpr, ACC: 
     N: tl.constexpr = SHAPE.N
     BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
     window = sets.window
-    scale = exactly(scale.high, scale.low, ACC)
+    scale = exactly(scale, ACC)
     acc = tl.zeros([M, BLOCK_D], ACC)
     top = tl.full([M], LOWEST, ACC)
     total = tl.zeros([M], ACC)
     if sets.prefix is not None:
         prefix = prefix_of(sets.prefix, sets.prefix_len, b, kv)
-        bias = exactly(prefix.bias.high, prefix.bias.low, ACC)
+        bias = exactly(prefix.bias, ACC)
         tiles = tl.cdiv(sets.prefix_len, N)
         for t in tl.range(begin, tl.minimum(end, tiles)):
             tile = prefix_tile(t, prefix.mask, sets.prefix_len, N)
@@ -76,7 +76,7 @@ def attend(x, queries, b, kv, begin, end, sets, scale, FORM: tl.constexpr, ACC: 
         begin, end = tl.maximum(begin - tiles, 0), end - tiles
     if sets.coarse is not None:
         keys = keys_of(sets.coarse.keys, b, kv)
-        bias = exactly(sets.coarse.bias.high, sets.coarse.bias.low, ACC)
+        bias = exactly(sets.coarse.bias, ACC)
         image, reach = whole(sets.coarse_window), reach_of(sets.coarse_window, window.height, window.width)
         low_y, low_x, box = coarse_windows(queries, image, reach)
         tiles = tl.cdiv(box.rows * box.columns, N)

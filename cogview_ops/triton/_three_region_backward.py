@@ -69,8 +69,8 @@ def grad_query_kernel(
     tile, head = heavy_first(tl.cdiv(seqlen, M), total_heads, section)
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     kv = h // group
-    scale = exactly(scale.high, scale.low, ACC)
-    bias = exactly(bias.high, bias.low, ACC)
+    scale = exactly(scale, ACC)
+    bias = exactly(bias, ACC)
     queries, tiles = queries_of(tile, rank + b * (seqlen + 1), Window(seqlen, block_size, window_blocks), M, N)
     q, out, dout, dq = head_of(q, b, h), head_of(out, b, h), head_of(dout, b, h), head_of(dq, b, h)
     rows, at = seqlen - tile * M, (tile * M).to(tl.int64)
@@ -93,7 +93,7 @@ def grad_query_kernel(
         seen = full_tile(t, tiles, N)
         acc = grad_query_tile(acc, x, dx, row_lse, row_delta, runs, seen, queries, scale, bias, False, ACC, SHAPE)
 
-    acc *= exactly(step.high, step.low, ACC)
+    acc *= exactly(step, ACC)
     store_rows(dq.at + at * dq.s, dq.s, acc, rows, M, D, BLOCK_D)
 
 
@@ -171,8 +171,8 @@ def grad_key_kernel(
     if PIVOT:  # the first pivots, which most queries see, first
         tile = tiles - 1 - tile
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
-    scale = exactly(scale.high, scale.low, ACC)
-    bias = exactly(bias.high, bias.low, ACC) if PIVOT else 0.0
+    scale = exactly(scale, ACC)
+    bias = exactly(bias, ACC) if PIVOT else 0.0
     n = tile * N
     columns = n + tl.arange(0, N)
     keys = keys_of(keys, b, kv)
@@ -237,7 +237,7 @@ def grad_key_kernel(
         store_rows(parts.k + part, BLOCK_D, sum_k, room - n, N, BLOCK_D, BLOCK_D)
         store_rows(parts.v + part, BLOCK_D, sum_v, room - n, N, BLOCK_D, BLOCK_D)
     else:
-        sum_k *= exactly(step.high, step.low, ACC)
+        sum_k *= exactly(step, ACC)
         at, grads = n.to(tl.int64), keys_of(grads, b, kv)
         store_rows(grads.k.at + at * grads.k.s, grads.k.s, sum_k, seqlen - n, N, D, BLOCK_D)
         store_rows(grads.v.at + at * grads.v.s, grads.v.s, sum_v, seqlen - n, N, D, BLOCK_D)

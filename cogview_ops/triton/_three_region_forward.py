@@ -66,8 +66,8 @@ def forward_kernel(
     tile, head = heavy_first(tl.cdiv(seqlen, M), total_heads, section)
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     kv = h // group
-    scale = exactly(scale.high, scale.low, ACC)
-    bias = exactly(bias.high, bias.low, ACC)
+    scale = exactly(scale, ACC)
+    bias = exactly(bias, ACC)
     queries, tiles = queries_of(tile, rank + b * (seqlen + 1), Window(seqlen, block_size, window_blocks), M, N)
     q, out = head_of(q, b, h), head_of(out, b, h)
     rows, at = seqlen - tile * M, (tile * M).to(tl.int64)
@@ -111,8 +111,8 @@ def decode_kernel(
     row_tile = tl.program_id(0) % row_tiles
     head = tl.program_id(0) // row_tiles
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
-    scale = exactly(scale.high, scale.low, ACC)
-    bias = exactly(bias.high, bias.low, ACC)
+    scale = exactly(scale, ACC)
+    bias = exactly(bias, ACC)
     r = row_tile * M + tl.arange(0, M)
     there = r < steps * group
     step = tl.minimum(r // group, steps - 1)

@@ -65,9 +65,9 @@ def kernel(fn: Any) -> Any:
 
 
 @triton.jit
-def exactly(high, low, ACC: tl.constexpr):
-    """A number of the host's in ACC: arguments are float32, float64 comes in two of them."""
-    return tl.full((), 0.0, ACC) + high + low
+def exactly(number, ACC: tl.constexpr):
+    """A `Number` in ACC."""
+    return tl.full((), 0.0, ACC) + number.high + number.low
 
 
 @triton.jit
@@ -225,20 +225,6 @@ def logit(value: float) -> Number:
 def scale_of(scale: float) -> Number:
     """Not quite 0: masked scores, -inf, must stay below all others."""
     return number(scale / math.log(2) or 1e-30)
-
-
-def strides(**tensors: torch.Tensor) -> dict[str, int]:
-    """Arguments `<name>_b`, `<name>_h`, `<name>_s` of tensors [B, H, S, D]."""
-    return {f"{name}_{axis}": x.stride(k) for name, x in tensors.items() for k, axis in enumerate("bhs")}
-
-
-def two_parts(**values: float) -> dict[str, float]:
-    """Arguments `<name>` and `<name>_low` for `exactly`."""
-    out = {}
-    for name, value in values.items():
-        out[name] = ctypes.c_float(value).value
-        out[f"{name}_low"] = value - out[name]
-    return out
 
 
 def wide(*tensors: torch.Tensor) -> bool:

@@ -42,7 +42,7 @@ def forward_kernel(
     s = tl.where(seen, load(x, tile, near, ACC), float("-inf"))
     some = visible > 0 if mask is None else tl.max(seen.to(tl.int32), 1) > 0
     top = tl.where(some, tl.max(s, 1), 0.0)  # sees nothing: all exp(-inf) = 0
-    p = tl.exp((s - top[:, None]) * exactly(alpha.high, alpha.low, ACC))
+    p = tl.exp((s - top[:, None]) * exactly(alpha, ACC))
     total = tl.sum(p, 1)
     p = p / tl.where(total == 0, 1.0, total)[:, None]
     store(out, tile, p, (tile.i < rows)[:, None] & (tile.j < cols))
@@ -59,7 +59,7 @@ def backward_kernel(
     p = tl.where(seen, load(out, tile, near, ACC), 0.0)
     dp = tl.where(seen, load(dout, tile, near, ACC), 0.0)
     inner = tl.sum(p * dp, 1)
-    ds = tl.where(seen, p * (dp - inner[:, None]) * exactly(alpha.high, alpha.low, ACC), 0.0)
+    ds = tl.where(seen, p * (dp - inner[:, None]) * exactly(alpha, ACC), 0.0)
     store(grad, tile, ds, (tile.i < rows)[:, None] & (tile.j < cols))
 
 

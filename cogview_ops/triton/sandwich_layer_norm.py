@@ -84,7 +84,7 @@ def normalise(x, tile, there, norm, rows, cols, eps, RELAX: tl.constexpr, ACC: t
     mean = tl.sum(x, 1) / cols
     x = tl.where(there, x - mean[:, None], 0.0)
     unit = c * power
-    rstd = 1 / tl.sqrt(tl.sum(x * x, 1) / cols + exactly(eps.high, eps.low, ACC) * unit * unit)
+    rstd = 1 / tl.sqrt(tl.sum(x * x, 1) / cols + exactly(eps, ACC) * unit * unit)
     y = x * rstd[:, None] * weight + bias
     tl.store(norm.mean + tile.i, mean / power, mask=tile.i < rows)
     tl.store(norm.rstd + tile.i, rstd * power, mask=tile.i < rows)
@@ -104,7 +104,7 @@ def dropout(i, drop, threshold, cols, QUADS: tl.constexpr, ACC: tl.constexpr, N:
         w0, w1, w2, w3 = words_of(seed, at // 4)
         lane = at % 4
         word = tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
-    scale = exactly(drop.scale.high, drop.scale.low, ACC)
+    scale = exactly(drop.scale, ACC)
     return tl.where(word.to(tl.uint32, bitcast=True).to(tl.int64) >= threshold, scale, 0.0)
 
 
