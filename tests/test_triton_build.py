@@ -37,7 +37,7 @@ ATTENTION = [
     *(("three_region", *x) for x in ((80, "bfloat16", 128), (90, "bfloat16", 64))),
     ("three_region", 90, "float16", 128),
     ("local_2d", 80, "float16", 64),  # the image alone
-    ("local_2d_shift", 90, "bfloat16", 64),  # dilated and shifted
+    ("local_2d_shift", 90, "bfloat16", 64),  # dilated and shifted, with a prefix without a mask
     ("local_2d_sets", 90, "bfloat16", 64),  # with a prefix and a coarse grid
 ]
 # the widest rows of which nothing spills, rows that are no power of two, several of them in a program
@@ -63,8 +63,10 @@ KERNELS = {
     "three_region": "rank_kernel gather_kernel forward_kernel grad_query_kernel grad_pivot_kernel grad_key_kernel "
     "decode_kernel combine_kernel",
     "local_2d": "forward_kernel grad_query_kernel grad_key_kernel decode_kernel combine_kernel",
-    "local_2d_shift": "forward_kernel grad_query_kernel grad_key_kernel decode_kernel combine_kernel",
-    "local_2d_sets": "forward_kernel grad_query_kernel grad_prefix_kernel grad_key_kernel decode_kernel combine_kernel",
+    **dict.fromkeys(
+        ("local_2d_shift", "local_2d_sets"),
+        "forward_kernel grad_query_kernel grad_prefix_kernel grad_key_kernel decode_kernel combine_kernel",
+    ),
 }
 # rows that a kernel reads and writes, parameters that it reads, and gradients of them that it writes, in float32
 TENSORS = {
@@ -292,7 +294,7 @@ def call_three_region(
 def call_local_2d(
     op: str, dtype: torch.dtype, head_dim: int, batch: int = 4, heads: int = 40, side: int = 64, prefix: int = 64
 ) -> None:
-    """CogView2's super-resolution from 32 x 32 to 64 x 64, its local part alone, or that dilated and shifted."""
+    """CogView2's super-resolution from 32 x 32 to 64 x 64; its local part alone; that dilated and shifted, and text."""
     from cogview_ops.triton import local_attention_2d
 
     def empty(tokens: int) -> torch.Tensor:
@@ -302,7 +304,8 @@ def call_local_2d(
     lse = torch.empty(batch, heads, side**2, dtype=accumulated(dtype), device="meta")
     mask = torch.empty(batch, prefix, dtype=torch.bool, device="meta")
     lengths = torch.empty(batch, dtype=torch.int64, device="meta")
-    others = (text, text, coarse, coarse, mask) if op == "local_2d_sets" else (None,) * 5
+    sets = {"local_2d_sets": (text, text, coarse, coarse, mask), "local_2d_shift": (text, text, None, None, None)}
+    others = sets.get(op, (None,) * 5)
     shift = op == "local_2d_shift"
     window = ([side, side], [min(17, side - 1), 9 if side > 9 else 7], [3, 2] if shift else [1, 1])
     rest = (1.2, [side // 2, side // 2], [7, 7], 0.5, head_dim**-0.5)

@@ -22,7 +22,6 @@ from ._local_2d_pattern import (
     key_box,
     key_windows,
     patch,
-    prefix_of,
     prefix_tile,
     query_box,
     query_windows,
@@ -60,7 +59,7 @@ def grad_query_tile(acc, x, dx, row_lse, row_delta, keys, tile, scale, bias, ACC
 
 @kernel
 def grad_query_kernel(
-    q, local, prefix, coarse, out, lse, dout, dlse, delta, dq,
+    q, local, prefix, mask, coarse, out, lse, dout, dlse, delta, dq,
     heads, group, tiles, total_heads, section, height, width, kernel_h, kernel_w, dilation_h, dilation_w, bits,
     prefix_len, coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w, scale, step,
     FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
@@ -93,11 +92,11 @@ def grad_query_kernel(
 
     acc = tl.zeros([M, BLOCK_D], ACC)
     if prefix is not None:
-        prefix = prefix_of(prefix, prefix_len, b, kv)
+        keys = keys_of(prefix.keys, b, kv)
         bias = exactly(prefix.bias, ACC)
         for t in tl.range(0, tl.cdiv(prefix_len, N)):
-            seen = prefix_tile(t, prefix.mask, prefix_len, N)
-            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, prefix.keys, seen, scale, bias, ACC, SHAPE)
+            seen = prefix_tile(t, mask, b, prefix_len, N)
+            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, bias, ACC, SHAPE)
     if coarse is not None:
         keys = keys_of(coarse.keys, b, kv)
         bias = exactly(coarse.bias, ACC)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._local_options import Options, Pair
 from . import configs
-from ._local_2d_pattern import Coarse, Form, Prefix
+from ._local_2d_pattern import Biased, Form
 from ._tiles import Keys, Shape, accumulator, block_d, check_interpreter, logit, rows_of, section
 
 
@@ -59,14 +59,14 @@ class Call:
         self.image = sub_image(self.grid, self.dilation)
         self.local = Keys(rows_of(k), rows_of(v))
         self.section = section(self.batch * self.heads, self.group, k)
-        self.prefix, self.prefix_len = None, 0 if prefix is None else prefix.key.shape[2]
+        self.prefix, self.mask, self.prefix_len = None, None, 0 if prefix is None else prefix.key.shape[2]
         if prefix is not None and self.prefix_len:
+            self.prefix = Biased(Keys(rows_of(prefix.key), rows_of(prefix.value)), logit(prefix.bias))
             # not of bytes: Triton 3.6 lays float64 keys out for products as if they were as narrow, and fails
-            mask = None if prefix.mask is None else prefix.mask.to(torch.int32).contiguous()
-            self.prefix = Prefix(Keys(rows_of(prefix.key), rows_of(prefix.value)), mask, logit(prefix.bias))
+            self.mask = None if prefix.mask is None else prefix.mask.to(torch.int32).contiguous()
         self.coarse, self.coarse_grid, self.coarse_kernel = None, (1, 1), (1, 1)
         if coarse is not None:
-            self.coarse = Coarse(Keys(rows_of(coarse.key), rows_of(coarse.value)), logit(coarse.bias))
+            self.coarse = Biased(Keys(rows_of(coarse.key), rows_of(coarse.value)), logit(coarse.bias))
             self.coarse_grid, self.coarse_kernel = coarse.grid, coarse.kernel_size
         self.acc = accumulator(q.dtype)
 
@@ -89,6 +89,7 @@ class Call:
         return {
             "local": self.local,
             "prefix": self.prefix,
+            "mask": self.mask,
             "coarse": self.coarse,
             "group": self.group,
             **sizes("height", "width", self.grid),

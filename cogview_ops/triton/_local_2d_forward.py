@@ -22,7 +22,6 @@ from ._local_2d_pattern import (
     key_box,
     key_windows,
     patch,
-    prefix_of,
     prefix_tile,
     raster,
     reach_of,
@@ -67,12 +66,12 @@ def attend(x, queries, b, kv, begin, end, sets, scale, FORM: tl.constexpr, ACC: 
     top = tl.full([M], LOWEST, ACC)
     total = tl.zeros([M], ACC)
     if sets.prefix is not None:
-        prefix = prefix_of(sets.prefix, sets.prefix_len, b, kv)
-        bias = exactly(prefix.bias, ACC)
+        keys = keys_of(sets.prefix.keys, b, kv)
+        bias = exactly(sets.prefix.bias, ACC)
         tiles = tl.cdiv(sets.prefix_len, N)
         for t in tl.range(begin, tl.minimum(end, tiles)):
-            tile = prefix_tile(t, prefix.mask, sets.prefix_len, N)
-            acc, top, total = forward_tile(acc, top, total, x, prefix.keys, tile, scale, bias, ACC, SHAPE)
+            tile = prefix_tile(t, sets.mask, b, sets.prefix_len, N)
+            acc, top, total = forward_tile(acc, top, total, x, keys, tile, scale, bias, ACC, SHAPE)
         begin, end = tl.maximum(begin - tiles, 0), end - tiles
     if sets.coarse is not None:
         keys = keys_of(sets.coarse.keys, b, kv)
@@ -96,7 +95,7 @@ def attend(x, queries, b, kv, begin, end, sets, scale, FORM: tl.constexpr, ACC: 
 
 @kernel
 def forward_kernel(
-    q, local, prefix, coarse, out, lse,
+    q, local, prefix, mask, coarse, out, lse,
     heads, group, tiles, total_heads, section, height, width, kernel_h, kernel_w, dilation_h, dilation_w, bits,
     prefix_len, coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w, scale,
     NEGATE: tl.constexpr, FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
@@ -114,7 +113,7 @@ def forward_kernel(
         x = -x
     queries = Queries(image, corners, y, col, i, raster(image, corners.bottom, corners.right))
     coarse_window = Window(coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w)
-    sets = Sets(local, prefix, coarse, window, prefix_len, coarse_window)
+    sets = Sets(local, prefix, mask, coarse, window, prefix_len, coarse_window)
     acc, value = attend(x, queries, b, h // group, 0, 0x7FFFFFFF, sets, scale, FORM, ACC, SHAPE)
     scatter_rows(out.at, out.s, i, there, acc, SHAPE.D, SHAPE.BLOCK_D)
     tl.store(lse + head.to(tl.int64) * height * width + i, value * LN2, mask=there)
@@ -122,7 +121,7 @@ def forward_kernel(
 
 @kernel
 def decode_kernel(
-    q, local, prefix, coarse, lengths, part, part_lse,
+    q, local, prefix, mask, coarse, lengths, part, part_lse,
     kv_heads, group, pitch, steps, row_tiles, share_size, height, width, kernel_h, kernel_w, dilation_h, dilation_w,
     prefix_len, coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w, scale,
     NEGATE: tl.constexpr, FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
@@ -155,13 +154,13 @@ def decode_kernel(
     )
     at = (kv * group + r % pitch) * q.h + step.to(tl.int64) * q.s
     cols = tl.arange(0, BLOCK_D)
-    mask = ((r < steps * pitch) & (r % pitch < group))[:, None] & (cols[None, :] < SHAPE.D)
-    x = tl.load(q.at + b * q.b + at[:, None] + cols[None, :], mask=mask, other=0.0)
+    there = ((r < steps * pitch) & (r % pitch < group))[:, None] & (cols[None, :] < SHAPE.D)
+    x = tl.load(q.at + b * q.b + at[:, None] + cols[None, :], mask=there, other=0.0)
     if NEGATE:
         x = -x
     queries = Queries(image, corners, i // width // dilation_h, i % width // dilation_w, i, last)
     coarse_window = Window(coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w)
-    sets = Sets(local, prefix, coarse, window, prefix_len, coarse_window)
+    sets = Sets(local, prefix, mask, coarse, window, prefix_len, coarse_window)
     begin, end = share * share_size, (share + 1) * share_size
     acc, value = attend(x, queries, b, kv, begin, end, sets, scale, FORM, ACC, SHAPE)
     row = (share * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * M

@@ -17,21 +17,17 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ._tiles import Keys, keys_of
+from ._tiles import Keys, Number
 
 SIGNS: tl.constexpr = tl.constexpr(0x80008000 - 2**32)  # of the two halves of a code
 WIDE_SIGNS: tl.constexpr = tl.constexpr(0x8000000080000000 - 2**64)
 
 
-class Prefix(NamedTuple):
-    keys: Keys
-    mask: Any  # None, or of integers
-    bias: Any
+class Biased(NamedTuple):
+    """Keys whose scores have a bias: those of a prefix, or of a coarse image."""
 
-
-class Coarse(NamedTuple):
     keys: Keys
-    bias: Any
+    bias: Number
 
 
 class Window(NamedTuple):
@@ -44,10 +40,14 @@ class Window(NamedTuple):
 
 
 class Sets(NamedTuple):
-    """What queries may see: an image, and if they are there a prefix and a coarse image."""
+    """What queries may see: an image, and if they are there a prefix and a coarse image.
+
+    The mask is not part of the prefix: Triton 3.6 cannot ask whether a tuple with None in it is None.
+    """
 
     local: Keys
     prefix: Any
+    mask: Any  # of the prefix: None, or of integers
     coarse: Any
     window: Window
     prefix_len: Any
@@ -115,14 +115,6 @@ class Tile(NamedTuple):
     j: Any
     read: Any
     seen: Any
-
-
-@triton.jit
-def prefix_of(prefix, length, b, h):
-    mask = prefix.mask
-    if mask is not None:
-        mask += b * length
-    return Prefix(keys_of(prefix.keys, b, h), mask, prefix.bias)
 
 
 @triton.jit
@@ -275,12 +267,12 @@ def inside(low, high, cell, SMALL: tl.constexpr):
 
 
 @triton.jit
-def prefix_tile(t, mask, length, N: tl.constexpr):
-    """Prefix keys [t * N, t * N + N); every query sees those that are read."""
+def prefix_tile(t, mask, b, length, N: tl.constexpr):
+    """Keys [t * N, t * N + N) of sample b's prefix; every query sees those that are read."""
     j = t * N + tl.arange(0, N)
     read = j < length
     if mask is not None:
-        read = tl.load(mask + j, mask=read, other=0) != 0
+        read = tl.load(mask + b * length + j, mask=read, other=0) != 0
     return Tile(j, read, read[None, :])
 
 

@@ -105,7 +105,7 @@ def backward(
         owners.insert(0, (coarse, grads[5:]))
     if call.prefix is not None:  # longest first: every query sees it
         size = 1, call.prefix_len
-        prefix = _KeySet(call.prefix.keys, size, (1, 1), call.grid, call.prefix.bias, call.prefix.mask, dense=True)
+        prefix = _KeySet(call.prefix.keys, size, (1, 1), call.grid, call.prefix.bias, call.mask, dense=True)
         owners.insert(0, (prefix, grads[3:5]))
     for keys, (dk, dv) in owners:
         _grad_keys(call, rows, keys, dk, dv)
