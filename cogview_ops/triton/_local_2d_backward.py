@@ -207,20 +207,20 @@ def grad_key_kernel(
 
 
 @kernel
-def sum_kernel(parts, grads, kv_heads, keys, splits, step, ROWS: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr):
+def sum_kernel(parts, grads, kv_heads, count, splits, step, ROWS: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr):
     """dk and dv of ROWS keys from the parts, in their order."""
     D: tl.constexpr = SHAPE.D
     BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
-    tiles = tl.cdiv(keys, ROWS)
+    tiles = tl.cdiv(count, ROWS)
     n, head = tl.program_id(0) % tiles * ROWS, tl.program_id(0) // tiles
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
     sum_k = tl.zeros([ROWS, BLOCK_D], ACC)
     sum_v = tl.zeros([ROWS, BLOCK_D], ACC)
     for s in tl.range(0, splits):
-        part = ((s * (tl.num_programs(0) // tiles) + head).to(tl.int64) * keys + n) * BLOCK_D
-        sum_k += load_rows(parts.k + part, BLOCK_D, keys - n, ROWS, BLOCK_D, BLOCK_D, False, True)
-        sum_v += load_rows(parts.v + part, BLOCK_D, keys - n, ROWS, BLOCK_D, BLOCK_D, False, True)
+        part = ((s * (tl.num_programs(0) // tiles) + head).to(tl.int64) * count + n) * BLOCK_D
+        sum_k += load_rows(parts.k + part, BLOCK_D, count - n, ROWS, BLOCK_D, BLOCK_D, False, True)
+        sum_v += load_rows(parts.v + part, BLOCK_D, count - n, ROWS, BLOCK_D, BLOCK_D, False, True)
     sum_k *= exactly(step, ACC)
     at, grads = n.to(tl.int64), keys_of(grads, b, kv)
-    store_rows(grads.k.at + at * grads.k.s, grads.k.s, sum_k, keys - n, ROWS, D, BLOCK_D)
-    store_rows(grads.v.at + at * grads.v.s, grads.v.s, sum_v, keys - n, ROWS, D, BLOCK_D)
+    store_rows(grads.k.at + at * grads.k.s, grads.k.s, sum_k, count - n, ROWS, D, BLOCK_D)
+    store_rows(grads.v.at + at * grads.v.s, grads.v.s, sum_v, count - n, ROWS, D, BLOCK_D)

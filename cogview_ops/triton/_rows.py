@@ -18,13 +18,13 @@ ROW_AXES = 3  # leading dimensions of a row's address, after merging; what has m
 class Matrix(NamedTuple):
     """A tensor as rows on three axes: where it starts, sizes of the last two axes, strides.
 
-    A size n is kept as 2 * n - 1: for multiples of 16 Triton would compile anew. It does for 1, by which nothing is
-    divided then.
+    A size n is kept as 2 * n - 1, which is odd: for multiples of 16 Triton would compile anew. It does for 1, by which
+    nothing is divided then.
     """
 
     at: Any
-    n1: Any
-    n2: Any
+    odd1: Any
+    odd2: Any
     s0: Any
     s1: Any
     s2: Any
@@ -46,7 +46,7 @@ def tile_of(t, M: tl.constexpr, N: tl.constexpr):
 @triton.jit
 def row_starts(x, tile):
     """Pointers to the rows of a tile."""
-    n1, n2, i = (x.n1 >> 1) + 1, (x.n2 >> 1) + 1, tile.i
+    n1, n2, i = (x.odd1 >> 1) + 1, (x.odd2 >> 1) + 1, tile.i
     return x.at + (i // n2 // n1 * x.s0 + i // n2 % n1 * x.s1 + i % n2 * x.s2)[:, None]
 
 

@@ -17,8 +17,8 @@ LOG2E: tl.constexpr = tl.constexpr(1 / math.log(2))
 # Integers that are compiled for any value, not anew for 1 and for multiples of 16 as Triton does it unasked. Strides
 # and the columns of rows are not among them, for wide accesses, nor are block_size and splits, which cost registers.
 SIZES = (
-    "bits", "capacity", "coarse_height", "coarse_kernel_h", "coarse_kernel_w", "coarse_width",
-    "dilation_h", "dilation_w", "group", "heads", "height", "kernel_h", "kernel_w", "key_height", "key_width", "keys",
+    "bits", "capacity", "count", "coarse_height", "coarse_kernel_h", "coarse_kernel_w", "coarse_width",
+    "dilation_h", "dilation_w", "group", "heads", "height", "kernel_h", "kernel_w", "key_height", "key_width",
     "kv_heads", "num_pivots", "pitch", "pivot_tiles", "prefix_len", "room", "row_tiles", "rows", "rows_per_matrix",
     "section", "seqlen", "share_size", "shares", "steps", "threshold", "tiles", "total_heads",
     "total_kv_heads", "width", "window_blocks",
@@ -38,8 +38,8 @@ class Rows(NamedTuple):
 class Keys(NamedTuple):
     """Keys and values, or their gradients."""
 
-    k: Rows
-    v: Rows
+    k: Any  # Rows, or where rows start that are contiguous
+    v: Any
 
 
 class Number(NamedTuple):

@@ -156,7 +156,7 @@ def _grad_keys(call: Call, rows: dict[str, Any], keys: _KeySet, dk: Tensor, dv: 
         SHAPE=call.shape(config),
     )
     if splits > 1:
-        shared |= {"step": rows["step"], "keys": count, "ROWS": 16, "SHAPE": call.shape(configs.SMALL)}
+        shared |= {"step": rows["step"], "count": count, "ROWS": 16, "SHAPE": call.shape(configs.SMALL)}
         launch(sum_kernel, (triton.cdiv(count, 16) * call.pairs,), configs.SMALL, **shared)
 
 

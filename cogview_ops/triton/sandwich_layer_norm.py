@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import _registration
 from ..sandwich_layer_norm import register
 from . import _rows
-from ._rows import load, matrix, store, tile_of
+from ._rows import Matrix, load, matrix, store, tile_of
 from ._tiles import DEVICES, Number, exactly, kernel, launch, number
 from .configs import Config
 
@@ -28,6 +28,8 @@ PACK = 8  # elements of a tensor in a thread, about
 
 
 class Norm(NamedTuple):
+    """Not to be compared with None: of a tuple with None in it Triton 3.6 cannot tell."""
+
     weight: Any
     bias: Any  # None in the backward, like the peak
     mean: Any  # of each row, like 1 / standard deviation
@@ -261,10 +263,10 @@ def _dropout(x: Tensor, p: float, seed: Tensor | None) -> dict[str, Any]:
     return {"drop": drop, "threshold": threshold, "QUADS": p > 0 and x.shape[-1] % 4 == 0}
 
 
-def _peak(x: Tensor, config: Config, **arguments: Any) -> Tensor:
+def _peak(x: Tensor, made: Matrix, config: Config, **arguments: Any) -> Tensor:
     """The largest |element|, on the device."""
     peaks = _registration.statistic(x).flatten()
-    launch(peak_kernel, _rows.grid(x, config), config, x=matrix(x), peaks=peaks, **arguments)
+    launch(peak_kernel, _rows.grid(x, config), config, x=made, peaks=peaks, **arguments)
     return peaks.amax()
 
 
@@ -278,10 +280,10 @@ def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, rela
     if x.numel():
         config = _rows.tiling(x.shape[-1], 2 * PACK)
         shared = _rows.shared(x, config) | _dropout(x, 0.0, None)
-        norm = Norm(weight, bias, mean, rstd, _peak(x, config, **shared) if relax == TENSOR else None)
+        rows, made = matrix(x), matrix(out)
+        norm = Norm(weight, bias, mean, rstd, _peak(x, rows, config, **shared) if relax == TENSOR else None)
         shared |= {"eps": number(eps), "RELAX": relax}
-        made = matrix(out)
-        _forward(_rows.grid(x, config), config, h=matrix(x), x=made, pre=norm, **shared)
+        _forward(_rows.grid(x, config), config, h=rows, x=made, pre=norm, **shared)
         _rows.kept(out, made)
     return out, mean, rstd
 
@@ -305,11 +307,11 @@ def sandwich_forward(
     config = _rows.tiling(branch.shape[-1], PACK)
     grid, shared, drop = _rows.grid(branch, config), _rows.shared(branch, config), _dropout(branch, dropout_p, seed)
     post, pre = Norm(post_weight, post_bias, *stats[:2]), Norm(pre_weight, pre_bias, *stats[2:])
+    rows, sums, made = matrix(branch), matrix(h), matrix(x)
     if relax == TENSOR:
-        post = post._replace(peak=_peak(branch, config, **shared, **drop))
+        post = post._replace(peak=_peak(branch, rows, config, **shared, **drop))
     shared |= {"eps": number(eps), "RELAX": relax}
-    sums, made = matrix(h), matrix(x)
-    first = {"branch": matrix(branch), "residual": matrix(residual), **drop, **shared}
+    first = {"branch": rows, "residual": matrix(residual), **drop, **shared}
     if relax == TENSOR:  # the whole of h must be known before x is
         peaks = torch.empty_like(stats[0]).flatten()
         _forward(grid, config, h=sums, post=post, peaks=peaks, **first)

@@ -1,7 +1,7 @@
 """Three-region attention in Triton: see cogview_ops/three_region_attention.py for what it computes.
 
 A query tile's keys are two contiguous runs: the visible pivots, a prefix of a copy of their rows, and the window
-(_three_region_pattern.py). One loop goes over both.
+(_three_region_pattern.py). Two loops, of edge tiles and of full ones, go over both.
 
 Backward owns keys: a pivot's gradient is one program's sum over all queries that see it (or a few programs', over
 fixed parts of them), a window key's likewise, and the second starts from the first's float32 result: no atomics.
@@ -154,11 +154,11 @@ def backward(
     config = call.config("grad_pivot")
     programs = triton.cdiv(min(call.room, call.num_pivots), config.n) * call.pairs
     splits = configs.splits(programs, triton.cdiv(call.seqlen, config.m) * call.group, 8, call.device)
-    room = (splits, call.pairs, call.room, block_d(call.dim))
+    shape = (splits, call.pairs, call.room, block_d(call.dim))
     rows |= {
         "keys": call.keys,
         "pivots": call.pivots,
-        "parts": Keys(lse.new_empty(room), lse.new_empty(room)),
+        "parts": Keys(lse.new_empty(shape), lse.new_empty(shape)),
         "grads": Keys(rows_of(dk), rows_of(dv)),
         "kv_heads": call.kv_heads,
         "group": call.group,
