@@ -56,6 +56,7 @@ CXX_FLAGS = [
     "-O3",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-falign-functions=64",  # else 10 % of the speed is a matter of where the linker puts a loop
     "-Wall",
     EVERY_DTYPE,
     "-Wno-unknown-pragmas",
