@@ -38,9 +38,11 @@ from ._tiles import (
     head_of,
     heavy_first,
     kernel,
+    key_gradient_step,
     keys_of,
     load_rows,
     next_tile,
+    query_gradient_step,
     scatter_rows,
     store_rows,
 )
@@ -50,11 +52,7 @@ from ._tiles import (
 def grad_query_tile(acc, x, dx, row_lse, row_delta, keys, tile, scale, bias, ACC: tl.constexpr, SHAPE: tl.constexpr):
     y = gather_rows(keys.k.at, keys.k.s, tile.j, tile.read, SHAPE.D, SHAPE.BLOCK_D)
     z = gather_rows(keys.v.at, keys.v.s, tile.j, tile.read, SHAPE.D, SHAPE.BLOCK_D)
-    s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
-    p = tl.where(tile.seen, tl.exp2(s * scale - (row_lse - bias)[:, None]), 0.0)
-    dp = tl.dot(dx, tl.trans(z), input_precision="ieee", out_dtype=ACC)
-    ds = p * (dp - row_delta[:, None])
-    return tl.dot(ds.to(y.dtype), y, acc, input_precision="ieee", out_dtype=ACC)
+    return query_gradient_step(acc, x, dx, y, z, row_lse, row_delta, tile.seen, scale, bias, ACC)
 
 
 @kernel
@@ -180,17 +178,12 @@ def grad_key_kernel(
         at = stat + g * height * width + i
         row_lse = tl.load(lse + at, mask=valid, other=float("inf")) * LOG2E
         row_delta = tl.load(delta + at, mask=valid, other=0.0)
-        s = tl.dot(y, tl.trans(x), input_precision="ieee", out_dtype=ACC)
-        p = tl.exp2(s * scale - (row_lse - bias)[None, :])
+        seen = None
         if not DENSE:
             seen = inside(low, high, cell, FORM.SMALL)
             if FORM.CAUSAL:
                 seen &= cell[None, :] >= own[:, None]
-            p = tl.where(seen, p, 0.0)
-        sum_v = tl.dot(p.to(dx.dtype), dx, sum_v, input_precision="ieee", out_dtype=ACC)
-        dp = tl.dot(z, tl.trans(dx), input_precision="ieee", out_dtype=ACC)
-        ds = p * (dp - row_delta[None, :])
-        sum_k = tl.dot(ds.to(x.dtype), x, sum_k, input_precision="ieee", out_dtype=ACC)
+        sum_k, sum_v = key_gradient_step(sum_k, sum_v, x, dx, y, z, row_lse, row_delta, seen, scale, bias, ACC)
         turn, g = next_tile(turn, g, turns)
 
     if mask is not None:  # a row that no query sees has sums of anything

@@ -33,9 +33,11 @@ from ._tiles import (
     head_of,
     heavy_first,
     kernel,
+    key_gradient_step,
     keys_of,
     load_rows,
     next_tile,
+    query_gradient_step,
     store_rows,
 )
 
@@ -46,13 +48,9 @@ def grad_query_tile(
 ):
     y = key_rows(runs.keys.k, runs.copies.k, runs, tile, EDGE, SHAPE)
     z = key_rows(runs.keys.v, runs.copies.v, runs, tile, EDGE, SHAPE)
-    s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
-    p = tl.exp2(s * scale - (lse - tl.where(tile.pivot, bias, 0.0))[:, None])
-    if EDGE:
-        p = tl.where(visible(tile, queries, SHAPE.N), p, 0.0)
-    dp = tl.dot(dx, tl.trans(z), input_precision="ieee", out_dtype=ACC)
-    ds = p * (dp - delta[:, None])
-    return tl.dot(ds.to(y.dtype), y, acc, input_precision="ieee", out_dtype=ACC)
+    seen = visible(tile, queries, SHAPE.N) if EDGE else None
+    bias = tl.where(tile.pivot, bias, 0.0)
+    return query_gradient_step(acc, x, dx, y, z, lse, delta, seen, scale, bias, ACC)
 
 
 @kernel
@@ -138,14 +136,9 @@ def grad_key_tile(
     else:
         row_lse = tl.load(asking.lse + rows)
         row_delta = tl.load(asking.delta + rows)
-    s = tl.dot(y, tl.trans(x), input_precision="ieee", out_dtype=ACC)
-    p = tl.exp2(s * scale - (row_lse * LOG2E - bias)[None, :])
-    if EDGE:
-        p = tl.where((rows[None, :] >= span.begin[:, None]) & (rows[None, :] < span.end[:, None]), p, 0.0)
-    sum_v = tl.dot(p.to(dx.dtype), dx, sum_v, input_precision="ieee", out_dtype=ACC)
-    dp = tl.dot(z, tl.trans(dx), input_precision="ieee", out_dtype=ACC)
-    ds = p * (dp - row_delta[None, :])
-    return tl.dot(ds.to(x.dtype), x, sum_k, input_precision="ieee", out_dtype=ACC), sum_v
+    row_lse *= LOG2E
+    seen = (rows[None, :] >= span.begin[:, None]) & (rows[None, :] < span.end[:, None]) if EDGE else None
+    return key_gradient_step(sum_k, sum_v, x, dx, y, z, row_lse, row_delta, seen, scale, bias, ACC)
 
 
 @kernel

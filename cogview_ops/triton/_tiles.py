@@ -136,6 +136,31 @@ def softmax_step(acc, top, total, s, v, scale, bias, ACC: tl.constexpr):
 
 
 @triton.jit
+def query_gradient_step(acc, x, dx, y, z, lse, delta, seen, scale, bias, ACC: tl.constexpr):
+    """Adds keys y with values z to the gradient of queries x, dx that of their outputs; `seen` None: all of them."""
+    s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
+    p = tl.exp2(s * scale - (lse - bias)[:, None])
+    if seen is not None:
+        p = tl.where(seen, p, 0.0)
+    dp = tl.dot(dx, tl.trans(z), input_precision="ieee", out_dtype=ACC)
+    ds = p * (dp - delta[:, None])
+    return tl.dot(ds.to(y.dtype), y, acc, input_precision="ieee", out_dtype=ACC)
+
+
+@triton.jit
+def key_gradient_step(sum_k, sum_v, x, dx, y, z, lse, delta, seen, scale, bias, ACC: tl.constexpr):
+    """Adds queries x to the gradients of keys y and values z, likewise; tiles are [keys, queries]."""
+    s = tl.dot(y, tl.trans(x), input_precision="ieee", out_dtype=ACC)
+    p = tl.exp2(s * scale - (lse - bias)[None, :])
+    if seen is not None:
+        p = tl.where(seen, p, 0.0)
+    sum_v = tl.dot(p.to(dx.dtype), dx, sum_v, input_precision="ieee", out_dtype=ACC)
+    dp = tl.dot(z, tl.trans(dx), input_precision="ieee", out_dtype=ACC)
+    ds = p * (dp - delta[None, :])
+    return tl.dot(ds.to(x.dtype), x, sum_k, input_precision="ieee", out_dtype=ACC), sum_v
+
+
+@triton.jit
 def log_sum(top, total):
     """log2 of the sum of a row's exponentials; -inf for a row without keys."""
     return tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
