@@ -31,16 +31,19 @@ class Matrix(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Rows i (int64) and columns j [1, N], of which some are behind the last."""
+    """Rows i (int64) and columns j [1, N], which of the rows there are, and which of the elements."""
 
     i: Any
     j: Any
+    row: Any
+    there: Any
 
 
 @triton.jit
-def tile_of(t, M: tl.constexpr, N: tl.constexpr):
+def tile_of(t, rows, cols, M: tl.constexpr, N: tl.constexpr):
     """Number t, of M rows and N columns."""
-    return Tile(tl.cast(t, tl.int64) * M + tl.arange(0, M), tl.arange(0, N)[None, :])
+    i, j = tl.cast(t, tl.int64) * M + tl.arange(0, M), tl.arange(0, N)[None, :]
+    return Tile(i, j, i < rows, (i < rows)[:, None] & (j < cols))
 
 
 @triton.jit
@@ -56,8 +59,8 @@ def load(x, tile, mask, ACC: tl.constexpr):
 
 
 @triton.jit
-def store(x, tile, values, mask):
-    tl.store(row_starts(x, tile) + tile.j, values.to(x.at.dtype.element_ty), mask=mask)
+def store(x, tile, values):
+    tl.store(row_starts(x, tile) + tile.j, values.to(x.at.dtype.element_ty), mask=tile.there)
 
 
 # --- host ------------------------------------------------------------------------------------------------------------

@@ -20,22 +20,22 @@ from .configs import Config
 
 
 @triton.jit
-def visible_columns(i, rows, cols, rows_per_matrix):
-    """How many leading columns rows i see: causally in matrices of so many rows, or, with None, all."""
-    n = tl.zeros_like(i) + cols
+def visible_columns(tile, cols, rows_per_matrix):
+    """How many leading columns rows see, causally in matrices of so many rows, or, with None, all; which elements they
+    are, and which to read, in whole vectors."""
+    n = tl.zeros_like(tile.i) + cols
     if rows_per_matrix is not None:
-        n = tl.minimum(tl.maximum(i % rows_per_matrix + cols - rows_per_matrix + 1, 0), cols)
-    return tl.where(i < rows, n, 0)
+        n = tl.minimum(tl.maximum(tile.i % rows_per_matrix + cols - rows_per_matrix + 1, 0), cols)
+    n = tl.where(tile.row, n, 0)
+    return n, tile.j < n[:, None], (tile.j < (n + 15)[:, None] // 16 * 16) & (tile.j < cols)
 
 
 @kernel
 def forward_kernel(
     x, mask, mask_column, out, rows, cols, rows_per_matrix, alpha, ACC: tl.constexpr, M: tl.constexpr, N: tl.constexpr
 ):
-    tile = tile_of(tl.program_id(0), M, N)
-    visible = visible_columns(tile.i, rows, cols, rows_per_matrix)
-    seen = tile.j < visible[:, None]
-    near = (tile.j < (visible + 15)[:, None] // 16 * 16) & (tile.j < cols)  # in whole vectors
+    tile = tile_of(tl.program_id(0), rows, cols, M, N)
+    visible, seen, near = visible_columns(tile, cols, rows_per_matrix)
     if mask is not None:
         at = row_starts(mask, tile) + tile.j.to(tl.int64) * mask_column
         seen = tl.load(at, mask=seen, other=0) != 0
@@ -45,22 +45,20 @@ def forward_kernel(
     p = tl.exp((s - top[:, None]) * exactly(alpha, ACC))
     total = tl.sum(p, 1)
     p = p / tl.where(total == 0, 1.0, total)[:, None]
-    store(out, tile, p, (tile.i < rows)[:, None] & (tile.j < cols))
+    store(out, tile, p)
 
 
 @kernel
 def backward_kernel(
     dout, out, grad, rows, cols, rows_per_matrix, alpha, ACC: tl.constexpr, M: tl.constexpr, N: tl.constexpr
 ):
-    tile = tile_of(tl.program_id(0), M, N)
-    visible = visible_columns(tile.i, rows, cols, rows_per_matrix)
-    seen = tile.j < visible[:, None]
-    near = (tile.j < (visible + 15)[:, None] // 16 * 16) & (tile.j < cols)
+    tile = tile_of(tl.program_id(0), rows, cols, M, N)
+    _, seen, near = visible_columns(tile, cols, rows_per_matrix)
     p = tl.where(seen, load(out, tile, near, ACC), 0.0)
     dp = tl.where(seen, load(dout, tile, near, ACC), 0.0)
     inner = tl.sum(p * dp, 1)
     ds = tl.where(seen, p * (dp - inner[:, None]) * exactly(alpha, ACC), 0.0)
-    store(grad, tile, ds, (tile.i < rows)[:, None] & (tile.j < cols))
+    store(grad, tile, ds)
 
 
 # --- host ------------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def parameter(at, j, cols, ACC: tl.constexpr):
 
 
 @triton.jit
-def normalise(x, tile, there, norm, rows, cols, eps, RELAX: tl.constexpr, ACC: tl.constexpr):
+def normalise(x, tile, norm, cols, eps, RELAX: tl.constexpr, ACC: tl.constexpr):
     """LN of rows x, zeros behind `cols`; keeps their mean and 1 / standard deviation."""
     weight, bias = parameter(norm.weight, tile.j, cols, ACC), parameter(norm.bias, tile.j, cols, ACC)
     if RELAX == 1:
@@ -84,12 +84,12 @@ def normalise(x, tile, there, norm, rows, cols, eps, RELAX: tl.constexpr, ACC: t
     power = power_for(c) if RELAX != 0 else c
     x = x * power[:, None]
     mean = tl.sum(x, 1) / cols
-    x = tl.where(there, x - mean[:, None], 0.0)
+    x = tl.where(tile.there, x - mean[:, None], 0.0)
     unit = c * power
     rstd = 1 / tl.sqrt(tl.sum(x * x, 1) / cols + exactly(eps, ACC) * unit * unit)
     y = x * rstd[:, None] * weight + bias
-    tl.store(norm.mean + tile.i, mean / power, mask=tile.i < rows)
-    tl.store(norm.rstd + tile.i, rstd * power, mask=tile.i < rows)
+    tl.store(norm.mean + tile.i, mean / power, mask=tile.row)
+    tl.store(norm.rstd + tile.i, rstd * power, mask=tile.row)
     return y
 
 
@@ -130,12 +130,11 @@ def peak_kernel(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    tile = tile_of(tl.program_id(0), M, N)
-    there = (tile.i < rows)[:, None] & (tile.j < cols)
-    v = load(x, tile, there, ACC)
+    tile = tile_of(tl.program_id(0), rows, cols, M, N)
+    v = load(x, tile, tile.there, ACC)
     if drop is not None:
         v *= dropout(tile.i, drop, threshold, cols, QUADS, ACC, N)
-    tl.store(peaks + tile.i, row_peak(v, ACC), mask=tile.i < rows)
+    tl.store(peaks + tile.i, row_peak(v, ACC), mask=tile.row)
 
 
 @kernel
@@ -159,30 +158,29 @@ def forward_kernel(
     N: tl.constexpr,
 ):
     """With a branch h = residual + LN(dropout(branch)); with an x that is LN(h), else the rows' largest |h|."""
-    tile = tile_of(tl.program_id(0), M, N)
-    there = (tile.i < rows)[:, None] & (tile.j < cols)
+    tile = tile_of(tl.program_id(0), rows, cols, M, N)
     if branch is not None:
-        b = load(branch, tile, there, ACC)
-        r = load(residual, tile, there, ACC)
+        b = load(branch, tile, tile.there, ACC)
+        r = load(residual, tile, tile.there, ACC)
         if drop is not None:
             b *= dropout(tile.i, drop, threshold, cols, QUADS, ACC, N)
-        y = normalise(b, tile, there, post, rows, cols, eps, RELAX, ACC)
+        y = normalise(b, tile, post, cols, eps, RELAX, ACC)
         total = (r + y).to(h.at.dtype.element_ty)
-        store(h, tile, total, there)
-        v = tl.where(there, total.to(ACC), 0.0)
+        store(h, tile, total)
+        v = tl.where(tile.there, total.to(ACC), 0.0)
     else:
-        v = load(h, tile, there, ACC)
+        v = load(h, tile, tile.there, ACC)
     if x is not None:
-        store(x, tile, normalise(v, tile, there, pre, rows, cols, eps, RELAX, ACC), there)
+        store(x, tile, normalise(v, tile, pre, cols, eps, RELAX, ACC))
     else:
-        tl.store(peaks + tile.i, row_peak(v, ACC), mask=tile.i < rows)
+        tl.store(peaks + tile.i, row_peak(v, ACC), mask=tile.row)
 
 
 @triton.jit
-def norm_gradient(x, dy, tile, norm, weight, rows, cols):
+def norm_gradient(x, dy, tile, norm, weight, cols):
     """Of the norm's input; also the normalised input, whose product with dy is the weight's gradient."""
-    mean = tl.load(norm.mean + tile.i, mask=tile.i < rows, other=0.0)
-    rstd = tl.load(norm.rstd + tile.i, mask=tile.i < rows, other=0.0)
+    mean = tl.load(norm.mean + tile.i, mask=tile.row, other=0.0)
+    rstd = tl.load(norm.rstd + tile.i, mask=tile.row, other=0.0)
     # halves: the difference of two huge numbers does not overflow
     y = (x * 0.5 - (mean / 2)[:, None]) * (rstd * 2)[:, None]
     g = dy * weight
@@ -222,29 +220,28 @@ def backward_kernel(
     if branch is not None:
         w_post = parameter(post.weight, j, cols, ACC)
     for t in range(tl.program_id(0), tl.cdiv(rows, M), tl.num_programs(0)):
-        tile = tile_of(t, M, N)
-        there = (tile.i < rows)[:, None] & (tile.j < cols)
+        tile = tile_of(t, rows, cols, M, N)
         d = tl.zeros([M, N], ACC)
         if dx is not None:
-            dy = load(dx, tile, there, ACC)
-            d, y = norm_gradient(load(h, tile, there, ACC), dy, tile, pre, w_pre, rows, cols)
+            dy = load(dx, tile, tile.there, ACC)
+            d, y = norm_gradient(load(h, tile, tile.there, ACC), dy, tile, pre, w_pre, cols)
             pre_w += tl.sum(dy * y, 0)[None, :]
             pre_b += tl.sum(dy, 0)[None, :]
         if dh is not None:
-            d += load(dh, tile, there, ACC)
-        store(dresidual, tile, d, there)
+            d += load(dh, tile, tile.there, ACC)
+        store(dresidual, tile, d)
         if branch is not None:
-            d = tl.where(there, d, 0.0)
-            v = load(branch, tile, there, ACC)
+            d = tl.where(tile.there, d, 0.0)
+            v = load(branch, tile, tile.there, ACC)
             if drop is not None:
                 factor = dropout(tile.i, drop, threshold, cols, QUADS, ACC, N)
                 v *= factor
-            db, y = norm_gradient(v, d, tile, post, w_post, rows, cols)
+            db, y = norm_gradient(v, d, tile, post, w_post, cols)
             post_w += tl.sum(d * y, 0)[None, :]
             post_b += tl.sum(d, 0)[None, :]
             if drop is not None:
                 db *= factor
-            store(dbranch, tile, db, there)
+            store(dbranch, tile, db)
     at = part + tl.program_id(0).to(tl.int64) * (2 if branch is None else 4) * N + j
     tl.store(at, pre_w)
     tl.store(at + N, pre_b)
