@@ -13,7 +13,8 @@ from unittest import mock
 
 import torch
 
-from .cases import DTYPES, GPU_CASES, Problem
+from .cases import DTYPES, GPU_CASES
+from .problems import Problem
 
 ROOT = Path(__file__).parents[1]
 CHIPS = {80: (164, 64), 90: (228, 64), 100: (228, 64), 120: (100, 48)}  # KB of shared memory, warps of a multiprocessor

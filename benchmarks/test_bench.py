@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from . import machine, report
-from .cases import CASES, Case, Problem
+from .cases import CASES, Case
+from .problems import Problem
 
 # relative error in the 2-norm against float64; a baseline may be worse: it rounds scores to its dtype
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}

@@ -11,33 +11,33 @@ import pytest
 import torch
 from cases import three_region
 
-from benchmarks import baselines, cases, machine, report
+from benchmarks import baselines, cases, machine, problems, report
 from benchmarks.cases import Case
 from benchmarks.test_bench import contestants, measure
 from cogview_ops import patterns
 from cogview_ops._manifest import KERNELS, OPERATORS
 
 SMALL = {
-    "three_region_attention": partial(cases.three_region, heads=2, seqlen=1024, dim=16, pivots=100, text=20),
+    "three_region_attention": partial(problems.three_region, heads=2, seqlen=1024, dim=16, pivots=100, text=20),
     "three_region_attention_decode": partial(
-        cases.three_region_decode, heads=4, kv_heads=2, lengths=(1000, 900), dim=16, pivots=100, text=20
+        problems.three_region_decode, heads=4, kv_heads=2, lengths=(1000, 900), dim=16, pivots=100, text=20
     ),
-    "local_attention_2d": partial(cases.local_2d, heads=2, grid=(12, 11), dim=16, kernel=(5, 3)),
-    "local_attention_2d-causal": partial(cases.local_2d, heads=2, grid=(9, 7), dim=16, kernel=(5, 7), causal=True),
+    "local_attention_2d": partial(problems.local_2d, heads=2, grid=(12, 11), dim=16, kernel=(5, 3)),
+    "local_attention_2d-causal": partial(problems.local_2d, heads=2, grid=(9, 7), dim=16, kernel=(5, 7), causal=True),
     "local_attention_2d-dilated": partial(
-        cases.local_2d, heads=2, grid=(13, 10), dim=16, kernel=(5, 3), dilation=(2, 3)
+        problems.local_2d, heads=2, grid=(13, 10), dim=16, kernel=(5, 3), dilation=(2, 3)
     ),
     "local_attention_2d-coarse": partial(
-        cases.cross_resolution, heads=2, grid=(8, 12), dim=16, kernel=(5, 3), coarse=(4, 6), cross=(3, 1)
+        problems.cross_resolution, heads=2, grid=(8, 12), dim=16, kernel=(5, 3), coarse=(4, 6), cross=(3, 1)
     ),
     "local_attention_2d_decode": partial(
-        cases.local_2d_decode, heads=2, grid=(8, 12), dim=16, kernel=(5, 3), text=7, coarse=(4, 6), cross=(3, 5)
+        problems.local_2d_decode, heads=2, grid=(8, 12), dim=16, kernel=(5, 3), text=7, coarse=(4, 6), cross=(3, 5)
     ),
-    "dalle_attention": partial(cases.dalle, kind="convolutional", heads=2, text=9, grid=(13, 12), dim=16),
-    "dalle_attention-wrap": partial(cases.dalle, kind="row", wrap=True, heads=2, text=9, grid=(6, 5), dim=16),
-    "pb_relax_softmax": partial(cases.softmax, heads=2, seqlen=33, causal=True),
-    "layer_norm": partial(cases.layer_norm, rows=7, dim=24),
-    "sandwich_layer_norm": partial(cases.sandwich, rows=7, dim=24),
+    "dalle_attention": partial(problems.dalle, kind="convolutional", heads=2, text=9, grid=(13, 12), dim=16),
+    "dalle_attention-wrap": partial(problems.dalle, kind="row", wrap=True, heads=2, text=9, grid=(6, 5), dim=16),
+    "pb_relax_softmax": partial(problems.softmax, heads=2, seqlen=33, causal=True),
+    "layer_norm": partial(problems.layer_norm, rows=7, dim=24),
+    "sandwich_layer_norm": partial(problems.sandwich, rows=7, dim=24),
 }
 
 
@@ -72,7 +72,7 @@ def test_three_region_counts_the_pairs_of_its_mask() -> None:
     problem = SMALL["three_region_attention"](torch.float32, False)
     torch.manual_seed(0)
     window, pivot = patterns.three_region_masks(
-        torch.arange(1024)[None], 1024, problem.ours.keywords["pivots"], cases.BLOCK, cases.WINDOW
+        torch.arange(1024)[None], 1024, problem.ours.keywords["pivots"], problems.BLOCK, problems.WINDOW
     )
     assert problem.flops == 4 * 2 * 16 * int((window | pivot).sum())
     assert problem.exps == 2 * int((window | pivot).sum())
@@ -102,7 +102,7 @@ def test_causal_softmax_reads_the_visible_half(backward: bool) -> None:
 def test_local_counts_its_pairs_and_large_images_have_a_truth(kernel, dilation, causal: bool) -> None:
     """By shifts, it is the truth where the reference would take too much memory."""
     shape = {"heads": 2, "grid": (7, 6), "dim": 8, "kernel": kernel, "dilation": dilation, "causal": causal}
-    problem = cases.local_2d(torch.float32, True, alone=True, **shape)
+    problem = problems.local_2d(torch.float32, True, alone=True, **shape)
     i = torch.arange(42)
     how = {"grid": (7, 6), "kernel_size": kernel, "dilation": dilation, "raster_causal": causal}
     mask = patterns.local_2d(i[:, None], i, **how)
@@ -126,14 +126,14 @@ def test_the_published_formula_is_the_operator() -> None:
 
 
 def test_what_is_too_large_is_left_out_visibly() -> None:
-    problem = cases.three_region(torch.bfloat16, False, heads=1, seqlen=cases.DENSE + 128, dim=8)
+    problem = problems.three_region(torch.bfloat16, False, heads=1, seqlen=problems.DENSE + 128, dim=8)
     calls, failed = contestants(problem, False)
     assert set(calls) == {"ours", "published formula", "causal SDPA"}
     assert set(failed) == {"vanilla", "masked SDPA", "FlexAttention"}
     assert all("left out above 8448 tokens" in reason for reason in failed.values())
-    problem = cases.local_2d(torch.float32, True, heads=16, grid=(128, 128), dim=64, kernel=(13, 13))
+    problem = problems.local_2d(torch.float32, True, heads=16, grid=(128, 128), dim=64, kernel=(13, 13))
     assert "copies of the keys alone would take 11.3 GB" in str(problem.baselines["F.unfold"])
-    assert problem.baselines["masked SDPA"] == problem.others["global vanilla"] == cases.LEFT_OUT
+    assert problem.baselines["masked SDPA"] == problem.others["global vanilla"] == problems.LEFT_OUT
 
 
 @pytest.fixture
@@ -144,8 +144,8 @@ def benchmark(benchmark):
 
 
 def small_row(benchmark, ours=None) -> dict:
-    def build(dtype: torch.dtype, backward: bool) -> cases.Problem:
-        problem = cases.softmax(dtype, backward, heads=1, seqlen=16)
+    def build(dtype: torch.dtype, backward: bool) -> problems.Problem:
+        problem = problems.softmax(dtype, backward, heads=1, seqlen=16)
         keep = {"eager formula": problem.baselines["eager formula"], "broken": lambda x: x[..., :1] / 0}
         return dataclasses.replace(problem, baselines=keep, ours=ours or problem.ours)
 

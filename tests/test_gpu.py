@@ -12,7 +12,7 @@ import torch
 from common import device_of, each_impl, python
 
 from benchmarks import __main__ as everywhere
-from benchmarks import cases, gpu, targets
+from benchmarks import cases, gpu, problems, targets
 from cogview_ops import layer_norm, pb_relax_softmax, sandwich_layer_norm
 
 ROOT = Path(__file__).parents[1]
@@ -221,10 +221,10 @@ def test_every_target_is_a_case(monkeypatch) -> None:
     directions = {"forward": [False], "forward+backward": [True], "backward": [False, True]}
     for target in targets.TARGETS:
         assert all((target.op, target.shape, back) in names for back in directions[target.direction]), target
-    monkeypatch.setattr(cases, "on_gpu", lambda: True)
+    monkeypatch.setattr(problems, "on_gpu", lambda: True)
     small = [
-        cases.three_region(torch.bfloat16, True, heads=1, seqlen=256, dim=8, pivots=20, text=5),
-        cases.local_2d(torch.bfloat16, False, heads=1, grid=(4, 4), dim=8, kernel=(3, 3)),
+        problems.three_region(torch.bfloat16, True, heads=1, seqlen=256, dim=8, pivots=20, text=5),
+        problems.local_2d(torch.bfloat16, False, heads=1, grid=(4, 4), dim=8, kernel=(3, 3)),
     ]
     contestants = {name for problem in small for name in problem.baselines | problem.others}
     assert {name for target in targets.TARGETS for name in target.against} <= contestants

@@ -196,9 +196,8 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
         scale=scale_of(abs(call.scale)),
         NEGATE=call.scale < 0,
     )
-    join = {"out": rows_of(out), "group": call.group, "shares": shares, "SHARES": power_of_4(shares)}
-    shape = {"SHAPE": call.shape(config)}
-    launch(combine_kernel, (steps * call.group * call.pairs,), configs.SMALL, **shared, **join, **shape)
+    shared |= {"out": rows_of(out), "group": call.group, "shares": shares, "SHARES": power_of_4(shares)}
+    launch(combine_kernel, (steps * call.group * call.pairs,), configs.SMALL, **shared, SHAPE=call.shape(config))
     return out
 
 

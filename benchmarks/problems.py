@@ -1,0 +1,401 @@
+"""What is timed, made concrete: inputs, baselines, and the bytes, FLOPs and exponentials that no method can avoid."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+import cogview_ops as ops
+from cogview_ops import patterns
+from cogview_ops.modules import KVCache
+
+from . import baselines
+
+Contestant = Callable[..., Any] | str  # a string says why there is none
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One case made concrete. Every function takes `inputs` and returns a tensor or a tuple of them."""
+
+    inputs: tuple[Tensor, ...]
+    ours: Callable[..., Any]  # takes also impl=
+    baselines: dict[str, Contestant]  # the same result
+    others: dict[str, Contestant]  # another result: dense attention, a softmax without the relaxation
+    bytes: int  # read and written at least, forward and backward
+    flops: int = 0  # of matrix products
+    exps: int = 0  # exponentials
+    tokens: int = 0  # whose time is worth telling one by one
+    sample: Callable[[Tensor], Tensor] = lambda x: x  # part that float64 can check in little memory
+    truth: Callable[..., Any] | None = None  # in float64; by default ours with impl="reference"
+
+
+def on_gpu() -> bool:
+    """Where the case is being built: some baselines are for a GPU alone."""
+    return torch.get_default_device().type == "cuda"
+
+
+def gpu_only(**contestants: Contestant) -> dict[str, Contestant]:
+    return {name.replace("_", " "): f for name, f in contestants.items()} if on_gpu() else {}
+
+
+def heads_of_one_key_head(kv_heads: int, x: Tensor) -> Tensor:
+    return x[:, : x.shape[1] // kv_heads]
+
+
+def _attention(
+    op: Callable[..., Any],
+    pairs: int,
+    shape: tuple[int, int, int],
+    same: dict[str, Contestant],
+    dense: dict[str, Contestant],
+    dtype: torch.dtype,
+    back: bool,
+    coarse: int = 0,
+) -> Problem:
+    """Self-attention over so many pairs a head: 2 matrix products forward, 5 backward, both with all exponentials;
+    with so many other keys and values."""
+    heads, seqlen, dim = shape
+    inputs = tuple(torch.randn(1, heads, seqlen, dim, dtype=dtype) for _ in range(3))
+    others = tuple(torch.randn(1, heads, coarse, dim, dtype=dtype) for _ in range(2 * bool(coarse)))
+    return Problem(
+        inputs + others,
+        op,
+        same,
+        dense,
+        bytes=(12 if back else 4) * inputs[0].nbytes + (3 if back else 1) * sum(x.nbytes for x in others),
+        flops=(7 if back else 2) * 2 * pairs * heads * dim,
+        exps=(2 if back else 1) * pairs * heads,
+        tokens=seqlen,
+        sample=partial(heads_of_one_key_head, heads),
+    )
+
+
+BLOCK, WINDOW = 128, 6
+DENSE = 8448  # tokens up to which the baselines with a mask of all pairs are run
+LEFT_OUT = f"left out above {DENSE} tokens, memory and time are quadratic"
+
+
+def spread_pivots(seqlen: int, text: int, total: int) -> Tensor:
+    """All text and a random sample of the image, `[1, total]`."""
+    position = torch.arange(seqlen)[None]
+    return ops.sample_pivots(position < text, position >= text, total)
+
+
+def three_region(dtype: torch.dtype, back: bool, *, heads=16, seqlen=4224, dim=64, pivots=768, text=128) -> Problem:
+    chosen = spread_pivots(seqlen, text, pivots)
+    position = torch.arange(seqlen)
+    window_start = (position // BLOCK + 1 - WINDOW).clamp(min=0) * BLOCK
+    before = torch.searchsorted(chosen[0], window_start.int())
+    is_pivot = torch.isin(position, chosen)
+
+    def sees(batch: Any, head: Any, i: Tensor, j: Tensor) -> Tensor:
+        near = patterns.three_region_window(i, j, BLOCK, WINDOW)
+        return near | is_pivot[j] & patterns.three_region_pivot(i, j, BLOCK, WINDOW)
+
+    published = baselines.published_three_region(chosen, BLOCK, WINDOW)
+    same: dict[str, Contestant] = dict.fromkeys(("vanilla", "masked SDPA", "FlexAttention"), LEFT_OUT)
+    if seqlen <= DENSE:
+        mask = sees(0, 0, position[:, None], position)
+        same = {"vanilla": baselines.vanilla_attention(mask), "masked SDPA": baselines.sdpa(mask)}
+        same["FlexAttention"] = baselines.flex_attention(sees, seqlen)
+    dense: dict[str, Contestant] = {"causal SDPA": baselines.sdpa(causal=True)}
+    dense |= gpu_only(
+        flash_causal_SDPA=baselines.sdpa(causal=True, backend=SDPBackend.FLASH_ATTENTION),
+        cuDNN_causal_SDPA=baselines.sdpa(causal=True, backend=SDPBackend.CUDNN_ATTENTION),
+    )
+    problem = _attention(
+        partial(ops.three_region_attention, pivots=chosen),
+        int((position + 1 - window_start + before).sum()),
+        (heads, seqlen, dim),
+        same | {"published formula": published},
+        dense,
+        dtype,
+        back,
+    )
+    return problem if seqlen <= 4224 else replace(problem, truth=published)  # the reference is quadratic
+
+
+def full_cache(query: Tensor, length: int, pivots: Tensor) -> Contestant:
+    """The operator against a KVCache that holds `length` tokens."""
+    batch, heads, _, dim = query.shape
+    cache = KVCache(batch, heads, length, dim, dtype=query.dtype, device=query.device)
+    cache.append(*torch.randn(2, batch, heads, length, dim, dtype=query.dtype))
+    return lambda query, *_: ops.three_region_attention_decode(
+        query, cache.keys, cache.values, pivots, cache.lengths, block_size=BLOCK, window_blocks=WINDOW
+    )
+
+
+def three_region_decode(
+    dtype: torch.dtype, back: bool, *, lengths=(4224,), heads=16, kv_heads=16, dim=64, pivots=768, text=128
+) -> Problem:
+    """The last token of every sample against its cache."""
+    chosen = torch.cat([spread_pivots(length, text, pivots) for length in lengths])
+    batch, room, ends = len(lengths), max(lengths), torch.tensor(lengths)
+    window, pivot = patterns.three_region_masks(ends[:, None] - 1, room, chosen, BLOCK, WINDOW)
+    mask = (window | pivot)[:, None]
+    cached = None if min(lengths) == room else (torch.arange(room) < ends[:, None])[:, None, None]
+    query = torch.randn(batch, heads, 1, dim, dtype=dtype)
+    key, value = torch.randn(2, batch, kv_heads, room, dim, dtype=dtype)
+    keys = int(mask.sum())
+    others: dict[str, Contestant] = {"SDPA over the cache": baselines.sdpa(cached)}
+    if lengths == (4224,):  # as many keys to see in a short and a long cache
+        for length in (4224, 33792):
+            others[f"KVCache of {length}"] = full_cache(query, length, spread_pivots(length, text, pivots))
+    return Problem(
+        (query, key, value),
+        partial(ops.three_region_attention_decode, pivots=chosen, cache_seqlens=ends),
+        {
+            "vanilla": baselines.vanilla_attention(mask),
+            "masked SDPA": baselines.sdpa(mask),
+            "gathered SDPA": baselines.gathered_sdpa(mask),
+        },
+        others,
+        bytes=2 * query.element_size() * (keys * kv_heads + batch * heads) * dim,
+        flops=2 * 2 * keys * heads * dim,
+        exps=keys * heads,
+        tokens=batch,
+        sample=partial(heads_of_one_key_head, kv_heads),
+    )
+
+
+UNFOLDED = 2**30  # bytes of copied keys up to which F.unfold is run
+
+
+def local_2d(
+    dtype: torch.dtype,
+    back: bool,
+    *,
+    heads=16,
+    grid=(64, 64),
+    dim=64,
+    kernel=(9, 9),
+    dilation=(1, 1),
+    causal=False,
+    alone=False,
+    without: Sequence[str] = (),
+) -> Problem:
+    """`alone`: without baselines, where only sizes are compared with each other; `without`: some that take long."""
+    seqlen = grid[0] * grid[1]
+    window: dict[str, Any] = {"grid": grid, "kernel_size": kernel, "dilation": dilation, "raster_causal": causal}
+    rows, columns = (
+        sum(max(n - abs(o) * d, 0) for o in range(-(k // 2), k // 2 + 1))
+        for n, k, d in zip(grid, kernel, dilation, strict=True)
+    )
+    pairs = (rows * columns + seqlen) // 2 if causal else rows * columns
+    shifted = baselines.shifted_local(**window)
+    same: dict[str, Contestant] = {}
+    dense: dict[str, Contestant] = {}
+    if not alone:
+        same = dict.fromkeys(("vanilla", "masked SDPA"), LEFT_OUT)
+        dense = {"global SDPA": baselines.sdpa(), "global vanilla": LEFT_OUT}
+        if seqlen <= DENSE:
+            i = torch.arange(seqlen)
+            mask = patterns.local_2d(i[:, None], i, **window)
+            same = {"vanilla": baselines.vanilla_attention(mask), "masked SDPA": baselines.sdpa(mask)}
+            dense["global vanilla"] = baselines.vanilla_attention(None)
+        same["FlexAttention"] = flex(lambda b, h, i, j: patterns.local_2d(i, j, **window), dtype, back, seqlen)
+        copied = heads * seqlen * dim * kernel[0] * kernel[1] * dtype.itemsize
+        unfolded: Contestant = f"left out, its copies of the keys alone would take {copied / 1e9:.1f} GB"
+        same["F.unfold"] = baselines.unfolded_local(**window) if copied <= UNFOLDED else unfolded
+    for name in without:
+        (same if name in same else dense).pop(name)
+    op = partial(ops.local_attention_2d, **window)
+    problem = _attention(op, pairs, (heads, seqlen, dim), same, dense, dtype, back)
+    return replace(problem, truth=shifted) if alone or seqlen > DENSE else problem  # the reference is quadratic
+
+
+def flex(mask_mod: Callable[..., Tensor], dtype: torch.dtype, back: bool, *shape: int) -> Contestant:
+    if back and not on_gpu():
+        return "left out, on CPU it has no backward"
+    if dtype != torch.bfloat16:
+        return "left out but in bf16, compiling it takes longer than all the timing"
+    return baselines.flex_attention(mask_mod, *shape)
+
+
+def cross_resolution(
+    dtype: torch.dtype, back: bool, *, heads=16, grid=(64, 64), dim=64, kernel=(17, 9), coarse=(32, 32), cross=(7, 7)
+) -> Problem:
+    """Raster-causal window, and a window in a coarse image."""
+    seqlen, cells = grid[0] * grid[1], coarse[0] * coarse[1]
+
+    def sees(batch: Any, head: Any, i: Tensor, j: Tensor) -> Tensor:
+        own = patterns.local_2d(i, j, grid=grid, kernel_size=kernel, raster_causal=True)
+        home = patterns.coarse_2d(i, j - seqlen, grid=grid, coarse_grid=coarse, kernel_size=cross)
+        return own & (j < seqlen) | home & (j >= seqlen)
+
+    def op(query: Tensor, key: Tensor, value: Tensor, *others: Tensor, **how: Any) -> Any:
+        return ops.local_attention_2d(
+            query,
+            key,
+            value,
+            grid=grid,
+            kernel_size=kernel,
+            raster_causal=True,
+            coarse_key=others[0],
+            coarse_value=others[1],
+            coarse_grid=coarse,
+            coarse_kernel_size=cross,
+            **how,
+        )
+
+    mask = sees(0, 0, torch.arange(seqlen)[:, None], torch.arange(seqlen + cells))
+    same: dict[str, Contestant] = {
+        "vanilla": baselines.joined(baselines.vanilla_attention(mask)),
+        "masked SDPA": baselines.joined(baselines.sdpa(mask)),
+    }
+    flexible = flex(sees, dtype, back, seqlen, seqlen + cells)
+    same["FlexAttention"] = flexible if isinstance(flexible, str) else baselines.joined(flexible)
+    dense: dict[str, Contestant] = {"global SDPA": baselines.joined(baselines.sdpa())}
+    return _attention(op, int(mask.sum()), (heads, seqlen, dim), same, dense, dtype, back, coarse=cells)
+
+
+def local_2d_decode(
+    dtype: torch.dtype,
+    back: bool,
+    *,
+    heads=16,
+    grid=(64, 64),
+    dim=64,
+    kernel=(17, 9),
+    text=64,
+    coarse=(32, 32),
+    cross=(7, 7),
+    alone=False,
+) -> Problem:
+    """The token in the middle of an image against caches of the image, the text and a coarse image. The baselines
+    have one cache, of the tokens there are. `alone` as in `local_2d`."""
+    end, cells = grid[0] // 2 * grid[1] + grid[1] // 2 + 1, coarse[0] * coarse[1]
+    ends = torch.tensor([end])
+    own = patterns.local_2d(ends - 1, torch.arange(end), grid=grid, kernel_size=kernel, raster_causal=True)
+    home = patterns.coarse_2d(ends - 1, torch.arange(cells), grid=grid, coarse_grid=coarse, kernel_size=cross)
+    mask = torch.cat([torch.ones(text, dtype=torch.bool), home, own])[None, None, None]
+    query = torch.randn(1, heads, 1, dim, dtype=dtype)
+    fine, words, low = (torch.randn(2, 1, heads, n, dim, dtype=dtype) for n in (grid[0] * grid[1], text, cells))
+    key, value = torch.cat([words, low, fine[..., :end, :]], 3)
+
+    def op(query: Tensor, key: Tensor, value: Tensor, *others: Tensor, **how: Any) -> Any:
+        return ops.local_attention_2d_decode(
+            query,
+            key,
+            value,
+            ends,
+            grid=grid,
+            kernel_size=kernel,
+            prefix_key=others[0],
+            prefix_value=others[1],
+            coarse_key=others[2],
+            coarse_value=others[3],
+            coarse_grid=coarse,
+            coarse_kernel_size=cross,
+            **how,
+        )
+
+    def cached(attention: Callable[..., Tensor]) -> Contestant:
+        return lambda query, *_: attention(query, key, value)
+
+    same = {
+        "vanilla": cached(baselines.vanilla_attention(mask)),
+        "masked SDPA": cached(baselines.sdpa(mask)),
+        "gathered SDPA": cached(baselines.gathered_sdpa(mask)),
+    }
+    keys = int(mask.sum())
+    return Problem(
+        (query, *fine, *words, *low),
+        op,
+        {} if alone else same,
+        {} if alone else {"SDPA over the cache": cached(baselines.sdpa())},
+        bytes=2 * query.element_size() * (keys + 1) * heads * dim,
+        flops=2 * 2 * keys * heads * dim,
+        exps=keys * heads,
+        tokens=1,
+        sample=partial(heads_of_one_key_head, heads),
+    )
+
+
+def dalle(
+    dtype: torch.dtype, back: bool, *, kind: str, wrap=False, heads=16, text=256, grid=(32, 32), dim=64
+) -> Problem:
+    seqlen = text + grid[0] * grid[1]
+    how: dict[str, Any] = {"kind": kind, "wrap": wrap, "text_len": text, "grid": grid, "kernel_size": 11}
+    i = torch.arange(seqlen)
+    mask = patterns.dalle(i[:, None], i, **how)
+    return _attention(
+        partial(ops.dalle_attention, **how),
+        int(mask.sum()),
+        (heads, seqlen, dim),
+        {
+            "vanilla": baselines.vanilla_attention(mask),
+            "masked SDPA": baselines.sdpa(mask),
+            "FlexAttention": flex(lambda b, h, i, j: patterns.dalle(i, j, **how), dtype, back, seqlen),
+        },
+        {"causal SDPA": baselines.sdpa(causal=True)},
+        dtype,
+        back,
+    )
+
+
+def softmax(dtype: torch.dtype, back: bool, *, heads=16, seqlen=1088, causal=False, alpha=32.0) -> Problem:
+    scores = torch.randn(1, heads, seqlen, seqlen, dtype=dtype) / alpha
+    mask = torch.ones(seqlen, seqlen, dtype=torch.bool).tril() if causal else None
+    formula = baselines.relaxed_softmax(alpha, mask)
+    visible = scores.numel() if mask is None else int(mask.sum()) * heads
+    return Problem(
+        (scores,),
+        partial(ops.pb_relax_softmax, alpha=alpha, causal=causal),
+        {"eager formula": formula, "torch.compile": baselines.compile_formula(formula)},
+        {"torch.softmax": baselines.torch_softmax, **gpu_only(Liger=baselines.liger_softmax)},
+        bytes=(2 if back else 1) * scores.nbytes + (3 if back else 1) * visible * scores.element_size(),
+        exps=visible,
+    )
+
+
+def first_rows(x: Tensor) -> Tensor:
+    return x[:4096] if x.dim() > 1 else x
+
+
+def _norm_weights(count: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple((torch.randn(dim) * 0.1 + (i % 2 == 0)).to(dtype) for i in range(2 * count))
+
+
+def _norms(
+    dtype: torch.dtype, back: bool, step: Callable[..., Any]
+) -> tuple[dict[str, Contestant], dict[str, Contestant]]:
+    """The same result and others, of a step made of a norm."""
+    formula = step(baselines.relaxed_layer_norm)
+    same: dict[str, Contestant] = {"eager formula": formula, "torch.compile": baselines.compile_formula(formula)}
+    others: dict[str, Contestant] = {"F.layer_norm": step(baselines.layer_norm)}
+    if back and dtype == torch.bfloat16 and not on_gpu():  # torch sums the weights' gradients in it: off by half
+        others["eager formula"] = same.pop("eager formula")
+        same["eager formula in float32"] = step(baselines.float32_layer_norm)
+    return same, others
+
+
+def layer_norm(dtype: torch.dtype, back: bool, *, rows=8704, dim=2560) -> Problem:
+    x = torch.randn(rows, dim, dtype=dtype)
+    same, others = _norms(dtype, back, lambda norm: norm)
+    return Problem(
+        (x, *_norm_weights(1, dim, dtype)),
+        ops.layer_norm,
+        same,
+        others | gpu_only(Liger=baselines.liger_layer_norm),
+        bytes=(5 if back else 2) * x.nbytes,
+        sample=(lambda x: x) if back else first_rows,  # all rows are in the gradients of weights
+    )
+
+
+def sandwich(dtype: torch.dtype, back: bool, *, rows=8704, dim=2560) -> Problem:
+    branch, residual = torch.randn(2, rows, dim, dtype=dtype)
+    same, others = _norms(dtype, back, baselines.sandwich)
+    return Problem(
+        (branch, residual, *_norm_weights(2, dim, dtype)),
+        ops.sandwich_layer_norm,
+        same,
+        others,
+        bytes=(10 if back else 4) * branch.nbytes,
+        sample=(lambda x: x) if back else first_rows,
+    )
