@@ -171,11 +171,11 @@ def pytest(*arguments: str, workers: int = 1) -> list[str]:
 class Check:
     """One stage: parts in their order, and what they left behind."""
 
-    def __init__(self, stage: str, out: Path, rehearse: bool, carried: bool, begin: float) -> None:
+    def __init__(self, stage: str, out: Path, rehearse: bool, carried: bool, begin: float, budget: float = 0) -> None:
         self.stage, self.out, self.rehearse, self.carried = stage, out, rehearse, carried
         self.facts = facts()
         self.patience = 10 if rehearse else 1  # a CPU is slower
-        self.stop = begin + (BUDGETS[stage] - RESERVE) * self.patience
+        self.stop = begin + ((budget or BUDGETS[stage]) - RESERVE) * self.patience
         self.stopped = False
         self.parts: list[Part] = []
         self.results = out / "results"
@@ -290,6 +290,7 @@ def main() -> int:
     parser.add_argument("stages", nargs="+", choices=list(BUDGETS), metavar="stage", help="first, full or both")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="folder (default: build/gpu)")
     parser.add_argument("--carried", action="store_true", help="use the extension that is here if it loads")
+    parser.add_argument("--budget", type=float, default=0, metavar="S", help="seconds of a stage (default: 220, 400)")
     parser.add_argument("--commit", help="of the sources, where there is no git to say it")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, on small cases")
     options = parser.parse_args()
@@ -304,7 +305,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     passed, begin = True, STARTED
     for stage in options.stages:
-        check = Check(stage, options.out.resolve(), options.rehearse, options.carried, begin)
+        check = Check(stage, options.out.resolve(), options.rehearse, options.carried, begin, options.budget)
         print(json.dumps(check.facts, indent=1), flush=True)
         print(f"\nSummary of {stage}", *check.run(), f"All of it is in {options.out}", sep="\n", flush=True)
         if check.stopped:

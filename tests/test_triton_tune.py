@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 def test_each_call_runs_its_kernel_at_the_sizes_tried() -> None:
     from cogview_ops.triton import configs, local_attention_2d, three_region_attention, tune
 
-    x = torch.randn(1, 1, 24, 16, device="meta")
+    x = torch.randn(3, 1, 1, 24, 16, device="meta")
     pivots = torch.zeros(1, 5, dtype=torch.int32, device="meta")
     sizes: list[configs.Config] = []
 

@@ -62,9 +62,9 @@ CHIPS: dict[int, Rows] = {  # by compute capability; what is missing is as above
     90: ROOMY
     | {
         ("forward", 2): {64: Config(128, 64, 4, 3), 128: Config(128, 64, 8, 3), 256: Config(128, 32, 8, 2)},
-        ("grad_query", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
-        ("grad_key", 2): {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 8, 2)},
-        ("grad_pivot", 2): {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 8, 2)},
+        ("grad_query", 2): {64: Config(64, 32, 4, 2), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
+        ("grad_key", 2): {64: Config(32, 64, 4, 2), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 8, 2)},
+        ("grad_pivot", 2): {64: Config(32, 64, 4, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 8, 2)},
         ("local_forward", 2): {64: Config(64, 64, 4, 3), 128: Config(64, 64, 8, 2), 256: Config(64, 32, 8, 2)},
         ("local_grad_query", 2): {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
     },
@@ -109,6 +109,7 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
 
 
-def splits(programs: int, work: int, most: int, device: torch.device) -> int:
-    """Into how many parts, at most `most`, to split the work of each program so that all processors have some."""
-    return max(1, min(most, work, 2 * processors(device) // max(programs, 1)))
+def splits(programs: int, work: int, most: int, device: torch.device, resident: int = 2) -> int:
+    """Into how many parts, at most `most`, to split the work of each program so that every processor has some, of the
+    `resident` that it runs at once."""
+    return max(1, min(most, work, resident * processors(device) // max(programs, 1)))

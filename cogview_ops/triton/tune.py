@@ -31,13 +31,12 @@ KERNELS = (  # what takes longest in training first
 
 def candidates(kernel: str, wgmma: bool = True) -> Iterator[Config]:
     """wgmma multiplies 64 rows at a time: of queries or, for gradients of keys, of keys."""
-    sides, decode = (16, 32, 64, 128), kernel.endswith("decode")
-    rows = (16,) if decode else (64, 128) if wgmma else sides
+    sides, decode, of_keys = (16, 32, 64, 128), kernel.endswith("decode"), kernel.endswith(("grad_key", "grad_pivot"))
+    rows = (16,) if decode else sides if not wgmma else (64, 128) if of_keys else (64, 128, 256)
     others = (32, 64, 128) if wgmma and not decode else sides
     for own, other, warps, stages in itertools.product(rows, others, (4, 8), (2, 3, 4) if wgmma else (1, 2, 3)):
         if decode or 1024 <= own * other <= 2048 * warps:  # more scores than 64 a thread spill
-            tile = (other, own) if kernel.endswith(("grad_key", "grad_pivot")) else (own, other)
-            yield Config(*tile, warps, stages)
+            yield Config(*((other, own) if of_keys else (own, other)), warps, stages)
 
 
 def measure(kernel: str, config: Config, call: Callable[[], object]) -> float:
@@ -81,37 +80,39 @@ def tune(kernels: list[str], build: Callable[[], Calls], size: int, dim: int, co
         print(f'("{kernel}", {size}): {{{dim}: {best}}},', flush=True)
 
 
-def three_region_calls(x: Tensor, pivots: Tensor, block_size: int, window_blocks: int) -> Calls:
-    op, pattern = three_region_attention, (block_size, window_blocks, 0.0, x.shape[3] ** -0.5)
-    out, lse = op.forward(x, x, x, pivots, *pattern)
-    lengths = torch.full(x.shape[:1], x.shape[2], device=x.device)
+def three_region_calls(qkv: Tensor, pivots: Tensor, block_size: int, window_blocks: int) -> Calls:
+    (q, k, v), dout = qkv, torch.randn_like(qkv[0])
+    op, pattern = three_region_attention, (block_size, window_blocks, 0.0, q.shape[3] ** -0.5)
+    out, lse = op.forward(q, k, v, pivots, *pattern)
+    lengths = torch.full(q.shape[:1], q.shape[2], device=q.device)
 
     def gradients() -> object:
-        return op.backward(x, None, x, x, x, out, lse, pivots, *pattern)
+        return op.backward(dout, None, q, k, v, out, lse, pivots, *pattern)
 
     return {
-        "forward": lambda: op.forward(x, x, x, pivots, *pattern),
+        "forward": lambda: op.forward(q, k, v, pivots, *pattern),
         "grad_query": gradients,
         "grad_key": gradients,
         "grad_pivot": gradients,
-        "decode": lambda: op.decode(x[:, :, -1:], x, x, pivots, lengths, *pattern),
+        "decode": lambda: op.decode(q[:, :, -1:], k, v, pivots, lengths, *pattern),
     }
 
 
-def local_2d_calls(x: Tensor, grid: list[int], kernel_size: list[int]) -> Calls:
+def local_2d_calls(qkv: Tensor, grid: list[int], kernel_size: list[int]) -> Calls:
+    (q, k, v), dout = qkv, torch.randn_like(qkv[0])
     op, no_sets, window = local_attention_2d, (None,) * 5, (grid, kernel_size, [1, 1])
-    rest = (0.0, [0, 0], [0, 0], 0.0, x.shape[3] ** -0.5)
-    out, lse = op.forward(x, x, x, *no_sets, *window, False, False, *rest)
-    lengths = torch.full(x.shape[:1], x.shape[2], device=x.device)
+    rest = (0.0, [0, 0], [0, 0], 0.0, q.shape[3] ** -0.5)
+    out, lse = op.forward(q, k, v, *no_sets, *window, False, False, *rest)
+    lengths = torch.full(q.shape[:1], q.shape[2], device=q.device)
 
     def gradients() -> object:
-        return op.backward(x, None, x, x, x, *no_sets, out, lse, *window, False, False, *rest)
+        return op.backward(dout, None, q, k, v, *no_sets, out, lse, *window, False, False, *rest)
 
     return {
-        "local_forward": lambda: op.forward(x, x, x, *no_sets, *window, False, False, *rest),
+        "local_forward": lambda: op.forward(q, k, v, *no_sets, *window, False, False, *rest),
         "local_grad_query": gradients,
         "local_grad_key": gradients,
-        "local_decode": lambda: op.decode(x[:, :, -1:], x, x, *no_sets, lengths, *window, *rest),
+        "local_decode": lambda: op.decode(q[:, :, -1:], k, v, *no_sets, lengths, *window, *rest),
     }
 
 
@@ -133,10 +134,11 @@ def main() -> None:
     def build(dim: int) -> Calls:
         torch.manual_seed(0)
         pivots = torch.stack([torch.randperm(args.tokens, device=device)[: args.pivots] for _ in range(args.batch)])
-        shape = (args.batch, args.heads)
-        x = torch.randn(*shape, args.tokens, dim, device=device, dtype=dtype)
+        # each its own memory: what was one tensor would be read once
+        shape = (3, args.batch, args.heads)
+        text = torch.randn(*shape, args.tokens, dim, device=device, dtype=dtype)
         image = torch.randn(*shape, args.grid[0] * args.grid[1], dim, device=device, dtype=dtype)
-        calls = three_region_calls(x, pivots.sort().values.int(), args.block_size, args.window_blocks)
+        calls = three_region_calls(text, pivots.sort().values.int(), args.block_size, args.window_blocks)
         return calls | local_2d_calls(image, args.grid, args.kernel_size)
 
     with get_context("spawn").Pool(args.workers) as pool:

@@ -55,12 +55,12 @@ __device__ void load_weights(const void* p, int64_t j, int left, bool wide, Acc<
   if (std::is_same_v<T, A> || wide) {
     constexpr int P = W * sizeof(A) > 16 ? 16 / sizeof(A) : W;
     for (int q = 0; q < W; q += P) {
-      const Pack<A, P> pack = load<kAligned, P>(static_cast<const A*>(p) + j + q, left - q);
-      for (int l = 0; l < P; ++l) out[q + l] = pack.at[l];
+      A part[P];
+      load<kAligned, P>(static_cast<const A*>(p) + j + q, left - q).to(part);
+      for (int l = 0; l < P; ++l) out[q + l] = part[l];
     }
   } else {
-    const Pack<T, W> pack = load<kAligned, W>(static_cast<const T*>(p) + j, left);
-    for (int l = 0; l < W; ++l) out[l] = widen(pack.at[l]);
+    widen(load<kAligned, W>(static_cast<const T*>(p) + j, left), out);
   }
 }
 
@@ -81,14 +81,16 @@ struct RowPart {
           n, [&](int k, int j) { kept[k] = load<kAligned, W>(row + j, elements<T, kAligned>(n, j)); });
   }
   __device__ void operator()(int k, J j, Acc<T> (&v)[W]) const {
-    Pack<T, W> pack;
-    if constexpr (kPacks > 0)
-      pack = kept[k];
-    else if constexpr (kAligned)  // not through the read-only path: this kernel may have written it
-      pack = *reinterpret_cast<const Pack<T, W>*>(from + j);
-    else
-      for (int l = 0; l < W; ++l) pack.at[l] = l < cols - j ? from[j + l] : narrow<T>(0);
-    for (int l = 0; l < W; ++l) v[l] = widen(pack.at[l]);
+    if constexpr (kPacks > 0) {
+      widen(kept[k], v);
+    } else {  // not through the read-only path: this kernel may have written it
+      T at[W];
+      if constexpr (kAligned)
+        reinterpret_cast<const Pack<T, W>*>(from + j)->to(at);
+      else
+        for (int l = 0; l < W; ++l) at[l] = l < cols - j ? from[j + l] : narrow<T>(0);
+      widen(Pack<T, W>::of(at), v);
+    }
   }
 };
 
@@ -96,24 +98,25 @@ struct RowPart {
 template <class T, bool kAligned, int kPacks>
 struct Branch : RowPart<T, kAligned, kPacks> {
   static constexpr int W = kPackWidth<T>;
-  static_assert(kPacks * W <= 32);
-  uint32_t bits;
+  static_assert(kPacks * W <= 64);
+  std::conditional_t<kPacks * W <= 32, uint32_t, uint64_t> bits;
 
   __device__ void drop(const LayerNormArgs& a, const RowTeam& team, int64_t i) {
-    bits = ~0u;
+    bits = ~decltype(bits)(0);
     if constexpr (kPacks > 0)
       if (a.dropout) {
         bits = 0;
 #pragma unroll 1
         for (int k = 0; k < kPacks; ++k)
-          bits |= kept_bits<W>(__ldg(a.seed), a.dropout_threshold, i * a.cols + (team.rank + k * team.size) * W)
+          bits |= decltype(bits)(
+                      kept_bits<W>(__ldg(a.seed), a.dropout_threshold, i * a.cols + (team.rank + k * team.size) * W))
                   << (k * W);
       }
   }
   __device__ void factors(const LayerNormArgs& a, int64_t i, int k, Column<kPacks> j, Acc<T> (&f)[W]) const {
     uint32_t mine;
     if constexpr (kPacks > 0)
-      mine = bits >> (k * W);
+      mine = static_cast<uint32_t>(bits >> (k * W));
     else
       mine = a.dropout ? kept_bits<W>(__ldg(a.seed), a.dropout_threshold, i * a.cols + j) : ~0u;
     const Acc<T> scale = a.dropout ? Acc<T>(a.dropout_scale) : Acc<T>(1);
@@ -146,8 +149,8 @@ struct Statistics {
 
 template <class A>
 struct Slots {  // of reductions
-  Bits<A> peak[1][32];
-  A mean[1][32], variance[1][32];
+  WarpValues<Bits<A>> peak[1];
+  WarpValues<A> mean[1], variance[1];
 };
 
 // x(k, j, v) gives a pack of the norm's input.

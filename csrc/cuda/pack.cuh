@@ -31,16 +31,6 @@ __device__ T narrow(Acc<T> x) {
     return x;
 }
 
-// W elements side by side, aligned to their common size.
-template <class T, int W>
-struct alignas(W * sizeof(T)) Pack {
-  T at[W];
-};
-
-// 16 bytes; neighbouring threads load doubles one by one as quickly.
-template <class T>
-constexpr int kPackWidth = sizeof(T) == 8 ? 1 : 16 / sizeof(T);
-
 template <int kBytes>
 using Word = std::conditional_t<
     kBytes == 16, uint4,
@@ -48,22 +38,63 @@ using Word = std::conditional_t<
         kBytes == 8, uint2,
         std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 2, unsigned short, unsigned char>>>>;
 
+// W elements side by side, aligned to their common size. Whole words: halves of their own would take twice the
+// registers.
+template <class T, int W>
+struct Pack {
+  Word<W * sizeof(T)> bits;
+
+  __device__ static Pack of(const T (&x)[W]) {
+    Pack pack;
+    memcpy(&pack, x, sizeof pack);
+    return pack;
+  }
+  __device__ void to(T (&x)[W]) const { memcpy(x, &bits, sizeof bits); }
+};
+
+template <class T, int W>
+__device__ void widen(const Pack<T, W>& pack, Acc<T> (&x)[W]) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16> && W % 2 == 0) {  // its bits are a float's upper half
+    uint32_t words[W / 2];
+    memcpy(words, &pack, sizeof pack);
+    for (int q = 0; q < W / 2; ++q) {
+      const uint32_t two[2] = {words[q] << 16, words[q] & 0xffff0000u};
+      memcpy(x + 2 * q, two, sizeof two);
+    }
+  } else {
+    T at[W];
+    pack.to(at);
+    for (int l = 0; l < W; ++l) x[l] = widen(at[l]);
+  }
+}
+
+template <class T, int W>
+__device__ Pack<T, W> narrow(const Acc<T> (&x)[W]) {
+  T at[W];
+  for (int l = 0; l < W; ++l) at[l] = narrow<T>(x[l]);
+  return Pack<T, W>::of(at);
+}
+
+// 16 bytes; neighbouring threads load doubles one by one as quickly.
+template <class T>
+constexpr int kPackWidth = sizeof(T) == 8 ? 1 : 16 / sizeof(T);
+
 // Of memory that nothing writes while the kernel runs.
 template <int W, class T>
 __device__ Pack<T, W> load(const T* x) {
-  using Raw = Word<sizeof(Pack<T, W>)>;
-  static_assert(sizeof(Raw) == sizeof(Pack<T, W>));
-  const Raw raw = __ldg(reinterpret_cast<const Raw*>(x));
-  Pack<T, W> pack;
-  memcpy(&pack, &raw, sizeof raw);
-  return pack;
+  return {__ldg(reinterpret_cast<const decltype(Pack<T, W>::bits)*>(x))};
+}
+
+// Towards the L2 cache; nothing waits for it.
+__device__ inline void prefetch(const void* x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(x));
+#endif
 }
 
 template <class T, int W>
 __device__ void store(T* y, const Pack<T, W>& pack) {
-  Word<sizeof pack> raw;
-  memcpy(&raw, &pack, sizeof raw);
-  *reinterpret_cast<decltype(raw)*>(y) = raw;
+  *reinterpret_cast<decltype(pack.bits)*>(y) = pack.bits;
 }
 
 // The same where a pack may begin anywhere and end early: elements from `left` on are zeros, and are not stored. So
@@ -73,9 +104,9 @@ __device__ Pack<T, W> load(const T* x, int left) {
   if constexpr (kAligned) {
     return load<W>(x);
   } else {
-    Pack<T, W> pack;
-    for (int l = 0; l < W; ++l) pack.at[l] = l < left ? load<1>(x + l).at[0] : narrow<T>(0);
-    return pack;
+    T at[W];
+    for (int l = 0; l < W; ++l) at[l] = l < left ? x[l] : narrow<T>(0);
+    return Pack<T, W>::of(at);
   }
 }
 
@@ -84,8 +115,10 @@ __device__ void store(T* y, const Pack<T, W>& pack, int left) {
   if constexpr (kAligned) {
     store(y, pack);
   } else {
+    T at[W];
+    pack.to(at);
     for (int l = 0; l < W; ++l)
-      if (l < left) y[l] = pack.at[l];
+      if (l < left) y[l] = at[l];
   }
 }
 

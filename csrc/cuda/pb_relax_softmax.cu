@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int W = kPackWidth<T>;
   using A = Acc<T>;
   const A none = -INFINITY;
-  __shared__ A warps[3][1][32];
+  __shared__ WarpValues<A> warps[3][1];
   const RowTeam team(team_size);
   if (team.row >= rows) return;  // whole teams only, and a team of several warps is its block
   const T* x = static_cast<const T*>(a.scores) + a.scores_rows.offset(team.row);
@@ -45,16 +45,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto see = [&](int k, J j) {
     const int left = static_cast<int>(min(n - j, J(W)));
     if (kPacks == 0) raw[k] = load<kAligned, W>(x + j, left);
-    for (int l = 0; l < W; ++l) kept[k][l] = l < left ? widen(raw[k].at[l]) : none;
+    widen(raw[k], kept[k]);
+    for (int l = 0; l < W; ++l)
+      if (l >= left) kept[k][l] = none;
     if (!mask) return;
-    Pack<unsigned char, W> shown;
+    unsigned char shown[W];
     if constexpr (kAligned && W > 1)
-      shown = load<W>(reinterpret_cast<const unsigned char*>(mask) + j);
+      load<W>(reinterpret_cast<const unsigned char*>(mask) + j).to(shown);
     else
-      for (int l = 0; l < W; ++l) shown.at[l] = l < left && mask[(j + l) * a.mask_col_stride];
+      for (int l = 0; l < W; ++l) shown[l] = l < left && mask[(j + l) * a.mask_col_stride];
     for (int l = 0; l < W; ++l) {
-      any |= l < left && shown.at[l];
-      if (!shown.at[l]) kept[k][l] = none;
+      any |= l < left && shown[l];
+      if (!shown[l]) kept[k][l] = none;
     }
   };
 
@@ -90,9 +92,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       else
         for (int l = 0; l < W; ++l) kept[k][l] = 0;
     }
-    Pack<T, W> out;  // hidden entries: zeros, or NaN where the row is
-    for (int l = 0; l < W; ++l) out.at[l] = narrow<T>(kept[k][l] * inverse);
-    store<kAligned>(y + j, out, static_cast<int>(min(cols - j, J(W))));
+    for (int l = 0; l < W; ++l) kept[k][l] *= inverse;  // hidden entries: zeros, or NaN where the row is
+    store<kAligned>(y + j, narrow<T>(kept[k]), static_cast<int>(min(cols - j, J(W))));
   });
 }
 
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     backward(const __grid_constant__ SoftmaxArgs a, int64_t rows, int team_size) {
   constexpr int W = kPackWidth<T>;
   using A = Acc<T>;
-  __shared__ A warps[1][32];
+  __shared__ WarpValues<A> warps[1];
   const RowTeam team(team_size);
   if (team.row >= rows) return;
   const T* y = static_cast<const T*>(a.out) + a.out_rows.offset(team.row);
@@ -112,6 +113,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const A alpha = A(a.alpha);
 
   Pack<T, W> p[kPacks ? kPacks : 1], dp[kPacks ? kPacks : 1];
+  A v[W], dv[W];
   const auto read = [&](int k, J j) {
     const int left = static_cast<int>(min(n - j, J(W)));
     p[k] = load<kAligned, W>(y + j, left);
@@ -122,18 +124,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   team.each_pack<W, kPacks>(n, [&](int k, J j) {
     if (kPacks == 0) read(k, j);
     const int left = static_cast<int>(min(n - j, J(W)));
+    widen(p[k], v);
+    widen(dp[k], dv);
     for (int l = 0; l < W; ++l)
-      if (l < left) inner += widen(p[k].at[l]) * widen(dp[k].at[l]);
+      if (l < left) inner += v[l] * dv[l];
   });
   inner = team.reduce(inner, A(0), [](A p, A q) { return p + q; }, warps);
 
   team.each_pack<W, kPacks>(cols, [&](int k, J j) {
     const int left = static_cast<int>(max(min(n - j, J(W)), J(0)));
     if (kPacks == 0 && left > 0) read(k, j);
-    Pack<T, W> out;
-    for (int l = 0; l < W; ++l)
-      out.at[l] = narrow<T>(l < left ? widen(p[k].at[l]) * (widen(dp[k].at[l]) - inner) * alpha : A(0));
-    store<kAligned>(dx + j, out, static_cast<int>(min(cols - j, J(W))));
+    widen(p[k], v);
+    widen(dp[k], dv);
+    for (int l = 0; l < W; ++l) v[l] = l < left ? v[l] * (dv[l] - inner) * alpha : A(0);
+    store<kAligned>(dx + j, narrow<T>(v), static_cast<int>(min(cols - j, J(W))));
   });
 }
 

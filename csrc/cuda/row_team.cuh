@@ -18,6 +18,12 @@ constexpr int kMinTeam = 4;
 template <int kPacks>
 using Column = std::conditional_t<kPacks == 0, int64_t, int>;
 
+// A number of each warp of a block, in shared memory.
+template <class V>
+struct alignas(16) WarpValues {
+  V of[32 + 3];
+};
+
 struct RowTeam {
   int size, rank;
   int64_t row, step;  // this team's first row, and how many rows on its next one is
@@ -31,22 +37,29 @@ struct RowTeam {
   // op over all values of the team, each x on its own, the same bits in every thread. `warps` is shared memory that was
   // not used by the reduction before this one: its slower threads may still read there.
   template <int N, class V, class Op>
-  __device__ void reduce(V (&x)[N], V identity, Op op, V (&warps)[N][32]) const {
+  __device__ void reduce(V (&x)[N], V identity, Op op, WarpValues<V> (&warps)[N]) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const unsigned lanes = size < 32 ? ((1u << size) - 1) << (lane & ~(size - 1)) : ~0u;
-    for (int d = min(size, 32) / 2; d > 0; d /= 2)
-      for (int i = 0; i < N; ++i) x[i] = op(x[i], __shfl_xor_sync(lanes, x[i], d));
-    if (size <= 32) return;
-    if (lane == 0)
-      for (int i = 0; i < N; ++i) warps[i][warp] = x[i];
-    __syncthreads();
-    for (int i = 0; i < N; ++i) {
-      x[i] = lane < size / 32 ? warps[i][lane] : identity;
-      for (int d = 16; d > 0; d /= 2) x[i] = op(x[i], __shfl_xor_sync(~0u, x[i], d));
+    if (size < 32) {  // teams of one warp may be at different rows
+      const unsigned lanes = ((1u << size) - 1) << (lane & ~(size - 1));
+      for (int d = size / 2; d > 0; d /= 2)
+        for (int i = 0; i < N; ++i) x[i] = op(x[i], __shfl_xor_sync(lanes, x[i], d));
+      return;
     }
+#pragma unroll  // a shuffle whose lanes are not constant takes fifteen instructions
+    for (int d = 16; d > 0; d /= 2)
+      for (int i = 0; i < N; ++i) x[i] = op(x[i], __shfl_xor_sync(~0u, x[i], d));
+    if (size == 32) return;
+    if (lane == 0 || (lane < 4 && warp == size / 32 - 1))  // whole packs, the last one filled up
+      for (int i = 0; i < N; ++i) warps[i].of[warp + lane] = lane ? identity : x[i];
+    __syncthreads();
+    for (int i = 0; i < N; ++i) x[i] = identity;
+#pragma unroll 1
+    for (int w = 0; w < size / 32; w += 4)
+      for (int i = 0; i < N; ++i)
+        for (int l = 0; l < 4; ++l) x[i] = op(x[i], warps[i].of[w + l]);
   }
   template <class V, class Op>
-  __device__ V reduce(V x, V identity, Op op, V (&warps)[1][32]) const {
+  __device__ V reduce(V x, V identity, Op op, WarpValues<V> (&warps)[1]) const {
     V one[1] = {x};
     reduce(one, identity, op, warps);
     return one[0];

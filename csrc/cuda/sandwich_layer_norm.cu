@@ -15,14 +15,14 @@
 namespace cogview::cuda {
 namespace {
 
-constexpr int kThreads = 512;          // of a block at most: 128 registers each
-constexpr int kBackwardThreads = 640;  // 96 registers each
+constexpr int kThreads = 512;  // of a block at most: 128 registers each
 
-// The largest magnitude that any thread of the grid has seen.
+// The largest magnitude that any team of the grid has seen; most find a larger one there, and leave it.
 template <class A>
-__device__ void publish(Bits<A> peak, void* to) {
-  for (int d = 16; d > 0; d /= 2) peak = Largest<Bits<A>>()(peak, __shfl_xor_sync(~0u, peak, d));
-  if (threadIdx.x % 32 == 0 && peak) atomicMax(static_cast<Bits<A>*>(to), peak);
+__device__ void publish(const RowTeam& team, Bits<A> peak, WarpValues<Bits<A>> (&warps)[1], void* to) {
+  peak = team.reduce(peak, Bits<A>(0), Largest<Bits<A>>(), warps);
+  Bits<A>* const largest = static_cast<Bits<A>*>(to);
+  if (team.rank == 0 && peak > *static_cast<volatile Bits<A>*>(largest)) atomicMax(largest, peak);
 }
 
 // kPacks > 0: a thread keeps that many packs in registers, so memory is read once and written once. kPacks = 0: longer
@@ -38,56 +38,65 @@ __global__ void __launch_bounds__(kThreads, 1)
   const J cols = a.cols;
   Bits<A> peak = 0;
   const bool emit = kBranch && a.relax == Relax::tensor && !a.x;
-  for (int64_t i = team.row; i < rows; i += team.step) {
-    RowPart<T, kAligned, kPacks> h;
-    T* h_row = row_of<T>(a.h, a.h_rows, i);
-    A v[W], weight[W], bias[W];
-    const auto normalise = [&](const Norm& norm, const Statistics<A>& s, J j) {
-      const int left = elements<T, kAligned>(cols, j);
-      load_weights<T, kAligned>(norm.weight, j, left, a.wide_weights, weight);
-      load_weights<T, kAligned>(norm.bias, j, left, a.wide_weights, bias);
-      for (int l = 0; l < W; ++l) v[l] = (v[l] * s.power - s.mean) * s.rstd * weight[l] + bias[l];
+  const int64_t i = team.row;
+  if (i >= rows) return;  // whole teams only, and a team of several warps is its block
+  RowPart<T, kAligned, kPacks> h;
+  T* h_row = row_of<T>(a.h, a.h_rows, i);
+  A v[W], weight[W], bias[W], kept[kPacks ? kPacks : 1][W];
+  // a row in A: worked out once, or, kPacks = 0, whenever it is used
+  const auto keep = [&](auto row) {
+    if constexpr (kPacks > 0) team.each_pack<W, kPacks>(cols, [&](int k, J j) { row(k, j, kept[k]); });
+    return [=, &kept](int k, J j, A(&x)[W]) {
+      if constexpr (kPacks > 0)
+        for (int l = 0; l < W; ++l) x[l] = kept[k][l];
+      else
+        row(k, j, x);
     };
-    if constexpr (kBranch) {
-      Branch<T, kAligned, kPacks> branch;
-      branch.read(team, row_of<T>(a.branch, a.branch_rows, i), cols);
-      h.read(team, row_of<T>(a.residual, a.residual_rows, i), cols);
-      branch.drop(a, team, i);
-      A other[W];
-      const auto dropped = [&](int k, J j, A(&x)[W]) {
-        branch(k, j, x);
-        branch.factors(a, i, k, j, other);
-        for (int l = 0; l < W; ++l) x[l] *= other[l];
-      };
-      const Statistics<A> s = statistics<T, kAligned, kPacks>(a, a.post, a.post_peak, i, team, slots, dropped);
-      team.each_pack<W, kPacks>(cols, [&](int k, J j) {
-        dropped(k, j, v);
-        normalise(a.post, s, j);
-        h(k, j, other);
-        Pack<T, W>& sum = h.kept[k];
-        for (int l = 0; l < W; ++l) {
-          sum.at[l] = narrow<T>(other[l] + v[l]);
-          if (emit) peak = Largest<Bits<A>>()(peak, magnitude(widen(sum.at[l])));
-        }
-        store<kAligned>(h_row + j, sum, elements<T, kAligned>(cols, j));
-      });
-      h.from = h_row;
-    } else {
-      h.read(team, h_row, cols);
-    }
-    if (!kBranch || a.x) {
-      T* x_row = row_of<T>(a.x, a.x_rows, i);
-      const Statistics<A> s = statistics<T, kAligned, kPacks>(a, a.pre, a.pre_peak, i, team, slots, h);
-      team.each_pack<W, kPacks>(cols, [&](int k, J j) {
-        h(k, j, v);
-        normalise(a.pre, s, j);
-        Pack<T, W> out;
-        for (int l = 0; l < W; ++l) out.at[l] = narrow<T>(v[l]);
-        store<kAligned>(x_row + j, out, elements<T, kAligned>(cols, j));
-      });
-    }
+  };
+  const auto normalise = [&](const Norm& norm, const Statistics<A>& s, J j) {
+    const int left = elements<T, kAligned>(cols, j);
+    load_weights<T, kAligned>(norm.weight, j, left, a.wide_weights, weight);
+    load_weights<T, kAligned>(norm.bias, j, left, a.wide_weights, bias);
+    for (int l = 0; l < W; ++l) v[l] = (v[l] * s.power - s.mean) * s.rstd * weight[l] + bias[l];
+  };
+  if constexpr (kBranch) {
+    Branch<T, kAligned, kPacks> branch;
+    branch.read(team, row_of<T>(a.branch, a.branch_rows, i), cols);
+    h.read(team, row_of<T>(a.residual, a.residual_rows, i), cols);
+    branch.drop(a, team, i);
+    A other[W];
+    const auto dropped = keep([&](int k, J j, A(&x)[W]) {
+      branch(k, j, x);
+      branch.factors(a, i, k, j, other);
+      for (int l = 0; l < W; ++l) x[l] *= other[l];
+    });
+    const Statistics<A> s = statistics<T, kAligned, kPacks>(a, a.post, a.post_peak, i, team, slots, dropped);
+    team.each_pack<W, kPacks>(cols, [&](int k, J j) {
+      dropped(k, j, v);
+      normalise(a.post, s, j);
+      h(k, j, other);
+      for (int l = 0; l < W; ++l) v[l] += other[l];
+      h.kept[k] = narrow<T>(v);
+      store<kAligned>(h_row + j, h.kept[k], elements<T, kAligned>(cols, j));
+      widen(h.kept[k], v);
+      if (emit)
+        for (int l = 0; l < W; ++l) peak = Largest<Bits<A>>()(peak, magnitude(v[l]));
+    });
+    h.from = h_row;
+  } else {
+    h.read(team, h_row, cols);
   }
-  if (emit) publish<A>(peak, a.pre_peak);
+  if (!kBranch || a.x) {
+    T* x_row = row_of<T>(a.x, a.x_rows, i);
+    const auto whole = keep(h);
+    const Statistics<A> s = statistics<T, kAligned, kPacks>(a, a.pre, a.pre_peak, i, team, slots, whole);
+    team.each_pack<W, kPacks>(cols, [&](int k, J j) {
+      whole(k, j, v);
+      normalise(a.pre, s, j);
+      store<kAligned>(x_row + j, narrow<T>(v), elements<T, kAligned>(cols, j));
+    });
+  }
+  if (emit) publish<A>(team, peak, slots.peak, a.pre_peak);
 }
 
 template <class T, bool kAligned, bool kBranch>
@@ -95,6 +104,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     peaks(const __grid_constant__ LayerNormArgs a, int64_t rows, int team_size) {
   constexpr int W = kPackWidth<T>;
   using A = Acc<T>;
+  __shared__ WarpValues<Bits<A>> warps[1];
   const RowTeam team(team_size);
   Bits<A> peak = 0;
   for (int64_t i = team.row; i < rows; i += team.step) {
@@ -107,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int l = 0; l < W; ++l) peak = Largest<Bits<A>>()(peak, magnitude(kBranch ? v[l] * factor[l] : v[l]));
     });
   }
-  publish<A>(peak, kBranch ? a.post_peak : a.pre_peak);
+  publish<A>(team, peak, warps, kBranch ? a.post_peak : a.pre_peak);
 }
 
 // Sums over a team's rows of the gradients of one norm's weight and bias: not in registers, which leaves room for two
@@ -136,20 +146,25 @@ struct ParameterSums {
   static __device__ A* partial(const LayerNormArgs& a, void* sums) {
     return static_cast<A*>(sums) + blockIdx.x * a.scratch_cols;
   }
+  // Whole packs: in single elements the lanes' would be four to a bank.
   static __device__ Pack<A, P>& at(A* row, int k, J j, int q) {
     return *reinterpret_cast<Pack<A, P>*>(row + (kPacks ? k * kAll + q * 32 * P : j + q * P));
   }
   __device__ void clear(int k, J j) {
-    for (int q = 0; q < W; q += P) at(dweight, k, j, q / P) = at(dbias, k, j, q / P) = Pack<A, P>{};
+    const A zeros[P] = {};
+    for (int q = 0; q < W; q += P) at(dweight, k, j, q / P) = at(dbias, k, j, q / P) = Pack<A, P>::of(zeros);
   }
   __device__ void add(int k, J j, const A (&dy)[W], const A (&y)[W]) {
     for (int q = 0; q < W; q += P) {
-      Pack<A, P>& weight = at(dweight, k, j, q / P);
-      Pack<A, P>& bias = at(dbias, k, j, q / P);
+      A weight[P], bias[P];
+      at(dweight, k, j, q / P).to(weight);
+      at(dbias, k, j, q / P).to(bias);
       for (int l = 0; l < P; ++l) {
-        weight.at[l] += dy[q + l] * y[q + l];
-        bias.at[l] += dy[q + l];
+        weight[l] += dy[q + l] * y[q + l];
+        bias[l] += dy[q + l];
       }
+      at(dweight, k, j, q / P) = Pack<A, P>::of(weight);
+      at(dbias, k, j, q / P) = Pack<A, P>::of(bias);
     }
   }
   // By the first team of a block, the sums of its teams in their order. They are `next` elements apart.
@@ -161,59 +176,76 @@ struct ParameterSums {
       team.each_pack<W, kPacks>(static_cast<J>(a.cols), [&](int k, J j) {
         for (int q = 0; q < W; q += P) {
           A* mine = which ? dbias : dweight;
-          Pack<A, P> sum = at(mine, k, j, q / P);
+          A sum[P], more[P];
+          at(mine, k, j, q / P).to(sum);
 #pragma unroll 1
           for (int t = 1; t < teams; ++t) {
-            A* const other = mine + (kPacks ? place(thread + t * team.size) - place(thread) : t * next);
-            for (int l = 0; l < P; ++l) sum.at[l] += at(other, k, j, q / P).at[l];
+            at(mine + (kPacks ? place(thread + t * team.size) - place(thread) : t * next), k, j, q / P).to(more);
+            for (int l = 0; l < P; ++l) sum[l] += more[l];
           }
-          *reinterpret_cast<Pack<A, P>*>(partial(a, which ? norm.dbias : norm.dweight) + j + q) = sum;
+          store(partial(a, which ? norm.dbias : norm.dweight) + j + q, Pack<A, P>::of(sum));
         }
       });
   }
 };
 
+// Statistics of a norm at one row.
+template <class A>
+struct Moments {
+  A mean, rstd;
+
+  __device__ void read(const Norm& norm, int64_t i) {
+    mean = static_cast<const A*>(norm.mean)[i];
+    rstd = static_cast<const A*>(norm.rstd)[i];
+  }
+};
+
 // Gradient through one norm: x, dy and each(k, j, gradient) by packs.
 template <class T, bool kAligned, int kPacks, bool kBranch, int W, class A, class X, class DY, class F>
-__device__ void norm_backward(const LayerNormArgs& a, const Norm& norm, int64_t i, const RowTeam& team,
-                              ParameterSums<A, W, kPacks, kBranch>& sums, A (&warps)[2][32], X x, DY dy, F each) {
+__device__ void norm_backward(const LayerNormArgs& a, const Norm& norm, const Moments<A>& at, const RowTeam& team,
+                              ParameterSums<A, W, kPacks, kBranch>& sums, WarpValues<A> (&warps)[2], X x, DY dy,
+                              F each) {
   using J = Column<kPacks>;
+  constexpr int kKept = kPacks ? kPacks : 1;
   const J cols = a.cols;
-  const A rstd = static_cast<const A*>(norm.rstd)[i], twice_rstd = rstd * 2;
-  const A half_mean = static_cast<const A*>(norm.mean)[i] / 2;
-  A y[W], d[W], weight[W];
+  const A half_mean = at.mean / 2, twice_rstd = at.rstd * 2;
+  A y[kKept][W], g[kKept][W], d[W];
   const auto see = [&](int k, J j) {
-    x(k, j, y);
+    A weight[W];
+    x(k, j, y[k]);
     dy(k, j, d);
     load_weights<T, kAligned>(norm.weight, j, elements<T, kAligned>(cols, j), a.wide_weights, weight);
-    // halves: the difference of two huge numbers does not overflow
-    for (int l = 0; l < W; ++l) y[l] = (y[l] * A(0.5) - half_mean) * twice_rstd;
+    for (int l = 0; l < W; ++l) {
+      // halves: the difference of two huge numbers does not overflow
+      y[k][l] = (y[k][l] * A(0.5) - half_mean) * twice_rstd;
+      g[k][l] = d[l] * weight[l];
+    }
   };
   A total[2] = {};
   team.each_pack<W, kPacks>(cols, [&](int k, J j) {
     see(k, j);
-    sums.add(k, j, d, y);
+    sums.add(k, j, d, y[k]);
     for (int l = 0; l < W; ++l) {
-      total[0] += d[l] * weight[l];
-      total[1] += d[l] * weight[l] * y[l];
+      total[0] += g[k][l];
+      total[1] += g[k][l] * y[k][l];
     }
   });
   team.reduce(total, A(0), Sum<A>(), warps);
   const A mean_g = total[0] / A(cols), mean_gy = total[1] / A(cols);
   team.each_pack<W, kPacks>(cols, [&](int k, J j) {
-    see(k, j);
-    for (int l = 0; l < W; ++l) d[l] = (d[l] * weight[l] - mean_g - y[l] * mean_gy) * rstd;
+    if (kPacks == 0) see(k, j);
+    for (int l = 0; l < W; ++l) d[l] = (g[k][l] - mean_g - y[k][l] * mean_gy) * at.rstd;
     each(k, j, d);
   });
 }
 
 template <class T, bool kAligned, int kPacks, bool kBranch>
-__global__ void __launch_bounds__(kBackwardThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     backward(const __grid_constant__ LayerNormArgs a, int64_t rows, int team_size) {
   constexpr int W = kPackWidth<T>, kKept = kPacks ? kPacks : 1;
   using A = Acc<T>;
   using J = Column<kPacks>;
-  __shared__ A warps[2][2][2][32];
+  __shared__ WarpValues<A> warps[2][2][2];
   const RowTeam team(team_size);
   const J cols = a.cols;
   // of a team: sums, and a gradient that is not rounded
@@ -231,12 +263,31 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   for (int64_t i = team.row; i < rows; i += team.step, turn ^= 1) {
     RowPart<T, kAligned, kPacks> h, dx, dh;
     Branch<T, kAligned, kPacks> branch;
+    Moments<A> pre_moments, post_moments;
     if (a.dx) {
       dx.read(team, row_of<T>(a.dx, a.dx_rows, i), cols);
       h.read(team, row_of<T>(static_cast<const void*>(a.h), a.h_rows, i), cols);
+      pre_moments.read(a.pre, i);
     }
-    if (a.dh) dh.read(team, row_of<T>(a.dh, a.dh_rows, i), cols);
-    if (kBranch) branch.read(team, row_of<T>(a.branch, a.branch_rows, i), cols);
+    if (kBranch && a.dh) dh.read(team, row_of<T>(a.dh, a.dh_rows, i), cols);
+    if (kBranch) {
+      branch.read(team, row_of<T>(a.branch, a.branch_rows, i), cols);
+      post_moments.read(a.post, i);
+    }
+    // the next row comes as far as L2 meanwhile, where it takes no registers
+    const int64_t following = i + team.step;
+    if (kPacks > 0 && following < rows) {
+      const auto fetch = [&](const void* data, const Rows& where) {
+        const T* row = row_of<T>(data, where, following);
+        team.each_pack<W, kPacks>(cols, [&](int, J j) { prefetch(row + j); });
+      };
+      if (a.dx) {
+        fetch(a.dx, a.dx_rows);
+        fetch(a.h, a.h_rows);
+      }
+      if (kBranch && a.dh) fetch(a.dh, a.dh_rows);
+      if (kBranch) fetch(a.branch, a.branch_rows);
+    }
 
     T* dresidual = row_of<T>(a.dresidual, a.dresidual_rows, i);
     // the gradient of h, not rounded: in registers, or in shared memory or this block's row of the scratch
@@ -244,17 +295,15 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     const auto wide = [&](int k, J j, int l) -> A& { return kPacks ? kept[k][l] : row[j + l]; };
     const auto finish = [&](int k, J j, A(&d)[W]) {
       A other[W];
-      if (a.dh) dh(k, j, other);
-      Pack<T, W> out;
+      if (kBranch && a.dh) dh(k, j, other);
       for (int l = 0; l < W; ++l) {
-        if (a.dh) d[l] += other[l];
+        if (kBranch && a.dh) d[l] += other[l];
         if (kBranch) wide(k, j, l) = d[l];
-        out.at[l] = narrow<T>(d[l]);
       }
-      store<kAligned>(dresidual + j, out, elements<T, kAligned>(cols, j));
+      store<kAligned>(dresidual + j, narrow<T>(d), elements<T, kAligned>(cols, j));
     };
     if (a.dx) {
-      norm_backward<T, kAligned, kPacks, kBranch>(a, a.pre, i, team, pre, warps[0][turn], h, dx, finish);
+      norm_backward<T, kAligned, kPacks, kBranch>(a, a.pre, pre_moments, team, pre, warps[0][turn], h, dx, finish);
     } else {
       team.each_pack<W, kPacks>(cols, [&](int k, J j) {
         A none[W] = {};
@@ -266,7 +315,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       T* dbranch = row_of<T>(a.dbranch, a.dbranch_rows, i);
       A factor[W];
       norm_backward<T, kAligned, kPacks, kBranch>(
-          a, a.post, i, team, post, warps[1][turn],
+          a, a.post, post_moments, team, post, warps[1][turn],
           [&](int k, J j, A(&x)[W]) {
             branch(k, j, x);
             branch.factors(a, i, k, j, factor);
@@ -277,9 +326,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
           },
           [&](int k, J j, A(&d)[W]) {
             branch.factors(a, i, k, j, factor);
-            Pack<T, W> out;
-            for (int l = 0; l < W; ++l) out.at[l] = narrow<T>(d[l] * factor[l]);
-            store<kAligned>(dbranch + j, out, elements<T, kAligned>(cols, j));
+            for (int l = 0; l < W; ++l) d[l] *= factor[l];
+            store<kAligned>(dbranch + j, narrow<T>(d), elements<T, kAligned>(cols, j));
           });
     }
   }
@@ -316,9 +364,7 @@ __global__ void __launch_bounds__(kColumns* kParts) total(const __grid_constant_
 }
 
 // Of each tensor of a row in a thread, as many as registers allow.
-constexpr int kForwardPacks = 4;
-template <class T, bool kBranch>
-constexpr int kBackwardPacks = (sizeof(T) == 2 ? 2 : 4) / (kBranch ? 2 : 1);
+constexpr int kForwardPacks = 5, kBackwardPacks = 2;
 
 using Kernel = void (*)(LayerNormArgs, int64_t, int);
 
@@ -331,7 +377,7 @@ Kernel forward_kernel(bool aligned, bool fits) {
 template <class T, bool kBranch>
 Kernel backward_kernel(bool aligned, bool fits) {
   if (!aligned) return backward<T, kPackWidth<T> == 1, 0, kBranch>;
-  return fits ? backward<T, true, kBackwardPacks<T, kBranch>, kBranch> : backward<T, true, 0, kBranch>;
+  return fits ? backward<T, true, kBackwardPacks, kBranch> : backward<T, true, 0, kBranch>;
 }
 template <class T, bool kBranch>
 Kernel peak_kernel(bool aligned) {
@@ -362,15 +408,14 @@ struct BackwardLaunch : RowLaunch {
 
   template <class T>
   BackwardLaunch(LayerNormArgs& a, int64_t rows, T)
-      : RowLaunch(rows, a.cols, kPackWidth<T> * (a.branch ? kBackwardPacks<T, true> : kBackwardPacks<T, false>),
-                  kBackwardThreads) {
+      : RowLaunch(rows, a.cols, kPackWidth<T> * kBackwardPacks, kThreads) {
     int device = 0, most = 0;
     error = cudaGetDevice(&device);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     constexpr size_t kOther = 4096;  // the kernel's own
     const bool aligned = all_aligned<T>(a);
-    const int sums = a.branch ? 4 : 2;  // of which twice as many have half as many packs
-    const size_t kept = threads * size_t(4) * kBackwardPacks<T, true> * kPackWidth<T> * sizeof(Acc<T>);
+    const int sums = a.branch ? 4 : 2;
+    const size_t kept = threads * size_t(sums) * kBackwardPacks * kPackWidth<T> * sizeof(Acc<T>);
     const size_t whole = threads / team * (sums + 1) * a.scratch_cols * sizeof(Acc<T>);
     fits = fits && aligned && kept + kOther <= size_t(most);
     a.sums_in_shared = fits || whole + kOther <= size_t(most);
@@ -402,9 +447,8 @@ cudaError_t sandwich_layer_norm_fwd(const LayerNormArgs& a, int64_t rows, cudaSt
     RowLaunch launch(rows, a.cols, kForwardPacks * kPackWidth<T>, kThreads);
     const bool aligned = all_aligned<T>(a), fits = launch.fits;
     const Kernel kernel = a.branch ? forward_kernel<T, true>(aligned, fits) : forward_kernel<T, false>(aligned, fits);
-    cudaError_t error = launch.persist(kernel);
-    if (error == cudaSuccess && a.relax == Relax::tensor && !a.x)
-      error = cudaMemsetAsync(a.pre_peak, 0, sizeof(Acc<T>), stream);
+    cudaError_t error = cudaSuccess;
+    if (a.relax == Relax::tensor && !a.x) error = cudaMemsetAsync(a.pre_peak, 0, sizeof(Acc<T>), stream);
     return error == cudaSuccess ? launch(kernel, a, rows, stream) : error;
   });
 }
