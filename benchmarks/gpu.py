@@ -24,6 +24,7 @@ from .targets import DENSE, TARGETS
 from .test_bench import contestants
 
 LATE = "no time left"
+LARGE = 2**33  # bytes of a call beyond which it is not captured: a graph keeps them for itself
 FLUSH = 2**28  # bytes written before each timed call: more than the L2 cache of any GPU
 Call = Callable[[], Any]
 
@@ -48,10 +49,12 @@ class Clock:
         end.synchronize()
         return start.elapsed_time(end) / 1e3
 
-    def captured(self, call: Call) -> tuple[Call, str | None]:
-        """The call as a CUDA graph, or itself and why it cannot be captured (it waits for the device, say)."""
+    def captured(self, call: Call, extra_bytes: int | None) -> tuple[Call, str | None]:
+        """The call as a CUDA graph, or itself and why it is not captured (it waits for the device, say)."""
         if not self.gpu:
             return call, "no GPU"
+        if extra_bytes is not None and extra_bytes > LARGE:
+            return call, f"takes {extra_bytes / 1e9:.0f} GB"
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
         try:
@@ -102,7 +105,7 @@ def measure(
         return {"failed": failed["ours"]}
     row: dict[str, Any] = {"output_bytes": sum(x.nbytes for x in calls["ours"]())}
     extra = {name: clock.extra_bytes(call) for name, call in calls.items()}
-    attempts = {name: clock.captured(call) for name, call in calls.items()}
+    attempts = {name: clock.captured(call, extra[name]) for name, call in calls.items()}
     # these are timed with their launches
     row["not_captured"] = {name: reason for name, (_, reason) in attempts.items() if reason is not None}
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -176,14 +179,15 @@ def main() -> int:
     for i, case in enumerate(todo[options.begin :], options.begin):
         row = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "direction": case.direction, **clock.facts()}
         row["ceilings"] = ceiling
-        if monotonic() > stop:
+        begin = monotonic()
+        if begin > stop:
             row["failed"] = LATE
         else:
             try:
                 row |= measure(case, ceiling, clock, options.seconds, DENSE if options.targets else None)
             except Exception as error:  # one case that breaks does not end the others
                 row["failed"] = f"{type(error).__name__}: {error}"
-        print(report.line(row), flush=True)
+        print(report.line(row), f"({monotonic() - begin:.0f} s)", flush=True)
         failed += "failed" in row
         if row.get("failed") != LATE or report.key(row) not in known:
             report.save(row, out)

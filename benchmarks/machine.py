@@ -33,7 +33,9 @@ def facts() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the checkout, with "-dirty" where what is timed has changed since. Outside one COGVIEW_OPS_COMMIT or None."""
+    """COGVIEW_OPS_COMMIT, or of the checkout, with "-dirty" where what is timed has changed since; None outside one."""
+    if given := os.environ.get("COGVIEW_OPS_COMMIT"):
+        return given
 
     def git(*arguments: str) -> str:
         root = Path(__file__).parent.parent
@@ -44,7 +46,7 @@ def _commit() -> str | None:
 
     dirty = git("status", "--porcelain", "csrc", "cogview_ops", "benchmarks/*.py", "setup.py")
     commit = git("rev-parse", "--short=10", "HEAD")
-    return commit + ("-dirty" if dirty else "") if commit else os.environ.get("COGVIEW_OPS_COMMIT")
+    return commit + ("-dirty" if dirty else "") if commit else None
 
 
 def _processor() -> str:

@@ -99,4 +99,11 @@ def _text(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale:
     if mask is not None:
         mask = mask[:, None, None] | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
     grouped = query.shape[1] != key.shape[1]
+    query, key, value = (_aligned(x) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """With rows that begin at multiples of 16 bytes: of others SDPA finds no kernel on a GPU (cutlassF)."""
+    width = 16 // x.element_size()
+    return x if all(stride % width == 0 for stride in x.stride()[:-1]) else x.contiguous()

@@ -112,6 +112,16 @@ def runnable(cases: Sequence[Case], impl: str) -> Sequence[Case]:
     ]
 
 
+def assert_same(actual: Iterable[Tensor], expected: Iterable[Tensor], impl: str) -> None:
+    """To the bit. But for Triton on a GPU: there layouts decide how wide it reads, and that in which order it adds."""
+    for k, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        if impl != "triton" or interpreted(impl):
+            assert torch.equal(a, b), f"result {k} differs by {(a - b).abs().max().item():.3g}"
+        else:
+            eps = torch.finfo(a.dtype).eps
+            torch.testing.assert_close(a, b, rtol=8 * eps, atol=8 * eps)
+
+
 def computable(dtype: torch.dtype, impl: str) -> torch.dtype:
     """The interpreter computes bfloat16 wrongly; float16 then stands for it."""
     return torch.float16 if interpreted(impl) and dtype == torch.bfloat16 else dtype

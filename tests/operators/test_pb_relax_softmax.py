@@ -8,6 +8,7 @@ import torch
 from common import (
     DTYPES,
     Case,
+    assert_same,
     assert_true,
     device_of,
     each_impl,
@@ -146,7 +147,7 @@ def test_not_finite(impl: str, dtype: torch.dtype, bad: float, everywhere: bool,
 def test_hidden_entries_are_not_read(impl: str) -> None:
     for case in runnable(MASKED, impl):
         scores = case.inputs(torch.float32, device_of(impl))["scores"]
-        seen = pb_relax_softmax(torch.zeros_like(scores), impl=impl, **case.options) > 0
+        seen = case({"scores": torch.zeros_like(scores)}, impl)[0] > 0
         assert torch.equal(*(case({"scores": scores.masked_fill(~seen, x)}, impl)[0] for x in (0.0, math.inf)))
 
 
@@ -158,14 +159,13 @@ def test_any_strides(impl: str, poisoned: None) -> None:
         (expected,), grads = run(case, inputs, impl)
         for other in (gaps(inputs)["scores"], scores.transpose(0, -2).contiguous().transpose(0, -2)):
             (out,), other_grads = run(case, {"scores": other}, impl)
-            assert torch.equal(out, expected)
-            assert torch.equal(other_grads["scores"], grads["scores"])
+            assert_same([out, other_grads["scores"]], [expected, grads["scores"]], impl)
         leaf = scores.clone().requires_grad_()
         (out,) = case({"scores": leaf}, impl)
         wide = torch.randn(*out.shape[:-1], 2 * out.shape[-1], device=out.device)[..., ::2]
         for dout in (wide, wide[..., :1].expand_as(out), wide[:1].expand_as(out)):
-            a, b = (torch.autograd.grad(out, leaf, x, retain_graph=True)[0] for x in (dout, dout.contiguous()))
-            assert torch.equal(a, b)
+            strange, plain = (torch.autograd.grad(out, leaf, x, retain_graph=True) for x in (dout, dout.contiguous()))
+            assert_same(strange, plain, impl)
 
 
 @each_impl(OP)
