@@ -86,14 +86,24 @@ inline Vec<A> sums_of(Vec<A>* x) {
   return sum;
 }
 
+// Whether no number of a row is NaN or infinite.
+template <class T>
+inline bool finite_row(const T* x, int d) {
+  Vec<Acc<T>> zero{};
+  each<Acc<T>>(d, [&](int64_t j, auto n) { zero += load(x + j, n) * Acc<T>(0); });
+  return hsum(zero) == 0;
+}
+
 // Writes rows of the output, out(r), and hands their log-sum-exp to lse(r, value): zeros and -inf for a row that saw
 // nothing. `weight` is the sum of the probabilities that were multiplied, `total` of those that were not rounded for
-// it.
+// it. Returns the rows that are not finite: a value that is not, times the probability 0 of a row that does not see it,
+// may have made them so.
 template <class T, class Out, class Lse>
-inline void finish_rows(int rows, const Acc<T>* o, int ld, const Acc<T>* m, const Vec<Acc<T>>* total,
-                        const Vec<Acc<T>>* weight, int d, Out&& out, Lse&& lse) {
+inline uint64_t finish_rows(int rows, const Acc<T>* o, int ld, const Acc<T>* m, const Vec<Acc<T>>* total,
+                            const Vec<Acc<T>>* weight, int d, Out&& out, Lse&& lse) {
   using A = Acc<T>;
   constexpr int w = kLanes<A>;
+  uint64_t spoilt = 0;
   for (int first = 0; first < rows; first += w) {
     const int n = rows - first < w ? rows - first : w;
     Vec<A> part[2][w] = {};
@@ -106,8 +116,16 @@ inline void finish_rows(int rows, const Acc<T>* o, int ld, const Acc<T>* m, cons
       else
         write_row(o + r * ld, inverse[i], d, out(r));
       lse(r, sum[i] == 0 ? kNone<A> : A(kLn2) * m[r] + log[i]);
+      spoilt |= uint64_t(!finite_row(o + r * ld, d)) << r;
     }
   }
+  return spoilt;
+}
+
+// f(r) for every bit.
+template <class F>
+inline void each_bit(uint64_t bits, F&& f) {
+  for (; bits; bits &= bits - 1) f(__builtin_ctzll(bits));
 }
 
 // sum(x * y), still to be summed

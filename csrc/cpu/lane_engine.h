@@ -95,9 +95,9 @@ struct LaneForward {
   }
 
   // Writes every query's output to out(lane), and hands its log-sum-exp to lse(lane, value): zeros and -inf if it saw
-  // nothing.
+  // nothing. Returns what finish_rows does.
   template <class Out, class Lse>
-  void finish(Out&& out, Lse&& lse) const {
+  uint64_t finish(Out&& out, Lse&& lse) const {
     A total[kQueries], inverse[kQueries], logs[kQueries];
     total_.write(total);
     PerLane<A> log, factor;
@@ -106,13 +106,16 @@ struct LaneForward {
       factor.at[v] = A(1) / (kPaired<T> ? stored_ : total_).at[v];
     }
     log.write(logs), factor.write(inverse);
+    uint64_t spoilt = 0;
     for (int r = 0; r < count_; ++r) {
       if (total[r] == 0)
         std::memset(static_cast<void*>(out(r)), 0, d_ * sizeof(T));
       else
         write_row(o_ + r * ld_, inverse[r], d_, out(r));
       lse(r, total[r] == 0 ? kNone<A> : logs[r]);
+      spoilt |= uint64_t(!finite_row(o_ + r * ld_, d_)) << r;
     }
+    return spoilt;
   }
 
  private:

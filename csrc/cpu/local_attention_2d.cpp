@@ -14,8 +14,7 @@
 
 #include "kernel.h"
 #include "lane_engine.h"
-#include "local_patches.h"
-#include "narrow.h"
+#include "local_cell.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
@@ -211,6 +210,7 @@ void forward(const LocalLanePlan& plan, int64_t item, char* scratch) {
   KeyList<T>& list = *arena.take<KeyList<T>>(1);
   list.count = 0;
   const int64_t used = arena.used;
+  const bool causal = a.window.raster_causal;
   each_band(plan, item / pairs, [&](const Band& band) {
     Keys<T> keys(plan, b, kv, band.phase);
     arena.used = used;
@@ -224,8 +224,9 @@ void forward(const LocalLanePlan& plan, int64_t item, char* scratch) {
           keys.list(keys.sets[i], strip, {0, keys.sets[i].y.keys}, false, list, [&] { engine.step(list); });
         engine.step(list);
         Acc<T>* lse = stat<T>(a.lse, a, b, h);
-        engine.finish([&](int r) { return a.out.at<T>(b, h) + index[r] * a.out.stride[2]; },
-                      [&](int r, Acc<T> value) { lse[index[r]] = value; });
+        const uint64_t spoilt = engine.finish([&](int r) { return a.out.at<T>(b, h) + index[r] * a.out.stride[2]; },
+                                              [&](int r, Acc<T> value) { lse[index[r]] = value; });
+        each_bit(spoilt, [&](int r) { attend_cell<T>(a, {b, h, kv, index[r], 1}, index[r], causal, arena); });
       });
     });
   });
@@ -350,67 +351,24 @@ int64_t scratch_bytes(const LocalLanePlan& plan, bool back) {
   }
   arena.take<KeyList<T>>(1);
   Keys<T>(plan, 0, 0, Phase(a, 0)).take(arena, back);  // the largest phase
+  if (!back) Narrow<T>().take(arena, int(a.head_dim));
   return arena.used;
 }
 
 // ---- decode ----
 
-// One new token: exactly the keys it sees, 64 at a time, for some of the heads that share them.
+// One new token, for some of the heads that share its keys.
 template <class T>
 void decode(const LocalDecodePlan& plan, int64_t item, char* scratch) {
   const LocalAttention& a = plan.problem;
-  const Grid grid = a.window.grid, dilation = a.window.dilation;
+  const Grid grid = a.window.grid;
   const int64_t group = a.heads / a.kv_heads, parts = ceil_div(group, plan.heads);
   const int64_t t = item % a.seqlen_q, part = item / a.seqlen_q % parts, pair = item / a.seqlen_q / parts;
-  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads, h = kv * group + part * plan.heads;
   const int64_t left = group - part * plan.heads, most = grid.h * grid.w - a.seqlen_q;
-  int64_t at = a.cache_seqlens[b] - a.seqlen_q;
-  at = (at < 0 ? 0 : at > most ? most : at) + t;  // clamped: contents are not trusted
-  const int64_t top = at / grid.w, left_of = at % grid.w;
-  const Phase phase(a, top % dilation.h, left_of % dilation.w);
-  const int64_t y = top / dilation.h, x = left_of / dilation.w;
-
-  Narrow<T> engine;
-  Arena arena{scratch};
-  engine.take(arena, int(a.head_dim));
-  int64_t offset[kNarrow];
-  const int rows = int(left < plan.heads ? left : plan.heads);
-  for (int r = 0; r < rows; ++r) offset[r] = r * a.q.stride[1];
-  engine.begin(RowSet<T>{a.q.at<T>(b, h) + t * a.q.stride[2], 1, offset, rows}, a.scale);
-
-  const Patch coarse = a.coarse.grid.h ? Patch{phase.coarse_y.window(y), phase.coarse_x.window(x)} : Patch{};
-  const Patch local{{phase.y.window(y).lo, y + 1}, phase.x.window(x)};
-  // the last line ends with the token itself
-  const int64_t seen = local.y.size() * local.x.size() - (local.x.hi - x - 1);
-  const int64_t coarse_tiles = ceil_div(coarse.count(), kTile), before = prefix_tiles(a) + coarse_tiles;
-  const auto cells = [](const Patch& p, int64_t first, int64_t end, int64_t* index, auto&& place) {
-    int n = 0;
-    for (int64_t i = first; i < end && n < kTile; ++i)
-      index[n++] = place(p.y.lo + i / p.x.size(), p.x.lo + i % p.x.size());
-    return n;
-  };
-  const auto list = [&](int64_t number, int64_t* index) {
-    const auto as = [&](const Tensor4& k, const Tensor4& v, int n) {
-      return Columns<T>{rows_of<T>(k, b, kv, index, n), rows_of<T>(v, b, kv, index, n)};
-    };
-    if (number < prefix_tiles(a)) return as(a.prefix.k, a.prefix.v, rows_from(number * kTile, a.prefix.len, index));
-    if (number < before)
-      return as(a.coarse.k, a.coarse.v,
-                cells(coarse, (number - prefix_tiles(a)) * kTile, coarse.count(), index,
-                      [&](int64_t i, int64_t j) { return i * a.coarse.grid.w + j; }));
-    return as(a.k, a.v, cells(local, (number - before) * kTile, seen, index, [&](int64_t i, int64_t j) {
-                return phase.first + i * phase.down + j * phase.right;
-              }));
-  };
-  each_tile<T>(before + ceil_div(seen, kTile), list,
-               [&](int64_t number, const Columns<T>& tile, const Columns<T>& next) {
-                 if (number >= prefix_tiles(a))
-                   return engine.step(tile, nullptr, number < before ? a.coarse.bias : 0.0, next);
-                 uint64_t mask[kNarrow];
-                 for (uint64_t& bits : mask) bits = prefix_bits(a.prefix, b, number * kTile);
-                 engine.step(tile, mask, a.prefix.bias, next);
-               });
-  engine.finish([&](int r) { return a.out.at<T>(b, h + r) + t * a.out.stride[2]; }, [](int, Acc<T>) {});
+  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads, offset = a.cache_seqlens[b] - a.seqlen_q;
+  const CellRow row{b, kv * group + part * plan.heads, kv, t, int(left < plan.heads ? left : plan.heads)};
+  // clamped: contents are not trusted
+  attend_cell<T>(a, row, (offset < 0 ? 0 : offset > most ? most : offset) + t, true, Arena{scratch});
 }
 
 }  // namespace

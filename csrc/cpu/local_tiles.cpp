@@ -12,7 +12,7 @@
 #include "local_attention_2d.h"
 
 #include "kernel.h"
-#include "local_patches.h"
+#include "local_cell.h"
 #include "tile_forward.h"
 #include "tile_grad_key.h"
 
@@ -128,10 +128,17 @@ void forward(const LocalTilePlan& plan, int64_t item, char* scratch) {
                  [&](Mask mask, double bias) { engine.step(group.work, tile, mask, bias); });
         });
   Acc<T>* lse = stat<T>(a.lse, a, b, h);
+  uint64_t spoilt[kGroup];
   for (int o = 0; o < owners; ++o) {
     owner[o].rows.list(it.phase, index);
-    group.owners[o].finish([&](int r) { return a.out.at<T>(b, h) + index[r] * a.out.stride[2]; },
-                           [&](int r, Acc<T> value) { lse[index[r]] = value; });
+    spoilt[o] = group.owners[o].finish([&](int r) { return a.out.at<T>(b, h) + index[r] * a.out.stride[2]; },
+                                       [&](int r, Acc<T> value) { lse[index[r]] = value; });
+  }
+  for (int o = 0; o < owners; ++o) {
+    owner[o].rows.list(it.phase, index);
+    each_bit(spoilt[o], [&](int r) {
+      attend_cell<T>(a, {b, h, it.kv, index[r], 1}, index[r], a.window.raster_causal, Arena{scratch});
+    });
   }
 }
 

@@ -68,10 +68,11 @@ class Narrow {
       step_rows<8>(tile, mask, bias, next);
   }
 
-  // Writes every row r of the output to out(r), and hands its log-sum-exp to lse(r, value).
+  // Writes every row r of the output to out(r), and hands its log-sum-exp to lse(r, value); returns what finish_rows
+  // does.
   template <class Out, class Lse>
-  void finish(Out&& out, Lse&& lse) const {
-    finish_rows<T>(rows, o_, ld_, m_, total_, total_, d_, out, lse);
+  uint64_t finish(Out&& out, Lse&& lse) const {
+    return finish_rows<T>(rows, o_, ld_, m_, total_, total_, d_, out, lse);
   }
 
   int rows = 0;

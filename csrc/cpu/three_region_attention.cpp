@@ -186,6 +186,52 @@ struct QueryGroup {
   }
 };
 
+// Some heads that share a key head and queries of each, from the first on: at most 64 rows, head after head.
+struct FewRows {
+  int64_t b, h, kv, first;
+  int heads, queries;
+  int rows() const { return heads * queries; }
+  FewRows row(int r) const { return {b, h + r / queries, kv, first + r % queries, 1, 1}; }
+};
+
+// Against tiles of keys one after another: show(tile, mask, bias, next tile). Returns what finish_rows does.
+template <class T, class Engine, class Show>
+uint64_t few_rows(const ThreeRegionAttention& a, const FewRows& it, Engine& engine, Show&& show) {
+  const Queries queries(a, it.b, it.first, it.first + it.queries);
+  const int n = it.queries, rows = it.rows();
+  int64_t offset[kTile];
+  for (int r = 0; r < rows; ++r) offset[r] = r / n * a.q.stride[1] + (it.first + r % n) * a.q.stride[2];
+  engine.begin(RowSet<T>{a.q.at<T>(it.b, it.h), 1, offset, rows}, a.scale);
+  uint64_t valid[2];
+  each_tile<T>(
+      queries.key_tiles(),
+      [&](int64_t number, int64_t* index) {
+        int count;
+        valid[number & 1] = queries.keys(number, index, &count);
+        return Columns<T>{rows_of<T>(a.k, it.b, it.kv, index, count), rows_of<T>(a.v, it.b, it.kv, index, count)};
+      },
+      [&](int64_t number, const Columns<T>& tile, const Columns<T>& next) {
+        queries.see(it.first, n, number, valid[number & 1], [&](Mask mask, double bias) {
+          uint64_t masks[kTile];
+          for (int r = 0; mask && r < rows; ++r) masks[r] = mask[r % n];
+          show(tile, mask ? masks : nullptr, bias, next);
+        });
+      });
+  return engine.finish([&](int r) { return a.out.at<T>(it.b, it.h + r / n) + (it.first + r % n) * a.out.stride[2]; },
+                       [](int, Acc<T>) {});
+}
+
+// At most 8 rows.
+template <class T>
+uint64_t narrow_rows(const ThreeRegionAttention& a, const FewRows& it, char* scratch) {
+  Narrow<T> engine;
+  Arena arena{scratch};
+  engine.take(arena, int(a.head_dim));
+  return few_rows<T>(a, it, engine, [&](const Columns<T>& tile, Mask mask, double bias, const Columns<T>& next) {
+    engine.step(tile, mask, bias, next);
+  });
+}
+
 template <class T>
 void forward(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
   const ThreeRegionAttention& a = plan.problem;
@@ -196,41 +242,18 @@ void forward(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
   it.meet(group);
   Acc<T>* lse = stat<T>(a.lse, a, it.b, it.h);
   const int64_t first = it.queries.first;
+  uint64_t spoilt[kGroup];
   for (int o = 0; o < it.tiles(); ++o) {
     const int64_t top = first + o * kTile;
-    group.owners[o].finish([&](int r) { return a.out.at<T>(it.b, it.h) + (top + r) * a.out.stride[2]; },
-                           [&](int r, Acc<T> value) {
-                             if (lse) lse[top + r] = value;
-                           });
+    spoilt[o] = group.owners[o].finish([&](int r) { return a.out.at<T>(it.b, it.h) + (top + r) * a.out.stride[2]; },
+                                       [&](int r, Acc<T> value) {
+                                         if (lse) lse[top + r] = value;
+                                       });
   }
-}
-
-// All queries of some of the heads that share a key head, at most 64 rows, against tiles of keys one after another:
-// show(tile, mask, bias, next tile).
-template <class T, class Engine, class Show>
-void decode_rows(const ThreeRegionAttention& a, int64_t b, int64_t h, int64_t kv, int heads, Engine& engine,
-                 Show&& show) {
-  const Queries queries(a, b, 0, a.seqlen_q);
-  const int n = int(a.seqlen_q), rows = heads * n;
-  int64_t offset[kTile];
-  for (int r = 0; r < rows; ++r) offset[r] = r / n * a.q.stride[1] + r % n * a.q.stride[2];
-  engine.begin(RowSet<T>{a.q.at<T>(b, h), 1, offset, rows}, a.scale);
-  uint64_t valid[2];
-  each_tile<T>(
-      queries.key_tiles(),
-      [&](int64_t number, int64_t* index) {
-        int count;
-        valid[number & 1] = queries.keys(number, index, &count);
-        return Columns<T>{rows_of<T>(a.k, b, kv, index, count), rows_of<T>(a.v, b, kv, index, count)};
-      },
-      [&](int64_t number, const Columns<T>& tile, const Columns<T>& next) {
-        queries.see(0, n, number, valid[number & 1], [&](Mask mask, double bias) {
-          uint64_t masks[kTile];
-          for (int r = 0; mask && r < rows; ++r) masks[r] = mask[r % n];
-          show(tile, mask ? masks : nullptr, bias, next);
-        });
-      });
-  engine.finish([&](int r) { return a.out.at<T>(b, h + r / n) + r % n * a.out.stride[2]; }, [](int, Acc<T>) {});
+  for (int o = 0; o < it.tiles(); ++o) {
+    const FewRows rows{it.b, it.h, it.kv, first + o * kTile, 1, kTile};
+    each_bit(spoilt[o], [&](int r) { narrow_rows<T>(a, rows.row(r), scratch); });
+  }
 }
 
 template <class T>
@@ -240,22 +263,18 @@ void decode(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
   const int64_t b = item / (a.kv_heads * parts), kv = item / parts % a.kv_heads;
   const int64_t first = item % parts * plan.decode_heads, h = kv * group + first;
   const int d = int(a.head_dim), heads = int(group - first < plan.decode_heads ? group - first : plan.decode_heads);
-  if (heads * a.seqlen_q <= kNarrow) {
-    Narrow<T> engine;
-    Arena arena{scratch};
-    engine.take(arena, d);
-    decode_rows<T>(a, b, h, kv, heads, engine,
-                   [&](const Columns<T>& tile, Mask mask, double bias, const Columns<T>& next) {
-                     engine.step(tile, mask, bias, next);
-                   });
+  const FewRows it{b, h, kv, 0, heads, int(a.seqlen_q)};
+  uint64_t spoilt;
+  if (it.rows() <= kNarrow) {
+    spoilt = narrow_rows<T>(a, it, scratch);
   } else {
     Group<T, Forward> one(Arena{scratch}, d, 1);
-    decode_rows<T>(a, b, h, kv, heads, one.owners[0],
-                   [&](const Columns<T>& tile, Mask mask, double bias, const Columns<T>&) {
-                     one.tiles[0].pack(tile.keys, tile.values, d);
-                     one.owners[0].step(one.work, one.tiles[0], mask, bias);
-                   });
+    spoilt = few_rows<T>(a, it, one.owners[0], [&](const Columns<T>& tile, Mask mask, double bias, const Columns<T>&) {
+      one.tiles[0].pack(tile.keys, tile.values, d);
+      one.owners[0].step(one.work, one.tiles[0], mask, bias);
+    });
   }
+  if (it.queries > 1) each_bit(spoilt, [&](int r) { narrow_rows<T>(a, it.row(r), scratch); });
 }
 
 // Where the gradient of 64 queries is summed up, transposed.

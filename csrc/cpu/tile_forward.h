@@ -65,10 +65,11 @@ struct Forward {
       run(w, tile, mask, [&](const Part& part, const Strip& x, int r) { bounded<false>(r, x, part, 0, bias); });
   }
 
-  // Writes every row r of the output to out(r), and hands its log-sum-exp to lse(r, value).
+  // Writes every row r of the output to out(r), and hands its log-sum-exp to lse(r, value); returns what finish_rows
+  // does.
   template <class Out, class Lse>
-  void finish(Out&& out, Lse&& lse) const {
-    finish_rows<T>(rows, o_, ld_, m_, total_, kRounds<T> ? stored_ : total_, d_, out, lse);
+  uint64_t finish(Out&& out, Lse&& lse) const {
+    return finish_rows<T>(rows, o_, ld_, m_, total_, kRounds<T> ? stored_ : total_, d_, out, lse);
   }
 
   int rows = 0;

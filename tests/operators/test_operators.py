@@ -1,5 +1,7 @@
 """What holds for every operator alike: opcheck, compilation, layouts, repeats, autocast, transforms, derivatives."""
 
+import itertools
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -103,6 +105,30 @@ def test_layouts_and_poisoned_allocations(impl: str, case: Case, poisoned: None)
         assert not any(x.isnan().any() for x in mine)
         first = next(iter(inputs.values()))
         assert mine[0].stride() == torch.empty_like(first).stride()
+
+
+# where the scale is large probabilities of 0 say nothing of what is seen
+@each([case for case in BY_LABEL.values() if not case.of_rows and case.label != "large_scale"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
+def test_what_is_not_seen_does_not_matter(impl: str, case: Case, bad: float) -> None:
+    """A value that is not finite reaches the queries that see it, and no others of their tile."""
+    if impl != "cpp":
+        pytest.skip("reaches all queries of a tile there")
+    names = [name for name in case.shapes if "value" in name and case.shapes[name][2]]
+    for dtype, name in itertools.product((torch.float32, torch.bfloat16, torch.float16), names):
+
+        def output(number: float, inputs: Inputs, name: str = name) -> Tensor:
+            """With so much as the values of one key."""
+            key = torch.tensor(inputs[name].shape[2] // 2)
+            return case({**inputs, name: inputs[name].index_fill(2, key, number)}, impl)[0]
+
+        exact = case.inputs(torch.float32)
+        seen = output(1, exact | {name: torch.zeros_like(exact[name]) for name in names}) > 0
+        inputs = case.inputs(dtype)
+        out, expected = output(bad, inputs), output(0, inputs)
+        assert not out[seen].isfinite().any()
+        close = 32 * torch.finfo(dtype).eps
+        torch.testing.assert_close(out[~seen], expected[~seen], rtol=close, atol=close)
 
 
 @each(ALL)
