@@ -230,7 +230,9 @@ def test_a_time_budget_ends_the_run(tmp_path):
     assert result.state.step >= 1
 
 
-@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL], ids=["python", "ignored", "system"])
+@pytest.mark.parametrize(
+    "before", [signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL], ids=["python", "ignored", "system"]
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_the_callers_again_after_a_run(number, before, tmp_path):
     """Also where they were ignored, as in a shell's background jobs."""
