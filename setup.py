@@ -1,44 +1,92 @@
 """Builds cogview_ops._C against the torch that is installed: the CPU part always, the CUDA part where it can.
 
-COGVIEW_OPS_CUDA=auto (default) builds the CUDA part when torch has CUDA and nvcc is there, 0 never, 1 or fail.
-TORCH_CUDA_ARCH_LIST and MAX_JOBS are torch's own.
+COGVIEW_OPS_CUDA=auto (default) builds the CUDA part when torch has CUDA and a toolkit is there that works, 0 never,
+1 or fail. TORCH_CUDA_ARCH_LIST and MAX_JOBS are torch's own.
 COGVIEW_OPS_SANITIZE=address,undefined builds the CPU part with these sanitizers, for `make asan`.
+
+What is missing is one sentence with the command that helps, said before anything is compiled. A source distribution
+needs no torch.
 """
 
+import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
+from typing import NoReturn
 
-from setuptools import setup
+import setuptools
 
-try:
-    import torch
-except ImportError:
-    # pip builds in an isolated environment; the torch to build against is the one of the environment behind it
-    sys.path.append(sysconfig.get_paths()["purelib"])
-    try:
-        import torch
-    except ImportError:
-        sys.exit("cogview-ops is built against your torch and found none: pip install 'torch>=2.11' first, then again")
+PIP = "uv pip" if os.environ.get("UV") else "pip"
+BUILD_TOOLS = f"{PIP} install 'setuptools>=77' ninja"
+NOT_ISOLATED = f"{PIP} install --no-build-isolation ."
+CUDA_AGAIN = f"COGVIEW_OPS_CUDA=1 {PIP} install ."
+DESCRIBES_ONLY = bool({"sdist", "egg_info"} & set(sys.argv))  # builds nothing
+
+
+def fail(why: str) -> NoReturn:
+    sys.exit(f"cogview-ops cannot be built: {why}")
+
+
+def version(of: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", of)[:2]))
+
+
+def find_torch() -> bool:
+    """Whether torch can be imported, if need be from the environment that pip has isolated this build from."""
+    if importlib.util.find_spec("torch") is None:
+        hidden = {"PYTHONPATH", "PYTHONNOUSERSITE"}  # pip's
+        own = {name: value for name, value in os.environ.items() if name not in hidden}
+        code = "import sys; print(*sys.path, sep='\\n')"
+        run = subprocess.run([sys.executable, "-P", "-c", code], env=own, capture_output=True, text=True)
+        sys.path += [path for path in run.stdout.splitlines() if path not in sys.path]
+        importlib.invalidate_caches()
+    return importlib.util.find_spec("torch") is not None
+
+
+def without_torch() -> NoReturn:
+    if "build-env-" in sys.prefix:
+        fail(f"it is isolated from your torch: {BUILD_TOOLS}, then python -m build --no-isolation")
+    if re.search(r"builds-v\d", sys.prefix) or sys.prefix.startswith(tempfile.gettempdir() + os.sep + "tmp"):
+        fail(f"it is isolated from your torch: {BUILD_TOOLS}, then {NOT_ISOLATED}")
+    fail(f"there is no torch in {sys.prefix}: {PIP} install 'torch>=2.11', then {PIP} install .")
 
 
 def find_cuda() -> None:
-    """Sets CUDA_HOME where nobody has: nvcc on PATH may be a wrapper, and torch would take the folder above it."""
-    nvcc = shutil.which("nvcc")
-    if nvcc and not (os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")):
+    """Sets CUDA_HOME to the toolkit of nvcc, which may be a wrapper elsewhere: torch takes the folder above it."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which(os.path.join(home, "bin", "nvcc") if home else "nvcc")
+    if nvcc and not (home and os.path.exists(os.path.join(home, "include", "cuda_runtime_api.h"))):
         plan = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
         top = re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
         if top:
             os.environ["CUDA_HOME"] = os.path.realpath(top[1].strip())
 
 
-find_cuda()
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension  # noqa: E402
+if version(setuptools.__version__) < (77,):
+    fail(f"setuptools is {setuptools.__version__}, 77 or newer is needed: {BUILD_TOOLS}, then {NOT_ISOLATED}")
+if DESCRIBES_ONLY:
+    from setuptools.command.build_ext import build_ext as BuildExtension
+else:
+    if not find_torch():
+        without_torch()
+    find_cuda()
+    try:
+        import torch
+    except Exception as error:
+        fail(f"your torch cannot be imported ({error}): {PIP} install --force-reinstall 'torch>=2.11'")
+    if version(torch.__version__) < (2, 11):
+        fail(f"torch is {torch.__version__}: {PIP} install 'torch>=2.11', then {PIP} install .")
+    from torch.utils import cpp_extension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension
+
+    os.environ.setdefault("CXX", "c++")  # torch's choice to compile with; to link with it as well
 
 ROOT = Path(__file__).parent
 
@@ -80,27 +128,89 @@ def sources(folder: str, pattern: str) -> list[str]:
 ONCE = ["csrc/cpu/isa.cpp", *sources("csrc/cpu", "*_plan.cpp")]
 
 
-def want_cuda() -> bool:
+def first_error(command: list[str], source: str) -> str:
+    """What a compiler says first about a source, "" if it takes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trial")
+        path.write_text(source)
+        try:
+            run = subprocess.run([*command, path, "-o", f"{path}.out"], cwd=folder, capture_output=True, text=True)
+        except OSError as error:
+            return f"{command[0]}: {error.strerror}"
+    lines = [line.strip() for line in run.stderr.splitlines()] or [f"{command[0]} ends with {run.returncode}"]
+    return next((x for x in lines if re.search("error|fatal|cannot find", x)), lines[-1]) if run.returncode else ""
+
+
+def check_compiler() -> None:
+    flags = [*list(instruction_sets().values())[-1], "-std=c++17", f"-I{sysconfig.get_paths()['include']}"]
+    command = [*shlex.split(os.environ["CXX"]), *flags, "-fPIC", "-shared", "-x", "c++"]
+    error = first_error(command, "#include <Python.h>\n#include <optional>\n")
+    if error:
+        need = "g++ 11, clang++ 12 or newer, and Python's headers, are needed"
+        fail(f"{error}\n{need}: apt install g++ python3-dev, or CXX=/path/to/g++ {PIP} install .")
+
+
+def no_cuda() -> str:
+    """Why this build has no CUDA part, or ""."""
+    if not torch.version.cuda:
+        return f"torch {torch.__version__} is built without CUDA"
+    if CUDA_HOME is None:
+        return "nvcc was found neither on PATH nor in CUDA_HOME"
+    nvcc = os.environ.get("PYTORCH_NVCC") or os.path.join(CUDA_HOME, "bin", "nvcc")
+    if not shutil.which(nvcc):
+        return f"there is no {nvcc}"
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.\d+", said)
+    if release and int(release[1]) != version(torch.version.cuda)[0]:
+        return f"nvcc is of CUDA {release[0].split()[1]}, torch {torch.__version__} of {torch.version.cuda}"
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0+PTX;9.0a")
+    try:
+        archs = cpp_extension._get_cuda_arch_flags()
+    except ValueError as error:
+        fail(f"TORCH_CUDA_ARCH_LIST: {error}")
+    headers = [f"-I{path}" for path in cpp_extension.include_paths("cuda", torch_include_dirs=False)]
+    libraries = [f"-L{path}" for path in cpp_extension.library_paths("cuda")]
+    source = "#include <cuda_runtime_api.h>\nint count(int* n) { return cudaGetDeviceCount(n); }\n"
+    host = [*shlex.split(os.environ["CXX"]), *headers, "-fPIC", "-shared", "-Wl,--no-as-needed"]
+    ccbin = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []
+    device = [nvcc, *ccbin, *archs, *headers, "-c", "-x", "cu"]
+    return first_error([*host, *libraries, "-lcudart", "-x", "c++"], source) or first_error(device, source)
+
+
+def want_cuda() -> tuple[bool, str]:
+    """Whether to build the CUDA part, and why not."""
     wish = os.environ.get("COGVIEW_OPS_CUDA", "auto")
     if wish not in ("0", "1", "auto"):
-        sys.exit(f"COGVIEW_OPS_CUDA: expected 0, 1 or auto, got {wish!r}")
-    missing = []
-    if not torch.version.cuda:
-        missing.append(f"torch {torch.__version__} is built without CUDA")
-    if CUDA_HOME is None or not (Path(CUDA_HOME) / "bin" / "nvcc").exists():
-        missing.append("nvcc was not found (CUDA_HOME)")
-    if wish == "1" and missing:
-        sys.exit(f"COGVIEW_OPS_CUDA=1, but {' and '.join(missing)}")
-    return wish != "0" and not missing
+        fail(f"COGVIEW_OPS_CUDA: expected 0, 1 or auto, got {wish!r}")
+    why = "COGVIEW_OPS_CUDA=0" if wish == "0" else no_cuda()
+    if wish == "1" and why:
+        if torch.version.cuda:
+            then = f"CUDA_HOME=/path/to/cuda-{version(torch.version.cuda)[0]} {CUDA_AGAIN}"
+        else:
+            then = f"{PIP} install --force-reinstall 'torch>=2.11' (with CUDA), then {CUDA_AGAIN}"
+        fail(f"COGVIEW_OPS_CUDA=1, but {why}: {then}")
+    return not why, why
 
 
 class Build(BuildExtension):
     """Compiles the CPU kernels once per instruction set, then the rest as usual."""
 
+    plan = ""
+
     def finalize_options(self):
         super().finalize_options()
         # one folder for every way to build, `pip install -e` too, so that only what has changed is compiled again
         self.build_temp = str(ROOT / "build" / (sys.implementation.cache_tag + "-sanitized" * bool(SANITIZE)))
+        self.force = True  # what was built for another torch, or without CUDA, is not newer; ninja knows what to redo
+
+    def run(self):
+        print(f"Building cogview-ops {self.plan}", flush=True)
+        check_compiler()
+        try:
+            super().run()
+        except Exception as error:  # its traceback would bury the compiler's errors
+            memory = f"if a compiler was killed for want of memory, MAX_JOBS=1 {PIP} install ."
+            fail(f"{error}\nThe first 'error:' above says why; {memory}")
 
     def build_extension(self, ext):
         kernels = [s for s in sources("csrc/cpu", "*.cpp") if s not in ONCE]
@@ -115,24 +225,31 @@ class Build(BuildExtension):
         super().build_extension(ext)
 
 
-cuda = want_cuda()
-if cuda:
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0+PTX;9.0a")
-archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "") if cuda else ""
-compiler = "clang" if "clang" in os.environ.get("CXX", "") else "g++"
-sanitizers = f" with sanitizers {SANITIZE}" if SANITIZE else ""
-macros = [
-    ("COGVIEW_COMPILER", f'"{compiler} " __VERSION__ "{sanitizers}"'),
-    ("COGVIEW_TORCH", f'"{torch.__version__}"'),
-    ("COGVIEW_CUDA_ARCHS", f'"{archs}"'),
-]
-bindings = [s for s in sources("csrc/bindings", "*.cpp") if cuda or not s.endswith("_cuda.cpp")]
-extension = (CUDAExtension if cuda else CppExtension)(
-    "cogview_ops._C",
-    [*bindings, *ONCE, *(sources("csrc/cuda", "*.cu") if cuda else [])],
-    define_macros=macros + ([("USE_CUDA", None)] if cuda else []),
-    depends=[*sources("csrc", "**/*.h"), *sources("csrc", "**/*.cuh"), "setup.py"],
-    extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", f"-Xcompiler={EVERY_DTYPE}"]} if cuda else {"cxx": CXX_FLAGS},
-    extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
-)
-setup(ext_modules=[extension], cmdclass={"build_ext": Build})
+def extension() -> setuptools.Extension:
+    cuda, why_not = want_cuda()
+    Build.plan = "with its CUDA part" if cuda else f"without its CUDA part ({why_not})"
+    compiler = "clang" if "clang" in os.environ["CXX"] else "g++"
+    sanitizers = f" with sanitizers {SANITIZE}" if SANITIZE else ""
+    facts = {
+        "COGVIEW_TORCH": torch.__version__,
+        "COGVIEW_CUDA_ARCHS": os.environ["TORCH_CUDA_ARCH_LIST"] if cuda else "",
+        "COGVIEW_NO_CUDA": re.sub(r"[^\w .,:;/+=()-]", "", why_not),  # as a string of C and of a shell
+    }
+    macros = [("COGVIEW_COMPILER", f'"{compiler} " __VERSION__ "{sanitizers}"')]
+    macros += [(name, f'"{fact}"') for name, fact in facts.items()]
+    bindings = [s for s in sources("csrc/bindings", "*.cpp") if cuda or not s.endswith("_cuda.cpp")]
+    flags = {"cxx": CXX_FLAGS, "nvcc": ["-O3", f"-Xcompiler={EVERY_DTYPE}"]} if cuda else {"cxx": CXX_FLAGS}
+    return (cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension)(
+        "cogview_ops._C",
+        [*bindings, *ONCE, *(sources("csrc/cuda", "*.cu") if cuda else [])],
+        define_macros=macros + ([("USE_CUDA", None)] if cuda else []),
+        depends=[*sources("csrc", "**/*.h"), *sources("csrc", "**/*.cuh"), "setup.py"],
+        extra_compile_args=flags,
+        extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
+    )
+
+
+if DESCRIBES_ONLY:
+    setuptools.setup(ext_modules=[setuptools.Extension("cogview_ops._C", [])])
+else:
+    setuptools.setup(ext_modules=[extension()], cmdclass={"build_ext": Build})

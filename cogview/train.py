@@ -313,7 +313,7 @@ def _interrupts() -> Iterator[threading.Event]:
         yield event
     finally:
         for number, handler in old.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: a handler not of Python's
 
 
 def _progress_bar() -> Progress:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _manifest
+
 IMPLS = ("auto", "reference", "cpp", "cuda", "triton")
 
 try:
@@ -20,6 +22,7 @@ except ImportError as error:  # usable without it: impl="reference"
     _C = None  # type: ignore[assignment]
     build_error = str(error)
 
+_WITH_CUDA = {name for operator in _manifest.KERNELS if operator.cuda for name in operator.registered}
 _compiled: set[tuple[str, str]] = set()  # (operator, "cpp" or "cuda"), filled as operators are defined
 _triton: dict[str, tuple[str, ...]] = {}  # devices of an operator's Triton kernel, filled by `_load_triton`
 
@@ -41,8 +44,16 @@ def _load_triton() -> str | None:
     try:
         from . import triton as triton
     except ImportError as error:
-        return f"Triton cannot be imported ({error}); `pip install cogview-ops[triton]`"
+        return f"Triton cannot be imported ({error}); `pip install 'triton>=3.6'`"
     return None
+
+
+def no_cuda_part() -> str | None:
+    """None where this build has its CUDA part, else why not and what makes one."""
+    if _C is None or _C.cuda_archs():
+        return None
+    why = f"this build has no CUDA part ({_C.no_cuda()})"
+    return f"{why}; `COGVIEW_OPS_CUDA=1 pip install .` in the folder of its sources makes one, or says what that takes"
 
 
 def reason_unavailable(op: str, impl: str) -> str | None:
@@ -52,10 +63,13 @@ def reason_unavailable(op: str, impl: str) -> str | None:
     if impl == "triton":
         return _load_triton() or (None if op in _triton else "there is no Triton kernel of this operator")
     if _C is None:
-        return f"the compiled extension is missing ({build_error}); build it with `pip install .`"
+        how = "build it with `pip install .` in the folder of its sources"
+        return f"the compiled extension is missing ({build_error}); {how}"
     if (op, impl) in _compiled:
         return None
-    return f"this build has no {'CPU' if impl == 'cpp' else 'CUDA'} kernel of this operator"
+    if impl == "cuda" and op in _WITH_CUDA:
+        return no_cuda_part() or "this build has no CUDA kernel of this operator"
+    return f"there is no {'CPU' if impl == 'cpp' else 'CUDA'} kernel of this operator"
 
 
 def select(op: str, impl: str, x: Tensor) -> Any:

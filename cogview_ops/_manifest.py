@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 class Operator(NamedTuple):
     name: str  # of the public function
     made_of: Literal["kernels", "operators", "torch"]  # its own kernels, other operators, plain torch
+    cuda: bool = False  # kernels in CUDA C++ too
 
     @property
     def differentiable(self) -> bool:
@@ -31,14 +32,14 @@ OPERATORS = {
         Operator("cogview2_attention", "operators"),
         Operator("dalle_attention", "operators"),
         Operator("dalle_attention_decode", "operators"),
-        Operator("layer_norm", "kernels"),
+        Operator("layer_norm", "kernels", cuda=True),
         Operator("local_attention_2d", "kernels"),
         Operator("local_attention_2d_decode", "kernels"),
         Operator("merge_attentions", "torch"),
         Operator("pb_relax_attention", "operators"),
-        Operator("pb_relax_softmax", "kernels"),
+        Operator("pb_relax_softmax", "kernels", cuda=True),
         Operator("sample_pivots", "torch"),
-        Operator("sandwich_layer_norm", "kernels"),
+        Operator("sandwich_layer_norm", "kernels", cuda=True),
         Operator("three_region_attention", "kernels"),
         Operator("three_region_attention_decode", "kernels"),
     )

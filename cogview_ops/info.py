@@ -17,7 +17,7 @@ def main() -> None:
         build = _dispatch._C
         print(f"extension: {build.compiler()}, built against torch {build.torch_version()}")
         print(f"CPU: {build.active_cpu()} in use, of {', '.join(build.supported_cpu())}")
-        print(f"CUDA: {build.cuda_archs() or 'not in this build'}")
+        print(f"CUDA: {_dispatch.no_cuda_part() or build.cuda_archs()}")
     for operator in _manifest.KERNELS:
         print(f"\n{operator.name}")
         for impl in _dispatch.IMPLS[1:]:

@@ -110,6 +110,12 @@ def _outcome(part: Part, limit: float, grace: float, log: Any) -> str:
         process.wait()
 
 
+def let_parts_hear_interrupts() -> None:
+    """What is ignored here (in a shell's background job) would be in every part; what is handled is not."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
+
+
 def kill(part: Part) -> None:
     """With the compilers and workers that it may have left behind."""
     if part.process:
@@ -299,6 +305,7 @@ def main() -> int:
         print(f"gpu_check: {reason}; nothing was checked")
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # parts end with this script, however it is ended
+    let_parts_hear_interrupts()
     if options.commit:
         os.environ["COGVIEW_OPS_COMMIT"] = options.commit
     sys.path.insert(0, str(ROOT))

@@ -25,6 +25,12 @@ if not torch.cuda.is_available() and triton_version() >= (3, 7):  # the interpre
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its kernels run on CPU tensors
 
 
+def pytest_configure() -> None:
+    wish = os.environ.get("COGVIEW_TESTS", "")
+    if wish not in ("", "all"):
+        raise pytest.UsageError(f"COGVIEW_TESTS: expected all or nothing, got {wish!r}")
+
+
 @pytest.fixture(scope="session")
 def emulated_library() -> Path:
     return emulated_cuda.load()

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +141,23 @@ def test_parts_end_as_they_do(check) -> None:
     assert check.run(script(check, "print(1)"), time.monotonic() + 9).outcome == "no time left"
 
 
-def test_parts_that_take_too_long_say_how_far_they_came(check, tmp_path) -> None:
-    sleep = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('so far')"
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def shell(request, check) -> Iterator[None]:
+    """In the background many shells have Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, request.param)
+    check.let_parts_hear_interrupts()
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("shell")
+def test_parts_hear_that_they_take_too_long(check) -> None:
+    sleep = "import time\nprint('begun', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('so far')"
     part = check.run(script(check, sleep, 3), time.monotonic() + 60)
-    assert (part.outcome, part.output) == ("interrupted after 3 s", "so far\n")
+    assert (part.outcome, part.output) == ("interrupted after 3 s", "begun\nso far\n")
+
+
+def test_parts_that_do_not_listen_are_killed(check, tmp_path) -> None:
     orphan = f"import time; time.sleep(5); open({str(tmp_path / 'orphan')!r}, 'w')"
     deaf = "import subprocess, sys, signal, time; signal.signal(2, lambda *_: None); print('begun', flush=True)\n"
     deaf += f"subprocess.Popen([sys.executable, '-c', {orphan!r}]); [time.sleep(1) for _ in range(60)]"

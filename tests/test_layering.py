@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "patterns": set(),
     "_local_options": set(),
     "_checks": {"_local_options"},
-    "_dispatch": {"_C", "triton"},  # the latter on demand
+    "_dispatch": {"_C", "triton", "_manifest"},  # the latter on demand
     "_registration": {"_dispatch"},
     "reference": {"patterns", "_local_options"},
     "_manifest": set(),

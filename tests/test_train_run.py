@@ -230,7 +230,26 @@ def test_a_time_budget_ends_the_run(tmp_path):
     assert result.state.step >= 1
 
 
+@pytest.mark.parametrize(
+    "before", [signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL], ids=["python", "ignored", "system"]
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_the_callers_again_after_a_run(number, before, tmp_path):
+    """Also where they were ignored, as in a shell's background jobs."""
+    old = signal.signal(number, before)
+    try:
+        t = trainer(tmp_path)
+        step = t.step
+        t.step = lambda: (signal.raise_signal(number), step())[1]
+        result = t.run()
+        assert signal.getsignal(number) is before
+        assert (result.finished, result.state.step) == (False, 1)
+    finally:
+        signal.signal(number, old)
+
+
 def test_ctrl_c_saves_and_the_run_goes_on_later(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
     expected = trainer(tmp_path / "a").run()
     t = trainer(tmp_path / "b")
     step = t.step
@@ -243,7 +262,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_later(tmp_path):
     t.step = interrupted
     result = t.run()
     assert (result.finished, result.state.step) == (False, 4)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) == before
     rest = trainer(tmp_path / "b")
     assert rest.resume()
     assert rest.run().finished

@@ -22,6 +22,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("compiler", [] { return std::string(COGVIEW_COMPILER); }, "Compiler and version this was built with");
   m.def("torch_version", [] { return std::string(COGVIEW_TORCH); }, "torch this was built against");
   m.def("cuda_archs", [] { return std::string(COGVIEW_CUDA_ARCHS); }, "CUDA architectures, empty without CUDA");
+  m.def("no_cuda", [] { return std::string(COGVIEW_NO_CUDA); }, "Why this has no CUDA part, empty where it has");
   m.def("supported_cpu", &supported_names, "Instruction sets of this build that this processor has");
   m.def("active_cpu", [] { return std::string(cogview::isa_name(cogview::active_isa())); }, "The one in use");
   m.def(
