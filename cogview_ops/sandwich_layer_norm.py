@@ -28,7 +28,7 @@ def layer_norm(
 
     Args:
         x: `[..., D]`; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.
-        weight, bias: `[D]`, in x's dtype or float32.
+        weight, bias: `[D]`, in x's dtype or float32; under autocast in any.
         eps: added to the variance of `x / c`, above 0.
         relax: c. "row": the largest |x| of the row. "tensor": the largest |x| of the whole tensor over 8, what the
             published CogView weights were trained with (it couples the samples of a batch). None: 1, plain LayerNorm.
@@ -36,18 +36,20 @@ def layer_norm(
         impl: "auto", "reference", "cpp", "cuda" or "triton".
 
     Returns:
-        Shape and dtype of `x`.
+        Shape and dtype of `x`; under autocast its dtype, since a product is next that would cast: `x` is read in its
+        own and rounded once. (`torch.nn.functional.layer_norm` gives float32 there.)
     """
     _check_input(x, "x")
     _check_weights(x, weight=weight, bias=bias)
     _check_options(eps, relax)
-    (x,) = _registration.autocast(x)
     weight, bias = _check_mix(x, weight, bias)
     ops = _dispatch.select("layer_norm_fwd", impl, x)
     if ops is None:
-        return reference.layer_norm(x, weight, bias, eps=eps, relax=relax)
-    _checks.no_forward_mode("layer_norm", x, weight, bias)
-    return ops.layer_norm_fwd(x, weight, bias, eps, _RELAX[relax])[0]
+        out = reference.layer_norm(x, weight, bias, eps=eps, relax=relax)
+    else:
+        _checks.no_forward_mode("layer_norm", x, weight, bias)
+        out = ops.layer_norm_fwd(x, weight, bias, eps, _RELAX[relax])[0]
+    return out.to(_registration.autocast_dtype(x) or x.dtype)
 
 
 def sandwich_layer_norm(
@@ -93,7 +95,6 @@ def sandwich_layer_norm(
     _checks.require(0 <= dropout_p <= 1, "dropout_p", "a probability", dropout_p)
     if dropout_p > 0:
         seed = _checked_seed(seed, branch)
-    branch, residual = _registration.autocast(branch, residual)
     weights = _check_mix(branch, post_weight, post_bias, pre_weight, pre_bias)
     ops = _dispatch.select("sandwich_layer_norm_fwd", impl, branch)
     if ops is None:
@@ -154,6 +155,8 @@ def _checked_seed(seed: Any, branch: Tensor) -> int | Tensor:
 def _check_mix(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     """Weights, contiguous, in x's dtype or float32, all alike."""
     dtype = weights[0].dtype
+    if _registration.autocast_dtype(x) and any(w.dtype != x.dtype for w in weights):
+        weights, dtype = tuple(w.float() for w in weights), torch.float32
     if dtype not in (x.dtype, torch.float32) or any(w.dtype != dtype for w in weights):
         got = sorted({str(w.dtype) for w in weights})
         raise TypeError(f"weights and biases: expected all {x.dtype} (the input's) or all float32, got {got}")

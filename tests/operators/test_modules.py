@@ -178,8 +178,18 @@ def test_attention_under_autocast() -> None:
         assert full.dtype == torch.bfloat16
         steps = module(x, pivots, module.make_cache(2, 30, dtype=torch.bfloat16))
         torch.testing.assert_close(steps, full, atol=0.02, rtol=0.02)
-        with pytest.raises(TypeError, match=r"^key: expected the cache's dtype torch.float32, got torch.bfloat16"):
-            module(x, pivots, module.make_cache(2, 30))
+        cache = module.make_cache(2, 30)
+        assert cache.keys.dtype == torch.bfloat16
+        assert torch.equal(module(x, pivots, cache), steps)
+        # keys that a rotary embedding left in float32 are cast, and so are those of a cache in float32
+        assert torch.equal(module(x, pivots, module.make_cache(2, 30, dtype=torch.float32)), steps)
+        wide = torch.randn(2, 2, 5, 8)
+        cache.reset()
+        cache.append(wide, wide.bfloat16())
+        assert torch.equal(cache.keys[:, :, :5], wide.bfloat16())
+    cache = module.make_cache(2, 30, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"^key: expected the cache's dtype torch.bfloat16, got torch.float32"):
+        module(x, pivots, cache)
 
 
 def test_attention_refuses() -> None:

@@ -229,20 +229,31 @@ def test_meta_tensors(impl: str, case: Case) -> None:
 @each(ALL)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(impl: str, case: Case, dtype: torch.dtype) -> None:
-    """Computes in the user's dtype, as if cast by hand; gradients come back in the inputs' own; float64 stays."""
+    """Attention of any mix of dtypes is computed in the user's, as if cast by hand; gradients come back in the inputs'
+    own; float64 stays. Softmax and the Sandwich step keep their inputs' dtype; a norm alone gives the user's."""
     skip_uncomputable(dtype, impl)
     skip_slow(impl, unless=case.differentiable)
     inputs = case.inputs(torch.float32, device_of(impl))
+    cast = {k: x.to(dtype) for k, x in inputs.items()}
     with torch.autocast(device_of(impl), dtype):
-        outputs = case(inputs, impl)
         assert case({k: x.double() for k, x in inputs.items()}, impl)[0].dtype == torch.float64
-    assert outputs[0].dtype == dtype
-    if "norm" not in case.op:  # parameters of norms stay float32
-        assert_bitwise(list(outputs), list(case({k: x.to(dtype) for k, x in inputs.items()}, impl)))
-    if case.differentiable:
+        if case.of_rows:
+            assert case(inputs, impl)[0].dtype == (dtype if case.op == "layer_norm" else torch.float32)
+            assert all(x.dtype == torch.float32 for x in run(case, inputs, impl)[1].values())
+            return
+    expected = results(case, cast, impl)
+    names = list(inputs)
+    for wide in (names, names[::2], names[1:2]):
+        given = {name: inputs[name] if name in wide else x for name, x in cast.items()}
+        if wide != names:
+            with pytest.raises(TypeError, match="dtype"):
+                case(given, impl)
         with torch.autocast(device_of(impl), dtype):
-            grads = run(case, inputs, impl)[1]
-        assert all(g.dtype == torch.float32 for g in grads.values())
+            mine = results(case, given, impl)
+        assert_bitwise([x.to(y.dtype) for x, y in zip(mine, expected, strict=True)], expected)
+        if case.differentiable:
+            grads = dict(zip(given, mine[-len(given) :], strict=True))
+            assert all(grads[name].dtype == x.dtype for name, x in given.items())
 
 
 @each(DIFFERENTIABLE)
