@@ -68,6 +68,11 @@ def each(cases: list[Case]) -> Any:
     return pytest.mark.parametrize(("impl", "case"), table)
 
 
+def narrow_or_float32(case: Case, impl: str) -> torch.dtype:
+    """A dtype of 16 bits where the case then mixes dtypes."""
+    return computable(torch.bfloat16, impl) if case.wide else torch.float32
+
+
 def results(case: Case, inputs: Inputs, impl: str) -> list[Tensor]:
     """Outputs, and gradients where there are any."""
     if not case.differentiable:
@@ -190,7 +195,7 @@ class Recorder(TorchDispatchMode):
 def test_opcheck(impl: str, case: Case) -> None:
     """All four tests of torch.library.opcheck, on forward and backward operator, on strided views."""
     with Recorder() as recorder:
-        results(case, heads_last(case.inputs(torch.float32, device_of(impl))), impl)
+        results(case, heads_last(case.inputs(narrow_or_float32(case, impl), device_of(impl))), impl)
     assert len(recorder.calls) == 1 + case.differentiable
     for func, args in recorder.calls:
         if case.differentiable and func is recorder.calls[0][0]:
@@ -204,7 +209,7 @@ def test_compiles_as_one_graph(impl: str, case: Case, dynamic: bool) -> None:
     skip_slow(impl, unless=dynamic and case.differentiable)
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: case(x, impl), fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    inputs = case.inputs(torch.float32, device_of(impl))
+    inputs = case.inputs(narrow_or_float32(case, impl), device_of(impl))
     if not case.differentiable:
         return assert_bitwise(list(compiled(inputs)), list(case(inputs, impl)))
     leaves = [x.requires_grad_() for x in inputs.values()]
