@@ -36,10 +36,12 @@ def _names(dtypes: Sequence[torch.dtype]) -> str:
     return " or ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
-def same(x: Tensor, name: str, like: Tensor, like_name: str) -> None:
-    """Same dtype and device as another argument."""
-    if x.dtype != like.dtype:
-        raise TypeError(f"{name}: expected {like_name}'s dtype {like.dtype}, got {x.dtype}")
+def same(x: Tensor, name: str, like: Tensor, like_name: str, *, wider: bool = False) -> None:
+    """Same dtype and device as another argument; `wider`: or float32 beside a dtype of 16 bits."""
+    wider = wider and like.dtype in (torch.bfloat16, torch.float16)
+    if x.dtype != like.dtype and not (wider and x.dtype == torch.float32):
+        other = " or torch.float32" if wider else ""
+        raise TypeError(f"{name}: expected {like_name}'s dtype {like.dtype}{other}, got {x.dtype}")
     require(x.device == like.device, name, f"{like_name}'s device {like.device}", x.device)
 
 

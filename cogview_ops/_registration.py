@@ -91,15 +91,20 @@ def empty_decode(query: torch.Tensor, *rest: Any) -> torch.Tensor:
     return empty_rows(query)
 
 
-def autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
-    """Under autocast, float32 (and lower) tensors in the user's autocast dtype; float64 and None stay."""
-    kind = next(x.device.type for x in tensors if x is not None)
+def autocast_dtype(x: Any) -> torch.dtype | None:
+    """The user's autocast dtype for a float32 or lower tensor; None without autocast, and of anything else."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
+        return None
+    kind = x.device.type
     if kind in _WITHOUT_AUTOCAST or not torch.is_autocast_enabled(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(
-        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors
-    )
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def autocast(*operands: Any) -> tuple[Any, ...]:
+    """Under autocast, tensors in its dtype, as SDPA takes them; what it leaves alone stays, for the checks to see."""
+    dtypes = [autocast_dtype(x) for x in operands]
+    return tuple(x if dtype is None else x.to(dtype) for x, dtype in zip(operands, dtypes, strict=True))
 
 
 def cat_tokens(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:

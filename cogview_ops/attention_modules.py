@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _checks
+from . import _checks, _registration
 from .kv_cache import KVCache
 from .local_attention_2d import local_attention_2d, local_attention_2d_decode
 from .three_region_attention import three_region_attention, three_region_attention_decode
@@ -40,9 +40,8 @@ class _Attention(nn.Module):
 
     def _empty_cache(self, batch_size: int, max_tokens: int, dtype: torch.dtype | None) -> KVCache:
         weight = self.qkv_proj.weight
-        return KVCache(
-            batch_size, self.num_kv_heads, max_tokens, self.head_dim, device=weight.device, dtype=dtype or weight.dtype
-        )
+        dtype = dtype or _registration.autocast_dtype(weight) or weight.dtype
+        return KVCache(batch_size, self.num_kv_heads, max_tokens, self.head_dim, device=weight.device, dtype=dtype)
 
     def _check_input(self, x: Tensor) -> None:
         _checks.tensor(x, "x", ndim=3)
@@ -96,7 +95,7 @@ class ThreeRegionAttention(_Attention):
         super().__init__(embed_dim, num_heads, num_kv_heads, head_dim, bias, pattern, **factory)
 
     def make_cache(self, batch_size: int, max_tokens: int, *, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for `forward`, on the parameters' device, in their dtype (under autocast: give its dtype)."""
+        """An empty cache for `forward`, on the parameters' device, in their dtype, under autocast in its own."""
         return self._empty_cache(batch_size, max_tokens, dtype)
 
     def forward(
@@ -177,8 +176,8 @@ class LocalAttention2d(_Attention):
         return key, value
 
     def make_cache(self, batch_size: int, *, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for an image a sample, on the parameters' device, in their dtype (under autocast: give its
-        dtype)."""
+        """An empty cache for an image a sample, on the parameters' device, in their dtype, under autocast
+        in its own."""
         grid = self.pattern["grid"]
         return self._empty_cache(batch_size, grid[0] * grid[1], dtype)
 

@@ -42,7 +42,8 @@ def cogview2_attention(
     Args:
         query: `[B, heads, S, D]`, S = text_len + Hc*Wc + H*W (Hc*Wc = 0 without coarse_grid), images in raster order;
             float64, float32, bfloat16 or float16; any strides, last dimension contiguous.
-        key, value: `[B, Hkv, S, D]`, Hkv divides heads (grouped queries).
+        key, value: `[B, Hkv, S, D]`, Hkv divides heads (grouped queries), in query's dtype. Under
+            autocast in any: all are cast to autocast's, as SDPA does.
         text_len: text tokens, at least 1.
         grid: (H, W) of the image.
         kernel_size: (kh, kw), odd, at most (2H-1, 2W-1).
@@ -57,12 +58,12 @@ def cogview2_attention(
     Returns:
         `[B, heads, S, D]` in query's dtype.
     """
+    query, key, value = _registration.autocast(query, key, value)
     _checks.attention(query, key, value)
     lengths = _lengths(text_len, grid, kernel_size, raster_causal, coarse_grid, coarse_kernel_size)
     _checks.whole_sequence(lengths, query=query, key=key)
     _checks.text_mask(text_mask, query, text_len)
     scale = _checks.scale(scale, query)
-    query, key, value = _registration.autocast(query, key, value)
     window: dict[str, Any] = {"grid": grid, "kernel_size": kernel_size, "raster_causal": raster_causal}
     coarse: dict[str, Any] = {"coarse_grid": coarse_grid, "coarse_kernel_size": coarse_kernel_size}
     if impl == "reference":

@@ -53,7 +53,8 @@ def dalle_attention(
     Args:
         query: `[B, heads, text_len + H*W, D]`, text and then the image in raster order; float64, float32, bfloat16 or
             float16; any strides, last dimension contiguous.
-        key, value: `[B, Hkv, text_len + H*W, D]`, Hkv divides heads (grouped queries).
+        key, value: `[B, Hkv, text_len + H*W, D]`, Hkv divides heads (grouped queries), in query's dtype. Under
+            autocast in any: all are cast to autocast's, as SDPA does.
         kind: "row", "column" or "convolutional".
         text_len: text tokens, at least 1.
         grid: (H, W).
@@ -67,11 +68,11 @@ def dalle_attention(
     Returns:
         `[B, heads, text_len + H*W, D]` in query's dtype.
     """
+    query, key, value = _registration.autocast(query, key, value)
     _checks.attention(query, key, value)
     pattern = Pattern(kind, text_len, grid, kernel_size, wrap)
     lengths = _check_pattern(query, pattern, text_mask)
     _checks.whole_sequence(lengths, query=query, key=key)
-    query, key, value = _registration.autocast(query, key, value)
     if impl == "reference":
         how: dict[str, Any] = {"text_mask": text_mask, "scale": _checks.scale(scale, query)}
         return reference.dalle_attention(query, key, value, **pattern._asdict(), **how)
@@ -109,12 +110,12 @@ def dalle_attention_decode(
     Returns:
         `[B, heads, Sq, D]` in query's dtype and layout.
     """
+    query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
     _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
     pattern = Pattern(kind, text_len, grid, kernel_size, wrap)
     lengths = _check_pattern(query, pattern, text_mask)
     _checks.whole_sequence(lengths, key_cache=key_cache)
     _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2], before=text_len)
-    query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
     if impl == "reference":
         query_pos = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
         how: dict[str, Any] = {"text_mask": text_mask, "scale": _checks.scale(scale, query), "query_pos": query_pos}

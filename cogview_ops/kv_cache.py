@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _registration
 
 
 class KVCache:
@@ -35,7 +35,7 @@ class KVCache:
         """Write Sq tokens behind those of each sample, without a history for autograd.
 
         Args:
-            key, value: `[B, Hkv, Sq, D]` in the cache's dtype.
+            key, value: `[B, Hkv, Sq, D]` in the cache's dtype; under autocast in any, and cast to it.
             new_tokens: int32 or int64 `[B]`, from 0 to Sq: how many of them count, where prompts of different
                 lengths are padded at the end. Padding needs room too; the next tokens overwrite it.
 
@@ -49,6 +49,9 @@ class KVCache:
         batch, heads, capacity, dim = self.keys.shape
         for x, name in ((key, "key"), (value, "value")):
             _checks.tensor(x, name, ndim=4)
+        if _registration.autocast_dtype(self.keys) is not None:
+            key, value = key.to(self.keys.dtype), value.to(self.keys.dtype)
+        for x, name in ((key, "key"), (value, "value")):
             _checks.same(x, name, self.keys, "the cache")
             _checks.shape(x, name, (batch, heads, key.shape[2], dim))
         if new_tokens is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _dispatch, _registration, reference
-from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Arguments, Options, flatten, unflatten
+from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Options, flatten, unflatten
 
 
 def local_attention_2d(
@@ -50,7 +50,8 @@ def local_attention_2d(
     Args:
         query: `[B, heads, H*W, D]` in raster order; float64, float32, bfloat16 or float16; any strides, last dimension
             contiguous.
-        key, value: `[B, Hkv, H*W, D]`, Hkv divides heads (grouped queries).
+        key, value: `[B, Hkv, H*W, D]`, Hkv divides heads (grouped queries), in query's dtype. Under
+            autocast in any: all are cast to autocast's, as SDPA does.
         grid: (H, W).
         kernel_size: (kh, kw), odd, at most (2H-1, 2W-1); with a dilation 2 * ceil(H / dilation[0]) - 1, with "shift"
             H // dilation[0], and likewise for columns.
@@ -67,6 +68,9 @@ def local_attention_2d(
     Returns:
         `[B, heads, H*W, D]` in query's dtype and layout; with `return_lse` the pair (out, lse), both differentiable.
     """
+    query, key, value, prefix_key, prefix_value, coarse_key, coarse_value = _registration.autocast(
+        query, key, value, prefix_key, prefix_value, coarse_key, coarse_value
+    )
     _checks.attention(query, key, value)
     _checks.grid_tokens(key, "key", grid, "grid")
     window = _checks.local_window(grid, kernel_size, dilation, raster_causal, edge)
@@ -78,8 +82,7 @@ def local_attention_2d(
     )
     prefix = _checks.prefix(query, key, prefix_key, prefix_value, prefix_mask, prefix_bias)
     coarse = _checks.coarse(query, key, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)
-    options = Options(window, prefix, coarse, _checks.scale(scale, query))
-    query, key, value, arguments = _autocast(query, key, value, options)
+    arguments = flatten(Options(window, prefix, coarse, _checks.scale(scale, query)))
     ops = _dispatch.select("local_attention_2d_fwd", impl, query)
     if ops is None:
         out, lse = reference.local_attention_2d(query, key, value, unflatten(arguments))
@@ -122,6 +125,9 @@ def local_attention_2d_decode(
     Returns:
         `[B, heads, Sq, D]` in query's dtype and layout.
     """
+    query, key_cache, value_cache, prefix_key, prefix_value, coarse_key, coarse_value = _registration.autocast(
+        query, key_cache, value_cache, prefix_key, prefix_value, coarse_key, coarse_value
+    )
     _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
     _checks.grid_tokens(key_cache, "key_cache", grid, "grid")
     window = _checks.local_window(grid, kernel_size, dilation, raster_causal=True)
@@ -130,8 +136,7 @@ def local_attention_2d_decode(
     coarse = _checks.coarse(
         query, key_cache, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias
     )
-    options = Options(window, prefix, coarse, _checks.scale(scale, query))
-    query, key_cache, value_cache, arguments = _autocast(query, key_cache, value_cache, options)
+    arguments = flatten(Options(window, prefix, coarse, _checks.scale(scale, query)))
     ops = _dispatch.select("local_attention_2d_decode", impl, query)
     if ops is None:
         position = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
@@ -140,12 +145,6 @@ def local_attention_2d_decode(
     return ops.local_attention_2d_decode(
         query, key_cache, value_cache, *arguments.tensors, cache_seqlens, *arguments.window, *arguments.rest
     )
-
-
-def _autocast(query: Tensor, key: Tensor, value: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Arguments]:
-    arguments = flatten(options)
-    query, key, value, *tensors = _registration.autocast(query, key, value, *arguments.tensors)
-    return query, key, value, arguments._replace(tensors=tuple(tensors))
 
 
 def _bwd_fake(dout: Any, dlse: Any, query: Tensor, *rest: Any) -> tuple[Tensor, ...]:

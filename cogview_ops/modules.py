@@ -59,7 +59,7 @@ class PBRelaxLayerNorm(nn.LayerNorm):
     Args:
         dim: size D of the last dimension.
         eps, relax: as in `cogview_ops.layer_norm`.
-        device, dtype: of the parameters.
+        elementwise_affine, bias, device, dtype: of the parameters, as in `torch.nn.LayerNorm`.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5, *, relax: str | None = "row", **factory: Any) -> None:
@@ -67,7 +67,7 @@ class PBRelaxLayerNorm(nn.LayerNorm):
         self.relax = relax
 
     def forward(self, input: Tensor) -> Tensor:
-        """Shape and dtype of `input`, `[..., D]`."""
+        """Shape and dtype of `input`, `[..., D]`; under autocast its dtype."""
         return layer_norm(input, self.weight, self.bias, eps=self.eps, relax=self.relax)
 
     def extra_repr(self) -> str:
@@ -83,7 +83,7 @@ class SandwichLayerNorm(nn.Module):
         dim: size D of the last dimension.
         eps, relax: as in `cogview_ops.sandwich_layer_norm`, for both norms.
         dropout_p: of `branch`, in training mode.
-        device, dtype: of the parameters.
+        elementwise_affine, bias, device, dtype: of the parameters of both, as in `torch.nn.LayerNorm`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class SandwichLayerNorm(nn.Module):
         self.dropout_p = dropout_p
 
     def forward(self, branch: Tensor, residual: Tensor, seed: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`(h, x)`, both with shape and dtype of `branch` `[..., D]`.
+        """`(h, x)`: h with shape and dtype of `residual` `[..., D]`, x of `branch`, which may be in a lower dtype.
 
         `seed` decides what dropout drops; by default it is drawn from torch's CPU generator, which cannot be done
         inside `torch.compile(fullgraph=True)`.

@@ -29,7 +29,8 @@ def pb_relax_attention(
 
     Args:
         query: `[B, H, Sq, D]`; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.
-        key, value: `[B, Hkv, Sk, D]`, Sk >= 1, Hkv divides H (grouped queries).
+        key, value: `[B, Hkv, Sk, D]`, Sk >= 1, Hkv divides H (grouped queries), in query's dtype. Under
+            autocast in any: all are cast to autocast's, as SDPA does.
         alpha: above 0; a power of two rounds nothing more than plain attention does.
         mask: bool, True = attend, broadcastable to `[B, H, Sq, Sk]`.
         causal: query i of Sq sees keys j <= i + Sk - Sq: the queries are the last of the keys' tokens. Needs no mask
@@ -45,11 +46,11 @@ def pb_relax_attention(
     Raises:
         TypeError, ValueError: an argument is not as described.
     """
+    query, key, value = _registration.autocast(query, key, value)
     _checks.attention(query, key, value)
     _checks.require(key.shape[2] >= 1, "key", "at least one token", f"shape {tuple(key.shape)}")
     _checks.finite(alpha, "alpha", positive=True)
     scale = _checks.scale(scale, query)
-    query, key, value = _registration.autocast(query, key, value)
     (batch, heads, queries, dim), (_, kv_heads, keys, _) = query.shape, key.shape
     rows = heads // max(kv_heads, 1) * queries  # of all queries that share a key head
     scores = (query * (scale / alpha)).reshape(batch, kv_heads, rows, dim) @ key.mT

@@ -31,7 +31,7 @@ def pb_relax_softmax(
         impl: "auto", "reference", "cpp", "cuda" or "triton".
 
     Returns:
-        Probabilities, shape and dtype of `scores`; on CPU, those below the normal range are 0.
+        Probabilities, shape and dtype of `scores`, under autocast as well; on CPU, those below the normal range are 0.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -49,7 +49,6 @@ def pb_relax_softmax(
         )
         _checks.require(fits, "mask", f"a shape that broadcasts to {tuple(scores.shape)}", tuple(mask.shape))
         mask = mask.expand(scores.shape)
-    (scores,) = _registration.autocast(scores)
     ops = _dispatch.select("pb_relax_softmax_fwd", impl, scores)
     if ops is None:
         return reference.pb_relax_softmax(scores, alpha=alpha, mask=mask, causal=causal)

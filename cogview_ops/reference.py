@@ -93,7 +93,7 @@ def sandwich_layer_norm(
         kept = dropout_mask(tuple(branch.shape), dropout_p, seed, branch.device)
         branch = branch * kept / (1 - dropout_p) if dropout_p < 1 else branch * 0
     h = residual + layer_norm(branch, post_weight, post_bias, eps=eps, relax=relax)
-    return h, layer_norm(h, pre_weight, pre_bias, eps=eps, relax=relax)
+    return h, layer_norm(h, pre_weight, pre_bias, eps=eps, relax=relax).to(branch.dtype)
 
 
 def masked_attention(

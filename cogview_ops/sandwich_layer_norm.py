@@ -17,8 +17,8 @@ _RELAX = {None: 0, "row": 1, "tensor": 2}  # the kernels' numbering
 
 def layer_norm(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     eps: float = 1e-5,
     relax: str | None = "row",
@@ -28,7 +28,7 @@ def layer_norm(
 
     Args:
         x: `[..., D]`; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.
-        weight, bias: `[D]`, in x's dtype or float32.
+        weight, bias: `[D]`, in x's dtype or float32, under autocast in any; None is 1, or 0.
         eps: added to the variance of `x / c`, above 0.
         relax: c. "row": the largest |x| of the row. "tensor": the largest |x| of the whole tensor over 8, what the
             published CogView weights were trained with (it couples the samples of a batch). None: 1, plain LayerNorm.
@@ -36,27 +36,29 @@ def layer_norm(
         impl: "auto", "reference", "cpp", "cuda" or "triton".
 
     Returns:
-        Shape and dtype of `x`.
+        Shape and dtype of `x`; under autocast its dtype, since a product is next that would cast: `x` is read in its
+        own and rounded once. (`torch.nn.functional.layer_norm` gives float32 there.)
     """
     _check_input(x, "x")
     _check_weights(x, weight=weight, bias=bias)
     _check_options(eps, relax)
-    (x,) = _registration.autocast(x)
     weight, bias = _check_mix(x, weight, bias)
     ops = _dispatch.select("layer_norm_fwd", impl, x)
     if ops is None:
-        return reference.layer_norm(x, weight, bias, eps=eps, relax=relax)
-    _checks.no_forward_mode("layer_norm", x, weight, bias)
-    return ops.layer_norm_fwd(x, weight, bias, eps, _RELAX[relax])[0]
+        out = reference.layer_norm(x, weight, bias, eps=eps, relax=relax)
+    else:
+        _checks.no_forward_mode("layer_norm", x, weight, bias)
+        out = ops.layer_norm_fwd(x, weight, bias, eps, _RELAX[relax])[0]
+    return out.to(_registration.autocast_dtype(x) or x.dtype)
 
 
 def sandwich_layer_norm(
     branch: Tensor,
     residual: Tensor,
-    post_weight: Tensor,
-    post_bias: Tensor,
-    pre_weight: Tensor,
-    pre_bias: Tensor,
+    post_weight: Tensor | None = None,
+    post_bias: Tensor | None = None,
+    pre_weight: Tensor | None = None,
+    pre_bias: Tensor | None = None,
     *,
     eps: float = 1e-5,
     relax: str | None = "row",
@@ -69,9 +71,11 @@ def sandwich_layer_norm(
     In a model the pre-norm is that of the next sub-layer, so a whole layer is two calls.
 
     Args:
-        branch, residual: `[..., D]`, same shape and dtype; float64, float32, bfloat16 or float16; any strides, last
-            dimension contiguous.
-        post_weight, post_bias, pre_weight, pre_bias: `[D]`, all in branch's dtype or all in float32.
+        branch: `[..., D]`; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.
+        residual: the same shape, in branch's dtype, or float32 beside bfloat16 or float16: a residual stream that keeps
+            its precision, under autocast as well, which changes no dtype here.
+        post_weight, post_bias, pre_weight, pre_bias: `[D]`, all in branch's dtype or all in float32, under autocast in
+            any; None is 1, or 0.
         eps, relax: as in `layer_norm`, for both norms. "tensor" reads the branch once more; h's maximum comes with h.
         dropout_p: probability in [0, 1] that an element of `branch` is zeroed; the others are divided by 1 - p.
         seed: which elements (Philox4x32-10 of the seed and the element's place in raster order), 0 <= seed < 2**63;
@@ -81,11 +85,12 @@ def sandwich_layer_norm(
         impl: "auto", "reference", "cpp", "cuda" or "triton".
 
     Returns:
-        `(h, x)`, both with shape and dtype of `branch`.
+        `(h, x)`: h with shape and dtype of `residual`, x of `branch`, each computed in float32 (float64 for float64)
+        from what was read and rounded once. Gradients have their input's dtype.
     """
     _check_input(branch, "branch")
     _check_input(residual, "residual")
-    _checks.same(residual, "residual", branch, "branch")
+    _checks.same(residual, "residual", branch, "branch", wider=True)
     _checks.shape(residual, "residual", branch.shape)
     _check_weights(branch, post_weight=post_weight, post_bias=post_bias, pre_weight=pre_weight, pre_bias=pre_bias)
     _check_options(eps, relax)
@@ -93,7 +98,6 @@ def sandwich_layer_norm(
     _checks.require(0 <= dropout_p <= 1, "dropout_p", "a probability", dropout_p)
     if dropout_p > 0:
         seed = _checked_seed(seed, branch)
-    branch, residual = _registration.autocast(branch, residual)
     weights = _check_mix(branch, post_weight, post_bias, pre_weight, pre_bias)
     ops = _dispatch.select("sandwich_layer_norm_fwd", impl, branch)
     if ops is None:
@@ -113,8 +117,10 @@ def _check_input(x: Any, name: str) -> None:
     _checks.last_contiguous(x, name)
 
 
-def _check_weights(x: Tensor, **weights: Tensor) -> None:
+def _check_weights(x: Tensor, **weights: Tensor | None) -> None:
     for name, weight in weights.items():
+        if weight is None:
+            continue
         _checks.tensor(weight, name)
         _checks.shape(weight, name, x.shape[-1:])
         _checks.require(weight.device == x.device, name, f"the input's device {x.device}", weight.device)
@@ -151,9 +157,12 @@ def _checked_seed(seed: Any, branch: Tensor) -> int | Tensor:
     return seed
 
 
-def _check_mix(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    """Weights, contiguous, in x's dtype or float32, all alike."""
-    dtype = weights[0].dtype
+def _check_mix(x: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
+    """Weights and biases in turn, contiguous, in x's dtype or float32, all alike; what is not given is 1, or 0."""
+    dtype = next((w.dtype for w in given if w is not None), x.dtype)
+    weights = tuple(x.new_full(x.shape[-1:], 1 - k % 2, dtype=dtype) if w is None else w for k, w in enumerate(given))
+    if _registration.autocast_dtype(x) and any(w.dtype != x.dtype for w in weights):
+        weights, dtype = tuple(w.float() for w in weights), torch.float32
     if dtype not in (x.dtype, torch.float32) or any(w.dtype != dtype for w in weights):
         got = sorted({str(w.dtype) for w in weights})
         raise TypeError(f"weights and biases: expected all {x.dtype} (the input's) or all float32, got {got}")
@@ -183,7 +192,7 @@ def _sandwich_fwd_fake(
     seed: Tensor | None,
 ) -> tuple[Tensor, ...]:
     stats = [_registration.statistic(branch) for _ in range(4)]
-    return _registration.empty_rows(branch), _registration.empty_rows(branch), *stats
+    return _registration.empty_rows(residual), _registration.empty_rows(branch), *stats
 
 
 def _sandwich_bwd_fake(
@@ -197,7 +206,7 @@ def _sandwich_bwd_fake(
 ) -> tuple[Tensor, ...]:
     posts = [torch.empty_like(post_weight) for _ in range(2)]
     pres = [torch.empty_like(pre_weight) for _ in range(2)]
-    return _registration.empty_rows(branch), _registration.empty_rows(branch), *posts, *pres
+    return _registration.empty_rows(branch), _registration.empty_rows(h), *posts, *pres
 
 
 def _ln_setup_context(ctx: Any, inputs: Any, output: Any) -> None:

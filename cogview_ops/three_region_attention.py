@@ -35,7 +35,8 @@ def three_region_attention(
 
     Args:
         query: `[B, H, S, D]`; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.
-        key, value: `[B, Hkv, S, D]`, Hkv divides H (grouped queries).
+        key, value: `[B, Hkv, S, D]`, Hkv divides H (grouped queries), in query's dtype. Under
+            autocast in any: all are cast to autocast's, as SDPA does.
         pivots: int32 or int64 `[B, P]`, strictly ascending, then -1 as padding (`sample_pivots` makes them).
         block_size, window_blocks: at least 1; S need not be a multiple.
         scale: `D ** -0.5` by default.
@@ -45,6 +46,7 @@ def three_region_attention(
     Returns:
         `[B, H, S, D]` in query's dtype and layout; with `return_lse` the pair (out, lse), both differentiable.
     """
+    query, key, value = _registration.autocast(query, key, value)
     _checks.attention(query, key, value)
     _checks.require(
         key.shape[2] == query.shape[2],
@@ -55,7 +57,6 @@ def three_region_attention(
     _checks.pivots(pivots, query, key.shape[2])
     _check_pattern(block_size, window_blocks, pivot_bias)
     scale = _checks.scale(scale, query)
-    query, key, value = _registration.autocast(query, key, value)
     ops = _dispatch.select("three_region_attention_fwd", impl, query)
     if ops is None:
         out, lse = reference.three_region_attention(
@@ -103,12 +104,12 @@ def three_region_attention_decode(
     Returns:
         `[B, H, Sq, D]` in query's dtype and layout.
     """
+    query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
     _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
     _checks.pivots(pivots, query, key_cache.shape[2])
     _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2])
     _check_pattern(block_size, window_blocks, pivot_bias)
     scale = _checks.scale(scale, query)
-    query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
     ops = _dispatch.select("three_region_attention_decode", impl, query)
     if ops is None:
         steps = torch.arange(query.shape[2], device=query.device)

@@ -19,7 +19,8 @@ struct Norm {
 };
 
 struct NormArgs {
-  Dtype dtype;
+  Dtype dtype;           // of branch, x and their gradients
+  Dtype residual_dtype;  // of residual, h and their gradients: the same, or f32 beside bf16 or f16
   int64_t rows, cols;
   double eps;
   Relax relax;

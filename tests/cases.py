@@ -162,6 +162,14 @@ OTHERS = [
         | dict.fromkeys(("post_weight", "post_bias", "pre_weight", "pre_bias"), (37,)),
         {"dropout_p": 0.25, "seed": 5},
     ),
+    Case("layer_norm", "layer_norm_bare", {"x": (2, 3, 37)}, {}),
+    Case(
+        "sandwich_layer_norm",
+        "sandwich_wide",
+        {"branch": (2, 3, 40), "residual": (2, 3, 40), "post_weight": (40,), "pre_weight": (40,)},
+        {"relax": "tensor", "dropout_p": 0.25, "seed": 5},
+        wide=("residual",),
+    ),
 ]
 
 DECODE = [

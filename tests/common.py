@@ -31,6 +31,7 @@ class Case(NamedTuple):
     label: str
     shapes: dict[str, tuple[int, ...]]  # floating-point arguments, drawn from N(0, 1)
     options: dict[str, Any]  # all others, integer and bool tensors included
+    wide: tuple[str, ...] = ()  # arguments in float32 where the others have 16 bits
 
     @property
     def differentiable(self) -> bool:
@@ -43,9 +44,10 @@ class Case(NamedTuple):
 
     def inputs(self, dtype: torch.dtype, device: str = "cpu") -> Inputs:
         """The same values in every dtype but for rounding."""
+        wide = self.wide if dtype.itemsize == 2 else ()
         generator = torch.Generator().manual_seed(zlib.crc32(self.label.encode()))
         draw = {name: torch.randn(shape, generator=generator) for name, shape in self.shapes.items()}
-        return {name: x.to(device, dtype) for name, x in draw.items()}
+        return {name: x.to(device, torch.float32 if name in wide else dtype) for name, x in draw.items()}
 
     def __call__(self, inputs: Inputs, impl: str) -> tuple[Tensor, ...]:
         """All outputs of the operator, as a tuple."""

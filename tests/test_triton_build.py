@@ -46,6 +46,7 @@ ROWS = [
     *(("layer_norm", *x) for x in ((80, "bfloat16", 4096), (90, "float16", 2560))),
     *(("sandwich", *x) for x in ((80, "float16", 2560), (90, "bfloat16", 4096))),
     ("sandwich_tensor", 90, "bfloat16", 2560),
+    ("sandwich_wide", 90, "bfloat16", 2560),  # beside a residual in float32
 ]
 # sizes of 1, which Triton makes constants: one sample, head, token, row, column, key of a set
 ONES = [("ones", 90, "float32", 1)]
@@ -328,9 +329,10 @@ def call_rows(op: str, dtype: torch.dtype, width: int, rows: int = 4096) -> None
         sandwich_layer_norm.layer_norm_forward(x, weight, weight, 1e-5, relax)
         sandwich_layer_norm.layer_norm_backward(x, x, weight, stats, stats)
     else:
-        sandwich_layer_norm.sandwich_forward(x, x, *(weight,) * 4, 1e-5, relax, 0.1, seed)
+        h = x.float() if op == "sandwich_wide" else x
+        sandwich_layer_norm.sandwich_forward(x, h, *(weight,) * 4, 1e-5, relax, 0.1, seed)
         if relax == sandwich_layer_norm.ROW:  # the backward does not know
-            sandwich_layer_norm.sandwich_backward(*(x,) * 4, weight, weight, *(stats,) * 4, 0.1, seed)
+            sandwich_layer_norm.sandwich_backward(h, x, x, h, weight, weight, *(stats,) * 4, 0.1, seed)
 
 
 def call_ones(op: str, dtype: torch.dtype, one: int) -> None:

@@ -297,7 +297,7 @@ def sandwich_forward(
     dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    h, x = _registration.empty_rows(branch), _registration.empty_rows(branch)
+    h, x = _registration.empty_rows(residual), _registration.empty_rows(branch)
     stats = [_registration.statistic(branch) for _ in range(4)]
     if not branch.numel():
         return h, x, *stats

@@ -43,10 +43,18 @@ struct NormCall {
   Args a{};
 
   explicit NormCall(const Tensor& x) {
-    a.dtype = dtype_of(x, "input");
+    a.dtype = a.residual_dtype = dtype_of(x, "input");
     a.cols = x.size(-1);
     STD_TORCH_CHECK(a.cols >= 1, "input: expected rows of at least one element");
     a.rows = x.numel() / a.cols;
+  }
+
+  // Of residual or h, beside branch.
+  void residual(const Tensor& x, const char* name) {
+    a.residual_dtype = dtype_of(x, name);
+    const bool wider = a.residual_dtype == Dtype::f32 && (a.dtype == Dtype::bf16 || a.dtype == Dtype::f16);
+    STD_TORCH_CHECK(wider || a.residual_dtype == a.dtype, name,
+                    ": expected branch's dtype, or float32 beside bfloat16 or float16");
   }
 
   // `seed`, of the caller's, is read when the kernels run.
@@ -99,11 +107,11 @@ Six sandwich_fwd(const Tensor& branch, const Tensor& residual, const Tensor& pos
   call.check_device(residual, branch, "residual");
   if (seed) call.check_device(*seed, branch, "seed");
   check_same_shape(residual, branch, "residual");
-  STD_TORCH_CHECK(residual.scalar_type() == branch.scalar_type(), "residual: expected branch's dtype");
+  call.residual(residual, "residual");
   const auto parameters =
       call.template parameters<4>(branch, {Named{post_weight, "post_weight"}, Named{post_bias, "post_bias"},
                                            Named{pre_weight, "pre_weight"}, Named{pre_bias, "pre_bias"}});
-  Tensor h = empty_rows(branch), x = empty_rows(branch);
+  Tensor h = empty_rows(residual), x = empty_rows(branch);
   Tensor post_mean = statistic(branch), post_rstd = statistic(branch);
   Tensor pre_mean = statistic(branch), pre_rstd = statistic(branch);
   auto& a = call.a;
@@ -166,10 +174,10 @@ Six sandwich_bwd(const std::optional<Tensor>& dh_in, const std::optional<Tensor>
                                      Named{pre_mean, "pre_mean"}, Named{pre_rstd, "pre_rstd"}})
     call.check_device(tensor, branch, name);
   check_same_shape(h, branch, "h");
-  STD_TORCH_CHECK(h.scalar_type() == branch.scalar_type(), "h: expected branch's dtype");
+  call.residual(h, "h");
   const auto parameters =
       call.template parameters<2>(branch, {Named{post_weight, "post_weight"}, Named{pre_weight, "pre_weight"}});
-  Tensor dbranch = empty_rows(branch), dresidual = empty_rows(branch);
+  Tensor dbranch = empty_rows(branch), dresidual = empty_rows(h);
   auto& a = call.a;
   call.dropout(dropout_p, seed);
   a.post.weight = parameters[0].const_data_ptr();
@@ -185,7 +193,7 @@ Six sandwich_bwd(const std::optional<Tensor>& dh_in, const std::optional<Tensor>
   std::optional<Tensor> dh, dx;
   if (dh_in) {
     call.check_device(*dh_in, branch, "dh");
-    dh = gradient_rows(*dh_in, branch, "dh");
+    dh = gradient_rows(*dh_in, h, "dh");
     a.dh = dh->const_data_ptr();
     a.dh_rows = rows_of(*dh);
   }

@@ -28,8 +28,15 @@ T* row_of(void* p, const Rows& rows, int64_t i) {
   return static_cast<T*>(p) + rows.offset(i);
 }
 
-// Of what the next row reads: to the second cache, the first is full of this row and the parameters.
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+// A row that is read next: to the second cache, the first is full of this row and the parameters.
+struct Ahead {
+  const char* row;
+  int64_t size;  // of an element
+
+  template <class T>
+  Ahead(const T* row) : row(reinterpret_cast<const char*>(row)), size(sizeof(T)) {}
+  void fetch(int64_t j) const { __builtin_prefetch(row + j * size, 0, 2); }
+};
 
 // A row as the norm sees it: elements, times the factors of dropout where there is dropout.
 template <class T>
@@ -78,9 +85,9 @@ Row<A> measure(int64_t n, X&& x) {
 }
 
 // Where a row of results waits to be written around the caches.
-template <class T>
-T* buffer_row(const NormPlan& a, int slot) {
-  return reinterpret_cast<T*>(scratch_row<Acc<T>>(a, slot, kBuffer));
+void* buffer_row(const NormPlan& a, int slot) {
+  return static_cast<char*>(a.scratch) +
+         (int64_t(slot) * kScratchRows + kBuffer) * a.scratch_cols * accumulator_bytes(a.dtype);
 }
 
 // The power of two that brings c near 1: exact, so LN(x / c) is LN(x * power) with eps * (c * power)^2.
@@ -130,23 +137,26 @@ Normalised<A, X> normalise(const NormPlan& a, const Norm& norm, int64_t i, Row<A
   return {x, power, mean, rstd, static_cast<const A*>(norm.weight), static_cast<const A*>(norm.bias)};
 }
 
-template <class T>
+// T: of branch and x; R: of residual and h.
+template <class T, class R>
 void forward_rows(const NormPlan& a, int64_t begin, int64_t end, int slot) {
   using A = Acc<T>;
   const int64_t n = a.cols;
-  T* buffer = buffer_row<T>(a, slot);
+  void* buffer = buffer_row(a, slot);
   for (int64_t i = begin; i < end; ++i) {
-    T *h = row_of<T>(a.h, a.h_rows, i), *x = a.x ? row_of<T>(a.x, a.x_rows, i) : nullptr;
+    R* h = row_of<R>(a.h, a.h_rows, i);
+    T* x = a.x ? row_of<T>(a.x, a.x_rows, i) : nullptr;
     const int64_t next = i + 1 < end ? i + 1 : i;
-    Input<T> own{h, nullptr};  // what the second norm reads
+    Input<R> own{h, nullptr};  // what the second norm reads
     Row<A> row;
     if (a.branch) {
-      const T *residual = row_of<T>(a.residual, a.residual_rows, i), *ahead = row_of<T>(a.branch, a.branch_rows, next);
-      T* to = a.stream ? buffer : h;
+      const R* residual = row_of<R>(a.residual, a.residual_rows, i);
+      const Ahead ahead = row_of<T>(a.branch, a.branch_rows, next);
+      R* to = a.stream ? static_cast<R*>(buffer) : h;
       const Input<T> branch = branch_of<T>(a, i, scratch_row<A>(a, slot, kFactors));
       const auto y = normalise(a, a.post, i, measure<A>(n, branch), branch);
       row = measure<A>(n, [&](int64_t j, auto count) {
-        prefetch(ahead + j);
+        ahead.fetch(j);
         put(to + j, load(residual + j, count) + y(j, count), count);
         return load(to + j, count);  // as rounded
       });
@@ -157,12 +167,12 @@ void forward_rows(const NormPlan& a, int64_t begin, int64_t end, int slot) {
       row = measure<A>(n, own);
     }
     if (!x) continue;
-    const T* ahead = a.branch ? row_of<T>(a.residual, a.residual_rows, next)
-                              : row_of<T>(static_cast<const void*>(a.h), a.h_rows, next);
+    const Ahead ahead = a.branch ? row_of<R>(a.residual, a.residual_rows, next)
+                                 : row_of<R>(static_cast<const void*>(a.h), a.h_rows, next);
     const auto y = normalise(a, a.pre, i, row, own);
-    T* to = a.stream ? buffer : x;  // never ahead of what is read
+    T* to = a.stream ? static_cast<T*>(buffer) : x;  // never ahead of what is read: T is not wider
     each<A>(n, [&](int64_t j, auto count) {
-      prefetch(ahead + j);
+      ahead.fetch(j);
       put(to + j, y(j, count), count);
     });
     if (a.stream) stream_row(x, to, n);
@@ -170,22 +180,22 @@ void forward_rows(const NormPlan& a, int64_t begin, int64_t end, int slot) {
   if (a.stream) stream_fence();
 }
 
-template <class T>
+template <class T, class R>
 void peak_rows(const NormPlan& a, int64_t begin, int64_t end, int slot) {
   using A = Acc<T>;
   for (int64_t i = begin; i < end; ++i) {
-    const Input<T> x = a.branch ? branch_of<T>(a, i, scratch_row<A>(a, slot, kFactors))
-                                : Input<T>{row_of<T>(static_cast<const void*>(a.h), a.h_rows, i), nullptr};
-    static_cast<A*>(a.peaks)[i] = measure<A>(a.cols, x).peak;
+    static_cast<A*>(a.peaks)[i] =
+        a.branch ? measure<A>(a.cols, branch_of<T>(a, i, scratch_row<A>(a, slot, kFactors))).peak
+                 : measure<A>(a.cols, Input<R>{row_of<R>(static_cast<const void*>(a.h), a.h_rows, i), nullptr}).peak;
   }
 }
 
 // Gradient through one norm: of its parameters, added to the block's sums, and of its input, passed to f(column, how
 // many, gradient). x and dy give vectors of the row; `weighted` is a buffer, and may be where dy reads. What is read
 // next comes to the caches meanwhile: `early` and `late`.
-template <class T, class A = Acc<T>, class X, class DY, class F>
-void norm_backward(const NormPlan& a, const Norm& norm, int64_t i, int64_t block, A* weighted, const T* early,
-                   const T* late, X&& x, DY&& dy, F&& f) {
+template <class A, class X, class DY, class F>
+void norm_backward(const NormPlan& a, const Norm& norm, int64_t i, int64_t block, A* weighted, Ahead early, Ahead late,
+                   X&& x, DY&& dy, F&& f) {
   const A* weight = static_cast<const A*>(norm.weight);
   A *dweight = static_cast<A*>(norm.dweight) + block * a.cols, *dbias = static_cast<A*>(norm.dbias) + block * a.cols;
   const A rstd = static_cast<const A*>(norm.rstd)[i], twice_rstd = rstd * 2;
@@ -193,7 +203,7 @@ void norm_backward(const NormPlan& a, const Norm& norm, int64_t i, int64_t block
   // halves: the difference of two huge numbers does not overflow
   const auto normalised = [&](int64_t j, auto count) { return (x(j, count) * A(0.5) - half_mean) * twice_rstd; };
   const auto total = sums<A, 2>(a.cols, [&](int64_t j, auto count, Vec<A>* acc) {
-    prefetch(early + j);
+    early.fetch(j);
     const Vec<A> d = dy(j, count), y = normalised(j, count), g = d * load(weight + j, count);
     put(weighted + j, g, count);
     put(dweight + j, load(dweight + j, count) + d * y, count);
@@ -203,7 +213,7 @@ void norm_backward(const NormPlan& a, const Norm& norm, int64_t i, int64_t block
   });
   const A mean_g = total.at[0] / A(a.cols), mean_gy = total.at[1] / A(a.cols);
   each<A>(a.cols, [&](int64_t j, auto count) {
-    prefetch(late + j);
+    late.fetch(j);
     f(j, count, (load(weighted + j, count) - mean_g - normalised(j, count) * mean_gy) * rstd);
   });
 }
@@ -214,36 +224,39 @@ void zero_sums(const NormPlan& a, const Norm& norm, int64_t block) {
   std::memset(static_cast<A*>(norm.dbias) + block * a.cols, 0, size_t(a.cols) * sizeof(A));
 }
 
-template <class T>
+template <class T, class R>
 void backward_row(const NormPlan& a, int64_t i, int64_t next, int64_t block, int slot) {
   using A = Acc<T>;
-  const auto h = [&](int64_t k) { return row_of<T>(static_cast<const void*>(a.h), a.h_rows, k); };
-  const T* dh = a.dh ? row_of<T>(a.dh, a.dh_rows, i) : nullptr;
-  T *dresidual = row_of<T>(a.dresidual, a.dresidual_rows, i), *buffer = buffer_row<T>(a, slot);
-  T* to = a.stream ? buffer : dresidual;
+  const auto h = [&](int64_t k) { return row_of<R>(static_cast<const void*>(a.h), a.h_rows, k); };
+  const R* dh = a.dh ? row_of<R>(a.dh, a.dh_rows, i) : nullptr;
+  R* dresidual = row_of<R>(a.dresidual, a.dresidual_rows, i);
+  void* buffer = buffer_row(a, slot);
+  R* sum = a.stream ? static_cast<R*>(buffer) : dresidual;
   A* wide = scratch_row<A>(a, slot, kWide);  // in the end the gradient of h, not rounded
   const auto write = [&](int64_t j, auto count, Vec<A> d) {
     if (dh) d += load(dh + j, count);
-    put(to + j, d, count);
+    put(sum + j, d, count);
     if (a.branch) put(wide + j, d, count);
   };
   if (a.dx) {
     const T* dx = row_of<T>(a.dx, a.dx_rows, i);
-    const T* early = a.branch ? row_of<T>(a.branch, a.branch_rows, i) : h(next);
-    const T* late = a.dh ? row_of<T>(a.dh, a.dh_rows, next) : a.branch ? early : row_of<T>(a.dx, a.dx_rows, next);
-    norm_backward<T>(
-        a, a.pre, i, block, wide, early, late, Input<T>{h(i), nullptr},
+    const Ahead early = a.branch ? Ahead(row_of<T>(a.branch, a.branch_rows, i)) : Ahead(h(next));
+    const Ahead late = a.dh       ? Ahead(row_of<R>(a.dh, a.dh_rows, next))
+                       : a.branch ? early
+                                  : Ahead(row_of<T>(a.dx, a.dx_rows, next));
+    norm_backward<A>(
+        a, a.pre, i, block, wide, early, late, Input<R>{h(i), nullptr},
         [&](int64_t j, auto count) { return load(dx + j, count); }, write);
   } else {
     each<A>(a.cols, [&](int64_t j, auto count) { write(j, count, Vec<A>{}); });
   }
-  if (a.stream) stream_row(dresidual, to, a.cols);
+  if (a.stream) stream_row(dresidual, sum, a.cols);
   if (!a.branch) return;
   const Input<T> branch = branch_of<T>(a, i, scratch_row<A>(a, slot, kFactors));
   T* dbranch = row_of<T>(a.dbranch, a.dbranch_rows, i);
-  to = a.stream ? buffer : dbranch;
-  norm_backward<T>(
-      a, a.post, i, block, wide, h(next), a.dx ? row_of<T>(a.dx, a.dx_rows, next) : h(next), branch,
+  T* to = a.stream ? static_cast<T*>(buffer) : dbranch;
+  norm_backward<A>(
+      a, a.post, i, block, wide, h(next), a.dx ? Ahead(row_of<T>(a.dx, a.dx_rows, next)) : Ahead(h(next)), branch,
       [&](int64_t j, auto count) { return load(wide + j, count); },
       [&](int64_t j, auto count, Vec<A> d) {
         put(to + j, branch.factors ? d * load(branch.factors + j, count) : d, count);
@@ -251,27 +264,37 @@ void backward_row(const NormPlan& a, int64_t i, int64_t next, int64_t block, int
   if (a.stream) stream_row(dbranch, to, a.cols);
 }
 
-template <class T>
+template <class T, class R>
 void backward_blocks(const NormPlan& a, int64_t begin, int64_t end, int slot) {
   for (int64_t block = begin; block < end; ++block) {
     zero_sums<Acc<T>>(a, a.pre, block);
     if (a.branch) zero_sums<Acc<T>>(a, a.post, block);
     const int64_t from = block * a.block_rows, to = from + a.block_rows < a.rows ? from + a.block_rows : a.rows;
-    for (int64_t i = from; i < to; ++i) backward_row<T>(a, i, i + 1 < to ? i + 1 : i, block, slot);
+    for (int64_t i = from; i < to; ++i) backward_row<T, R>(a, i, i + 1 < to ? i + 1 : i, block, slot);
   }
   if (a.stream) stream_fence();
+}
+
+// Calls f with a value of each of the two types.
+template <class F>
+void by_dtypes(const NormPlan& a, F&& f) {
+  by_dtype(a.dtype, [&](auto x) {
+    if constexpr (sizeof x == 2)
+      if (a.residual_dtype == Dtype::f32) return f(x, float{});
+    f(x, x);
+  });
 }
 
 }  // namespace
 
 void layer_norm_peaks(const NormPlan& a, int64_t begin, int64_t end, int slot) {
-  by_dtype(a.dtype, [&](auto x) { peak_rows<decltype(x)>(a, begin, end, slot); });
+  by_dtypes(a, [&](auto x, auto h) { peak_rows<decltype(x), decltype(h)>(a, begin, end, slot); });
 }
 void sandwich_layer_norm_fwd(const NormPlan& a, int64_t begin, int64_t end, int slot) {
-  by_dtype(a.dtype, [&](auto x) { forward_rows<decltype(x)>(a, begin, end, slot); });
+  by_dtypes(a, [&](auto x, auto h) { forward_rows<decltype(x), decltype(h)>(a, begin, end, slot); });
 }
 void sandwich_layer_norm_bwd(const NormPlan& a, int64_t begin, int64_t end, int slot) {
-  by_dtype(a.dtype, [&](auto x) { backward_blocks<decltype(x)>(a, begin, end, slot); });
+  by_dtypes(a, [&](auto x, auto h) { backward_blocks<decltype(x), decltype(h)>(a, begin, end, slot); });
 }
 
 }  // namespace COGVIEW_ISA

@@ -43,9 +43,9 @@ __device__ T* row_of(void* p, const Rows& rows, int64_t i) {
 }
 
 // How many elements the pack at column j has.
-template <class T, bool kAligned, class J>
+template <int W, bool kAligned, class J>
 __device__ int elements(J cols, J j) {
-  return kAligned ? kPackWidth<T> : static_cast<int>(min(cols - j, J(kPackWidth<T>)));
+  return kAligned ? W : static_cast<int>(min(cols - j, J(W)));
 }
 
 // A pack of [cols] parameters, in the rows' dtype or in their own.
@@ -64,10 +64,10 @@ __device__ void load_weights(const void* p, int64_t j, int left, bool wide, Acc<
   }
 }
 
-// This thread's packs of a row: read once into registers, or, kPacks = 0, from memory whenever they are used.
-template <class T, bool kAligned, int kPacks>
+// This thread's packs of W elements of a row: read once into registers, or, kPacks = 0, from memory whenever they are
+// used.
+template <class T, int W, bool kAligned, int kPacks>
 struct RowPart {
-  static constexpr int W = kPackWidth<T>;
   using J = Column<kPacks>;
   Pack<T, W> kept[kPacks ? kPacks : 1];
   const T* from;
@@ -78,7 +78,7 @@ struct RowPart {
     cols = n;
     if constexpr (kPacks > 0)
       team.each_pack<W, kPacks>(
-          n, [&](int k, int j) { kept[k] = load<kAligned, W>(row + j, elements<T, kAligned>(n, j)); });
+          n, [&](int k, int j) { kept[k] = load<kAligned, W>(row + j, elements<W, kAligned>(n, j)); });
   }
   __device__ void operator()(int k, J j, Acc<T> (&v)[W]) const {
     if constexpr (kPacks > 0) {
@@ -95,9 +95,8 @@ struct RowPart {
 };
 
 // The branch after dropout. Which elements are kept is worked out once, or, kPacks = 0, whenever they are used.
-template <class T, bool kAligned, int kPacks>
-struct Branch : RowPart<T, kAligned, kPacks> {
-  static constexpr int W = kPackWidth<T>;
+template <class T, int W, bool kAligned, int kPacks>
+struct Branch : RowPart<T, W, kAligned, kPacks> {
   static_assert(kPacks * W <= 64);
   std::conditional_t<kPacks * W <= 32, uint32_t, uint64_t> bits;
 
@@ -154,10 +153,9 @@ struct Slots {  // of reductions
 };
 
 // x(k, j, v) gives a pack of the norm's input.
-template <class T, bool kAligned, int kPacks, class A, class X>
+template <int W, bool kAligned, int kPacks, class A, class X>
 __device__ Statistics<A> statistics(const LayerNormArgs& a, const Norm& norm, const void* common_peak, int64_t i,
                                     const RowTeam& team, Slots<A>& slots, X x) {
-  constexpr int W = kPackWidth<T>;
   using J = Column<kPacks>;
   const J cols = a.cols;
   A c = 1, power = 1, v[W];
@@ -182,7 +180,7 @@ __device__ Statistics<A> statistics(const LayerNormArgs& a, const Norm& norm, co
   A variance = 0;
   team.each_pack<W, kPacks>(cols, [&](int k, J j) {
     x(k, j, v);
-    const int left = elements<T, kAligned>(cols, j);
+    const int left = elements<W, kAligned>(cols, j);
     for (int l = 0; l < W; ++l)
       if (l < left) variance += (v[l] * power - mean) * (v[l] * power - mean);
   });

@@ -25,12 +25,13 @@ __device__ void publish(const RowTeam& team, Bits<A> peak, WarpValues<Bits<A>> (
   if (team.rank == 0 && peak > *static_cast<volatile Bits<A>*>(largest)) atomicMax(largest, peak);
 }
 
+// T: of branch and x; R: of residual and h, as wide or wider, and packs have as many elements as 16 bytes hold of it.
 // kPacks > 0: a thread keeps that many packs in registers, so memory is read once and written once. kPacks = 0: longer
 // rows are read again in each pass, from cache.
-template <class T, bool kAligned, int kPacks, bool kBranch>
+template <class T, class R, bool kAligned, int kPacks, bool kBranch>
 __global__ void __launch_bounds__(kThreads, 1)
     forward(const __grid_constant__ LayerNormArgs a, int64_t rows, int team_size) {
-  constexpr int W = kPackWidth<T>;
+  constexpr int W = kPackWidth<R>;
   using A = Acc<T>;
   using J = Column<kPacks>;
   __shared__ Slots<A> slots;
@@ -40,8 +41,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const bool emit = kBranch && a.relax == Relax::tensor && !a.x;
   const int64_t i = team.row;
   if (i >= rows) return;  // whole teams only, and a team of several warps is its block
-  RowPart<T, kAligned, kPacks> h;
-  T* h_row = row_of<T>(a.h, a.h_rows, i);
+  RowPart<R, W, kAligned, kPacks> h;
+  R* h_row = row_of<R>(a.h, a.h_rows, i);
   A v[W], weight[W], bias[W], kept[kPacks ? kPacks : 1][W];
   // a row in A: worked out once, or, kPacks = 0, whenever it is used
   const auto keep = [&](auto row) {
@@ -54,15 +55,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     };
   };
   const auto normalise = [&](const Norm& norm, const Statistics<A>& s, J j) {
-    const int left = elements<T, kAligned>(cols, j);
+    const int left = elements<W, kAligned>(cols, j);
     load_weights<T, kAligned>(norm.weight, j, left, a.wide_weights, weight);
     load_weights<T, kAligned>(norm.bias, j, left, a.wide_weights, bias);
     for (int l = 0; l < W; ++l) v[l] = (v[l] * s.power - s.mean) * s.rstd * weight[l] + bias[l];
   };
   if constexpr (kBranch) {
-    Branch<T, kAligned, kPacks> branch;
+    Branch<T, W, kAligned, kPacks> branch;
     branch.read(team, row_of<T>(a.branch, a.branch_rows, i), cols);
-    h.read(team, row_of<T>(a.residual, a.residual_rows, i), cols);
+    h.read(team, row_of<R>(a.residual, a.residual_rows, i), cols);
     branch.drop(a, team, i);
     A other[W];
     const auto dropped = keep([&](int k, J j, A(&x)[W]) {
@@ -70,14 +71,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       branch.factors(a, i, k, j, other);
       for (int l = 0; l < W; ++l) x[l] *= other[l];
     });
-    const Statistics<A> s = statistics<T, kAligned, kPacks>(a, a.post, a.post_peak, i, team, slots, dropped);
+    const Statistics<A> s = statistics<W, kAligned, kPacks>(a, a.post, a.post_peak, i, team, slots, dropped);
     team.each_pack<W, kPacks>(cols, [&](int k, J j) {
       dropped(k, j, v);
       normalise(a.post, s, j);
       h(k, j, other);
       for (int l = 0; l < W; ++l) v[l] += other[l];
-      h.kept[k] = narrow<T>(v);
-      store<kAligned>(h_row + j, h.kept[k], elements<T, kAligned>(cols, j));
+      h.kept[k] = narrow<R>(v);
+      store<kAligned>(h_row + j, h.kept[k], elements<W, kAligned>(cols, j));
       widen(h.kept[k], v);
       if (emit)
         for (int l = 0; l < W; ++l) peak = Largest<Bits<A>>()(peak, magnitude(v[l]));
@@ -89,11 +90,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (!kBranch || a.x) {
     T* x_row = row_of<T>(a.x, a.x_rows, i);
     const auto whole = keep(h);
-    const Statistics<A> s = statistics<T, kAligned, kPacks>(a, a.pre, a.pre_peak, i, team, slots, whole);
+    const Statistics<A> s = statistics<W, kAligned, kPacks>(a, a.pre, a.pre_peak, i, team, slots, whole);
     team.each_pack<W, kPacks>(cols, [&](int k, J j) {
       whole(k, j, v);
       normalise(a.pre, s, j);
-      store<kAligned>(x_row + j, narrow<T>(v), elements<T, kAligned>(cols, j));
+      store<kAligned>(x_row + j, narrow<T>(v), elements<W, kAligned>(cols, j));
     });
   }
   if (emit) publish<A>(team, peak, slots.peak, a.pre_peak);
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const RowTeam team(team_size);
   Bits<A> peak = 0;
   for (int64_t i = team.row; i < rows; i += team.step) {
-    Branch<T, kAligned, 0> part;
+    Branch<T, W, kAligned, 0> part;
     part.read(team, kBranch ? row_of<T>(a.branch, a.branch_rows, i) : row_of<T>(a.h, a.h_rows, i), a.cols);
     team.each_pack<W, 0>(a.cols, [&](int k, int64_t j) {
       A v[W], factor[W];
@@ -214,7 +215,7 @@ __device__ void norm_backward(const LayerNormArgs& a, const Norm& norm, const Mo
     A weight[W];
     x(k, j, y[k]);
     dy(k, j, d);
-    load_weights<T, kAligned>(norm.weight, j, elements<T, kAligned>(cols, j), a.wide_weights, weight);
+    load_weights<T, kAligned>(norm.weight, j, elements<W, kAligned>(cols, j), a.wide_weights, weight);
     for (int l = 0; l < W; ++l) {
       // halves: the difference of two huge numbers does not overflow
       y[k][l] = (y[k][l] * A(0.5) - half_mean) * twice_rstd;
@@ -239,10 +240,10 @@ __device__ void norm_backward(const LayerNormArgs& a, const Norm& norm, const Mo
   });
 }
 
-template <class T, bool kAligned, int kPacks, bool kBranch>
+template <class T, class R, bool kAligned, int kPacks, bool kBranch>
 __global__ void __launch_bounds__(kThreads, 1)
     backward(const __grid_constant__ LayerNormArgs a, int64_t rows, int team_size) {
-  constexpr int W = kPackWidth<T>, kKept = kPacks ? kPacks : 1;
+  constexpr int W = kPackWidth<R>, kKept = kPacks ? kPacks : 1;
   using A = Acc<T>;
   using J = Column<kPacks>;
   __shared__ WarpValues<A> warps[2][2][2];
@@ -261,15 +262,16 @@ __global__ void __launch_bounds__(kThreads, 1)
                                        : static_cast<A*>(a.scratch) + blockIdx.x * a.scratch_cols;
   int turn = 0;
   for (int64_t i = team.row; i < rows; i += team.step, turn ^= 1) {
-    RowPart<T, kAligned, kPacks> h, dx, dh;
-    Branch<T, kAligned, kPacks> branch;
+    RowPart<R, W, kAligned, kPacks> h, dh;
+    RowPart<T, W, kAligned, kPacks> dx;
+    Branch<T, W, kAligned, kPacks> branch;
     Moments<A> pre_moments, post_moments;
     if (a.dx) {
       dx.read(team, row_of<T>(a.dx, a.dx_rows, i), cols);
-      h.read(team, row_of<T>(static_cast<const void*>(a.h), a.h_rows, i), cols);
+      h.read(team, row_of<R>(static_cast<const void*>(a.h), a.h_rows, i), cols);
       pre_moments.read(a.pre, i);
     }
-    if (kBranch && a.dh) dh.read(team, row_of<T>(a.dh, a.dh_rows, i), cols);
+    if (kBranch && a.dh) dh.read(team, row_of<R>(a.dh, a.dh_rows, i), cols);
     if (kBranch) {
       branch.read(team, row_of<T>(a.branch, a.branch_rows, i), cols);
       post_moments.read(a.post, i);
@@ -277,19 +279,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     // the next row comes as far as L2 meanwhile, where it takes no registers
     const int64_t following = i + team.step;
     if (kPacks > 0 && following < rows) {
-      const auto fetch = [&](const void* data, const Rows& where) {
-        const T* row = row_of<T>(data, where, following);
+      const auto fetch = [&](const auto* row) {
         team.each_pack<W, kPacks>(cols, [&](int, J j) { prefetch(row + j); });
       };
       if (a.dx) {
-        fetch(a.dx, a.dx_rows);
-        fetch(a.h, a.h_rows);
+        fetch(row_of<T>(a.dx, a.dx_rows, following));
+        fetch(row_of<R>(static_cast<const void*>(a.h), a.h_rows, following));
       }
-      if (kBranch && a.dh) fetch(a.dh, a.dh_rows);
-      if (kBranch) fetch(a.branch, a.branch_rows);
+      if (kBranch && a.dh) fetch(row_of<R>(a.dh, a.dh_rows, following));
+      if (kBranch) fetch(row_of<T>(a.branch, a.branch_rows, following));
     }
 
-    T* dresidual = row_of<T>(a.dresidual, a.dresidual_rows, i);
+    R* dresidual = row_of<R>(a.dresidual, a.dresidual_rows, i);
     // the gradient of h, not rounded: in registers, or in shared memory or this block's row of the scratch
     A kept[kKept][W];
     const auto wide = [&](int k, J j, int l) -> A& { return kPacks ? kept[k][l] : row[j + l]; };
@@ -300,7 +301,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (kBranch && a.dh) d[l] += other[l];
         if (kBranch) wide(k, j, l) = d[l];
       }
-      store<kAligned>(dresidual + j, narrow<T>(d), elements<T, kAligned>(cols, j));
+      store<kAligned>(dresidual + j, narrow<R>(d), elements<W, kAligned>(cols, j));
     };
     if (a.dx) {
       norm_backward<T, kAligned, kPacks, kBranch>(a, a.pre, pre_moments, team, pre, warps[0][turn], h, dx, finish);
@@ -327,7 +328,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           [&](int k, J j, A(&d)[W]) {
             branch.factors(a, i, k, j, factor);
             for (int l = 0; l < W; ++l) d[l] *= factor[l];
-            store<kAligned>(dbranch + j, narrow<T>(d), elements<T, kAligned>(cols, j));
+            store<kAligned>(dbranch + j, narrow<T>(d), elements<W, kAligned>(cols, j));
           });
     }
   }
@@ -369,34 +370,34 @@ constexpr int kForwardPacks = 5, kBackwardPacks = 2;
 using Kernel = void (*)(LayerNormArgs, int64_t, int);
 
 // What is not aligned is read again in each pass.
-template <class T, bool kBranch>
+template <class T, class R, bool kBranch>
 Kernel forward_kernel(bool aligned, bool fits) {
-  if (!aligned) return forward<T, kPackWidth<T> == 1, 0, kBranch>;
-  return fits ? forward<T, true, kForwardPacks, kBranch> : forward<T, true, 0, kBranch>;
+  if (!aligned) return forward<T, R, kPackWidth<R> == 1, 0, kBranch>;
+  return fits ? forward<T, R, true, kForwardPacks, kBranch> : forward<T, R, true, 0, kBranch>;
 }
-template <class T, bool kBranch>
+template <class T, class R, bool kBranch>
 Kernel backward_kernel(bool aligned, bool fits) {
-  if (!aligned) return backward<T, kPackWidth<T> == 1, 0, kBranch>;
-  return fits ? backward<T, true, kBackwardPacks, kBranch> : backward<T, true, 0, kBranch>;
+  if (!aligned) return backward<T, R, kPackWidth<R> == 1, 0, kBranch>;
+  return fits ? backward<T, R, true, kBackwardPacks, kBranch> : backward<T, R, true, 0, kBranch>;
 }
 template <class T, bool kBranch>
 Kernel peak_kernel(bool aligned) {
   return aligned ? peaks<T, true, kBranch> : peaks<T, kPackWidth<T> == 1, kBranch>;
 }
 
-template <class T>
+// To packs of W elements.
+template <int W, class T, class R>
 bool all_aligned(const LayerNormArgs& a) {
-  constexpr int W = kPackWidth<T>, size = sizeof(T);
   bool yes = a.cols % W == 0;
-  const auto rows = [&](const void* data, const Rows& rows) { yes &= !data || aligned(data, rows, W, size); };
-  rows(a.branch, a.branch_rows);
-  rows(a.residual, a.residual_rows);
-  rows(a.h, a.h_rows);
-  rows(a.x, a.x_rows);
-  rows(a.dh, a.dh_rows);
-  rows(a.dx, a.dx_rows);
-  rows(a.dresidual, a.dresidual_rows);
-  rows(a.dbranch, a.dbranch_rows);
+  const auto rows = [&](const void* data, const Rows& rows, int size) { yes &= !data || aligned(data, rows, W, size); };
+  rows(a.branch, a.branch_rows, sizeof(T));
+  rows(a.residual, a.residual_rows, sizeof(R));
+  rows(a.h, a.h_rows, sizeof(R));
+  rows(a.x, a.x_rows, sizeof(T));
+  rows(a.dh, a.dh_rows, sizeof(R));
+  rows(a.dx, a.dx_rows, sizeof(T));
+  rows(a.dresidual, a.dresidual_rows, sizeof(R));
+  rows(a.dbranch, a.dbranch_rows, sizeof(T));
   for (const void* weight : {a.post.weight, a.post.bias, a.pre.weight, a.pre.bias})
     yes &= reinterpret_cast<uintptr_t>(weight) % 16 == 0;
   return yes;
@@ -406,26 +407,37 @@ struct BackwardLaunch : RowLaunch {
   Kernel kernel;
   cudaError_t error = cudaSuccess;
 
-  template <class T>
-  BackwardLaunch(LayerNormArgs& a, int64_t rows, T)
-      : RowLaunch(rows, a.cols, kPackWidth<T> * kBackwardPacks, kThreads) {
+  template <class T, class R>
+  BackwardLaunch(LayerNormArgs& a, int64_t rows, T, R)
+      : RowLaunch(rows, a.cols, kPackWidth<R> * kBackwardPacks, kThreads) {
+    constexpr int W = kPackWidth<R>;
     int device = 0, most = 0;
     error = cudaGetDevice(&device);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     constexpr size_t kOther = 4096;  // the kernel's own
-    const bool aligned = all_aligned<T>(a);
+    const bool aligned = all_aligned<W, T, R>(a);
     const int sums = a.branch ? 4 : 2;
-    const size_t kept = threads * size_t(sums) * kBackwardPacks * kPackWidth<T> * sizeof(Acc<T>);
+    const size_t kept = threads * size_t(sums) * kBackwardPacks * W * sizeof(Acc<T>);
     const size_t whole = threads / team * (sums + 1) * a.scratch_cols * sizeof(Acc<T>);
     fits = fits && aligned && kept + kOther <= size_t(most);
     a.sums_in_shared = fits || whole + kOther <= size_t(most);
     shared = fits ? kept : a.sums_in_shared ? whole : 0;
-    kernel = a.branch ? backward_kernel<T, true>(aligned, fits) : backward_kernel<T, false>(aligned, fits);
+    kernel = a.branch ? backward_kernel<T, R, true>(aligned, fits) : backward_kernel<T, T, false>(aligned, fits);
     if (error == cudaSuccess && shared)
       error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error == cudaSuccess) error = persist(kernel);
   }
 };
+
+// Calls f with a value of each of the two types.
+template <class F>
+cudaError_t by_dtypes(const LayerNormArgs& a, F f) {
+  return by_dtype(a.dtype, [&](auto x) {
+    if constexpr (sizeof x == 2)
+      if (a.residual_dtype == Dtype::f32) return f(x, float{});
+    return f(x, x);
+  });
+}
 
 }  // namespace
 
@@ -433,7 +445,7 @@ cudaError_t layer_norm_peak(const LayerNormArgs& a, int64_t rows, cudaStream_t s
   return by_dtype(a.dtype, [&](auto one) {
     using T = decltype(one);
     RowLaunch launch(rows, a.cols, 4 * kPackWidth<T>, kThreads);
-    const bool aligned = all_aligned<T>(a);
+    const bool aligned = all_aligned<kPackWidth<T>, T, T>(a);
     const Kernel kernel = a.branch ? peak_kernel<T, true>(aligned) : peak_kernel<T, false>(aligned);
     cudaError_t error = cudaMemsetAsync(a.branch ? a.post_peak : a.pre_peak, 0, sizeof(Acc<T>), stream);
     if (error == cudaSuccess) error = launch.persist(kernel);
@@ -442,11 +454,13 @@ cudaError_t layer_norm_peak(const LayerNormArgs& a, int64_t rows, cudaStream_t s
 }
 
 cudaError_t sandwich_layer_norm_fwd(const LayerNormArgs& a, int64_t rows, cudaStream_t stream) {
-  return by_dtype(a.dtype, [&](auto one) {
+  return by_dtypes(a, [&](auto one, auto other) {
     using T = decltype(one);
-    RowLaunch launch(rows, a.cols, kForwardPacks * kPackWidth<T>, kThreads);
-    const bool aligned = all_aligned<T>(a), fits = launch.fits;
-    const Kernel kernel = a.branch ? forward_kernel<T, true>(aligned, fits) : forward_kernel<T, false>(aligned, fits);
+    using R = decltype(other);
+    RowLaunch launch(rows, a.cols, kForwardPacks * kPackWidth<R>, kThreads);
+    const bool aligned = all_aligned<kPackWidth<R>, T, R>(a), fits = launch.fits;
+    const Kernel kernel =
+        a.branch ? forward_kernel<T, R, true>(aligned, fits) : forward_kernel<T, R, false>(aligned, fits);
     cudaError_t error = cudaSuccess;
     if (a.relax == Relax::tensor && !a.x) error = cudaMemsetAsync(a.pre_peak, 0, sizeof(Acc<T>), stream);
     return error == cudaSuccess ? launch(kernel, a, rows, stream) : error;
@@ -454,19 +468,19 @@ cudaError_t sandwich_layer_norm_fwd(const LayerNormArgs& a, int64_t rows, cudaSt
 }
 
 cudaError_t sandwich_layer_norm_bwd_blocks(const LayerNormArgs& args, int64_t rows, int64_t* blocks) {
-  return by_dtype(args.dtype, [&](auto one) {
+  return by_dtypes(args, [&](auto one, auto other) {
     LayerNormArgs a = args;
-    const BackwardLaunch launch(a, rows, one);
+    const BackwardLaunch launch(a, rows, one, other);
     *blocks = launch.blocks;
     return launch.error;
   });
 }
 
 cudaError_t sandwich_layer_norm_bwd(const LayerNormArgs& args, int64_t rows, cudaStream_t stream) {
-  return by_dtype(args.dtype, [&](auto one) {
+  return by_dtypes(args, [&](auto one, auto other) {
     using T = decltype(one);
     LayerNormArgs a = args;
-    const BackwardLaunch launch(a, rows, one);
+    const BackwardLaunch launch(a, rows, one, other);
     const cudaError_t error = launch.error == cudaSuccess ? launch(launch.kernel, a, rows, stream) : launch.error;
     if (error != cudaSuccess) return error;
     const dim3 grid(static_cast<unsigned>((a.cols + kColumns - 1) / kColumns), a.dpost_weight ? 4 : 2);

@@ -65,6 +65,42 @@ def test_sandwich() -> None:
     assert sorted(module.state_dict()) == ["post.bias", "post.weight", "pre.bias", "pre.weight"]
 
 
+@pytest.mark.parametrize("which", [{"bias": False}, {"elementwise_affine": False}], ids=str)
+def test_norms_without_parameters(which: dict[str, bool]) -> None:
+    """Those of torch, forward and backward, and two of them in a step."""
+    x, branch, grad = torch.randn(3, 4, 20, dtype=torch.float64).unbind()
+    ours, plain = (
+        randomised(make(20, 0.1, **how, **which, dtype=torch.float64))
+        for make, how in ((PBRelaxLayerNorm, {"relax": None}), (nn.LayerNorm, {}))
+    )
+    plain.load_state_dict(ours.state_dict())
+    results = []
+    for module in (ours, plain):
+        out = module(x.requires_grad_())
+        results.append([out, *torch.autograd.grad(out, [x, *module.parameters()], grad)])
+    torch.testing.assert_close(*results)
+    step = SandwichLayerNorm(20, 0.1, relax=None, **which, dtype=torch.float64)
+    step.load_state_dict({f"{part}.{name}": w for part in ("post", "pre") for name, w in plain.state_dict().items()})
+    h, out = step(branch, x)
+    torch.testing.assert_close((h, out), (x + plain(branch), plain(x + plain(branch))))
+    grads = torch.autograd.grad((h, out), [x, *step.parameters()], (grad, grad))
+    assert all(g.isfinite().all() for g in grads)
+
+
+def test_layers_under_autocast() -> None:
+    """The first of any transformer: bfloat16 from a projection meets a residual in float32."""
+    x, residual = torch.randn(2, 4, 20)
+    project, step = nn.Linear(20, 20), SandwichLayerNorm(20)
+    with torch.autocast("cpu", torch.bfloat16):
+        branch = project(x)
+        h, out = step(branch, residual)
+        assert (branch.dtype, h.dtype, out.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+        (project(out).sum() + h.sum()).backward()
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 for p in (*project.parameters(), *step.parameters())
+    )
+
+
 def test_sandwich_draws_a_seed() -> None:
     """A new mask each time, repeated by torch.manual_seed and so by activation checkpointing."""
     branch, residual = torch.randn(2, 4, 20)
@@ -178,8 +214,18 @@ def test_attention_under_autocast() -> None:
         assert full.dtype == torch.bfloat16
         steps = module(x, pivots, module.make_cache(2, 30, dtype=torch.bfloat16))
         torch.testing.assert_close(steps, full, atol=0.02, rtol=0.02)
-        with pytest.raises(TypeError, match=r"^key: expected the cache's dtype torch.float32, got torch.bfloat16"):
-            module(x, pivots, module.make_cache(2, 30))
+        cache = module.make_cache(2, 30)
+        assert cache.keys.dtype == torch.bfloat16
+        assert torch.equal(module(x, pivots, cache), steps)
+        # keys that a rotary embedding left in float32 are cast, and so are those of a cache in float32
+        assert torch.equal(module(x, pivots, module.make_cache(2, 30, dtype=torch.float32)), steps)
+        wide = torch.randn(2, 2, 5, 8)
+        cache.reset()
+        cache.append(wide, wide.bfloat16())
+        assert torch.equal(cache.keys[:, :, :5], wide.bfloat16())
+    cache = module.make_cache(2, 30, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"^key: expected the cache's dtype torch.bfloat16, got torch.float32"):
+        module(x, pivots, cache)
 
 
 def test_attention_refuses() -> None:

@@ -70,6 +70,11 @@ def each(cases: list[Case]) -> Any:
     return pytest.mark.parametrize(("impl", "case"), table)
 
 
+def narrow_or_float32(case: Case, impl: str) -> torch.dtype:
+    """A dtype of 16 bits where the case then mixes dtypes."""
+    return computable(torch.bfloat16, impl) if case.wide else torch.float32
+
+
 def results(case: Case, inputs: Inputs, impl: str) -> list[Tensor]:
     """Outputs, and gradients where there are any."""
     if not case.differentiable:
@@ -216,7 +221,7 @@ class Recorder(TorchDispatchMode):
 def test_opcheck(impl: str, case: Case) -> None:
     """All four tests of torch.library.opcheck, on forward and backward operator, on strided views."""
     with Recorder() as recorder:
-        results(case, heads_last(case.inputs(torch.float32, device_of(impl))), impl)
+        results(case, heads_last(case.inputs(narrow_or_float32(case, impl), device_of(impl))), impl)
     assert len(recorder.calls) == 1 + case.differentiable
     for func, args in recorder.calls:
         if case.differentiable and func is recorder.calls[0][0]:
@@ -230,7 +235,7 @@ def test_compiles_as_one_graph(impl: str, case: Case, dynamic: bool) -> None:
     skip_slow(impl, unless=dynamic and case.differentiable)
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: case(x, impl), fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    inputs = case.inputs(torch.float32, device_of(impl))
+    inputs = case.inputs(narrow_or_float32(case, impl), device_of(impl))
     if not case.differentiable:
         return assert_bitwise(list(compiled(inputs)), list(case(inputs, impl)))
     leaves = [x.requires_grad_() for x in inputs.values()]
@@ -255,20 +260,31 @@ def test_meta_tensors(impl: str, case: Case) -> None:
 @each(ALL)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(impl: str, case: Case, dtype: torch.dtype) -> None:
-    """Computes in the user's dtype, as if cast by hand; gradients come back in the inputs' own; float64 stays."""
+    """Attention of any mix of dtypes is computed in the user's, as if cast by hand; gradients come back in the inputs'
+    own; float64 stays. Softmax and the Sandwich step keep their inputs' dtype; a norm alone gives the user's."""
     skip_uncomputable(dtype, impl)
     skip_slow(impl, unless=case.differentiable)
     inputs = case.inputs(torch.float32, device_of(impl))
+    cast = {k: x.to(dtype) for k, x in inputs.items()}
     with torch.autocast(device_of(impl), dtype):
-        outputs = case(inputs, impl)
         assert case({k: x.double() for k, x in inputs.items()}, impl)[0].dtype == torch.float64
-    assert outputs[0].dtype == dtype
-    if "norm" not in case.op:  # parameters of norms stay float32
-        assert_bitwise(list(outputs), list(case({k: x.to(dtype) for k, x in inputs.items()}, impl)))
-    if case.differentiable:
+        if case.of_rows:
+            assert case(inputs, impl)[0].dtype == (dtype if case.op == "layer_norm" else torch.float32)
+            assert all(x.dtype == torch.float32 for x in run(case, inputs, impl)[1].values())
+            return
+    expected = results(case, cast, impl)
+    names = list(inputs)
+    for wide in (names, names[::2], names[1:2]):
+        given = {name: inputs[name] if name in wide else x for name, x in cast.items()}
+        if wide != names:
+            with pytest.raises(TypeError, match="dtype"):
+                case(given, impl)
         with torch.autocast(device_of(impl), dtype):
-            grads = run(case, inputs, impl)[1]
-        assert all(g.dtype == torch.float32 for g in grads.values())
+            mine = results(case, given, impl)
+        assert_bitwise([x.to(y.dtype) for x, y in zip(mine, expected, strict=True)], expected)
+        if case.differentiable:
+            grads = dict(zip(given, mine[-len(given) :], strict=True))
+            assert all(grads[name].dtype == x.dtype for name, x in given.items())
 
 
 @each(DIFFERENTIABLE)

@@ -111,6 +111,7 @@ def test_compiles_as_one_graph(dynamic: bool) -> None:
 def test_autocast() -> None:
     case = BY_LABEL["tiny_causal"]
     inputs = case.inputs(torch.float32)
+    inputs["value"] = inputs["value"].bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         out, weights = case(inputs, "auto")
     assert (out.dtype, weights.dtype) == (torch.bfloat16, torch.bfloat16)

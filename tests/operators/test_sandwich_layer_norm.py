@@ -54,6 +54,31 @@ SANDWICHES = [
 DROPOUT = sandwich(37, "row", dropout_p=0.25, seed=2**40 + 3)
 
 
+def without(case: Case, *missing: str) -> Case:
+    """Of some parameters, which are None."""
+    shapes = {name: shape for name, shape in case.shapes.items() if name not in missing}
+    label = f"{case.label}-without-{'-'.join(missing)}"
+    return case._replace(label=label, shapes=shapes, options=case.options | dict.fromkeys(missing))
+
+
+NORMS += [
+    without(norm(width, relax), *missing)
+    for width, relax in ((37, "row"), (64, "tensor"), (100, None))
+    for missing in (("bias",), ("weight",), ("weight", "bias"))
+]
+SANDWICHES += [
+    without(sandwich(width, relax, dropout_p=0.3, seed=7), *missing)
+    for width, relax in ((37, "row"), (64, "tensor"))
+    for missing in (WEIGHTS, ("post_bias", "pre_bias"), ("post_weight", "pre_bias"))
+]
+WIDE_RESIDUALS = [  # at width 3 the formula has NaN in float16
+    case._replace(label=f"{case.label}-wide{'-weights' if wide else ''}", wide=("residual", *wide))
+    for case in (*SANDWICHES, sandwich(LONGEST, "tensor", rows=2))
+    for wide in ((), WEIGHTS)
+    if case.shapes["branch"][1] > 3 and (not wide or case.options["relax"] == "row")
+]
+
+
 @each_impl("layer_norm", [*NORMS, norm(LONGEST, "tensor", rows=2)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_norm_truth(impl: str, case: Case, dtype: torch.dtype) -> None:
@@ -68,18 +93,36 @@ def test_sandwich_truth(impl: str, case: Case, dtype: torch.dtype) -> None:
     assert_true(case, dtype, impl)
 
 
+@each_impl("sandwich_layer_norm", WIDE_RESIDUALS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_residual_stays_float32(impl: str, case: Case, dtype: torch.dtype) -> None:
+    """Beside a branch of 16 bits all is as in float32, to the bit, but for what is rounded to the branch's dtype."""
+    skip_uncomputable(dtype, impl)
+    assert_true(case, dtype, impl)
+    inputs = case.inputs(dtype, device_of(impl))
+    (h, x), grads = run(case, inputs, impl, rounding=dtype)
+    (wide_h, wide_x), wide_grads = run(case, {name: x.float() for name, x in inputs.items()}, impl, rounding=dtype)
+    assert (h.dtype, x.dtype) == (torch.float32, dtype)
+    expected = [wide_h, wide_x.to(dtype), *(wide_grads[name].to(x.dtype) for name, x in inputs.items())]
+    assert_same([h, x, *grads.values()], expected, impl)
+    with torch.autocast(device_of(impl), dtype):
+        assert_same(case(inputs, impl), [h, x], impl)
+        assert run(case, inputs, impl, [0])[1]["residual"].dtype == torch.float32
+
+
 @each_impl("sandwich_layer_norm")
 @pytest.mark.parametrize("output", [0, 1], ids=["dh", "dx"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_truth_with_one_gradient(impl: str, output: int, dtype: torch.dtype) -> None:
     skip_uncomputable(dtype, impl)
     assert_true(DROPOUT, dtype, impl, [output])
+    assert_true(DROPOUT._replace(wide=("residual",)), dtype, impl, [output])
 
 
 @every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
-    for case in SANDWICHES:
+    for case in SANDWICHES if dtype.itemsize > 2 else (*SANDWICHES, *WIDE_RESIDUALS):
         assert_true(case, dtype, "cpp")
 
 
@@ -104,11 +147,13 @@ def test_repeats_with_any_number_of_threads(threads: None) -> None:
 
 
 @every_isa
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_many_rows_are_their_parts(isa: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "wide"), [(torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.bfloat16, torch.float32)], ids=str
+)
+def test_many_rows_are_their_parts(isa: str, dtype: torch.dtype, wide: torch.dtype) -> None:
     """Results beyond the caches are written around them, in lines that rows of this width begin and end within."""
     width, rows, part = 1025, 5000, 700
-    branch, residual = torch.randn(2, rows, width).to(dtype)
+    branch, residual = torch.randn(rows, width).to(dtype), torch.randn(rows, width).to(wide)
     weights = torch.randn(4, width).to(dtype)
 
     def results(rows: slice) -> tuple[Tensor, ...]:
@@ -337,15 +382,18 @@ def test_no_rows(impl: str, relax: str | None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_opcheck_backward(dtype: torch.dtype) -> None:
-    inputs = DROPOUT.inputs(dtype)
+@pytest.mark.parametrize("wide", [(), ("residual",)], ids=["same", "wide"])
+def test_opcheck_backward(dtype: torch.dtype, wide: tuple[str, ...]) -> None:
+    inputs = DROPOUT._replace(wide=wide).inputs(dtype)
     branch, residual, *weights = inputs.values()
     seed = torch.tensor(3)
     h, x, *stats = torch.ops.cogview_ops.sandwich_layer_norm_fwd(branch, residual, *weights, 1e-5, 1, 0.25, seed)
     for dh, dx in ((h, x), (h, None), (None, x)):
         args = (dh, dx, branch, h, weights[0], weights[2], *stats, 0.25, seed)
         torch.library.opcheck(torch.ops.cogview_ops.sandwich_layer_norm_bwd.default, args)
-    torch.library.opcheck(torch.ops.cogview_ops.layer_norm_bwd.default, (x, h, weights[2].float(), stats[2], stats[3]))
+    torch.library.opcheck(
+        torch.ops.cogview_ops.layer_norm_bwd.default, (x.to(h.dtype), h, weights[2].float(), stats[2], stats[3])
+    )
 
 
 def test_new_seeds_do_not_recompile() -> None:
@@ -465,6 +513,45 @@ def test_norm_arguments(name: str, value: Any, error: type[Exception]) -> None:
 def test_sandwich_arguments(name: str, value: Any, error: type[Exception]) -> None:
     inputs = {**sandwich(20, None).inputs(torch.float32), "dropout_p": 0.5, "seed": 1}
     refused(sandwich_layer_norm, inputs, name, value, error)
+
+
+@pytest.mark.parametrize(
+    ("branch", "residual"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float16),
+        (torch.bfloat16, torch.float64),
+        (torch.float32, torch.float64),
+        (torch.float64, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_residual_is_no_narrower(impl: str, branch: torch.dtype, residual: torch.dtype) -> None:
+    inputs = sandwich(20, None).inputs(branch)
+    refused(sandwich_layer_norm, {**inputs, "impl": impl}, "residual", inputs["residual"].to(residual), TypeError)
+    seed, weights = torch.tensor(3), [inputs[name] for name in WEIGHTS]
+    with pytest.raises(RuntimeError, match="residual: expected branch's dtype, or float32 beside bfloat16 or float16"):
+        torch.ops.cogview_ops.sandwich_layer_norm_fwd(
+            inputs["branch"], inputs["residual"].to(residual), *weights, 1e-5, 1, 0.25, seed
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_keeps_the_residual_stream(dtype: torch.dtype) -> None:
+    """As `residual + F.layer_norm(branch)` does; 300.9 in bfloat16 is 300 or 302."""
+    case = sandwich(20, "row")._replace(wide=("residual",))
+    inputs = case.inputs(dtype)
+    inputs["residual"] += 300.9
+    with torch.autocast("cpu", torch.bfloat16):
+        h, x = case(inputs, "auto")
+        out = layer_norm(h, inputs["pre_weight"], inputs["pre_bias"])
+        narrow = layer_norm(h, inputs["pre_weight"].bfloat16(), inputs["pre_bias"])  # mixed weights: all in float32
+    wide_h, wide_x = case({name: x.double() for name, x in inputs.items()}, "reference")
+    assert (h.dtype, x.dtype, out.dtype, narrow.dtype) == (torch.float32, dtype, torch.bfloat16, torch.bfloat16)
+    torch.testing.assert_close(h, wide_h.float(), atol=1e-4, rtol=0)
+    for result in (x, out):  # of h as it is, not as bfloat16 has it
+        torch.testing.assert_close(result.double(), wide_x, atol=1e-3, rtol=2**-8)
+    torch.testing.assert_close(narrow, out, atol=0.03, rtol=0.03)
 
 
 def test_weights_alike() -> None:

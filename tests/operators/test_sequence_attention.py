@@ -229,8 +229,17 @@ def test_compiles_as_one_graph_and_runs_under_autocast(case: Case) -> None:
     inputs = case.inputs(torch.float32)
     compiled = torch.compile(lambda **x: case(x, "auto")[0], fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**inputs), case(inputs, "auto")[0])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert case(inputs, "auto")[0].dtype == torch.bfloat16
+    expected: list[Tensor] = []
+    for names in ((), ("key",), ("query", "value")):  # in bfloat16 already
+        leaves = {k: (x.bfloat16() if k in names else x).detach().requires_grad_() for k, x in inputs.items()}
+        with torch.autocast("cpu", torch.bfloat16):
+            out = case(leaves, "auto")[0]
+        assert out.dtype == torch.bfloat16
+        grads = torch.autograd.grad(out.sum(), list(leaves.values()))
+        assert [g.dtype for g in grads] == [x.dtype for x in leaves.values()]
+        results = [out, *(g.bfloat16() for g in grads)]
+        expected = expected or results
+        assert all(map(torch.equal, results, expected))
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
