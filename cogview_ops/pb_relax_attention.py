@@ -46,7 +46,7 @@ def pb_relax_attention(
         TypeError, ValueError: an argument is not as described.
     """
     _checks.attention(query, key, value)
-    _checks.require(key.shape[2] >= 1, "key", "at least one token", f"shape {tuple(key.shape)}")
+    _checks.require(key.shape[2] >= 1, "key", "at least one token", lambda: f"shape {tuple(key.shape)}")
     _checks.finite(alpha, "alpha", positive=True)
     scale = _checks.scale(scale, query)
     query, key, value = _registration.autocast(query, key, value)
