@@ -6,7 +6,7 @@ COGVIEW_OPS_CHECK=1, because reading them waits for the device.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,12 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
 
 
-def require(ok: bool, name: str, expected: str, got: Any) -> None:
+def require(ok: bool, name: str, expected: str | Callable[[], str], got: Any) -> None:
+    """Messages with numbers in them are functions: formatting a symbolic size would fix its value in a graph."""
+    if torch.compiler.is_compiling():  # a number read from a tensor is not known yet: it passes
+        ok = torch.fx.experimental.symbolic_shapes.guard_or_true(ok)
     if not ok:
+        expected, got = (x() if callable(x) else x for x in (expected, got))
         raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
@@ -29,7 +33,7 @@ def tensor(x: Any, name: str, dtypes: Sequence[torch.dtype] = FLOATS, ndim: int 
     if x.dtype not in dtypes:
         raise TypeError(f"{name}: expected dtype {_names(dtypes)}, got {_names([x.dtype])}")
     if ndim is not None:
-        require(x.dim() == ndim, name, f"{ndim} dimensions", f"shape {tuple(x.shape)}")
+        require(x.dim() == ndim, name, lambda: f"{ndim} dimensions", lambda: f"shape {tuple(x.shape)}")
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:
@@ -42,22 +46,22 @@ def same(x: Tensor, name: str, like: Tensor, like_name: str, *, wider: bool = Fa
     if x.dtype != like.dtype and not (wider and x.dtype == torch.float32):
         other = " or torch.float32" if wider else ""
         raise TypeError(f"{name}: expected {like_name}'s dtype {like.dtype}{other}, got {x.dtype}")
-    require(x.device == like.device, name, f"{like_name}'s device {like.device}", x.device)
+    require(x.device == like.device, name, lambda: f"{like_name}'s device {like.device}", x.device)
 
 
 def shape(x: Tensor, name: str, expected: Sequence[int]) -> None:
-    require(tuple(x.shape) == tuple(expected), name, f"shape {tuple(expected)}", tuple(x.shape))
+    require(tuple(x.shape) == tuple(expected), name, lambda: f"shape {tuple(expected)}", tuple(x.shape))
 
 
 def last_contiguous(x: Tensor, name: str) -> None:
     if x.dim() and x.shape[-1] > 1 and x.numel():
-        require(x.stride(-1) == 1, name, "a contiguous last dimension", f"stride {x.stride(-1)}")
+        require(x.stride(-1) == 1, name, "a contiguous last dimension", lambda: f"stride {x.stride(-1)}")
 
 
 def integer(x: Any, name: str, minimum: int) -> None:
     if isinstance(x, bool) or not isinstance(x, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(x).__name__}")
-    require(x >= minimum, name, f"at least {minimum}", x)
+    require(x >= minimum, name, lambda: f"at least {minimum}", x)
 
 
 def boolean(x: Any, name: str) -> None:
@@ -68,7 +72,8 @@ def boolean(x: Any, name: str) -> None:
 def finite(x: Any, name: str, *, positive: bool = False) -> None:
     if isinstance(x, bool) or not isinstance(x, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name}: expected a number, got {type(x).__name__}")
-    require(-math.inf < x < math.inf, name, "a finite number", x)  # math.isfinite breaks graphs of dynamic floats
+    for ok in (x > -math.inf, x < math.inf):  # math.isfinite breaks graphs of dynamic floats
+        require(ok, name, "a finite number", x)
     if positive:
         require(x > 0, name, "a number above 0", x)
 
@@ -81,7 +86,7 @@ def pair(x: Any, name: str, minimum: int = 1) -> None:
 
 
 def choice(x: Any, name: str, allowed: Sequence[Any]) -> None:
-    require(x in allowed, name, " or ".join(repr(a) for a in allowed), repr(x))
+    require(x in allowed, name, lambda: " or ".join(repr(a) for a in allowed), lambda: repr(x))
 
 
 def scale(x: Any, query: Tensor) -> float:
@@ -104,20 +109,20 @@ def attention(query: Any, key: Any, value: Any, key_name: str = "key", value_nam
     require(
         key.shape[0] == batch and key.shape[3] == dim,
         key_name,
-        f"batch {batch} and head_dim {dim} as query",
-        f"shape {tuple(key.shape)}",
+        lambda: f"batch {batch} and head_dim {dim} as query",
+        lambda: f"shape {tuple(key.shape)}",
     )
     kv_heads = key.shape[1]
     divides = kv_heads == heads or (kv_heads > 0 and heads % kv_heads == 0)
-    require(divides, key_name, f"a number of heads that divides query's {heads}", kv_heads)
+    require(divides, key_name, lambda: f"a number of heads that divides query's {heads}", kv_heads)
     shape(value, value_name, key.shape)
 
 
 def pivots(x: Any, query: Tensor, num_keys: int) -> None:
     tensor(x, "pivots", INTEGERS, ndim=2)
-    require(x.device == query.device, "pivots", f"query's device {query.device}", x.device)
+    require(x.device == query.device, "pivots", lambda: f"query's device {query.device}", x.device)
     batch = query.shape[0]
-    require(x.shape[0] == batch, "pivots", f"shape [{batch}, P]", tuple(x.shape))
+    require(x.shape[0] == batch, "pivots", lambda: f"shape [{batch}, P]", tuple(x.shape))
     if not _readable(x):
         return
     ordered = (x[:, 1:] > x[:, :-1]) & (x[:, :-1] >= 0) | (x[:, 1:] == -1)
@@ -125,20 +130,23 @@ def pivots(x: Any, query: Tensor, num_keys: int) -> None:
         row = int((~ordered).any(1).nonzero()[0])
         raise ValueError(f"pivots: expected strictly ascending rows, then -1 as padding, got {x[row].tolist()}")
     least, most = x.aminmax()
-    require(bool((least >= -1) & (most < num_keys)), "pivots", f"indices below {num_keys} or -1", _range(x))
+    require(
+        bool((least >= -1) & (most < num_keys)), "pivots", lambda: f"indices below {num_keys} or -1", lambda: _range(x)
+    )
 
 
 def cache_seqlens(x: Any, query: Tensor, capacity: int, before: int = 0) -> None:
     """Where the new tokens end in a cache that has `before` others at least."""
     tensor(x, "cache_seqlens", INTEGERS, ndim=1)
-    require(x.device == query.device, "cache_seqlens", f"query's device {query.device}", x.device)
+    require(x.device == query.device, "cache_seqlens", lambda: f"query's device {query.device}", x.device)
     shape(x, "cache_seqlens", (query.shape[0],))
     if _readable(x):
         least = before + query.shape[2]
         ok = bool((x >= least).all() & (x <= capacity).all())
         what = f"{before} of text and the new tokens" if before else "the new tokens"
-        expected = f"lengths from {least} ({what}) to {capacity} (the cache)"
-        require(ok, "cache_seqlens", expected, _range(x))
+        require(
+            ok, "cache_seqlens", lambda: f"lengths from {least} ({what}) to {capacity} (the cache)", lambda: _range(x)
+        )
 
 
 def _range(x: Tensor) -> str:
@@ -175,7 +183,7 @@ def text_fits(text_mask: Tensor, image_mask: Tensor, num_pivots: int) -> None:
         require(
             most <= num_pivots,
             "num_pivots",
-            f"at least the {most} text tokens of the longest row",
+            lambda: f"at least the {most} text tokens of the longest row",
             num_pivots,
         )
 
@@ -188,14 +196,16 @@ def together(**arguments: Any) -> None:
 
 
 def same_heads(x: Tensor, name: str, key: Tensor) -> None:
-    require(x.shape[1] == key.shape[1], name, f"key's {key.shape[1]} heads", x.shape[1])
+    require(x.shape[1] == key.shape[1], name, lambda: f"key's {key.shape[1]} heads", x.shape[1])
 
 
 def grid_tokens(key: Tensor, key_name: str, grid: Any, name: str) -> None:
     """A grid that key's tokens fill."""
     pair(grid, name)
     tokens = grid[0] * grid[1]
-    require(key.shape[2] == tokens, name, f"{key_name}'s {key.shape[2]} tokens", f"{tuple(grid)}: {tokens}")
+    require(
+        key.shape[2] == tokens, name, lambda: f"{key_name}'s {key.shape[2]} tokens", lambda: f"{tuple(grid)}: {tokens}"
+    )
 
 
 def local_window(grid: Any, kernel_size: Any, dilation: Any, raster_causal: Any = False, edge: Any = "clip") -> Window:
@@ -209,7 +219,7 @@ def local_window(grid: Any, kernel_size: Any, dilation: Any, raster_causal: Any 
     odd_window(kernel_size, "kernel_size", grid, dilation, edge)
     boolean(raster_causal, "raster_causal")
     rule = "'clip' with raster_causal, of whose keys a shifted window would have too few"
-    require(not raster_causal or edge == "clip", "edge", rule, repr(edge))
+    require(not raster_causal or edge == "clip", "edge", rule, lambda: repr(edge))
     return Window((grid[0], grid[1]), (kernel_size[0], kernel_size[1]), (dilation[0], dilation[1]), raster_causal, edge)
 
 
@@ -225,7 +235,7 @@ def odd_window(
         most, why = tuple(n // d for n, d in sizes), "grid // dilation, with edge 'shift'"
     for k, limit in zip(kernel, most, strict=True):
         require(k % 2 == 1, name, "odd sizes", tuple(kernel))
-        require(k <= limit, name, f"at most {most}: {why}", tuple(kernel))
+        require(k <= limit, name, lambda: f"at most {most}: {why}", tuple(kernel))
 
 
 def prefix(query: Tensor, keys: Tensor, key: Any, value: Any, mask: Any, bias: Any) -> Prefix | None:
@@ -240,7 +250,7 @@ def prefix(query: Tensor, keys: Tensor, key: Any, value: Any, mask: Any, bias: A
     if mask is not None:
         tensor(mask, "prefix_mask", (torch.bool,))
         shape(mask, "prefix_mask", (query.shape[0], key.shape[2]))
-        require(mask.device == query.device, "prefix_mask", f"device {query.device}", mask.device)
+        require(mask.device == query.device, "prefix_mask", lambda: f"device {query.device}", mask.device)
     return Prefix(key, value, mask, bias)
 
 
@@ -263,33 +273,44 @@ def coarse_window(image: Any, grid: Any, kernel_size: Any) -> None:
     pair(grid, "coarse_grid")
     odd_window(kernel_size, "coarse_kernel_size", grid)
     divides = image[0] % grid[0] == 0 and image[1] % grid[1] == 0
-    require(divides, "coarse_grid", f"a grid that divides {tuple(image)}", tuple(grid))
+    require(divides, "coarse_grid", lambda: f"a grid that divides {tuple(image)}", tuple(grid))
 
 
 def whole_sequence(lengths: Sequence[int], **tensors: Tensor) -> None:
     """Tensors `[B, H, S, D]` with the tokens of all parts, one after the other."""
     for name, x in tensors.items():
-        expected = f"{sum(lengths)} tokens ({' + '.join(map(str, lengths))})"
-        require(x.shape[2] == sum(lengths), name, expected, f"shape {tuple(x.shape)}")
+        _has_tokens(x, name, lengths)
+
+
+def _has_tokens(x: Tensor, name: str, lengths: Sequence[int]) -> None:
+    expected, got = sum(lengths), x.shape[2]
+    require(
+        got == expected,
+        name,
+        lambda: f"{expected} tokens ({' + '.join(map(str, lengths))})",
+        lambda: f"shape {tuple(x.shape)}",
+    )
 
 
 def text_mask(x: Any, query: Tensor, text_len: int) -> None:
     if x is not None:
         tensor(x, "text_mask", (torch.bool,))
         shape(x, "text_mask", (query.shape[0], text_len))
-        require(x.device == query.device, "text_mask", f"query's device {query.device}", x.device)
+        require(x.device == query.device, "text_mask", lambda: f"query's device {query.device}", x.device)
 
 
 def new_tokens(x: Any, lengths: Tensor, given: int) -> None:
     """How many of the tokens given to a cache count, for each sample."""
     tensor(x, "new_tokens", INTEGERS, ndim=1)
-    require(x.device == lengths.device, "new_tokens", f"the cache's device {lengths.device}", x.device)
+    require(x.device == lengths.device, "new_tokens", lambda: f"the cache's device {lengths.device}", x.device)
     shape(x, "new_tokens", lengths.shape)
     if _readable(x):
-        require(bool(((x >= 0) & (x <= given)).all()), "new_tokens", f"counts from 0 to {given}", _range(x))
+        require(
+            bool(((x >= 0) & (x <= given)).all()), "new_tokens", lambda: f"counts from 0 to {given}", lambda: _range(x)
+        )
 
 
 def room(lengths: Tensor, given: int, capacity: int) -> None:
     if _readable(lengths):
         left = capacity - int(lengths.max())
-        require(given <= left, "key", f"at most {left} more tokens in a cache of {capacity}", given)
+        require(given <= left, "key", lambda: f"at most {left} more tokens in a cache of {capacity}", given)

@@ -54,9 +54,9 @@ TENSORS = 5  # in the first group
 WITH_GRADIENT = 4  # of them, the first
 SCHEMA = (
     "Tensor? prefix_key, Tensor? prefix_value, Tensor? coarse_key, Tensor? coarse_value, Tensor? prefix_mask",
-    "int[] grid, int[] kernel_size, int[] dilation",
+    "SymInt[] grid, SymInt[] kernel_size, SymInt[] dilation",
     "bool raster_causal, bool shift",
-    "float prefix_bias, int[] coarse_grid, int[] coarse_kernel_size, float coarse_bias, float scale",
+    "float prefix_bias, SymInt[] coarse_grid, SymInt[] coarse_kernel_size, float coarse_bias, float scale",
 )
 
 

@@ -29,9 +29,13 @@ class _Attention(nn.Module):
         _checks.integer(embed_dim, "embed_dim", 1)
         _checks.integer(num_heads, "num_heads", 1)
         _checks.integer(num_kv_heads, "num_kv_heads", 1)
-        _checks.require(num_heads % num_kv_heads == 0, "num_kv_heads", f"a divisor of {num_heads} heads", num_kv_heads)
+        _checks.require(
+            num_heads % num_kv_heads == 0, "num_kv_heads", lambda: f"a divisor of {num_heads} heads", num_kv_heads
+        )
         if head_dim is None:
-            _checks.require(embed_dim % num_heads == 0, "num_heads", f"a divisor of embed_dim {embed_dim}", num_heads)
+            _checks.require(
+                embed_dim % num_heads == 0, "num_heads", lambda: f"a divisor of embed_dim {embed_dim}", num_heads
+            )
             head_dim = embed_dim // num_heads
         _checks.integer(head_dim, "head_dim", 1)
         self.num_heads, self.num_kv_heads, self.head_dim, self.pattern = num_heads, num_kv_heads, head_dim, pattern

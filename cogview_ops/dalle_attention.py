@@ -135,7 +135,7 @@ def _check_pattern(query: Tensor, pattern: Pattern, text_mask: Any) -> list[int]
     _checks.integer(kernel_size, "kernel_size", 1)
     _checks.require(kernel_size % 2 == 1, "kernel_size", "an odd size", kernel_size)
     _checks.boolean(wrap, "wrap")
-    _checks.require(kind == "row" or not wrap, "wrap", f"False for kind {kind!r}, only rows wrap", wrap)
+    _checks.require(kind == "row" or not wrap, "wrap", lambda: f"False for kind {kind!r}, only rows wrap", wrap)
     _checks.text_mask(text_mask, query, text_len)
     return [text_len, grid[0] * grid[1]]
 
@@ -145,16 +145,17 @@ def _window(pattern: Pattern) -> dict[str, Any]:
     grid = pattern.grid
     if pattern.wrap:
         tokens = grid[0] * grid[1]
-        return {"grid": (1, tokens), "kernel_size": (1, min(2 * grid[1] + 1, 2 * tokens - 1))}
+        return {"grid": (1, tokens), "kernel_size": (1, torch.sym_min(2 * grid[1] + 1, 2 * tokens - 1))}
     return {"grid": grid, "kernel_size": patterns.dalle_kernel(pattern.kind, grid, pattern.kernel_size)}
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]) -> Any:
     """Causal attention: one block is all of the text. With padding: blocks of one token, and the others as pivots."""
-    tokens = torch.arange(query.shape[2], device=query.device, dtype=torch.int32)
+    length = query.shape[2]
+    tokens = torch.arange(length, device=query.device, dtype=torch.int32)
     if mask is None:
         no_pivots = tokens.new_empty(query.shape[0], 0)
-        return three_region_attention(query, key, value, no_pivots, block_size=len(tokens), window_blocks=1, **how)
-    last = torch.where(mask, tokens, len(tokens)).sort(-1).values
-    pivots = torch.where(last < len(tokens), last, -1).int()
+        return three_region_attention(query, key, value, no_pivots, block_size=length, window_blocks=1, **how)
+    last = torch.where(mask, tokens, length).sort(-1).values
+    pivots = torch.where(last < length, last, -1).int()
     return three_region_attention(query, key, value, pivots, block_size=1, window_blocks=1, **how)

@@ -77,8 +77,8 @@ def local_attention_2d(
     _checks.require(
         query.shape[2] == key.shape[2],
         "query",
-        f"{key.shape[2]} tokens (grid {grid})",
-        f"shape {tuple(query.shape)}",
+        lambda: f"{key.shape[2]} tokens (grid {grid})",
+        lambda: f"shape {tuple(query.shape)}",
     )
     prefix = _checks.prefix(query, key, prefix_key, prefix_value, prefix_mask, prefix_bias)
     coarse = _checks.coarse(query, key, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)

@@ -22,7 +22,7 @@ def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
         len(outputs) == len(lses) and len(outputs) > 0,
         "lses",
         "as many as outputs, at least one",
-        f"{len(outputs)} outputs and {len(lses)} lses",
+        lambda: f"{len(outputs)} outputs and {len(lses)} lses",
     )
     for k, (out, part) in enumerate(zip(outputs, lses, strict=True)):
         _checks.tensor(out, f"outputs[{k}]")

@@ -97,12 +97,12 @@ class SandwichLayerNorm(nn.Module):
     def forward(self, branch: Tensor, residual: Tensor, seed: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`(h, x)`: h with shape and dtype of `residual` `[..., D]`, x of `branch`, which may be in a lower dtype.
 
-        `seed` decides what dropout drops; by default it is drawn from torch's CPU generator, which cannot be done
-        inside `torch.compile(fullgraph=True)`.
+        `seed` decides what dropout drops; by default it is drawn from the generator of the branch's device, without
+        waiting for it.
         """
         dropout_p = self.dropout_p if self.training else 0.0
         if dropout_p > 0 and seed is None:
-            seed = int(torch.randint(2**63 - 1, ()))
+            seed = torch.randint(2**63 - 1, (), device=branch.device)
         return sandwich_layer_norm(
             branch,
             residual,

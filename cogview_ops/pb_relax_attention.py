@@ -48,7 +48,7 @@ def pb_relax_attention(
     """
     query, key, value = _registration.autocast(query, key, value)
     _checks.attention(query, key, value)
-    _checks.require(key.shape[2] >= 1, "key", "at least one token", f"shape {tuple(key.shape)}")
+    _checks.require(key.shape[2] >= 1, "key", "at least one token", lambda: f"shape {tuple(key.shape)}")
     _checks.finite(alpha, "alpha", positive=True)
     scale = _checks.scale(scale, query)
     (batch, heads, queries, dim), (_, kv_heads, keys, _) = query.shape, key.shape

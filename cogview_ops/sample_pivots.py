@@ -1,5 +1,7 @@
 """The pivot tokens of three-region attention: all text and a random sample of the image (CogView, appendix B)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,18 +31,18 @@ def sample_pivots(
     _checks.require(
         image_mask.device == text_mask.device,
         "image_mask",
-        f"text_mask's device {text_mask.device}",
+        lambda: f"text_mask's device {text_mask.device}",
         image_mask.device,
     )
     _checks.integer(num_pivots, "num_pivots", 1)
     _checks.text_fits(text_mask, image_mask, num_pivots)
     batch, seqlen = text_mask.shape
-    if seqlen == 0:
-        return torch.full((batch, num_pivots), -1, dtype=torch.int32, device=text_mask.device)
+    # the overload that takes a generator has no symbolic sizes
+    given: dict[str, Any] = {} if generator is None else {"generator": generator}
+    rank = torch.rand(batch, seqlen, device=text_mask.device, **given)
     # text first (rank 2), then image by a random rank in [0, 1), everything else last
-    rank = torch.rand(batch, seqlen, generator=generator, device=text_mask.device)
     rank = rank.masked_fill(~image_mask, -1).masked_fill(text_mask, 2)
-    best, index = rank.topk(min(num_pivots, seqlen), -1)
+    rank = torch.nn.functional.pad(rank, (0, num_pivots), value=-1)  # also where there are fewer tokens than pivots
+    best, index = rank.topk(num_pivots, -1)
     chosen = torch.where(best >= 0, index, seqlen).sort(-1).values
-    chosen = torch.where(chosen < seqlen, chosen, -1).int()
-    return torch.nn.functional.pad(chosen, (0, max(num_pivots - seqlen, 0)), value=-1)
+    return torch.where(chosen < seqlen, chosen, -1).int()

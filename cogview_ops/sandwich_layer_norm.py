@@ -106,14 +106,14 @@ def sandwich_layer_norm(
         )
     _checks.no_forward_mode("sandwich_layer_norm", branch, residual, *weights)
     at = None
-    if dropout_p > 0:
-        at = seed if isinstance(seed, Tensor) else _on_device(seed or 0, branch.device)
+    if dropout_p > 0 and seed is not None:
+        at = seed if isinstance(seed, Tensor) else _on_device(seed, branch.device)
     return ops.sandwich_layer_norm_fwd(branch, residual, *weights, eps, _RELAX[relax], float(dropout_p), at)[:2]
 
 
 def _check_input(x: Any, name: str) -> None:
     _checks.tensor(x, name)
-    _checks.require(x.dim() >= 1 and x.shape[-1] >= 1, name, "[..., D] with D >= 1", f"shape {tuple(x.shape)}")
+    _checks.require(x.dim() >= 1 and x.shape[-1] >= 1, name, "[..., D] with D >= 1", lambda: f"shape {tuple(x.shape)}")
     _checks.last_contiguous(x, name)
 
 
@@ -123,7 +123,7 @@ def _check_weights(x: Tensor, **weights: Tensor | None) -> None:
             continue
         _checks.tensor(weight, name)
         _checks.shape(weight, name, x.shape[-1:])
-        _checks.require(weight.device == x.device, name, f"the input's device {x.device}", weight.device)
+        _checks.require(weight.device == x.device, name, lambda: f"the input's device {x.device}", weight.device)
 
 
 def _check_options(eps: float, relax: str | None) -> None:
@@ -139,8 +139,13 @@ def _full(seed: int, device: torch.device) -> Tensor:
     return torch.full((), seed, dtype=torch.int64, device=device)
 
 
+def _checked_full(seed: int, device: torch.device) -> Tensor:
+    _checks.integer(seed, "seed", 0)  # one that was read from a tensor is not known before
+    return _full(seed, device)
+
+
 # An operator, since Inductor would make a kernel of torch.full that takes the number as 32 bits.
-_seed_on = torch.library.custom_op("cogview_ops::seed_on", _full, mutates_args=())
+_seed_on = torch.library.custom_op("cogview_ops::seed_on", _checked_full, mutates_args=())
 _seed_on.register_fake(lambda seed, device: torch.empty((), dtype=torch.int64, device=device))
 
 
@@ -148,7 +153,7 @@ def _checked_seed(seed: Any, branch: Tensor) -> int | Tensor:
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != branch.device:
             got = f"{seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
-            _checks.require(False, "seed", f"one int64 on the input's device {branch.device}", got)
+            _checks.require(False, "seed", lambda: f"one int64 on the input's device {branch.device}", got)
     elif seed is None:
         raise ValueError("seed: expected an int or a tensor of one when dropout_p > 0, got None")
     else:

@@ -51,8 +51,8 @@ def three_region_attention(
     _checks.require(
         key.shape[2] == query.shape[2],
         "key",
-        f"{query.shape[2]} tokens as query",
-        f"shape {tuple(key.shape)}",
+        lambda: f"{query.shape[2]} tokens as query",
+        lambda: f"shape {tuple(key.shape)}",
     )
     _checks.pivots(pivots, query, key.shape[2])
     _check_pattern(block_size, window_blocks, pivot_bias)
@@ -158,7 +158,7 @@ def _backward_of(namespace: str) -> Any:
 
 def register(namespace: str) -> None:
     """Define the three operators in a namespace."""
-    options = "int block_size, int window_blocks, float pivot_bias, float scale"
+    options = "SymInt block_size, SymInt window_blocks, float pivot_bias, float scale"
     _registration.define(
         "three_region_attention_bwd",
         "(Tensor? dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor pivots, "
