@@ -5,13 +5,52 @@ and (k, k), raster-causal with the text as prefix, are strict row, column and co
 """
 
 import itertools
-from typing import Any
+from typing import Any, Literal, Required, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from . import _checks, _dispatch, _registration, reference
 from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Arguments, Options, flatten, unflatten
+
+
+class _Options(TypedDict, total=False):
+    """Of `local_attention_2d`, but for return_lse: what type checkers read."""
+
+    grid: Required[tuple[int, int]]
+    kernel_size: Required[tuple[int, int]]
+    dilation: int | tuple[int, int]
+    edge: str
+    raster_causal: bool
+    prefix_key: Tensor | None
+    prefix_value: Tensor | None
+    prefix_mask: Tensor | None
+    prefix_bias: float
+    coarse_key: Tensor | None
+    coarse_value: Tensor | None
+    coarse_grid: tuple[int, int] | None
+    coarse_kernel_size: tuple[int, int] | None
+    coarse_bias: float
+    scale: float | None
+    impl: str
+
+
+@overload
+def local_attention_2d(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[False] = False, **options: Unpack[_Options]
+) -> Tensor: ...
+
+
+@overload
+def local_attention_2d(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[True], **options: Unpack[_Options]
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def local_attention_2d(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: bool, **options: Unpack[_Options]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def local_attention_2d(

@@ -4,10 +4,40 @@ A composition: two matrix products around `pb_relax_softmax`. It stores all scor
 need no relaxation, because they keep scores in float32.
 """
 
+from typing import Literal, TypedDict, Unpack, overload
+
 from torch import Tensor
 
 from . import _checks, _registration
 from .pb_relax_softmax import pb_relax_softmax
+
+
+class _Options(TypedDict, total=False):
+    """Of `pb_relax_attention`, but for return_weights: what type checkers read."""
+
+    alpha: float
+    mask: Tensor | None
+    causal: bool
+    scale: float | None
+    impl: str
+
+
+@overload
+def pb_relax_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_weights: Literal[False] = False, **options: Unpack[_Options]
+) -> Tensor: ...
+
+
+@overload
+def pb_relax_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_weights: Literal[True], **options: Unpack[_Options]
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def pb_relax_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_weights: bool, **options: Unpack[_Options]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def pb_relax_attention(

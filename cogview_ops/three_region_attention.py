@@ -4,12 +4,46 @@ CogView, arXiv 2105.13290, appendix B, figure 11. The pattern is in `patterns.th
 `three_region_pivot`; training, evaluation and decoding use the same one.
 """
 
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from . import _checks, _dispatch, _registration, reference
+
+
+class _Options(TypedDict, total=False):
+    """Of `three_region_attention`, but for return_lse: what type checkers read."""
+
+    block_size: int
+    window_blocks: int
+    pivot_bias: float
+    scale: float | None
+    impl: str
+
+
+@overload
+def three_region_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pivots: Tensor,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[_Options],
+) -> Tensor: ...
+
+
+@overload
+def three_region_attention(
+    query: Tensor, key: Tensor, value: Tensor, pivots: Tensor, *, return_lse: Literal[True], **options: Unpack[_Options]
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def three_region_attention(
+    query: Tensor, key: Tensor, value: Tensor, pivots: Tensor, *, return_lse: bool, **options: Unpack[_Options]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def three_region_attention(

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "attention_modules": {*BASIC, "kv_cache", "", "_checks"},
     "modules": {*BASIC, "kv_cache", "attention_modules"},
     "info": {"", "_dispatch", "_manifest"},
-    "__init__": {*BASIC, *COMPOSITIONS, "modules"},
+    "__init__": {*BASIC, *COMPOSITIONS, "modules", "patterns", "reference", "info", "triton"},  # the last on demand
 }
 TRITON = {"patterns", "_checks", "_dispatch", "_local_options", "_registration", *BASIC}  # never the reference
 
