@@ -92,7 +92,8 @@ def local_attention_2d(
         key, value: `[B, Hkv, H*W, D]`, Hkv divides heads (grouped queries).
         grid: (H, W).
         kernel_size: (kh, kw), odd, at most (2H-1, 2W-1); with a dilation 2 * ceil(H / dilation[0]) - 1, with "shift"
-            H // dilation[0], and likewise for columns.
+            H // dilation[0], and likewise for columns. The largest has all of the image in every window. One window
+            for images of several sizes: `(min(kh, 2 * H - 1), min(kw, 2 * W - 1))`.
         dilation: of rows and columns, or one for both, at least 1.
         edge: "clip" or "shift"; with raster_causal only "clip".
         prefix_key, prefix_value: `[B, Hkv, P, D]`, together.
@@ -109,12 +110,8 @@ def local_attention_2d(
     _checks.attention(query, key, value)
     _checks.grid_tokens(key, "key", grid, "grid")
     window = _checks.local_window(grid, kernel_size, dilation, raster_causal, edge)
-    _checks.require(
-        query.shape[2] == key.shape[2],
-        "query",
-        f"{key.shape[2]} tokens (grid {grid})",
-        f"shape {tuple(query.shape)}",
-    )
+    if query.shape[2] != key.shape[2]:
+        _checks.tokens(query, "query", key.shape[2], f"grid {grid}")
     prefix = _checks.prefix(query, key, prefix_key, prefix_value, prefix_mask, prefix_bias)
     coarse = _checks.coarse(query, key, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)
     options = Options(window, prefix, coarse, _checks.scale(scale, query))

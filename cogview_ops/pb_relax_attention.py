@@ -77,7 +77,9 @@ def pb_relax_attention(
     """
     _checks.attention(query, key, value)
     _checks.require(key.shape[2] >= 1, "key", "at least one token", f"shape {tuple(key.shape)}")
-    _checks.finite(alpha, "alpha", positive=True)
+    alpha = _checks.finite(alpha, "alpha", query.dtype, positive=True)
+    if mask is not None:
+        _checks.mask(mask, query, (*query.shape[:3], key.shape[2]))
     scale = _checks.scale(scale, query)
     query, key, value = _registration.autocast(query, key, value)
     (batch, heads, queries, dim), (_, kv_heads, keys, _) = query.shape, key.shape

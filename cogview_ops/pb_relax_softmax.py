@@ -40,14 +40,9 @@ def pb_relax_softmax(
     _checks.require(scores.dim() >= (2 if causal else 1), "scores", "[..., R, K]", f"shape {tuple(scores.shape)}")
     _checks.require(scores.shape[-1] >= 1, "scores", "rows of at least one entry", f"shape {tuple(scores.shape)}")
     _checks.last_contiguous(scores, "scores")
-    _checks.finite(alpha, "alpha", positive=True)
+    alpha = _checks.finite(alpha, "alpha", scores.dtype, positive=True)
     if mask is not None:
-        _checks.tensor(mask, "mask", (torch.bool,))
-        _checks.require(mask.device == scores.device, "mask", f"scores' device {scores.device}", mask.device)
-        fits = mask.dim() <= scores.dim() and all(
-            m in (1, s) for m, s in zip(reversed(mask.shape), reversed(scores.shape), strict=False)
-        )
-        _checks.require(fits, "mask", f"a shape that broadcasts to {tuple(scores.shape)}", tuple(mask.shape))
+        _checks.mask(mask, scores, scores.shape)
         mask = mask.expand(scores.shape)
     (scores,) = _registration.autocast(scores)
     ops = _dispatch.select("pb_relax_softmax_fwd", impl, scores)

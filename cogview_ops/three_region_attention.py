@@ -80,14 +80,9 @@ def three_region_attention(
         `[B, H, S, D]` in query's dtype and layout; with `return_lse` the pair (out, lse), both differentiable.
     """
     _checks.attention(query, key, value)
-    _checks.require(
-        key.shape[2] == query.shape[2],
-        "key",
-        f"{query.shape[2]} tokens as query",
-        f"shape {tuple(key.shape)}",
-    )
+    _checks.same_tokens(key, query)
     _checks.pivots(pivots, query, key.shape[2])
-    _check_pattern(block_size, window_blocks, pivot_bias)
+    block_size, window_blocks, pivot_bias = _pattern(query, block_size, window_blocks, pivot_bias)
     scale = _checks.scale(scale, query)
     query, key, value = _registration.autocast(query, key, value)
     ops = _dispatch.select("three_region_attention_fwd", impl, query)
@@ -140,7 +135,7 @@ def three_region_attention_decode(
     _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
     _checks.pivots(pivots, query, key_cache.shape[2])
     _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2])
-    _check_pattern(block_size, window_blocks, pivot_bias)
+    block_size, window_blocks, pivot_bias = _pattern(query, block_size, window_blocks, pivot_bias)
     scale = _checks.scale(scale, query)
     query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
     ops = _dispatch.select("three_region_attention_decode", impl, query)
@@ -163,10 +158,10 @@ def three_region_attention_decode(
     )
 
 
-def _check_pattern(block_size: int, window_blocks: int, pivot_bias: float) -> None:
-    _checks.integer(block_size, "block_size", 1)
-    _checks.integer(window_blocks, "window_blocks", 1)
-    _checks.finite(pivot_bias, "pivot_bias")
+def _pattern(query: Tensor, block_size: Any, window_blocks: Any, pivot_bias: Any) -> tuple[int, int, float]:
+    block_size = _checks.integer(block_size, "block_size", 1)
+    window_blocks = _checks.integer(window_blocks, "window_blocks", 1)
+    return block_size, window_blocks, _checks.finite(pivot_bias, "pivot_bias", query.dtype)
 
 
 def _bwd_fake(dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:

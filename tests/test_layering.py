@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     **{op: {*BASIC, "_checks", "_registration", "reference", "patterns"} for op in COMPOSITIONS},
     "kv_cache": {"_checks"},
     "attention_modules": {*BASIC, "kv_cache", "", "_checks"},
-    "modules": {*BASIC, "kv_cache", "attention_modules"},
+    "modules": {*BASIC, "_checks", "kv_cache", "attention_modules"},
     "info": {"", "_dispatch", "_manifest"},
     "__init__": {*BASIC, *COMPOSITIONS, "modules", "patterns", "reference", "info", "triton"},  # the last on demand
 }
