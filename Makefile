@@ -88,6 +88,7 @@ lint: $(STAMPS)/extension
 	@$(PY) -m ruff check -q
 	@$(PY) -m ruff format -q --check
 	@$(PY) -m mypy --no-error-summary
+	@$(PY) -m mypy --no-error-summary --strict --follow-imports silent tests/operators/typed_example.py
 	@clang-format --dry-run --Werror $(CPP)
 
 format: $(STAMPS)/extension

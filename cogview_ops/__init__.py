@@ -6,6 +6,12 @@ Operators may be called from several Python threads at once. In a forked process
 `torch.set_num_threads(1)` first, which DataLoader's workers have done: OpenMP's threads do not survive a fork.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import modules as modules
+from . import patterns as patterns
+from . import reference as reference
 from .cogview2_attention import cogview2_attention
 from .dalle_attention import dalle_attention, dalle_attention_decode
 from .local_attention_2d import local_attention_2d, local_attention_2d_decode
@@ -32,3 +38,14 @@ __all__ = [
     "three_region_attention_decode",
 ]
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import info as info
+    from . import triton as triton
+else:
+
+    def __getattr__(name: str) -> Any:
+        """The submodules that are slow to import, need Triton or are run by `python -m`: when they are asked for."""
+        if name in ("info", "triton"):
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

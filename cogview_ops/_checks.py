@@ -5,6 +5,8 @@ COGVIEW_OPS_CHECK=1, because reading them waits for the device.
 """
 
 import math
+import numbers
+import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,13 +29,21 @@ def require(ok: bool, name: str, expected: str | Callable[[], str], got: Any) ->
         raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
+def _swapped(suspected: bool, x: Tensor, name: str) -> str:
+    """The end of a message about sizes, where they fit tensors whose tokens come before their heads."""
+    if not suspected:
+        return ""
+    return f"; {name} should be [B, H, S, D], and its shape {tuple(x.shape)} looks like [B, S, H, D]"
+
+
 def tensor(x: Any, name: str, dtypes: Sequence[torch.dtype] = FLOATS, ndim: int | None = None) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if x.dtype not in dtypes:
         raise TypeError(f"{name}: expected dtype {_names(dtypes)}, got {_names([x.dtype])}")
-    if ndim is not None:
-        require(x.dim() == ndim, name, lambda: f"{ndim} dimensions", lambda: f"shape {tuple(x.shape)}")
+    if ndim is not None and x.dim() != ndim:
+        layout = " [B, H, S, D]" if ndim == 4 else ""
+        raise ValueError(f"{name}: expected {ndim} dimensions{layout}, got shape {tuple(x.shape)}")
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:
@@ -58,10 +68,30 @@ def last_contiguous(x: Tensor, name: str) -> None:
         require(x.stride(-1) == 1, name, "a contiguous last dimension", lambda: f"stride {x.stride(-1)}")
 
 
-def integer(x: Any, name: str, minimum: int) -> None:
-    if isinstance(x, bool) or not isinstance(x, (int, torch.SymInt)):
-        raise TypeError(f"{name}: expected an int, got {type(x).__name__}")
+def integer(x: Any, name: str, minimum: int) -> int:
+    """x, NumPy's as Python's."""
+    if type(x) is not int and not isinstance(x, torch.SymInt):
+        x = _index(x, name)
     require(x >= minimum, name, lambda: f"at least {minimum}", x)
+    if type(x) is int and x >= 2**63:
+        raise ValueError(f"{name}: expected an int below 2**63, got {x}")
+    return x
+
+
+def _index(x: Any, name: str) -> int:
+    _leave_graph()
+    try:
+        if not isinstance(x, (bool, Tensor)):
+            return operator.index(x)
+    except TypeError:
+        pass
+    raise TypeError(f"{name}: expected an int, got {type(x).__name__}")
+
+
+def _leave_graph() -> None:
+    """Dynamo makes a tensor of a NumPy scalar, whose value no graph knows."""
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break("a NumPy number among the arguments: a graph takes those of Python")
 
 
 def boolean(x: Any, name: str) -> None:
@@ -69,20 +99,35 @@ def boolean(x: Any, name: str) -> None:
         raise TypeError(f"{name}: expected True or False, got {x!r}")
 
 
-def finite(x: Any, name: str, *, positive: bool = False) -> None:
-    if isinstance(x, bool) or not isinstance(x, (int, float, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"{name}: expected a number, got {type(x).__name__}")
+def finite(x: Any, name: str, dtype: torch.dtype = torch.float32, *, positive: bool = False) -> float:
+    """x, NumPy's as Python's, if the kernels can hold it, also times the binary logarithm of e, where they compute with
+    `dtype`; with `positive` as a normal number above 0."""
+    if type(x) is not float and type(x) is not int and not isinstance(x, (torch.SymInt, torch.SymFloat)):
+        x = _real(x, name)
     for ok in (x > -math.inf, x < math.inf):  # math.isfinite breaks graphs of dynamic floats
         require(ok, name, "a finite number", x)
     if positive:
         require(x > 0, name, "a number above 0", x)
+    held = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
+    least, most = held.tiny if positive else -held.max / 2, held.max / 2
+    for ok in (x >= least, x <= most):
+        require(ok, name, lambda: f"a number from {least:.2g} to {most:.2g}", x)
+    return x
 
 
-def pair(x: Any, name: str, minimum: int = 1) -> None:
+def _real(x: Any, name: str) -> float:
+    _leave_graph()
+    if not isinstance(x, Tensor) and getattr(x, "ndim", None) == 0:  # what Dynamo makes of a scalar is an array
+        x = x.item()
+    if isinstance(x, bool) or not isinstance(x, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {type(x).__name__}")
+    return float(x)
+
+
+def pair(x: Any, name: str, minimum: int = 1) -> tuple[int, int]:
     if not isinstance(x, (tuple, list)) or len(x) != 2:
         raise TypeError(f"{name}: expected a pair of ints (rows, columns), got {x!r}")
-    for value in x:
-        integer(value, name, minimum)
+    return integer(x[0], name, minimum), integer(x[1], name, minimum)
 
 
 def choice(x: Any, name: str, allowed: Sequence[Any]) -> None:
@@ -93,8 +138,7 @@ def scale(x: Any, query: Tensor) -> float:
     """The scale of an attention: `head_dim ** -0.5` where none is given."""
     if x is None:
         return query.shape[-1] ** -0.5
-    finite(x, "scale")
-    return float(x)
+    return float(finite(x, "scale", query.dtype))
 
 
 def attention(query: Any, key: Any, value: Any, key_name: str = "key", value_name: str = "value") -> None:
@@ -114,8 +158,29 @@ def attention(query: Any, key: Any, value: Any, key_name: str = "key", value_nam
     )
     kv_heads = key.shape[1]
     divides = kv_heads == heads or (kv_heads > 0 and heads % kv_heads == 0)
-    require(divides, key_name, lambda: f"a number of heads that divides query's {heads}", kv_heads)
-    shape(value, value_name, key.shape)
+    if not divides:
+        tokens, of = key.shape[1:3]
+        hint = _swapped(tokens > of > 0 and (heads % of == 0 or query.shape[2] % of == 0), key, key_name)
+        raise ValueError(f"{key_name}: expected a number of heads that divides query's {heads}, got {kv_heads}{hint}")
+    if value.shape != key.shape:
+        hint = _swapped(value.shape == key.transpose(1, 2).shape, value, value_name)
+        raise ValueError(f"{value_name}: expected shape {tuple(key.shape)}, got {tuple(value.shape)}{hint}")
+
+
+def tokens(x: Tensor, name: str, count: int, why: str) -> None:
+    """x `[B, H, S, D]` has `count` tokens, those of `why`."""
+    if x.shape[2] != count:
+        hint = _swapped(x.shape[1] == count, x, name)
+        raise ValueError(f"{name}: expected {count} tokens ({why}), got shape {tuple(x.shape)}{hint}")
+
+
+def same_tokens(key: Tensor, query: Tensor) -> None:
+    """Of self-attention."""
+    heads, count = query.shape[1:3]
+    if key.shape[2] != count:
+        grouped = key.shape[1] == heads > count and key.shape[2] > 0 and count % key.shape[2] == 0
+        hint = _swapped(grouped, key, "key")
+        raise ValueError(f"key: expected {count} tokens as query, got shape {tuple(key.shape)}{hint}")
 
 
 def pivots(x: Any, query: Tensor, num_keys: int) -> None:
@@ -130,9 +195,9 @@ def pivots(x: Any, query: Tensor, num_keys: int) -> None:
         row = int((~ordered).any(1).nonzero()[0])
         raise ValueError(f"pivots: expected strictly ascending rows, then -1 as padding, got {x[row].tolist()}")
     least, most = x.aminmax()
-    require(
-        bool((least >= -1) & (most < num_keys)), "pivots", lambda: f"indices below {num_keys} or -1", lambda: _range(x)
-    )
+    if not bool((least >= -1) & (most < num_keys)):
+        hint = _swapped(num_keys <= most < query.shape[1] > query.shape[2], query, "query")
+        raise ValueError(f"pivots: expected indices below {num_keys} or -1, got {_range(x)}{hint}")
 
 
 def cache_seqlens(x: Any, query: Tensor, capacity: int, before: int = 0) -> None:
@@ -159,6 +224,16 @@ def _readable(x: Tensor) -> bool:
     if isinstance(x, torch._subclasses.FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return False
     return x.device.type == "cpu" or os.environ.get("COGVIEW_OPS_CHECK") == "1"
+
+
+def mask(x: Any, of: Tensor, shape: Sequence[int]) -> None:
+    """A mask of scores of this shape: those given, or those of a query."""
+    tensor(x, "mask", (torch.bool,))
+    require(x.device == of.device, "mask", lambda: f"device {of.device}", x.device)
+    sizes = zip(reversed(x.shape), reversed(shape), strict=False)
+    if x.dim() > len(shape) or not all(m in (1, s) for m, s in sizes):
+        hint = _swapped(of.shape[-1] != shape[-1] and x.dim() > 1 and x.shape[-2] == of.shape[1] != 1, of, "query")
+        raise ValueError(f"mask: expected a shape that broadcasts to {tuple(shape)}, got {tuple(x.shape)}{hint}")
 
 
 def no_forward_mode(name: str, *tensors: Tensor | None) -> None:
@@ -196,51 +271,55 @@ def together(**arguments: Any) -> None:
 
 
 def same_heads(x: Tensor, name: str, key: Tensor) -> None:
-    require(x.shape[1] == key.shape[1], name, lambda: f"key's {key.shape[1]} heads", x.shape[1])
+    if x.shape[1] != key.shape[1]:
+        hint = _swapped(x.shape[2] == key.shape[1], x, name)
+        raise ValueError(f"{name}: expected key's {key.shape[1]} heads, got {x.shape[1]}{hint}")
 
 
 def grid_tokens(key: Tensor, key_name: str, grid: Any, name: str) -> None:
     """A grid that key's tokens fill."""
-    pair(grid, name)
-    tokens = grid[0] * grid[1]
-    require(
-        key.shape[2] == tokens, name, lambda: f"{key_name}'s {key.shape[2]} tokens", lambda: f"{tuple(grid)}: {tokens}"
-    )
+    grid = pair(grid, name)
+    count = grid[0] * grid[1]
+    if key.shape[2] != count:
+        hint = _swapped(key.shape[1] == count, key, key_name)
+        raise ValueError(f"{name}: expected {key_name}'s {key.shape[2]} tokens, got {grid}: {count}{hint}")
 
 
 def local_window(grid: Any, kernel_size: Any, dilation: Any, raster_causal: Any = False, edge: Any = "clip") -> Window:
     """A window of `local_attention_2d`; one dilation may stand for both axes."""
-    pair(grid, "grid")
+    grid = pair(grid, "grid")
     if isinstance(dilation, (tuple, list)):
-        pair(dilation, "dilation")
+        dilation = pair(dilation, "dilation")
     else:
-        integer(dilation, "dilation", 1)
-        dilation = dilation, dilation
-    odd_window(kernel_size, "kernel_size", grid, dilation, edge)
+        dilation = (integer(dilation, "dilation", 1),) * 2
+    kernel_size = odd_window(kernel_size, "kernel_size", grid, dilation, edge)
     boolean(raster_causal, "raster_causal")
     rule = "'clip' with raster_causal, of whose keys a shifted window would have too few"
-    require(not raster_causal or edge == "clip", "edge", rule, lambda: repr(edge))
-    return Window((grid[0], grid[1]), (kernel_size[0], kernel_size[1]), (dilation[0], dilation[1]), raster_causal, edge)
+    require(not raster_causal or edge == "clip", "edge", rule, repr(edge))
+    return Window(grid, kernel_size, dilation, raster_causal, edge)
 
 
 def odd_window(
     kernel: Any, name: str, grid: tuple[int, int], dilation: tuple[int, int] = (1, 1), edge: str = "clip"
-) -> None:
+) -> tuple[int, int]:
     """No larger than a grid can use; shifted, no larger than the least of the grids it moves in."""
-    pair(kernel, name)
+    kernel = pair(kernel, name)
     choice(edge, "edge", ("clip", "shift"))
     sizes = list(zip(grid, dilation, strict=True))
-    most, why = tuple(2 * ((n + d - 1) // d) - 1 for n, d in sizes), "2 * ceil(grid / dilation) - 1"
+    most, why = tuple(2 * -(-n // d) - 1 for n, d in sizes), "2 * ceil(grid / dilation) - 1"
     if edge == "shift":
-        most, why = tuple(n // d for n, d in sizes), "grid // dilation, with edge 'shift'"
+        if any(d > n for n, d in sizes):
+            raise ValueError(f"dilation: expected at most the grid {grid} with edge 'shift', got {dilation}")
+        most, why = tuple((n // d - 1) // 2 * 2 + 1 for n, d in sizes), "odd and grid // dilation, with edge 'shift'"
     for k, limit in zip(kernel, most, strict=True):
-        require(k % 2 == 1, name, "odd sizes", tuple(kernel))
-        require(k <= limit, name, lambda: f"at most {most}: {why}", tuple(kernel))
+        if k % 2 == 0 or k > limit:
+            raise ValueError(f"{name}: expected odd sizes, at most {most} ({why}), got {kernel}")
+    return kernel
 
 
 def prefix(query: Tensor, keys: Tensor, key: Any, value: Any, mask: Any, bias: Any) -> Prefix | None:
     """The prefix of an attention with `keys` of its own."""
-    finite(bias, "prefix_bias")
+    bias = finite(bias, "prefix_bias", query.dtype)
     together(prefix_key=key, prefix_value=value)
     if key is None:
         require(mask is None, "prefix_mask", "prefix_key and prefix_value with it", "none")
@@ -258,38 +337,30 @@ def coarse(
     query: Tensor, keys: Tensor, image: Any, key: Any, value: Any, grid: Any, kernel_size: Any, bias: Any
 ) -> Coarse | None:
     """The coarse grid of an attention with `keys` of its own, of an image."""
-    finite(bias, "coarse_bias")
+    bias = finite(bias, "coarse_bias", query.dtype)
     together(coarse_key=key, coarse_value=value, coarse_grid=grid, coarse_kernel_size=kernel_size)
     if key is None:
         return None
     attention(query, key, value, "coarse_key", "coarse_value")
     same_heads(key, "coarse_key", keys)
     grid_tokens(key, "coarse_key", grid, "coarse_grid")
-    coarse_window(image, grid, kernel_size)
-    return Coarse(key, value, (grid[0], grid[1]), (kernel_size[0], kernel_size[1]), bias)
+    return Coarse(key, value, *coarse_window(image, grid, kernel_size), bias)
 
 
-def coarse_window(image: Any, grid: Any, kernel_size: Any) -> None:
-    pair(grid, "coarse_grid")
-    odd_window(kernel_size, "coarse_kernel_size", grid)
+def coarse_window(image: Any, grid: Any, kernel_size: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    grid = pair(grid, "coarse_grid")
+    kernel_size = odd_window(kernel_size, "coarse_kernel_size", grid)
     divides = image[0] % grid[0] == 0 and image[1] % grid[1] == 0
     require(divides, "coarse_grid", lambda: f"a grid that divides {tuple(image)}", tuple(grid))
+    return grid, kernel_size
 
 
 def whole_sequence(lengths: Sequence[int], **tensors: Tensor) -> None:
     """Tensors `[B, H, S, D]` with the tokens of all parts, one after the other."""
+    count = sum(lengths)
     for name, x in tensors.items():
-        _has_tokens(x, name, lengths)
-
-
-def _has_tokens(x: Tensor, name: str, lengths: Sequence[int]) -> None:
-    expected, got = sum(lengths), x.shape[2]
-    require(
-        got == expected,
-        name,
-        lambda: f"{expected} tokens ({' + '.join(map(str, lengths))})",
-        lambda: f"shape {tuple(x.shape)}",
-    )
+        if x.shape[2] != count:
+            tokens(x, name, count, " + ".join(map(str, lengths)))
 
 
 def text_mask(x: Any, query: Tensor, text_len: int) -> None:
@@ -314,3 +385,17 @@ def room(lengths: Tensor, given: int, capacity: int) -> None:
     if _readable(lengths):
         left = capacity - int(lengths.max())
         require(given <= left, "key", lambda: f"at most {left} more tokens in a cache of {capacity}", given)
+
+
+def appended(x: Tensor, name: str, expected: tuple[int, int, int, int]) -> None:
+    """New tokens `[B, H, S, D]` for a cache."""
+    if tuple(x.shape) != expected:
+        batch, heads, _, dim = expected
+        hint = _swapped(tuple(x.shape) == (batch, x.shape[1], heads, dim), x, name)
+        raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}{hint}")
+
+
+def lse(x: Tensor, name: str, out: Tensor) -> None:
+    if x.shape != out.shape[:-1]:
+        hint = _swapped(x.dim() == 3 and out.dim() == 4 and x.mT.shape == out.shape[:-1], out, "its output")
+        raise ValueError(f"{name}: expected shape {tuple(out.shape[:-1])}, got {tuple(x.shape)}{hint}")

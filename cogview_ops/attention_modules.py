@@ -26,9 +26,9 @@ class _Attention(nn.Module):
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        _checks.integer(embed_dim, "embed_dim", 1)
-        _checks.integer(num_heads, "num_heads", 1)
-        _checks.integer(num_kv_heads, "num_kv_heads", 1)
+        embed_dim = _checks.integer(embed_dim, "embed_dim", 1)
+        num_heads = _checks.integer(num_heads, "num_heads", 1)
+        num_kv_heads = _checks.integer(num_kv_heads, "num_kv_heads", 1)
         _checks.require(
             num_heads % num_kv_heads == 0, "num_kv_heads", lambda: f"a divisor of {num_heads} heads", num_kv_heads
         )
@@ -37,7 +37,7 @@ class _Attention(nn.Module):
                 embed_dim % num_heads == 0, "num_heads", lambda: f"a divisor of embed_dim {embed_dim}", num_heads
             )
             head_dim = embed_dim // num_heads
-        _checks.integer(head_dim, "head_dim", 1)
+        head_dim = _checks.integer(head_dim, "head_dim", 1)
         self.num_heads, self.num_kv_heads, self.head_dim, self.pattern = num_heads, num_kv_heads, head_dim, pattern
         self.qkv_proj = nn.Linear(embed_dim, (num_heads + 2 * num_kv_heads) * head_dim, bias, **factory)
         self.out_proj = nn.Linear(num_heads * head_dim, embed_dim, bias, **factory)
@@ -95,7 +95,12 @@ class ThreeRegionAttention(_Attention):
         scale: float | None = None,
         **factory: Any,
     ) -> None:
-        pattern = {"block_size": block_size, "window_blocks": window_blocks, "pivot_bias": pivot_bias, "scale": scale}
+        pattern = {
+            "block_size": _checks.integer(block_size, "block_size", 1),
+            "window_blocks": _checks.integer(window_blocks, "window_blocks", 1),
+            "pivot_bias": _checks.finite(pivot_bias, "pivot_bias"),
+            "scale": None if scale is None else _checks.finite(scale, "scale"),
+        }
         super().__init__(embed_dim, num_heads, num_kv_heads, head_dim, bias, pattern, **factory)
 
     def make_cache(self, batch_size: int, max_tokens: int, *, dtype: torch.dtype | None = None) -> KVCache:
@@ -156,16 +161,19 @@ class LocalAttention2d(_Attention):
         scale: float | None = None,
         **factory: Any,
     ) -> None:
-        _checks.local_window(grid, kernel_size, dilation, raster_causal, edge)
+        window = _checks.local_window(grid, kernel_size, dilation, raster_causal, edge)
+        _checks.together(coarse_grid=coarse_grid, coarse_kernel_size=coarse_kernel_size)
+        if coarse_grid is not None:
+            coarse_grid, coarse_kernel_size = _checks.coarse_window(window.grid, coarse_grid, coarse_kernel_size)
         pattern = {
-            "grid": grid,
-            "kernel_size": kernel_size,
-            "dilation": dilation,
-            "prefix_bias": prefix_bias,
+            "grid": window.grid,
+            "kernel_size": window.kernel_size,
+            "dilation": window.dilation,
+            "prefix_bias": _checks.finite(prefix_bias, "prefix_bias"),
             "coarse_grid": coarse_grid,
             "coarse_kernel_size": coarse_kernel_size,
-            "coarse_bias": coarse_bias,
-            "scale": scale,
+            "coarse_bias": _checks.finite(coarse_bias, "coarse_bias"),
+            "scale": None if scale is None else _checks.finite(scale, "scale"),
         }
         super().__init__(embed_dim, num_heads, num_kv_heads, head_dim, bias, pattern, **factory)
         self.edge, self.raster_causal = edge, raster_causal

@@ -60,7 +60,12 @@ def cogview2_attention(
     """
     query, key, value = _registration.autocast(query, key, value)
     _checks.attention(query, key, value)
-    lengths = _lengths(text_len, grid, kernel_size, raster_causal, coarse_grid, coarse_kernel_size)
+    text_len = _checks.integer(text_len, "text_len", 1)
+    grid, kernel_size, *_ = _checks.local_window(grid, kernel_size, 1, raster_causal)
+    if coarse_grid is not None:
+        coarse_grid, coarse_kernel_size = _checks.coarse_window(grid, coarse_grid, coarse_kernel_size)
+    rows, columns = (0, 0) if coarse_grid is None else coarse_grid
+    lengths = [text_len, rows * columns, grid[0] * grid[1]]
     _checks.whole_sequence(lengths, query=query, key=key)
     _checks.text_mask(text_mask, query, text_len)
     scale = _checks.scale(scale, query)
@@ -81,18 +86,6 @@ def cogview2_attention(
         parts.append(local_attention_2d(cq, ck, cv, grid=coarse_grid, kernel_size=everywhere, **text, **how))
         parts.append(local_attention_2d(iq, ik, iv, **window, **coarse, **how))
     return _registration.cat_tokens(parts, query)
-
-
-def _lengths(
-    text_len: int, grid: Any, kernel_size: Any, raster_causal: Any, coarse_grid: Any, coarse_kernel_size: Any
-) -> list[int]:
-    """Of text, coarse image and image."""
-    _checks.integer(text_len, "text_len", 1)
-    _checks.local_window(grid, kernel_size, 1, raster_causal)
-    if coarse_grid is None:
-        return [text_len, 0, grid[0] * grid[1]]
-    _checks.coarse_window(grid, coarse_grid, coarse_kernel_size)
-    return [text_len, coarse_grid[0] * coarse_grid[1], grid[0] * grid[1]]
 
 
 def _text(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:

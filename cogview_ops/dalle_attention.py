@@ -70,8 +70,8 @@ def dalle_attention(
     """
     query, key, value = _registration.autocast(query, key, value)
     _checks.attention(query, key, value)
-    pattern = Pattern(kind, text_len, grid, kernel_size, wrap)
-    lengths = _check_pattern(query, pattern, text_mask)
+    pattern = _checked_pattern(kind, text_len, grid, kernel_size, wrap)
+    lengths = _lengths(query, pattern, text_mask)
     _checks.whole_sequence(lengths, query=query, key=key)
     if impl == "reference":
         how: dict[str, Any] = {"text_mask": text_mask, "scale": _checks.scale(scale, query)}
@@ -112,8 +112,8 @@ def dalle_attention_decode(
     """
     query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
     _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
-    pattern = Pattern(kind, text_len, grid, kernel_size, wrap)
-    lengths = _check_pattern(query, pattern, text_mask)
+    pattern = _checked_pattern(kind, text_len, grid, kernel_size, wrap)
+    lengths = _lengths(query, pattern, text_mask)
     _checks.whole_sequence(lengths, key_cache=key_cache)
     _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2], before=text_len)
     if impl == "reference":
@@ -126,18 +126,21 @@ def dalle_attention_decode(
     return local_attention_2d_decode(query, ik, iv, cache_seqlens - text_len, **prefix, **_window(pattern), **how)
 
 
-def _check_pattern(query: Tensor, pattern: Pattern, text_mask: Any) -> list[int]:
-    """Lengths of text and image."""
-    kind, text_len, grid, kernel_size, wrap = pattern
+def _checked_pattern(kind: Any, text_len: Any, grid: Any, kernel_size: Any, wrap: Any) -> Pattern:
     _checks.choice(kind, "kind", KINDS)
-    _checks.integer(text_len, "text_len", 1)
-    _checks.pair(grid, "grid")
-    _checks.integer(kernel_size, "kernel_size", 1)
+    text_len = _checks.integer(text_len, "text_len", 1)
+    grid = _checks.pair(grid, "grid")
+    kernel_size = _checks.integer(kernel_size, "kernel_size", 1)
     _checks.require(kernel_size % 2 == 1, "kernel_size", "an odd size", kernel_size)
     _checks.boolean(wrap, "wrap")
     _checks.require(kind == "row" or not wrap, "wrap", lambda: f"False for kind {kind!r}, only rows wrap", wrap)
-    _checks.text_mask(text_mask, query, text_len)
-    return [text_len, grid[0] * grid[1]]
+    return Pattern(kind, text_len, grid, kernel_size, wrap)
+
+
+def _lengths(query: Tensor, pattern: Pattern, text_mask: Any) -> list[int]:
+    """Of text and image."""
+    _checks.text_mask(text_mask, query, pattern.text_len)
+    return [pattern.text_len, pattern.grid[0] * pattern.grid[1]]
 
 
 def _window(pattern: Pattern) -> dict[str, Any]:

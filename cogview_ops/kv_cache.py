@@ -26,7 +26,7 @@ class KVCache:
     def __init__(self, batch_size: int, num_kv_heads: int, max_tokens: int, head_dim: int, **factory: Any) -> None:
         shape = {"batch_size": batch_size, "num_kv_heads": num_kv_heads, "max_tokens": max_tokens, "head_dim": head_dim}
         for name, size in shape.items():
-            _checks.integer(size, name, 0 if name == "batch_size" else 1)
+            shape[name] = _checks.integer(size, name, 0 if name == "batch_size" else 1)
         self.keys, self.values = (torch.zeros(*shape.values(), **factory) for _ in range(2))
         self.lengths = torch.zeros(batch_size, dtype=torch.int32, device=self.keys.device)
 
@@ -53,7 +53,7 @@ class KVCache:
             key, value = key.to(self.keys.dtype), value.to(self.keys.dtype)
         for x, name in ((key, "key"), (value, "value")):
             _checks.same(x, name, self.keys, "the cache")
-            _checks.shape(x, name, (batch, heads, key.shape[2], dim))
+            _checks.appended(x, name, (batch, heads, key.shape[2], dim))
         if new_tokens is not None:
             _checks.new_tokens(new_tokens, self.lengths, key.shape[2])
         _checks.room(self.lengths, key.shape[2], capacity)

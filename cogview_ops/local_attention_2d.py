@@ -5,13 +5,52 @@ and (k, k), raster-causal with the text as prefix, are strict row, column and co
 """
 
 import itertools
-from typing import Any
+from typing import Any, Literal, Required, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from . import _checks, _dispatch, _registration, reference
 from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Options, flatten, unflatten
+
+
+class _Options(TypedDict, total=False):
+    """Of `local_attention_2d`, but for return_lse: what type checkers read."""
+
+    grid: Required[tuple[int, int]]
+    kernel_size: Required[tuple[int, int]]
+    dilation: int | tuple[int, int]
+    edge: str
+    raster_causal: bool
+    prefix_key: Tensor | None
+    prefix_value: Tensor | None
+    prefix_mask: Tensor | None
+    prefix_bias: float
+    coarse_key: Tensor | None
+    coarse_value: Tensor | None
+    coarse_grid: tuple[int, int] | None
+    coarse_kernel_size: tuple[int, int] | None
+    coarse_bias: float
+    scale: float | None
+    impl: str
+
+
+@overload
+def local_attention_2d(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[False] = False, **options: Unpack[_Options]
+) -> Tensor: ...
+
+
+@overload
+def local_attention_2d(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[True], **options: Unpack[_Options]
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def local_attention_2d(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: bool, **options: Unpack[_Options]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def local_attention_2d(
@@ -54,7 +93,8 @@ def local_attention_2d(
             autocast in any: all are cast to autocast's, as SDPA does.
         grid: (H, W).
         kernel_size: (kh, kw), odd, at most (2H-1, 2W-1); with a dilation 2 * ceil(H / dilation[0]) - 1, with "shift"
-            H // dilation[0], and likewise for columns.
+            H // dilation[0], and likewise for columns. The largest has all of the image in every window. One window
+            for images of several sizes: `(min(kh, 2 * H - 1), min(kw, 2 * W - 1))`.
         dilation: of rows and columns, or one for both, at least 1.
         edge: "clip" or "shift"; with raster_causal only "clip".
         prefix_key, prefix_value: `[B, Hkv, P, D]`, together.
@@ -74,12 +114,8 @@ def local_attention_2d(
     _checks.attention(query, key, value)
     _checks.grid_tokens(key, "key", grid, "grid")
     window = _checks.local_window(grid, kernel_size, dilation, raster_causal, edge)
-    _checks.require(
-        query.shape[2] == key.shape[2],
-        "query",
-        lambda: f"{key.shape[2]} tokens (grid {grid})",
-        lambda: f"shape {tuple(query.shape)}",
-    )
+    if query.shape[2] != key.shape[2]:
+        _checks.tokens(query, "query", key.shape[2], f"grid {grid}")
     prefix = _checks.prefix(query, key, prefix_key, prefix_value, prefix_mask, prefix_bias)
     coarse = _checks.coarse(query, key, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)
     arguments = flatten(Options(window, prefix, coarse, _checks.scale(scale, query)))

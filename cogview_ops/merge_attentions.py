@@ -28,7 +28,7 @@ def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
         _checks.tensor(out, f"outputs[{k}]")
         _checks.tensor(part, f"lses[{k}]", (torch.float32, torch.float64))
         _checks.shape(out, f"outputs[{k}]", outputs[0].shape)
-        _checks.shape(part, f"lses[{k}]", outputs[0].shape[:-1])
+        _checks.lse(part, f"lses[{k}]", outputs[0])
     stacked = torch.stack(list(lses))
     alive = (stacked > -torch.inf).any(0)
     # rows without any key: a finite stand-in keeps NaN out of values and gradients

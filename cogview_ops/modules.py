@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import _checks
 from .attention_modules import LocalAttention2d, ThreeRegionAttention
 from .kv_cache import KVCache
 from .pb_relax_softmax import pb_relax_softmax
@@ -42,7 +43,7 @@ class PBRelaxSoftmax(nn.Module):
 
     def __init__(self, alpha: float = 32.0, *, causal: bool = False) -> None:
         super().__init__()
-        self.alpha = alpha
+        self.alpha = _checks.finite(alpha, "alpha", positive=True)
         self.causal = causal
 
     def forward(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -63,7 +64,7 @@ class PBRelaxLayerNorm(nn.LayerNorm):
     """
 
     def __init__(self, dim: int, eps: float = 1e-5, *, relax: str | None = "row", **factory: Any) -> None:
-        super().__init__(dim, eps, **factory)
+        super().__init__(_checks.integer(dim, "dim", 1), _checks.finite(eps, "eps", positive=True), **factory)
         self.relax = relax
 
     def forward(self, input: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class SandwichLayerNorm(nn.Module):
         super().__init__()
         self.post = PBRelaxLayerNorm(dim, eps, relax=relax, **factory)
         self.pre = PBRelaxLayerNorm(dim, eps, relax=relax, **factory)
-        self.dropout_p = dropout_p
+        self.dropout_p = _checks.finite(dropout_p, "dropout_p")
 
     def forward(self, branch: Tensor, residual: Tensor, seed: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`(h, x)`: h with shape and dtype of `residual` `[..., D]`, x of `branch`, which may be in a lower dtype.

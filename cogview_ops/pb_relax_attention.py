@@ -4,10 +4,40 @@ A composition: two matrix products around `pb_relax_softmax`. It stores all scor
 need no relaxation, because they keep scores in float32.
 """
 
+from typing import Literal, TypedDict, Unpack, overload
+
 from torch import Tensor
 
 from . import _checks, _registration
 from .pb_relax_softmax import pb_relax_softmax
+
+
+class _Options(TypedDict, total=False):
+    """Of `pb_relax_attention`, but for return_weights: what type checkers read."""
+
+    alpha: float
+    mask: Tensor | None
+    causal: bool
+    scale: float | None
+    impl: str
+
+
+@overload
+def pb_relax_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_weights: Literal[False] = False, **options: Unpack[_Options]
+) -> Tensor: ...
+
+
+@overload
+def pb_relax_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_weights: Literal[True], **options: Unpack[_Options]
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def pb_relax_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_weights: bool, **options: Unpack[_Options]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def pb_relax_attention(
@@ -49,7 +79,9 @@ def pb_relax_attention(
     query, key, value = _registration.autocast(query, key, value)
     _checks.attention(query, key, value)
     _checks.require(key.shape[2] >= 1, "key", "at least one token", lambda: f"shape {tuple(key.shape)}")
-    _checks.finite(alpha, "alpha", positive=True)
+    alpha = _checks.finite(alpha, "alpha", query.dtype, positive=True)
+    if mask is not None:
+        _checks.mask(mask, query, (*query.shape[:3], key.shape[2]))
     scale = _checks.scale(scale, query)
     (batch, heads, queries, dim), (_, kv_heads, keys, _) = query.shape, key.shape
     rows = heads // max(kv_heads, 1) * queries  # of all queries that share a key head

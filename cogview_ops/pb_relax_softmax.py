@@ -44,14 +44,9 @@ def pb_relax_softmax(
         scores.shape[-1] >= 1, "scores", "rows of at least one entry", lambda: f"shape {tuple(scores.shape)}"
     )
     _checks.last_contiguous(scores, "scores")
-    _checks.finite(alpha, "alpha", positive=True)
+    alpha = _checks.finite(alpha, "alpha", scores.dtype, positive=True)
     if mask is not None:
-        _checks.tensor(mask, "mask", (torch.bool,))
-        _checks.require(mask.device == scores.device, "mask", lambda: f"scores' device {scores.device}", mask.device)
-        fits = mask.dim() <= scores.dim() and all(
-            m in (1, s) for m, s in zip(reversed(mask.shape), reversed(scores.shape), strict=False)
-        )
-        _checks.require(fits, "mask", lambda: f"a shape that broadcasts to {tuple(scores.shape)}", tuple(mask.shape))
+        _checks.mask(mask, scores, scores.shape)
         mask = mask.expand(scores.shape)
     ops = _dispatch.select("pb_relax_softmax_fwd", impl, scores)
     if ops is None:

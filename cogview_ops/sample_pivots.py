@@ -34,7 +34,7 @@ def sample_pivots(
         lambda: f"text_mask's device {text_mask.device}",
         image_mask.device,
     )
-    _checks.integer(num_pivots, "num_pivots", 1)
+    num_pivots = _checks.integer(num_pivots, "num_pivots", 1)
     _checks.text_fits(text_mask, image_mask, num_pivots)
     batch, seqlen = text_mask.shape
     # the overload that takes a generator has no symbolic sizes

@@ -41,7 +41,7 @@ def layer_norm(
     """
     _check_input(x, "x")
     _check_weights(x, weight=weight, bias=bias)
-    _check_options(eps, relax)
+    eps = _check_options(x, eps, relax)
     weight, bias = _check_mix(x, weight, bias)
     ops = _dispatch.select("layer_norm_fwd", impl, x)
     if ops is None:
@@ -93,8 +93,8 @@ def sandwich_layer_norm(
     _checks.same(residual, "residual", branch, "branch", wider=True)
     _checks.shape(residual, "residual", branch.shape)
     _check_weights(branch, post_weight=post_weight, post_bias=post_bias, pre_weight=pre_weight, pre_bias=pre_bias)
-    _check_options(eps, relax)
-    _checks.finite(dropout_p, "dropout_p")
+    eps = _check_options(branch, eps, relax)
+    dropout_p = _checks.finite(dropout_p, "dropout_p")
     _checks.require(0 <= dropout_p <= 1, "dropout_p", "a probability", dropout_p)
     if dropout_p > 0:
         seed = _checked_seed(seed, branch)
@@ -126,9 +126,9 @@ def _check_weights(x: Tensor, **weights: Tensor | None) -> None:
         _checks.require(weight.device == x.device, name, lambda: f"the input's device {x.device}", weight.device)
 
 
-def _check_options(eps: float, relax: str | None) -> None:
-    _checks.finite(eps, "eps", positive=True)
+def _check_options(x: Tensor, eps: float, relax: str | None) -> float:
     _checks.choice(relax, "relax", tuple(_RELAX))
+    return _checks.finite(eps, "eps", x.dtype, positive=True)
 
 
 def _on_device(seed: int, device: torch.device) -> Tensor:
@@ -157,8 +157,7 @@ def _checked_seed(seed: Any, branch: Tensor) -> int | Tensor:
     elif seed is None:
         raise ValueError("seed: expected an int or a tensor of one when dropout_p > 0, got None")
     else:
-        _checks.integer(seed, "seed", 0)
-        _checks.require(seed < 2**63, "seed", "an int below 2**63", seed)
+        seed = _checks.integer(seed, "seed", 0)
     return seed
 
 

@@ -4,12 +4,46 @@ CogView, arXiv 2105.13290, appendix B, figure 11. The pattern is in `patterns.th
 `three_region_pivot`; training, evaluation and decoding use the same one.
 """
 
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from . import _checks, _dispatch, _registration, reference
+
+
+class _Options(TypedDict, total=False):
+    """Of `three_region_attention`, but for return_lse: what type checkers read."""
+
+    block_size: int
+    window_blocks: int
+    pivot_bias: float
+    scale: float | None
+    impl: str
+
+
+@overload
+def three_region_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pivots: Tensor,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[_Options],
+) -> Tensor: ...
+
+
+@overload
+def three_region_attention(
+    query: Tensor, key: Tensor, value: Tensor, pivots: Tensor, *, return_lse: Literal[True], **options: Unpack[_Options]
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def three_region_attention(
+    query: Tensor, key: Tensor, value: Tensor, pivots: Tensor, *, return_lse: bool, **options: Unpack[_Options]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def three_region_attention(
@@ -48,14 +82,9 @@ def three_region_attention(
     """
     query, key, value = _registration.autocast(query, key, value)
     _checks.attention(query, key, value)
-    _checks.require(
-        key.shape[2] == query.shape[2],
-        "key",
-        lambda: f"{query.shape[2]} tokens as query",
-        lambda: f"shape {tuple(key.shape)}",
-    )
+    _checks.same_tokens(key, query)
     _checks.pivots(pivots, query, key.shape[2])
-    _check_pattern(block_size, window_blocks, pivot_bias)
+    block_size, window_blocks, pivot_bias = _pattern(query, block_size, window_blocks, pivot_bias)
     scale = _checks.scale(scale, query)
     ops = _dispatch.select("three_region_attention_fwd", impl, query)
     if ops is None:
@@ -108,7 +137,7 @@ def three_region_attention_decode(
     _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
     _checks.pivots(pivots, query, key_cache.shape[2])
     _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2])
-    _check_pattern(block_size, window_blocks, pivot_bias)
+    block_size, window_blocks, pivot_bias = _pattern(query, block_size, window_blocks, pivot_bias)
     scale = _checks.scale(scale, query)
     ops = _dispatch.select("three_region_attention_decode", impl, query)
     if ops is None:
@@ -130,10 +159,10 @@ def three_region_attention_decode(
     )
 
 
-def _check_pattern(block_size: int, window_blocks: int, pivot_bias: float) -> None:
-    _checks.integer(block_size, "block_size", 1)
-    _checks.integer(window_blocks, "window_blocks", 1)
-    _checks.finite(pivot_bias, "pivot_bias")
+def _pattern(query: Tensor, block_size: Any, window_blocks: Any, pivot_bias: Any) -> tuple[int, int, float]:
+    block_size = _checks.integer(block_size, "block_size", 1)
+    window_blocks = _checks.integer(window_blocks, "window_blocks", 1)
+    return block_size, window_blocks, _checks.finite(pivot_bias, "pivot_bias", query.dtype)
 
 
 def _bwd_fake(dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:

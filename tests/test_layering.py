@@ -36,9 +36,9 @@ ALLOWED: dict[str, set[str]] = {
     **{op: {*BASIC, "_checks", "_registration", "reference", "patterns"} for op in COMPOSITIONS},
     "kv_cache": {"_checks", "_registration"},
     "attention_modules": {*BASIC, "kv_cache", "", "_checks", "_registration"},
-    "modules": {*BASIC, "kv_cache", "attention_modules"},
+    "modules": {*BASIC, "_checks", "kv_cache", "attention_modules"},
     "info": {"", "_dispatch", "_manifest"},
-    "__init__": {*BASIC, *COMPOSITIONS, "modules"},
+    "__init__": {*BASIC, *COMPOSITIONS, "modules", "patterns", "reference", "info", "triton"},  # the last on demand
 }
 TRITON = {"patterns", "_checks", "_dispatch", "_local_options", "_registration", *BASIC}  # never the reference
 
