@@ -153,9 +153,10 @@ def test_compiler(lines: list[str] | None, sentence: str, tmp_path: Path, monkey
     cxx = compiler(tmp_path / "c++", *lines) if lines else str(tmp_path / "c++")
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     with mock.patch.dict(os.environ, {"CXX": cxx, "COGVIEW_OPS_CUDA": "0", "UV": ""}):
-        build = runpy.run_path(str(ROOT / "setup.py"))["Build"]
-        monkeypatch.setattr(build.__base__, "run", mock.Mock(side_effect=RuntimeError("Error compiling objects")))
+        monkeypatch.setattr(sys, "argv", ["setup.py", "bdist_wheel"])
         with pytest.raises(SystemExit, match=f"^cogview-ops cannot be built: {sentence}$"):
+            build = runpy.run_path(str(ROOT / "setup.py"))["Build"]
+            monkeypatch.setattr(build.__base__, "run", mock.Mock(side_effect=RuntimeError("Error compiling objects")))
             build(setuptools.Distribution()).run()
 
 
