@@ -155,9 +155,14 @@ def test_compiler(lines: list[str] | None, sentence: str, tmp_path: Path, monkey
     with mock.patch.dict(os.environ, {"CXX": cxx, "COGVIEW_OPS_CUDA": "0", "UV": ""}):
         monkeypatch.setattr(sys, "argv", ["setup.py", "bdist_wheel"])
         with pytest.raises(SystemExit, match=f"^cogview-ops cannot be built: {sentence}$"):
-            build = runpy.run_path(str(ROOT / "setup.py"))["Build"]
-            monkeypatch.setattr(build.__base__, "run", mock.Mock(side_effect=RuntimeError("Error compiling objects")))
-            build(setuptools.Distribution()).run()
+            build_extension(monkeypatch)
+
+
+def build_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the point where files would be compiled, and there it fails."""
+    build = runpy.run_path(str(ROOT / "setup.py"))["Build"]
+    monkeypatch.setattr(build.__base__, "run", mock.Mock(side_effect=RuntimeError("Error compiling objects")))
+    build(setuptools.Distribution()).run()
 
 
 # --- what is installed -----------------------------------------------------------------------------------------------
