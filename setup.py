@@ -205,7 +205,6 @@ class Build(BuildExtension):
 
     def run(self):
         print(f"Building cogview-ops {self.plan}", flush=True)
-        check_compiler()
         try:
             super().run()
         except Exception as error:  # its traceback would bury the compiler's errors
@@ -252,4 +251,6 @@ def extension() -> setuptools.Extension:
 if DESCRIBES_ONLY:
     setuptools.setup(ext_modules=[setuptools.Extension("cogview_ops._C", [])])
 else:
+    if {"bdist_wheel", "editable_wheel", "build", "build_ext"} & set(sys.argv):
+        check_compiler()  # before a hundred lines about other files
     setuptools.setup(ext_modules=[extension()], cmdclass={"build_ext": Build})

@@ -21,6 +21,7 @@ from unittest import mock
 import conftest
 import pytest
 import setuptools
+import torch
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(sysconfig.get_paths()["purelib"])
@@ -37,21 +38,22 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def environment(folder: Path, *packages: str, torch: bool = False) -> Path:
-    """Python of a new virtual environment with some of the packages that are here, or all of them."""
+def environment(folder: Path, *packages: str) -> Path:
+    """Python of a new virtual environment with some of the packages that are here."""
     venv.create(folder, symlinks=True)
-    site = folder / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
     for package in packages:
-        (site / package).symlink_to(HERE / package)
-    if torch:
-        (site / "here.pth").write_text(f"{HERE}\n")
+        (site(folder) / package).symlink_to(HERE / package)
     return folder / "bin" / "python"
+
+
+def site(folder: Path) -> Path:
+    return folder / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
 
 
 def ran(folder: Path, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """In a shell's environment in which nothing says what is here."""
-    ours = ("PYTHON", "COGVIEW", "VIRTUAL_ENV", "CONDA", "CC", "CXX", "UV", "MAKE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    ours = r"(PYTHON|COGVIEW|VIRTUAL_ENV|CONDA|MAKE).*|CC|CXX|UV|UV_INTERNAL.*"
+    kept = {name: value for name, value in os.environ.items() if not re.fullmatch(ours, name)}
     return subprocess.run(
         [*map(str, command)], cwd=folder, env={**kept, **variables}, capture_output=True, text=True, timeout=1200
     )
@@ -151,10 +153,16 @@ def test_compiler(lines: list[str] | None, sentence: str, tmp_path: Path, monkey
     cxx = compiler(tmp_path / "c++", *lines) if lines else str(tmp_path / "c++")
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     with mock.patch.dict(os.environ, {"CXX": cxx, "COGVIEW_OPS_CUDA": "0", "UV": ""}):
-        build = runpy.run_path(str(ROOT / "setup.py"))["Build"]
-        monkeypatch.setattr(build.__base__, "run", mock.Mock(side_effect=RuntimeError("Error compiling objects")))
+        monkeypatch.setattr(sys, "argv", ["setup.py", "bdist_wheel"])
         with pytest.raises(SystemExit, match=f"^cogview-ops cannot be built: {sentence}$"):
-            build(setuptools.Distribution()).run()
+            build_extension(monkeypatch)
+
+
+def build_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the point where files would be compiled, and there it fails."""
+    build = runpy.run_path(str(ROOT / "setup.py"))["Build"]
+    monkeypatch.setattr(build.__base__, "run", mock.Mock(side_effect=RuntimeError("Error compiling objects")))
+    build(setuptools.Distribution()).run()
 
 
 # --- what is installed -----------------------------------------------------------------------------------------------
@@ -207,3 +215,137 @@ def test_misspelt_wish_for_all_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGVIEW_TESTS", "al")
     with pytest.raises(pytest.UsageError, match="COGVIEW_TESTS: expected all or nothing, got 'al'"):
         conftest.pytest_configure()
+
+
+# --- the ways --------------------------------------------------------------------------------------------------------
+
+tries_all = pytest.mark.skipif(os.environ.get("COGVIEW_TESTS") != "all", reason="takes minutes: COGVIEW_TESTS=all")
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bin/ of an environment with uv and build."""
+    folder = tmp_path_factory.mktemp("tools") / "venv"
+    venv.create(folder, symlinks=True, with_pip=True)
+    got = ran(folder, "bin/python", "-m", "pip", "install", "--retries=1", "uv", "build")
+    if got.returncode:
+        pytest.skip(f"no package index can be reached: {got.stderr.strip().splitlines()[-1]}")
+    return folder / "bin"
+
+
+class Shell:
+    """With an active environment that sees, if asked to, the torch that is here, and in a copy of the sources."""
+
+    def __init__(self, folder: Path, sources: Path, tools: Path, *, torch: bool, compiler: str):
+        self.bin, self.tools, self.variables = folder / "venv" / "bin", tools, {"CXX": compiler}
+        self.sources = shutil.copytree(sources, folder / "sources")
+        venv.create(folder / "venv", symlinks=True, with_pip=True)
+        (folder / "here").mkdir()
+        if torch:  # outside the environment, where nobody uninstalls it
+            hidden = r"cogview|__editable__|pip|setuptools|_distutils|distutils|pkg_resources|ninja|wheel"
+            for path in HERE.iterdir():
+                if not re.match(hidden, path.name):
+                    (folder / "here" / path.name).symlink_to(path)
+            (site(folder / "venv") / "here.pth").write_text(f"{folder / 'here'}\n")
+
+    def __call__(self, command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(self.bin), str(self.tools), os.environ["PATH"]])
+        active = {"PATH": path, "VIRTUAL_ENV": str(self.bin.parent), **self.variables}
+        done = ran(
+            folder or self.sources,
+            "sh",
+            "-c",
+            command.replace("python -m build", f"{self.tools}/python -m build"),
+            **active,
+        )
+        done.stdout += done.stderr
+        return done
+
+    def works(self, *commands: str) -> None:
+        for command in commands:
+            done = self(command)
+            assert done.returncode == 0, f"{command}\n{done.stdout}"
+
+    def fails(self, command: str, sentence: str, folder: Path | None = None) -> None:
+        done = self(command, folder)
+        assert done.returncode != 0
+        assert done.stdout.count(f"cogview-ops cannot be built: {sentence}") == 1, done.stdout
+        assert "Traceback" not in done.stdout
+        assert len(done.stdout.splitlines()) < 50, done.stdout
+
+    @property
+    def installed(self) -> bool:
+        return bool([*site(self.bin.parent).glob("cogview_ops/_C*.so"), *self.sources.glob("cogview_ops/_C*.so")])
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> str:
+    """A compiler of nothing."""
+    nothing = 'for a; do shift; case "$a" in *.cpp) set -- "$@" -x c++ /dev/null;; *) set -- "$@" "$a";; esac; done'
+    return compiler(tmp_path / "c++", nothing, 'exec c++ "$@"')
+
+
+PREPARED = "pip install 'setuptools>=77' ninja"
+WORKING = {
+    "pip": ["pip install ."],
+    "pip-not-isolated": [PREPARED, "pip install --no-build-isolation ."],
+    "pip-editable": [PREPARED, "pip install --no-build-isolation -e ."],
+    "pip-again-for-cuda": ["pip install .", "COGVIEW_OPS_CUDA=0 pip install ."],
+    # uv does not count what a .pth file shows
+    "uv": ["uv pip install 'setuptools>=77' ninja", "uv pip install --no-deps ."],
+    "uv-not-isolated": [PREPARED, "uv pip install --no-deps --no-build-isolation ."],
+    "sdist": ["python -m build --sdist", "pip install dist/*.tar.gz"],
+}
+NO_TOOLS = "{pip} install 'setuptools>=77' ninja, then {pip} install --no-build-isolation ."
+FAILING = {
+    "pip-no-torch": ("", "pip install .", "there is no torch in "),
+    "pip-old-setuptools": ("pip install setuptools==65.5.0 wheel", "pip install --no-build-isolation .",
+                           "setuptools is 65.5.0, 77 or newer is needed: " + NO_TOOLS.format(pip="pip")),
+    "pip-no-setuptools": ("pip uninstall -y setuptools", "pip install --no-build-isolation .",
+                          "there is no setuptools: " + NO_TOOLS.format(pip="pip")),
+    "uv-no-setuptools": ("pip uninstall -y setuptools", "uv pip install --no-deps .",
+                         "there is no setuptools: " + NO_TOOLS.format(pip="uv pip")),
+    "uv-old-setuptools": ("pip install setuptools==65.5.0 wheel", "uv pip install --no-deps .",
+                          "setuptools is 65.5.0, 77 or newer is needed: " + NO_TOOLS.format(pip="uv pip")),
+    "uv-elsewhere": ("", "uv pip install --no-deps ./sources",
+                     "it is isolated from your torch: " + NO_TOOLS.format(pip="uv pip")),
+    "build": ("", "python -m build --wheel", ISOLATED.format(pip="pip", then="python -m build --no-isolation")),
+    "pip-no-compiler": ("", "CXX=/nowhere/g++ pip install .", "/nowhere/g++: No such file or directory"),
+    "pip-no-cuda": ("", "COGVIEW_OPS_CUDA=1 pip install .", "COGVIEW_OPS_CUDA=1, but "),
+}  # fmt: skip
+
+
+@tries_all
+@pytest.mark.parametrize("way", WORKING)
+def test_way_that_works(way: str, sources: Path, tools: Path, quick: str, tmp_path: Path) -> None:
+    shell = Shell(tmp_path, sources, tools, torch=True, compiler=quick)
+    assert not shell.installed
+    shell.works(*WORKING[way])
+    assert shell.installed
+
+
+@tries_all
+@pytest.mark.parametrize("way", FAILING)
+def test_way_that_fails(way: str, sources: Path, tools: Path, quick: str, tmp_path: Path) -> None:
+    if way == "pip-no-cuda" and torch.version.cuda:
+        pytest.skip("this torch has CUDA")
+    shell = Shell(tmp_path, sources, tools, torch=way != "pip-no-torch", compiler=quick)
+    before, command, sentence = FAILING[way]
+    if before:
+        shell(before)
+    shell.fails(command, sentence, folder=tmp_path if way == "uv-elsewhere" else None)
+    assert not shell.installed
+    if sentence.endswith(NO_TOOLS.format(pip="pip")):  # what it says works
+        shell.works(*sentence.partition(": ")[2].split(", then "))
+        assert shell.installed
+
+
+@tries_all
+def test_lines_of_the_readme(sources: Path, tools: Path, tmp_path: Path) -> None:
+    """As they are printed, with a compiler that compiles."""
+    block = re.findall(r"\n## Install\n\n((?:    .*\n)+)", (ROOT / "README.md").read_text())[0]
+    shell = Shell(tmp_path, sources, tools, torch=True, compiler=os.environ.get("CXX", "c++"))
+    shell.works(*block.splitlines())
+    told = shell("python -P -m cogview_ops.info").stdout
+    assert "in use, of baseline" in told
+    assert "CUDA: " in told
