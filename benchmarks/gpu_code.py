@@ -43,8 +43,9 @@ OPS = {
 # of the CUDA C++ kernels: the file, and the template arguments of rows that are aligned and stay in registers
 CUDA = {
     "softmax": ("pb_relax_softmax", r"{}I{}Lb1ELi([1-9]\d*)EE"),
-    "layer_norm": ("sandwich_layer_norm", r"{}I{}Lb1ELi([1-9]\d*)ELb0E"),
-    "sandwich": ("sandwich_layer_norm", r"{}I{}Lb1ELi([1-9]\d*)ELb1E"),
+    # the residual's dtype is the branch's: a reference to it, or float again
+    "layer_norm": ("sandwich_layer_norm", r"{}I{}(?:S\w?_|(?<=If)f)Lb1ELi([1-9]\d*)ELb0E"),
+    "sandwich": ("sandwich_layer_norm", r"{}I{}(?:S\w?_|(?<=If)f)Lb1ELi([1-9]\d*)ELb1E"),
 }
 SCALARS = {"bf16": "13__nv_bfloat16", "fp16": "6__half", "fp32": "f"}
 NAMES = [f"{op}.{kernel}" for op, x in OPS.items() for kernel in x.kernels]

@@ -64,6 +64,7 @@ KERNELS = {
     "three_region": "rank_kernel gather_kernel forward_kernel grad_query_kernel grad_pivot_kernel grad_key_kernel "
     "decode_kernel combine_kernel",
     "local_2d": "forward_kernel grad_query_kernel grad_key_kernel decode_kernel combine_kernel",
+    "sandwich_wide": "forward_kernel backward_kernel",
     **dict.fromkeys(
         ("local_2d_shift", "local_2d_sets"),
         "forward_kernel grad_query_kernel grad_prefix_kernel grad_key_kernel decode_kernel combine_kernel",
