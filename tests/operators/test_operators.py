@@ -273,6 +273,48 @@ def test_vmap_is_a_loop(impl: str, case: Case) -> None:
     assert_bitwise(list(outputs), [torch.stack(parts) for parts in zip(*loop, strict=True)])
 
 
+@each(ALL)
+def test_vmap_over_nothing(impl: str, case: Case) -> None:
+    """The shapes of a loop that has no steps, and zero gradients."""
+    inputs = case.inputs(torch.float32, device_of(impl))
+    shared = next(iter(inputs)) if len(inputs) > 1 else ""  # without the dimension, so it gets a gradient
+    stacked = {k: x if k == shared else x.new_empty(*x.shape[:1], 0, *x.shape[1:]) for k, x in inputs.items()}
+    differentiated = stacked[shared or "scores"].requires_grad_(case.differentiable)
+    dims = {k: None if k == shared else 1 for k in inputs}
+    outputs = torch.vmap(lambda x: case(x, impl), (dims,))(stacked)
+    assert [(x.shape, x.dtype) for x in outputs] == [((0, *x.shape), x.dtype) for x in case(inputs, impl)]
+    if case.differentiable:
+        (grad,) = torch.autograd.grad(outputs[0].sum(), differentiated)
+        assert not grad.any()
+
+
+def loss_of(case: Case, impl: str) -> Any:
+    return lambda inputs: sum(x.square().sum() for x in case(inputs, impl) if x.is_floating_point())
+
+
+@each(DIFFERENTIABLE)
+def test_func_grad(impl: str, case: Case) -> None:
+    """torch.func's gradients are autograd's, also of each sample, and of a mean over samples."""
+    skip_slow(impl, unless=case.label == "tiny_local")
+    loss = loss_of(case, impl)
+    inputs = case.inputs(torch.float32, device_of(impl))
+    stacked = {k: torch.stack([x, x.flip(0)]) for k, x in inputs.items()}
+
+    def expected(inputs: Inputs) -> Inputs:
+        leaves = {k: x.clone().requires_grad_() for k, x in inputs.items()}
+        return dict(zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())), strict=True))
+
+    mine = torch.func.grad(loss)(inputs)
+    assert_bitwise(list(mine.values()), list(expected(inputs).values()))
+    loop = [expected({k: x[n] for k, x in stacked.items()}) for n in range(2)]
+    whole = [torch.stack([grads[k] for grads in loop]) for k in inputs]
+    assert_bitwise(list(torch.vmap(torch.func.grad(loss))(stacked).values()), whole)
+    assert_bitwise(list(torch.func.grad(lambda x: torch.vmap(loss)(x).sum())(stacked).values()), whole)
+    leaves = {k: x.clone().requires_grad_() for k, x in stacked.items()}
+    outside = torch.autograd.grad(torch.vmap(loss)(leaves).sum(), list(leaves.values()))
+    assert_bitwise(list(outside), whole)
+
+
 # --- derivatives that do not exist -----------------------------------------------------------------------------------
 
 
@@ -303,6 +345,24 @@ def test_forward_mode_raises(impl: str, case: Case) -> None:
             assert any(torch.autograd.forward_ad.unpack_dual(out).tangent is not None for out in outputs)
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(lambda x: case({**inputs, name: x}, impl)[0], (inputs[name],), (inputs[name],))
+
+
+@each(DIFFERENTIABLE)
+def test_second_derivative_of_func_raises(impl: str, case: Case) -> None:
+    skip_slow(impl, unless=case.label == "tiny_local")
+    inputs = case.inputs(torch.float64, device_of(impl))
+
+    def grad_size(inputs: Inputs) -> Tensor:
+        return sum(g.square().sum() for g in torch.func.grad(loss_of(case, impl))(inputs).values())  # type: ignore
+
+    with pytest.raises(NotImplementedError, match="impl='reference' can"):
+        torch.func.grad(grad_size)(inputs)
+
+
+@pytest.mark.parametrize("case", DECODE, ids=lambda case: case.label)
+def test_decode_cannot_be_differentiated_by_func(case: Case) -> None:
+    with pytest.raises(NotImplementedError, match=f"{case.op} cannot be differentiated; impl='reference' can"):
+        torch.func.grad(loss_of(case, "cpp"))(case.inputs(torch.float32))
 
 
 @pytest.mark.parametrize("case", DECODE, ids=lambda case: case.label)
