@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from . import _dispatch
+from . import _dispatch, _flops
 
 _libraries: dict[str, torch.library.Library] = {}
 # named, since torch 2.11 cannot trace torch.amp.is_autocast_available
@@ -50,6 +50,7 @@ def define(
     }
     function = type(name, (torch.autograd.Function,), {key: staticmethod(x) for key, x in methods.items()})
     _dispatch.record_function(namespace, name, function)
+    _flops.register(namespace, name)
 
 
 def implement(name: str, kernel: Callable[..., Any], devices: tuple[str, ...]) -> None:
