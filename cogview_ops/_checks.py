@@ -18,6 +18,8 @@ from ._local_options import Coarse, Prefix, Window
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
+# modes in which a comparison of real values gives no value
+_TRACING = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 
 
 def require(ok: bool, name: str, expected: str | Callable[[], str], got: Any) -> None:
@@ -222,6 +224,8 @@ def _readable(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or x.numel() == 0 or x.device.type == "meta":
         return False
     if isinstance(x, torch._subclasses.FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return False
+    if any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACING):
         return False
     return x.device.type == "cpu" or os.environ.get("COGVIEW_OPS_CHECK") == "1"
 

@@ -5,6 +5,7 @@ own, "reference" is plain torch. "auto" is the compiled or Triton kernel of the 
 reference: a slow formula that nobody asked for is worse than an error.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ except ImportError as error:  # usable without it: impl="reference"
 
 _WITH_CUDA = {name for operator in _manifest.KERNELS if operator.cuda for name in operator.registered}
 _compiled: set[tuple[str, str]] = set()  # (operator, "cpp" or "cuda"), filled as operators are defined
+_differentiable: dict[str, SimpleNamespace] = {}  # operators by namespace as torch.func takes them, filled likewise
 _triton: dict[str, tuple[str, ...]] = {}  # devices of an operator's Triton kernel, filled by `_load_triton`
 
 
@@ -32,6 +34,19 @@ def record(op: str) -> None:
     for impl, key in (("cpp", "CPU"), ("cuda", "CUDA")):
         if torch._C._dispatch_has_kernel_for_dispatch_key(f"cogview_ops::{op}", key):
             _compiled.add((op, impl))
+
+
+def record_function(namespace: str, op: str, function: type[torch.autograd.Function]) -> None:
+    """Note what torch.func calls in place of an operator."""
+    setattr(_differentiable.setdefault(namespace, SimpleNamespace()), op, function.apply)
+
+
+def operators(namespace: str) -> Any:
+    """The operators of a namespace. Within torch.func's transforms they are autograd functions, whose derivatives it
+    takes: those that are registered with an operator it does not."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return getattr(torch.ops, namespace)
+    return _differentiable[namespace]
 
 
 def record_triton(op: str, devices: tuple[str, ...]) -> None:
@@ -92,6 +107,6 @@ def select(op: str, impl: str, x: Tensor) -> Any:
         if reason is None and name == "triton" and device not in (*_triton[op], "meta"):
             reason = f"its Triton kernel runs on {' or '.join(_triton[op])} (on cpu with TRITON_INTERPRET=1)"
         if reason is None:
-            return torch.ops.cogview_ops_triton if name == "triton" else torch.ops.cogview_ops
+            return operators("cogview_ops_triton" if name == "triton" else "cogview_ops")
         reasons.append(f"{name}: {reason}")
     raise RuntimeError(f"{op} cannot run on a {device} tensor: {'; '.join(reasons)}. impl='reference' can.")

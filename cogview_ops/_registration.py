@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
-from . import _dispatch
+from . import _dispatch, _flops
 
 _libraries: dict[str, torch.library.Library] = {}
 # named, since torch 2.11 cannot trace torch.amp.is_autocast_available
@@ -39,7 +40,17 @@ def define(
             raise NotImplementedError(f"{name} cannot be differentiated; impl='reference' can")
 
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=library)
-    torch.library.register_vmap(op, _loop_over_batch(op), lib=library)
+    call = getattr(getattr(torch.ops, namespace), name)
+    torch.library.register_vmap(op, _loop_over_batch(call, fake), lib=library)
+    methods = {
+        "forward": call,
+        "setup_context": setup_context or (lambda ctx, inputs, output: None),
+        "backward": backward,
+        "vmap": _loop_over_batch(lambda *args: getattr(_dispatch.operators(namespace), name)(*args), fake),
+    }
+    function = type(name, (torch.autograd.Function,), {key: staticmethod(x) for key, x in methods.items()})
+    _dispatch.record_function(namespace, name, function)
+    _flops.register(namespace, name)
 
 
 def implement(name: str, kernel: Callable[..., Any], devices: tuple[str, ...]) -> None:
@@ -49,12 +60,20 @@ def implement(name: str, kernel: Callable[..., Any], devices: tuple[str, ...]) -
     _dispatch.record_triton(name, devices)
 
 
-def _loop_over_batch(op: str) -> Callable[..., Any]:
+def _loop_over_batch(call: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     """vmap as a loop of calls, stacked: the kernels have batch dimensions of their own for what must be fast."""
 
+    def nothing(args: Any, in_dims: Any) -> Any:
+        """Of no calls: the shapes of one, and zero gradients for what went in."""
+        one = [
+            x.new_empty(x.shape[:dim] + x.shape[dim + 1 :]) if isinstance(dim, int) else x
+            for x, dim in zip(args, in_dims, strict=True)
+        ]
+        floating = [x for x in args if isinstance(x, torch.Tensor) and x.is_floating_point()]
+        zero = torch.cat([x.flatten()[:0].float() for x in floating]).sum()
+        return tree_map(lambda out: out.new_empty(0, *out.shape) + zero.to(out.dtype), fake(*one))
+
     def rule(info: Any, in_dims: Any, *args: Any) -> Any:
-        namespace, name = op.split("::")
-        call = getattr(getattr(torch.ops, namespace), name)
         results = []
         for i in range(info.batch_size):
             # a list of ints has a list of None
@@ -62,10 +81,13 @@ def _loop_over_batch(op: str) -> Callable[..., Any]:
                 arg.select(dim, i) if isinstance(dim, int) else arg for arg, dim in zip(args, in_dims, strict=True)
             ]
             results.append(call(*picked))
-        if isinstance(results[0], torch.Tensor):
-            return torch.stack(results), 0
-        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
-        return stacked, (0,) * len(stacked)
+        if not results:
+            stacked = nothing(args, in_dims)
+        elif isinstance(results[0], torch.Tensor):
+            stacked = torch.stack(results)
+        else:
+            stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+        return stacked, tree_map(lambda x: 0, stacked)
 
     return rule
 

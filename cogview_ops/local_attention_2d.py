@@ -199,7 +199,7 @@ def _backward_of(namespace: str) -> Any:
         if dout is None and dlse is None:
             return (None,) * (3 + TENSORS + len(ctx.numbers))
         tensors = ctx.saved_tensors
-        grads = getattr(torch.ops, namespace).local_attention_2d_bwd(dout, dlse, *tensors, *ctx.numbers)
+        grads = _dispatch.operators(namespace).local_attention_2d_bwd(dout, dlse, *tensors, *ctx.numbers)
         given = zip(tensors[: len(grads)], grads, strict=True)
         return *(None if x is None else g for x, g in given), *(None,) * (TENSORS - WITH_GRADIENT + len(ctx.numbers))
 

@@ -71,7 +71,7 @@ def _setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
 def _backward_of(namespace: str) -> Any:
     def backward(ctx: Any, dout: Tensor) -> Any:
         (out,) = ctx.saved_tensors
-        ops = getattr(torch.ops, namespace)
+        ops = _dispatch.operators(namespace)
         return ops.pb_relax_softmax_bwd(dout, out, ctx.alpha, ctx.causal), None, None, None
 
     return backward

@@ -230,7 +230,7 @@ def _sandwich_setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _ln_backward_of(namespace: str) -> Any:
     def backward(ctx: Any, dout: Tensor, *_: Any) -> Any:
-        grads = getattr(torch.ops, namespace).layer_norm_bwd(dout, *ctx.saved_tensors)
+        grads = _dispatch.operators(namespace).layer_norm_bwd(dout, *ctx.saved_tensors)
         return *grads, None, None
 
     return backward
@@ -241,7 +241,7 @@ def _sandwich_backward_of(namespace: str) -> Any:
         if dh is None and dx is None:
             return (None,) * 10
         *saved, seed = ctx.saved_tensors
-        bwd = getattr(torch.ops, namespace).sandwich_layer_norm_bwd
+        bwd = _dispatch.operators(namespace).sandwich_layer_norm_bwd
         dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b = bwd(dh, dx, *saved, ctx.dropout_p, seed)
         return dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b, None, None, None, None
 

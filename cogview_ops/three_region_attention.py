@@ -179,7 +179,7 @@ def _backward_of(namespace: str) -> Any:
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> Any:
         if dout is None and dlse is None:
             return (None,) * 8
-        bwd = getattr(torch.ops, namespace).three_region_attention_bwd
+        bwd = _dispatch.operators(namespace).three_region_attention_bwd
         return *bwd(dout, dlse, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
 
     return backward

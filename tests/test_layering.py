@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "_local_options": set(),
     "_checks": {"_local_options"},
     "_dispatch": {"_C", "triton", "_manifest"},  # the latter on demand
-    "_registration": {"_dispatch"},
+    "_flops": {"_local_options"},
+    "_registration": {"_dispatch", "_flops"},
     "reference": {"patterns", "_local_options"},
     "_manifest": set(),
     **{op: {"_checks", "_dispatch", "_registration", "reference", "_local_options"} for op in BASIC},

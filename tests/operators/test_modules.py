@@ -332,3 +332,19 @@ def test_docstring_example() -> None:
     names = {"torch": torch, "x": torch.randn(1, 1024, 512), "ThreeRegionAttention": ThreeRegionAttention}
     exec("if True:\n" + example, names | {"sample_pivots": sample_pivots}, results := {})
     torch.testing.assert_close(results["y"][:, :65], torch.cat([results["prompt"], results["token"]], 1))
+
+
+def test_gradients_of_each_sample() -> None:
+    """Of whole modules, with torch.func: as of the samples one by one."""
+    module, pivots, x = attention(), some_pivots("text", 3, 30), torch.randn(3, 30, 24)
+
+    def loss(parameters: dict[str, Tensor], x: Tensor, pivots: Tensor) -> Tensor:
+        return torch.func.functional_call(module, parameters, (x[None], pivots[None])).square().sum()
+
+    parameters = dict(module.named_parameters())
+    detached = {name: p.detach() for name, p in parameters.items()}
+    mine = torch.vmap(torch.func.grad(loss), (None, 0, 0))(detached, x, pivots)
+    for n in range(3):
+        theirs = torch.autograd.grad(loss(parameters, x[n], pivots[n]), list(parameters.values()))
+        for a, b in zip(mine.values(), theirs, strict=True):
+            torch.testing.assert_close(a[n], b, rtol=1e-4, atol=1e-4)

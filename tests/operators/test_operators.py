@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ALL, BY_LABEL, DECODE, DIFFERENTIABLE
+from cases import ALL, BY_LABEL, DECODE, DIFFERENTIABLE, LOCAL_2D, OTHERS, THREE_REGION
 from common import (
     DTYPES,
     LAYOUTS,
@@ -20,6 +20,7 @@ from common import (
     gaps,
     heads_last,
     interpreted,
+    python,
     run,
     runnable,
     skip_slow,
@@ -27,8 +28,11 @@ from common import (
     unavailable,
 )
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from cogview_ops._manifest import KERNELS
 
@@ -254,6 +258,95 @@ def test_meta_tensors(impl: str, case: Case) -> None:
         assert (out.shape, out.dtype, out.stride(), out.device.type) == (real.shape, real.dtype, real.stride(), "meta")
 
 
+@each(ALL)
+def test_fake_tensor_mode(impl: str, case: Case) -> None:
+    """Pivots and lengths may stay real: their values are not looked at."""
+    inputs = case.inputs(torch.float32, device_of(impl))
+    expected = results(case, inputs, impl)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = results(case, {k: mode.from_tensor(x) for k, x in inputs.items()}, impl)
+    assert [(x.shape, x.dtype) for x in fakes] == [(x.shape, x.dtype) for x in expected]
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.label)
+def test_make_fx(case: Case) -> None:
+    """In its plain mode, which runs on real values and has none of them to look at."""
+    inputs = case.inputs(torch.float32)
+    graph = make_fx(lambda inputs: case(inputs, "cpp"))(inputs)
+    assert_bitwise(list(graph(inputs)), list(case(inputs, "cpp")))
+
+
+# --- floating-point operations ---------------------------------------------------------------------------------------
+
+
+def counted(case: Case, impl: str, differentiate: bool) -> int:
+    with FlopCounterMode(display=False) as counter:
+        if differentiate:
+            run(case, case.inputs(torch.float32), impl)
+        else:
+            case(case.inputs(torch.float32), impl)
+    return counter.get_total_flops()
+
+
+def pairs(case: Case) -> int:
+    """Of query and key, seen, of all samples and heads: the weights that equal values on one-hot keys show."""
+    inputs = {k: torch.zeros_like(x) for k, x in case.inputs(torch.float64).items()}
+    keys = [k for k in inputs if k.endswith("value") or k == "value_cache"]
+    total = sum(inputs[k].shape[2] for k in keys)
+    begin = 0
+    for k in keys:
+        batch, heads, tokens, _ = inputs[k].shape
+        inputs[k] = torch.eye(total, dtype=torch.float64)[begin : begin + tokens].expand(batch, heads, -1, -1)
+        begin += tokens
+    for k in inputs:
+        if k not in keys:
+            inputs[k] = inputs[k].new_zeros(*inputs[k].shape[:-1], total)
+    return int((case(inputs, "reference")[0] > 0).sum())
+
+
+@pytest.mark.parametrize("case", [*THREE_REGION, *LOCAL_2D], ids=lambda case: case.label)
+def test_flops(case: Case) -> None:
+    """Of every pair that the pattern shows two products forward and five backward; more where masks hide some."""
+    dim, seen = case.shapes["query"][-1], pairs(case)
+    forward, both = (counted(case, "cpp", differentiate) for differentiate in (False, True))
+    assert both == forward + forward * 5 // 2
+    pivots = case.options.get("pivots", torch.empty(0, 0))
+    hidden = case.options.get("prefix_mask") is not None
+    first = (pivots == torch.arange(pivots.shape[1])).all()
+    if hidden or not first:
+        assert forward >= 4 * dim * seen
+    else:
+        assert forward == 4 * dim * seen
+
+
+@pytest.mark.parametrize("case", DECODE, ids=lambda case: case.label)
+def test_flops_of_decodes(case: Case) -> None:
+    counted_flops, dim = counted(case, "cpp", False), case.shapes["query"][-1]
+    batch, heads, tokens, _ = case.shapes["query"]
+    assert 4 * dim * pairs(case) <= counted_flops <= 4 * dim * batch * heads * tokens * 75
+
+
+def test_flops_of_norms_are_not_counted_as_torch_does() -> None:
+    for case in OTHERS:
+        assert counted(case, "cpp", True) == 0
+
+
+@pytest.mark.parametrize("first", ["cogview_ops", "torch.utils.flop_counter"])
+def test_flops_whatever_is_imported_first(first: str) -> None:
+    """Without importing Triton, which the counter does."""
+    code = f"""
+import sys, torch, {first}
+if {first!r} == "cogview_ops": assert "triton" not in sys.modules
+import cogview_ops, torch.utils.flop_counter
+x = torch.randn(1, 1, 4, 8)
+with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    cogview_ops.local_attention_2d(x, x, x, grid=(2, 2), kernel_size=(3, 3))
+assert counter.get_total_flops() == 4 * 16 * 8, counter.get_total_flops()
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 # --- autocast and transforms -----------------------------------------------------------------------------------------
 
 
@@ -315,6 +408,48 @@ def test_vmap_is_a_loop(impl: str, case: Case) -> None:
     assert_bitwise(list(outputs), [torch.stack(parts) for parts in zip(*loop, strict=True)])
 
 
+@each(ALL)
+def test_vmap_over_nothing(impl: str, case: Case) -> None:
+    """The shapes of a loop that has no steps, and zero gradients."""
+    inputs = case.inputs(torch.float32, device_of(impl))
+    shared = next(iter(inputs)) if len(inputs) > 1 else ""  # without the dimension, so it gets a gradient
+    stacked = {k: x if k == shared else x.new_empty(*x.shape[:1], 0, *x.shape[1:]) for k, x in inputs.items()}
+    differentiated = stacked[shared or "scores"].requires_grad_(case.differentiable)
+    dims = {k: None if k == shared else 1 for k in inputs}
+    outputs = torch.vmap(lambda x: case(x, impl), (dims,))(stacked)
+    assert [(x.shape, x.dtype) for x in outputs] == [((0, *x.shape), x.dtype) for x in case(inputs, impl)]
+    if case.differentiable:
+        (grad,) = torch.autograd.grad(outputs[0].sum(), differentiated)
+        assert not grad.any()
+
+
+def loss_of(case: Case, impl: str) -> Any:
+    return lambda inputs: sum(x.square().sum() for x in case(inputs, impl) if x.is_floating_point())
+
+
+@each(DIFFERENTIABLE)
+def test_func_grad(impl: str, case: Case) -> None:
+    """torch.func's gradients are autograd's, also of each sample, and of a mean over samples."""
+    skip_slow(impl, unless=case.label == "tiny_local")
+    loss = loss_of(case, impl)
+    inputs = case.inputs(torch.float32, device_of(impl))
+    stacked = {k: torch.stack([x, x.flip(0)]) for k, x in inputs.items()}
+
+    def expected(inputs: Inputs) -> Inputs:
+        leaves = {k: x.clone().requires_grad_() for k, x in inputs.items()}
+        return dict(zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())), strict=True))
+
+    mine = torch.func.grad(loss)(inputs)
+    assert_bitwise(list(mine.values()), list(expected(inputs).values()))
+    loop = [expected({k: x[n] for k, x in stacked.items()}) for n in range(2)]
+    whole = [torch.stack([grads[k] for grads in loop]) for k in inputs]
+    assert_bitwise(list(torch.vmap(torch.func.grad(loss))(stacked).values()), whole)
+    assert_bitwise(list(torch.func.grad(lambda x: torch.vmap(loss)(x).sum())(stacked).values()), whole)
+    leaves = {k: x.clone().requires_grad_() for k, x in stacked.items()}
+    outside = torch.autograd.grad(torch.vmap(loss)(leaves).sum(), list(leaves.values()))
+    assert_bitwise(list(outside), whole)
+
+
 # --- derivatives that do not exist -----------------------------------------------------------------------------------
 
 
@@ -345,6 +480,24 @@ def test_forward_mode_raises(impl: str, case: Case) -> None:
             assert any(torch.autograd.forward_ad.unpack_dual(out).tangent is not None for out in outputs)
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(lambda x: case({**inputs, name: x}, impl)[0], (inputs[name],), (inputs[name],))
+
+
+@each(DIFFERENTIABLE)
+def test_second_derivative_of_func_raises(impl: str, case: Case) -> None:
+    skip_slow(impl, unless=case.label == "tiny_local")
+    inputs = case.inputs(torch.float64, device_of(impl))
+
+    def grad_size(inputs: Inputs) -> Tensor:
+        return sum(g.square().sum() for g in torch.func.grad(loss_of(case, impl))(inputs).values())  # type: ignore
+
+    with pytest.raises(NotImplementedError, match="impl='reference' can"):
+        torch.func.grad(grad_size)(inputs)
+
+
+@pytest.mark.parametrize("case", DECODE, ids=lambda case: case.label)
+def test_decode_cannot_be_differentiated_by_func(case: Case) -> None:
+    with pytest.raises(NotImplementedError, match=f"{case.op} cannot be differentiated; impl='reference' can"):
+        torch.func.grad(loss_of(case, "cpp"))(case.inputs(torch.float32))
 
 
 @pytest.mark.parametrize("case", DECODE, ids=lambda case: case.label)

@@ -1,0 +1,149 @@
+"""Formulas for `torch.utils.flop_counter`: of attention its matrix products over the pairs of query and key that its
+pattern sees, two forwards and five backwards, as torch counts SDPA. Norms and softmax have none, as torch's.
+
+Shapes are all that is known: masks count as all True, pivots as the first tokens and none as padding, cached sequences
+as full. So these are upper bounds, and exact where there is nothing of that kind.
+"""
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ._local_options import TENSORS, Arguments, Options, unflatten
+
+_MODULE = "torch.utils.flop_counter"
+
+
+def three_region_pairs(tokens: int, pivots: int, block_size: int, window_blocks: int) -> int:
+    """Of a sequence: causal in the block, all of the window's blocks before it, and pivots before those."""
+    pairs = 0
+    for begin in range(0, tokens, block_size):
+        rows, before = min(block_size, tokens - begin), max(0, begin - (window_blocks - 1) * block_size)
+        pairs += rows * (begin - before + min(pivots, before)) + rows * (rows + 1) // 2
+    return pairs
+
+
+def local_2d_pairs(options: Options, prefix: int) -> int:
+    """Of an image: windows are products of one for rows and one for columns."""
+    (height, width), kernel, dilation, raster_causal, edge = options.window
+    rows = [_seen(*axis, edge) for axis in zip(options.window.grid, kernel, dilation, strict=True)]
+    if raster_causal:  # of a window around the query half of all rows is above, and half of its own row before it
+        pairs = (rows[0] - height) // 2 * rows[1] + height * (rows[1] + width) // 2
+    else:
+        pairs = rows[0] * rows[1]
+    if options.coarse is not None:
+        _, _, grid, coarse_kernel, _ = options.coarse
+        sizes = zip(options.window.grid, grid, coarse_kernel, strict=True)
+        pairs += math.prod(fine // cells * _seen(cells, k) for fine, cells, k in sizes)
+    return pairs + height * width * prefix
+
+
+def _seen(length: int, kernel_size: int, dilation: int = 1, edge: str = "clip") -> int:
+    """Pairs along one axis."""
+    if edge == "shift":
+        return length * kernel_size
+    return length + 2 * sum(max(0, length - step * dilation) for step in range(1, kernel_size // 2 + 1))
+
+
+def _three_region(query: Any, key: Any, value: Any, pivots: Any, block_size: int, window_blocks: int, *_: Any) -> int:
+    batch, heads, tokens, dim = query
+    return 4 * batch * heads * dim * three_region_pairs(tokens, pivots[1], block_size, window_blocks)
+
+
+def _three_region_decode(
+    query: Any, keys: Any, values: Any, pivots: Any, ends: Any, block_size: int, window_blocks: int, *_: Any
+) -> int:
+    return 4 * math.prod(query) * min(keys[2], block_size * window_blocks + pivots[1])
+
+
+def _local_2d(query: Any, key: Any, value: Any, *rest: Any) -> int:
+    batch, heads, _, dim = query
+    tensors, numbers = rest[:TENSORS], rest[TENSORS:]
+    options = unflatten(Arguments(tensors, numbers[:3], numbers[3:5], numbers[5:]))
+    return 4 * batch * heads * dim * local_2d_pairs(options, 0 if tensors[0] is None else tensors[0][2])
+
+
+def _local_2d_decode(query: Any, keys: Any, values: Any, *rest: Any) -> int:
+    tensors, (_, window, _, _, coarse_grid, coarse_kernel, *_) = rest[:TENSORS], rest[TENSORS + 1 :]
+    seen = window[0] // 2 * window[1] + window[1] // 2 + 1
+    seen += 0 if tensors[0] is None else tensors[0][2]
+    seen += math.prod(min(size) for size in zip(coarse_grid, coarse_kernel, strict=True))
+    return 4 * math.prod(query) * seen
+
+
+def _none(*_: Any) -> int:
+    return 0
+
+
+def _backward(forward: Callable[..., int], gradients: int, extra: slice) -> Callable[..., int]:
+    """Five products where the forward has two; its arguments are those of the forward and others between them."""
+
+    def formula(*arguments: Any) -> int:
+        rest = list(arguments[gradients:])
+        del rest[extra]
+        return forward(*rest) * 5 // 2
+
+    return formula
+
+
+FORMULAS: dict[str, Callable[..., int]] = {
+    "three_region_attention_fwd": _three_region,
+    "three_region_attention_bwd": _backward(_three_region, 2, slice(3, 5)),
+    "three_region_attention_decode": _three_region_decode,
+    "local_attention_2d_fwd": _local_2d,
+    "local_attention_2d_bwd": _backward(_local_2d, 2, slice(3 + TENSORS, 5 + TENSORS)),
+    "local_attention_2d_decode": _local_2d_decode,
+    **{
+        f"{name}_{which}": _none
+        for name in ("layer_norm", "pb_relax_softmax", "sandwich_layer_norm")
+        for which in ("fwd", "bwd")
+    },
+}
+
+
+def register(namespace: str, name: str) -> None:
+    """Give the counter an operator's formula, now or when it is imported: it imports Triton, which is slow."""
+    if _MODULE in sys.modules:
+        _give(namespace, name)
+        return
+    if _WhenImported.instance not in sys.meta_path:
+        sys.meta_path.insert(0, _WhenImported.instance)
+    _WhenImported.instance.waiting.append((namespace, name))
+
+
+def _give(namespace: str, name: str) -> None:
+    formula = FORMULAS[name]
+    target = getattr(getattr(torch.ops, namespace), name)
+    sys.modules[_MODULE].register_flop_formula(target)(lambda *args, out_shape=None: formula(*args))
+
+
+class _WhenImported:
+    """A finder of modules that finds what the others find, and acts after the counter was loaded."""
+
+    instance: "_WhenImported"
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[str, str]] = []
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
+        if name != _MODULE:
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_register(module: Any) -> None:
+                load(module)
+                for operator in self.waiting:
+                    _give(*operator)
+
+            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
+
+
+_WhenImported.instance = _WhenImported()
