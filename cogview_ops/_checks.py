@@ -217,6 +217,8 @@ def _readable(x: Tensor) -> bool:
         return False
     if isinstance(x, torch._subclasses.FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return False
+    if hasattr(x, "device_mesh"):  # a DTensor
+        return False
     return x.device.type == "cpu" or os.environ.get("COGVIEW_OPS_CHECK") == "1"
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Required, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from . import _checks, _dispatch, _registration, reference
+from . import _checks, _dispatch, _registration, _sharding, reference
 from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Arguments, Options, flatten, unflatten
 
 
@@ -168,6 +168,7 @@ def local_attention_2d_decode(
     )
     options = Options(window, prefix, coarse, _checks.scale(scale, query))
     query, key_cache, value_cache, arguments = _autocast(query, key_cache, value_cache, options)
+    cache_seqlens = _sharding.beside(cache_seqlens, query)
     ops = _dispatch.select("local_attention_2d_decode", impl, query)
     if ops is None:
         position = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
@@ -181,6 +182,7 @@ def local_attention_2d_decode(
 def _autocast(query: Tensor, key: Tensor, value: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Arguments]:
     arguments = flatten(options)
     query, key, value, *tensors = _registration.autocast(query, key, value, *arguments.tensors)
+    tensors[-1] = _sharding.beside(tensors[-1], query)  # the mask
     return query, key, value, arguments._replace(tensors=tuple(tensors))
 
 

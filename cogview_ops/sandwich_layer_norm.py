@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _dispatch, _registration, reference
+from . import _checks, _dispatch, _registration, _sharding, reference
 
 _RELAX = {None: 0, "row": 1, "tensor": 2}  # the kernels' numbering
 
@@ -104,6 +104,7 @@ def sandwich_layer_norm(
     at = None
     if dropout_p > 0:
         at = seed if isinstance(seed, Tensor) else _on_device(seed or 0, branch.device)
+        at = _sharding.beside(at, branch)
     return ops.sandwich_layer_norm_fwd(branch, residual, *weights, eps, _RELAX[relax], float(dropout_p), at)[:2]
 
 

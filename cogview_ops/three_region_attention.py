@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from . import _checks, _dispatch, _registration, reference
+from . import _checks, _dispatch, _registration, _sharding, reference
 
 
 class _Options(TypedDict, total=False):
@@ -85,6 +85,7 @@ def three_region_attention(
     block_size, window_blocks, pivot_bias = _pattern(query, block_size, window_blocks, pivot_bias)
     scale = _checks.scale(scale, query)
     query, key, value = _registration.autocast(query, key, value)
+    pivots = _sharding.beside(pivots, query)
     ops = _dispatch.select("three_region_attention_fwd", impl, query)
     if ops is None:
         out, lse = reference.three_region_attention(
@@ -138,6 +139,7 @@ def three_region_attention_decode(
     block_size, window_blocks, pivot_bias = _pattern(query, block_size, window_blocks, pivot_bias)
     scale = _checks.scale(scale, query)
     query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
+    pivots, cache_seqlens = _sharding.beside(pivots, query), _sharding.beside(cache_seqlens, query)
     ops = _dispatch.select("three_region_attention_decode", impl, query)
     if ops is None:
         steps = torch.arange(query.shape[2], device=query.device)
