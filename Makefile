@@ -48,6 +48,8 @@ test: lint
 test-all: test oldest build/triton-3.6.0/done
 	@COGVIEW_TESTS=all $(PY) -m pytest -n $(JOBS) tests/test_triton_build.py tests/test_emulated_isa.py \
 	  tests/test_packaging.py
+	@$(PIP) install -e '.[wrappers]' --no-build-isolation
+	@$(PY) -m pytest tests/operators/test_wrapped_modules.py
 	@$(OWN_CACHE) $(OLDEST)/bin/python -m pytest -n auto tests/operators
 	@$(OWN_CACHE) $(OLDEST)/bin/python scripts/gpu_check.py first full --carried --rehearse --out build/rehearsal
 

@@ -9,6 +9,7 @@ Operators may be called from several Python threads at once. In a forked process
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import _sharding
 from . import modules as modules
 from . import patterns as patterns
 from . import reference as reference
@@ -38,6 +39,7 @@ __all__ = [
     "three_region_attention_decode",
 ]
 __version__ = "0.1.0"
+_sharding.register()
 
 if TYPE_CHECKING:
     from . import info as info

@@ -227,6 +227,8 @@ def _readable(x: Tensor) -> bool:
         return False
     if any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACING):
         return False
+    if hasattr(x, "device_mesh"):  # a DTensor
+        return False
     return x.device.type == "cpu" or os.environ.get("COGVIEW_OPS_CHECK") == "1"
 
 

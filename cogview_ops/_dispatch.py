@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _manifest
+from . import _manifest, _sharding
 
 IMPLS = ("auto", "reference", "cpp", "cuda", "triton")
 
@@ -93,6 +93,8 @@ def select(op: str, impl: str, x: Tensor) -> Any:
         return None
     if impl not in IMPLS:
         raise ValueError(f"impl: expected {' or '.join(map(repr, IMPLS))}, got {impl!r}")
+    if type(x) is not Tensor and not torch.compiler.is_compiling():
+        _sharding.register()
     device = x.device.type
     if impl == "auto":
         candidates = {"cpu": ("cpp",), "meta": ("cpp",), "cuda": ("cuda", "triton")}.get(device, ("triton",))

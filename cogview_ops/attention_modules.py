@@ -12,7 +12,11 @@ from .three_region_attention import three_region_attention, three_region_attenti
 
 
 class _Attention(nn.Module):
-    """Heads of query, key and value from one projection, and the projection of what attention makes of them."""
+    """Projections to heads of query, key and value, and of what attention makes of them.
+
+    Parameters are read in the forward of their own module alone, so that projections can be replaced (LoRA,
+    quantisation), moved (offloading) or sharded; tensor parallelism splits q, k and v by columns and out by rows.
+    """
 
     def __init__(
         self,
@@ -39,22 +43,42 @@ class _Attention(nn.Module):
             head_dim = embed_dim // num_heads
         head_dim = _checks.integer(head_dim, "head_dim", 1)
         self.num_heads, self.num_kv_heads, self.head_dim, self.pattern = num_heads, num_kv_heads, head_dim, pattern
-        self.qkv_proj = nn.Linear(embed_dim, (num_heads + 2 * num_kv_heads) * head_dim, bias, **factory)
+        self.embed_dim = embed_dim
+        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias, **factory)
+        self.k_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias, **factory)
+        self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias, **factory)
         self.out_proj = nn.Linear(num_heads * head_dim, embed_dim, bias, **factory)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Checkpoints from when the three projections were one, `qkv_proj`, still load."""
+        sizes = [n * self.head_dim for n in (self.num_heads, self.num_kv_heads, self.num_kv_heads)]
+        for kind in ("weight", "bias"):
+            whole = state_dict.pop(f"{prefix}qkv_proj.{kind}", None)
+            if whole is not None:
+                parts = zip("qkv", whole.split(sizes), strict=True)
+                state_dict.update({f"{prefix}{name}_proj.{kind}": part for name, part in parts})
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _empty_cache(self, batch_size: int, max_tokens: int, dtype: torch.dtype | None) -> KVCache:
-        weight = self.qkv_proj.weight
+        weight = self.k_proj.weight
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():  # quantised
+            return KVCache(batch_size, self.num_kv_heads, max_tokens, self.head_dim, dtype=dtype)
+        local: Any = weight.to_local() if hasattr(weight, "to_local") else weight  # type: ignore[operator]
+        heads = max(1, local.shape[0] // self.head_dim)  # of those of this process where they are split up
         dtype = dtype or _registration.autocast_dtype(weight) or weight.dtype
-        return KVCache(batch_size, self.num_kv_heads, max_tokens, self.head_dim, device=weight.device, dtype=dtype)
+        return KVCache(batch_size, heads, max_tokens, self.head_dim, device=weight.device, dtype=dtype)
+
+    def _heads(self, projection: nn.Module, x: Tensor) -> Tensor:
+        """`[B, heads, S, D]`, as many heads as come out: tensor parallelism gives each process its own."""
+        return projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _check_input(self, x: Tensor) -> None:
         _checks.tensor(x, "x", ndim=3)
-        _checks.shape(x, "x", (*x.shape[:2], self.qkv_proj.in_features))
+        _checks.shape(x, "x", (*x.shape[:2], self.embed_dim))
 
-    def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self._check_input(x)
-        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        return heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        return self._heads(self.q_proj, x), self._heads(self.k_proj, x), self._heads(self.v_proj, x)
 
     def _project(self, out: Any) -> Tensor:
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -72,12 +96,12 @@ class ThreeRegionAttention(_Attention):
         num_heads: H query heads.
         num_kv_heads: Hkv key and value heads, dividing H (grouped queries); H by default.
         head_dim: D, `embed_dim // num_heads` by default.
-        bias: of both projections.
+        bias: of all projections.
         block_size, window_blocks, pivot_bias, scale: as in `cogview_ops.three_region_attention`.
         device, dtype: of the parameters.
 
     Attributes:
-        qkv_proj: Linear from C to the heads of query, key and value, one after the other.
+        q_proj, k_proj, v_proj: Linear from C to the heads of query, key and value.
         out_proj: Linear from the query heads back to C.
     """
 
@@ -138,7 +162,7 @@ class LocalAttention2d(_Attention):
         device, dtype: of the parameters.
 
     Attributes:
-        qkv_proj, out_proj: as of `ThreeRegionAttention`.
+        q_proj, k_proj, v_proj, out_proj: as of `ThreeRegionAttention`.
     """
 
     def __init__(
@@ -180,12 +204,7 @@ class LocalAttention2d(_Attention):
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[B, Hkv, S, D]` of other tokens `[B, S, C]`, text or a coarser image, for `forward`."""
-        self._check_input(x)
-        split = self.num_heads * self.head_dim
-        bias = None if self.qkv_proj.bias is None else self.qkv_proj.bias[split:]
-        heads = nn.functional.linear(x, self.qkv_proj.weight[split:], bias).unflatten(-1, (-1, self.head_dim))
-        key, value = heads.transpose(1, 2).chunk(2, dim=1)
-        return key, value
+        return self(x, only_keys_values=True)  # by way of forward: FSDP gathers parameters before that
 
     def make_cache(self, batch_size: int, *, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for an image a sample, on the parameters' device, in their dtype, under autocast
@@ -193,14 +212,18 @@ class LocalAttention2d(_Attention):
         grid = self.pattern["grid"]
         return self._empty_cache(batch_size, grid[0] * grid[1], dtype)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, **others: Any) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None, *, only_keys_values: bool = False, **others: Any) -> Any:
         """Shape and dtype of `x` `[B, H*W, C]`, or `[B, S, C]` with a cache.
 
         Args:
             cache: x are the next S image tokens of its samples, and are appended; raster-causal, inference only.
+            only_keys_values: return those of x and do no more: `keys_values`.
             others: prefix_key, prefix_value, prefix_mask, coarse_key and coarse_value, as in
                 `cogview_ops.local_attention_2d`; `keys_values` makes them.
         """
+        if only_keys_values:
+            self._check_input(x)
+            return self._heads(self.k_proj, x), self._heads(self.v_proj, x)
         q, k, v = self._qkv(x)
         if cache is None:
             window: dict[str, Any] = {"edge": self.edge, "raster_causal": self.raster_causal, **self.pattern}

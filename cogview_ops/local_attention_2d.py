@@ -10,8 +10,8 @@ from typing import Any, Literal, Required, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from . import _checks, _dispatch, _registration, reference
-from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Options, flatten, unflatten
+from . import _checks, _dispatch, _registration, _sharding, reference
+from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Arguments, Options, flatten, unflatten
 
 
 class _Options(TypedDict, total=False):
@@ -118,7 +118,7 @@ def local_attention_2d(
         _checks.tokens(query, "query", key.shape[2], f"grid {grid}")
     prefix = _checks.prefix(query, key, prefix_key, prefix_value, prefix_mask, prefix_bias)
     coarse = _checks.coarse(query, key, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)
-    arguments = flatten(Options(window, prefix, coarse, _checks.scale(scale, query)))
+    arguments = _flat(Options(window, prefix, coarse, _checks.scale(scale, query)), query)
     ops = _dispatch.select("local_attention_2d_fwd", impl, query)
     if ops is None:
         out, lse = reference.local_attention_2d(query, key, value, unflatten(arguments))
@@ -172,7 +172,8 @@ def local_attention_2d_decode(
     coarse = _checks.coarse(
         query, key_cache, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias
     )
-    arguments = flatten(Options(window, prefix, coarse, _checks.scale(scale, query)))
+    arguments = _flat(Options(window, prefix, coarse, _checks.scale(scale, query)), query)
+    cache_seqlens = _sharding.beside(cache_seqlens, query)
     ops = _dispatch.select("local_attention_2d_decode", impl, query)
     if ops is None:
         position = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
@@ -181,6 +182,12 @@ def local_attention_2d_decode(
     return ops.local_attention_2d_decode(
         query, key_cache, value_cache, *arguments.tensors, cache_seqlens, *arguments.window, *arguments.rest
     )
+
+
+def _flat(options: Options, query: Tensor) -> Arguments:
+    arguments = flatten(options)
+    *tensors, mask = arguments.tensors
+    return arguments._replace(tensors=(*tensors, _sharding.beside(mask, query)))
 
 
 def _bwd_fake(dout: Any, dlse: Any, query: Tensor, *rest: Any) -> tuple[Tensor, ...]:

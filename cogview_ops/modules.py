@@ -13,6 +13,7 @@ Three-region attention in training and in decoding:
         token = attention(x[:, 64:65], pivots, cache)
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,6 +76,17 @@ class PBRelaxLayerNorm(nn.LayerNorm):
         return f"{super().extra_repr()}, relax={self.relax!r}"
 
 
+class _Lender(PBRelaxLayerNorm):
+    """A norm that is fused with another: its `forward` can lend weight and bias to who computes with both.
+
+    What shards, offloads or gathers parameters (FSDP, accelerate) has them there for as long as the forward of their
+    module runs, so both norms' forwards run around the operator.
+    """
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, use: Callable[..., Any] | None = None) -> Any:
+        return super().forward(input) if use is None else use(input, residual, self.weight, self.bias)
+
+
 class SandwichLayerNorm(nn.Module):
     """One step of a Sandwich-LN transformer, `h = residual + post(dropout(branch))` and `x = pre(h)`.
 
@@ -91,8 +103,8 @@ class SandwichLayerNorm(nn.Module):
         self, dim: int, eps: float = 1e-5, *, relax: str | None = "row", dropout_p: float = 0.0, **factory: Any
     ) -> None:
         super().__init__()
-        self.post = PBRelaxLayerNorm(dim, eps, relax=relax, **factory)
-        self.pre = PBRelaxLayerNorm(dim, eps, relax=relax, **factory)
+        self.post = _Lender(dim, eps, relax=relax, **factory)
+        self.pre = _Lender(dim, eps, relax=relax, **factory)
         self.dropout_p = _checks.finite(dropout_p, "dropout_p")
 
     def forward(self, branch: Tensor, residual: Tensor, seed: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -104,18 +116,15 @@ class SandwichLayerNorm(nn.Module):
         dropout_p = self.dropout_p if self.training else 0.0
         if dropout_p > 0 and seed is None:
             seed = torch.randint(2**63 - 1, (), device=branch.device)
-        return sandwich_layer_norm(
-            branch,
-            residual,
-            self.post.weight,
-            self.post.bias,
-            self.pre.weight,
-            self.pre.bias,
-            eps=self.post.eps,
-            relax=self.post.relax,
-            dropout_p=dropout_p,
-            seed=seed,
-        )
+        options: dict[str, Any] = {"eps": self.post.eps, "relax": self.post.relax, "dropout_p": dropout_p, "seed": seed}
+
+        def outer(branch: Tensor, residual: Tensor, *post: Any) -> tuple[Tensor, Tensor]:
+            def inner(branch: Tensor, residual: Tensor, *pre: Any) -> tuple[Tensor, Tensor]:
+                return sandwich_layer_norm(branch, residual, *post, *pre, **options)
+
+            return self.pre(branch, residual, inner)
+
+        return self.post(branch, residual, outer)
 
     def extra_repr(self) -> str:
         return f"dropout_p={self.dropout_p}"

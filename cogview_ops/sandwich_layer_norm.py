@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _dispatch, _registration, reference
+from . import _checks, _dispatch, _registration, _sharding, reference
 
 _RELAX = {None: 0, "row": 1, "tensor": 2}  # the kernels' numbering
 
@@ -108,6 +108,7 @@ def sandwich_layer_norm(
     at = None
     if dropout_p > 0 and seed is not None:
         at = seed if isinstance(seed, Tensor) else _on_device(seed, branch.device)
+        at = _sharding.beside(at, branch)
     return ops.sandwich_layer_norm_fwd(branch, residual, *weights, eps, _RELAX[relax], float(dropout_p), at)[:2]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from . import _checks, _dispatch, _registration, reference
+from . import _checks, _dispatch, _registration, _sharding, reference
 
 
 class _Options(TypedDict, total=False):
@@ -86,6 +86,7 @@ def three_region_attention(
     _checks.pivots(pivots, query, key.shape[2])
     block_size, window_blocks, pivot_bias = _pattern(query, block_size, window_blocks, pivot_bias)
     scale = _checks.scale(scale, query)
+    pivots = _sharding.beside(pivots, query)
     ops = _dispatch.select("three_region_attention_fwd", impl, query)
     if ops is None:
         out, lse = reference.three_region_attention(
@@ -139,6 +140,7 @@ def three_region_attention_decode(
     _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2])
     block_size, window_blocks, pivot_bias = _pattern(query, block_size, window_blocks, pivot_bias)
     scale = _checks.scale(scale, query)
+    pivots, cache_seqlens = _sharding.beside(pivots, query), _sharding.beside(cache_seqlens, query)
     ops = _dispatch.select("three_region_attention_decode", impl, query)
     if ops is None:
         steps = torch.arange(query.shape[2], device=query.device)

@@ -28,18 +28,28 @@ ALLOWED: dict[str, set[str]] = {
     "patterns": set(),
     "_local_options": set(),
     "_checks": {"_local_options"},
-    "_dispatch": {"_C", "triton", "_manifest"},  # the latter on demand
+    "_sharding": set(),
+    "_dispatch": {"_C", "triton", "_manifest", "_sharding"},  # triton on demand
     "_flops": {"_local_options"},
     "_registration": {"_dispatch", "_flops"},
     "reference": {"patterns", "_local_options"},
     "_manifest": set(),
-    **{op: {"_checks", "_dispatch", "_registration", "reference", "_local_options"} for op in BASIC},
+    **{op: {"_checks", "_dispatch", "_registration", "_sharding", "reference", "_local_options"} for op in BASIC},
     **{op: {*BASIC, "_checks", "_registration", "reference", "patterns"} for op in COMPOSITIONS},
     "kv_cache": {"_checks", "_registration"},
     "attention_modules": {*BASIC, "kv_cache", "", "_checks", "_registration"},
     "modules": {*BASIC, "_checks", "kv_cache", "attention_modules"},
     "info": {"", "_dispatch", "_manifest"},
-    "__init__": {*BASIC, *COMPOSITIONS, "modules", "patterns", "reference", "info", "triton"},  # the last on demand
+    "__init__": {
+        *BASIC,
+        *COMPOSITIONS,
+        "_sharding",
+        "modules",
+        "patterns",
+        "reference",
+        "info",
+        "triton",
+    },  # the last on demand
 }
 TRITON = {"patterns", "_checks", "_dispatch", "_local_options", "_registration", *BASIC}  # never the reference
 

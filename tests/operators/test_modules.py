@@ -125,7 +125,7 @@ def attention(**options: Any) -> ThreeRegionAttention:
 def test_attention_is_the_operator_between_projections() -> None:
     module = attention(dtype=torch.float64, scale=0.4)
     x, pivots = torch.randn(2, 30, 24, dtype=torch.float64, requires_grad=True), some_pivots("text", 2, 30)
-    parts = module.qkv_proj(x).split([48, 16, 16], -1)
+    parts = [module.q_proj(x), module.k_proj(x), module.v_proj(x)]
     q, k, v = (part.view(2, 30, -1, 8).transpose(1, 2) for part in parts)
     heads = three_region_attention(q, k, v, pivots, **PATTERN, scale=0.4, impl="reference")
     expected = module.out_proj(heads.transpose(1, 2).reshape(2, 30, 48))  # type: ignore[union-attr]
@@ -139,20 +139,37 @@ def test_attention_is_the_operator_between_projections() -> None:
 def test_attention_holds_what_it_was_given() -> None:
     shapes = {name: tuple(x.shape) for name, x in attention().state_dict().items()}
     assert shapes == {
-        "qkv_proj.weight": (80, 24),
-        "qkv_proj.bias": (80,),
+        "q_proj.weight": (48, 24),
+        "q_proj.bias": (48,),
+        "k_proj.weight": (16, 24),
+        "k_proj.bias": (16,),
+        "v_proj.weight": (16, 24),
+        "v_proj.bias": (16,),
         "out_proj.weight": (24, 48),
         "out_proj.bias": (24,),
     }
     module = ThreeRegionAttention(24, 6, bias=False, dtype=torch.bfloat16)
     assert {name: tuple(x.shape) for name, x in module.state_dict().items()} == {
-        "qkv_proj.weight": (72, 24),
+        "q_proj.weight": (24, 24),
+        "k_proj.weight": (24, 24),
+        "v_proj.weight": (24, 24),
         "out_proj.weight": (24, 24),
     }
     assert module.make_cache(2, 5).keys.dtype == torch.bfloat16
     assert module.make_cache(2, 5, dtype=torch.float32).keys.dtype == torch.float32
     assert attention().make_cache(2, 5).values.shape == (2, 2, 5, 8)
     assert "num_heads=6, num_kv_heads=2, head_dim=8, block_size=4, window_blocks=2" in repr(attention())
+
+
+def test_checkpoints_with_one_projection_load() -> None:
+    module = nn.ModuleDict({"layer": attention()})
+    kept = module.state_dict()
+    old = {name: x for name, x in kept.items() if "out_proj" in name}
+    for kind in ("weight", "bias"):
+        old[f"layer.qkv_proj.{kind}"] = torch.cat([kept[f"layer.{name}_proj.{kind}"] for name in "qkv"])
+    fresh = nn.ModuleDict({"layer": randomised(attention())})
+    fresh.load_state_dict(old)
+    assert all(torch.equal(x, kept[name]) for name, x in fresh.state_dict().items())
 
 
 @torch.no_grad()
@@ -259,7 +276,7 @@ def test_local_is_the_operator_between_projections() -> None:
     text, coarse, x = (torch.randn(2, n, 24, dtype=torch.float64, requires_grad=True) for n in (5, 6, 24))
 
     def heads(y: Tensor) -> tuple[Tensor, ...]:
-        parts = module.qkv_proj(y).split([48, 16, 16], -1)
+        parts = [module.q_proj(y), module.k_proj(y), module.v_proj(y)]
         return tuple(part.view(*y.shape[:2], -1, 8).transpose(1, 2) for part in parts)
 
     sets = {"prefix_mask": torch.tensor([[True, False, True, True, False], [True] * 5])}

@@ -1,0 +1,76 @@
+"""DTensors: the operators on two processes equal those on one, whatever is sharded, and shard what they can."""
+
+import os
+import socket
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from cases import BY_LABEL, DECODE, DIFFERENTIABLE
+from common import Case
+from torch import Tensor
+
+GROUPED = BY_LABEL["blocks_of_64"]._replace(
+    label="two_key_heads", shapes={"query": (2, 4, 200, 16), "key": (2, 2, 200, 16), "value": (2, 2, 200, 16)}
+)
+NORMS = [
+    BY_LABEL["sandwich"]._replace(label="sandwich_plain", options={}),
+    BY_LABEL["sandwich"]._replace(label="sandwich_tensor", options={"relax": "tensor"}),
+    BY_LABEL["softmax"]._replace(label="softmax_full", options={}),
+]
+CASES = [case for case in [*DIFFERENTIABLE, GROUPED, *NORMS, *DECODE] if case.label != "tiny"]
+# cases that cannot be sharded in any dimension but the batch, or not at all
+KEPT = {"blocks_of_64": (0,), "tiny_local": (0,), "local_2d_decode": (0,), "sandwich": (), "sandwich_tensor": (),
+        "softmax": (0, 1)}  # fmt: skip
+
+
+def sharded_dims(case: Case) -> tuple[int, ...]:
+    return KEPT.get(case.label, (0, 1))
+
+
+def check(case: Case, dim: int | None, mesh: Any) -> None:
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    inputs = {k: x.requires_grad_(case.differentiable) for k, x in case.inputs(torch.float64).items()}
+    expected = case(inputs, "auto")
+
+    def spread(x: Tensor) -> DTensor:
+        placement = Replicate() if dim is None or x.dim() < 3 else Shard(dim)
+        return distribute_tensor(x.detach(), mesh, [placement]).requires_grad_(x.requires_grad)
+
+    spreads = {k: spread(x) for k, x in inputs.items()}
+    outputs = case(spreads, "auto")  # type: ignore[arg-type]
+    for mine, theirs in zip(outputs, expected, strict=True):
+        assert isinstance(mine, DTensor)
+        shards = [p.dim for p in mine.placements if isinstance(p, Shard)]
+        kept = shards == [dim] if dim in sharded_dims(case) else dim not in shards
+        assert kept, f"{case.label}, {dim}: {mine.placements}"
+        torch.testing.assert_close(mine.full_tensor(), theirs)
+    if not case.differentiable:
+        return
+    seeds = [torch.randn_like(x) for x in expected]
+    grads = torch.autograd.grad(outputs, list(spreads.values()), [spread(x) for x in seeds])
+    truths = torch.autograd.grad(expected, list(inputs.values()), seeds)
+    for name, mine, theirs in zip(inputs, grads, truths, strict=True):
+        torch.testing.assert_close(mine.full_tensor(), theirs, msg=lambda m, n=name: f"{case.label}, {dim}, {n}: {m}")
+
+
+def worker(rank: int, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    for case in CASES:
+        for dim in (None, 0, 1, 2) if case is GROUPED else (0, 1):
+            torch.manual_seed(0)
+            check(case, dim, mesh)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_two_processes_equal_one() -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, (port,), nprocs=2)
