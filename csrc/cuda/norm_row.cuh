@@ -84,12 +84,14 @@ struct RowPart {
     if constexpr (kPacks > 0) {
       widen(kept[k], v);
     } else {  // not through the read-only path: this kernel may have written it
-      T at[W];
-      if constexpr (kAligned)
-        reinterpret_cast<const Pack<T, W>*>(from + j)->to(at);
-      else
+      if constexpr (kAligned) {
+        const Pack<T, W> pack{reinterpret_cast<const Pack<T, W>*>(from + j)->bits};  // in one access
+        widen(pack, v);
+      } else {
+        T at[W];
         for (int l = 0; l < W; ++l) at[l] = l < cols - j ? from[j + l] : narrow<T>(0);
-      widen(Pack<T, W>::of(at), v);
+        widen(Pack<T, W>::of(at), v);
+      }
     }
   }
 };
