@@ -21,7 +21,9 @@ CSRC = ROOT / "csrc"
 ARCHS = ("80", "90a", "100")
 FILES = sorted((CSRC / "cuda").glob("*.cu"))
 # of a thread: 65536 by the largest block; a backward of 2560 columns is 320 threads, of which there are two blocks
-REGISTERS = {("sandwich_layer_norm", "backward"): 96}
+# bytes that a thread of the Sandwich step's backward may spill: with two packs it takes 424 us on an H100, with one and
+# without spills 629
+SPILLED = 300
 DTYPE = {"80": "f32", "90a": "bf16", "100": "f16"}  # compiled for it; all of them on each would take minutes
 SCALARS = {"d": "f64", "f": "f32", "13__nv_bfloat16": "bf16", "6__half": "f16"}
 MACRO = r"\b(?:STD|STABLE|TORCH|C10|AOTI)_[A-Z0-9_]+\b"
@@ -79,12 +81,11 @@ def builds() -> Builds:
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHS)
 def test_registers_and_spills(builds: Builds, arch: str) -> None:
-    """The largest block fits, and nothing goes to local memory."""
+    """The largest block fits, and nothing that need not goes to local memory."""
     for file in FILES:
         for kernel in builds[file.stem, arch]:
-            name = "backward" if "backwardI" in kernel.symbol else "forward"
-            assert kernel.registers <= REGISTERS.get((file.stem, name), 128), kernel.symbol
-            assert (kernel.stack, kernel.spilled) == (0, 0), kernel.symbol
+            assert kernel.registers <= 128, kernel.symbol
+            assert kernel.spilled <= SPILLED * bool(re.search(r"backwardI.*Li2ELb1E", kernel.symbol)), kernel.symbol
             assert not re.search(r"\b(ld|st)\.local\b", kernel.code), kernel.symbol
 
 
