@@ -2,6 +2,9 @@
 
 Layout of attention tensors is that of `torch.nn.functional.scaled_dot_product_attention`: `[B, H, S, D]`.
 
+Under `torch.compile` two graphs serve all lengths, batches and grids. Numbers that are no sizes (alpha, scale, biases,
+dropout_p) are constants of a graph, as the scale of `scaled_dot_product_attention` is: a schedule compiles each value.
+
 Operators may be called from several Python threads at once. In a forked process, as torch's own operators, they need
 `torch.set_num_threads(1)` first, which DataLoader's workers have done: OpenMP's threads do not survive a fork.
 """

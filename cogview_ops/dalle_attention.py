@@ -148,7 +148,7 @@ def _window(pattern: Pattern) -> dict[str, Any]:
     grid = pattern.grid
     if pattern.wrap:
         tokens = grid[0] * grid[1]
-        return {"grid": (1, tokens), "kernel_size": (1, torch.sym_min(2 * grid[1] + 1, 2 * tokens - 1))}
+        return {"grid": (1, tokens), "kernel_size": (1, min(2 * grid[1] + 1, 2 * tokens - 1))}
     return {"grid": grid, "kernel_size": patterns.dalle_kernel(pattern.kind, grid, pattern.kernel_size)}
 
 

@@ -114,7 +114,7 @@ def dalle_kernel(kind: str, grid: tuple[int, int], kernel_size: int) -> tuple[in
         return 1, whole[1]
     if kind == "column":
         return whole[0], 1
-    return torch.sym_min(kernel_size, whole[0]), torch.sym_min(kernel_size, whole[1])  # one graph for all sizes
+    return min(kernel_size, whole[0]), min(kernel_size, whole[1])
 
 
 def cogview2(

@@ -206,6 +206,29 @@ def test_export_with_dynamic_batch_and_length(name: str) -> None:
     torch.testing.assert_close(program.module()(other), Module()(other))
 
 
+def test_schedules_make_as_many_graphs_as_one_of_sdpas_scale() -> None:
+    """Torch keeps a number that an operator takes as a constant."""
+    query, x, weight = heads(3, 6), torch.randn(3, 8), torch.randn(8)
+    pivots = some_pivots(3, 6, 2)
+    schedules: list[Callable[[float], Any]] = [
+        lambda number: torch.nn.functional.scaled_dot_product_attention(query, query, query, scale=number),
+        lambda number: cogview_ops.pb_relax_softmax(x, alpha=number),
+        lambda number: cogview_ops.pb_relax_attention(query, query, query, alpha=number),
+        lambda number: cogview_ops.three_region_attention(query, query, query, pivots, scale=number),
+        lambda number: cogview_ops.three_region_attention(query, query, query, pivots, pivot_bias=number),
+        lambda number: cogview_ops.sandwich_layer_norm(x, x, *4 * [weight], dropout_p=number, seed=1),
+    ]
+    made = []
+    for schedule in schedules:
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("eager")
+        compiled = torch.compile(schedule, backend=counter, fullgraph=True)
+        for step in range(1, 6):
+            torch.testing.assert_close(compiled(step / 8), schedule(step / 8))
+        made.append(counter.frame_count)
+    assert max(made) == made[0], made
+
+
 def test_a_seed_may_be_read_from_a_tensor_inside_a_graph() -> None:
     """Its value is not known while the graph is made; one that is no seed is refused when it runs."""
     arguments = FUNCTIONS["sandwich_layer_norm"](0)
