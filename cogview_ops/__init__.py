@@ -5,6 +5,10 @@ Layout of attention tensors is that of `torch.nn.functional.scaled_dot_product_a
 Under `torch.compile` two graphs serve all lengths, batches and grids. Numbers that are no sizes (alpha, scale, biases,
 dropout_p) are constants of a graph, as the scale of `scaled_dot_product_attention` is: a schedule compiles each value.
 
+A value that is NaN or infinite reaches the queries that see its key, on CPUs no others. On GPUs it reaches those that
+share a tile with them, up to 128, in the reference all of its head; so do, in every backward, keys, queries and output
+gradients that are not finite: 0 times NaN is NaN.
+
 Operators may be called from several Python threads at once. In a forked process, as torch's own operators, they need
 `torch.set_num_threads(1)` first, which DataLoader's workers have done: OpenMP's threads do not survive a fork.
 """

@@ -75,8 +75,7 @@ def integer(x: Any, name: str, minimum: int) -> int:
     if type(x) is not int and not isinstance(x, torch.SymInt):
         x = _index(x, name)
     require(x >= minimum, name, lambda: f"at least {minimum}", x)
-    if type(x) is int and x >= 2**63:
-        raise ValueError(f"{name}: expected an int below 2**63, got {x}")
+    require(x < 2**63, name, "an int below 2**63", x)
     return x
 
 

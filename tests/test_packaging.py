@@ -185,7 +185,13 @@ def test_base_needs_torch_alone_and_every_extra_is_used() -> None:
         for extra, lines in {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}.items()
     }
     assert named[""] == {"torch"}
-    assert set(named) == {"", "triton", "cogview", "dev"}
+    assert set(named) == {
+        "",
+        "triton",
+        "cogview",
+        "dev",
+        "wrappers",
+    }  # the last: tests/operators/test_wrapped_modules.py
     assert imported("cogview_ops") == {"torch", "triton"}
     assert imported("cogview") | {"tensorboard"} == named["cogview"] | {"torch"}  # tensorboard is torch's to import
 
