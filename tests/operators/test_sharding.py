@@ -22,7 +22,7 @@ NORMS = [
 CASES = [case for case in [*DIFFERENTIABLE, GROUPED, *NORMS, *DECODE] if case.label != "tiny"]
 # cases that cannot be sharded in any dimension but the batch, or not at all
 KEPT = {"blocks_of_64": (0,), "tiny_local": (0,), "local_2d_decode": (0,), "softmax": (0, 1)}
-KEPT |= {label: () for label in ("sandwich", "sandwich_wide", "sandwich_tensor")}
+KEPT |= dict.fromkeys(("sandwich", "sandwich_wide", "sandwich_tensor"), ())
 
 
 def sharded_dims(case: Case) -> tuple[int, ...]:
