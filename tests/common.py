@@ -6,6 +6,7 @@ strides, poisoned allocations, opcheck and the instruction sets.
 
 import math
 import os
+import socket
 import subprocess
 import sys
 import zlib
@@ -63,6 +64,25 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, *arguments], cwd=root, env={**os.environ, **environment}, capture_output=True, text=True
     )
+
+
+needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+
+
+def in_two_processes(work: Callable[[Any], None]) -> None:
+    """work(their mesh) in each, a function of a module that can be imported."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_one_of_two, (port, work), nprocs=2)
+
+
+def _one_of_two(rank: int, port: int, work: Callable[[Any], None]) -> None:
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    work(torch.distributed.init_device_mesh("cpu", (2,)))
+    torch.distributed.destroy_process_group()
 
 
 def each_impl(op: str, cases: Iterable[Any] = ()) -> pytest.MarkDecorator:

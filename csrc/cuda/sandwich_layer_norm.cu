@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   publish<A>(team, peak, warps, kBranch ? a.post_peak : a.pre_peak);
 }
 
-// Sums over a team's rows of the gradients of one norm's weight and bias: not in registers, which leaves room for two
+// Sums over a team's rows of the gradients of one norm's weight and bias: not in registers, which leaves room for three
 // blocks on a multiprocessor. Every thread has columns of its own. kPacks > 0: places of its own in shared memory, at
 // constant distances, where the 16 bytes of a warp's lanes lie side by side. kPacks = 0: rows in shared memory, or this
 // block's rows of the partial sums.

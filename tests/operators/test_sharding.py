@@ -1,14 +1,10 @@
 """DTensors: the operators on two processes equal those on one, whatever is sharded, and shard what they can."""
 
-import os
-import socket
 from typing import Any
 
-import pytest
 import torch
-import torch.multiprocessing as mp
 from cases import BY_LABEL, DECODE, DIFFERENTIABLE
-from common import Case
+from common import Case, in_two_processes, needs_processes
 from torch import Tensor
 
 GROUPED = BY_LABEL["blocks_of_64"]._replace(
@@ -56,21 +52,13 @@ def check(case: Case, dim: int | None, mesh: Any) -> None:
         torch.testing.assert_close(mine.full_tensor(), theirs, msg=lambda m, n=name: f"{case.label}, {dim}, {n}: {m}")
 
 
-def worker(rank: int, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+def worker(mesh: Any) -> None:
     for case in CASES:
         for dim in (None, 0, 1, 2) if case is GROUPED else (0, 1):
             torch.manual_seed(0)
             check(case, dim, mesh)
-    torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+@needs_processes
 def test_two_processes_equal_one() -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port,), nprocs=2)
+    in_two_processes(worker)

@@ -4,14 +4,12 @@ What is read outside the forward of its own module is not there, or not what was
 """
 
 import copy
-import os
-import socket
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from cases import some_pivots
+from common import in_two_processes, needs_processes
 from torch import Tensor, nn
 
 from cogview_ops.modules import LocalAttention2d, SandwichLayerNorm, ThreeRegionAttention
@@ -95,11 +93,7 @@ def sharded(layers: Layers, how: str, mesh: Any) -> nn.Module:
     return fully_shard(layers, mesh=mesh)
 
 
-def worker(rank: int, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+def worker(mesh: Any) -> None:
     layers, x = example()
     expected = layers(x)
     expected.square().sum().backward()
@@ -119,12 +113,8 @@ def worker(rank: int, port: int) -> None:
                 assert cache.keys.shape == (2, 1, 24, 8)
                 mine = spread.regions(x, layers.pivots, cache)  # type: ignore[operator]
                 torch.testing.assert_close(mine, layers.regions(x, layers.pivots))
-    torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+@needs_processes
 def test_sharded_on_two_processes() -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port,), nprocs=2)
+    in_two_processes(worker)
