@@ -1,7 +1,8 @@
-"""Build, test and time every operator on the GPU at hand, in two stages: `make gpu` runs both.
+"""Build, test and time every operator on the GPU at hand, in three stages: `make gpu` runs them all.
 
     python scripts/gpu_check.py first --out FOLDER   4 minutes: does it load, are results right, rows with a target
-    python scripts/gpu_check.py full --out FOLDER    7 minutes: all rows, all tests, the stability experiment
+    python scripts/gpu_check.py tests --out FOLDER   6 minutes: all tests, the stability experiment
+    python scripts/gpu_check.py rows --out FOLDER    15 minutes: all rows, against every other way to compute them
 
 Needs torch with CUDA, setuptools, ninja and pytest, nvcc and a C++ compiler unless the extension is --carried here;
 takes what is installed, downloads nothing. Every part is a process with a time limit of its own, and what fails does
@@ -31,7 +32,7 @@ from typing import Any
 
 STARTED = time.monotonic()
 ROOT = Path(__file__).parents[1]
-BUDGETS = {"first": 220, "full": 400}  # seconds
+BUDGETS = {"first": 220, "tests": 360, "rows": 900}  # seconds
 RESERVE = 20  # of them, to interrupt and kill what is late, and for the summary
 TESTS = "tests/operators"
 SMOKE = "truth and bfloat16 and (cuda or triton)"
@@ -216,7 +217,7 @@ class Check:
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         self.together(Part("build", command, 240, wish))
 
-    def tests(self, name: str, limit: float, *arguments: str) -> Part:
+    def pytest(self, name: str, limit: float, *arguments: str) -> Part:
         if self.rehearse:  # launches are counted, not run
             return Part(name, pytest("-p", "tests.triton_count", *arguments), limit)
         return Part(name, pytest(*arguments, workers=max(1, min(14, (os.cpu_count() or 1) - 2))), limit)
@@ -231,22 +232,25 @@ class Check:
         shutil.rmtree(self.results, ignore_errors=True)
         self.extension()
         self.together(Part("info", [sys.executable, "-m", "cogview_ops.info"], 30))
-        self.together(self.tests("smoke", 90, "-k", SMOKE, TESTS))
+        self.together(self.pytest("smoke", 90, "-k", SMOKE, TESTS))
         self.together(self.benchmarks(150, "--targets", "--dtype", "bf16", "--seconds", "0.3"))
 
-    def full(self) -> None:
+    def tests(self) -> None:
         self.extension()
-        self.together(self.benchmarks(165, "--dtype", "bf16"))  # alone on the machine
         stability = ["--rates", "0.1", "--out", str(self.results / "stability")]
         stability += ["--preset", "tiny"] * self.rehearse
         self.together(
-            self.tests("tests", 150, "-k", "(cuda or triton) and not float64", TESTS),
-            Part("stability", [sys.executable, "-m", "benchmarks.stability", *stability], 150),
+            self.pytest("tests", 220, "-k", "(cuda or triton) and not float64", TESTS),
+            Part("stability", [sys.executable, "-m", "benchmarks.stability", *stability], 220),
         )
         self.together(  # a quarter of the compilations, and the slowest: last
-            Part("large", pytest("tests/test_gpu.py"), 60),
-            self.tests("float64", 60, "-k", "(cuda or triton) and float64", TESTS),
+            Part("large", pytest("tests/test_gpu.py"), 100),
+            self.pytest("float64", 100, "-k", "(cuda or triton) and float64", TESTS),
         )
+
+    def rows(self) -> None:
+        self.extension()
+        self.together(self.benchmarks(BUDGETS["rows"], "--dtype", "bf16"))  # alone on the machine
 
     def run(self) -> list[str]:
         """All of it, whatever happens, and the summary."""
@@ -293,10 +297,10 @@ class Check:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=list(BUDGETS), metavar="stage", help="first, full or both")
+    parser.add_argument("stages", nargs="+", choices=list(BUDGETS), metavar="stage", help="some of first, tests, rows")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="folder (default: build/gpu)")
     parser.add_argument("--carried", action="store_true", help="use the extension that is here if it loads")
-    parser.add_argument("--budget", type=float, default=0, metavar="S", help="seconds of a stage (default: 220, 400)")
+    parser.add_argument("--budget", type=float, default=0, metavar="S", help=f"seconds of a stage (default: {BUDGETS})")
     parser.add_argument("--commit", help="of the sources, where there is no git to say it")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, on small cases")
     options = parser.parse_args()

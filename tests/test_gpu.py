@@ -246,7 +246,7 @@ def test_every_target_is_a_case(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("carried", "loads"), [(False, False), (True, True), (True, False)])
-def test_both_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carried: bool, loads: bool) -> None:
+def test_all_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carried: bool, loads: bool) -> None:
     """Whatever failed; the summary and the targets come last."""
     started: list[list[str]] = []
 
@@ -264,28 +264,29 @@ def test_both_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carr
 
     monkeypatch.setattr(check, "missing", lambda: None)
     monkeypatch.setattr(check, "run", pretend)
-    arguments = ["gpu_check", "first", "full", "--out", str(tmp_path), "--commit", "abc", *["--carried"] * carried]
-    monkeypatch.setattr(sys, "argv", arguments)
+    arguments = ["--out", str(tmp_path), "--commit", "abc", *["--carried"] * carried]
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "first", "tests", "rows", *arguments])
     monkeypatch.setenv("COGVIEW_OPS_COMMIT", "")
     assert check.main() == 1
     printed = capsys.readouterr().out
-    for stage in ("first", "full"):
+    for stage in ("first", "tests", "rows"):
         kept = json.loads((tmp_path / f"{stage}.json").read_text())
         names = [part["part"] for part in kept["parts"]]
         ready = ["load"] if carried and loads else ["build"]
         rest = {
             "first": ["info", "smoke", "benchmarks"],
-            "full": ["benchmarks", "tests", "stability", "large", "float64"],
+            "tests": ["tests", "stability", "large", "float64"],
+            "rows": ["benchmarks"],
         }
         assert names == ready + rest[stage]
         assert kept["summary"][-len(targets.TARGETS) :] == targets.lines(MEASURED)
         assert max(map(len, kept["summary"])) <= 120
         assert len(kept["summary"]) < 40
         assert "\n".join(kept["summary"]) in printed
-        assert "         tests/test_x.py::test_0" in kept["summary"]
-        assert "===== benchmarks: passed" in (tmp_path / f"{stage}.log").read_text()
+        assert ("         tests/test_x.py::test_0" in kept["summary"]) == (stage != "rows")
+        assert f"===== {rest[stage][-1]}: passed" in (tmp_path / f"{stage}.log").read_text()
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) + 2 <= 8  # and the stability experiment's
+    assert len(files) == 7  # and two of the stability experiment
     assert max(len(path.parts) for path in files) <= 2
     paths = {word for command in started for word in command if word.startswith("tests/")}
     assert paths == {"tests/test_gpu.py", "tests/operators"}
@@ -294,7 +295,7 @@ def test_both_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carr
 
 def test_a_stage_that_breaks_still_has_a_summary(check, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(check.Check, "extension", lambda self: self.together(script(check, "print('so far')")))
-    monkeypatch.setattr(check.Check, "tests", lambda *_: 1 / 0)
+    monkeypatch.setattr(check.Check, "pytest", lambda *_: 1 / 0)
     lines = check.Check("first", tmp_path, rehearse=True, carried=False, begin=time.monotonic()).run()
     assert lines[1].startswith("ok     x: passed")
     at = next(i for i, line in enumerate(lines) if line.startswith("FAILED the script: broke"))
