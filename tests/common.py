@@ -135,13 +135,14 @@ def runnable(cases: Sequence[Case], impl: str) -> Sequence[Case]:
 
 
 def assert_same(actual: Iterable[Tensor], expected: Iterable[Tensor], impl: str) -> None:
-    """To the bit. But for Triton on a GPU: there layouts decide how wide it reads, and that in which order it adds."""
+    """To the bit. But not on a GPU: layouts decide how wide Triton reads, and that in which order it adds; CUDA's
+    kernels for rows that are not aligned are compiled on their own, with other products fused into sums."""
     for k, (a, b) in enumerate(zip(actual, expected, strict=True)):
-        if impl != "triton" or interpreted(impl):
+        if device_of(impl) == "cpu":
             assert torch.equal(a, b), f"result {k} differs by {(a - b).abs().max().item():.3g}"
         else:
             eps = torch.finfo(a.dtype).eps
-            torch.testing.assert_close(a, b, rtol=8 * eps, atol=8 * eps)
+            torch.testing.assert_close(a, b, rtol=32 * eps, atol=32 * eps)
 
 
 def computable(dtype: torch.dtype, impl: str) -> torch.dtype:
