@@ -1,6 +1,6 @@
 """All validation of what users pass, written once. Messages name the argument, what was expected, what came.
 
-Values inside tensors (pivots, cache_seqlens) are read on CPU outside compilation; on other devices only with
+Values inside tensors (pivots, cache_seqlens) are read on CPU, by the kernels themselves; on other devices only with
 COGVIEW_OPS_CHECK=1, because reading them waits for the device.
 """
 
@@ -24,6 +24,8 @@ _TRACING = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.
 
 def require(ok: bool, name: str, expected: str | Callable[[], str], got: Any) -> None:
     """Messages with numbers in them are functions: formatting a symbolic size would fix its value in a graph."""
+    if ok is True:
+        return
     if torch.compiler.is_compiling():  # a number read from a tensor is not known yet: it passes
         ok = torch.fx.experimental.symbolic_shapes.guard_or_true(ok)
     if not ok:
@@ -184,11 +186,14 @@ def same_tokens(key: Tensor, query: Tensor) -> None:
         raise ValueError(f"key: expected {count} tokens as query, got shape {tuple(key.shape)}{hint}")
 
 
-def pivots(x: Any, query: Tensor, num_keys: int) -> None:
+def pivots(x: Any, query: Tensor) -> None:
     tensor(x, "pivots", INTEGERS, ndim=2)
     require(x.device == query.device, "pivots", lambda: f"query's device {query.device}", x.device)
     batch = query.shape[0]
     require(x.shape[0] == batch, "pivots", lambda: f"shape [{batch}, P]", tuple(x.shape))
+
+
+def pivot_values(x: Tensor, query: Tensor, num_keys: int) -> None:
     if not _readable(x):
         return
     ordered = (x[:, 1:] > x[:, :-1]) & (x[:, :-1] >= 0) | (x[:, 1:] == -1)
@@ -197,21 +202,26 @@ def pivots(x: Any, query: Tensor, num_keys: int) -> None:
         raise ValueError(f"pivots: expected strictly ascending rows, then -1 as padding, got {x[row].tolist()}")
     least, most = x.aminmax()
     if not bool((least >= -1) & (most < num_keys)):
-        hint = _swapped(num_keys <= most < query.shape[1] > query.shape[2], query, "query")
+        hint = _swapped(bool(num_keys <= most < query.shape[1] > query.shape[2]), query, "query")
         raise ValueError(f"pivots: expected indices below {num_keys} or -1, got {_range(x)}{hint}")
 
 
-def cache_seqlens(x: Any, query: Tensor, capacity: int, before: int = 0) -> None:
-    """Where the new tokens end in a cache that has `before` others at least."""
+def cache_seqlens(x: Any, query: Tensor) -> None:
     tensor(x, "cache_seqlens", INTEGERS, ndim=1)
     require(x.device == query.device, "cache_seqlens", lambda: f"query's device {query.device}", x.device)
     shape(x, "cache_seqlens", (query.shape[0],))
+
+
+def seqlen_values(x: Tensor, query: Tensor, capacity: int, before: int = 0) -> None:
+    """Where the new tokens end in a cache that has `before` others at least."""
     if _readable(x):
-        least = before + query.shape[2]
-        ok = bool((x >= least).all() & (x <= capacity).all())
+        lengths, least = x.tolist(), before + query.shape[2]
         what = f"{before} of text and the new tokens" if before else "the new tokens"
         require(
-            ok, "cache_seqlens", lambda: f"lengths from {least} ({what}) to {capacity} (the cache)", lambda: _range(x)
+            least <= min(lengths) and max(lengths) <= capacity,
+            "cache_seqlens",
+            lambda: f"lengths from {least} ({what}) to {capacity} (the cache)",
+            lambda: _range(x),
         )
 
 
@@ -241,12 +251,12 @@ def mask(x: Any, of: Tensor, shape: Sequence[int]) -> None:
         raise ValueError(f"mask: expected a shape that broadcasts to {tuple(shape)}, got {tuple(x.shape)}{hint}")
 
 
-def no_forward_mode(name: str, *tensors: Tensor | None) -> None:
+def no_forward_mode(name: str, *arguments: Any) -> None:
     """Fused operators have no forward-mode derivative; without this check it would silently be zero."""
     if torch.compiler.is_compiling():
         return
     if torch.autograd.forward_ad._current_level >= 0 and any(
-        x is not None and torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors
+        isinstance(x, Tensor) and torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in arguments
     ):
         raise NotImplementedError(f"{name} has no forward-mode derivative; impl='reference' has")
 

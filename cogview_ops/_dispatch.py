@@ -5,13 +5,13 @@ own, "reference" is plain torch. "auto" is the compiled or Triton kernel of the 
 reference: a slow formula that nobody asked for is worse than an error.
 """
 
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _manifest, _sharding
+from . import _checks, _manifest, _sharding
 
 IMPLS = ("auto", "reference", "cpp", "cuda", "triton")
 
@@ -25,8 +25,10 @@ except ImportError as error:  # usable without it: impl="reference"
 
 _WITH_CUDA = {name for operator in _manifest.KERNELS if operator.cuda for name in operator.registered}
 _compiled: set[tuple[str, str]] = set()  # (operator, "cpp" or "cuda"), filled as operators are defined
-_differentiable: dict[str, SimpleNamespace] = {}  # operators by namespace as torch.func takes them, filled likewise
+_transformed: dict[tuple[str, str], Any] = {}  # operators as autograd functions that torch.func takes, filled likewise
+_recorded: dict[tuple[str, str], Any] = {}  # as those that are cheaper
 _triton: dict[str, tuple[str, ...]] = {}  # devices of an operator's Triton kernel, filled by `_load_triton`
+_found: dict[tuple[str, str, str], str] = {}  # what `select` has found: a namespace by operator, impl and device
 
 
 def record(op: str) -> None:
@@ -36,17 +38,11 @@ def record(op: str) -> None:
             _compiled.add((op, impl))
 
 
-def record_function(namespace: str, op: str, function: type[torch.autograd.Function]) -> None:
-    """Note what torch.func calls in place of an operator."""
-    setattr(_differentiable.setdefault(namespace, SimpleNamespace()), op, function.apply)
-
-
-def operators(namespace: str) -> Any:
-    """The operators of a namespace. Within torch.func's transforms they are autograd functions, whose derivatives it
-    takes: those that are registered with an operator it does not."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-        return getattr(torch.ops, namespace)
-    return _differentiable[namespace]
+def record_functions(
+    namespace: str, op: str, transformed: type[torch.autograd.Function], recorded: type[torch.autograd.Function]
+) -> None:
+    """Note what records an operator for its derivative."""
+    _transformed[namespace, op], _recorded[namespace, op] = transformed.apply, recorded.apply
 
 
 def record_triton(op: str, devices: tuple[str, ...]) -> None:
@@ -87,15 +83,21 @@ def reason_unavailable(op: str, impl: str) -> str | None:
     return f"there is no {'CPU' if impl == 'cpp' else 'CUDA'} kernel of this operator"
 
 
-def select(op: str, impl: str, x: Tensor) -> Any:
-    """Namespace of torch.ops that implements `op` for x's device, or None for the reference."""
+def select(op: str, impl: str, x: Tensor) -> str | None:
+    """Namespace that implements `op` for x's device, or None for the reference."""
     if impl == "reference":
         return None
     if impl not in IMPLS:
         raise ValueError(f"impl: expected {' or '.join(map(repr, IMPLS))}, got {impl!r}")
     if type(x) is not Tensor and not torch.compiler.is_compiling():
         _sharding.register()
-    device = x.device.type
+    return _namespace(op, impl, x.device.type)
+
+
+def _namespace(op: str, impl: str, device: str) -> str:
+    found = _found.get((op, impl, device))
+    if found:
+        return found
     if impl == "auto":
         candidates = {"cpu": ("cpp",), "meta": ("cpp",), "cuda": ("cuda", "triton")}.get(device, ("triton",))
     else:
@@ -109,6 +111,35 @@ def select(op: str, impl: str, x: Tensor) -> Any:
         if reason is None and name == "triton" and device not in (*_triton[op], "meta"):
             reason = f"its Triton kernel runs on {' or '.join(_triton[op])} (on cpu with TRITON_INTERPRET=1)"
         if reason is None:
-            return operators("cogview_ops_triton" if name == "triton" else "cogview_ops")
+            _found[op, impl, device] = "cogview_ops_triton" if name == "triton" else "cogview_ops"
+            return _found[op, impl, device]
         reasons.append(f"{name}: {reason}")
     raise RuntimeError(f"{op} cannot run on a {device} tensor: {'; '.join(reasons)}. impl='reference' can.")
+
+
+def run(namespace: str, name: str, *args: Any, values: Callable[[], None] | None = None) -> Any:
+    """Call an operator where `select` found it. `values` raises if what tensors hold is wrong: it is asked before other
+    kernels than those for CPUs, and where those refuse, to say why.
+
+    Outside of graphs derivatives are recorded by autograd functions: torch.func takes nothing else, and what is
+    registered with the operators, for who calls them directly, takes 150 us."""
+    if torch.compiler.is_compiling():
+        return getattr(getattr(torch.ops, namespace), name)(*args)
+    _checks.no_forward_mode(name.removesuffix("_fwd"), *args)
+    if values and not (namespace == "cogview_ops" and args[0].is_cpu):
+        values()
+    try:
+        if torch._C._are_functorch_transforms_active():
+            return _transformed[namespace, name](*args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return _recorded[namespace, name](*args)
+        return below_autograd(namespace, name, *args)
+    except RuntimeError:
+        if values:
+            values()
+        raise
+
+
+def below_autograd(namespace: str, name: str, *args: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return getattr(getattr(torch.ops, namespace), name).default(*args)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ._local_options import TENSORS, Arguments, Options, unflatten
+from ._local_options import TENSORS, Numbers, Options, unflatten
 
 _MODULE = "torch.utils.flop_counter"
 
@@ -63,7 +63,7 @@ def _three_region_decode(
 def _local_2d(query: Any, key: Any, value: Any, *rest: Any) -> int:
     batch, heads, _, dim = query
     tensors, numbers = rest[:TENSORS], rest[TENSORS:]
-    options = unflatten(Arguments(tensors, numbers[:3], numbers[3:5], numbers[5:]))
+    options = unflatten(tensors, Numbers(numbers[:3], numbers[3:5], numbers[5:]))
     return 4 * batch * heads * dim * local_2d_pairs(options, 0 if tensors[0] is None else tensors[0][2])
 
 

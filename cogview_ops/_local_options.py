@@ -41,16 +41,15 @@ class Options(NamedTuple):
     scale: float
 
 
-class Arguments(NamedTuple):
-    """Options as arguments of the operators, in groups: a decode has its own between the first two, and no edges."""
+class Numbers(NamedTuple):
+    """Options but for their tensors as arguments of the operators, in groups: a decode has no edges."""
 
-    tensors: tuple[Any, ...]
     window: tuple[Any, ...]
     edges: tuple[Any, ...]
     rest: tuple[Any, ...]
 
 
-TENSORS = 5  # in the first group
+TENSORS = 5  # come before the numbers
 WITH_GRADIENT = 4  # of them, the first
 SCHEMA = (
     "Tensor? prefix_key, Tensor? prefix_value, Tensor? coarse_key, Tensor? coarse_value, Tensor? prefix_mask",
@@ -60,23 +59,22 @@ SCHEMA = (
 )
 
 
-def flatten(options: Options) -> Arguments:
+def flatten(options: Options) -> Numbers:
     window = options.window
-    prefix_key, prefix_value, prefix_mask, prefix_bias = options.prefix or (None, None, None, 0.0)
-    coarse_key, coarse_value, *coarse_grids, coarse_bias = options.coarse or (None, None, (0, 0), (0, 0), 0.0)
-    return Arguments(
-        (prefix_key, prefix_value, coarse_key, coarse_value, prefix_mask),
+    prefix_bias = options.prefix.bias if options.prefix else 0.0
+    *coarse_grids, coarse_bias = options.coarse[2:] if options.coarse else ((0, 0), (0, 0), 0.0)
+    return Numbers(
         (list(window.grid), list(window.kernel_size), list(window.dilation)),
         (window.raster_causal, window.edge == "shift"),
         (prefix_bias, *map(list, coarse_grids), coarse_bias, options.scale),
     )
 
 
-def unflatten(arguments: Arguments) -> Options:
-    prefix_key, prefix_value, coarse_key, coarse_value, prefix_mask = arguments.tensors
-    prefix_bias, coarse_grid, coarse_kernel_size, coarse_bias, scale = arguments.rest
-    grid, kernel_size, dilation = (_pair(x) for x in arguments.window)
-    raster_causal, shift = arguments.edges
+def unflatten(tensors: tuple[Any, ...], numbers: Numbers) -> Options:
+    prefix_key, prefix_value, coarse_key, coarse_value, prefix_mask = tensors
+    prefix_bias, coarse_grid, coarse_kernel_size, coarse_bias, scale = numbers.rest
+    grid, kernel_size, dilation = (_pair(x) for x in numbers.window)
+    raster_causal, shift = numbers.edges
     window = Window(grid, kernel_size, dilation, raster_causal, "shift" if shift else "clip")
     prefix = None if prefix_key is None else Prefix(prefix_key, prefix_value, prefix_mask, prefix_bias)
     sizes = _pair(coarse_grid), _pair(coarse_kernel_size)

@@ -1,6 +1,7 @@
 """Turns a schema and Python functions into torch operators; the same for every operator and namespace."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,15 +43,30 @@ def define(
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=library)
     call = getattr(getattr(torch.ops, namespace), name)
     torch.library.register_vmap(op, _loop_over_batch(call, fake), lib=library)
-    methods = {
-        "forward": call,
-        "setup_context": setup_context or (lambda ctx, inputs, output: None),
-        "backward": backward,
-        "vmap": _loop_over_batch(lambda *args: getattr(_dispatch.operators(namespace), name)(*args), fake),
-    }
-    function = type(name, (torch.autograd.Function,), {key: staticmethod(x) for key, x in methods.items()})
-    _dispatch.record_function(namespace, name, function)
+    _dispatch.record_functions(namespace, name, *_functions(namespace, name, fake, backward, setup_context))
     _flops.register(namespace, name)
+
+
+def _functions(
+    namespace: str, name: str, fake: Any, backward: Any, setup_context: Any
+) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
+    """An operator as autograd function: as torch.func takes it, and as it is cheap to record, by 100 us."""
+    kernel = partial(_dispatch.below_autograd, namespace, name)
+    setup_context = setup_context or (lambda ctx, inputs, output: None)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = kernel(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    vmap = _loop_over_batch(partial(_dispatch.run, namespace, name), fake)
+    transformed = {"forward": kernel, "setup_context": setup_context, "backward": backward, "vmap": vmap}
+    recorded = {"forward": forward, "backward": backward}
+    return _function(name, transformed), _function(name, recorded)
+
+
+def _function(name: str, methods: dict[str, Any]) -> type[torch.autograd.Function]:
+    return type(name, (torch.autograd.Function,), {key: staticmethod(method) for key, method in methods.items()})
 
 
 def implement(name: str, kernel: Callable[..., Any], devices: tuple[str, ...]) -> None:
@@ -113,8 +129,15 @@ def empty_decode(query: torch.Tensor, *rest: Any) -> torch.Tensor:
     return empty_rows(query)
 
 
+def autocasts() -> bool:
+    """Whether there may be autocast anywhere."""
+    return torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
+
+
 def autocast_dtype(x: Any) -> torch.dtype | None:
     """The user's autocast dtype for a float32 or lower tensor; None without autocast, and of anything else."""
+    if not autocasts():
+        return None
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
         return None
     kind = x.device.type
@@ -125,6 +148,8 @@ def autocast_dtype(x: Any) -> torch.dtype | None:
 
 def autocast(*operands: Any) -> tuple[Any, ...]:
     """Under autocast, tensors in its dtype, as SDPA takes them; what it leaves alone stays, for the checks to see."""
+    if not autocasts():
+        return operands
     dtypes = [autocast_dtype(x) for x in operands]
     return tuple(x if dtype is None else x.to(dtype) for x, dtype in zip(operands, dtypes, strict=True))
 

@@ -132,7 +132,7 @@ _RULES = {
 
 def beside(x: Any, like: torch.Tensor) -> Any:
     """A plain tensor among DTensors is the same everywhere."""
-    if x is None or type(x) is not torch.Tensor or not hasattr(like, "device_mesh"):
+    if x is None or type(like) is torch.Tensor or type(x) is not torch.Tensor or not hasattr(like, "device_mesh"):
         return x
     from torch.distributed.tensor import DTensor, Replicate
 

@@ -115,7 +115,8 @@ def dalle_attention_decode(
     pattern = _checked_pattern(kind, text_len, grid, kernel_size, wrap)
     lengths = _lengths(query, pattern, text_mask)
     _checks.whole_sequence(lengths, key_cache=key_cache)
-    _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2], before=text_len)
+    _checks.cache_seqlens(cache_seqlens, query)
+    _checks.seqlen_values(cache_seqlens, query, key_cache.shape[2], before=text_len)
     if impl == "reference":
         query_pos = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
         how: dict[str, Any] = {"text_mask": text_mask, "scale": _checks.scale(scale, query), "query_pos": query_pos}

@@ -4,14 +4,14 @@ CogView2, arXiv 2204.14217. The patterns are `patterns.local_2d` and `coarse_2d`
 and (k, k), raster-causal with the text as prefix, are strict row, column and convolutional attention.
 """
 
-import itertools
 from typing import Any, Literal, Required, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from . import _checks, _dispatch, _registration, _sharding, reference
-from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Arguments, Options, flatten, unflatten
+from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Numbers, Options, flatten, unflatten
+from ._remembered import remembered
 
 
 class _Options(TypedDict, total=False):
@@ -111,21 +111,18 @@ def local_attention_2d(
     query, key, value, prefix_key, prefix_value, coarse_key, coarse_value = _registration.autocast(
         query, key, value, prefix_key, prefix_value, coarse_key, coarse_value
     )
-    _checks.attention(query, key, value)
-    _checks.grid_tokens(key, "key", grid, "grid")
-    window = _checks.local_window(grid, kernel_size, dilation, raster_causal, edge)
-    if query.shape[2] != key.shape[2]:
-        _checks.tokens(query, "query", key.shape[2], f"grid {grid}")
-    prefix = _checks.prefix(query, key, prefix_key, prefix_value, prefix_mask, prefix_bias)
-    coarse = _checks.coarse(query, key, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)
-    arguments = _flat(Options(window, prefix, coarse, _checks.scale(scale, query)), query)
-    ops = _dispatch.select("local_attention_2d_fwd", impl, query)
-    if ops is None:
-        out, lse = reference.local_attention_2d(query, key, value, unflatten(arguments))
+    numbers = _checked(
+        *(False, query, key, value, None, prefix_key, prefix_value, prefix_mask, prefix_bias),
+        *(coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias),
+        *(grid, kernel_size, dilation, raster_causal, edge, scale),
+    )
+    tensors = prefix_key, prefix_value, coarse_key, coarse_value, _sharding.beside(prefix_mask, query)
+    namespace = _dispatch.select("local_attention_2d_fwd", impl, query)
+    if namespace is None:
+        out, lse = reference.local_attention_2d(query, key, value, unflatten(tensors, numbers))
     else:
-        tensors, *numbers = arguments
-        _checks.no_forward_mode("local_attention_2d", query, key, value, *tensors)
-        out, lse = ops.local_attention_2d_fwd(query, key, value, *tensors, *itertools.chain(*numbers))
+        arguments = *numbers.window, *numbers.edges, *numbers.rest
+        out, lse = _dispatch.run(namespace, "local_attention_2d_fwd", query, key, value, *tensors, *arguments)
     return (out, lse) if return_lse else out
 
 
@@ -164,30 +161,61 @@ def local_attention_2d_decode(
     query, key_cache, value_cache, prefix_key, prefix_value, coarse_key, coarse_value = _registration.autocast(
         query, key_cache, value_cache, prefix_key, prefix_value, coarse_key, coarse_value
     )
-    _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
-    _checks.grid_tokens(key_cache, "key_cache", grid, "grid")
-    window = _checks.local_window(grid, kernel_size, dilation, raster_causal=True)
-    _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2])
-    prefix = _checks.prefix(query, key_cache, prefix_key, prefix_value, prefix_mask, prefix_bias)
-    coarse = _checks.coarse(
-        query, key_cache, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias
+    numbers = _checked(
+        *(True, query, key_cache, value_cache, cache_seqlens, prefix_key, prefix_value, prefix_mask, prefix_bias),
+        *(coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias),
+        *(grid, kernel_size, dilation, True, "clip", scale),
     )
-    arguments = _flat(Options(window, prefix, coarse, _checks.scale(scale, query)), query)
-    cache_seqlens = _sharding.beside(cache_seqlens, query)
-    ops = _dispatch.select("local_attention_2d_decode", impl, query)
-    if ops is None:
+    tensors = prefix_key, prefix_value, coarse_key, coarse_value, _sharding.beside(prefix_mask, query)
+
+    def values() -> None:
+        _checks.seqlen_values(cache_seqlens, query, key_cache.shape[2])
+
+    namespace = _dispatch.select("local_attention_2d_decode", impl, query)
+    if namespace is None:
+        values()
         position = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
-        return reference.local_attention_2d(query, key_cache, value_cache, unflatten(arguments), position)[0]
-    _checks.no_forward_mode("local_attention_2d_decode", query, key_cache, value_cache, *arguments.tensors)
-    return ops.local_attention_2d_decode(
-        query, key_cache, value_cache, *arguments.tensors, cache_seqlens, *arguments.window, *arguments.rest
-    )
+        return reference.local_attention_2d(query, key_cache, value_cache, unflatten(tensors, numbers), position)[0]
+    name, ends = "local_attention_2d_decode", _sharding.beside(cache_seqlens, query)
+    arguments = *tensors, ends, *numbers.window, *numbers.rest
+    return _dispatch.run(namespace, name, query, key_cache, value_cache, *arguments, values=values)
 
 
-def _flat(options: Options, query: Tensor) -> Arguments:
-    arguments = flatten(options)
-    *tensors, mask = arguments.tensors
-    return arguments._replace(tensors=(*tensors, _sharding.beside(mask, query)))
+@remembered
+def _checked(
+    decode: bool,
+    query: Any,
+    key: Any,
+    value: Any,
+    cache_seqlens: Any,
+    prefix_key: Any,
+    prefix_value: Any,
+    prefix_mask: Any,
+    prefix_bias: Any,
+    coarse_key: Any,
+    coarse_value: Any,
+    coarse_grid: Any,
+    coarse_kernel_size: Any,
+    coarse_bias: Any,
+    grid: Any,
+    kernel_size: Any,
+    dilation: Any,
+    raster_causal: Any,
+    edge: Any,
+    scale: Any,
+) -> Numbers:
+    """The numbers among the operators' arguments; the values of lengths are looked at elsewhere."""
+    names = ("key_cache", "value_cache") if decode else ("key", "value")
+    _checks.attention(query, key, value, *names)
+    _checks.grid_tokens(key, names[0], grid, "grid")
+    window = _checks.local_window(grid, kernel_size, dilation, raster_causal, edge)
+    if decode:
+        _checks.cache_seqlens(cache_seqlens, query)
+    elif query.shape[2] != key.shape[2]:
+        _checks.tokens(query, "query", key.shape[2], f"grid {grid}")
+    prefix = _checks.prefix(query, key, prefix_key, prefix_value, prefix_mask, prefix_bias)
+    coarse = _checks.coarse(query, key, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)
+    return flatten(Options(window, prefix, coarse, _checks.scale(scale, query)))
 
 
 def _bwd_fake(dout: Any, dlse: Any, query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -206,7 +234,7 @@ def _backward_of(namespace: str) -> Any:
         if dout is None and dlse is None:
             return (None,) * (3 + TENSORS + len(ctx.numbers))
         tensors = ctx.saved_tensors
-        grads = _dispatch.operators(namespace).local_attention_2d_bwd(dout, dlse, *tensors, *ctx.numbers)
+        grads = _dispatch.run(namespace, "local_attention_2d_bwd", dout, dlse, *tensors, *ctx.numbers)
         given = zip(tensors[: len(grads)], grads, strict=True)
         return *(None if x is None else g for x, g in given), *(None,) * (TENSORS - WITH_GRADIENT + len(ctx.numbers))
 

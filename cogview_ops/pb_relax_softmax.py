@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from . import _checks, _dispatch, _registration, reference
+from ._remembered import remembered
 
 
 def pb_relax_softmax(
@@ -35,6 +36,17 @@ def pb_relax_softmax(
     Raises:
         TypeError, ValueError: an argument is not as described.
     """
+    alpha = _checked(scores, alpha, mask, causal)
+    if mask is not None:
+        mask = mask.expand(scores.shape)
+    namespace = _dispatch.select("pb_relax_softmax_fwd", impl, scores)
+    if namespace is None:
+        return reference.pb_relax_softmax(scores, alpha=alpha, mask=mask, causal=causal)
+    return _dispatch.run(namespace, "pb_relax_softmax_fwd", scores, mask, alpha, causal)
+
+
+@remembered
+def _checked(scores: Any, alpha: Any, mask: Any, causal: Any) -> float:
     _checks.tensor(scores, "scores")
     _checks.require(
         scores.dim() >= (2 if causal else 1), "scores", "[..., R, K]", lambda: f"shape {tuple(scores.shape)}"
@@ -46,12 +58,7 @@ def pb_relax_softmax(
     alpha = _checks.finite(alpha, "alpha", scores.dtype, positive=True)
     if mask is not None:
         _checks.mask(mask, scores, scores.shape)
-        mask = mask.expand(scores.shape)
-    ops = _dispatch.select("pb_relax_softmax_fwd", impl, scores)
-    if ops is None:
-        return reference.pb_relax_softmax(scores, alpha=alpha, mask=mask, causal=causal)
-    _checks.no_forward_mode("pb_relax_softmax", scores)
-    return ops.pb_relax_softmax_fwd(scores, mask, alpha, causal)
+    return alpha
 
 
 def _fwd_fake(scores: Tensor, mask: Tensor | None, alpha: float, causal: bool) -> Tensor:
@@ -70,8 +77,8 @@ def _setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
 def _backward_of(namespace: str) -> Any:
     def backward(ctx: Any, dout: Tensor) -> Any:
         (out,) = ctx.saved_tensors
-        ops = _dispatch.operators(namespace)
-        return ops.pb_relax_softmax_bwd(dout, out, ctx.alpha, ctx.causal), None, None, None
+        grad = _dispatch.run(namespace, "pb_relax_softmax_bwd", dout, out, ctx.alpha, ctx.causal)
+        return grad, None, None, None
 
     return backward
 

@@ -130,7 +130,6 @@ def three_region_attention(
     key: Tensor,
     value: Tensor,
     pivots: Tensor,
-    *,
     block_size: int,
     window_blocks: int,
     pivot_bias: float,

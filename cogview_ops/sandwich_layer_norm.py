@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _dispatch, _registration, _sharding, reference
+from ._remembered import remembered
 
 _RELAX = {None: 0, "row": 1, "tensor": 2}  # the kernels' numbering
 
@@ -39,17 +40,15 @@ def layer_norm(
         Shape and dtype of `x`; under autocast its dtype, since a product is next that would cast: `x` is read in its
         own and rounded once. (`torch.nn.functional.layer_norm` gives float32 there.)
     """
-    _check_input(x, "x")
-    _check_weights(x, weight=weight, bias=bias)
-    eps = _check_options(x, eps, relax)
-    weight, bias = _check_mix(x, weight, bias)
-    ops = _dispatch.select("layer_norm_fwd", impl, x)
-    if ops is None:
+    autocast = _registration.autocast_dtype(x)
+    eps, dtype = _checked(x, weight, bias, eps, relax, autocast)
+    weight, bias = _weights(x, dtype, weight, bias)
+    namespace = _dispatch.select("layer_norm_fwd", impl, x)
+    if namespace is None:
         out = reference.layer_norm(x, weight, bias, eps=eps, relax=relax)
     else:
-        _checks.no_forward_mode("layer_norm", x, weight, bias)
-        out = ops.layer_norm_fwd(x, weight, bias, eps, _RELAX[relax])[0]
-    return out.to(_registration.autocast_dtype(x) or x.dtype)
+        out = _dispatch.run(namespace, "layer_norm_fwd", x, weight, bias, eps, _RELAX[relax])[0]
+    return out if autocast is None else out.to(autocast)
 
 
 def sandwich_layer_norm(
@@ -88,6 +87,48 @@ def sandwich_layer_norm(
         `(h, x)`: h with shape and dtype of `residual`, x of `branch`, each computed in float32 (float64 for float64)
         from what was read and rounded once. Gradients have their input's dtype.
     """
+    given = post_weight, post_bias, pre_weight, pre_bias
+    autocast = _registration.autocast_dtype(branch)
+    eps, dropout_p, dtype = _checked_step(branch, residual, *given, eps, relax, dropout_p, autocast)
+    if dropout_p > 0:
+        seed = _checked_seed(seed, branch)
+    weights = _weights(branch, dtype, *given)
+    namespace = _dispatch.select("sandwich_layer_norm_fwd", impl, branch)
+    if namespace is None:
+        return reference.sandwich_layer_norm(
+            branch, residual, *weights, eps=eps, relax=relax, dropout_p=dropout_p, seed=seed
+        )
+    at = None
+    if dropout_p > 0 and seed is not None:
+        at = seed if isinstance(seed, Tensor) else _on_device(seed, branch.device)
+        at = _sharding.beside(at, branch)
+    numbers = eps, _RELAX[relax], float(dropout_p)
+    return _dispatch.run(namespace, "sandwich_layer_norm_fwd", branch, residual, *weights, *numbers, at)[:2]
+
+
+@remembered
+def _checked(x: Any, weight: Any, bias: Any, eps: Any, relax: Any, autocast: torch.dtype | None) -> tuple[float, Any]:
+    """eps, and the dtype that weights and biases are read in."""
+    _check_input(x, "x")
+    _check_weights(x, weight=weight, bias=bias)
+    eps = _check_options(x, eps, relax)
+    return eps, _dtype_of_weights(x, autocast, weight, bias)
+
+
+@remembered
+def _checked_step(
+    branch: Any,
+    residual: Any,
+    post_weight: Any,
+    post_bias: Any,
+    pre_weight: Any,
+    pre_bias: Any,
+    eps: Any,
+    relax: Any,
+    dropout_p: Any,
+    autocast: torch.dtype | None,
+) -> tuple[float, float, Any]:
+    """eps, dropout_p, and the dtype that weights and biases are read in."""
     _check_input(branch, "branch")
     _check_input(residual, "residual")
     _checks.same(residual, "residual", branch, "branch", wider=True)
@@ -96,20 +137,7 @@ def sandwich_layer_norm(
     eps = _check_options(branch, eps, relax)
     dropout_p = _checks.finite(dropout_p, "dropout_p")
     _checks.require(0 <= dropout_p <= 1, "dropout_p", "a probability", dropout_p)
-    if dropout_p > 0:
-        seed = _checked_seed(seed, branch)
-    weights = _check_mix(branch, post_weight, post_bias, pre_weight, pre_bias)
-    ops = _dispatch.select("sandwich_layer_norm_fwd", impl, branch)
-    if ops is None:
-        return reference.sandwich_layer_norm(
-            branch, residual, *weights, eps=eps, relax=relax, dropout_p=dropout_p, seed=seed
-        )
-    _checks.no_forward_mode("sandwich_layer_norm", branch, residual, *weights)
-    at = None
-    if dropout_p > 0 and seed is not None:
-        at = seed if isinstance(seed, Tensor) else _on_device(seed, branch.device)
-        at = _sharding.beside(at, branch)
-    return ops.sandwich_layer_norm_fwd(branch, residual, *weights, eps, _RELAX[relax], float(dropout_p), at)[:2]
+    return eps, dropout_p, _dtype_of_weights(branch, autocast, post_weight, post_bias, pre_weight, pre_bias)
 
 
 def _check_input(x: Any, name: str) -> None:
@@ -162,18 +190,27 @@ def _checked_seed(seed: Any, branch: Tensor) -> int | Tensor:
     return seed
 
 
-def _check_mix(x: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
-    """Weights and biases in turn, contiguous, in x's dtype or float32, all alike; what is not given is 1, or 0."""
-    dtype = next((w.dtype for w in given if w is not None), x.dtype)
-    weights = tuple(x.new_full(x.shape[-1:], 1 - k % 2, dtype=dtype) if w is None else w for k, w in enumerate(given))
-    if _registration.autocast_dtype(x) and any(w.dtype != x.dtype for w in weights):
-        weights, dtype = tuple(w.float() for w in weights), torch.float32
-    if dtype not in (x.dtype, torch.float32) or any(w.dtype != dtype for w in weights):
-        got = sorted({str(w.dtype) for w in weights})
-        raise TypeError(f"weights and biases: expected all {x.dtype} (the input's) or all float32, got {got}")
-    if x.dtype == torch.float64:
-        weights = tuple(w.to(x.dtype) for w in weights)
-    return tuple(w.contiguous() for w in weights)
+def _dtype_of_weights(x: Tensor, autocast: torch.dtype | None, *given: Tensor | None) -> torch.dtype:
+    """x's or float32; those given are all alike, but under autocast."""
+    dtypes = {w.dtype for w in given if w is not None} or {x.dtype}
+    if len(dtypes) > 1 or not dtypes <= {x.dtype, torch.float32}:
+        if autocast is None:
+            got = sorted(str(dtype) for dtype in dtypes)
+            raise TypeError(f"weights and biases: expected all {x.dtype} (the input's) or all float32, got {got}")
+        return torch.float32
+    return x.dtype if x.dtype == torch.float64 else dtypes.pop()
+
+
+def _weights(x: Tensor, dtype: torch.dtype, *given: Tensor | None) -> list[Tensor]:
+    """Weights and biases in turn, contiguous; what is not given is 1, or 0."""
+    return [
+        x.new_full(x.shape[-1:], 1 - k % 2, dtype=dtype)
+        if w is None
+        else w
+        if w.dtype == dtype and w.is_contiguous()
+        else w.to(dtype).contiguous()
+        for k, w in enumerate(given)
+    ]
 
 
 def _ln_fwd_fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relax: int) -> tuple[Tensor, ...]:
@@ -231,7 +268,7 @@ def _sandwich_setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _ln_backward_of(namespace: str) -> Any:
     def backward(ctx: Any, dout: Tensor, *_: Any) -> Any:
-        grads = _dispatch.operators(namespace).layer_norm_bwd(dout, *ctx.saved_tensors)
+        grads = _dispatch.run(namespace, "layer_norm_bwd", dout, *ctx.saved_tensors)
         return *grads, None, None
 
     return backward
@@ -242,9 +279,9 @@ def _sandwich_backward_of(namespace: str) -> Any:
         if dh is None and dx is None:
             return (None,) * 10
         *saved, seed = ctx.saved_tensors
-        bwd = _dispatch.operators(namespace).sandwich_layer_norm_bwd
-        dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b = bwd(dh, dx, *saved, ctx.dropout_p, seed)
-        return dbranch, dresidual, dpost_w, dpost_b, dpre_w, dpre_b, None, None, None, None
+        arguments = dh, dx, *saved, ctx.dropout_p, seed
+        grads = _dispatch.run(namespace, "sandwich_layer_norm_bwd", *arguments)
+        return *grads, None, None, None, None
 
     return backward
 

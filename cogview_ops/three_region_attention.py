@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _dispatch, _registration, _sharding, reference
+from ._remembered import remembered
 
 
 class _Options(TypedDict, total=False):
@@ -81,29 +82,18 @@ def three_region_attention(
         `[B, H, S, D]` in query's dtype and layout; with `return_lse` the pair (out, lse), both differentiable.
     """
     query, key, value = _registration.autocast(query, key, value)
-    _checks.attention(query, key, value)
-    _checks.same_tokens(key, query)
-    _checks.pivots(pivots, query, key.shape[2])
-    block_size, window_blocks, pivot_bias = _pattern(query, block_size, window_blocks, pivot_bias)
-    scale = _checks.scale(scale, query)
-    pivots = _sharding.beside(pivots, query)
-    ops = _dispatch.select("three_region_attention_fwd", impl, query)
-    if ops is None:
-        out, lse = reference.three_region_attention(
-            query,
-            key,
-            value,
-            pivots,
-            block_size=block_size,
-            window_blocks=window_blocks,
-            pivot_bias=pivot_bias,
-            scale=scale,
-        )
+    numbers = _checked(False, query, key, value, pivots, None, block_size, window_blocks, pivot_bias, scale)
+
+    def values() -> None:
+        _checks.pivot_values(pivots, query, key.shape[2])
+
+    namespace = _dispatch.select("three_region_attention_fwd", impl, query)
+    if namespace is None:
+        values()
+        out, lse = reference.three_region_attention(query, key, value, _sharding.beside(pivots, query), *numbers)
     else:
-        _checks.no_forward_mode("three_region_attention", query, key, value)
-        out, lse = ops.three_region_attention_fwd(
-            query, key, value, pivots, block_size, window_blocks, pivot_bias, scale
-        )
+        name, seen = "three_region_attention_fwd", _sharding.beside(pivots, query)
+        out, lse = _dispatch.run(namespace, name, query, key, value, seen, *numbers, values=values)
     return (out, lse) if return_lse else out
 
 
@@ -135,36 +125,49 @@ def three_region_attention_decode(
         `[B, H, Sq, D]` in query's dtype and layout.
     """
     query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
-    _checks.attention(query, key_cache, value_cache, "key_cache", "value_cache")
-    _checks.pivots(pivots, query, key_cache.shape[2])
-    _checks.cache_seqlens(cache_seqlens, query, key_cache.shape[2])
-    block_size, window_blocks, pivot_bias = _pattern(query, block_size, window_blocks, pivot_bias)
-    scale = _checks.scale(scale, query)
-    pivots, cache_seqlens = _sharding.beside(pivots, query), _sharding.beside(cache_seqlens, query)
-    ops = _dispatch.select("three_region_attention_decode", impl, query)
-    if ops is None:
-        steps = torch.arange(query.shape[2], device=query.device)
-        return reference.three_region_attention(
-            query,
-            key_cache,
-            value_cache,
-            pivots,
-            block_size=block_size,
-            window_blocks=window_blocks,
-            pivot_bias=pivot_bias,
-            scale=scale,
-            query_pos=cache_seqlens[:, None] - query.shape[2] + steps,
-        )[0]
-    _checks.no_forward_mode("three_region_attention_decode", query, key_cache, value_cache)
-    return ops.three_region_attention_decode(
-        query, key_cache, value_cache, pivots, cache_seqlens, block_size, window_blocks, pivot_bias, scale
+    numbers = _checked(
+        True, query, key_cache, value_cache, pivots, cache_seqlens, block_size, window_blocks, pivot_bias, scale
     )
 
+    def values() -> None:
+        _checks.pivot_values(pivots, query, key_cache.shape[2])
+        _checks.seqlen_values(cache_seqlens, query, key_cache.shape[2])
 
-def _pattern(query: Tensor, block_size: Any, window_blocks: Any, pivot_bias: Any) -> tuple[int, int, float]:
+    namespace = _dispatch.select("three_region_attention_decode", impl, query)
+    tensors = query, key_cache, value_cache, _sharding.beside(pivots, query)
+    if namespace is None:
+        values()
+        at = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
+        return reference.three_region_attention(*tensors, *numbers, at)[0]
+    name, ends = "three_region_attention_decode", _sharding.beside(cache_seqlens, query)
+    return _dispatch.run(namespace, name, *tensors, ends, *numbers, values=values)
+
+
+@remembered
+def _checked(
+    decode: bool,
+    query: Any,
+    key: Any,
+    value: Any,
+    pivots: Any,
+    cache_seqlens: Any,
+    block_size: Any,
+    window_blocks: Any,
+    pivot_bias: Any,
+    scale: Any,
+) -> tuple[int, int, float, float]:
+    """The last arguments of the operators; the values of pivots and lengths are looked at elsewhere."""
+    if decode:
+        _checks.attention(query, key, value, "key_cache", "value_cache")
+        _checks.cache_seqlens(cache_seqlens, query)
+    else:
+        _checks.attention(query, key, value)
+        _checks.same_tokens(key, query)
+    _checks.pivots(pivots, query)
     block_size = _checks.integer(block_size, "block_size", 1)
     window_blocks = _checks.integer(window_blocks, "window_blocks", 1)
-    return block_size, window_blocks, _checks.finite(pivot_bias, "pivot_bias", query.dtype)
+    pivot_bias = _checks.finite(pivot_bias, "pivot_bias", query.dtype)
+    return block_size, window_blocks, pivot_bias, _checks.scale(scale, query)
 
 
 def _bwd_fake(dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -181,8 +184,9 @@ def _backward_of(namespace: str) -> Any:
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> Any:
         if dout is None and dlse is None:
             return (None,) * 8
-        bwd = _dispatch.operators(namespace).three_region_attention_bwd
-        return *bwd(dout, dlse, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
+        arguments = dout, dlse, *ctx.saved_tensors, *ctx.options
+        grads = _dispatch.run(namespace, "three_region_attention_bwd", *arguments)
+        return *grads, None, None, None, None, None
 
     return backward
 

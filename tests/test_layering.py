@@ -23,18 +23,20 @@ def files(*made_of: str) -> list[str]:
 
 
 BASIC, COMPOSITIONS = files("kernels", "torch"), files("operators")
+OPERATOR = {"_checks", "_dispatch", "_local_options", "_registration", "_remembered", "_sharding", "reference"}
 # what each module of cogview_ops may import from the package
 ALLOWED: dict[str, set[str]] = {
     "patterns": set(),
     "_local_options": set(),
     "_checks": {"_local_options"},
     "_sharding": set(),
-    "_dispatch": {"_C", "triton", "_manifest", "_sharding"},  # triton on demand
+    "_dispatch": {"_C", "triton", "_checks", "_manifest", "_sharding"},  # triton on demand
+    "_remembered": set(),
     "_flops": {"_local_options"},
     "_registration": {"_dispatch", "_flops"},
     "reference": {"patterns", "_local_options"},
     "_manifest": set(),
-    **{op: {"_checks", "_dispatch", "_registration", "_sharding", "reference", "_local_options"} for op in BASIC},
+    **dict.fromkeys(BASIC, OPERATOR),
     **{op: {*BASIC, "_checks", "_registration", "reference", "patterns"} for op in COMPOSITIONS},
     "kv_cache": {"_checks", "_registration"},
     "attention_modules": {*BASIC, "kv_cache", "", "_checks", "_registration"},

@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from .. import _registration
-from .._local_options import TENSORS, WITH_GRADIENT, Arguments, Options, Pair, unflatten
+from .._local_options import TENSORS, WITH_GRADIENT, Numbers, Options, Pair, unflatten
 from ..local_attention_2d import register
 from . import configs
 from ._local_2d_backward import grad_key_kernel, grad_query_kernel, sum_kernel
@@ -202,7 +202,7 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
 
 
 def _options(tensors: tuple[Any, ...], *numbers: Any) -> Options:
-    return unflatten(Arguments(tensors, numbers[:3], numbers[3:5], numbers[5:]))
+    return unflatten(tensors, Numbers(numbers[:3], numbers[3:5], numbers[5:]))
 
 
 register("cogview_ops_triton")

@@ -217,8 +217,6 @@ def backward_kernel(
     post_b = tl.zeros([1, N], ACC)
     if dx is not None:
         w_pre = parameter(pre.weight, j, cols, ACC)
-    if branch is not None:
-        w_post = parameter(post.weight, j, cols, ACC)
     for t in range(tl.program_id(0), tl.cdiv(rows, M), tl.num_programs(0)):
         tile = tile_of(t, rows, cols, M, N)
         d = tl.zeros([M, N], ACC)
@@ -236,6 +234,7 @@ def backward_kernel(
             if drop is not None:
                 factor = dropout(tile.i, drop, threshold, cols, QUADS, ACC, N)
                 v *= factor
+            w_post = parameter(post.weight, j, cols, ACC)  # for each tile: kept, registers spill beside a wide h
             db, y = norm_gradient(v, d, tile, post, w_post, cols)
             post_w += tl.sum(d * y, 0)[None, :]
             post_b += tl.sum(d, 0)[None, :]

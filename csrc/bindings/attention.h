@@ -37,8 +37,8 @@ inline Indices indices(const Tensor& x, const char* name) {
   return {x.const_data_ptr(), type == ScalarType::Long};
 }
 
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
-  return x ? std::optional<Tensor>(torch::stable::contiguous(*x)) : std::nullopt;
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& x) {
+  return x ? std::optional<Tensor>(as_contiguous(*x)) : std::nullopt;
 }
 
 // dout as a kernel can read it: with a contiguous last dimension, zeros if only lse has a gradient.
@@ -48,7 +48,7 @@ inline Tensor readable(const std::optional<Tensor>& dout, const Tensor& out) {
     return torch::stable::zero_(zeros);
   }
   check_same_shape(*dout, out, "dout");
-  return dout->stride(3) == 1 || dout->size(3) <= 1 ? *dout : torch::stable::contiguous(*dout);
+  return dout->stride(3) == 1 || dout->size(3) <= 1 ? *dout : as_contiguous(*dout);
 }
 
 // [B, H, S] of statistics: lse or its gradient, contiguous, as `like` is.
@@ -83,10 +83,20 @@ inline void describe_backward(Attention* a, const Tensor& q, const Tensor& out, 
   a->dq = view(dq), a->dk = view(dk), a->dv = view(dv);
 }
 
+// Where the new tokens of each sample end in a cache of keys.
+inline Tensor checked_seqlens(const Tensor& x, const Tensor& q, const Tensor& k) {
+  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && x.dim() == 1 && x.size(0) == q.size(0),
+                  "cache_seqlens: shape does not match");
+  const Tensor seqlens = as_contiguous(x);
+  const Indices in = indices(seqlens, "cache_seqlens");
+  for (int64_t b = 0; b < seqlens.size(0); ++b) {
+    STD_TORCH_CHECK(in[b] >= q.size(2) && in[b] <= k.size(2), "cache_seqlens: expected all query tokens in the cache");
+  }
+  return seqlens;
+}
+
 // The rest of a decode.
-inline void describe_decode(Attention* a, const Tensor& seqlens, const Tensor& out, int64_t capacity) {
-  STD_TORCH_CHECK(a->seqlen_q <= capacity, "query: more tokens than the cache holds");
-  STD_TORCH_CHECK(seqlens.dim() == 1 && seqlens.size(0) == a->batch, "cache_seqlens: shape does not match");
+inline void describe_decode(Attention* a, const Tensor& seqlens, const Tensor& out) {
   a->cache_seqlens = indices(seqlens, "cache_seqlens"), a->out = view(out);
 }
 

@@ -41,6 +41,9 @@ inline ScalarType stat_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// As it is where it can be: torch takes 2 us to return its argument.
+inline Tensor as_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+
 // `empty_like` with a contiguous last dimension, also where x's rows overlap.
 inline Tensor empty_rows(const Tensor& x) {
   Tensor out = torch::stable::empty_like(x);

@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v
                                double scale) {
   Tensor out = empty_rows(q), lse = stat_like(q);
   if (q.numel() == 0) return {out, lse};
-  const Optional mask = contiguous(mask_in);
+  const Optional mask = as_contiguous(mask_in);
   LocalAttention a = describe(q, k, v, scale, window_of(k, grid, kernel, dilation, raster_causal, shift));
   a.prefix = prefix_of(a, q, prefix_k, prefix_v, mask, prefix_bias);
   a.coarse = coarse_of(a, q, coarse_k, coarse_v, coarse_grid, coarse_kernel, coarse_bias);
@@ -107,8 +107,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
     for (Tensor* g : {&dk, &dv, &prefix_dk, &prefix_dv, &coarse_dk, &coarse_dv}) torch::stable::zero_(*g);
     return {dq, dk, dv, prefix_dk, prefix_dv, coarse_dk, coarse_dv};
   }
-  const Optional mask = contiguous(mask_in), dlse = contiguous(dlse_in);
-  const Tensor lse = torch::stable::contiguous(lse_in), dout = readable(dout_in, out);
+  const Optional mask = as_contiguous(mask_in), dlse = as_contiguous(dlse_in);
+  const Tensor lse = as_contiguous(lse_in), dout = readable(dout_in, out);
   LocalAttention a = describe(q, k, v, scale, window_of(k, grid, kernel, dilation, raster_causal, shift));
   a.prefix = prefix_of(a, q, prefix_k, prefix_v, mask, prefix_bias);
   a.coarse = coarse_of(a, q, coarse_k, coarse_v, coarse_grid, coarse_kernel, coarse_bias);
@@ -124,14 +124,14 @@ Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Optional&
               const Optional& coarse_k, const Optional& coarse_v, const Optional& mask_in, const Tensor& seqlens_in,
               Pair grid, Pair kernel, Pair dilation, double prefix_bias, Pair coarse_grid, Pair coarse_kernel,
               double coarse_bias, double scale) {
+  const Tensor seqlens = checked_seqlens(seqlens_in, q, k);
   Tensor out = empty_rows(q);
   if (q.numel() == 0) return out;
-  const Optional mask = contiguous(mask_in);
-  const Tensor seqlens = torch::stable::contiguous(seqlens_in);
+  const Optional mask = as_contiguous(mask_in);
   LocalAttention a = describe(q, k, v, scale, window_of(k, grid, kernel, dilation, true, false));
   a.prefix = prefix_of(a, q, prefix_k, prefix_v, mask, prefix_bias);
   a.coarse = coarse_of(a, q, coarse_k, coarse_v, coarse_grid, coarse_kernel, coarse_bias);
-  describe_decode(&a, seqlens, out, k.size(2));
+  describe_decode(&a, seqlens, out);
   local_decode(a, TorchHost(q));
   return out;
 }

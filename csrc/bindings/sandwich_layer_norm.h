@@ -18,7 +18,8 @@ using Named = std::pair<const Tensor&, const char*>;
 
 // In the statistics' dtype.
 inline Tensor widened(const Tensor& weight, const Tensor& x) {
-  return torch::stable::contiguous(torch::stable::to(weight, stat_type(x)));
+  const ScalarType type = stat_type(x);
+  return as_contiguous(weight.scalar_type() == type ? weight : torch::stable::to(weight, type));
 }
 
 inline Tensor statistic(const Tensor& x) {

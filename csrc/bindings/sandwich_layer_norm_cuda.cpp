@@ -25,7 +25,7 @@ struct CudaCall : NormCall<cuda::LayerNormArgs> {
     }
     std::array<Tensor, N> out;
     for (size_t i = 0; i < N; ++i)
-      out[i] = a.wide_weights ? widened(weights[i].first, x) : torch::stable::contiguous(weights[i].first);
+      out[i] = a.wide_weights ? widened(weights[i].first, x) : as_contiguous(weights[i].first);
     return out;
   }
 

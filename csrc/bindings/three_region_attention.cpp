@@ -7,11 +7,25 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
+// Kernels rely on what they hold: rows of indices of keys, strictly ascending, then -1.
+Tensor checked_pivots(const Tensor& x, const Tensor& q, const Tensor& k) {
+  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && x.dim() == 2 && x.size(0) == q.size(0),
+                  "pivots: shape does not match");
+  const Tensor pivots = as_contiguous(x);
+  const Indices in = indices(pivots, "pivots");
+  const int64_t count = pivots.size(1), keys = k.size(2);
+  for (int64_t i = 0; i < pivots.numel(); ++i) {
+    const bool padding = in[i] == -1, first = i % count == 0;
+    STD_TORCH_CHECK(padding || (in[i] >= 0 && in[i] < keys && (first || (in[i - 1] >= 0 && in[i - 1] < in[i]))),
+                    "pivots: expected indices of keys, strictly ascending, then -1");
+  }
+  return pivots;
+}
+
 ThreeRegionAttention describe(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots,
                               int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
   ThreeRegionAttention a{};
   describe(&a, q, k, v, -1, scale);
-  STD_TORCH_CHECK(pivots.dim() == 2 && pivots.size(0) == a.batch, "pivots: shape does not match");
   a.seqlen_k = k.size(2), a.num_pivots = pivots.size(1), a.pivot_bias = pivot_bias;
   STD_TORCH_CHECK(block_size >= 1 && window_blocks >= 1, "block_size and window_blocks: expected at least 1");
   // beyond the sequence they change nothing, and products of them stay in range
@@ -22,7 +36,7 @@ ThreeRegionAttention describe(const Tensor& q, const Tensor& k, const Tensor& v,
 
 std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in,
                                int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
-  const Tensor pivots = torch::stable::contiguous(pivots_in);
+  const Tensor pivots = checked_pivots(pivots_in, q, k);
   Tensor out = empty_rows(q), lse = stat_like(q);
   if (q.numel() == 0) return {out, lse};
   ThreeRegionAttention a = describe(q, k, v, pivots, block_size, window_blocks, pivot_bias, scale);
@@ -41,9 +55,9 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const Optional& dout_in, const Optional& 
     torch::stable::zero_(dk), torch::stable::zero_(dv);
     return {dq, dk, dv};
   }
-  const Tensor pivots = torch::stable::contiguous(pivots_in), lse = torch::stable::contiguous(lse_in);
+  const Tensor pivots = checked_pivots(pivots_in, q, k), lse = as_contiguous(lse_in);
   const Tensor dout = readable(dout_in, out);
-  const Optional dlse = contiguous(dlse_in);
+  const Optional dlse = as_contiguous(dlse_in);
   ThreeRegionAttention a = describe(q, k, v, pivots, block_size, window_blocks, pivot_bias, scale);
   STD_TORCH_CHECK(a.seqlen_q == a.seqlen_k, "key: expected as many tokens as query");
   describe_backward(&a, q, out, lse, dout, dlse ? &*dlse : nullptr, dq, dk, dv);
@@ -53,11 +67,11 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const Optional& dout_in, const Optional& 
 
 Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in, const Tensor& seqlens_in,
               int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
+  const Tensor pivots = checked_pivots(pivots_in, q, k), seqlens = checked_seqlens(seqlens_in, q, k);
   Tensor out = empty_rows(q);
   if (q.numel() == 0) return out;
-  const Tensor pivots = torch::stable::contiguous(pivots_in), seqlens = torch::stable::contiguous(seqlens_in);
   ThreeRegionAttention a = describe(q, k, v, pivots, block_size, window_blocks, pivot_bias, scale);
-  describe_decode(&a, seqlens, out, a.seqlen_k);
+  describe_decode(&a, seqlens, out);
   three_region_decode(a, TorchHost(q));
   return out;
 }

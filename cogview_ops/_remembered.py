@@ -1,0 +1,46 @@
+"""What has passed its checks passes again: of a small call they would be the larger part."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+MOST = 4096  # kinds of calls that are remembered; then all is forgotten
+PLAIN = {bool, float, int, str, type(None)}
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def remembered(check: Callable[P, R]) -> Callable[P, R]:
+    """`check`, not asked again about what it has let pass: tensors of the same dtype, shape, strides and device, and
+    other arguments of the same types and values. It must depend on nothing else, and keep no tensor in its result.
+    In graphs, whose sizes are symbols, it is always asked."""
+    passed: dict[Any, tuple[R]] = {}
+
+    @wraps(check)
+    def ask(*args: P.args, **no: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return check(*args, **no)
+        types = tuple(map(type, args))  # 1 equals 1.0 and True
+        kind = types, *[x if t in PLAIN else _kind(x) for t, x in zip(types, args)]  # noqa: B905
+        try:
+            known = passed.get(kind)
+        except TypeError:  # a list or a symbolic size, which has no hash
+            return check(*args, **no)
+        if known:
+            return known[0]
+        result = check(*args, **no)
+        if len(passed) >= MOST:
+            passed.clear()
+        passed[kind] = (result,)
+        return result
+
+    return ask
+
+
+def _kind(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.dtype, x.shape, x.stride(), x.device
+    return (*map(type, x), *x) if type(x) is tuple else x
