@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _checks, _dispatch, _registration, reference
+from . import _checks, _dispatch, _registration, _sharding, reference
 from ._remembered import remembered
 
 
@@ -38,7 +38,7 @@ def pb_relax_softmax(
     """
     alpha = _checked(scores, alpha, mask, causal)
     if mask is not None:
-        mask = mask.expand(scores.shape)
+        mask = _sharding.beside(mask.expand(scores.shape), scores)
     namespace = _dispatch.select("pb_relax_softmax_fwd", impl, scores)
     if namespace is None:
         return reference.pb_relax_softmax(scores, alpha=alpha, mask=mask, causal=causal)

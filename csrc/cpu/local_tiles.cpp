@@ -135,6 +135,7 @@ void forward(const LocalTilePlan& plan, int64_t item, char* scratch) {
                                        [&](int r, Acc<T> value) { lse[index[r]] = value; });
   }
   for (int o = 0; o < owners; ++o) {
+    if (!spoilt[o]) continue;
     owner[o].rows.list(it.phase, index);
     each_bit(spoilt[o], [&](int r) {
       attend_cell<T>(a, {b, h, it.kv, index[r], 1}, index[r], a.window.raster_causal, Arena{scratch});

@@ -7,6 +7,8 @@ from cases import BY_LABEL, DECODE, DIFFERENTIABLE
 from common import Case, in_two_processes, needs_processes
 from torch import Tensor
 
+from cogview_ops import dalle_attention, pb_relax_attention
+
 GROUPED = BY_LABEL["blocks_of_64"]._replace(
     label="two_key_heads", shapes={"query": (2, 4, 200, 16), "key": (2, 2, 200, 16), "value": (2, 2, 200, 16)}
 )
@@ -57,6 +59,26 @@ def worker(mesh: Any) -> None:
         for dim in (None, 0, 1, 2) if case is GROUPED else (0, 1):
             torch.manual_seed(0)
             check(case, dim, mesh)
+    for dim in (0, 1):
+        beside_plain_tensors(dim, mesh)
+
+
+def beside_plain_tensors(dim: int, mesh: Any) -> None:
+    """Masks and pivots that are the same everywhere, as compositions make them too."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    x, mask = torch.randn(2, 2, 16, 8), torch.ones(2, 16, dtype=torch.bool)
+    mask[1, 3] = False
+    spread = distribute_tensor(x, mesh, [Shard(dim)])
+    image: dict[str, Any] = {"kind": "row", "text_len": 4, "grid": (3, 4)}
+    for call in (
+        lambda x: pb_relax_attention(x, x, x, mask=mask[:, None, None], causal=True),
+        lambda x: dalle_attention(x, x, x, **image),
+        lambda x: dalle_attention(x, x, x, **image, text_mask=mask[:, :4]),
+    ):
+        out = call(spread)
+        assert out.placements == (Shard(dim),)
+        torch.testing.assert_close(out.full_tensor(), call(x))
 
 
 @needs_processes
