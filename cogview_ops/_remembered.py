@@ -23,8 +23,11 @@ def remembered(check: Callable[P, R]) -> Callable[P, R]:
     def ask(*args: P.args, **no: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             return check(*args, **no)
-        types = tuple(map(type, args))  # 1 equals 1.0 and True
-        kind = types, *[x if t in PLAIN else _kind(x) for t, x in zip(types, args)]  # noqa: B905
+        values = [
+            (x.dtype, x.shape, x.stride(), x.device) if type(x) is Tensor else x if type(x) in PLAIN else _kind(x)
+            for x in args
+        ]
+        kind = (*map(type, args), *values)  # 1 equals 1.0 and True
         try:
             known = passed.get(kind)
         except TypeError:  # a list or a symbolic size, which has no hash
