@@ -34,9 +34,13 @@ def _table(lines: list[str], rows: list[dict]) -> str:
     return "\n".join(out) + "\n"
 
 
+def _short(ratio: float) -> str:
+    return f"{ratio:.{2 if ratio < 0.95 else 1 if ratio < 9.95 else 0}f}"
+
+
 def _ratios(baselines: dict[str, dict]) -> list[str]:
     return [
-        f"{name} {result['ratio']:.{1 if result['ratio'] < 9.95 else 0}f}{'' if result['same_result'] else '*'}"
+        f"{name} {_short(result['ratio'])}{'' if result['same_result'] else '*'}"
         for name, result in baselines.items()
         if "ratio" in result and not name.startswith("KVCache")  # that is the operator itself
     ]
