@@ -58,6 +58,36 @@ class Case(NamedTuple):
         return out if isinstance(out, tuple) else (out,)
 
 
+def results(case: Case, inputs: Inputs, impl: str) -> list[Tensor]:
+    """Outputs, and gradients where there are any."""
+    if not case.differentiable:
+        return list(case(inputs, impl))
+    outputs, grads = run(case, inputs, impl)
+    return [*outputs, *grads.values()]
+
+
+def assert_bitwise(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for k, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(a, b), f"result {k} differs by {(a - b).abs().max().item():.3g}"
+
+
+def each(cases: Sequence[Case]) -> Any:
+    """Parametrise over (impl, case); one skip per operator and implementation that cannot run here."""
+    table = []
+    for impl in ("cpp", "cuda", "triton"):
+        for op in dict.fromkeys(case.op for case in cases):
+            reason = unavailable(op, impl)
+            mine = [case for case in cases if case.op == op]
+            if reason:
+                mark = pytest.mark.skip(reason=f"{op}, {impl}: {reason}")
+                table.append(pytest.param(impl, mine[0], id=f"{impl}-{op}", marks=mark))
+            else:
+                chosen = runnable(mine, impl)
+                assert chosen, f"{op}: none of these cases can run on {impl}"
+                table += [pytest.param(impl, case, id=f"{impl}-{case.label}") for case in chosen]
+    return pytest.mark.parametrize(("impl", "case"), table)
+
+
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Another interpreter, in the repository's root."""
     root = Path(__file__).parents[1]
