@@ -23,6 +23,7 @@ except ImportError as error:  # usable without it: impl="reference"
     _C = None  # type: ignore[assignment]
     build_error = str(error)
 
+_WHOLE = (Tensor, torch.nn.Parameter)  # others may be a part of what is distributed
 _WITH_CUDA = {name for operator in _manifest.KERNELS if operator.cuda for name in operator.registered}
 _compiled: set[tuple[str, str]] = set()  # (operator, "cpp" or "cuda"), filled as operators are defined
 _transformed: dict[tuple[str, str], Any] = {}  # operators as autograd functions that torch.func takes, filled likewise
@@ -121,14 +122,17 @@ def run(namespace: str, name: str, *args: Any, values: Callable[[], None] | None
     """Call an operator where `select` found it. `values` raises if what tensors hold is wrong: it is asked before other
     kernels than those for CPUs, and where those refuse, to say why.
 
-    Outside of graphs derivatives are recorded by autograd functions: torch.func takes nothing else, and what is
-    registered with the operators, for who calls them directly, takes 150 us."""
+    Derivatives are recorded by autograd functions: torch.func takes nothing else, and what is registered with the
+    operators takes 150 us. That is for who calls them directly: graphs, traces, __torch_function__."""
     if torch.compiler.is_compiling():
         return getattr(getattr(torch.ops, namespace), name)(*args)
     _checks.no_forward_mode(name.removesuffix("_fwd"), *args)
-    if values and not (namespace == "cogview_ops" and args[0].is_cpu):
+    looks_itself = namespace == "cogview_ops" and type(args[0]) in _WHOLE and args[0].is_cpu
+    if values and not looks_itself:
         values()
     try:
+        if torch._C._get_tracing_state() or torch.overrides.has_torch_function(args):
+            return getattr(getattr(torch.ops, namespace), name)(*args)
         if torch._C._are_functorch_transforms_active():
             return _transformed[namespace, name](*args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MOST = 4096  # kinds of calls that are remembered; then all is forgotten
-PLAIN = {bool, float, int, str, type(None)}
+PLAIN = {bool, float, int, str, torch.dtype, type(None)}
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -16,21 +16,21 @@ R = TypeVar("R")
 def remembered(check: Callable[P, R]) -> Callable[P, R]:
     """`check`, not asked again about what it has let pass: tensors of the same dtype, shape, strides and device, and
     other arguments of the same types and values. It must depend on nothing else, and keep no tensor in its result.
-    In graphs, whose sizes are symbols, it is always asked."""
+    It is always asked in graphs and traces, whose sizes are symbols or tensors, and about arguments of other types."""
     passed: dict[Any, tuple[R]] = {}
 
     @wraps(check)
     def ask(*args: P.args, **no: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
+        if no or torch.compiler.is_compiling() or torch._C._get_tracing_state():
             return check(*args, **no)
-        values = [
-            (x.dtype, x.shape, x.stride(), x.device) if type(x) is Tensor else x if type(x) in PLAIN else _kind(x)
-            for x in args
-        ]
-        kind = (*map(type, args), *values)  # 1 equals 1.0 and True
         try:
+            values = [
+                (x.dtype, x.shape, x.stride(), x.device) if type(x) is Tensor else x if type(x) in PLAIN else _kind(x)
+                for x in args
+            ]
+            kind = (*map(type, args), *values)  # 1 equals 1.0 and True
             known = passed.get(kind)
-        except TypeError:  # a list or a symbolic size, which has no hash
+        except TypeError:  # of another type, or a symbolic size, which has no hash
             return check(*args, **no)
         if known:
             return known[0]
@@ -46,4 +46,6 @@ def remembered(check: Callable[P, R]) -> Callable[P, R]:
 def _kind(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.dtype, x.shape, x.stride(), x.device
-    return (*map(type, x), *x) if type(x) is tuple else x
+    if isinstance(x, tuple) and all(type(i) in PLAIN for i in x):
+        return (*map(type, x), *x)
+    raise TypeError(f"{type(x)} may equal, or change to, what is none of its kind")

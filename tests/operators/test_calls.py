@@ -1,9 +1,10 @@
 """What makes small calls cheap hides no mistake: checks that are not asked again, indices that kernels look at."""
 
 import gc
+import io
 import itertools
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -167,3 +168,69 @@ def test_nothing_is_recorded_where_no_gradient_is_wanted() -> None:
         with torch.inference_mode():
             assert call(x).is_inference()
         assert torch.equal(call(x), call(X))
+
+
+class Grid(NamedTuple):
+    rows: Any
+    columns: Any
+
+
+class Number:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __index__(self) -> int:
+        return self.n
+
+
+def test_what_may_be_or_become_something_else_is_not_remembered() -> None:
+    local_attention_2d(X, X, X, grid=Grid(3, 4), kernel_size=Grid(3, 1))
+    for bad in ({"kernel_size": Grid(3, True)}, {"grid": Grid(3.0, 4.0)}):
+        with pytest.raises(TypeError, match="expected an int"):
+            local_attention_2d(X, X, X, **{"grid": Grid(3, 4), "kernel_size": Grid(3, 1)} | bad)
+    changing: Any = Number(3)
+    window: dict[str, Any] = {"grid": (3, 4), "kernel_size": (changing, 3)}
+    assert torch.equal(local_attention_2d(X, X, X, **window), local_attention_2d(X, X, X, **WINDOW))
+    changing.n = 1
+    row = local_attention_2d(X, X, X, grid=(3, 4), kernel_size=(1, 3))
+    assert torch.equal(local_attention_2d(X, X, X, **window), row)
+
+
+@pytest.mark.parametrize("call", [layer_norm, lambda x: local_attention_2d(x, x, x, **WINDOW)], ids=["norm", "local"])
+@pytest.mark.parametrize("differentiate", [False, True])
+@pytest.mark.filterwarnings("ignore")  # that what Python decides is fixed
+def test_traces_can_be_saved(call, differentiate: bool) -> None:
+    class Module(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(8), differentiate)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return call(x * self.scale)
+
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(Module(), X), file)
+    file.seek(0)
+    assert torch.equal(torch.jit.load(file)(X), call(X))
+
+
+class Scaled(Tensor):
+    """Stands for `factor` times itself."""
+
+    factor: Tensor
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if "cogview_ops" in str(func):
+                args = [x.as_subclass(Tensor) * x.factor if isinstance(x, Scaled) else x for x in args]
+            return func(*args, **(kwargs or {}))
+
+
+def test_what_subclasses_compute_is_recorded() -> None:
+    weight = torch.ones(8).as_subclass(Scaled)
+    weight.factor = factor = torch.tensor(2.0, requires_grad=True)
+    layer_norm(X, weight).sum().backward()
+    expected = layer_norm(X).sum()
+    assert factor.grad is not None
+    torch.testing.assert_close(factor.grad, expected)

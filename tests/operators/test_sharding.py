@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import pytest
 import torch
 from cases import BY_LABEL, DECODE, DIFFERENTIABLE
 from common import Case, in_two_processes, needs_processes
 from torch import Tensor
 
-from cogview_ops import dalle_attention, pb_relax_softmax
+from cogview_ops import dalle_attention, pb_relax_softmax, three_region_attention
 
 GROUPED = BY_LABEL["blocks_of_64"]._replace(
     label="two_key_heads", shapes={"query": (2, 4, 200, 16), "key": (2, 2, 200, 16), "value": (2, 2, 200, 16)}
@@ -79,6 +80,9 @@ def beside_plain_tensors(dim: int, mesh: Any) -> None:
         out = call(spread)
         assert out.placements == (Shard(dim),)
         torch.testing.assert_close(out.full_tensor(), call(x))
+    for bad in ([[0, 3], [0, 99]], [[0, 99], [0, 3]]):  # refused by both, or one would wait for the other
+        with pytest.raises(ValueError, match="pivots: expected indices below 16"):
+            three_region_attention(spread, spread, spread, torch.tensor(bad), block_size=4)
 
 
 @needs_processes
