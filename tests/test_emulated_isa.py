@@ -31,6 +31,8 @@ def test_attention(isa: str) -> None:
     if isa in SUPPORTED:
         pytest.skip(f"{isa} is here, all tests run on it")
     chosen = "(bfloat16 or float16) and not (triton or cuda or one_gradient or every_instruction_set)"
+    there = emulated_isa.run(isa, "-c", "from cogview_ops import _C; print(*_C.supported_cpu())")
+    assert there.stdout.split() == [isa], there
     done = emulated_isa.run(isa, "-m", "pytest", *FILES, "-k", chosen)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sum(map(int, re.findall(r"(\d+) passed", done.stdout))) >= 300, done.stdout
