@@ -6,6 +6,7 @@ reference: a slow formula that nobody asked for is worse than an error.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,7 +30,6 @@ _compiled: set[tuple[str, str]] = set()  # (operator, "cpp" or "cuda"), filled a
 _transformed: dict[tuple[str, str], Any] = {}  # operators as autograd functions that torch.func takes, filled likewise
 _recorded: dict[tuple[str, str], Any] = {}  # as those that are cheaper
 _triton: dict[str, tuple[str, ...]] = {}  # devices of an operator's Triton kernel, filled by `_load_triton`
-_found: dict[tuple[str, str, str], str] = {}  # what `select` has found: a namespace by operator, impl and device
 
 
 def record(op: str) -> None:
@@ -90,15 +90,14 @@ def select(op: str, impl: str, x: Tensor) -> str | None:
         return None
     if impl not in IMPLS:
         raise ValueError(f"impl: expected {' or '.join(map(repr, IMPLS))}, got {impl!r}")
-    if type(x) is not Tensor and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # a graph would ask again whether what it has found itself is known
+        return _namespace(op, impl, x.device.type)
+    if type(x) is not Tensor:
         _sharding.register()
-    return _namespace(op, impl, x.device.type)
+    return _known_namespace(op, impl, x.device.type)
 
 
 def _namespace(op: str, impl: str, device: str) -> str:
-    found = _found.get((op, impl, device))
-    if found:
-        return found
     if impl == "auto":
         candidates = {"cpu": ("cpp",), "meta": ("cpp",), "cuda": ("cuda", "triton")}.get(device, ("triton",))
     else:
@@ -112,10 +111,12 @@ def _namespace(op: str, impl: str, device: str) -> str:
         if reason is None and name == "triton" and device not in (*_triton[op], "meta"):
             reason = f"its Triton kernel runs on {' or '.join(_triton[op])} (on cpu with TRITON_INTERPRET=1)"
         if reason is None:
-            _found[op, impl, device] = "cogview_ops_triton" if name == "triton" else "cogview_ops"
-            return _found[op, impl, device]
+            return "cogview_ops_triton" if name == "triton" else "cogview_ops"
         reasons.append(f"{name}: {reason}")
     raise RuntimeError(f"{op} cannot run on a {device} tensor: {'; '.join(reasons)}. impl='reference' can.")
+
+
+_known_namespace = cache(_namespace)
 
 
 def run(namespace: str, name: str, *args: Any, values: Callable[[], None] | None = None) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from common import python
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -260,3 +261,20 @@ def test_module_draws_its_seed_inside_the_graph() -> None:
         assert 0 < kept[-1].sum() < grad.numel()
     assert not torch.equal(kept[0], kept[1])
     assert not torch.equal(kept[1], kept[2])
+
+
+FIRST = """
+import torch, cogview_ops
+from torch._dynamo.testing import CompileCounter
+graphs = CompileCounter()
+compiled = torch.compile(cogview_ops.layer_norm, backend=graphs, fullgraph=True)
+for _ in range(3):
+    compiled(torch.ones(4, 8))
+print(graphs.frame_count)
+"""
+
+
+def test_the_first_call_of_a_process_is_compiled_once() -> None:
+    """What the operators find out and keep is no part of a graph's conditions."""
+    first = python("-c", FIRST)
+    assert first.stdout.strip() == "1", first
