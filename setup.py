@@ -241,11 +241,14 @@ def extension() -> setuptools.Extension:
     macros = [("COGVIEW_COMPILER", f'"{compiler} " __VERSION__ "{sanitizers}"')]
     macros += [(name, f'"{fact}"') for name, fact in facts.items()]
     bindings = [s for s in sources("csrc/bindings", "*.cpp") if cuda or not s.endswith("_cuda.cpp")]
+    # kernels for what only 9.0a has; code for 9.0 beside it could be taken in its place
+    archs = set(re.split("[; ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")))
+    hopper = [("COGVIEW_SM_90A", None)] if cuda and "9.0a" in archs and not {"9.0", "9.0+PTX"} & archs else []
     flags = {"cxx": CXX_FLAGS, "nvcc": ["-O3", f"-Xcompiler={EVERY_DTYPE}"]} if cuda else {"cxx": CXX_FLAGS}
     return (cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension)(
         "cogview_ops._C",
-        [*bindings, *ONCE, *(sources("csrc/cuda", "*.cu") if cuda else [])],
-        define_macros=macros + ([("USE_CUDA", None)] if cuda else []),
+        [*bindings, *ONCE, *(sources("csrc/cuda", "**/*.cu") if cuda else [])],
+        define_macros=macros + ([("USE_CUDA", None)] if cuda else []) + hopper,
         depends=[*sources("csrc", "**/*.h"), *sources("csrc", "**/*.cuh"), "setup.py"],
         extra_compile_args=flags,
         extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],

@@ -2,7 +2,8 @@
 
 "cpp" and "cuda" are kernels of one compiled namespace (torch picks by device), "triton" is a namespace of its
 own, "reference" is plain torch. "auto" is the compiled or Triton kernel of the tensor's device and never the
-reference: a slow formula that nobody asked for is worse than an error.
+reference: a slow formula that nobody asked for is worse than an error. Of attention on a GPU, which has both, it is
+the one that was faster on that chip (_measured.py).
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _manifest, _sharding
+from . import _checks, _manifest, _measured, _sharding
 
 IMPLS = ("auto", "reference", "cpp", "cuda", "triton")
 
@@ -84,22 +85,30 @@ def reason_unavailable(op: str, impl: str) -> str | None:
     return f"there is no {'CPU' if impl == 'cpp' else 'CUDA'} kernel of this operator"
 
 
-def select(op: str, impl: str, x: Tensor) -> str | None:
-    """Namespace that implements `op` for x's device, or None for the reference."""
+def select(op: str, impl: str, x: Tensor, limits: Callable[[], str | None] | None = None) -> str | None:
+    """Namespace that implements `op` for x's device, or None for the reference. `limits` says why the CUDA C++ kernel
+    cannot take a call: for operators of which there is a Triton kernel as well."""
     if impl == "reference":
         return None
     if impl not in IMPLS:
         raise ValueError(f"impl: expected {' or '.join(map(repr, IMPLS))}, got {impl!r}")
-    if torch.compiler.is_compiling():  # a graph would ask again whether what it has found itself is known
-        return _namespace(op, impl, x.device.type)
+    device, cuda_first, limit = x.device.type, True, None
+    if limits and device != "cpu":
+        cuda_first = _measured.cuda_first(op, x.device, int(x.shape[-1]))
+        if impl == "cuda" or (impl == "auto" and (cuda_first or _load_triton())):
+            limit = limits()
+    # a graph would ask again whether what it has found itself is known; and limits are of any number
+    if torch.compiler.is_compiling() or limit:
+        return _namespace(op, impl, device, cuda_first, limit)
     if type(x) is not Tensor:
         _sharding.register()
-    return _known_namespace(op, impl, x.device.type)
+    return _known_namespace(op, impl, device, cuda_first, None)
 
 
-def _namespace(op: str, impl: str, device: str) -> str:
+def _namespace(op: str, impl: str, device: str, cuda_first: bool, limit: str | None) -> str:
     if impl == "auto":
-        candidates = {"cpu": ("cpp",), "meta": ("cpp",), "cuda": ("cuda", "triton")}.get(device, ("triton",))
+        on_gpu = ("cuda", "triton") if cuda_first else ("triton", "cuda")
+        candidates = {"cpu": ("cpp",), "meta": ("cpp",), "cuda": on_gpu}.get(device, ("triton",))
     else:
         wanted = {"cpp": ("cpu", "meta"), "cuda": ("cuda", "meta")}.get(impl, ("cpu", "cuda", "xpu", "meta"))
         if device not in wanted:
@@ -107,7 +116,7 @@ def _namespace(op: str, impl: str, device: str) -> str:
         candidates = (impl,)
     reasons = []
     for name in candidates:
-        reason = reason_unavailable(op, name)
+        reason = reason_unavailable(op, name) or (limit if name == "cuda" else None)
         if reason is None and name == "triton" and device not in (*_triton[op], "meta"):
             reason = f"its Triton kernel runs on {' or '.join(_triton[op])} (on cpu with TRITON_INTERPRET=1)"
         if reason is None:

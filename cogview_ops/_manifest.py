@@ -33,14 +33,14 @@ OPERATORS = {
         Operator("dalle_attention", "operators"),
         Operator("dalle_attention_decode", "operators"),
         Operator("layer_norm", "kernels", cuda=True),
-        Operator("local_attention_2d", "kernels"),
+        Operator("local_attention_2d", "kernels", cuda=True),
         Operator("local_attention_2d_decode", "kernels"),
         Operator("merge_attentions", "torch"),
         Operator("pb_relax_attention", "operators"),
         Operator("pb_relax_softmax", "kernels", cuda=True),
         Operator("sample_pivots", "torch"),
         Operator("sandwich_layer_norm", "kernels", cuda=True),
-        Operator("three_region_attention", "kernels"),
+        Operator("three_region_attention", "kernels", cuda=True),
         Operator("three_region_attention_decode", "kernels"),
     )
 }

@@ -9,7 +9,7 @@ from typing import Any, Literal, Required, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from . import _checks, _dispatch, _registration, _sharding, reference
+from . import _checks, _cuda_limits, _dispatch, _registration, _sharding, reference
 from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Numbers, Options, flatten, unflatten
 from ._remembered import remembered
 
@@ -103,7 +103,8 @@ def local_attention_2d(
             (2Hc-1, 2Wc-1)).
         scale: `D ** -0.5` by default.
         return_lse: also return the log-sum-exp of each row, `[B, heads, H*W]` float32 (float64 for float64).
-        impl: "auto", "reference", "cpp", "cuda" or "triton".
+        impl: "auto", "reference", "cpp", "cuda" or "triton". "cuda" takes bfloat16 and float16, head_dim 32, 64, 96 or
+            128, rows aligned to 16 bytes, and windows of up to 17 columns.
 
     Returns:
         `[B, heads, H*W, D]` in query's dtype and layout; with `return_lse` the pair (out, lse), both differentiable.
@@ -117,7 +118,13 @@ def local_attention_2d(
         *(grid, kernel_size, dilation, raster_causal, edge, scale),
     )
     tensors = prefix_key, prefix_value, coarse_key, coarse_value, _sharding.beside(prefix_mask, query)
-    namespace = _dispatch.select("local_attention_2d_fwd", impl, query)
+
+    def limits() -> str | None:
+        rows = {"query": query, "key": key, "value": value, "prefix_key": prefix_key, "prefix_value": prefix_value}
+        window = grid, kernel_size, dilation, edge
+        return _cuda_limits.local_2d(window, **rows, coarse_key=coarse_key, coarse_value=coarse_value)
+
+    namespace = _dispatch.select("local_attention_2d_fwd", impl, query, limits)
     if namespace is None:
         out, lse = reference.local_attention_2d(query, key, value, unflatten(tensors, numbers))
     else:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from . import _checks, _dispatch, _registration, _sharding, reference
+from . import _checks, _cuda_limits, _dispatch, _registration, _sharding, reference
 from ._remembered import remembered
 
 
@@ -76,7 +76,8 @@ def three_region_attention(
         block_size, window_blocks: at least 1; S need not be a multiple.
         scale: `D ** -0.5` by default.
         return_lse: also return the log-sum-exp of each row, `[B, H, S]` float32 (float64 for float64).
-        impl: "auto", "reference", "cpp", "cuda" or "triton".
+        impl: "auto", "reference", "cpp", "cuda" or "triton". "cuda" takes bfloat16 and float16, head_dim 32, 64, 96 or
+            128, and rows aligned to 16 bytes.
 
     Returns:
         `[B, H, S, D]` in query's dtype and layout; with `return_lse` the pair (out, lse), both differentiable.
@@ -87,7 +88,10 @@ def three_region_attention(
     def values() -> None:
         _checks.pivot_values(pivots, query, key.shape[2])
 
-    namespace = _dispatch.select("three_region_attention_fwd", impl, query)
+    def limits() -> str | None:
+        return _cuda_limits.attention(query=query, key=key, value=value)
+
+    namespace = _dispatch.select("three_region_attention_fwd", impl, query, limits)
     if namespace is None:
         values()
         out, lse = reference.three_region_attention(query, key, value, _sharding.beside(pivots, query), *numbers)

@@ -13,7 +13,7 @@ struct Tensor4 {
   void* data = nullptr;
   int64_t stride[3] = {};
   template <class T>
-  COGVIEW_INLINE T* at(int64_t b, int64_t h) const {
+  COGVIEW_HOST_DEVICE T* at(int64_t b, int64_t h) const {
     return static_cast<T*>(data) + b * stride[0] + h * stride[1];
   }
 };
@@ -21,7 +21,7 @@ struct Tensor4 {
 struct Indices {
   const void* data = nullptr;
   bool wide = false;  // int64 or int32
-  COGVIEW_INLINE int64_t operator[](int64_t i) const {
+  COGVIEW_HOST_DEVICE int64_t operator[](int64_t i) const {
     return wide ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
   }
 };

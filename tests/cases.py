@@ -64,6 +64,8 @@ THREE_REGION = [
     three_region("large_scale", 130, 16, 16, 2, "text", scale=3.0, pivot_bias=math.log(3)),
     three_region("head_dim_1", 20, 1, 4, 2, "text"),
     three_region("zero_scale", 20, 16, 4, 1, "text", scale=0.0, pivot_bias=-1.0),
+    # for CUDA's tensor cores
+    three_region("grouped_32", 41, 32, 3, 2, "text", heads=2, kv_heads=1, scale=-0.4, pivot_bias=0.7),
     # small enough for Triton's interpreter, with edges of all kinds in tiles of 16
     three_region("tiny", 12, 8, 4, 2, "text", heads=1, kv_heads=1),
     three_region("tiny_grouped", 41, 20, 3, 2, "text", batch=1, heads=2, kv_heads=1, scale=-0.4, pivot_bias=0.7),
@@ -142,6 +144,13 @@ LOCAL_2D = [
              coarse_kernel_size=(3, 3), raster_causal=True),
     local_2d("bands_dilated", (23, 9), (3, 3), 16, batch=1, heads=1, kv_heads=1, dilation=(2, 1), prefix=2),
     local_2d("long_image", (40, 6), (5, 3), 8, batch=4, heads=8, kv_heads=8, prefix=3),
+    # for CUDA's tensor cores, in its emulator
+    local_2d("sets_32", (4, 6), (3, 5), 32, heads=2, kv_heads=1, raster_causal=True, prefix=5, masked=True,
+             prefix_bias=0.8, coarse=(2, 3), coarse_kernel_size=(3, 1), coarse_bias=-0.5, scale=-0.2),
+    local_2d("strips_64", (5, 18), (5, 9), 64, batch=1, heads=1, kv_heads=1, prefix=3, prefix_bias=13.0),
+    local_2d("shifted_64", (9, 10), (9, 5), 64, batch=1, heads=1, kv_heads=1, edge="shift", scale=0.0),
+    local_2d("phases_32", (7, 11), (3, 5), 32, batch=1, heads=1, kv_heads=1, dilation=(2, 2), coarse=(7, 1),
+             coarse_kernel_size=(1, 1)),
     # small enough for Triton's interpreter, with boxes clipped at all edges and wider than tiles of 16
     local_2d("tiny_local", (3, 4), (3, 3), 8, batch=2, heads=1, kv_heads=1),
     local_2d("tiny_row", (1, 19), (1, 37), 16, batch=1, heads=2, kv_heads=1, prefix=17, scale=-0.4),
@@ -192,5 +201,8 @@ DECODE = [
 
 BY_LABEL = {case.label: case for case in [*THREE_REGION, *LOCAL_2D, *OTHERS, *DECODE]}
 # one of each operator, with everything in it that the operator can do
-DIFFERENTIABLE = [*(BY_LABEL[x] for x in ("blocks_of_64", "tiny", "all_sets", "tiny_local", "shifted_sets")), *OTHERS]
+DIFFERENTIABLE = [
+    *(BY_LABEL[x] for x in ("blocks_of_64", "grouped_32", "tiny", "all_sets", "sets_32", "tiny_local", "shifted_sets")),
+    *OTHERS,
+]
 ALL = [*DIFFERENTIABLE, *DECODE]

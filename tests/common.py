@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 import cogview_ops
-from cogview_ops import _dispatch
+from cogview_ops import _cuda_limits, _dispatch
 from cogview_ops._manifest import OPERATORS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# what CUDA kernels on tensor cores take
+TENSOR_CORES = {"three_region_attention", "local_attention_2d"}
+TENSOR_CORE_DTYPES, TENSOR_CORE_HEAD_DIMS = DTYPES[2:], (32, 64, 96, 128)
 Inputs = dict[str, Tensor]
 
 
@@ -51,7 +54,10 @@ class Case(NamedTuple):
         return {name: x.to(device, torch.float32 if name in wide else dtype) for name, x in draw.items()}
 
     def __call__(self, inputs: Inputs, impl: str) -> tuple[Tensor, ...]:
-        """All outputs of the operator, as a tuple."""
+        """All outputs of the operator, as a tuple. Skips the test where a kernel does not take the tensors."""
+        first = next(iter(inputs.values()))
+        skip_uncomputable(first.dtype, impl, self.op)
+        skip_beyond_limits(impl, self.op, first, self.options)
         device = next(iter(inputs.values())).device
         options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.options.items()}
         out = getattr(cogview_ops, self.op)(**inputs, **options, impl=impl)
@@ -115,15 +121,18 @@ def _one_of_two(rank: int, port: int, work: Callable[[Any], None]) -> None:
     torch.distributed.destroy_process_group()
 
 
-def each_impl(op: str, cases: Iterable[Any] = ()) -> pytest.MarkDecorator:
+def each_impl(op: str, cases: Iterable[Any] = (), narrow: bool = True) -> pytest.MarkDecorator:
     """Parametrise `impl` (and `case`) over the fused implementations; one that cannot run here is one skipped test.
 
-    `op` is the public name. The reference is the truth, so it is not among them.
+    `op` is the public name. The reference is the truth, so it is not among them. Not `narrow`: without kernels for 16
+    bits only, which other tests are for.
     """
     cases = list(cases)
     table = []
     for impl in ("cpp", "cuda", "triton"):
         reason = unavailable(op, impl)
+        if not narrow and narrow_only(op, impl):
+            reason = "it has tests of its own"
         if reason:
             nothing = (impl, None) if cases else (impl,)
             table.append(pytest.param(*nothing, id=impl, marks=pytest.mark.skip(reason=f"{op}, {impl}: {reason}")))
@@ -136,10 +145,13 @@ def each_impl(op: str, cases: Iterable[Any] = ()) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("impl", "case") if cases else ("impl",), table)
 
 
-def each_probe(op: str, *narrow: torch.dtype) -> pytest.MarkDecorator:
-    """Parametrise `impl` as each_impl does, and `dtype`: float64, which shows all there is to see, and for the kernels
-    of CPUs that multiply pairs of bfloat16 `narrow` dtypes (default: bfloat16)."""
-    table = [pytest.param(*x.values, torch.float64, id=x.id, marks=x.marks) for x in each_impl(op).args[1]]
+def each_probe(op: str, *narrow: torch.dtype, cuda: bool = True) -> pytest.MarkDecorator:
+    """Parametrise `impl` as each_impl does, and `dtype`: float64, which shows all there is to see, float16 for kernels
+    on tensor cores, and for the kernels of CPUs that multiply pairs of bfloat16 `narrow` dtypes (default: bfloat16)."""
+    exact = {impl: torch.float16 if narrow_only(op, impl) else torch.float64 for impl in ("cpp", "cuda", "triton")}
+    table = [
+        pytest.param(*x.values, exact[x.values[0]], id=x.id, marks=x.marks) for x in each_impl(op, narrow=cuda).args[1]
+    ]
     if unavailable(op, "cpp") is None and _dispatch._C.active_cpu() in ("avx512bf16", "amx"):
         table += [pytest.param("cpp", dtype, id=f"cpp-{dtype}") for dtype in narrow or [torch.bfloat16]]
     return pytest.mark.parametrize(("impl", "dtype"), table)
@@ -150,8 +162,18 @@ def interpreted(impl: str) -> bool:
     return impl == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def some(table: Iterable[Any], impl: str, step: int) -> list[Any]:
+    """All, or for the CUDA emulator each step-th."""
+    table = list(table)
+    return table[step // 2 :: step] if impl == "cuda" and not torch.cuda.is_available() else table
+
+
 def runnable(cases: Sequence[Case], impl: str) -> Sequence[Case]:
-    """Of some cases those made for the interpreter, which takes 0.1 s for a tile and 0.02 s for eight rows."""
+    """Of some cases those with heads that a kernel takes; and those made for the interpreter, which takes 0.1 s for a
+    tile and 0.02 s for eight rows, or for the CUDA emulator, which takes 0.1 s for forward and backward of 64 rows."""
+    if impl == "cuda":
+        heads = [case for case in cases if case.op not in TENSOR_CORES or on_tensor_cores(case)]
+        return [case for case in heads if torch.cuda.is_available() or case.op not in TENSOR_CORES or is_small(case)]
     if not interpreted(impl):
         return cases
     return [
@@ -162,6 +184,20 @@ def runnable(cases: Sequence[Case], impl: str) -> Sequence[Case]:
         or any(0 in x for x in case.shapes.values())
         or (case.of_rows and all(math.prod(x) <= 1200 for x in case.shapes.values()))
     ]
+
+
+def on_tensor_cores(case: Case) -> bool:
+    return case.shapes["query"][3] in TENSOR_CORE_HEAD_DIMS
+
+
+def is_small(case: Case) -> bool:
+    rows = math.prod(case.shapes["query"][:3])
+    return rows <= 100 if case.op == "local_attention_2d" else rows * case.shapes["query"][3] <= 13000
+
+
+def narrow_only(op: str, impl: str) -> bool:
+    """Whether a kernel takes 16 bits only."""
+    return impl == "cuda" and op in TENSOR_CORES
 
 
 def assert_same(actual: Iterable[Tensor], expected: Iterable[Tensor], impl: str) -> None:
@@ -175,14 +211,35 @@ def assert_same(actual: Iterable[Tensor], expected: Iterable[Tensor], impl: str)
             torch.testing.assert_close(a, b, rtol=32 * eps, atol=32 * eps)
 
 
-def computable(dtype: torch.dtype, impl: str) -> torch.dtype:
-    """The interpreter computes bfloat16 wrongly; float16 then stands for it."""
+def computable(dtype: torch.dtype, impl: str, op: str = "") -> torch.dtype:
+    """The interpreter computes bfloat16 wrongly; float16 then stands for it. 16 bits where a kernel takes no more."""
+    if narrow_only(op, impl) and dtype not in TENSOR_CORE_DTYPES:
+        return torch.bfloat16
     return torch.float16 if interpreted(impl) and dtype == torch.bfloat16 else dtype
 
 
-def skip_uncomputable(dtype: torch.dtype, impl: str) -> None:
-    if computable(dtype, impl) != dtype:
-        pytest.skip("Triton's interpreter computes bfloat16 wrongly")
+def skip_uncomputable(dtype: torch.dtype, impl: str, op: str = "") -> None:
+    if computable(dtype, impl, op) != dtype:
+        cuda = "the CUDA kernels of this operator take float16 and bfloat16"
+        pytest.skip(cuda if impl == "cuda" else "Triton's interpreter computes bfloat16 wrongly")
+
+
+def skip_beyond_limits(impl: str, op: str, query: Tensor, options: dict[str, Any]) -> None:
+    """Where a CUDA kernel on tensor cores is not made for a call, or not in the emulated library."""
+    if impl != "cuda" or op != "local_attention_2d":
+        return
+    name, head_dim = "bf16" if query.dtype == torch.bfloat16 else "f16", query.shape[-1]
+    if not torch.cuda.is_available() and (name, head_dim) not in emulated_cuda.LOCAL_SHAPES:
+        pytest.skip(f"{name} with heads of {head_dim} is emulated under COGVIEW_TESTS=all")
+    edge, dilation = options.get("edge", "clip"), options.get("dilation", 1)
+    if why := _cuda_limits.local_2d((options["grid"], options["kernel_size"], dilation, edge), query=query):
+        pytest.skip(why)
+
+
+def skip_emulated(op: str, impl: str) -> None:
+    """What takes the emulator long, of kernels that take it long; it runs one launch at a time."""
+    if narrow_only(op, impl) and not torch.cuda.is_available() and os.environ.get("COGVIEW_TESTS") != "all":
+        pytest.skip("takes the CUDA emulator long: COGVIEW_TESTS=all")
 
 
 def skip_slow(impl: str, unless: bool = False) -> None:
@@ -208,8 +265,13 @@ def device_of(impl: str) -> str:
 
 
 def identity(keys: int, impl: str) -> Tensor:
-    """The values of a probe: row k is key k's. Triton compiles for every width: columns of zeros make it one of few."""
-    return torch.eye(keys, -(-keys // 64) * 64 if impl == "triton" else keys, dtype=torch.float64)
+    """The values of a probe: row k is key k's. Columns of zeros make the width one of those that a kernel takes, or one
+    of few, since Triton compiles for each."""
+    unit = {"triton": 64, "cuda": 64}.get(impl, 1)
+    width = -(-keys // unit) * unit
+    if impl == "cuda" and width not in TENSOR_CORE_HEAD_DIMS:
+        pytest.skip("more keys than a head has elements there")
+    return torch.eye(keys, width, dtype=torch.float64)
 
 
 def assert_probed(actual: Tensor, weights: Tensor, what: str) -> None:
@@ -251,7 +313,7 @@ def run(
 
 def assert_true(case: Case, dtype: torch.dtype, impl: str, which: Sequence[int] | None = None) -> None:
     """Outputs and gradients of one case are as near the float64 truth as the plain formula in the same dtype."""
-    skip_uncomputable(dtype, impl)
+    skip_uncomputable(dtype, impl, case.op)
     inputs = case.inputs(dtype, device_of(impl))
     wide = {name: x.double() for name, x in inputs.items()}
     outputs, grads = run(case, inputs, impl, which, dtype)
@@ -304,11 +366,11 @@ def heads_last(inputs: Inputs) -> Inputs:
     return {k: x.transpose(-2, -3).contiguous().transpose(-2, -3) if x.dim() > 2 else x for k, x in inputs.items()}
 
 
-def gaps(inputs: Inputs) -> Inputs:
-    """Slices of larger tensors whose rest is NaN."""
+def gaps(inputs: Inputs, beside: int = 3) -> Inputs:
+    """Slices of larger tensors whose rest is NaN, `beside` elements of it next to each row."""
     out = {}
     for name, x in inputs.items():
-        room = x.new_full([2 * n + 1 for n in x.shape[:-1]] + [x.shape[-1] + 3], math.nan)
+        room = x.new_full([2 * n + 1 for n in x.shape[:-1]] + [x.shape[-1] + beside], math.nan)
         view = room[tuple(slice(1, 2 * n + 1, 2) for n in x.shape[:-1])][..., : x.shape[-1]]
         out[name] = view.copy_(x)
     return out

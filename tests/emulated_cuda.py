@@ -41,8 +41,29 @@ def of_emulator(stem: str) -> Object:
     return Object(EMULATOR / f"{stem}.cpp", [*COMMON, "-O2"], HEADERS)
 
 
-CORE = [of_emulator(stem) for stem in ("launch", "schedule", "shadow", "async", "sanitizers")]
+CORE = [of_emulator(stem) for stem in ("launch", "schedule", "shadow", "async", "wgmma", "sanitizers")]
 KERNELS = [Object(EMULATOR / f"{stem}.cu", [*KERNEL, "-fexceptions"], HEADERS) for stem in ("kernels", "pipelines")]
+HOPPER = Object(EMULATOR / "hopper.cu", [*KERNEL, "-fexceptions"], HEADERS)
+HOPPER_FORWARD = ROOT / "csrc" / "cuda" / "three_region_hopper.cuh"
+
+
+def hopper_attention(header: Path = HOPPER_FORWARD) -> list[Object]:
+    """The forward for compute capability 9.0 without torch."""
+    flags = [*KERNEL, "-fexceptions", f'-DCOGVIEW_HOPPER="{header}"']
+    return [Object(EMULATOR / "hopper_attention.cu", flags, (*HEADERS, header)), *CORE]
+
+
+# of 2D local attention: dtype and head_dim of the instances, each half a minute to compile
+LOCAL_SHAPES = [("bf16", 32), ("f16", 64)]
+if os.environ.get("COGVIEW_TESTS") == "all":
+    LOCAL_SHAPES = [(dtype, dim) for dtype in ("bf16", "f16") for dim in (32, 64, 96, 128)]
+
+
+def local_2d_kernels(csrc: Path, shapes: list[tuple[str, int]]) -> list[Object]:
+    known = "-DCOGVIEW_LOCAL_SHAPES(X)=" + " ".join(f"X({dtype}, {dim})" for dtype, dim in shapes)
+    instances = [csrc / "cuda" / "instances" / f"local_2d_{dtype}_{dim}.cu" for dtype, dim in shapes]
+    calls = Object(csrc / "cuda" / "local_attention_2d.cu", [*KERNEL, known], HEADERS)
+    return [*(Object(path, KERNEL, HEADERS) for path in instances), calls]
 
 
 def product(csrc: Path = ROOT / "csrc") -> list[Object]:
@@ -51,7 +72,8 @@ def product(csrc: Path = ROOT / "csrc") -> list[Object]:
     bindings = [csrc / "bindings" / f"{path.stem}_cuda.cpp" for path in kernels]
     include = ["-O1", "-include", str(EMULATOR / "torch_bindings.h"), *TORCH]
     return [
-        *(Object(path, KERNEL, HEADERS) for path in kernels),
+        *local_2d_kernels(csrc, LOCAL_SHAPES),
+        *(Object(path, KERNEL, HEADERS) for path in kernels if path.stem != "local_attention_2d"),
         *(Object(path, [*COMMON, *include], HEADERS) for path in bindings),
         of_emulator("product"),
         *CORE,
@@ -62,6 +84,18 @@ def softmax(csrc: Path) -> list[Object]:
     """One kernel in float32 without torch, a second or two to compile."""
     kernel = Object(csrc / "cuda" / "pb_relax_softmax.cu", [*KERNEL, "-DCOGVIEW_ONE_DTYPE=f32"], HEADERS)
     return [kernel, of_emulator("softmax"), of_emulator("product"), *CORE]
+
+
+def three_region(csrc: Path) -> list[Object]:
+    """Its kernels for bfloat16 and heads of 32 without torch, three seconds to compile."""
+    one = ["-DCOGVIEW_ONE_DTYPE=bf16", "-DCOGVIEW_ONE_HEAD_DIM=32"]
+    kernel = Object(csrc / "cuda" / "three_region_attention.cu", [*KERNEL, *one], HEADERS)
+    return [kernel, of_emulator("three_region"), of_emulator("product"), *CORE]
+
+
+def local_2d(csrc: Path) -> list[Object]:
+    """Its kernels for bfloat16 and heads of 64 without torch."""
+    return [*local_2d_kernels(csrc, [("bf16", 64)]), of_emulator("local_2d"), of_emulator("product"), *CORE]
 
 
 @functools.cache
@@ -95,7 +129,9 @@ def load() -> Path:
 def kernels(library: Path) -> dict[int, str]:
     """Address and name of all instances of the product's kernels."""
     names = subprocess.run(["nm", "-C", library], capture_output=True, text=True, check=True).stdout
-    kernel = r"^(\w+) t void cogview::cuda::\(anonymous namespace\)::(\w+<.*>)\(cogview::.*Args, .*\)$"
+    kernel = (
+        r"^(\w+) t void cogview::cuda::\(anonymous namespace\)::(\w+<.*>)\(cogview::.*(?:Args|Attention)(?:, .*)?\)$"
+    )
     return {int(at, 16): name for at, name in re.findall(kernel, names, re.MULTILINE)}
 
 
@@ -108,9 +144,11 @@ def has(op: str) -> bool:
 def select(original: Any) -> Any:
     """`_dispatch.select` that takes CPU tensors for impl="cuda"."""
 
-    def select(op: str, impl: str, x: torch.Tensor) -> Any:
+    def select(op: str, impl: str, x: torch.Tensor, limits: Any = None) -> Any:
         if impl == "cuda" and x.device.type in ("cpu", "meta"):
+            if limits and (why := limits()):
+                raise RuntimeError(f"{op} cannot run on a {x.device.type} tensor: cuda: {why}. impl='reference' can.")
             return NAMESPACE
-        return original(op, impl, x)
+        return original(op, impl, x, limits)
 
     return select

@@ -13,7 +13,7 @@ import emulated_cuda
 import kept_build
 import pytest
 import torch
-from common import DTYPES
+from common import DTYPES, TENSOR_CORE_DTYPES, TENSOR_CORE_HEAD_DIMS
 from torch import Tensor
 
 SEEDS = range(1, 9)
@@ -165,7 +165,7 @@ def test_conversions_are_exact(library: Any, dtype: torch.dtype) -> None:
 # --- the product -----------------------------------------------------------------------------------------------------
 
 
-def test_every_instance_runs(emulated_library: Path) -> None:
+def test_every_instance_runs(emulated_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kernel of each template: dtypes, aligned and not, rows kept and read again, with a branch and without."""
     ops = getattr(torch.ops, emulated_cuda.NAMESPACE)
     for dtype, width in itertools.product(DTYPES, (32, 37, LONGEST)):
@@ -179,11 +179,33 @@ def test_every_instance_runs(emulated_library: Path) -> None:
         if dtype.itemsize == 2:
             h, _, *stats = ops.sandwich_layer_norm_fwd(x, d.float(), *weights, 1e-5, 2, 0.0, None)
             ops.sandwich_layer_norm_bwd(d.float(), d, x, h, *weights[::2], *stats, 0.0, None)
+    for dtype, dim in itertools.product(TENSOR_CORE_DTYPES, TENSOR_CORE_HEAD_DIMS):
+        q, k, v, d = torch.randn(4, 1, 1, 9, dim).to(dtype)
+        numbers = torch.arange(9)[None], 2, 1, 0.0, 1.0
+        out, lse = ops.three_region_attention_fwd(q, k, v, *numbers)
+        ops.three_region_attention_bwd(d, None, q, k, v, out, lse, *numbers)
+    half = {"bf16": torch.bfloat16, "f16": torch.float16}
+    for name, dim in emulated_cuda.LOCAL_SHAPES:
+        for columns, causal, sets in itertools.product((3, 7, 11, 15), (False, True), ("", "sets")):
+            q, k, v, d = torch.randn(4, 1, 1, 16, dim).to(half[name])
+            extra = (*torch.randn(4, 1, 1, 1, dim).to(half[name]), None) if sets else (None,) * 5
+            window = [2, 8], [1, columns], [1, 1], causal, False, 0.0, [1, 1] if sets else [], [1, 1] if sets else []
+            out, lse = ops.local_attention_2d_fwd(q, k, v, *extra, *window, 0.0, 1.0)
+            ops.local_attention_2d_bwd(d, None, q, k, v, *extra, out, lse, *window, 0.0, 1.0)
+        if dim <= 64:
+            for rows, causal in ((3, False), (2, True)):
+                monkeypatch.setenv("COGVIEW_OPS_STRIPS", f"forward=0,0,{rows}")
+                q, k, v = torch.randn(3, 1, 1, 64, dim).to(half[name])
+                ops.local_attention_2d_fwd(
+                    q, k, v, *(None,) * 5, [8, 8], [7, 7], [1, 1], causal, False, 0.0, [], [], 0.0, 1.0
+                )
+            monkeypatch.delenv("COGVIEW_OPS_STRIPS")
     launched = (ctypes.c_void_p * 1000)()
     count = ctypes.CDLL(str(emulated_library)).cuda_emulator_launched(launched, len(launched))
     instances = emulated_cuda.kernels(emulated_library)
     base = min(launched[:count]) - min(instances)
-    assert len(instances) == 102
+    local = sum(12 + 2 * (dim <= 64) + 3 + 2 + 1 for _, dim in emulated_cuda.LOCAL_SHAPES)
+    assert len(instances) == 102 + 4 * 8 + local
     assert set(instances.values()) == {instances.get(at - base) for at in launched[:count]}
 
 

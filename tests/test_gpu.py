@@ -257,6 +257,8 @@ def test_all_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carri
             results = Path(part.command[part.command.index("--out") + 1])
             results.mkdir(parents=True, exist_ok=True)
             (results / "a-gpu.json").write_text(json.dumps(MEASURED))
+        if part.name == "sweep":
+            part.output = "a row\n# tables\n(9, 0): {\n"
         if part.name in ("smoke", "tests"):
             part.outcome = "exit status 1"
             part.output = "\n".join(f"FAILED tests/test_x.py::test_{n} - no" for n in range(100))
@@ -265,28 +267,30 @@ def test_all_stages_run_to_their_end(check, monkeypatch, capsys, tmp_path, carri
     monkeypatch.setattr(check, "missing", lambda: None)
     monkeypatch.setattr(check, "run", pretend)
     arguments = ["--out", str(tmp_path), "--commit", "abc", *["--carried"] * carried]
-    monkeypatch.setattr(sys, "argv", ["gpu_check", "first", "tests", "rows", *arguments])
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "first", "tests", "sweep", "rows", *arguments])
     monkeypatch.setenv("COGVIEW_OPS_COMMIT", "")
     assert check.main() == 1
     printed = capsys.readouterr().out
-    for stage in ("first", "tests", "rows"):
+    for stage in ("first", "tests", "sweep", "rows"):
         kept = json.loads((tmp_path / f"{stage}.json").read_text())
         names = [part["part"] for part in kept["parts"]]
         ready = ["load"] if carried and loads else ["build"]
         rest = {
             "first": ["info", "smoke", "benchmarks"],
             "tests": ["tests", "stability", "large", "float64"],
+            "sweep": ["sweep"],
             "rows": ["benchmarks"],
         }
         assert names == ready + rest[stage]
         assert kept["summary"][-len(targets.TARGETS) :] == targets.lines(MEASURED)
+        assert ("(9, 0): {" in kept["summary"]) == (stage == "sweep")
         assert max(map(len, kept["summary"])) <= 120
         assert len(kept["summary"]) < 40
         assert "\n".join(kept["summary"]) in printed
-        assert ("         tests/test_x.py::test_0" in kept["summary"]) == (stage != "rows")
+        assert ("         tests/test_x.py::test_0" in kept["summary"]) == (stage in ("first", "tests"))
         assert f"===== {rest[stage][-1]}: passed" in (tmp_path / f"{stage}.log").read_text()
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 7  # and two of the stability experiment
+    assert len(files) == 9  # and two of the stability experiment, one of the sweep
     assert max(len(path.parts) for path in files) <= 2
     paths = {word for command in started for word in command if word.startswith("tests/")}
     assert paths == {"tests/test_gpu.py", "tests/operators"}

@@ -23,14 +23,25 @@ def files(*made_of: str) -> list[str]:
 
 
 BASIC, COMPOSITIONS = files("kernels", "torch"), files("operators")
-OPERATOR = {"_checks", "_dispatch", "_local_options", "_registration", "_remembered", "_sharding", "reference"}
+OPERATOR = {
+    "_checks",
+    "_cuda_limits",
+    "_dispatch",
+    "_local_options",
+    "_registration",
+    "_remembered",
+    "_sharding",
+    "reference",
+}
 # what each module of cogview_ops may import from the package
 ALLOWED: dict[str, set[str]] = {
     "patterns": set(),
     "_local_options": set(),
     "_checks": {"_local_options"},
     "_sharding": set(),
-    "_dispatch": {"_C", "triton", "_checks", "_manifest", "_sharding"},  # triton on demand
+    "_cuda_limits": set(),
+    "_measured": set(),
+    "_dispatch": {"_C", "triton", "_checks", "_manifest", "_measured", "_sharding"},  # triton on demand
     "_remembered": set(),
     "_flops": {"_local_options"},
     "_registration": {"_dispatch", "_flops"},

@@ -14,15 +14,21 @@ inline void check_same_cuda(const Tensor& x, const Tensor& like, const char* nam
                   ": expected on cuda:", like.get_device_index(), " like the other tensors");
 }
 
-// Starts `launcher(args, items, stream)` on the device of `like`.
-template <class Args>
-void run_cuda(cudaError_t (*launcher)(const Args&, int64_t, cudaStream_t), const Args& args, int64_t items,
-              const Tensor& like) {
+// Starts `launcher(stream)` on the device of `like`.
+template <class Launcher>
+void run_cuda(const Tensor& like, Launcher launcher) {
   const auto device = like.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  STD_CUDA_CHECK(launcher(args, items, static_cast<cudaStream_t>(stream)));
+  STD_CUDA_CHECK(launcher(static_cast<cudaStream_t>(stream)));
+}
+
+// `launcher(args, items, stream)`.
+template <class Args>
+void run_cuda(cudaError_t (*launcher)(const Args&, int64_t, cudaStream_t), const Args& args, int64_t items,
+              const Tensor& like) {
+  run_cuda(like, [&](cudaStream_t stream) { return launcher(args, items, stream); });
 }
 
 }  // namespace cogview

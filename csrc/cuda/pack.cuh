@@ -147,4 +147,15 @@ cudaError_t by_dtype(Dtype dtype, F f) {
 #endif
 }
 
+// The same for kernels that take 16 bits only.
+template <class F>
+cudaError_t by_narrow_dtype(Dtype dtype, F f) {
+  return by_dtype(dtype, [&](auto one) {
+    if constexpr (sizeof one == 2)
+      return f(one);
+    else
+      return cudaErrorInvalidValue;
+  });
+}
+
 }  // namespace cogview::cuda

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "../rows.h"
+#include "launch.cuh"
 
 namespace cogview::cuda {
 
@@ -84,19 +85,6 @@ struct RowTeam {
 __device__ inline void* dynamic_shared() {
   extern __shared__ double memory[];
   return memory;
-}
-
-// kernel<<<grid, threads, shared, stream>>>(arguments...) in plain C++, and the error that it left.
-template <class... Parameters, class... Arguments>
-cudaError_t start(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared, cudaStream_t stream,
-                  const Arguments&... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  cudaLaunchKernelEx(&config, kernel, arguments...);
-  return cudaGetLastError();
 }
 
 // How many threads take a row of which each may keep `kept` elements in registers.

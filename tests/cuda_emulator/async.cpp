@@ -69,11 +69,11 @@ void perform(const Copy& copy) {
     memset(to, 0, copy.bytes);
 }
 
-void check(const Copy& copy) {
+void check(const Copy& copy, Access kind) {
   shadow::address_of(copy.to, copy.bytes, copy.bytes);
   if (reinterpret_cast<uintptr_t>(copy.from) % copy.bytes)
     fail("misaligned copy of %u bytes from %p", copy.bytes, copy.from);
-  shadow::touch(block.current, copy.to, copy.bytes, Access::copy);
+  shadow::touch(block.current, copy.to, copy.bytes, kind);
 }
 
 void land(size_t i) {
@@ -141,7 +141,7 @@ void wait(uint32_t barrier, unsigned parity) {
 }
 
 void copy(const Copy& copy) {
-  check(copy);
+  check(copy, Access::copy);
   if (random_below(4) == 0)
     perform(copy);
   else
@@ -151,15 +151,17 @@ void copy(const Copy& copy) {
 void arrive_after_copies(uint32_t barrier) {
   use(barrier);
   const int delay = 1 + static_cast<int>(random_below(kMaxDelay));
-  flights.push_back({std::move(issued[block.current]), barrier, shadow::release_copies(block.current), false, delay});
+  Clocks clocks = shadow::release_copies(block.current, Access::copy);
+  flights.push_back({std::move(issued[block.current]), barrier, std::move(clocks), false, delay});
   issued[block.current].clear();
 }
 
 void copy_and_complete(std::vector<Copy> copies, uint32_t barrier) {
   use(barrier);
-  for (const Copy& copy : copies) check(copy);
+  for (const Copy& copy : copies) check(copy, Access::bulk);
   const int delay = 1 + static_cast<int>(random_below(kMaxDelay));
-  flights.push_back({std::move(copies), barrier, shadow::release_copies(block.current), true, delay});
+  Clocks clocks = shadow::release_copies(block.current, Access::bulk);
+  flights.push_back({std::move(copies), barrier, std::move(clocks), true, delay});
 }
 
 }  // namespace cuda_emulator::async

@@ -11,7 +11,7 @@ namespace cuda_emulator {
 constexpr int kMaxThreads = 1024;
 constexpr size_t kMaxShared = 227 * 1024, kDefaultShared = 48 * 1024;
 
-enum class State { ready, meeting, at_barrier, at_mbarrier, exited };
+enum class State { ready, meeting, at_barrier, at_mbarrier, at_named, exited };
 
 struct Thread {
   void* stack_pointer;

@@ -33,6 +33,7 @@ void meet(const char* instruction, unsigned mask, void* mine, Act act);
 
 void synchronize_warp(unsigned mask);
 void synchronize_block();
+void synchronize_named(int barrier, int threads, bool waits);  // bar.sync or bar.arrive
 void before_atomic(const void* address, size_t bytes);
 
 // Dynamic shared memory of the calling thread with a guard before and one behind; dynamic_shared.h defines it.

@@ -3,13 +3,19 @@
 
 #include "block.h"
 #include "shadow.h"
+#include "wgmma.h"
 
 using namespace cuda_emulator;
 
 namespace {
 
 __attribute__((always_inline)) inline void see(const void* address, size_t bytes, Access access) {
-  if (!shadow::is_shared(address) || block.current < 0) return;
+  if (block.current < 0) return;
+  if (!shadow::is_shared(address)) {
+    if (!wgmma::watched) return;
+    block.code = static_cast<char*>(__builtin_return_address(0)) - 1;
+    return wgmma::touch_register(address, bytes, access == Access::write);
+  }
   block.code = static_cast<char*>(__builtin_return_address(0)) - 1;  // within the call
   shadow::touch(block.current, shadow::offset_of(address), bytes, access);
 }

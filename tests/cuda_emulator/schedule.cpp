@@ -2,11 +2,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+#include <vector>
 
 #include "async.h"
 #include "block.h"
 #include "fibers.h"
 #include "shadow.h"
+#include "wgmma.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -41,6 +43,13 @@ Block block;
 namespace {
 
 void* scheduler;  // its stack pointer while a fiber runs
+struct Named {
+  int expected = 0, arrived = 0;
+  Clocks gathering;
+  std::vector<bool> here;  // threads that have arrived
+  std::vector<int> waiting;
+};
+Named named[16];
 void (*kernel_body)(void*);
 void* kernel_context;
 
@@ -68,10 +77,12 @@ void entry() {
 }
 
 [[noreturn]] void deadlock() {
-  int states[5] = {};
+  int states[6] = {};
   for (int t = 0; t < block.size; ++t) ++states[static_cast<int>(block.threads[t].state)];
-  fail("deadlock: %d threads wait at __syncthreads, %d at an mbarrier, %d for lanes of their warp, and %d have exited",
-       states[2], states[3], states[1], states[4]);
+  fail(
+      "deadlock: %d threads wait at __syncthreads, %d at an mbarrier, %d at a named barrier, %d for lanes of their "
+      "warp, and %d have exited",
+      states[2], states[3], states[4], states[1], states[5]);
 }
 
 // Lanes that are ready when their warp is, each until it waits for something; now and then only some of them.
@@ -102,6 +113,8 @@ void run_block(void (*body)(void*), void* context) {
   }
   shadow::start_block(block.size);
   async::start_block(block.size);
+  wgmma::start_block(block.size);
+  for (Named& barrier : named) barrier = {0, 0, {}, std::vector<bool>(block.size), {}};
   while (block.running) {
     const int first = random_below(warps);
     int w = first;
@@ -112,6 +125,7 @@ void run_block(void (*body)(void*), void* context) {
       deadlock();
     async::step();
   }
+  wgmma::end_block();
   async::end_block();
   shadow::end_block();
 }
@@ -173,6 +187,27 @@ void synchronize_block() {
   shadow::order_block();
   for (int t = 0; t < block.size; ++t)
     if (block.threads[t].state == State::at_barrier) make_ready(t);
+}
+
+void synchronize_named(int id, int threads, bool waits) {
+  if (id < 1 || id > 15) fail("named barrier %d: 1 to 15 are there beside that of __syncthreads", id);
+  if (threads < 1 || threads % 32) fail("named barrier %d: %d threads are no warps", id, threads);
+  Named& mine = named[id];
+  if (!mine.arrived) mine.expected = threads;
+  if (mine.expected != threads) fail("named barrier %d: for %d threads and for %d", id, mine.expected, threads);
+  if (mine.here[block.current]) fail("named barrier %d: thread %d arrives twice", id, block.current);
+  mine.here[block.current] = true;
+  join(mine.gathering, shadow::release(block.current));
+  if (waits) mine.waiting.push_back(block.current);
+  if (++mine.arrived < threads) {
+    if (waits) suspend(State::at_named);
+    return;
+  }
+  for (int thread : mine.waiting) {
+    shadow::acquire(thread, mine.gathering);
+    if (thread != block.current) make_ready(thread);
+  }
+  mine = {0, 0, {}, std::vector<bool>(block.size), {}};
 }
 
 void before_atomic(const void* address, size_t bytes) {

@@ -38,7 +38,7 @@ size_t cell_count;
 
 uint32_t epoch = 0, first_epoch;  // one more after each __syncthreads; of this block
 int threads;
-std::vector<uint32_t> clocks;  // of agents: threads, and their twins behind them
+std::vector<uint32_t> clocks;  // of agents: threads, their copies by cp.async, their bulk copies, wgmma of warps
 std::vector<Clocks> known;     // to each thread, beyond `common`
 Clocks common;                 // to all threads
 
@@ -56,14 +56,20 @@ int find_storage(dl_phdr_info* info, size_t, void* found) {
   return 0;
 }
 
+size_t agents() { return clocks.size(); }
+
+bool knows(const Clocks& clocks, size_t agent, uint32_t clock) {
+  return agent < clocks.size() && clocks[agent] >= clock;
+}
+
 bool ordered(const Record& before, int thread) {
   if (before.epoch < first_epoch || before.agent == thread) return true;
   if (before.agent < threads && before.epoch < epoch) return true;
-  const auto knows = [&](const Clocks& clocks) {
-    return before.agent < clocks.size() && clocks[before.agent] >= before.clock;
-  };
-  return knows(common) || knows(known[thread]);
+  return knows(common, before.agent, before.clock) || knows(known[thread], before.agent, before.clock);
 }
+
+// A whole block's clock, of which `common` may have nothing yet.
+uint32_t in_common(size_t at) { return at < common.size() ? common[at] : 0; }
 
 bool is_dynamic(uint32_t offset) { return offset >= room && offset < room_end; }
 
@@ -76,9 +82,13 @@ struct Place {
 };
 
 [[noreturn]] void race(int thread, const char* does, const Record& before, const char* did, uint32_t at) {
+  const Place place(at);
+  if (before.agent >= 3 * threads)
+    fail("race on %s shared memory at offset %td: thread %d %s what wgmma of warp %d reads, and nothing orders them",
+         place.part, place.offset, thread, does, before.agent - 3 * threads);
   const bool copied = before.agent >= threads;
-  fail("race on %s shared memory at offset %td: thread %d %s what %sthread %d %s, and nothing orders them",
-       Place(at).part, Place(at).offset, thread, does, copied ? "an asynchronous copy of " : "", before.agent % threads,
+  fail("race on %s shared memory at offset %td: thread %d %s what %sthread %d %s, and nothing orders them", place.part,
+       place.offset, thread, does, copied ? "an asynchronous copy of " : "", before.agent % threads,
        copied ? "writes" : did);
 }
 
@@ -103,7 +113,7 @@ void end_launch() { base = nullptr, begin = end = 0; }
 void start_block(int count) {
   threads = count;
   first_epoch = ++epoch;
-  clocks.assign(2 * threads, 1);
+  clocks.assign(3 * threads + (threads + 31) / 32, 1);
   known.assign(threads, {});
   common.clear();
   static_bytes = 0;
@@ -129,9 +139,9 @@ void touch(int thread, uint32_t offset, size_t bytes, Access access) {
          dynamic_bytes);
   if (offset + bytes > end) fail("access beyond all shared memory at offset %u", offset);
   if (!is_dynamic(offset)) low = std::min<size_t>(low, offset), high = std::max<size_t>(high, offset + bytes);
-  const bool copy = access == Access::copy, atomic = access == Access::atomic;
-  const bool writes = copy || atomic || access == Access::write;
-  const uint16_t agent = copy ? threads + thread : thread;
+  const bool copy = access == Access::copy, bulk = access == Access::bulk, atomic = access == Access::atomic;
+  const bool writes = copy || bulk || atomic || access == Access::write;
+  const uint16_t agent = thread + (copy ? threads : bulk ? 2 * threads : 0);
   const Record now{epoch, clocks[agent], agent, atomic};
   for (uint32_t at = offset; at < offset + bytes; ++at) {
     Cell& cell = cells[at];
@@ -172,6 +182,8 @@ void order_block() {
     join(common, some);
     some.clear();
   }
+  common.resize(2 * agents());
+  for (int thread = 0; thread < threads; ++thread) common[thread] = clocks[thread]++;
   ++epoch;
 }
 
@@ -185,18 +197,79 @@ void order_warp(int warp, unsigned mask) {
 
 Clocks release(int thread) {
   Clocks mine = known[thread];
-  mine.resize(clocks.size());
+  mine.resize(2 * agents());
   mine[thread] = clocks[thread]++;
   return mine;
 }
 
-Clocks release_copies(int thread) {
-  Clocks twin(clocks.size());
-  twin[threads + thread] = clocks[threads + thread]++;
+Clocks release_copies(int thread, Access kind) {
+  Clocks twin(2 * agents());
+  const size_t agent = thread + (kind == Access::bulk ? 2 : 1) * threads;
+  twin[agent] = clocks[agent]++;
+  if (kind == Access::bulk) twin[agents() + agent] = twin[agent];
   return twin;
 }
 
 void acquire(int thread, const Clocks& clocks) { join(known[thread], clocks); }
+
+void fence_proxy(int thread) {
+  Clocks& mine = known[thread];
+  mine.resize(2 * agents());
+  for (size_t agent = 0; agent < agents(); ++agent)
+    mine[agents() + agent] = std::max({mine[agents() + agent], mine[agent], in_common(agent)});
+  mine[agents() + thread] = clocks[thread]++;
+}
+
+Clocks all_lanes_know(int warp) {
+  Clocks all(2 * agents(), ~0u);
+  for (int thread = 32 * warp; thread < 32 * warp + 32; ++thread) {
+    Clocks& mine = known[thread];
+    mine.resize(all.size());
+    const uint32_t own = mine[thread];
+    mine[thread] = clocks[thread];
+    for (size_t i = 0; i < all.size(); ++i) all[i] = std::min(all[i], mine[i]);
+    mine[thread] = own;
+  }
+  join(all, common);
+  return all;
+}
+
+void read_by_wgmma(int warp, const Clocks& knows, uint32_t offset, size_t bytes) {
+  if (is_dynamic(offset) && (offset < dynamic || offset + bytes > dynamic + dynamic_bytes))
+    fail("wgmma reads %zu bytes at offset %td of %zu bytes of dynamic shared memory", bytes, Place(offset).offset,
+         dynamic_bytes);
+  if (offset + bytes > end) fail("access beyond all shared memory at offset %u", offset);
+  const uint16_t agent = 3 * threads + warp;
+  const Record now{epoch, clocks[agent], agent, false};
+  for (uint32_t at = offset; at < offset + bytes; ++at) {
+    Cell& cell = cells[at];
+    const Record& write = cell.write;
+    const Place place(at);
+    if (write.epoch < first_epoch)
+      fail("wgmma reads %s shared memory at offset %td, which nothing in this block has written", place.part,
+           place.offset);
+    const bool copied = write.agent >= threads;
+    if (knows[write.agent] < write.clock)
+      fail(
+          "race on %s shared memory at offset %td: wgmma of warp %d reads what %sthread %d %s, and nothing orders them",
+          place.part, place.offset, warp, copied ? "an asynchronous copy of " : "", write.agent % threads,
+          copied ? "writes" : "wrote");
+    if (knows[agents() + write.agent] < write.clock)
+      fail("%s shared memory at offset %td: wgmma of warp %d reads what %sthread %d wrote, without fence.proxy.async",
+           place.part, place.offset, warp, copied ? "cp.async of " : "", write.agent % threads);
+    Record* slot = &cell.reads[random_below(2)];
+    for (Record& read : cell.reads)
+      if (read.agent == agent || ordered(read, 32 * warp)) slot = &read;
+    *slot = now;
+  }
+}
+
+Clocks release_wgmma(int warp) {
+  Clocks twin(2 * agents());
+  const size_t agent = 3 * threads + warp;
+  twin[agent] = clocks[agent]++;
+  return twin;
+}
 
 }  // namespace shadow
 }  // namespace cuda_emulator

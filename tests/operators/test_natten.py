@@ -49,7 +49,7 @@ def natten_mask(grid: tuple[int, int], kernel: tuple[int, int], dilation: tuple[
     return sees
 
 
-@each_probe(OP, *DTYPES[2:])
+@each_probe(OP, *DTYPES[2:], cuda=False)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_equals_flex_attention_with_its_mask(impl: str, dtype: torch.dtype) -> None:
     for grid, kernel, dilation in [TINY] if interpreted(impl) else WINDOWS:

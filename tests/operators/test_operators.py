@@ -1,5 +1,6 @@
 """What holds for every operator alike: opcheck, compilation, layouts, repeats, autocast, transforms, derivatives."""
 
+import functools
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +22,12 @@ from common import (
     gaps,
     heads_last,
     interpreted,
+    narrow_only,
     results,
     run,
+    skip_emulated,
     skip_slow,
+    skip_uncomputable,
     unavailable,
 )
 from torch import Tensor
@@ -55,8 +59,8 @@ EMPTY = [
 
 
 def narrow_or_float32(case: Case, impl: str) -> torch.dtype:
-    """A dtype of 16 bits where the case then mixes dtypes."""
-    return computable(torch.bfloat16, impl) if case.wide else torch.float32
+    """A dtype of 16 bits where the case then mixes dtypes, or the kernel takes no other."""
+    return computable(torch.bfloat16, impl) if case.wide or narrow_only(case.op, impl) else torch.float32
 
 
 def test_every_operator_is_here() -> None:
@@ -72,8 +76,10 @@ def test_every_operator_is_here() -> None:
 def test_layouts_and_poisoned_allocations(impl: str, case: Case, poisoned: None) -> None:
     """Any strides give the contiguous result to the bit, no output is left unwritten, outputs follow the query."""
     skip_slow(impl, unless=case.label == "tiny" or case.of_rows or not case.differentiable)
+    # rows that tensor cores take are aligned to 16 bytes
+    aligned = {gaps: functools.partial(gaps, beside=8)} if narrow_only(case.op, impl) else {}
     for k, layout in enumerate((heads_last, gaps) if interpreted(impl) else LAYOUTS):
-        dtype = computable(DTYPES[k], impl)
+        layout, dtype = aligned.get(layout, layout), computable(DTYPES[k], impl, case.op)
         inputs = layout(case.inputs(dtype, device_of(impl)))
         plain = {name: x.contiguous() for name, x in inputs.items()}
         mine, expected = results(case, inputs, impl), results(case, plain, impl)
@@ -113,7 +119,8 @@ def test_gradient_layouts(impl: str, case: Case) -> None:
     if not case.differentiable:
         pytest.skip("inference only")
     for make in (lambda g: g.sum().expand_as(g), lambda g: heads_last({"": g})[""], lambda g: g.mT.contiguous().mT):
-        inputs = {k: x.requires_grad_() for k, x in case.inputs(torch.float32, device_of(impl)).items()}
+        dtype = computable(torch.float32, impl, case.op)
+        inputs = {k: x.requires_grad_() for k, x in case.inputs(dtype, device_of(impl)).items()}
         outputs = case(inputs, impl)
         grads = [make(torch.ones_like(x)) if x.dim() > 2 else torch.ones_like(x) for x in outputs]
         strange = torch.autograd.grad(outputs, list(inputs.values()), grads, retain_graph=True)
@@ -123,7 +130,7 @@ def test_gradient_layouts(impl: str, case: Case) -> None:
 
 @each(EMPTY)
 def test_empty(impl: str, case: Case) -> None:
-    inputs = case.inputs(torch.float32, device_of(impl))
+    inputs = case.inputs(computable(torch.float32, impl, case.op), device_of(impl))
     for x in results(case, inputs, impl):
         assert x.isfinite().all()
     if case.differentiable:  # parameters of an empty batch get zeros, not what was in memory
@@ -152,6 +159,7 @@ def test_offsets_beyond_32_bits(impl: str, case: Case) -> None:
 def test_repeats_bitwise(impl: str, case: Case, dtype: torch.dtype, threads: None) -> None:
     """Twice the same, and the same on one thread as on three (but for norms, which sum over rows in slices)."""
     skip_slow(impl)  # and one after the other: no race to see
+    skip_uncomputable(dtype, impl, case.op)
     inputs = case.inputs(dtype, device_of(impl))
     torch.set_num_threads(3)
     first = results(case, inputs, impl)
@@ -165,6 +173,7 @@ def test_repeats_bitwise(impl: str, case: Case, dtype: torch.dtype, threads: Non
 def test_several_python_threads(impl: str, case: Case) -> None:
     if interpreted(impl):
         pytest.skip("Triton's interpreter is for one thread")
+    skip_emulated(case.op, impl)
     inputs = case.inputs(torch.bfloat16, device_of(impl))
     expected = results(case, inputs, impl)
     with ThreadPoolExecutor(4) as pool:
@@ -191,6 +200,7 @@ class Recorder(TorchDispatchMode):
 @each(ALL)
 def test_opcheck(impl: str, case: Case) -> None:
     """All four tests of torch.library.opcheck, on forward and backward operator, on strided views."""
+    skip_emulated(case.op, impl)
     with Recorder() as recorder:
         results(case, heads_last(case.inputs(narrow_or_float32(case, impl), device_of(impl))), impl)
     assert len(recorder.calls) == 1 + case.differentiable
@@ -228,7 +238,7 @@ def test_meta_tensors(impl: str, case: Case) -> None:
 @each(ALL)
 def test_fake_tensor_mode(impl: str, case: Case) -> None:
     """Pivots and lengths may stay real: their values are not looked at."""
-    inputs = case.inputs(torch.float32, device_of(impl))
+    inputs = case.inputs(computable(torch.float32, impl, case.op), device_of(impl))
     expected = results(case, inputs, impl)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = results(case, {k: mode.from_tensor(x) for k, x in inputs.items()}, impl)

@@ -103,7 +103,7 @@ def pattern(case: Case) -> Tensor:
     return seen
 
 
-@each_impl(OP, CASES)
+@each_impl(OP, CASES, narrow=False)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_truth(impl: str, case: Case, dtype: torch.dtype) -> None:
     assert_true(case, dtype, impl)
@@ -136,7 +136,7 @@ def probe(impl: str, dtype: torch.dtype, case: Case) -> None:
         assert_probed(actual[:, 0], expected @ values, f"{name}: {case}")  # and zeros
 
 
-@each_probe(OP)
+@each_probe(OP, cuda=False)
 def test_dalle_masks_exhaustively(impl: str, dtype: torch.dtype) -> None:
     skip_slow(impl)
     for kind, height, width, text_len in itertools.product(KINDS, range(1, 5), range(1, 5), (1, 3)):
@@ -144,7 +144,7 @@ def test_dalle_masks_exhaustively(impl: str, dtype: torch.dtype) -> None:
             probe(impl, dtype, dalle(kind, text_len, (height, width), kernel_size=kernel, masked=text_len == 3))
 
 
-@each_probe(OP)
+@each_probe(OP, cuda=False)
 def test_cogview2_masks_exhaustively(impl: str, dtype: torch.dtype) -> None:
     skip_slow(impl)
     sizes = [(1, 1), (2, 1), (2, 4), (4, 3)]
@@ -168,7 +168,7 @@ def test_dalle_row_with_wrap_is_the_papers() -> None:
     assert column[6 + 13].nonzero().flatten().tolist() == [*range(6), 6 + 1, 6 + 5, 6 + 9, 6 + 13]
 
 
-@each_impl(OP)
+@each_impl(OP, narrow=False)
 @pytest.mark.parametrize("layout", [heads_last, gaps, packed], ids=lambda f: f.__name__)
 @some("row_wrap-7-5x6", "direct", "iterative")
 def test_any_strides(impl: str, case: Case, layout: Any) -> None:
@@ -204,7 +204,7 @@ def test_decode_equals_forward(impl: str, case: Case, dtype: torch.dtype) -> Non
         assert_as_good_as(out, pick(truth), pick(formula), f"{steps} tokens up to {ends.tolist()}")
 
 
-@each_impl(OP)
+@each_impl(OP, narrow=False)
 @some("row_wrap-9-4x13-masked", "direct_causal", "iterative")
 def test_gradcheck(impl: str, case: Case) -> None:
     skip_slow(impl)

@@ -22,6 +22,7 @@ from common import (
     every_isa,
     identity,
     interpreted,
+    narrow_only,
     refused,
     run,
     skip_slow,
@@ -40,6 +41,7 @@ SOME = [
         "all_pivots",
         "text_pivots",
         "few_pivots",
+        "grouped_32",
         "blocks_of_64",
         "blocks_of_128",
         "wide_heads",
@@ -108,7 +110,8 @@ def test_groups_of_keys_share_no_query(dtype: torch.dtype, threads: None) -> Non
 def test_large_scores(impl: str) -> None:
     """Scores far beyond exp's range: the online maximum must carry them, in every tile order."""
     case = BY_LABEL["tiny_aligned" if interpreted(impl) else "text_pivots"]
-    for factor, dtype in itertools.product((30.0, -30.0), (torch.float32, computable(torch.bfloat16, impl))):
+    dtypes = {computable(x, impl, OP): None for x in (torch.float32, torch.bfloat16)}
+    for factor, dtype in itertools.product((30.0, -30.0), dtypes):
         inputs = case.inputs(dtype, device_of(impl))
         inputs["key"] = inputs["key"] + torch.linspace(0, factor, inputs["key"].shape[2])[:, None].to(inputs["key"])
         wide = {k: x.double() for k, x in inputs.items()}
@@ -156,7 +159,8 @@ def probe(
 @each_probe(OP)
 def test_mask_exhaustively(impl: str, dtype: torch.dtype) -> None:
     table = list(itertools.product(range(1, 21), range(1, 6), range(1, 4)))
-    for seqlen, block_size, window_blocks in table[228:229] if interpreted(impl) else table:
+    chosen = slice(228, 229) if interpreted(impl) else slice(None, None, 59 if impl == "cuda" else 1)
+    for seqlen, block_size, window_blocks in table[chosen]:
         pivots = torch.full((4, seqlen + 5), -1, dtype=torch.int32)
         for row, kind in zip(pivots, ("none", "all", "long", "text"), strict=True):
             some = some_pivots(kind, 1, seqlen)[0]
@@ -178,7 +182,8 @@ def test_mask_across_tiles(
 
 @each_probe(OP)
 def test_all_pivots_are_causal_attention(impl: str, dtype: torch.dtype) -> None:
-    case = three_region("causal", 33 if interpreted(impl) else 100, 16, 7, 2, "all", batch=1)
+    dim = 32 if narrow_only(OP, impl) else 16
+    case = three_region("causal", 33 if interpreted(impl) else 100, dim, 7, 2, "all", batch=1)
     inputs = case.inputs(dtype, device_of(impl))
     causal = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True)
     truth, formula = (causal(*(x.to(y) for x in inputs.values())) for y in (torch.float64, dtype))
@@ -257,6 +262,8 @@ def test_decode_never_reads_beyond_the_lengths(impl: str, dtype: torch.dtype) ->
 def test_gradcheck(impl: str, dtype: torch.dtype) -> None:
     """Against differences; of 16 bits, which have no small ones, against the formula's derivative."""
     skip_slow(impl)
+    if narrow_only(OP, impl):
+        pytest.skip("no kernel for heads of 3")
     for case in (three_region("gradcheck", 7, 3, 2, 1, batch=1, heads=2, kv_heads=1, pivot_bias=0.3),
                  three_region("gradcheck_all", 6, 2, 1, 2, "all", batch=1, heads=1, kv_heads=1)):  # fmt: skip
         if dtype != torch.float64:
@@ -276,6 +283,7 @@ def test_gradcheck(impl: str, dtype: torch.dtype) -> None:
 def test_equals_its_merged_parts(impl: str) -> None:
     """Window and pivots are disjoint: merging two attentions is the joint one, gradients through lse included."""
     skip_slow(impl)
+    skip_uncomputable(torch.float64, impl, OP)
     case = BY_LABEL["block_of_three"]
     pivots, block, window = (case.options[name] for name in ("pivots", "block_size", "window_blocks"))
     leaves = [x.requires_grad_() for x in case.inputs(torch.float64, device_of(impl)).values()]

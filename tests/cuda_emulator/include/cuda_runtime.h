@@ -64,6 +64,23 @@ T __shfl_down_sync(unsigned mask, T value, unsigned by) {
   return cuda_emulator::shuffle("__shfl_down_sync", mask, value, from > 31 ? cuda_emulator::lane() : from);
 }
 
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  struct Lane {
+    int in;
+    unsigned out;
+  } mine{predicate, 0};
+  cuda_emulator::meet("__ballot_sync", mask, &mine, [](unsigned mask, void* const* lanes) {
+    unsigned all = 0;
+    for (int l = 0; l < 32; ++l)
+      if (mask >> l & 1) all |= unsigned(static_cast<const Lane*>(lanes[l])->in != 0) << l;
+    for (int l = 0; l < 32; ++l)
+      if (mask >> l & 1) static_cast<Lane*>(lanes[l])->out = all;
+  });
+  return mine.out;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+
 template <class T>
 T __ldg(const T* x) {
   return *x;

@@ -29,6 +29,9 @@ void store_shared(u32 at, T x, int thread = cuda_emulator::current()) {
   cuda_emulator::shadow::store(thread, at, &x, sizeof x);
 }
 inline float2 load_shared_pair(u32 at) { return load_shared<float2>(at); }
+inline float4 load_shared_quad(u32 at) { return load_shared<float4>(at); }
+inline u32 load_shared4(u32 at) { return load_shared<u32>(at); }
+inline uint2 load_shared8(u32 at) { return load_shared<uint2>(at); }
 inline uint4 load_shared16(u32 at) { return load_shared<uint4>(at); }
 inline void store_shared_float(u32 at, float x) { store_shared(at, x); }
 inline void store_shared4(u32 at, u32 x) { store_shared(at, x); }
@@ -36,8 +39,12 @@ inline void store_shared16(u32 at, uint4 x) { store_shared(at, x); }
 
 inline int load_global_byte(const unsigned char* p) { return *p; }
 inline float load_global_float(const float* p) { return *p; }
+inline float2 load_global_pair(const float* p) { return *reinterpret_cast<const float2*>(p); }
+inline u32 load_global4(const void* p) { return *static_cast<const u32*>(p); }
 inline uint4 load_global16(const void* p) { return *static_cast<const uint4*>(p); }
 inline void store_global_float(float* p, float x) { *p = x; }
+inline void store_global_pair(float* p, float2 x) { *reinterpret_cast<float2*>(p) = x; }
+inline void store_global4(void* p, u32 x) { *static_cast<u32*>(p) = x; }
 inline void store_global16(void* p, uint4 x) { *static_cast<uint4*>(p) = x; }
 
 // --- matrices: lane 8 i + r gives the address of row r of the i-th 8 x 8 matrix --------------------------------------
@@ -139,6 +146,11 @@ void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   });
 }
 template <class T>
+void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, const float (&c)[4], T*) {
+  for (int e = 0; e < 4; ++e) d[e] = c[e];
+  multiply<T>(d, a, b0, b1);
+}
+template <class T>
 void multiply_first(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   for (float& x : d) x = 0;
   multiply<T>(d, a, b0, b1);
@@ -150,6 +162,7 @@ inline void copy16(u32 to, const void* from, bool there) {
   cuda_emulator::async::copy({to, there ? from : nullptr, 16});
 }
 inline void copy4(u32 to, const void* from, bool there) { cuda_emulator::async::copy({to, there ? from : nullptr, 4}); }
+inline void copy8(u32 to, const void* from, bool there) { cuda_emulator::async::copy({to, there ? from : nullptr, 8}); }
 inline void arrive_after_copies(u32 barrier) { cuda_emulator::async::arrive_after_copies(barrier); }
 
 inline void barrier_init(u32 barrier, int count) { cuda_emulator::async::init_barrier(barrier, count); }
@@ -184,6 +197,8 @@ inline void copy_box(u32 to, const TensorMap& map, int x, int y, int head, int b
 template <class T>
 void keep(T&) {}
 inline int uniform(int x) { return __shfl_sync(~0u, x, 0); }
+inline u32 lanes_where(bool x) { return __ballot_sync(~0u, x); }
+inline int count_bits(u32 x) { return __builtin_popcount(x); }
 inline float reciprocal(float x) { return 1 / x; }
 inline float log2_fast(float x) { return log2f(x); }
 inline float exp2_fast(float x) {

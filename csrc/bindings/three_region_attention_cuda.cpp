@@ -1,0 +1,87 @@
+#include "../cuda/three_region_attention.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "attention_cuda.h"
+#include "three_region_attention.h"
+
+namespace cogview {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+void check_kernels(const ThreeRegionAttention& a) {
+  STD_TORCH_CHECK(a.dtype == Dtype::bf16 || a.dtype == Dtype::f16, "query: expected bfloat16 or float16");
+  bool known = false;
+  for (const int dim : cuda::kThreeRegionHeadDims) known |= a.head_dim == dim;
+  STD_TORCH_CHECK(known, "query: expected a head_dim of 32, 64, 96 or 128, got ", a.head_dim);
+  STD_TORCH_CHECK(a.seqlen_k <= cuda::kThreeRegionTokens, "key: too many tokens");
+  STD_TORCH_CHECK(a.num_pivots <= cuda::kThreeRegionTokens, "pivots: too many");
+}
+
+void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots) {
+  STD_TORCH_CHECK(q.is_cuda(), "query: expected on the device of key");
+  check_same_cuda(k, q, "key"), check_same_cuda(v, q, "value"), check_same_cuda(pivots, q, "pivots");
+  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4, "query, key, value: expected 4 dimensions");
+  check_packs(q, "query"), check_packs(k, "key"), check_packs(v, "value");
+}
+
+constexpr char kHopper[] = "COGVIEW_OPS_HOPPER";  // what `python -m benchmarks.sweep` tries
+
+// Of the forward that was asked for, or kUsual.
+int groups(const ThreeRegionAttention& a) {
+  const char* text = std::getenv(kHopper);
+  if (!text || !*text) return cuda::kUsual;
+  STD_TORCH_CHECK(std::strchr("023", *text) && !text[1], kHopper, ": expected 0, 2 or 3, got ", text);
+  STD_TORCH_CHECK(cuda::three_region_forward_runs(a, *text - '0'), kHopper, ": ", text,
+                  " does not fit this call on this device");
+  return *text - '0';
+}
+
+std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in,
+                               int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
+  const Tensor pivots = shaped_pivots(pivots_in, q, k);
+  check_inputs(q, k, v, pivots);
+  return three_region_forward(
+      q, k, v, pivots, block_size, window_blocks, pivot_bias, scale, [&](const ThreeRegionAttention& a) {
+        check_kernels(a);
+        run_cuda(q, [&](cudaStream_t stream) { return cuda::three_region_attention_fwd(a, groups(a), stream); });
+      });
+}
+
+std::tuple<Tensor, Tensor, Tensor> bwd(const Optional& dout_in, const Optional& dlse, const Tensor& q, const Tensor& k,
+                                       const Tensor& v, const Tensor& out, const Tensor& lse, const Tensor& pivots_in,
+                                       int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
+  const Tensor pivots = shaped_pivots(pivots_in, q, k);
+  check_inputs(q, k, v, pivots);
+  check_same_cuda(out, q, "out"), check_same_cuda(lse, q, "lse");
+  if (dout_in) check_same_cuda(*dout_in, q, "dout");
+  if (dlse) check_same_cuda(*dlse, q, "dlse");
+  STD_TORCH_CHECK(out.dim() == 4, "out: expected 4 dimensions");
+  check_packs(out, "out");
+  const Tensor dout = CudaAttention::readable(dout_in, out);
+  return three_region_backward(
+      dout, dlse, q, k, v, out, lse, pivots, block_size, window_blocks, pivot_bias, scale,
+      [&](const ThreeRegionAttention& a) {
+        check_kernels(a);
+        cuda::ThreeRegionScratch scratch;
+        const auto floats = [&](int64_t count) { return torch::stable::new_empty(q, {count}, ScalarType::Float); };
+        const Tensor stats = floats(2 * a.batch * a.heads * a.seqlen_q);
+        run_cuda(q, [&](cudaStream_t stream) {
+          scratch.splits = cuda::three_region_splits(a);
+          const Tensor parts = floats(2 * scratch.splits * a.batch * a.kv_heads * a.num_pivots * a.head_dim);
+          scratch.stats = static_cast<float*>(stats.mutable_data_ptr());
+          scratch.parts = static_cast<float*>(parts.mutable_data_ptr());
+          return cuda::three_region_attention_bwd(a, scratch, stream);
+        });
+      });
+}
+
+}  // namespace
+}  // namespace cogview
+
+STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CUDA, m) {
+  m.impl("three_region_attention_fwd", TORCH_BOX(&cogview::fwd));
+  m.impl("three_region_attention_bwd", TORCH_BOX(&cogview::bwd));
+}

@@ -1,0 +1,3 @@
+#include "../local_instances.cuh"
+
+COGVIEW_LOCAL_INSTANCES(__half, 96)

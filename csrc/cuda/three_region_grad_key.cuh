@@ -1,0 +1,193 @@
+// Gradients of keys in three-region attention: as pivots, of all queries behind their windows, in parts of these whose
+// sums stay in float32; then as keys of windows, which begin with their parts as pivots.
+#pragma once
+
+#include "key_pass.cuh"
+#include "three_region_attention.h"
+#include "three_region_pattern.cuh"
+
+namespace cogview::cuda {
+
+// Both ways to see a key are runs of queries [begin, end), of all heads of its group. This is part `split` of `splits`.
+template <class S>
+struct QueryRuns {
+  struct Tile {
+    int head, begin;
+  };
+  const Regions& regions;
+  const Programs& programs;
+  int first_head, begin, end, head_tiles;
+
+  __device__ QueryRuns(const Regions& regions, const Programs& programs, int kv, int from, int to, int split = 0,
+                       int splits = 1)
+      : regions(regions), programs(programs), first_head(gpu::uniform(kv * programs.group)) {
+    const int64_t all = max(0, (to - from + S::kTile - 1) / S::kTile);
+    const int first = static_cast<int>(all * split / splits), last = static_cast<int>(all * (split + 1) / splits);
+    begin = gpu::uniform(from + first * S::kTile), end = gpu::uniform(min(to, from + last * S::kTile));
+    head_tiles = gpu::uniform(last - first);
+  }
+  __device__ int tiles() const { return head_tiles * programs.group; }
+  __device__ Tile tile(int t) const {
+    const int head = t / head_tiles;
+    return {first_head + head, begin + (t - head * head_tiles) * S::kTile};
+  }
+  __device__ int query(const Tile& tile, int n) const { return tile.begin + n < end ? tile.begin + n : -1; }
+};
+
+// Rows [first, first + S::kRows) of the list of pivots.
+template <class S>
+struct PivotRows : QueryRuns<S> {
+  using typename QueryRuns<S>::Tile;
+  static constexpr bool kBias = true;
+  int first, valid;  // pivots there are
+
+  __device__ PivotRows(const Regions& regions, const Programs& programs, int first, int kv, int split, int splits)
+      : PivotRows(regions, programs, first, kv, split, splits, regions.rank_by_warp(regions.seqlen)) {}
+  __device__ PivotRows(const Regions& regions, const Programs& programs, int first, int kv, int split, int splits,
+                       int valid)
+      : QueryRuns<S>(regions, programs, kv, first < valid ? behind(regions, first) : regions.seqlen, regions.seqlen,
+                     split, splits),
+        first(first),
+        valid(valid) {}
+  __device__ int key(int r) const { return first + r < valid ? this->regions.key(this->regions.pivot(first + r)) : -1; }
+  __device__ static int behind(const Regions& regions, int pivot) {
+    return regions.behind(max(regions.key(regions.pivot(pivot)), 0));
+  }
+  // The first query that sees it. Of padding that a warp has among pivots that of the last: its sums are not used.
+  __device__ u32 row(int r) const {
+    return first + r / S::kWarpRows * S::kWarpRows < valid ? behind(this->regions, min(first + r, valid - 1))
+                                                           : this->regions.seqlen;
+  }
+  __device__ bool seen(u32 begin, int, const Tile& tile, int n) const {
+    return static_cast<u32>(tile.begin + n) >= begin;
+  }
+  __device__ bool unseen(const Tile& tile, const WarpRows& rows) const {
+    return tile.begin + S::kTile <= static_cast<int>(rows.first);
+  }
+  __device__ bool whole(const Tile& tile, const WarpRows& rows) const {
+    return tile.begin >= static_cast<int>(rows.last);
+  }
+};
+
+// Keys [first, first + S::kRows) in windows.
+template <class S>
+struct WindowRows : QueryRuns<S> {
+  using typename QueryRuns<S>::Tile;
+  static constexpr bool kBias = false;
+
+  __device__ WindowRows(const Regions& regions, const Programs& programs, int first, int kv)
+      : QueryRuns<S>(regions, programs, kv, first, regions.behind(min(first + S::kRows, regions.seqlen) - 1)) {}
+  __device__ int key(int r) const { return this->begin + r < this->regions.seqlen ? this->begin + r : -1; }
+  // How many queries see it, the first of which it is itself.
+  __device__ u32 row(int r) const { return this->regions.behind(this->begin + r) - (this->begin + r); }
+  __device__ bool seen(u32 count, int r, const Tile& tile, int n) const {
+    return static_cast<u32>(tile.begin + n - (this->begin + r)) < count;  // those before wrap around
+  }
+  __device__ bool unseen(const Tile& tile, const WarpRows& rows) const {
+    const int last = this->begin + rows.end - 1;
+    return tile.begin + S::kTile <= this->begin + rows.begin || tile.begin >= last + static_cast<int>(rows.last);
+  }
+  __device__ bool whole(const Tile& tile, const WarpRows& rows) const {
+    return tile.begin >= this->begin + rows.end - 1 &&
+           tile.begin + S::kTile <= this->begin + rows.begin + static_cast<int>(rows.first);
+  }
+};
+
+// Sums of pivots: [dk or dv, splits, B * kv_heads, num_pivots, D].
+struct PivotParts {
+  float* data;
+  int splits;
+  int64_t split_size, size;  // of a split's dk; of all of them
+  __device__ PivotParts(const ThreeRegionAttention& a, const ThreeRegionScratch& scratch)
+      : data(scratch.parts),
+        splits(scratch.splits),
+        split_size(a.batch * a.kv_heads * a.num_pivots * a.head_dim),
+        size(splits * split_size) {}
+  // Of a split, the pivot's row of dk; dv's is `size` further on.
+  __device__ float* at(const ThreeRegionAttention& a, int split, int pair, int pivot) const {
+    return data + split * split_size + (int64_t(pair) * a.num_pivots + pivot) * a.head_dim;
+  }
+};
+
+// Where a block's keys are. Asked again at the end instead of remembered, which takes registers from the sums.
+struct KeyPlace {
+  int first, pair, b, kv;
+  __device__ KeyPlace(const ThreeRegionAttention& a, const Programs& programs, int rows) {
+    int program = blockIdx.x;
+    gpu::keep(program);
+    const auto place = programs.place(program);
+    first = place.tile * rows, pair = place.head;
+    b = gpu::uniform(pair / static_cast<int>(a.kv_heads)), kv = pair - b * static_cast<int>(a.kv_heads);
+  }
+};
+
+template <class T, int D>
+struct ThreeRegionGradKey {
+  using Pass = KeyPass<T, D>;
+  using Shape = typename Pass::Shape;
+  using Layout = typename Pass::Layout;
+
+  __device__ static void pivots(const ThreeRegionAttention& a, const ThreeRegionScratch& scratch, const Logits& logits,
+                                const Programs& programs) {
+    const KeyPlace place(a, programs, Shape::kRows);
+    const Regions regions(a, place.b);
+    const PivotRows<Shape> pattern(regions, programs, place.first, place.kv, blockIdx.y, scratch.splits);
+    if (pattern.begin >= regions.seqlen) return;  // nobody sees them as pivots, nor asks for their parts
+    Pass::run(a, a.k, a.v, scratch.stats, place.b, place.kv, logits, pattern,
+              [&](int r, const auto& dk, const auto& dv) {
+                const KeyPlace place(a, programs, Shape::kRows);
+                const PivotParts parts(a, scratch);
+                const int lane = threadIdx.x % 32, unit = place.first + threadIdx.x / 32 * Shape::kWarpRows + 16 * r;
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                  const int pivot = unit + 8 * e + lane / 4;
+                  if (pivot >= a.num_pivots) continue;
+                  float* to = parts.at(a, blockIdx.y, place.pair, pivot) + 2 * (lane % 4);
+#pragma unroll
+                  for (int j = 0; j < D / 8; ++j) {
+                    gpu::store_global_pair(to + 8 * j, {dk[j][2 * e], dk[j][2 * e + 1]});
+                    gpu::store_global_pair(to + parts.size + 8 * j, {dv[j][2 * e], dv[j][2 * e + 1]});
+                  }
+                }
+              });
+  }
+
+  __device__ static void window(const ThreeRegionAttention& a, const ThreeRegionScratch& scratch, const Logits& logits,
+                                const Programs& programs) {
+    const KeyPlace place(a, programs, Shape::kRows);
+    const Regions regions(a, place.b);
+    const WindowRows<Shape> pattern(regions, programs, place.first, place.kv);
+    Pass::run(a, a.k, a.v, scratch.stats, place.b, place.kv, logits, pattern, [&](int r, auto& dk, auto& dv) {
+      const KeyPlace place(a, programs, Shape::kRows);
+      const Regions regions(a, place.b);
+      const PivotParts parts(a, scratch);
+      const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+      const int unit = place.first + warp * Shape::kWarpRows + 16 * r;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int j = unit + 8 * e + lane / 4;
+        if (!parts.splits || j >= regions.seqlen || regions.behind(j) >= regions.seqlen) continue;
+        const int pivot = regions.rank(j, 0, regions.num_pivots);
+        if (pivot >= regions.num_pivots || regions.pivot(pivot) != static_cast<u32>(j)) continue;
+#pragma unroll 1
+        for (int split = 0; split < parts.splits; ++split) {
+          const float* from = parts.at(a, split, place.pair, pivot) + 2 * (lane % 4);
+#pragma unroll
+          for (int c = 0; c < D / 8; ++c) {
+            const float2 x = gpu::load_global_pair(from + 8 * c), y = gpu::load_global_pair(from + parts.size + 8 * c);
+            dk[c][2 * e] += x.x, dk[c][2 * e + 1] += x.y, dv[c][2 * e] += y.x, dv[c][2 * e + 1] += y.y;
+          }
+        }
+      }
+      const u32 room = gpu::shared_address(gpu::shared_memory()) + warp * Layout::kWarpBytes;
+      const auto store = [&](const auto& acc, float factor, const Tensor4& to) {
+        char* rows = reinterpret_cast<char*>(to.at<T>(place.b, place.kv)) + unit * to.stride[2] * 2;
+        store_unit<T>(acc, factor, factor, room, rows, to.stride[2] * 2, regions.seqlen - unit);
+      };
+      store(dk, logits.scale, a.dk);
+      store(dv, 1.0f, a.dv);
+    });
+  }
+};
+
+}  // namespace cogview::cuda
