@@ -2,7 +2,8 @@
 
 Ceilings (device copy, bfloat16 product) are measured in the same run. Every call is replayed from a CUDA graph where it
 can be captured, after the L2 cache was overwritten; contestants take turns. Rows go into FOLDER/<device>.json as they
-come, those with a target first.
+come, those with a target first. A row says which implementation ours was; where there are kernels in both, the other of
+CUDA C++ and Triton is timed beside it.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from . import cases, machine, problems, report
+from . import cases, implementations, machine, problems, report
 from .cases import DTYPES, GPU_CASES, Case
 from .targets import DENSE, TARGETS
 from .test_bench import contestants
@@ -69,6 +70,17 @@ class Clock:
             return call, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
         return graph.replay, None
 
+    def in_turn(self, calls: dict[str, Call], seconds: float) -> dict[str, list[float]]:
+        """Seconds of each call in at least 5 rounds, for so long."""
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        stop = monotonic() + seconds
+        for rounds in range(100):
+            if rounds >= 5 and monotonic() >= stop:
+                break
+            for name, call in calls.items():
+                times[name].append(self.seconds(call))
+        return times
+
     def ceilings(self) -> dict[str, float]:
         """Bytes per second of a copy, counting both directions, and FLOPs per second of a product."""
         size = 8192 if self.gpu else 64
@@ -93,45 +105,56 @@ class Clock:
 
 
 def measure(
-    case: Case, ceiling: dict[str, float], clock: Clock, seconds: float, only: tuple[str, ...] | None
-) -> dict[str, Any]:
-    """What a case's row says beside its name. `only`: of the baselines, these."""
+    row: dict[str, Any],
+    case: Case,
+    ceiling: dict[str, float],
+    clock: Clock,
+    seconds: float,
+    only: tuple[str, ...] | None,
+    lost: str,
+) -> None:
+    """Fills in what a case's row says beside its name. `only`: of the baselines, these; `lost`: why our other kernel is
+    not to be run."""
     problem = case.problem("cuda" if clock.gpu else "cpu")
     if only is not None:
         kept = {name: f for name, f in problem.others.items() if name in only}
         problem = replace(problem, baselines={}, others=kept)
-    calls, failed = contestants(problem, case.backward)
+    mine, other = implementations.of(problem)
+    row |= {"implementation": mine, "implementations": {other: {"failed": lost or "not timed"}} if other else {}}
+    own: dict[str, Call] = {other: partial(problem.ours, impl=other)} if other and not lost else {}
+    calls, failed = contestants(problem, case.backward, own)
     if "ours" in failed:
-        return {"failed": failed["ours"]}
-    row: dict[str, Any] = {"output_bytes": sum(x.nbytes for x in calls["ours"]())}
+        row["failed"] = failed["ours"]
+        return
+    row["output_bytes"] = sum(x.nbytes for x in calls["ours"]())
     extra = {name: clock.extra_bytes(call) for name, call in calls.items()}
     attempts = {name: clock.captured(call, extra[name]) for name, call in calls.items()}
     # these are timed with their launches
     row["not_captured"] = {name: reason for name, (_, reason) in attempts.items() if reason is not None}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    stop = monotonic() + seconds
-    while len(times["ours"]) < 5 or (monotonic() < stop and len(times["ours"]) < 100):
-        for name, (call, _) in attempts.items():
-            times[name].append(clock.seconds(call))
-    mine = median(times["ours"])
+    times = clock.in_turn({name: call for name, (call, _) in attempts.items()}, seconds)
+    ours = median(times["ours"])
     low, _, high = quantiles(times["ours"], n=4)
     floors = {"memory": problem.bytes / ceiling["copy"], "matmul": problem.flops / ceiling["matmul"]}
     bound = max(floors, key=floors.__getitem__)
-    row |= {"median_s": mine, "iqr_s": high - low, "rounds": len(times["ours"]), "tokens": problem.tokens}
+    row |= {"median_s": ours, "iqr_s": high - low, "rounds": len(times["ours"]), "tokens": problem.tokens}
     row |= {"floor_s": floors[bound], "bound": bound, "floors_s": floors, "bytes": problem.bytes}
     row |= {"flops": problem.flops, "extra_bytes": extra["ours"]}
-    row["baselines"] = {
+    results: dict[str, dict[str, Any]] = {
         name: {
             "median_s": median(values),
-            "ratio": median(values) / mine,
+            "ratio": median(values) / ours,
             "rounds": len(values),
             "extra_bytes": extra[name],
-            "same_result": name in problem.baselines,
         }
         for name, values in times.items()
-        if name != "ours"
     } | {name: {"failed": reason} for name, reason in failed.items()}
-    return row
+    # our other kernel is no baseline: nobody has it instead
+    row["implementations"] |= {name: results.pop(name) for name in own if name in results}
+    row["implementations"][mine] = results.pop("ours")
+    row["baselines"] = {
+        name: result if "failed" in result else result | {"same_result": name in problem.baselines}
+        for name, result in results.items()
+    }
 
 
 def rehearsal() -> list[Case]:
@@ -161,6 +184,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=600, help="seconds after which no case begins")
     parser.add_argument("--out", type=Path, help=f"folder (default: {report.RESULTS.name})")
     parser.add_argument("--begin", type=int, default=0, help="leave out so many cases; what is run after a fault")
+    parser.add_argument("--lost", default="", help="why the first case is run without our other kernel; likewise")
     options = parser.parse_args()
     try:
         todo = chosen(options)
@@ -179,12 +203,12 @@ def main() -> int:
     for i, case in enumerate(todo[options.begin :], options.begin):
         row = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "direction": case.direction, **clock.facts()}
         row["ceilings"] = ceiling
-        begin = monotonic()
+        begin, lost = monotonic(), options.lost if i == options.begin else ""
         if begin > stop:
             row["failed"] = LATE
         else:
             try:
-                row |= measure(case, ceiling, clock, options.seconds, DENSE if options.targets else None)
+                measure(row, case, ceiling, clock, options.seconds, DENSE if options.targets else None, lost)
             except Exception as error:  # one case that breaks does not end the others
                 row["failed"] = f"{type(error).__name__}: {error}"
         print(report.line(row), f"({monotonic() - begin:.0f} s)", flush=True)
@@ -195,7 +219,11 @@ def main() -> int:
             torch.cuda.empty_cache()
         except RuntimeError:  # after a fault no call of this process works again
             left = ["--begin", str(i + 1), "--budget", f"{max(stop - monotonic(), 0):.0f}"]
-            os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], *left])
+            if "failed" in row and row.get("implementations") and not lost:  # that one's fault, maybe: without it
+                left, lost = ["--begin", str(i), *left[2:]], f"the GPU was lost: {row['failed']}"
+            else:
+                lost = ""
+            os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], *left, "--lost", lost])
     return int(failed > 0)
 
 

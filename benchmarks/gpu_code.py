@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -47,9 +47,25 @@ CUDA = {
     "layer_norm": ("sandwich_layer_norm", r"{}I{}(?:S\w?_|(?<=If)f)Lb1ELi([1-9]\d*)ELb0E"),
     "sandwich": ("sandwich_layer_norm", r"{}I{}(?:S\w?_|(?<=If)f)Lb1ELi([1-9]\d*)ELb1E"),
 }
+# of attention in CUDA C++: the file, the kernel's template arguments, warps, scores that a warp's loop has at once (of
+# windows of 9 x 9 in units of 16 keys); head_dim 64
+TILES = {
+    "local_2d": {
+        "forward": ("tests/cuda_default_paths.cu", "13local_forwardI{}Li64E", 12, 3 * 256),
+        "grad_query": ("tests/cuda_default_paths.cu", "14local_backwardI{}Li64ELb0E", 12, 256),
+        "grad_key": ("tests/cuda_default_paths.cu", "14local_backwardI{}Li64ELb1E", 8, 256),
+    },
+    "three_region": {
+        "forward": ("csrc/cuda/three_region_attention.cu", "7forwardI{}Li64E", 4, 4 * 256),
+        "grad_query": ("csrc/cuda/three_region_attention.cu", "10grad_queryI{}Li64E", 4, 2 * 256),
+        "grad_key": ("csrc/cuda/three_region_attention.cu", "11grad_windowI{}Li64E", 4, 2 * 256),
+        "grad_pivot": ("csrc/cuda/three_region_attention.cu", "10grad_pivotI{}Li64E", 4, 2 * 256),
+    },
+}
 SCALARS = {"bf16": "13__nv_bfloat16", "fp16": "6__half", "fp32": "f"}
 NAMES = [f"{op}.{kernel}" for op, x in OPS.items() for kernel in x.kernels]
 NAMES += [f"cuda.{op}.{kernel}" for op in CUDA for kernel in ROWS]
+NAMES += [f"cuda.{op}.{kernel}" for op, kernels in TILES.items() for kernel in kernels]
 
 
 class Code(NamedTuple):
@@ -116,16 +132,8 @@ def triton_kernels(op: str, chip: int, dtype: str, size: int | None) -> dict[str
 
 def cuda_kernels(op: str, chip: int, dtype: str, size: int | None) -> dict[str, Code]:
     """As csrc/cuda/row_team.cuh launches them for rows that stay in registers."""
-    from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
-
     file, pattern = CUDA[op]
-    target = f"{chip}a" if chip == 90 else f"{chip}"
-    flags = ["-std=c++17", "-O3", *COMMON_NVCC_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}"]
-    flags += [f"-DCOGVIEW_ONE_DTYPE={dtype.replace('fp', 'f')}", "-cubin", "-o"]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "k.cubin"
-        subprocess.run(["nvcc", *flags, out, ROOT / "csrc" / "cuda" / f"{file}.cu"], check=True)
-        cubin = out.read_bytes()
+    cubin = compiled_by_nvcc(ROOT / "csrc" / "cuda" / f"{file}.cu", chip, dtype)
     cols, found = width(op, size), {}
     for name in ROWS:
         symbol = pattern.format(name, SCALARS[dtype])
@@ -138,6 +146,29 @@ def cuda_kernels(op: str, chip: int, dtype: str, size: int | None) -> dict[str, 
         shared = threads * kept * 4 * {"layer_norm": 2, "sandwich": 4}.get(op, 0) if name == "backward" else 0
         found[name] = Code(cubin, threads // 32, shared, threads // team * cols, symbol)
     return found
+
+
+def cuda_tiles(op: str, chip: int, dtype: str) -> dict[str, Code]:
+    """Attention in CUDA C++, of heads of 64, whatever the size of the problem. Shared memory is what a plan takes, all
+    of it, or not known here."""
+    found = {}
+    for name, (source, pattern, warps, scores) in TILES[op].items():
+        cubin = compiled_by_nvcc(ROOT / source, chip, dtype)
+        found[name] = Code(cubin, warps, 0, warps * scores, pattern.format(SCALARS[dtype]))
+    return found
+
+
+@cache
+def compiled_by_nvcc(source: Path, chip: int, dtype: str) -> bytes:
+    from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
+
+    target = f"{chip}a" if chip == 90 else f"{chip}"
+    flags = ["-std=c++17", "-O3", *COMMON_NVCC_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}"]
+    flags += [f"-DCOGVIEW_ONE_DTYPE={dtype.replace('fp', 'f')}", "-cubin", "-o"]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "k.cubin"
+        subprocess.run(["nvcc", *flags, out, source], check=True)
+        return out.read_bytes()
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 from .machine import slug
 
 RESULTS = Path(__file__).parent / "results"
+NAMES = {"cuda": "CUDA C++", "triton": "Triton"}  # of our own kernels on a GPU
 HEADER = (
     "| operator | shape | dtype | pass | time | per token | spread | of the floor | extra memory | times as fast as |",
     "|---|---|---|---|---:|---:|---:|---:|---:|---|",
@@ -39,7 +40,7 @@ def line(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"| {' | '.join(cells)} | not timed | | | | | {row['failed']} |"
     cells += [
-        seconds(row["median_s"]),
+        seconds(row["median_s"]) + kernels(row),
         seconds(row["median_s"] / row["tokens"]) if row.get("tokens") else "",
         f"± {row['iqr_s'] / row['median_s'] / 2:.0%}",
         f"{row['floor_s'] / row['median_s']:.0%} ({row['bound']})",
@@ -47,6 +48,17 @@ def line(row: dict[str, Any]) -> str:
         ", ".join(map(contestant, row["baselines"].items())),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def kernels(row: dict[str, Any]) -> str:
+    """Which of two kernels that time is of, and that of the other."""
+    mine, others = row.get("implementation", ""), dict(row.get("implementations", {}))
+    others.pop(mine, None)
+    if not others:
+        return ""
+    (name, other), *_ = others.items()
+    time = f"not timed: {other['failed']}" if "failed" in other else seconds(other["median_s"])
+    return f" ({NAMES.get(mine, mine)}; {NAMES[name]} {time})"
 
 
 def contestant(item: tuple[str, dict[str, Any]]) -> str:
@@ -80,7 +92,9 @@ def tables(folder: Path = RESULTS) -> str:
             "unavoidable, whichever takes longest at the copy bandwidth, the matmul rate and the rate of torch.exp",
             "measured on the same machine. Memory: growth of the process at its peak, results included; for the",
             "baselines in brackets. A star marks a baseline that computes something else: dense attention, a norm or",
-            "softmax without PB-relax, or a formula whose gradients of weights torch sums in bfloat16.",
+            "softmax without PB-relax, or a formula whose gradients of weights torch sums in bfloat16. Where a GPU has",
+            "two kernels of ours, CUDA C++ and Triton, the time is that of the one that runs by default; in brackets,",
+            "that of the other, timed in turn with it.",
         ]
     )
 

@@ -95,10 +95,15 @@ def report(names: list[str], chip: int, dtype: str, size: int | None) -> list[di
     for op in dict.fromkeys(name.rpartition(".")[0] for name in names):
         kind = op.removeprefix("cuda.")
         cuda = kind != op
-        codes = (gpu_code.cuda_kernels if cuda else gpu_code.triton_kernels)(kind, chip, dtype, size)
+        tiles = cuda and kind in gpu_code.TILES
+        if tiles:
+            codes = gpu_code.cuda_tiles(kind, chip, dtype)
+        else:
+            codes = (gpu_code.cuda_kernels if cuda else gpu_code.triton_kernels)(kind, chip, dtype, size)
         wanted = [name for name in codes if f"{op}.{name}" in names]
         limits = floors(kind, dtype, size)
-        flops = counted(kind, dtype, size) if kind in ("three_region", "decode", "local_2d") and chip == 90 else {}
+        attention = kind in ("three_region", "decode", "local_2d") and not tiles
+        flops = counted(kind, dtype, size) if attention and chip == 90 else {}
         for name in wanted:
             row = {"kernel": f"{op}.{name}", **gpu_code.read(codes[name], chip)}
             direction = "forward" if name in ("forward", "decode") else "backward"
@@ -107,7 +112,7 @@ def report(names: list[str], chip: int, dtype: str, size: int | None) -> list[di
             if flops:  # scores; each kernel of a backward has its part of the bytes
                 elements = products // (2 * gpu_code.width(kind, size) * PRODUCTS.get(name, 4))
                 memory /= 1 if direction == "forward" else len(codes) - 1
-            if chip == 90:
+            if chip == 90 and not tiles:  # of which nothing counts the scores that they compute
                 row["least"], row["most"] = expect(row, elements * times, memory, products * times)
             rows.append(row)
     return rows

@@ -58,15 +58,19 @@ def measure(case: Case, benchmark: Any, seconds: float) -> dict[str, Any]:
     return row
 
 
-def contestants(problem: Problem, backward: bool) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
-    """Calls to time, "ours" last, and the reasons why others are not: wrong here, or cannot run here."""
-    run = partial(_run, problem.inputs, backward)
+def contestants(
+    problem: Problem, backward: bool, kernels: dict[str, Callable[..., Any]] | None = None
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """Calls to time, "ours" last, and the reasons why others are not: wrong here, or cannot run here. `kernels` are
+    others of our own, which must be as good as "ours"."""
+    own = {**(kernels or {}), "ours": problem.ours}
+    run = partial(results, problem.inputs, backward)
     sampled = tuple(problem.sample(x).double() for x in problem.inputs)
-    expected = _run(sampled, backward, problem.truth or partial(problem.ours, impl="reference"))
+    expected = results(sampled, backward, problem.truth or partial(problem.ours, impl="reference"))
     tolerance = TOLERANCE[problem.inputs[0].dtype]
     calls: dict[str, Callable[[], Any]] = {}
     failed: dict[str, str] = {}
-    for name, function in (problem.baselines | problem.others | {"ours": problem.ours}).items():
+    for name, function in (problem.baselines | problem.others | own).items():
         if isinstance(function, str):
             failed[name] = function
             continue
@@ -76,7 +80,7 @@ def contestants(problem: Problem, backward: bool) -> tuple[dict[str, Callable[[]
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
             continue
         if name not in problem.others:
-            wrong = mismatch(got, expected, problem, tolerance * (1 if name == "ours" else BASELINE_SLACK))
+            wrong = mismatch(got, expected, problem, tolerance * (1 if name in own else BASELINE_SLACK))
             if wrong:
                 failed[name] = wrong
                 continue
@@ -84,7 +88,7 @@ def contestants(problem: Problem, backward: bool) -> tuple[dict[str, Callable[[]
     return calls, failed
 
 
-def _run(inputs: tuple[Tensor, ...], backward: bool, function: Callable[..., Any]) -> tuple[Tensor, ...]:
+def results(inputs: tuple[Tensor, ...], backward: bool, function: Callable[..., Any]) -> tuple[Tensor, ...]:
     """Outputs, and with backward the gradients of all inputs."""
     inputs = tuple(x.detach().requires_grad_(backward) for x in inputs)
     out = function(*inputs)

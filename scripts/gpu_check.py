@@ -1,12 +1,13 @@
-"""Build, test and time every operator on the GPU at hand, in three stages: `make gpu` runs them all.
+"""Build, test and time every operator on the GPU at hand, in four stages: `make gpu` runs them all.
 
     python scripts/gpu_check.py first --out FOLDER   4 minutes: does it load, are results right, rows with a target
     python scripts/gpu_check.py tests --out FOLDER   6 minutes: all tests, the stability experiment
+    python scripts/gpu_check.py sweep --out FOLDER   5 minutes: CUDA C++ against Triton, rows for tables of what is best
     python scripts/gpu_check.py rows --out FOLDER    15 minutes: all rows, against every other way to compute them
 
 Needs torch with CUDA, setuptools, ninja and pytest, nvcc and a C++ compiler unless the extension is --carried here;
 takes what is installed, downloads nothing. Every part is a process with a time limit of its own, and what fails does
-not end the rest. FOLDER gets <stage>.json, <stage>.log and results/, three files more for benchmarks/results.
+not end the rest. FOLDER gets <stage>.json, <stage>.log and results/, four files more for benchmarks/results.
 --rehearse goes through it all without a GPU, on small cases.
 Exit status: 0 if all passed, 1 if something failed, 2 without a GPU.
 """
@@ -32,10 +33,11 @@ from typing import Any
 
 STARTED = time.monotonic()
 ROOT = Path(__file__).parents[1]
-BUDGETS = {"first": 220, "tests": 360, "rows": 900}  # seconds
+BUDGETS = {"first": 220, "tests": 360, "sweep": 300, "rows": 900}  # seconds
 RESERVE = 20  # of them, to interrupt and kill what is late, and for the summary
 TESTS = "tests/operators"
 SMOKE = "truth and bfloat16 and (cuda or triton)"
+SWEPT = "# tables\n"  # from here on benchmarks.sweep prints what it has found
 LOG = 2**21  # bytes of a part's output that are kept, half from its begin and half from its end
 # The extension has CUDA kernels for this GPU.
 LOADS = """
@@ -248,6 +250,13 @@ class Check:
             self.pytest("float64", 100, "-k", "(cuda or triton) and float64", TESTS),
         )
 
+    def sweep(self) -> None:
+        self.extension()
+        left = max(min(BUDGETS["sweep"] * self.patience, self.stop - time.monotonic()) - 30, 0)
+        command = [sys.executable, "-m", "benchmarks.sweep", "--out", str(self.results / "sweep")]
+        command += ["--budget", f"{left:.0f}", *["--rehearse", "--seconds", "0.02"] * self.rehearse]
+        self.together(Part("sweep", command, BUDGETS["sweep"]))  # alone on the machine
+
     def rows(self) -> None:
         self.extension()
         self.together(self.benchmarks(BUDGETS["rows"], "--dtype", "bf16"))  # alone on the machine
@@ -273,6 +282,8 @@ class Check:
             lines.append(f"{'ok' if part.passed else 'FAILED':<6} {part.name}: {part.outcome}, {part.seconds:.0f} s")
             if not part.passed:
                 lines += [f"         {line[:100]}" for line in part.failures()]
+            if part.name == "sweep":
+                lines += [line[:160] for line in part.output.partition(SWEPT)[2].splitlines()]
         if self.rehearse:
             lines.append("a rehearsal: these rows are of small cases under the names of large ones")
         if rows:
@@ -297,7 +308,9 @@ class Check:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=list(BUDGETS), metavar="stage", help="some of first, tests, rows")
+    parser.add_argument(
+        "stages", nargs="+", choices=list(BUDGETS), metavar="stage", help="some of first, tests, sweep, rows"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="folder (default: build/gpu)")
     parser.add_argument("--carried", action="store_true", help="use the extension that is here if it loads")
     parser.add_argument("--budget", type=float, default=0, metavar="S", help=f"seconds of a stage (default: {BUDGETS})")
