@@ -144,7 +144,7 @@ FAULTS = [
     Fault("pivots of this tile, not the next", PATTERN, "look_up(«t + 1»);", "t", "many pivots"),
     # forward
     Fault("forward: nothing hidden", PATTERN, "if («!seen[e / 2].has(x)») z[u][h][e] = none;", "false", "pivots"),
-    Fault("forward: no bias of pivots", FORWARD, "keys.is_pivots(t) ? «logits.bias» : 0", "0", "pivots"),
+    Fault("forward: no bias of pivots", FORWARD, "stream_keys(ring, keys, load, «logits.bias»", "0", "pivots"),
     Fault("forward: the sign of the scale", FORWARD, "x.flip(«logits.flip»);", "0", "negative scale"),
     Fault("logits: a scale of 0", TILES, "«fmaxf(fabsf(static_cast<float>(scale)) * kLog2e, 1e-30f)»",
           "fabsf(static_cast<float>(scale)) * kLog2e", "scale 0"),
@@ -154,7 +154,7 @@ FAULTS = [
     Fault("delta left out", GRAD_QUERY, "return «-delta[r][e / 2]»;", "0", "window"),
     Fault("dlse left out", GRAD_QUERY, "delta[r][e] -= «static_cast<const float*>(a.dlse)[at]»;", "0", "window"),
     Fault("grad_query: no scale", GRAD_QUERY, "store_unit<T>(acc[r], «logits.scale», logits.scale,", "1", "window"),
-    Fault("grad_query: no bias", GRAD_QUERY, "keys.is_pivots(t) ? «logits.bias» : 0", "0", "pivots"),
+    Fault("grad_query: no bias", GRAD_QUERY, "stream_keys(ring, keys, load, «logits.bias»", "0", "pivots"),
     # gradients of keys
     Fault("key pass: delta left out", PASS, "return «e % 2 ? start[h].y : start[h].x»;", "0.0f", "window"),
     Fault("key pass: lse of the neighbour", PASS, "return («e % 2» ? lse[h].y : lse[h].x)", "0", "window"),

@@ -1,9 +1,10 @@
 // Backward of 2D local attention, 16-bit dtypes: two passes of one kernel, each with the same bits every time.
 //
-// kKeys = false: a warp owns 4 x 4 queries (x = q, y = dout) and streams keys (a = k, b = v): dq, and for the other
-// pass
-//   each query's log-sum-exp in base 2 and delta.
+// kKeys = false: a warp owns 4 x 4 queries (x = q, y = dout) and streams keys (a = k, b = v): dq, and of each query,
+// for what owns keys, its log-sum-exp in base 2 and -delta.
+//
 // kKeys = true: a warp owns 4 x 4 keys (x = k, y = v) and streams queries (a = q, b = dout): dk and dv.
+//
 // In both z = x a, dp = y b, ds = p (dp - delta), first += ds a; of keys second += p b.
 //
 // Memory. Reads its owners' rows, writes their gradients, once; what it streams as local_walk.cuh and local_extra.cuh
@@ -76,10 +77,11 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
   int64_t cells_at;
   RowBits rows(p, own);
   int tile = 0, units = 0;
+  int ready;  // the step whose rows are on their way
   u32 tile_at;
   Columns columns;
   const auto begin = [&] {
-    item = Item(p, walk.n);
+    item = Item(p, walk.n), ready = -1;
     own.height = item.height, own.width = item.width;
     const int t = item.strip * Strip<D>::kTiles + walk.tile, origin = box_origin<D>(p, item);
     own.x = 4 * t;
@@ -104,166 +106,144 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
   };
 
   u32 parity = 0;
-  int ready = -1;  // the step whose rows are on their way
-  if (walk.more()) begin();
-  while (walk.more()) {
-    const int end = item.steps.begin(walk.v + 1);
-    for (int s = item.steps.begin(walk.v); s < end; ++s) {
-      own.y = 4 * s;
-      if constexpr (kExtra) extra.start(p, item, own.y);
-      if (own.active()) {
-        if (ready != s) fetch(s);
-        gpu::barrier_wait(arrived, parity);
-        parity ^= 1;
-        Operand<D> x, y;
-        x.load(as_rows, stage);
-        y.load(as_rows, stage + kUnit);
-        float lse[2] = {}, delta[2] = {};
-        if constexpr (!kKeys) {
-          Operand<D> out;
-          out.load(as_rows, stage + 3 * kUnit);
-          row_products<T>(delta, y, out);
+  for_each_step<kExtra>(walk, item, own, extra, begin, [&](int s, int end) {
+    if (ready != s) fetch(s);
+    gpu::barrier_wait(arrived, parity);
+    parity ^= 1;
+    Operand<D> x, y;
+    x.load(as_rows, stage);
+    y.load(as_rows, stage + kUnit);
+    float lse[2] = {}, delta[2] = {};
+    if constexpr (!kKeys) {
+      Operand<D> out;
+      out.load(as_rows, stage + 3 * kUnit);
+      row_products<T>(delta, y, out);
 #pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            if (!own.inside(r)) continue;
-            lse[r] = gpu::load_global_float(a.lse + cell_at(r)) * kLog2e;
-            if (a.dlse) delta[r] -= gpu::load_global_float(a.dlse + cell_at(r));
-            if (lane % 4) continue;
-            float* to = reinterpret_cast<float*>(a.stats.at) + cell_at(r);
-            gpu::store_global_float(to, lse[r]);
-            gpu::store_global_float(to + a.second_stats / 4, -delta[r]);
-          }
-        }
-        if (a.flip) x.flip(a.flip);
-        const int next = walk.following(item.steps, s, end);
-        ready = -1;
-        __syncwarp();
-        if (next < item.steps.end) fetch(ready = next);
-
-        float acc[D / 8][4], acc2[kKeys ? D / 8 : 2][4];
-        clear(acc), clear(acc2);
-        const auto each_sum = [&](auto access) {  // in float32, between walks
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            if (!own.inside(r)) continue;
-            float* at = a.sums + cell_at(r) * D + lane % 4 * 2;
-            float* at2 = a.sums2 + cell_at(r) * D + lane % 4 * 2;
-#pragma unroll
-            for (int j = 0; j < D / 8; ++j) {
-              access(reinterpret_cast<float2*>(at + 8 * j), acc[j] + 2 * r);
-              access(reinterpret_cast<float2*>(at2 + 8 * j), acc2[kKeys ? j : 0] + 2 * r);
-            }
-          }
-        };
-        if (kKeys && item.repeat) each_sum([](const float2* from, float* x) { x[0] = from->x, x[1] = from->y; });
-
-        // what a unit adds to the gradients
-        const auto add = [&](float (&z)[2][4], u32 a_at, u32 b_at, auto lse_of, auto start) {
-          float dp[2][4];
-#pragma unroll
-          for (int h = 0; h < 2; ++h)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) dp[h][e] = start(h, e);
-          add_scores<T>(dp, y, as_columns, b_at);
-          u32 w[4], ds[4];
-          grad_scores<T>(w, ds, z, dp, a.scale, lse_of);
-          add_rows<T>(acc, ds, as_rows, a_at);
-          if constexpr (kKeys) add_rows<T>(acc2, w, as_rows, b_at);
-        };
-        const int top = 4 * (item.steps.origin + walk.v) - p.y.above;
-        int from = max(-top, 0) / 4, to = min(p.unit_rows, (own.height - top + 3) / 4);
-        if (p.y.axis.shift) {
-          const Span reach = p.y.units(s, own.height);
-          from = reach.lo - item.steps.origin - walk.v, to = reach.hi - item.steps.origin - walk.v;
-        }
-        rows.at(p, own, top);
-#pragma unroll 1
-        for (int uy = from; uy < to; ++uy) {
-          const u32 slot = walk.wait(uy), block = slot * p.block + tile_at;
-          u32 seen[2][2];  // of half and row: bit 4 u + j
-#pragma unroll
-          for (int h = 0; h < 2; ++h)
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-              const u32 bit = 1u << (4 * uy + 2 * h);
-              seen[h][r] = rows.seen[r] & bit ? (rows.own[r] & bit ? columns.half : columns.all) : 0;
-            }
-#pragma unroll 1
-          for (int ux = 0; ux < units; ++ux) {
-            const u32 at = walk.base + block + ux * kUnit;
-            float z[2][4];
-            add_scores<T, true>(z, x, as_columns, at);
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-#pragma unroll
-              for (int e = 0; e < 4; ++e) {
-                if (!(seen[h][e / 2] >> e % 2 & 1)) z[h][e] = -INFINITY;
-                if (e % 2) seen[h][e / 2] >>= 4;
-              }
-            if constexpr (kKeys) {
-              float2 lse_of[2], start[2];  // of the lane's columns
-              const u32 of = walk.base + p.rows + slot * p.row_block + tile_at / kUnit * 64 + 64 * ux + lane % 4 * 8;
-#pragma unroll
-              for (int h = 0; h < 2; ++h) {
-                lse_of[h] = gpu::load_shared_pair(of + 32 * h);
-                start[h] = gpu::load_shared_pair(of + 32 * h + 64 * p.units);
-              }
-              add(
-                  z, at, at + p.values, [&](int h, int e) { return e % 2 ? lse_of[h].y : lse_of[h].x; },
-                  [&](int h, int e) { return e % 2 ? start[h].y : start[h].x; });
-            } else {
-              add(
-                  z, at, at + p.values, [&](int, int e) { return lse[e / 2]; },
-                  [&](int, int e) { return -delta[e / 2]; });
-            }
-          }
-        }
-        if (s + 1 == end) walk.release();
-        if constexpr (kExtra) {
-          int cy[2], cx;
-          extra.centers(p, item, own, cy, cx);
-#pragma unroll 1
-          for (int i = 0; i < extra.slots; ++i) {
-            const u32 seen = extra.seen(i, lane, cy, cx), keys = extra.wait(i);
-            const float bias = extra.bias(i);
-#pragma unroll 1
-            for (int u = 0; u < 2; ++u) {
-              float z[2][4];
-              add_scores<T, true>(z, x, as_columns, keys + u * kUnit);
-#pragma unroll
-              for (int h = 0; h < 2; ++h)
-#pragma unroll
-                for (int e = 0; e < 4; ++e)
-                  if (!(seen >> (8 * u + 4 * h + e) & 1)) z[h][e] = -INFINITY;
-              add(
-                  z, keys + u * kUnit, keys + ExtraStream<D>::kValues + u * kUnit,
-                  [&](int, int e) { return lse[e / 2] - bias; }, [&](int, int e) { return -delta[e / 2]; });
-            }
-            extra.release(i, lane);
-          }
-        }
-        if (kKeys && item.repeat + 1 < p.repeats) {
-          each_sum([](float2* to, const float* x) { *to = {x[0], x[1]}; });
-        } else {
-          const auto store = [&](const auto& sums, float factor, char* in, const Plane& to) {
-            __syncwarp();
-            store_rows<T>(sums, factor, factor, as_rows, stage + 2 * kUnit);
-            __syncwarp();
-            own.store(stage + 2 * kUnit, in, to);
-          };
-          store(acc, a.step, first_in, a.first);
-          if constexpr (kKeys) store(acc2, 1.f, second_in, a.second);
-        }
-      } else if constexpr (kExtra) {
-        extra.pass(lane);
+      for (int r = 0; r < 2; ++r) {
+        if (!own.inside(r)) continue;
+        lse[r] = gpu::load_global_float(a.lse + cell_at(r)) * kLog2e;
+        if (a.dlse) delta[r] -= gpu::load_global_float(a.dlse + cell_at(r));
+        if (lane % 4) continue;
+        float* to = reinterpret_cast<float*>(a.stats.at) + cell_at(r);
+        gpu::store_global_float(to, lse[r]);
+        gpu::store_global_float(to + a.second_stats / 4, -delta[r]);
       }
-      if constexpr (kExtra) extra.finish();
     }
-    if (walk.next()) {
-      ready = -1;
-      if (walk.more()) begin();
+    if (a.flip) x.flip(a.flip);
+    const int next = walk.following(item.steps, s, end);
+    ready = -1;
+    __syncwarp();
+    if (next < item.steps.end) fetch(ready = next);
+
+    float acc[D / 8][4], acc2[kKeys ? D / 8 : 2][4];
+    clear(acc), clear(acc2);
+    const auto each_sum = [&](auto access) {  // in float32, between walks
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (!own.inside(r)) continue;
+        float* at = a.sums + cell_at(r) * D + lane % 4 * 2;
+        float* at2 = a.sums2 + cell_at(r) * D + lane % 4 * 2;
+#pragma unroll
+        for (int j = 0; j < D / 8; ++j) {
+          access(reinterpret_cast<float2*>(at + 8 * j), acc[j] + 2 * r);
+          access(reinterpret_cast<float2*>(at2 + 8 * j), acc2[kKeys ? j : 0] + 2 * r);
+        }
+      }
+    };
+    if (kKeys && item.repeat) each_sum([](const float2* from, float* x) { x[0] = from->x, x[1] = from->y; });
+
+    // what a unit adds to the gradients
+    const auto add = [&](float (&z)[2][4], u32 a_at, u32 b_at, auto lse_of, auto start) {
+      float dp[2][4];
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) dp[h][e] = start(h, e);
+      add_scores<T>(dp, y, as_columns, b_at);
+      u32 w[4], ds[4];
+      grad_scores<T>(w, ds, z, dp, a.scale, lse_of);
+      add_rows<T>(acc, ds, as_rows, a_at);
+      if constexpr (kKeys) add_rows<T>(acc2, w, as_rows, b_at);
+    };
+    const int top = 4 * (item.steps.origin + walk.v) - p.y.above;
+    int from = max(-top, 0) / 4, to = min(p.unit_rows, (own.height - top + 3) / 4);
+    if (p.y.axis.shift) {
+      const Span reach = p.y.units(s, own.height);
+      from = reach.lo - item.steps.origin - walk.v, to = reach.hi - item.steps.origin - walk.v;
     }
-  }
+    rows.at(p, own, top);
+#pragma unroll 1
+    for (int uy = from; uy < to; ++uy) {
+      const u32 slot = walk.wait(uy), block = slot * p.block + tile_at;
+      u32 seen[2][2];  // of half and row: bit 4 u + j
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const u32 bit = 1u << (4 * uy + 2 * h);
+          seen[h][r] = rows.seen[r] & bit ? (rows.own[r] & bit ? columns.half : columns.all) : 0;
+        }
+#pragma unroll 1
+      for (int ux = 0; ux < units; ++ux) {
+        const u32 at = walk.base + block + ux * kUnit;
+        float z[2][4];
+        add_scores<T, true>(z, x, as_columns, at);
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            if (!(seen[h][e / 2] >> e % 2 & 1)) z[h][e] = -INFINITY;
+            if (e % 2) seen[h][e / 2] >>= 4;
+          }
+        if constexpr (kKeys) {
+          float2 lse_of[2], start[2];  // of the lane's columns
+          const u32 of = walk.base + p.rows + slot * p.row_block + tile_at / kUnit * 64 + 64 * ux + lane % 4 * 8;
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            lse_of[h] = gpu::load_shared_pair(of + 32 * h);
+            start[h] = gpu::load_shared_pair(of + 32 * h + 64 * p.units);
+          }
+          add(
+              z, at, at + p.values, [&](int h, int e) { return e % 2 ? lse_of[h].y : lse_of[h].x; },
+              [&](int h, int e) { return e % 2 ? start[h].y : start[h].x; });
+        } else {
+          add(z, at, at + p.values, [&](int, int e) { return lse[e / 2]; }, [&](int, int e) { return -delta[e / 2]; });
+        }
+      }
+    }
+    if (s + 1 == end) walk.release();
+    if constexpr (kExtra) {
+      int cy[2], cx;
+      extra.centers(p, item, own, cy, cx);
+#pragma unroll 1
+      for (int i = 0; i < extra.slots; ++i) {
+        const u32 seen = extra.seen(i, lane, cy, cx), keys = extra.wait(i);
+        const float bias = extra.bias(i);
+#pragma unroll 1
+        for (int u = 0; u < 2; ++u) {
+          float z[2][4];
+          add_scores<T, true>(z, x, as_columns, keys + u * kUnit);
+          extra.hide(z, seen, u);
+          add(
+              z, keys + u * kUnit, keys + ExtraStream<D>::kValues + u * kUnit,
+              [&](int, int e) { return lse[e / 2] - bias; }, [&](int, int e) { return -delta[e / 2]; });
+        }
+        extra.release(i, lane);
+      }
+    }
+    if (kKeys && item.repeat + 1 < p.repeats) {
+      each_sum([](float2* to, const float* x) { *to = {x[0], x[1]}; });
+    } else {
+      const auto store = [&](const auto& sums, float factor, char* in, const Plane& to) {
+        __syncwarp();
+        store_rows<T>(sums, factor, factor, as_rows, stage + 2 * kUnit);
+        __syncwarp();
+        own.store(stage + 2 * kUnit, in, to);
+      };
+      store(acc, a.step, first_in, a.first);
+      if constexpr (kKeys) store(acc2, 1.f, second_in, a.second);
+    }
+  });
 #endif
 }
 

@@ -38,7 +38,7 @@ struct ExtraStream {
   int batch, kv;
   // of the step
   Span rows, columns;
-  int prefix_slots, slots, columns_count;
+  int prefix_slots, slots;
 
   __device__ ExtraStream(const Extra& e, u32 base, u32 thread) : e(e), base(base), thread(thread), taken(0) {
     if (thread < 2) {
@@ -73,24 +73,45 @@ struct ExtraStream {
     }
     for (int i = 0; i < 2 && i < slots; ++i) load(i);
   }
+  // Which keys the i-th of the step's slots has: of the prefix, or of the box of coarse cells that the step sees.
+  struct Run {
+    bool dense;
+    int first, count, across;
+    Span rows, columns;
+    Divide line;
+    __device__ Run(const ExtraStream& s, int i)
+        : dense(i < s.prefix_slots),
+          first((dense ? i : i - s.prefix_slots) * static_cast<int>(kKeys)),
+          across(s.columns.hi - s.columns.lo),
+          rows(s.rows),
+          columns(s.columns),
+          line(across ? across : 1) {
+      count = dense ? s.e.length : (rows.hi - rows.lo) * across;
+    }
+    struct Cell {
+      int y, x;
+    };
+    // The coarse cell that the box has at `at`.
+    __device__ Cell cell(int at) const {
+      const int down = line(at);
+      return {rows.lo + down, columns.lo + at - down * across};
+    }
+  };
   // Of the step's slots the i-th.
   __device__ void load(int i) const {
     const u32 n = taken + i, slot = n % 2;
     if (n >= 2) gpu::barrier_wait(empty(slot), (n / 2 - 1) & 1);
-    const bool dense = i < prefix_slots;
-    const ExtraKeys& keys = dense ? e.prefix : e.coarse;
-    const int across = columns.hi - columns.lo, first = (dense ? i : i - prefix_slots) * kKeys;
-    const int count = dense ? e.length : (rows.hi - rows.lo) * across;
-    const Divide line(across ? across : 1);
+    const Run run(*this, i);
+    const ExtraKeys& keys = run.dense ? e.prefix : e.coarse;
     const char *k = keys.k + batch * keys.k_batch + kv * keys.k_head,
                *v = keys.v + batch * keys.v_batch + kv * keys.v_head;
     for (u32 j = thread; j < kKeys * Unit<D>::kParts; j += kThreads) {
       const u32 key = j / Unit<D>::kParts, part = j % Unit<D>::kParts;
-      int64_t at = first + key;
-      const bool there = at < count;
-      if (!dense && there) {
-        const int down = line(at);
-        at = static_cast<int64_t>(rows.lo + down) * e.width + columns.lo + (at - down * across);
+      int64_t at = run.first + key;
+      const bool there = at < run.count;
+      if (!run.dense && there) {
+        const auto cell = run.cell(at);
+        at = static_cast<int64_t>(cell.y) * e.width + cell.x;
       }
       const u32 to = base + slot * kSlot + key / 16 * Unit<D>::kBytes + Unit<D>::part(key % 16, part);
       gpu::copy16(to, k + at * keys.k_cell + part * 16, there);
@@ -108,27 +129,32 @@ struct ExtraStream {
   // centers.
   __device__ u32 seen(int i, u32 lane, const int (&y)[2], int x) const {
     u32 bits = 0;
-    const bool dense = i < prefix_slots;
-    const int across = columns.hi - columns.lo, first = (dense ? i : i - prefix_slots) * kKeys;
-    const int count = dense ? e.length : (rows.hi - rows.lo) * across;
-    const Divide line(across ? across : 1);
+    const Run run(*this, i);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {  // pairs (u, h, column)
-      const int at = first + j / 2 * 8 + 2 * (lane % 4) + j % 2, bit = j / 2 * 4 + j % 2;
-      if (at >= count) continue;
-      if (dense) {
+      const int at = run.first + j / 2 * 8 + 2 * (lane % 4) + j % 2, bit = j / 2 * 4 + j % 2;
+      if (at >= run.count) continue;
+      if (run.dense) {
         if (!e.mask ||
             gpu::load_global_byte(reinterpret_cast<const unsigned char*>(e.mask) + batch * int64_t(e.length) + at))
           bits |= 5u << bit;
         continue;
       }
-      const int down = line(at), ky = rows.lo + down, kx = columns.lo + at - down * across;
-      const bool near = abs(kx - x) <= e.radius_x;
+      const auto cell = run.cell(at);
+      const bool near = abs(cell.x - x) <= e.radius_x;
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        if (near && abs(ky - y[r]) <= e.radius_y) bits |= 1u << (bit + 2 * r);
+        if (near && abs(cell.y - y[r]) <= e.radius_y) bits |= 1u << (bit + 2 * r);
     }
     return bits;
+  }
+  // Scores of a slot's unit u that are not seen, whatever they were.
+  __device__ static void hide(float (&z)[2][4], u32 seen, int u) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (!(seen >> (8 * u + 4 * h + e) & 1)) z[h][e] = -INFINITY;
   }
   __device__ float bias(int i) const { return i < prefix_slots ? e.prefix.bias : e.coarse.bias; }
   // Where the units of slot i are, when it has come.
@@ -152,5 +178,25 @@ struct ExtraStream {
   }
   __device__ void finish() { taken += slots; }
 };
+
+// All steps of a warp: begin() when it comes to another item, step(s, end) for each step s of [.., end) that has some
+// of its tile; the last of them lets go of the walk's blocks.
+template <bool kExtra, int D, class W, class Begin, class Step>
+__device__ void for_each_step(W& walk, const Item& item, Own<D>& own, ExtraStream<D>& extra, Begin begin, Step step) {
+  if (walk.more()) begin();
+  while (walk.more()) {
+    const int end = item.steps.begin(walk.v + 1);
+    for (int s = item.steps.begin(walk.v); s < end; ++s) {
+      own.y = 4 * s;
+      if constexpr (kExtra) extra.start(walk.p, item, own.y);
+      if (own.active())
+        step(s, end);
+      else if constexpr (kExtra)
+        extra.pass(walk.lane);
+      if constexpr (kExtra) extra.finish();
+    }
+    if (walk.next() && walk.more()) begin();
+  }
+}
 
 }  // namespace cogview::cuda

@@ -42,9 +42,10 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
   RowBits rows(p, own);
   char *q, *out, *lse;  // of the tile's columns
   u32 tile_at;          // of the warp's first unit in a block
+  int ready;            // the step whose queries are in x
   float column[kUnits][2], before[kCausal ? kUnits : 1][2];
   const auto begin = [&] {
-    item = Item(p, walk.n);
+    item = Item(p, walk.n), ready = -1;
     own.height = item.height, own.width = item.width;
     const int tile = item.strip * Strip<D>::kTiles + walk.tile, origin = box_origin<D>(p, item);
     own.x = 4 * tile;
@@ -66,7 +67,6 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
 
   Operand<D> x;
   uint4 raw[Own<D>::kAccesses];
-  int ready = -1;  // the step whose queries are in x
   const auto put = [&] {
     __syncwarp();
     own.put(raw, stage);
@@ -75,113 +75,94 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     if (a.flip) x.flip(a.flip);
   };
 
-  if (walk.more()) begin();
-  while (walk.more()) {
-    const int end = item.steps.begin(walk.v + 1);
-    for (int s = item.steps.begin(walk.v); s < end; ++s) {
-      own.y = 4 * s;
-      if constexpr (kExtra) extra.start(p, item, own.y);
-      if (own.active()) {
-        if (ready != s) {
-          own.load(raw, q, a.q);
-          put();
-        }
-        const int next = walk.following(item.steps, s, end);
-        const int top = 4 * (item.steps.origin + walk.v) - p.y.above;
-        rows.at(p, own, top);
-        Softmax<D> softmax;
-        bool exact = false;
-        while (true) {
-          softmax.start();
+  for_each_step<kExtra>(walk, item, own, extra, begin, [&](int s, int end) {
+    if (ready != s) {
+      own.load(raw, q, a.q);
+      put();
+    }
+    const int next = walk.following(item.steps, s, end);
+    const int top = 4 * (item.steps.origin + walk.v) - p.y.above;
+    rows.at(p, own, top);
+    Softmax<D> softmax;
+    bool exact = false;
+    while (true) {
+      softmax.start();
 #pragma unroll 1
-          for (int u0 = 0; u0 < p.unit_rows; u0 += kUnitRows) {
-            float z[kUnitRows * kUnits][2][4];
-            u32 values[kUnitRows * kUnits];
-            const auto bit = [&](int uy, int h) { return 1u << (4 * (u0 + uy) + 2 * h); };
-            const auto in_column = [&](int uy, int ux, int h, int e) {  // 0 or -inf
-              const bool same = kCausal && (rows.own[e / 2] & bit(uy, h));
-              return same ? before[kCausal ? ux : 0][e % 2] : column[ux][e % 2];
-            };
+      for (int u0 = 0; u0 < p.unit_rows; u0 += kUnitRows) {
+        float z[kUnitRows * kUnits][2][4];
+        u32 values[kUnitRows * kUnits];
+        const auto bit = [&](int uy, int h) { return 1u << (4 * (u0 + uy) + 2 * h); };
+        const auto in_column = [&](int uy, int ux, int h, int e) {  // 0 or -inf
+          const bool same = kCausal && (rows.own[e / 2] & bit(uy, h));
+          return same ? before[kCausal ? ux : 0][e % 2] : column[ux][e % 2];
+        };
 #pragma unroll
-            for (int uy = 0; uy < kUnitRows; ++uy) {
-              const u32 block = walk.base + walk.wait(u0 + uy) * p.block + tile_at;
+        for (int uy = 0; uy < kUnitRows; ++uy) {
+          const u32 block = walk.base + walk.wait(u0 + uy) * p.block + tile_at;
 #pragma unroll
-              for (int ux = 0; ux < kUnits; ++ux) {
-                float (&score)[2][4] = z[uy * kUnits + ux];
+          for (int ux = 0; ux < kUnits; ++ux) {
+            float (&score)[2][4] = z[uy * kUnits + ux];
 #pragma unroll
-                for (int h = 0; h < 2; ++h)
+            for (int h = 0; h < 2; ++h)
 #pragma unroll
-                  for (int e = 0; e < 4; ++e)
-                    score[h][e] = (rows.seen[e / 2] & bit(uy, h) ? 0.f : -INFINITY) + in_column(uy, ux, h, e);
-                add_scores<T>(score, x, columns, block + ux * Unit<D>::kBytes);
-                values[uy * kUnits + ux] = block + p.values + ux * Unit<D>::kBytes;
+              for (int e = 0; e < 4; ++e)
+                score[h][e] = (rows.seen[e / 2] & bit(uy, h) ? 0.f : -INFINITY) + in_column(uy, ux, h, e);
+            add_scores<T>(score, x, columns, block + ux * Unit<D>::kBytes);
+            values[uy * kUnits + ux] = block + p.values + ux * Unit<D>::kBytes;
+          }
+        }
+        if (exact) {
+#pragma unroll
+          for (int u = 0; u < kUnitRows * kUnits; ++u)
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+#pragma unroll
+              for (int e = 0; e < 4; ++e) {
+                const bool seen = rows.seen[e / 2] & bit(u / kUnits, h);
+                if (!seen || in_column(u / kUnits, u % kUnits, h, e) < 0) z[u][h][e] = -INFINITY;
               }
-            }
-            if (exact) {
-#pragma unroll
-              for (int u = 0; u < kUnitRows * kUnits; ++u)
-#pragma unroll
-                for (int h = 0; h < 2; ++h)
-#pragma unroll
-                  for (int e = 0; e < 4; ++e) {
-                    const bool seen = rows.seen[e / 2] & bit(u / kUnits, h);
-                    if (!seen || in_column(u / kUnits, u % kUnits, h, e) < 0) z[u][h][e] = -INFINITY;
-                  }
-            }
-            softmax.template add<T>(z, a.scale, 0.f, as_rows, values, u0 == 0);
-          }
-          if (exact || !__any_sync(~0u, !(softmax.sum[0] + softmax.sum[1] < INFINITY))) break;
-          exact = true;
         }
-        if (s + 1 == end) walk.release();
-        if (next < item.steps.end) {
-          Own<D> following = own;
-          following.y = 4 * next;
-          following.load(raw, q, a.q);
-        }
-        if constexpr (kExtra) {
-          int cy[2], cx;
-          extra.centers(p, item, own, cy, cx);
-#pragma unroll 1
-          for (int i = 0; i < extra.slots; ++i) {
-            const u32 seen = extra.seen(i, lane, cy, cx), keys = extra.wait(i);
-            float z[2][2][4];
-            u32 values[2];
-#pragma unroll
-            for (int u = 0; u < 2; ++u) {
-              add_scores<T, true>(z[u], x, columns, keys + u * Unit<D>::kBytes);
-              values[u] = keys + ExtraStream<D>::kValues + u * Unit<D>::kBytes;
-#pragma unroll
-              for (int h = 0; h < 2; ++h)
-#pragma unroll
-                for (int e = 0; e < 4; ++e)
-                  if (!(seen >> (8 * u + 4 * h + e) & 1)) z[u][h][e] = -INFINITY;
-            }
-            softmax.template add<T>(z, a.scale, extra.bias(i), as_rows, values);
-            extra.release(i, lane);
-          }
-        }
-        softmax.finish();
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-          if (lane % 4 == 0 && own.inside(r))
-            gpu::store_global_float(reinterpret_cast<float*>(lse + own.row(r) * a.lse.row), softmax.lse(r));
-        __syncwarp();
-        store_rows<T>(softmax.acc, gpu::reciprocal(softmax.sum[0]), gpu::reciprocal(softmax.sum[1]), as_rows, stage);
-        __syncwarp();
-        own.store(stage, out, a.out);
-        ready = next < item.steps.end ? next : -1;
-        if (ready >= 0) put();
-      } else if constexpr (kExtra) {
-        extra.pass(lane);
+        softmax.template add<T>(z, a.scale, 0.f, as_rows, values, u0 == 0);
       }
-      if constexpr (kExtra) extra.finish();
+      if (exact || !__any_sync(~0u, !(softmax.sum[0] + softmax.sum[1] < INFINITY))) break;
+      exact = true;
     }
-    if (walk.next()) {
-      ready = -1;
-      if (walk.more()) begin();
+    if (s + 1 == end) walk.release();
+    if (next < item.steps.end) {
+      Own<D> following = own;
+      following.y = 4 * next;
+      following.load(raw, q, a.q);
     }
-  }
+    if constexpr (kExtra) {
+      int cy[2], cx;
+      extra.centers(p, item, own, cy, cx);
+#pragma unroll 1
+      for (int i = 0; i < extra.slots; ++i) {
+        const u32 seen = extra.seen(i, lane, cy, cx), keys = extra.wait(i);
+        float z[2][2][4];
+        u32 values[2];
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          add_scores<T, true>(z[u], x, columns, keys + u * Unit<D>::kBytes);
+          values[u] = keys + ExtraStream<D>::kValues + u * Unit<D>::kBytes;
+          extra.hide(z[u], seen, u);
+        }
+        softmax.template add<T>(z, a.scale, extra.bias(i), as_rows, values);
+        extra.release(i, lane);
+      }
+    }
+    softmax.finish();
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      if (lane % 4 == 0 && own.inside(r))
+        gpu::store_global_float(reinterpret_cast<float*>(lse + own.row(r) * a.lse.row), softmax.lse(r));
+    __syncwarp();
+    store_rows<T>(softmax.acc, gpu::reciprocal(softmax.sum[0]), gpu::reciprocal(softmax.sum[1]), as_rows, stage);
+    __syncwarp();
+    own.store(stage, out, a.out);
+    ready = next < item.steps.end ? next : -1;
+    if (ready >= 0) put();
+  });
 #endif
 }
 

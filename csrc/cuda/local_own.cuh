@@ -27,8 +27,7 @@ struct Own {
     if (32 % kParts && lane >= kStep * kParts) return;
 #pragma unroll
     for (u32 i = 0; i < kAccesses; ++i) {
-      constexpr u32 step = kStep;
-      const int down = i * step / 4, right = i * step % 4;
+      const int down = i * kStep / 4, right = i * kStep % 4;
       access(i, down, right,
              y + static_cast<int>(cell() / 4) + down < height && x + static_cast<int>(cell() % 4) + right < width);
     }

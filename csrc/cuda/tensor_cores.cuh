@@ -35,14 +35,6 @@ __device__ __forceinline__ float2 load_shared_pair(u32 at) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at) : "memory");
   return x;
 }
-__device__ __forceinline__ float4 load_shared_quad(u32 at) {
-  float4 x;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-               : "r"(at)
-               : "memory");
-  return x;
-}
 __device__ __forceinline__ u32 load_shared4(u32 at) {
   u32 x;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");
@@ -60,9 +52,6 @@ __device__ __forceinline__ uint4 load_shared16(u32 at) {
                : "r"(at)
                : "memory");
   return x;
-}
-__device__ __forceinline__ void store_shared_float(u32 at, float x) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(x) : "memory");
 }
 __device__ __forceinline__ void store_shared4(u32 at, u32 x) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(x) : "memory");
@@ -152,10 +141,6 @@ __device__ __forceinline__ void copy16(u32 to, const void* from, bool there) {  
 __device__ __forceinline__ void copy4(u32 to, const void* from, bool there) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(there ? 4 : 0) : "memory");
 }
-__device__ __forceinline__ void copy8(u32 to, const void* from, bool there) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(there ? 8 : 0) : "memory");
-}
-// Of this thread: an arrival when all its copies so far have landed.
 __device__ __forceinline__ void arrive_after_copies(u32 barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }

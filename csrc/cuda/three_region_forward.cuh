@@ -45,37 +45,28 @@ struct ThreeRegionForward {
     for (int r = 0; r < R; ++r) softmax[r].start();
     const Matrices<D, false> columns(base + Unit<D>::columns(lane)),
         values(base + Layout::kTileBytes + Unit<D>::rows(lane));
-    KeyLoader<T, D, Shape, Layout> load(keys, a, b, kv, base);
-    ring.stream(
-        keys.tiles, [&](int t, u32 slot) { load(t, slot); },
-        [&](int t, u32 slot) {
-          if (keys.unseen(t)) return;
-          const bool whole = keys.whole(t);
-          const float bias = keys.is_pivots(t) ? logits.bias : 0;
-#pragma unroll 1
-          for (int n = 0; n < Shape::kTile / 16; n += N) {
-            const u32 at = slot * Layout::kSlotBytes + n * Unit<D>::kBytes;
-            float z[R][N][2][4];
-            all_scores<T>(z, q, columns, at);
-            if (!whole) {
+    const KeyLoader<T, D, Shape, Layout> load(keys, a, b, kv, base);
+    stream_keys(ring, keys, load, logits.bias, [&](int t, int n, u32 at, bool whole, float bias) {
+      float z[R][N][2][4];
+      all_scores<T>(z, q, columns, at);
+      if (!whole) {
 #pragma unroll
-              for (int r = 0; r < R; ++r) hide(z[r], {keys.seen(t, r, 0), keys.seen(t, r, 1)}, keys.start(t) + 16 * n);
-            }
-            u32 w[N][R][4];
+        for (int r = 0; r < R; ++r) hide(z[r], {keys.seen(t, r, 0), keys.seen(t, r, 1)}, keys.start(t) + n);
+      }
+      u32 w[N][R][4];
 #pragma unroll
-            for (int r = 0; r < R; ++r) {
-              u32 mine[N][4];
-              softmax[r].template weigh<T>(mine, z[r], logits.factor, bias);
+      for (int r = 0; r < R; ++r) {
+        u32 mine[N][4];
+        softmax[r].template weigh<T>(mine, z[r], logits.factor, bias);
 #pragma unroll
-              for (int u = 0; u < N; ++u)
+        for (int u = 0; u < N; ++u)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) w[u][r][i] = mine[u][i];
-            }
+          for (int i = 0; i < 4; ++i) w[u][r][i] = mine[u][i];
+      }
 #pragma unroll
-            for (int u = 0; u < N; ++u)
-              add_rows_of_all<T, D>([&](int r) { return softmax[r].acc; }, w[u], values, at + u * Unit<D>::kBytes);
-          }
-        });
+      for (int u = 0; u < N; ++u)
+        add_rows_of_all<T, D>([&](int r) { return softmax[r].acc; }, w[u], values, at + u * Unit<D>::kBytes);
+    });
 
     __syncthreads();  // nobody reads the slots any more
     const QueryPlace at_end(a, programs, Shape::kRows);

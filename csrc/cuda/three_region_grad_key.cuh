@@ -109,18 +109,6 @@ struct PivotParts {
   }
 };
 
-// Where a block's keys are. Asked again at the end instead of remembered, which takes registers from the sums.
-struct KeyPlace {
-  int first, pair, b, kv;
-  __device__ KeyPlace(const ThreeRegionAttention& a, const Programs& programs, int rows) {
-    int program = blockIdx.x;
-    gpu::keep(program);
-    const auto place = programs.place(program);
-    first = place.tile * rows, pair = place.head;
-    b = gpu::uniform(pair / static_cast<int>(a.kv_heads)), kv = pair - b * static_cast<int>(a.kv_heads);
-  }
-};
-
 template <class T, int D>
 struct ThreeRegionGradKey {
   using Pass = KeyPass<T, D>;
@@ -129,20 +117,20 @@ struct ThreeRegionGradKey {
 
   __device__ static void pivots(const ThreeRegionAttention& a, const ThreeRegionScratch& scratch, const Logits& logits,
                                 const Programs& programs) {
-    const KeyPlace place(a, programs, Shape::kRows);
+    const BlockPlace place(programs, a.kv_heads, Shape::kRows);
     const Regions regions(a, place.b);
-    const PivotRows<Shape> pattern(regions, programs, place.first, place.kv, blockIdx.y, scratch.splits);
+    const PivotRows<Shape> pattern(regions, programs, place.first, place.h, blockIdx.y, scratch.splits);
     if (pattern.begin >= regions.seqlen) return;  // nobody sees them as pivots, nor asks for their parts
-    Pass::run(a, a.k, a.v, scratch.stats, place.b, place.kv, logits, pattern,
+    Pass::run(a, a.k, a.v, scratch.stats, place.b, place.h, logits, pattern,
               [&](int r, const auto& dk, const auto& dv) {
-                const KeyPlace place(a, programs, Shape::kRows);
+                const BlockPlace place(programs, a.kv_heads, Shape::kRows);
                 const PivotParts parts(a, scratch);
                 const int lane = threadIdx.x % 32, unit = place.first + threadIdx.x / 32 * Shape::kWarpRows + 16 * r;
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                   const int pivot = unit + 8 * e + lane / 4;
                   if (pivot >= a.num_pivots) continue;
-                  float* to = parts.at(a, blockIdx.y, place.pair, pivot) + 2 * (lane % 4);
+                  float* to = parts.at(a, blockIdx.y, place.head, pivot) + 2 * (lane % 4);
 #pragma unroll
                   for (int j = 0; j < D / 8; ++j) {
                     gpu::store_global_pair(to + 8 * j, {dk[j][2 * e], dk[j][2 * e + 1]});
@@ -154,11 +142,11 @@ struct ThreeRegionGradKey {
 
   __device__ static void window(const ThreeRegionAttention& a, const ThreeRegionScratch& scratch, const Logits& logits,
                                 const Programs& programs) {
-    const KeyPlace place(a, programs, Shape::kRows);
+    const BlockPlace place(programs, a.kv_heads, Shape::kRows);
     const Regions regions(a, place.b);
-    const WindowRows<Shape> pattern(regions, programs, place.first, place.kv);
-    Pass::run(a, a.k, a.v, scratch.stats, place.b, place.kv, logits, pattern, [&](int r, auto& dk, auto& dv) {
-      const KeyPlace place(a, programs, Shape::kRows);
+    const WindowRows<Shape> pattern(regions, programs, place.first, place.h);
+    Pass::run(a, a.k, a.v, scratch.stats, place.b, place.h, logits, pattern, [&](int r, auto& dk, auto& dv) {
+      const BlockPlace place(programs, a.kv_heads, Shape::kRows);
       const Regions regions(a, place.b);
       const PivotParts parts(a, scratch);
       const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -171,7 +159,7 @@ struct ThreeRegionGradKey {
         if (pivot >= regions.num_pivots || regions.pivot(pivot) != static_cast<u32>(j)) continue;
 #pragma unroll 1
         for (int split = 0; split < parts.splits; ++split) {
-          const float* from = parts.at(a, split, place.pair, pivot) + 2 * (lane % 4);
+          const float* from = parts.at(a, split, place.head, pivot) + 2 * (lane % 4);
 #pragma unroll
           for (int c = 0; c < D / 8; ++c) {
             const float2 x = gpu::load_global_pair(from + 8 * c), y = gpu::load_global_pair(from + parts.size + 8 * c);
@@ -181,7 +169,7 @@ struct ThreeRegionGradKey {
       }
       const u32 room = gpu::shared_address(gpu::shared_memory()) + warp * Layout::kWarpBytes;
       const auto store = [&](const auto& acc, float factor, const Tensor4& to) {
-        char* rows = reinterpret_cast<char*>(to.at<T>(place.b, place.kv)) + unit * to.stride[2] * 2;
+        char* rows = reinterpret_cast<char*>(to.at<T>(place.b, place.h)) + unit * to.stride[2] * 2;
         store_unit<T>(acc, factor, factor, room, rows, to.stride[2] * 2, regions.seqlen - unit);
       };
       store(dk, logits.scale, a.dk);

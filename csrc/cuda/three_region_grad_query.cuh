@@ -63,39 +63,29 @@ struct ThreeRegionGradQuery {
 #pragma unroll
     for (int r = 0; r < R; ++r) clear(acc[r]);
     const Matrices<D, false> columns(base + Unit<D>::columns(lane)), rows(base + Unit<D>::rows(lane));
-    KeyLoader<T, D, Shape, Layout> load(keys, a, b, kv, base);
-    ring.stream(
-        keys.tiles, [&](int t, u32 slot) { load(t, slot); },
-        [&](int t, u32 slot) {
-          if (keys.unseen(t)) return;
-          const bool whole = keys.whole(t);
-          const float bias = keys.is_pivots(t) ? logits.bias : 0;
-#pragma unroll 1
-          for (int n = 0; n < Shape::kTile / 16; n += N) {
-            const u32 at = slot * Layout::kSlotBytes + n * Unit<D>::kBytes;
-            float z[R][N][2][4], dp[R][N][2][4];
-            all_scores<T>(z, q, columns, at);
-            all_scores<T>(dp, dout, columns, Layout::kTileBytes + at,
-                          [&](int r, int, int, int e) { return -delta[r][e / 2]; });
-            if (!whole) {
+    const KeyLoader<T, D, Shape, Layout> load(keys, a, b, kv, base);
+    stream_keys(ring, keys, load, logits.bias, [&](int t, int n, u32 at, bool whole, float bias) {
+      float z[R][N][2][4], dp[R][N][2][4];
+      all_scores<T>(z, q, columns, at);
+      all_scores<T>(dp, dout, columns, Layout::kTileBytes + at,
+                    [&](int r, int, int, int e) { return -delta[r][e / 2]; });
+      if (!whole) {
 #pragma unroll
-              for (int r = 0; r < R; ++r) {
-                const KeyRun seen[2] = {keys.seen(t, r, 0), keys.seen(t, r, 1)};
-                hide(z[r], seen, keys.start(t) + 16 * n);
-                hide(dp[r], seen, keys.start(t) + 16 * n, 0);
-              }
-            }
+        for (int r = 0; r < R; ++r) {
+          const KeyRun seen[2] = {keys.seen(t, r, 0), keys.seen(t, r, 1)};
+          hide(z[r], seen, keys.start(t) + n);
+          hide(dp[r], seen, keys.start(t) + n, 0);
+        }
+      }
 #pragma unroll
-            for (int u = 0; u < N; ++u) {
-              u32 p[4], ds[R][4];
+      for (int u = 0; u < N; ++u) {
+        u32 p[4], ds[R][4];
 #pragma unroll
-              for (int r = 0; r < R; ++r)
-                grad_scores<T>(p, ds[r], z[r][u], dp[r][u], logits.factor,
-                               [&](int, int e) { return lse[r][e / 2] - bias; });
-              add_rows_of_all<T, D>([&](int r) { return acc[r]; }, ds, rows, at + u * Unit<D>::kBytes);
-            }
-          }
-        });
+        for (int r = 0; r < R; ++r)
+          grad_scores<T>(p, ds[r], z[r][u], dp[r][u], logits.factor, [&](int, int e) { return lse[r][e / 2] - bias; });
+        add_rows_of_all<T, D>([&](int r) { return acc[r]; }, ds, rows, at + u * Unit<D>::kBytes);
+      }
+    });
 
     __syncthreads();  // nobody reads the slots any more
     const QueryPlace at_end(a, programs, Shape::kRows);

@@ -60,16 +60,24 @@ struct Regions {
   }
 };
 
-// Where a block's queries are, those with most keys first. Asked again at the end instead of remembered, which takes
-// registers from the sums.
-struct QueryPlace {
-  int first, head, b, h;
-  __device__ QueryPlace(const ThreeRegionAttention& a, const Programs& programs, int rows) {
+// Where the rows that a block owns are. Asked again at the end instead of remembered, which takes registers from the
+// sums.
+struct BlockPlace {
+  int first, head, b, h;  // row; of all batch * heads, and of these the sample and its head
+  __device__ BlockPlace(const Programs& programs, int64_t heads, int rows) {
     int program = blockIdx.x;
     gpu::keep(program);
     const auto place = programs.place(program);
-    first = (programs.tiles - 1 - place.tile) * rows, head = place.head;
-    b = gpu::uniform(head / static_cast<int>(a.heads)), h = head - b * static_cast<int>(a.heads);
+    first = place.tile * rows, head = place.head;
+    b = gpu::uniform(head / static_cast<int>(heads)), h = head - b * static_cast<int>(heads);
+  }
+};
+
+// Queries, those with most keys first.
+struct QueryPlace : BlockPlace {
+  __device__ QueryPlace(const ThreeRegionAttention& a, const Programs& programs, int rows)
+      : BlockPlace(programs, a.heads, rows) {
+    first = (programs.tiles - 1) * rows - first;
   }
 };
 
@@ -171,6 +179,23 @@ struct KeyLoader {
     look_up(t + 1);
   }
 };
+
+// All tiles of keys through the ring: visit(t, n, at, whole, bias) for each N units of a tile of which this warp's
+// queries see any, the n-th key on, at `at` in a slot; whole: they see all of the tile.
+template <class T, int D, class S, class Layout, class Visit>
+__device__ void stream_keys(const Ring<S>& ring, const KeyTiles<D, S>& keys, KeyLoader<T, D, S, Layout> load,
+                            float pivot_bias, Visit visit) {
+  ring.stream(
+      keys.tiles, [&](int t, u32 slot) { load(t, slot); },
+      [&](int t, u32 slot) {
+        if (keys.unseen(t)) return;
+        const bool whole = keys.whole(t);
+        const float bias = keys.is_pivots(t) ? pivot_bias : 0;
+#pragma unroll 1
+        for (int n = 0; n < S::kTile / 16; n += S::kAtOnce)
+          visit(t, 16 * n, slot * Layout::kSlotBytes + n * Unit<D>::kBytes, whole, bias);
+      });
+}
 
 // z of what is not seen becomes `none`, whatever it was: keys that nobody may see can be infinite or NaN, and adding to
 // them, or starting their sums from infinity, would not hide that.

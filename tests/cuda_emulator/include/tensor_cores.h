@@ -29,11 +29,9 @@ void store_shared(u32 at, T x, int thread = cuda_emulator::current()) {
   cuda_emulator::shadow::store(thread, at, &x, sizeof x);
 }
 inline float2 load_shared_pair(u32 at) { return load_shared<float2>(at); }
-inline float4 load_shared_quad(u32 at) { return load_shared<float4>(at); }
 inline u32 load_shared4(u32 at) { return load_shared<u32>(at); }
 inline uint2 load_shared8(u32 at) { return load_shared<uint2>(at); }
 inline uint4 load_shared16(u32 at) { return load_shared<uint4>(at); }
-inline void store_shared_float(u32 at, float x) { store_shared(at, x); }
 inline void store_shared4(u32 at, u32 x) { store_shared(at, x); }
 inline void store_shared16(u32 at, uint4 x) { store_shared(at, x); }
 
@@ -162,7 +160,6 @@ inline void copy16(u32 to, const void* from, bool there) {
   cuda_emulator::async::copy({to, there ? from : nullptr, 16});
 }
 inline void copy4(u32 to, const void* from, bool there) { cuda_emulator::async::copy({to, there ? from : nullptr, 4}); }
-inline void copy8(u32 to, const void* from, bool there) { cuda_emulator::async::copy({to, there ? from : nullptr, 8}); }
 inline void arrive_after_copies(u32 barrier) { cuda_emulator::async::arrive_after_copies(barrier); }
 
 inline void barrier_init(u32 barrier, int count) { cuda_emulator::async::init_barrier(barrier, count); }
