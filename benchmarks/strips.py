@@ -1,8 +1,6 @@
-"""What CUDA kernels of attention do on request, COGVIEW_OPS_STRIPS and COGVIEW_OPS_HOPPER, as data: how local attention
-cuts its passes, and which forward of three-region attention runs.
+"""What CUDA kernels of local attention do on request, COGVIEW_OPS_STRIPS, as data: how they cut their passes.
 
-Their bindings in csrc/bindings read them at each call; csrc/cuda/local_plan.h and three_region_attention.h have what is
-taken without.
+Their binding in csrc/bindings reads it at each call; csrc/cuda/local_plan.h has what is taken without.
 """
 
 import os
@@ -13,10 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-VARIABLE, HOPPER = "COGVIEW_OPS_STRIPS", "COGVIEW_OPS_HOPPER"
+VARIABLE = "COGVIEW_OPS_STRIPS"
 PLAN = Path(__file__).parents[1] / "csrc" / "cuda" / "local_plan.h"
 PASSES = ("forward", "grad_query", "grad_key")
-THREE_REGION = "three_region_forward"  # of which a choice is its groups: 0, or 2 or 3 of compute capability 9.0's
 REFUSED = "does not fit"  # what the binding says of a choice that it does not run
 
 
@@ -52,20 +49,16 @@ def spelled(choices: Mapping[str, Choice]) -> str:
 
 @contextmanager
 def trying(choices: Mapping[str, Choice]) -> Iterator[None]:
-    before = {name: os.environ.get(name, "") for name in (VARIABLE, HOPPER)}
-    cuts = {name: choice for name, choice in choices.items() if name != THREE_REGION}
-    groups = str(choices[THREE_REGION].groups) if THREE_REGION in choices else ""
-    os.environ |= {VARIABLE: spelled(cuts), HOPPER: groups}
+    before = os.environ.get(VARIABLE, "")
+    os.environ[VARIABLE] = spelled(choices)
     try:
         yield
     finally:
-        os.environ |= before
+        os.environ[VARIABLE] = before
 
 
 def candidates(name: str) -> list[Choice]:
     """More than any window takes: what does not fit is refused before anything of its pass runs."""
-    if name == THREE_REGION:
-        return [Choice(2), Choice(3), Choice(0)]
     return [Choice(*x) for x in product((3, 4, 2, 1), range(2, 17), (1, 2, 3, 4) if name == "forward" else (0,))]
 
 

@@ -88,8 +88,6 @@ def jobs(ops: list[str], head_dims: list[int], small: bool = False) -> list[Job]
                 if op == "local_attention_2d":
                     of = zip([both[0], both[1], both[1]], strips.PASSES, strict=True)
                     (others if i else main).extend(Job(case, dim, name) for case, name in of)
-                elif dim in (64, 128):
-                    main.append(Job(both[0], dim, strips.THREE_REGION))
     return [job for group in (main, others) for job in sorted(group, key=lambda job: bool(job.tuned))]
 
 
@@ -323,8 +321,9 @@ def ratios(kept: Kept, todo: list[Job]) -> list[str]:
             if job.tuned or (job.case.op, job.head_dim) != (op, dim):
                 continue
             cuda, triton = (kept.get(job, name) for name in ("cuda", "triton"))
-            if "median_s" in cuda and "median_s" in triton:
-                ratio = triton["median_s"] / cuda["median_s"]
+            time = "backward_s" if job.case.backward else "median_s"
+            if time in cuda and time in triton:
+                ratio = triton[time] / cuda[time]
                 times = f"CUDA C++ {us(cuda['median_s'])}, Triton {us(triton['median_s'])} ({ratio:.2f})"
                 lines.append(f"    # {job}: {times}, {predicted(cuda)}")
                 least[job.case.direction] = min(ratio, least.get(job.case.direction, ratio))
@@ -340,23 +339,19 @@ def ratios(kept: Kept, todo: list[Job]) -> list[str]:
 
 
 def best(kept: Kept, todo: list[Job], capability: tuple[int, int]) -> list[str]:
-    """Rows of kTuned and kTunedForward: a pass that no choice makes faster, at the shape it is tuned for, stays."""
+    """Rows of kTuned: a pass that no choice makes faster, at the shape it is tuned for, stays."""
     rows: dict[int, dict[str, Choice]] = {}
     lines = []
     for job in todo:
         if not job.tuned or not (found := kept.choices(job)):
             continue
-        main = job.case.shape == MAIN.format(job.head_dim) or job.tuned == strips.THREE_REGION
+        main = job.case.shape == MAIN.format(job.head_dim)
         lines.append(
             f"    // {job}: {len(found)} choices; usual {us(kept.get(job, USUAL)['median_s'])}, the best of all:"
         )
         for choice, row in list(found.items())[: 3 if main else 1]:
             lines.append(f"    //   {choice}: {us(row['median_s'])}, {row['ratio']:.3f} of the usual, {predicted(row)}")
-        if job.tuned == strips.THREE_REGION:
-            first, row = next(iter(found.items()))
-            groups = first.groups if row["ratio"] < WORTH else "as it is"
-            lines.append(f"    // csrc/cuda/three_region_attention.h, kTunedForward: {{{job.head_dim}, {groups}}}")
-        elif main:
+        if main:
             choices = rows.setdefault(job.head_dim, strips.tuned(capability, job.head_dim))
             first, row = next(iter(found.items()))
             if row["ratio"] < WORTH:

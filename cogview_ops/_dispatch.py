@@ -3,7 +3,8 @@
 "cpp" and "cuda" are kernels of one compiled namespace (torch picks by device), "triton" is a namespace of its
 own, "reference" is plain torch. "auto" is the compiled or Triton kernel of the tensor's device and never the
 reference: a slow formula that nobody asked for is worse than an error. Of attention on a GPU, which has both, it is
-the one that was faster on that chip (_measured.py).
+the one that was faster on that chip (_measured.py): of forward and backward, or the forward of CUDA C++ with the
+backward of Triton, for which there is a third namespace.
 """
 
 from collections.abc import Callable
@@ -92,10 +93,10 @@ def select(op: str, impl: str, x: Tensor, limits: Callable[[], str | None] | Non
         return None
     if impl not in IMPLS:
         raise ValueError(f"impl: expected {' or '.join(map(repr, IMPLS))}, got {impl!r}")
-    device, cuda_first, limit = x.device.type, True, None
-    if limits and device != "cpu":
+    device, cuda_first, limit = x.device.type, (True, True), None
+    if limits is not None and device != "cpu":
         cuda_first = _measured.cuda_first(op, x.device, int(x.shape[-1]))
-        if impl == "cuda" or (impl == "auto" and (cuda_first or _load_triton())):
+        if impl == "cuda" or (impl == "auto" and (cuda_first[0] or _load_triton())):
             limit = limits()
     # a graph would ask again whether what it has found itself is known; and limits are of any number
     if torch.compiler.is_compiling() or limit:
@@ -105,9 +106,9 @@ def select(op: str, impl: str, x: Tensor, limits: Callable[[], str | None] | Non
     return _known_namespace(op, impl, device, cuda_first, None)
 
 
-def _namespace(op: str, impl: str, device: str, cuda_first: bool, limit: str | None) -> str:
+def _namespace(op: str, impl: str, device: str, cuda_first: tuple[bool, bool], limit: str | None) -> str:
     if impl == "auto":
-        on_gpu = ("cuda", "triton") if cuda_first else ("triton", "cuda")
+        on_gpu = ("cuda", "triton") if cuda_first[0] else ("triton", "cuda")
         candidates = {"cpu": ("cpp",), "meta": ("cpp",), "cuda": on_gpu}.get(device, ("triton",))
     else:
         wanted = {"cpp": ("cpu", "meta"), "cuda": ("cuda", "meta")}.get(impl, ("cpu", "cuda", "xpu", "meta"))
@@ -119,8 +120,11 @@ def _namespace(op: str, impl: str, device: str, cuda_first: bool, limit: str | N
         reason = reason_unavailable(op, name) or (limit if name == "cuda" else None)
         if reason is None and name == "triton" and device not in (*_triton[op], "meta"):
             reason = f"its Triton kernel runs on {' or '.join(_triton[op])} (on cpu with TRITON_INTERPRET=1)"
+        if reason is None and name == "triton":
+            return "cogview_ops_triton"
         if reason is None:
-            return "cogview_ops_triton" if name == "triton" else "cogview_ops"
+            mixed = impl == "auto" and cuda_first == (True, False) and not reason_unavailable(op, "triton")
+            return "cogview_ops_mixed" if mixed else "cogview_ops"
         reasons.append(f"{name}: {reason}")
     raise RuntimeError(f"{op} cannot run on a {device} tensor: {'; '.join(reasons)}. impl='reference' can.")
 

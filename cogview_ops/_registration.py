@@ -76,6 +76,12 @@ def implement(name: str, kernel: Callable[..., Any], devices: tuple[str, ...]) -
     _dispatch.record_triton(name, devices)
 
 
+def mix(name: str, define_forward: Callable[[str, str], None]) -> None:
+    """Define `cogview_ops_mixed::name`, the CUDA C++ kernel whose derivative is Triton's."""
+    define_forward("cogview_ops_mixed", "cogview_ops_triton")
+    _libraries["cogview_ops_mixed"].impl(name, getattr(torch.ops.cogview_ops, name), "CUDA")
+
+
 def _loop_over_batch(call: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     """vmap as a loop of calls, stacked: the kernels have batch dimensions of their own for what must be fast."""
 

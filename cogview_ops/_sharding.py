@@ -21,7 +21,7 @@ def register() -> None:
         return
     from torch.distributed.tensor.experimental import register_sharding
 
-    for namespace in ("cogview_ops", "cogview_ops_triton"):
+    for namespace in ("cogview_ops", "cogview_ops_triton", "cogview_ops_mixed"):
         ops = getattr(torch.ops, namespace)
         for name, rule in _RULES.items():
             key = f"{namespace}::{name}"

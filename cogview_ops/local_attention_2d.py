@@ -248,6 +248,20 @@ def _backward_of(namespace: str) -> Any:
     return backward
 
 
+def define_forward(namespace: str, backward: str) -> None:
+    """In a namespace, with the backward of another."""
+    tensors, window, edges, rest = SCHEMA
+    keys = f"Tensor query, Tensor key, Tensor value, {tensors}"
+    _registration.define(
+        "local_attention_2d_fwd",
+        f"({keys}, {window}, {edges}, {rest}) -> (Tensor, Tensor)",
+        _registration.empty_attention,
+        namespace=namespace,
+        backward=_backward_of(backward),
+        setup_context=_setup_context,
+    )
+
+
 def register(namespace: str) -> None:
     """Define the three operators in a namespace."""
     tensors, window, edges, rest = SCHEMA
@@ -259,14 +273,7 @@ def register(namespace: str) -> None:
         _bwd_fake,
         namespace=namespace,
     )
-    _registration.define(
-        "local_attention_2d_fwd",
-        f"({keys}, {window}, {edges}, {rest}) -> (Tensor, Tensor)",
-        _registration.empty_attention,
-        namespace=namespace,
-        backward=_backward_of(namespace),
-        setup_context=_setup_context,
-    )
+    define_forward(namespace, namespace)
     _registration.define(
         "local_attention_2d_decode",
         f"({keys}, Tensor cache_seqlens, {window}, {rest}) -> Tensor",

@@ -195,28 +195,35 @@ def _backward_of(namespace: str) -> Any:
     return backward
 
 
+_NUMBERS = "SymInt block_size, SymInt window_blocks, float pivot_bias, float scale"
+
+
+def define_forward(namespace: str, backward: str) -> None:
+    """In a namespace, with the backward of another."""
+    _registration.define(
+        "three_region_attention_fwd",
+        f"(Tensor query, Tensor key, Tensor value, Tensor pivots, {_NUMBERS}) -> (Tensor, Tensor)",
+        _registration.empty_attention,
+        namespace=namespace,
+        backward=_backward_of(backward),
+        setup_context=_setup_context,
+    )
+
+
 def register(namespace: str) -> None:
     """Define the three operators in a namespace."""
-    options = "SymInt block_size, SymInt window_blocks, float pivot_bias, float scale"
     _registration.define(
         "three_region_attention_bwd",
         "(Tensor? dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor pivots, "
-        f"{options}) -> (Tensor, Tensor, Tensor)",
+        f"{_NUMBERS}) -> (Tensor, Tensor, Tensor)",
         _bwd_fake,
         namespace=namespace,
     )
-    _registration.define(
-        "three_region_attention_fwd",
-        f"(Tensor query, Tensor key, Tensor value, Tensor pivots, {options}) -> (Tensor, Tensor)",
-        _registration.empty_attention,
-        namespace=namespace,
-        backward=_backward_of(namespace),
-        setup_context=_setup_context,
-    )
+    define_forward(namespace, namespace)
     _registration.define(
         "three_region_attention_decode",
         "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor pivots, Tensor cache_seqlens, "
-        f"{options}) -> Tensor",
+        f"{_NUMBERS}) -> Tensor",
         _registration.empty_decode,
         namespace=namespace,
     )

@@ -256,7 +256,6 @@ def attend(
     window: int,
     bias: float,
     scale: float,
-    groups: int = 2,
 ) -> tuple[str, Tensor]:
     q, k, _, _ = tensors
     batch, heads, seqlen, dim = q.shape
@@ -266,7 +265,7 @@ def attend(
     pointers = (ctypes.c_void_p * 4)(*(x.data_ptr() for x in tensors))
     numbers = (ctypes.c_double * 2)(scale, bias)
     half, wide = q.dtype == torch.float16, pivots.dtype == torch.int64
-    message = library.attend(seed, groups, half, wide, sizes, numbers, pointers, strides, data(lse), data(pivots))
+    message = library.attend(seed, half, wide, sizes, numbers, pointers, strides, data(lse), data(pivots))
     return message.decode(), lse
 
 
@@ -287,7 +286,6 @@ def check(
     bias: float = 0.0,
     scale: float | None = None,
     index: torch.dtype = torch.int32,
-    groups: int = 2,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
 
@@ -299,7 +297,7 @@ def check(
     out = torch.full_like(q, torch.nan)
     pivots = spread(batch, seqlen, count, count if room is None else room).to(index)
     scale = dim**-0.5 if scale is None else scale
-    message, lse = attend(library, seed, [q, k, v, out], pivots, block, window, bias, scale, groups)
+    message, lse = attend(library, seed, [q, k, v, out], pivots, block, window, bias, scale)
     assert not message
     q, k, v = q.double(), k.double(), v.double()
     expected, expected_lse = reference.three_region_attention(q, k, v, pivots, block, window, bias, scale)
@@ -324,8 +322,7 @@ FORWARDS: dict[str, tuple[torch.dtype, int, int, dict[str, Any]]] = {
     "large scale": (F16, 64, 300, {"count": 90, "scale": 3.0, "bias": 20.0}),  # sums are rescaled again and again
     "huge bias": (BF16, 64, 200, {"count": 40, "bias": -300.0}),
     "padding only": (BF16, 64, 200, {"count": 0, "room": 150}),
-    "three groups": (BF16, 64, 450, {"count": 150, "block": 60, "groups": 3, "scale": -0.3, "bias": 1.0}),
-    "three groups, large scale": (F16, 64, 400, {"count": 90, "scale": 3.0, "bias": 20.0, "groups": 3}),
+    "wide, large scale": (F16, 128, 300, {"count": 90, "scale": -3.0, "bias": 20.0}),
     "items in turn": (BF16, 64, 140, {"batch": 2, "heads": 5, "count": 20}),  # a block takes several
 }
 
@@ -338,7 +335,7 @@ def test_forward(attention: Any, name: str) -> None:
 
 @pytest.mark.parametrize("seed", range(2, 8 if EVERYTHING else 4))
 def test_forward_under_other_schedules(attention: Any, seed: int) -> None:
-    check(attention, seed, BF16, 64, 300, heads=2, count=100, block=48, bias=0.3, groups=2 + seed % 2)
+    check(attention, seed, BF16, 64 + seed % 2 * 64, 300, heads=2, count=100, block=48, bias=0.3)
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
@@ -366,19 +363,17 @@ def test_nvcc_leaves_products_asynchronous() -> None:
     kernels = compiled(source, "90a")
     report = next((emulated_cuda.ROOT / "build" / "cuda-tests" / f"{source.stem}-90a").glob("*.txt")).read_text()
     assert "Potential Performance Loss" not in report  # C7510 and others: products that wait for each other
-    # C7517: of three groups at the exit that never is, which keeps their wait behind the softmax
-    assert not re.search(r"\(C7\d+\)(?!.*injected.*Li64ELi3E)", report)
-    assert len(kernels) == 6
+    # C7517: at the exit that never is, which keeps exponentials behind the turn
+    assert not re.search(r"\(C7\d+\)(?!.*injected.*Li64E)", report)
+    assert len(kernels) == 4
     for kernel in kernels:
-        match = re.search(r"forwardI\w+Li(\d+)ELi(\d)E", kernel.symbol)
+        match = re.search(r"forwardI\w+Li(\d+)E", kernel.symbol)
         assert match
-        dim, groups = int(match[1]), int(match[2])
-        assert kernel.registers <= 65536 // (128 * (groups + 1))
+        assert kernel.registers <= 65536 // (128 * 3)
         assert not kernel.spilled
         assert not re.search(r"\b(ld|st)\.local\b", kernel.code)
         # two products before and behind the loop, both in it; the loop is there twice, and once more for what is left
-        first, second = dim // 16, 8
-        steps, ends = (3, 2) if groups == 2 else (1, 1)
+        first, second, steps, ends = int(match[1]) // 16, 8, 3, 2
         assert kernel.code.count("wgmma.mma_async") >= first + ends * second + steps * (first + second)
         assert kernel.code.count("wgmma.fence") == kernel.code.count("wgmma.commit_group") - steps
 
@@ -466,8 +461,8 @@ def test_faults_are_caught(name: str) -> None:
     library = ctypes.CDLL(str(kept_build.build(csrc, "hopper_attention", objects)))
     library.attend.restype = ctypes.c_char_p
     for seed in SEEDS:
-        q, k, v = torch.randn(3, 1, 7, 300, 64, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        dim = 128 if "join_group" in old else 64  # of which the products read queries from shared memory
+        q, k, v = torch.randn(3, 1, 7, 300, dim, generator=torch.Generator().manual_seed(seed)).bfloat16()
         pivots = spread(1, 300, 100, 100)
-        groups = 3 if "queries" in name else 2  # of which the products read queries from shared memory
-        said, _ = attend(library, seed, [q, k, v, torch.empty_like(q)], pivots, 32, 1, 0.0, -0.125, groups)
+        said, _ = attend(library, seed, [q, k, v, torch.empty_like(q)], pivots, 32, 1, 0.0, -0.125)
         assert re.search(message, said), said

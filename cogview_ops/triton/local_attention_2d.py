@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import _registration
 from .._local_options import TENSORS, WITH_GRADIENT, Numbers, Options, Pair, unflatten
-from ..local_attention_2d import register
+from ..local_attention_2d import define_forward, register
 from . import configs
 from ._local_2d_backward import grad_key_kernel, grad_query_kernel, sum_kernel
 from ._local_2d_call import Call, box_tiles, log2, patch_rows, patches, plus, sizes, sub_image
@@ -209,3 +209,4 @@ register("cogview_ops_triton")
 _registration.implement("local_attention_2d_fwd", forward, DEVICES)
 _registration.implement("local_attention_2d_bwd", backward, DEVICES)
 _registration.implement("local_attention_2d_decode", decode, DEVICES)
+_registration.mix("local_attention_2d_fwd", define_forward)

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from .. import _registration
-from ..three_region_attention import register
+from ..three_region_attention import define_forward, register
 from . import configs
 from ._three_region_backward import grad_key_kernel, grad_query_kernel
 from ._three_region_forward import decode_kernel, forward_kernel
@@ -228,3 +228,4 @@ register("cogview_ops_triton")
 _registration.implement("three_region_attention_fwd", forward, DEVICES)
 _registration.implement("three_region_attention_bwd", backward, DEVICES)
 _registration.implement("three_region_attention_decode", decode, DEVICES)
+_registration.mix("three_region_attention_fwd", define_forward)

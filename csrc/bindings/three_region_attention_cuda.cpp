@@ -1,8 +1,5 @@
 #include "../cuda/three_region_attention.h"
 
-#include <cstdlib>
-#include <cstring>
-
 #include "attention_cuda.h"
 #include "three_region_attention.h"
 
@@ -27,18 +24,6 @@ void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
   check_packs(q, "query"), check_packs(k, "key"), check_packs(v, "value");
 }
 
-constexpr char kHopper[] = "COGVIEW_OPS_HOPPER";  // what `python -m benchmarks.sweep` tries
-
-// Of the forward that was asked for, or kUsual.
-int groups(const ThreeRegionAttention& a) {
-  const char* text = std::getenv(kHopper);
-  if (!text || !*text) return cuda::kUsual;
-  STD_TORCH_CHECK(std::strchr("023", *text) && !text[1], kHopper, ": expected 0, 2 or 3, got ", text);
-  STD_TORCH_CHECK(cuda::three_region_forward_runs(a, *text - '0'), kHopper, ": ", text,
-                  " does not fit this call on this device");
-  return *text - '0';
-}
-
 std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in,
                                int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
   const Tensor pivots = shaped_pivots(pivots_in, q, k);
@@ -46,7 +31,7 @@ std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v
   return three_region_forward(
       q, k, v, pivots, block_size, window_blocks, pivot_bias, scale, [&](const ThreeRegionAttention& a) {
         check_kernels(a);
-        run_cuda(q, [&](cudaStream_t stream) { return cuda::three_region_attention_fwd(a, groups(a), stream); });
+        run_cuda(q, [&](cudaStream_t stream) { return cuda::three_region_attention_fwd(a, stream); });
       });
 }
 

@@ -57,7 +57,8 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
     local_backward(const __grid_constant__ BackwardArgs a) {
 #ifndef COGVIEW_BEFORE_SM_80
   const Strips& p = a.p;
-  constexpr u32 kUnit = Unit<D>::kBytes, kStages = kKeys ? 3 : 4;  // x, y, result and, of queries, out
+  constexpr u32 kOwn = own_bytes(D, kKeys ? Pass::grad_key : Pass::grad_query);
+  constexpr u32 kUnit = Unit<D>::kBytes;  // own ones: x, y, result and, of queries, out
   using Also = std::conditional_t<kKeys, Stats, Nothing>;
   Also also{};
   if constexpr (kKeys) also.stats = a.stats, also.second = a.second_stats;
@@ -69,7 +70,8 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
   __syncthreads();
   walk.start();
 
-  const u32 lane = walk.lane, stage = walk.base + p.stage + walk.warp * kStages * kUnit;
+  const u32 lane = walk.lane, stage = walk.base + p.stage + walk.warp * kOwn;
+  [[maybe_unused]] const u32 own_lse = stage + 4 * kUnit;  // and its gradient, of each row
   const Matrices<D> as_columns(Unit<D>::columns(lane)), as_rows(Unit<D>::rows(lane));
   Own<D> own{lane};
   Item item(p, 0);
@@ -93,15 +95,22 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
     x_in = in(a.x), y_in = in(a.y), first_in = in(a.first);
     if constexpr (kKeys) second_in = in(a.second);
     if constexpr (!kKeys) out_in = in(a.out);
-    cells_at = item.offset(a.cells, p, item.owner) + own.column() * a.cells.cell;
+    cells_at = item.offset(a.cells, p, item.owner);
   };
-  const auto cell_at = [&](int r) { return cells_at + own.row(r) * a.cells.row; };
+  const auto cell_at = [&](int r) { return cells_at + own.row(r) * a.cells.row + own.column() * a.cells.cell; };
   const auto fetch = [&](int step) {  // own rows of a step
     Own<D> of = own;
     of.y = 4 * step;
     of.copy(stage, x_in, a.x);
     of.copy(stage + kUnit, y_in, a.y);
-    if constexpr (!kKeys) of.copy(stage + 3 * kUnit, out_in, a.out);
+    if constexpr (!kKeys) {
+      of.copy(stage + 3 * kUnit, out_in, a.out);
+      const int row = lane % 16, y = of.y + row / 4, x = of.x + row % 4;
+      const float* from = lane < 16 ? a.lse : a.dlse;
+      const bool there = from && y < of.height && x < of.width;
+      gpu::copy4(own_lse + 8 * row + lane / 16 * 4,
+                 (there ? from : a.lse) + (there ? cells_at + y * a.cells.row + x * a.cells.cell : 0), there);
+    }
     gpu::arrive_after_copies(arrived);
   };
 
@@ -121,8 +130,8 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         if (!own.inside(r)) continue;
-        lse[r] = gpu::load_global_float(a.lse + cell_at(r)) * kLog2e;
-        if (a.dlse) delta[r] -= gpu::load_global_float(a.dlse + cell_at(r));
+        const float2 of_row = gpu::load_shared_pair(own_lse + lane / 4 * 8 + 64 * r);
+        lse[r] = of_row.x * kLog2e, delta[r] -= of_row.y;
         if (lane % 4) continue;
         float* to = reinterpret_cast<float*>(a.stats.at) + cell_at(r);
         gpu::store_global_float(to, lse[r]);

@@ -28,21 +28,25 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     local_forward(const __grid_constant__ ForwardArgs a) {
 #ifndef COGVIEW_BEFORE_SM_80
   const Strips& p = a.p;
+  constexpr u32 kOwn = own_bytes(D, Pass::forward);
   constexpr int kBox = kUnits + Strip<D>::kTiles - 1;
   Walk<D, kBox> walk(p, a.k, a.v);
+  const u32 arrived = walk.base + p.done + 8 * kStepBarriers + 8 * walk.warp;  // own queries
   [[maybe_unused]] ExtraStream<D> extra(
       a.extra, walk.base + p.extra + walk.group * (kExtra ? ExtraStream<D>::kBytes : 0), kExtra ? walk.thread : ~0u);
+  if (walk.lane == 0) gpu::barrier_init(arrived, 32);
   __syncthreads();
   walk.start();
 
-  const u32 lane = walk.lane, stage = walk.base + p.stage + walk.warp * Unit<D>::kBytes;
+  const u32 lane = walk.lane, stage = walk.base + p.stage + walk.warp * kOwn;
+  const u32 result = stage + Unit<D>::kBytes;
   const Matrices<D> columns(Unit<D>::columns(lane)), as_rows(Unit<D>::rows(lane));
   Own<D> own{lane};
   Item item(p, 0);
   RowBits rows(p, own);
   char *q, *out, *lse;  // of the tile's columns
   u32 tile_at;          // of the warp's first unit in a block
-  int ready;            // the step whose queries are in x
+  int ready;            // the step whose queries are on their way
   float column[kUnits][2], before[kCausal ? kUnits : 1][2];
   const auto begin = [&] {
     item = Item(p, walk.n), ready = -1;
@@ -65,22 +69,25 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     lse = item.in(a.lse, p, item.owner) + own.column() * a.lse.cell;
   };
 
-  Operand<D> x;
-  uint4 raw[Own<D>::kAccesses];
-  const auto put = [&] {
-    __syncwarp();
-    own.put(raw, stage);
-    __syncwarp();
-    x.load(as_rows, stage);
-    if (a.flip) x.flip(a.flip);
+  const auto fetch = [&](int step) {  // queries of a step
+    Own<D> of = own;
+    of.y = 4 * step;
+    of.copy(stage, q, a.q);
+    gpu::arrive_after_copies(arrived);
   };
 
+  u32 parity = 0;
   for_each_step<kExtra>(walk, item, own, extra, begin, [&](int s, int end) {
-    if (ready != s) {
-      own.load(raw, q, a.q);
-      put();
-    }
+    if (ready != s) fetch(s);
+    gpu::barrier_wait(arrived, parity);
+    parity ^= 1;
+    Operand<D> x;
+    x.load(as_rows, stage);
+    if (a.flip) x.flip(a.flip);
     const int next = walk.following(item.steps, s, end);
+    ready = -1;
+    __syncwarp();
+    if (next < item.steps.end) fetch(ready = next);
     const int top = 4 * (item.steps.origin + walk.v) - p.y.above;
     rows.at(p, own, top);
     Softmax<D> softmax;
@@ -128,11 +135,6 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
       exact = true;
     }
     if (s + 1 == end) walk.release();
-    if (next < item.steps.end) {
-      Own<D> following = own;
-      following.y = 4 * next;
-      following.load(raw, q, a.q);
-    }
     if constexpr (kExtra) {
       int cy[2], cx;
       extra.centers(p, item, own, cy, cx);
@@ -157,11 +159,9 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
       if (lane % 4 == 0 && own.inside(r))
         gpu::store_global_float(reinterpret_cast<float*>(lse + own.row(r) * a.lse.row), softmax.lse(r));
     __syncwarp();
-    store_rows<T>(softmax.acc, gpu::reciprocal(softmax.sum[0]), gpu::reciprocal(softmax.sum[1]), as_rows, stage);
+    store_rows<T>(softmax.acc, gpu::reciprocal(softmax.sum[0]), gpu::reciprocal(softmax.sum[1]), as_rows, result);
     __syncwarp();
-    own.store(stage, out, a.out);
-    ready = next < item.steps.end ? next : -1;
-    if (ready >= 0) put();
+    own.store(result, out, a.out);
   });
 #endif
 }

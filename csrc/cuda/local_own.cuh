@@ -39,21 +39,11 @@ struct Own {
   // In a unit: of the i-th access.
   __device__ u32 in_unit(u32 unit, u32 i) const { return unit + Unit<D>::part(cell() + i * kStep, part()); }
 
-  __device__ void load(uint4 (&raw)[kAccesses], const char* column, const Plane& t) const {
-    const char* from = column + y * t.row;
-    each([&](u32 i, int down, int right, bool inside) {
-      raw[i] = uint4{0, 0, 0, 0};
-      if (inside) raw[i] = gpu::load_global16(from + down * t.row + right * t.cell);
-    });
-  }
   __device__ void copy(u32 unit, const char* column, const Plane& t) const {
     const char* from = column + y * t.row;
     each([&](u32 i, int down, int right, bool inside) {
       gpu::copy16(in_unit(unit, i), from + down * t.row + right * t.cell, inside);
     });
-  }
-  __device__ void put(const uint4 (&raw)[kAccesses], u32 unit) const {
-    each([&](u32 i, int, int, bool) { gpu::store_shared16(in_unit(unit, i), raw[i]); });
   }
   __device__ void store(u32 unit, char* column, const Plane& t) const {
     char* to = column + y * t.row;

@@ -93,11 +93,11 @@ inline bool plan_strips(const LocalAttention& a, Pass pass, const Chip& chip, co
     plan->units += more, p.units += more;
   }
 
-  const int stages = pass == Pass::forward ? 1 : keys ? 3 : 4, extra = plan->extra ? extra_bytes(dim) : 0;
+  const int own = own_bytes(dim, pass), extra = plan->extra ? extra_bytes(dim) : 0;
   p.block = p.units * unit, p.row_block = keys ? p.units * 128 : 0;
   const int most = most_threads(dim, pass) / (32 * tiles), slot = 2 * p.block + p.row_block;
   const auto fixed = [&](int groups) {
-    return groups * (tiles * stages * unit + extra) + 8 * (2 * kStepBarriers + groups * tiles);
+    return groups * (tiles * own + extra) + 8 * (2 * kStepBarriers + groups * tiles);
   };
   const StripChoice wish = tuned(chip.capability, pass, dim);
   const int usual = wish.groups ? wish.groups : keys ? 2 : 3;
@@ -109,8 +109,9 @@ inline bool plan_strips(const LocalAttention& a, Pass pass, const Chip& chip, co
     if (p.blocks >= least && p.blocks <= room) break;
   }
   if (!p.groups || (choice.groups && p.groups != choice.groups)) return false;
+  p.late = std::min(p.groups, p.blocks - (p.unit_rows + p.groups - 1));
   p.values = p.blocks * p.block, p.stage = 2 * p.values;
-  p.rows = p.stage + p.groups * tiles * stages * unit;
+  p.rows = p.stage + p.groups * tiles * own;
   p.extra = p.rows + p.blocks * p.row_block;
   p.full = p.extra + p.groups * extra, p.done = p.full + 8 * p.blocks;
   plan->threads = 32 * tiles * p.groups;

@@ -21,6 +21,10 @@ enum class Pass { forward, grad_query, grad_key };
 constexpr int most_threads(int dim, Pass pass) {
   return dim == 128 || pass == Pass::grad_key ? 256 : dim == 96 ? 288 : 384;
 }
+// Shared memory of a warp's own rows: as they come and as they go; of queries' gradients also lse and its gradient.
+COGVIEW_HOST_DEVICE constexpr int own_bytes(int dim, Pass pass) {
+  return pass == Pass::forward ? 2 * 32 * dim : pass == Pass::grad_key ? 3 * 32 * dim : 4 * 32 * dim + 128;
+}
 // Where the forward has an instance with all rows of units at once.
 constexpr bool has_all_rows(int dim, int units, int rows, bool ordered, bool extra) {
   return dim <= 64 && units == 3 && rows == (ordered ? 2 : 3) && !extra;
@@ -107,11 +111,11 @@ struct Plane {
 struct Strips {
   int heads, group, repeats;  // owners' heads; query heads to one of keys; walks over the same owners
   Reach y, x;
-  bool ordered;                                                  // raster-causal
-  int strips, chunks, chunk_steps, items;                        // of a head: strips * chunks * sub-images
-  int unit_rows, units;                                          // of a step, at most; of a box
-  int virtual_steps;                                             // of an item
-  int groups, blocks;                                            // of warps; of rows in the ring
+  bool ordered;                            // raster-causal
+  int strips, chunks, chunk_steps, items;  // of a head: strips * chunks * sub-images
+  int unit_rows, units;                    // of a step, at most; of a box
+  int virtual_steps;                       // of an item
+  int groups, blocks, late;                // of warps; of rows in the ring; steps until one is loaded again
   int block, values, stage, rows, row_block, extra, full, done;  // bytes and offsets in shared memory
 };
 

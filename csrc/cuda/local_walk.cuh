@@ -6,9 +6,9 @@
 // once by cp.async, cells outside of the image are zeros that are not read.
 //
 // Barriers: full[slot], that a block has come (all threads of the group that loads it); done[step % 64], that a step no
-// longer needs its blocks (its warps). A group loads block t + blocks into the slot of block t when it has done step t,
-// and waits for all steps that may need block t: for at least as many as there are groups, so that it never takes a
-// slot's last but one phase for its next.
+// longer needs its blocks (its warps). When it has done step t a group loads block t - late + blocks into the slot of
+// block t - late, and waits for all steps that may need that: for at least as many as there are groups, so that it
+// never takes a slot's last but one phase for its next. The later, the less it waits for groups that began before it.
 #pragma once
 
 #include "local_strips.h"
@@ -149,7 +149,7 @@ struct Walk {
       load(t);
       next_block(p.groups);
     }
-    load_n = 0, load_v = group + p.blocks;
+    load_n = 0, load_v = group + p.blocks - p.late;
     aim();
     t = group, n = 0, v = group, slot = group, phase = 0;
     while (v >= p.virtual_steps) v -= p.virtual_steps, ++n;
@@ -183,15 +183,18 @@ struct Walk {
     __syncwarp();
     if (lane == 0) gpu::barrier_arrive(done(t % kStepBarriers));
   }
-  // To the group's next step; block t's slot takes another one when nobody needs it. True: of another item.
+  // To the group's next step; the slot of block t - late takes another one when nobody needs it. True: of another item.
   __device__ bool next() {
     release();
     released = false;
-    if (t + p.blocks < total) {
-      const int back = p.unit_rows > p.groups ? p.unit_rows : p.groups;
-      for (int u = 0; u < back && u <= t; ++u)
-        gpu::barrier_wait(done((t - u) % kStepBarriers), (t - u) / kStepBarriers & 1);
-      load(slot);
+    const int of = t - p.late;
+    if (of + p.blocks < total) {
+      if (of >= 0) {
+        const int back = p.unit_rows > p.groups ? p.unit_rows : p.groups;
+        for (int u = 0; u < back && u <= of; ++u)
+          gpu::barrier_wait(done((of - u) % kStepBarriers), (of - u) / kStepBarriers & 1);
+        load(slot >= static_cast<u32>(p.late) ? slot - p.late : slot - p.late + p.blocks);
+      }
       next_block(p.groups);
     }
     t += p.groups, slot += p.groups, v += p.groups;

@@ -107,6 +107,16 @@ cudaError_t by_shape(const ThreeRegionAttention& a, F f) {
   return by_narrow_dtype(a.dtype, [&](auto one) { return of_head_dim(a, [&](auto dim) { return f(one, dim); }); });
 }
 
+#ifdef COGVIEW_SM_90A
+bool on_sm_90() {
+  int device = 0, major = 0, minor = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess && major == 9 &&
+         minor == 0;
+}
+#endif
+
 }  // namespace
 
 int three_region_splits(const ThreeRegionAttention& a) {
@@ -120,25 +130,9 @@ int three_region_splits(const ThreeRegionAttention& a) {
   return static_cast<int>(std::max<int64_t>(1, std::min({int64_t(kMaxSplits), tiles, 2 * processors / programs})));
 }
 
-bool three_region_forward_runs(const ThreeRegionAttention& a, int groups) {
-  if (groups <= 0) return true;
+cudaError_t three_region_attention_fwd(const ThreeRegionAttention& a, cudaStream_t stream) {
 #ifdef COGVIEW_SM_90A
-  int device = 0, major = 0, minor = 0;
-  return (groups == 2 || (groups == 3 && a.head_dim == 64)) && cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess && major == 9 &&
-         minor == 0 && three_region_hopper_takes(a);
-#else
-  return false;
-#endif
-}
-
-cudaError_t three_region_attention_fwd(const ThreeRegionAttention& a, int groups, cudaStream_t stream) {
-  for (const TunedForward& tuned : kTunedForward)
-    if (groups == kUsual && tuned.head_dim == a.head_dim && three_region_forward_runs(a, tuned.groups))
-      groups = tuned.groups;
-#ifdef COGVIEW_SM_90A
-  if (groups > 0) return three_region_hopper_fwd(a, stream, groups);
+  if (on_sm_90() && three_region_hopper_takes(a)) return three_region_hopper_fwd(a, stream);
 #endif
   return by_shape(a, [&](auto one, auto dim) {
     using Pass = ThreeRegionForward<decltype(one), dim>;

@@ -10,7 +10,6 @@ namespace cogview::cuda {
 
 // bfloat16 and float16, 64 or 128 columns, rows at multiples of 16 bytes.
 bool three_region_hopper_takes(const ThreeRegionAttention& args);
-// By blocks of 128 queries, or with groups = 3 and 64 columns of 192, which read keys from L2 less often.
-cudaError_t three_region_hopper_fwd(const ThreeRegionAttention& args, cudaStream_t stream, int groups = 2);
+cudaError_t three_region_hopper_fwd(const ThreeRegionAttention& args, cudaStream_t stream);
 
 }  // namespace cogview::cuda

@@ -10,7 +10,7 @@ namespace cogview::cuda::hopper {
 using gpu::u32;
 using gpu::u64;
 
-constexpr int kKeys = 128;  // of a tile
+constexpr int kKeys = 128, kGroups = 2, kQueries = 64 * kGroups;  // of a tile; groups that compute
 
 // Rows of D 16-bit elements as halves of 64 columns, rows of 128 bytes swizzled as wgmma has them.
 template <int D, int kRows>
@@ -31,21 +31,21 @@ struct Tile {
   }
 };
 
-template <int D, int kGroups>
+template <int D>
 struct Shared {
-  static constexpr int kQueries = 64 * kGroups, kStages = D == 64 ? 4 : 2;
+  static constexpr int kStages = D == 64 ? 4 : 2;
   using Keys = Tile<D, kKeys>;
   using Queries = Tile<D, kQueries>;
   static constexpr u32 keys = 0, values = keys + kStages * Keys::kBytes, queries = values + kStages * Keys::kBytes,
-                       positions = queries + 2 * Queries::kBytes, counts = positions + kStages * kKeys * 4,
-                       barriers = counts + 32, bytes = barriers + (2 * kStages + 4) * 8;
+                       positions = queries + 2 * Queries::kBytes, items = positions + kStages * kKeys * 4,
+                       barriers = items + 64, bytes = barriers + (2 * kStages + 4) * 8;
   static_assert(bytes <= 227 * 1024);
   u32 base;
   __device__ u32 key_tile(u32 slot) const { return base + keys + slot * Keys::kBytes; }
   __device__ u32 value_tile(u32 slot) const { return base + values + slot * Keys::kBytes; }
   __device__ u32 query_tile(u32 slot) const { return base + queries + slot * Queries::kBytes; }
   __device__ u32 position(u32 slot, u32 i) const { return base + positions + slot * kKeys * 4 + i * 4; }
-  __device__ u32 count(u32 slot) const { return base + counts + slot * 8; }
+  __device__ u32 item(u32 slot) const { return base + items + slot * 32; }
   __device__ u32 full(u32 slot) const { return base + barriers + slot * 8; }
   __device__ u32 empty(u32 slot) const { return full(kStages + slot); }
   __device__ u32 queries_full(u32 slot) const { return full(2 * kStages + slot); }
@@ -71,26 +71,33 @@ __device__ inline int window_start(int i, const Problem& a) {
   return max(i / a.block_size - a.window_blocks + 1, 0) * a.block_size;
 }
 
-// Of all tiles of queries the n-th: as many heads at a time as L2 holds the keys of, of these the last tiles, which see
-// most keys, first.
+// A tile of queries. The producer finds out, for all.
 struct Item {
   int b, h, first;
-  int low, high;  // first keys of the windows of its first and last query
-  int end;        // of keys
-  __device__ Item(int n, int queries, const Problem& a) {
+  int low, high;       // first keys of the windows of its first and last query
+  int end;             // of keys
+  int before, pivots;  // pivots before these two windows
+  __device__ int pivot_tiles() const { return (pivots + kKeys - 1) / kKeys; }
+  __device__ int tiles() const { return pivot_tiles() + (end - low + kKeys - 1) / kKeys; }
+  // Of all the n-th: as many heads at a time as L2 holds the keys of, of these the last tiles, which see most keys,
+  // first.
+  __device__ Item(int n, const Problem& a) {
     const int group = n / (a.section * a.tiles), rest = n - group * a.section * a.tiles;
     const int size = min(a.section, a.total_heads - group * a.section);
     const int tile = a.tiles - 1 - rest / size, head = group * a.section + rest % size;
-    b = head / a.heads, h = head % a.heads, first = tile * queries;
-    end = min(first + queries, a.seqlen);
+    b = head / a.heads, h = head % a.heads, first = tile * kQueries;
+    end = min(first + kQueries, a.seqlen);
     low = window_start(first, a), high = window_start(end - 1, a);
   }
-};
-
-struct Counts {
-  int low, high;  // pivots before the windows of an item's first and last query
-  __device__ int pivot_tiles() const { return (high + kKeys - 1) / kKeys; }
-  __device__ int tiles(const Item& item) const { return pivot_tiles() + (item.end - item.low + kKeys - 1) / kKeys; }
+  __device__ explicit Item(u32 at) {
+    const uint4 x = gpu::load_shared16(at), y = gpu::load_shared16(at + 16);
+    b = gpu::uniform(x.x), h = gpu::uniform(x.y), first = gpu::uniform(x.z), low = gpu::uniform(x.w);
+    high = gpu::uniform(y.x), end = gpu::uniform(y.y), before = gpu::uniform(y.z), pivots = gpu::uniform(y.w);
+  }
+  __device__ void put(u32 at) const {
+    gpu::store_shared16(at, uint4{u32(b), u32(h), u32(first), u32(low)});
+    gpu::store_shared16(at + 16, uint4{u32(high), u32(end), u32(before), u32(pivots)});
+  }
 };
 
 __device__ inline int pivot(const Indices& pivots, int64_t n) {  // the lower half of what is wide
@@ -110,9 +117,9 @@ __device__ inline int pivots_before(int j, const Problem& a, int b, u32 lane) {
   return low;
 }
 
-template <int D, int kGroups>
+template <int D>
 struct Producer {
-  using S = Shared<D, kGroups>;
+  using S = Shared<D>;
   static constexpr u32 kParts = D / 8, kRowsAtOnce = 32 / kParts;
   S shared;
   u32 warp, lane;
@@ -123,7 +130,7 @@ struct Producer {
     const u32 to = tile + S::Keys::part(32 * warp + lane / kParts, lane % kParts);
     const auto at = [&](u32 i) { return (to ^ i * kRowsAtOnce % 8 * 16) + i * kRowsAtOnce * 128; };
     if (whole && run) {
-      from += int64_t(gpu::uniform(index) + lane / kParts) * stride;
+      from += int64_t(gpu::uniform(index - int(lane)) + lane / kParts) * stride;
 #pragma unroll
       for (u32 i = 0; i < kParts; ++i) gpu::copy16(at(i), from + u64(kRowsAtOnce * stride) * i, true);
     } else if (whole) {
@@ -142,32 +149,30 @@ struct Producer {
   __device__ void run(const Problem& a, int items) {
     u32 step = 0, turn = 0;
     for (int n = blockIdx.x; n < items; n += gridDim.x, ++turn) {
-      const Item item(n, S::kQueries, a);
+      Item item(n, a);
       const int kv = item.h / (a.heads / a.kv_heads);
       const u32 slot = turn % 2;
       if (turn >= 2) gpu::barrier_wait(shared.queries_empty(slot), (turn / 2 - 1) & 1);
       const char* q = rows_of(a.q, item.b, item.h);
 #pragma unroll 1
-      for (u32 i = 0; i < S::kQueries * kParts / 128; ++i) {
+      for (u32 i = 0; i < kQueries * kParts / 128; ++i) {
         const u32 at = i * 128 + warp * 32 + lane, row = at / kParts;
         const bool there = item.first + int(row) < a.seqlen;
         gpu::copy16(shared.query_tile(slot) + S::Queries::part(row, at % kParts),
                     q + (item.first + (there ? int64_t(row) : 0)) * a.q.stride[2] * 2 + at % kParts * 16, there);
       }
       gpu::arrive_after_copies(shared.queries_full(slot));
-      Counts counts;
-      counts.low = pivots_before(item.low, a, item.b, lane);
-      counts.high = item.high == item.low ? counts.low : pivots_before(item.high, a, item.b, lane);
+      item.before = pivots_before(item.low, a, item.b, lane);
+      item.pivots = item.high == item.low ? item.before : pivots_before(item.high, a, item.b, lane);
       if (threadIdx.x == 0) {
-        gpu::store_shared4(shared.count(slot), counts.low);
-        gpu::store_shared4(shared.count(slot) + 4, counts.high);
+        item.put(shared.item(slot));
         gpu::barrier_arrive(shared.queries_full(slot));
       }
 
       const char* k = rows_of(a.k, item.b, kv) + lane % kParts * 16;
       const char* v = rows_of(a.v, item.b, kv) + lane % kParts * 16;
       const int64_t pivots = item.b * a.pivot_rows;
-      const int pivot_tiles = counts.pivot_tiles(), tiles = counts.tiles(item);
+      const int pivot_tiles = item.pivot_tiles(), tiles = item.tiles();
       const u32 k_stride = a.k.stride[2] * 2, v_stride = a.v.stride[2] * 2;
       int before = -1;
       bool whole_before = false;
@@ -177,8 +182,8 @@ struct Producer {
         int index = -1;
         bool whole;
         if (t < pivot_tiles) {
-          whole = (t + 1) * kKeys <= counts.high;
-          if (column < counts.high) index = min(max(pivot(a.pivots, pivots + column), 0), a.seqlen - 1);
+          whole = (t + 1) * kKeys <= item.pivots;
+          if (column < item.pivots) index = min(max(pivot(a.pivots, pivots + column), 0), a.seqlen - 1);
         } else {
           const int key = item.low + (t - pivot_tiles) * kKeys;
           whole = key + kKeys <= item.end;
@@ -187,10 +192,10 @@ struct Producer {
         }
         if (step >= S::kStages) gpu::barrier_wait(shared.empty(at), (step / S::kStages - 1) & 1);
         if (t < tiles) {
-          if (t < pivot_tiles && (t + 1) * kKeys > counts.low) {
+          if (t < pivot_tiles && (t + 1) * kKeys > item.before) {
             const int* from = static_cast<const int*>(a.pivots.data) +
                               (pivots + min(column, a.num_pivots - 1)) * (a.pivots.wide ? 2 : 1);
-            gpu::copy4(shared.position(at, 32 * warp + lane), from, column < counts.high);
+            gpu::copy4(shared.position(at, 32 * warp + lane), from, column < item.pivots);
           }
           copy(shared.key_tile(at), k, k_stride, index, t >= pivot_tiles, whole);
         }

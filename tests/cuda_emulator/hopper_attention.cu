@@ -16,11 +16,10 @@ std::string message;
 }
 
 // Of tensors q, k, v, out. What it did wrong, or nothing.
-extern "C" __attribute__((visibility("default"))) const char* attend(unsigned seed, int groups, bool half,
-                                                                     bool wide_pivots, const long* sizes,
-                                                                     const double* numbers, void* const* tensors,
-                                                                     const long (*strides)[3], void* lse,
-                                                                     const void* pivots) {
+extern "C" __attribute__((visibility("default"))) const char* attend(unsigned seed, bool half, bool wide_pivots,
+                                                                     const long* sizes, const double* numbers,
+                                                                     void* const* tensors, const long (*strides)[3],
+                                                                     void* lse, const void* pivots) {
   cogview::ThreeRegionAttention a{};
   a.dtype = half ? cogview::Dtype::f16 : cogview::Dtype::bf16;
   a.batch = sizes[0], a.heads = sizes[1], a.kv_heads = sizes[2], a.seqlen_q = a.seqlen_k = sizes[3];
@@ -35,7 +34,7 @@ extern "C" __attribute__((visibility("default"))) const char* attend(unsigned se
   cuda_emulator::set_seed(seed);
   try {
     if (!cogview::cuda::three_region_hopper_takes(a)) return "not taken";
-    message = cogview::cuda::three_region_hopper_fwd(a, nullptr, groups) == cudaSuccess ? "" : "an error code";
+    message = cogview::cuda::three_region_hopper_fwd(a, nullptr) == cudaSuccess ? "" : "an error code";
   } catch (const std::runtime_error& error) {
     message = error.what();
   }

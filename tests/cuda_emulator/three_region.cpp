@@ -40,7 +40,7 @@ extern "C" __attribute__((visibility("default"))) const char* three_region(unsig
   try {
     cuda_emulator::set_seed(seed);
     gpu::counts = {};
-    cudaError_t error = three_region_attention_fwd(a, kUsual, nullptr);
+    cudaError_t error = three_region_attention_fwd(a, nullptr);
     if (error == cudaSuccess) error = three_region_attention_bwd(a, scratch, nullptr);
     message = error != cudaSuccess ? "an error code" : gpu::counts.bank_conflicts ? "rows that share banks" : "";
   } catch (const std::runtime_error& error) {

@@ -7,6 +7,7 @@ import ctypes
 import itertools
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cuda_faults
@@ -126,21 +127,26 @@ def test_pivots_of_any_kind_are_safe(impl: str, dtype: torch.dtype) -> None:
             assert x.shape == q.shape
 
 
-Q = torch.zeros(1, 2, 9, 32, dtype=torch.bfloat16)
+def rows(dim: int = 32, of: int = 32, first: int = 0, dtype: torch.dtype = torch.bfloat16) -> Callable[[str], Tensor]:
+    """Made on a device: a copy to another would be aligned."""
+    return lambda device: torch.zeros(1, 2, 9, max(of, dim), dtype=dtype, device=device)[..., first : first + dim]
+
+
+QKV = ("query", "key", "value")
 REFUSED = [
-    ("query: expected bfloat16 or float16, got torch.float32", dict.fromkeys(("query", "key", "value"), Q.float())),
-    ("query: expected head_dim 32, 64, 96 or 128, got 40", dict.fromkeys(("query", "key", "value"),
-                                                                         torch.zeros(1, 2, 9, 40).bfloat16())),
-    ("key: expected rows aligned to 16 bytes", {"key": torch.zeros(1, 2, 9, 36).bfloat16()[..., :32]}),
-    ("value: expected rows aligned to 16 bytes", {"value": torch.zeros(1, 2, 9, 40).bfloat16()[..., 1:33]}),
-]  # fmt: skip
+    ("query: expected bfloat16 or float16, got torch.float32", dict.fromkeys(QKV, rows(dtype=torch.float32))),
+    ("query: expected head_dim 32, 64, 96 or 128, got 40", dict.fromkeys(QKV, rows(40))),
+    ("key: expected rows aligned to 16 bytes", {"key": rows(of=36)}),
+    ("value: expected rows aligned to 16 bytes", {"value": rows(of=40, first=1)}),
+]
 
 
 @on_cuda
 @pytest.mark.parametrize(("message", "tensors"), REFUSED, ids=[message for message, _ in REFUSED])
-def test_refuses_what_kernels_do_not_take(impl: str, message: str, tensors: dict[str, Tensor]) -> None:
-    arguments = {name: x.to(device_of(impl)) for name, x in {"query": Q, "key": Q, "value": Q, **tensors}.items()}
-    pivots = torch.zeros(1, 1, dtype=torch.int32, device=device_of(impl))
+def test_refuses_what_kernels_do_not_take(impl: str, message: str, tensors: dict[str, Callable[[str], Tensor]]) -> None:
+    device = device_of(impl)
+    arguments = {name: make(device) for name, make in {**dict.fromkeys(QKV, rows()), **tensors}.items()}
+    pivots = torch.zeros(1, 1, dtype=torch.int32, device=device)
     with pytest.raises(RuntimeError, match=message):
         three_region_attention(**arguments, pivots=pivots, impl=impl)
 
@@ -186,16 +192,17 @@ def test_auto_takes_what_was_measured_faster(monkeypatch: pytest.MonkeyPatch) ->
     op, cuda = f"{OP}_fwd", torch.device("cuda")
     monkeypatch.setattr(_dispatch, "reason_unavailable", lambda op, impl: None)
     monkeypatch.setitem(_dispatch._triton, op, ("cuda",))
-    names = {(first, limit): _dispatch._namespace(op, "auto", "cuda", first, limit)
-             for first in (True, False) for limit in (None, "a reason")}  # fmt: skip
-    triton = "cogview_ops_triton"
-    assert names == {(True, None): "cogview_ops", (True, "a reason"): triton, (False, None): triton,
-                     (False, "a reason"): triton}  # fmt: skip
-    with pytest.raises(RuntimeError, match="cannot run on a cuda tensor: cuda: a reason"):
-        _dispatch._namespace(op, "cuda", "cuda", True, "a reason")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    for ratios, first in (((1.2, 1.1), True), ((1.2, 0.9), False), ((0.9, 1.2), False)):
+    both, mixed, triton = "cogview_ops", "cogview_ops_mixed", "cogview_ops_triton"
+    for ratios, name in (((1.2, 1.1), both), ((1.2, 0.9), mixed), ((0.9, 1.2), triton), ((0.9, 0.9), triton)):
         monkeypatch.setattr(_measured, "RATIOS", {(9, 0): {(OP, 64): ratios}})
-        assert _measured.cuda_first(op, cuda, 64) == first
-        assert not _measured.cuda_first(op, cuda, 128)
-        assert not _measured.cuda_first(op, torch.device("xpu"), 64)
+        first = _measured.cuda_first(op, cuda, 64)
+        assert _dispatch._namespace(op, "auto", "cuda", first, None) == name
+        assert _dispatch._namespace(op, "auto", "cuda", first, "a reason") == triton
+        assert _dispatch._namespace(op, "cuda", "cuda", first, None) == both
+        assert _measured.cuda_first(op, cuda, 128) == (False, False)
+        assert _measured.cuda_first(op, torch.device("xpu"), 64) == (False, False)
+    with pytest.raises(RuntimeError, match="cannot run on a cuda tensor: cuda: a reason"):
+        _dispatch._namespace(op, "cuda", "cuda", (True, True), "a reason")
+    monkeypatch.setattr(_dispatch, "reason_unavailable", lambda op, impl: "no Triton" if impl == "triton" else None)
+    assert _dispatch._namespace(op, "auto", "cuda", (True, False), None) == both

@@ -193,7 +193,11 @@ inline void copy_box(u32 to, const TensorMap& map, int x, int y, int head, int b
 
 template <class T>
 void keep(T&) {}
-inline int uniform(int x) { return __shfl_sync(~0u, x, 0); }
+inline int uniform(int x) {
+  const int first = __shfl_sync(~0u, x, 0);
+  if (x != first) cuda_emulator::fail("uniform: lanes of a warp have %d and %d", first, x);
+  return first;
+}
 inline u32 lanes_where(bool x) { return __ballot_sync(~0u, x); }
 inline int count_bits(u32 x) { return __builtin_popcount(x); }
 inline float reciprocal(float x) { return 1 / x; }
