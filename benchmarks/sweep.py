@@ -44,10 +44,11 @@ SMALL: dict[str, dict[str, Any]] = {  # of a rehearsal
     "local_attention_2d": {"heads": 2, "grid": (16, 16), "kernel": (9, 9)},
     "three_region_attention": {"heads": 2, "seqlen": 256, "pivots": 64, "text": 32},
 }
-# of MAIN on an H100, in seconds: estimated, what both passes of a prototype's backward took; what calls for a halt
+# of MAIN on an H100, in seconds: the forward, between these; the backward; what calls for a halt
 FORWARD, BACKWARD, TOO_LONG = (245e-6, 300e-6), 779e-6, 350e-6
 COPY = 2.7e12  # bytes per second that a device's copies must move for them to be expected there
 USUAL = "usual"  # cut as it is without a choice
+NOT_TAKEN = "cannot run on"  # what _dispatch says of a call that CUDA C++ leaves to Triton
 AT_ONCE = 12  # candidates in turn: each is a graph that keeps its results
 WORTH = 0.99  # of the usual time: less is noise
 PATIENCE = {"triton": 240, "cuda": 60}  # seconds until a call is taken never to end; Triton compiles
@@ -328,7 +329,7 @@ def ratios(kept: Kept, todo: list[Job]) -> list[str]:
                 lines.append(f"    # {job}: {times}, {predicted(cuda)}")
                 least[job.case.direction] = min(ratio, least.get(job.case.direction, ratio))
             else:
-                broken |= "failed" in cuda
+                broken |= NOT_TAKEN not in cuda.get("failed", NOT_TAKEN)
                 failed = {"CUDA C++": cuda.get("failed"), "Triton": triton.get("failed")}
                 why = "; ".join(f"{name} cannot run: {text}" for name, text in failed.items() if text)
                 lines.append(f"    # {job}: {why or 'not measured'}")

@@ -23,14 +23,14 @@ struct Chip {
 };
 
 // What is best of a chip, by head_dim, as `python -m benchmarks.sweep` measures it. Windows that it does not fit take
-// fewer groups and other blocks; 0: 3 groups, of grad_key 2, the blocks that there is room for, one row of units. The
-// groups below were measured of a prototype of these kernels, and none of these yet.
+// fewer groups and other blocks; 0: 3 groups, of grad_key 2, the blocks that there is room for, one row of units.
 struct Tuned {
   int capability, head_dim;
   StripChoices of;
 };
 constexpr Tuned kTuned[] = {
     {90, 64, {{3, 0, 0}, {3, 0, 0}, {2, 0, 0}}},
+    {90, 128, {{0, 0, 0}, {2, 5, 0}, {2, 4, 0}}},
 };
 
 inline StripChoice tuned(int capability, Pass pass, int head_dim) {
