@@ -8,7 +8,7 @@ from cogview_ops import _dispatch
 
 from .problems import Problem
 
-BOTH = {"cuda": "triton", "triton": "cuda", "cuda+triton": "triton"}
+BOTH = {"cuda": "triton", "triton": "cuda", "mixed": "triton"}
 COMPILED = {"cpu": "cpp", "cuda": "cuda"}  # by device
 
 
@@ -20,7 +20,7 @@ def chosen(call: Callable[[], Any]) -> tuple[str, set[str]]:
     def noted(op: str, impl: str, x: Any, limits: Any = None) -> str | None:
         namespace = select(op, impl, x, limits)
         compiled = {"cogview_ops": COMPILED.get(x.device.type, ""), "cogview_ops_triton": "triton"}
-        compiled["cogview_ops_mixed"] = "cuda+triton"
+        compiled["cogview_ops_mixed"] = "mixed"
         found.add(compiled.get(namespace or "", "reference"))
         operators.add(op)
         return namespace

@@ -8,7 +8,7 @@ from typing import Any
 from .machine import slug
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = {"cuda": "CUDA C++", "triton": "Triton", "cuda+triton": "CUDA C++ with Triton's backward"}  # on a GPU
+NAMES = {"cuda": "CUDA C++", "triton": "Triton", "mixed": "CUDA C++ with Triton's backward"}  # on a GPU
 HEADER = (
     "| operator | shape | dtype | pass | time | per token | spread | of the floor | extra memory | times as fast as |",
     "|---|---|---|---|---:|---:|---:|---:|---:|---|",

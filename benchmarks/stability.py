@@ -258,7 +258,8 @@ def _run_missing(results: dict[str, Any], preset: Preset, rates: Sequence[float]
                 steps.append(step)
                 bar.update(task, advance=1, note=stability_report.note(step))
             seconds = round(time.perf_counter() - start, 1)
-            runs.append({"rate": rate, "variant": variant.name, "seconds": seconds, "steps": steps})
+            commit = results["facts"]["commit"]  # another one, maybe, than of the runs before
+            runs.append({"rate": rate, "variant": variant.name, "commit": commit, "seconds": seconds, "steps": steps})
             stability_report.save(results, path)
 
 

@@ -48,7 +48,6 @@ SMALL: dict[str, dict[str, Any]] = {  # of a rehearsal
 FORWARD, BACKWARD, TOO_LONG = (245e-6, 300e-6), 779e-6, 350e-6
 COPY = 2.7e12  # bytes per second that a device's copies must move for them to be expected there
 USUAL = "usual"  # cut as it is without a choice
-NOT_TAKEN = "cannot run on"  # what _dispatch says of a call that CUDA C++ leaves to Triton
 AT_ONCE = 12  # candidates in turn: each is a graph that keeps its results
 WORTH = 0.99  # of the usual time: less is noise
 PATIENCE = {"triton": 240, "cuda": 60}  # seconds until a call is taken never to end; Triton compiles
@@ -312,6 +311,20 @@ def predicted(row: Row) -> str:
     return text
 
 
+def left_to_triton(row: Row) -> bool:
+    """Whether CUDA C++ says of a call what it expects instead."""
+    return "cannot run on" in row.get("failed", "") and ": expected " in row["failed"]
+
+
+def alone(kept: Kept, job: Job, name: str) -> float:
+    """Seconds of the forward, or of the backward without it; 0: not known."""
+    whole = kept.get(job, name).get("median_s", 0.0)
+    if not job.case.backward:
+        return whole
+    forward = kept.get(job._replace(case=replace(job.case, backward=False)), name).get("median_s", 0.0)
+    return whole - forward if whole and forward else 0.0
+
+
 def ratios(kept: Kept, todo: list[Job]) -> list[str]:
     """Rows of _measured.RATIOS: of all shapes of an operator and head_dim, the least. None where CUDA C++ failed."""
     lines = []
@@ -322,14 +335,14 @@ def ratios(kept: Kept, todo: list[Job]) -> list[str]:
             if job.tuned or (job.case.op, job.head_dim) != (op, dim):
                 continue
             cuda, triton = (kept.get(job, name) for name in ("cuda", "triton"))
-            time = "backward_s" if job.case.backward else "median_s"
-            if time in cuda and time in triton:
-                ratio = triton[time] / cuda[time]
-                times = f"CUDA C++ {us(cuda['median_s'])}, Triton {us(triton['median_s'])} ({ratio:.2f})"
-                lines.append(f"    # {job}: {times}, {predicted(cuda)}")
+            times = [alone(kept, job, name) for name in ("cuda", "triton")]
+            if min(times) > 0:
+                ratio = times[1] / times[0]
+                text = f"CUDA C++ {us(cuda['median_s'])}, Triton {us(triton['median_s'])} ({ratio:.2f})"
+                lines.append(f"    # {job}: {text}, {predicted(cuda)}")
                 least[job.case.direction] = min(ratio, least.get(job.case.direction, ratio))
             else:
-                broken |= NOT_TAKEN not in cuda.get("failed", NOT_TAKEN)
+                broken |= "failed" in cuda and not left_to_triton(cuda)
                 failed = {"CUDA C++": cuda.get("failed"), "Triton": triton.get("failed")}
                 why = "; ".join(f"{name} cannot run: {text}" for name, text in failed.items() if text)
                 lines.append(f"    # {job}: {why or 'not measured'}")
@@ -404,7 +417,7 @@ def go(sweep: Sweep, todo: list[Job], capability: tuple[int, int]) -> int:
     except KeyboardInterrupt:
         status = 130
     left = [str(job) for job in todo if not sweep.done(job)]
-    rows = [row for row in kept.rows.values() if "failed" in row]
+    rows = [row for row in kept.rows.values() if "failed" in row and not left_to_triton(row)]
     alarms = [alarm for job in todo if (alarm := sweep.alarm(job))]
     say("# tables")  # scripts/gpu_check.py repeats what follows
     say(f"# {kept.facts['device']}, torch {kept.facts['torch']}, commit {kept.facts['commit']}")

@@ -99,11 +99,11 @@ def select(op: str, impl: str, x: Tensor, limits: Callable[[], str | None] | Non
         if impl == "cuda" or (impl == "auto" and (cuda_first[0] or _load_triton())):
             limit = limits()
     # a graph would ask again whether what it has found itself is known; and limits are of any number
-    if torch.compiler.is_compiling() or limit:
-        return _namespace(op, impl, device, cuda_first, limit)
-    if type(x) is not Tensor:
-        _sharding.register()
-    return _known_namespace(op, impl, device, cuda_first, None)
+    compiling = torch.compiler.is_compiling()
+    namespace = (_namespace if compiling or limit else _known_namespace)(op, impl, device, cuda_first, limit)
+    if not compiling and type(x) is not Tensor:
+        _sharding.register()  # with what the choice has loaded
+    return namespace
 
 
 def _namespace(op: str, impl: str, device: str, cuda_first: tuple[bool, bool], limit: str | None) -> str:

@@ -6,7 +6,7 @@
 import torch
 
 # by compute capability: of (operator, head_dim), Triton's time over that of CUDA C++, forward and backward: the least
-# of several shapes, on an H100 with torch 2.11 and Triton 3.6
+# of several shapes, on an H100 with torch 2.11 and Triton 3.6 (benchmarks/results/sweep has all of them)
 RATIOS: dict[tuple[int, int], dict[tuple[str, int], tuple[float, float]]] = {
     (9, 0): {
         ("local_attention_2d", 32): (1.57, 1.64),

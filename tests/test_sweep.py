@@ -288,6 +288,39 @@ def test_a_missing_kernel_is_named(todo, tmp_path, capsys, monkeypatch) -> None:
     assert "left out: RuntimeError" in said
 
 
+def test_what_is_left_to_triton_is_no_failure(todo, tmp_path, capsys, monkeypatch) -> None:
+    def limited(query: Tensor, key: Tensor, value: Tensor, impl: str = "auto") -> Tensor:
+        if impl == "cuda":
+            raise RuntimeError("x cannot run on a cuda tensor: cuda: kernel_size: expected at most 9 rows")
+        return attention(query, key, value)
+
+    def build(dtype: torch.dtype, back: bool, dim: int = 64) -> problems.Problem:
+        return replace(problem(dtype, back, dim), ours=limited)
+
+    shapes = {sweep.MAIN: problem, "large-{}": build}
+    monkeypatch.setattr(sweep, "SHAPES", {"local_attention_2d": shapes})
+    todo = sweep.jobs(["local_attention_2d"], [64])
+    usual = FakeClock(lambda text, impl: 600e-6 if impl == "triton" else 300e-6)
+    monkeypatch.setattr(strips, "candidates", lambda name: [Choice(2, 3)])
+    assert sweep.go(swept(tmp_path, usual), todo, (9, 0)) == 0
+    said = capsys.readouterr().out
+    assert "large-64 forward: CUDA C++ cannot run: RuntimeError: x cannot run on a cuda tensor" in said
+    assert '\n    ("local_attention_2d", 64): (2.00, 2.00),\n},\n' in said
+
+
+def test_a_backward_is_what_is_not_the_forward(todo, tmp_path) -> None:
+    """Whichever was measured first; one that took less than its forward says nothing."""
+    kept = swept(tmp_path, FakeClock(seconds)).kept
+    forward, backward = todo[0], todo[1]
+    for name, times in (("cuda", (3.0, 5.0)), ("triton", (4.0, 10.0))):
+        kept.put(backward, name, {"median_s": times[1], "floor_s": 1.0})
+        assert sweep.alone(kept, backward, name) == 0
+        kept.put(forward, name, {"median_s": times[0], "floor_s": 1.0})
+    assert [sweep.alone(kept, backward, name) for name in ("cuda", "triton")] == [2, 6]
+    kept.put(forward, "triton", {"median_s": 11.0})
+    assert "not measured" in "".join(sweep.ratios(kept, [forward, backward]))
+
+
 @pytest.mark.parametrize(("time", "loud"), [(340e-6, False), (360e-6, True)])
 def test_far_too_slow_is_loud(todo, tmp_path, capsys, time: float, loud: bool) -> None:
     clock = FakeClock(lambda text, impl: time)

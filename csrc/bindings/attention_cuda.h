@@ -12,8 +12,11 @@ inline bool in_packs(const Tensor& x) {
   return whole;
 }
 
-inline void check_packs(const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(in_packs(x), name, ": expected rows aligned to 16 bytes");
+// x, or a copy where its rows are not aligned: a graph does not know where tensors begin.
+inline Tensor packed(const Tensor& x) {
+  if (in_packs(x)) return x;
+  Tensor copy = empty_rows(x);
+  return torch::stable::copy_(copy, x);
 }
 
 struct CudaAttention {
@@ -22,13 +25,14 @@ struct CudaAttention {
     check_same_cuda(x, q, name);
     const ScalarType type = q.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Half, name, ": expected bfloat16 or float16");
-    check_packs(x, name);
+    STD_TORCH_CHECK(in_packs(x), name, ": expected rows aligned to 16 bytes");
+  }
+  static Tensor packed(const Tensor& x) { return cogview::packed(x); }
+  static std::optional<Tensor> packed(const std::optional<Tensor>& x) {
+    return x ? std::optional<Tensor>(cogview::packed(*x)) : std::nullopt;
   }
   static Tensor readable(const std::optional<Tensor>& dout, const Tensor& out) {
-    const Tensor x = cogview::readable(dout, out);
-    if (in_packs(x)) return x;
-    const Tensor copy = torch::stable::new_empty(x, x.sizes());
-    return torch::stable::copy_(const_cast<Tensor&>(copy), x);
+    return cogview::packed(cogview::readable(dout, out));
   }
 };
 

@@ -9,6 +9,10 @@ struct CpuCall {
   static void check(const Tensor&, const Tensor&, const char*) {}
   static void check_device(const Tensor&, const Tensor&, const char*) {}
   static Tensor readable(const Optional& dout, const Tensor& out) { return cogview::readable(dout, out); }
+  template <class X>
+  static const X& packed(const X& x) {
+    return x;
+  }
   static void forward(const LocalAttention& a, const Tensor& q) { local_fwd(a, TorchHost(q)); }
   static void backward(const LocalAttention& a, const Tensor& q) { local_bwd(a, TorchHost(q)); }
 };

@@ -1,6 +1,6 @@
 // What the bindings of 2D local attention share: arguments as the kernels see them, and the calls. A Call has
 //   forward(LocalAttention, query), backward(LocalAttention, query): run the kernels
-//   readable(dout, out): dout as these can read it
+//   readable(dout, out), packed(x): dout and other tensors as these can read them
 //   check(tensor, query, name): what else they ask of tensors
 #pragma once
 
@@ -91,12 +91,15 @@ void check_keys(const Tensor& q, const Tensor& k, const Tensor& v, const Optiona
 }
 
 template <class Call>
-std::tuple<Tensor, Tensor> local_attention_2d_fwd(const Tensor& q, const Tensor& k, const Tensor& v,
-                                                  const Optional& prefix_k, const Optional& prefix_v,
-                                                  const Optional& coarse_k, const Optional& coarse_v,
+std::tuple<Tensor, Tensor> local_attention_2d_fwd(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+                                                  const Optional& prefix_k_in, const Optional& prefix_v_in,
+                                                  const Optional& coarse_k_in, const Optional& coarse_v_in,
                                                   const Optional& mask_in, Pair grid, Pair kernel, Pair dilation,
                                                   bool raster_causal, bool shift, double prefix_bias, Pair coarse_grid,
                                                   Pair coarse_kernel, double coarse_bias, double scale) {
+  const Tensor &q = Call::packed(q_in), &k = Call::packed(k_in), &v = Call::packed(v_in);
+  const Optional &prefix_k = Call::packed(prefix_k_in), &prefix_v = Call::packed(prefix_v_in);
+  const Optional &coarse_k = Call::packed(coarse_k_in), &coarse_v = Call::packed(coarse_v_in);
   Tensor out = empty_rows(q), lse = stat_like(q);
   if (q.numel() == 0) return {out, lse};
   const Optional mask = as_contiguous(mask_in);
@@ -116,11 +119,14 @@ inline Tensor grad_like(const Optional& x, const Tensor& q) {
 
 template <class Call>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_attention_2d_bwd(
-    const Optional& dout_in, const Optional& dlse_in, const Tensor& q, const Tensor& k, const Tensor& v,
-    const Optional& prefix_k, const Optional& prefix_v, const Optional& coarse_k, const Optional& coarse_v,
+    const Optional& dout_in, const Optional& dlse_in, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+    const Optional& prefix_k_in, const Optional& prefix_v_in, const Optional& coarse_k_in, const Optional& coarse_v_in,
     const Optional& mask_in, const Tensor& out, const Tensor& lse_in, Pair grid, Pair kernel, Pair dilation,
     bool raster_causal, bool shift, double prefix_bias, Pair coarse_grid, Pair coarse_kernel, double coarse_bias,
     double scale) {
+  const Tensor &q = Call::packed(q_in), &k = Call::packed(k_in), &v = Call::packed(v_in);
+  const Optional &prefix_k = Call::packed(prefix_k_in), &prefix_v = Call::packed(prefix_v_in);
+  const Optional &coarse_k = Call::packed(coarse_k_in), &coarse_v = Call::packed(coarse_v_in);
   Tensor dq = empty_rows(q), dk = empty_rows(k), dv = empty_rows(v);
   Tensor prefix_dk = grad_like(prefix_k, q), prefix_dv = grad_like(prefix_v, q);
   Tensor coarse_dk = grad_like(coarse_k, q), coarse_dv = grad_like(coarse_v, q);

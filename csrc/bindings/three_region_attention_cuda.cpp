@@ -21,7 +21,6 @@ void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
   STD_TORCH_CHECK(q.is_cuda(), "query: expected on the device of key");
   check_same_cuda(k, q, "key"), check_same_cuda(v, q, "value"), check_same_cuda(pivots, q, "pivots");
   STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4, "query, key, value: expected 4 dimensions");
-  check_packs(q, "query"), check_packs(k, "key"), check_packs(v, "value");
 }
 
 std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in,
@@ -29,7 +28,8 @@ std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v
   const Tensor pivots = shaped_pivots(pivots_in, q, k);
   check_inputs(q, k, v, pivots);
   return three_region_forward(
-      q, k, v, pivots, block_size, window_blocks, pivot_bias, scale, [&](const ThreeRegionAttention& a) {
+      packed(q), packed(k), packed(v), pivots, block_size, window_blocks, pivot_bias, scale,
+      [&](const ThreeRegionAttention& a) {
         check_kernels(a);
         run_cuda(q, [&](cudaStream_t stream) { return cuda::three_region_attention_fwd(a, stream); });
       });
@@ -44,11 +44,10 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const Optional& dout_in, const Optional& 
   if (dout_in) check_same_cuda(*dout_in, q, "dout");
   if (dlse) check_same_cuda(*dlse, q, "dlse");
   STD_TORCH_CHECK(out.dim() == 4, "out: expected 4 dimensions");
-  check_packs(out, "out");
   const Tensor dout = CudaAttention::readable(dout_in, out);
   return three_region_backward(
-      dout, dlse, q, k, v, out, lse, pivots, block_size, window_blocks, pivot_bias, scale,
-      [&](const ThreeRegionAttention& a) {
+      dout, dlse, packed(q), packed(k), packed(v), packed(out), lse, pivots, block_size, window_blocks, pivot_bias,
+      scale, [&](const ThreeRegionAttention& a) {
         check_kernels(a);
         cuda::ThreeRegionScratch scratch;
         const auto floats = [&](int64_t count) { return torch::stable::new_empty(q, {count}, ScalarType::Float); };

@@ -188,13 +188,13 @@ struct Walk {
     release();
     released = false;
     const int of = t - p.late;
+    if (of >= 0 && of + p.blocks < total + p.groups - 1) {  // also for the blocks that others load last
+      const int back = p.unit_rows > p.groups ? p.unit_rows : p.groups;
+      for (int u = 0; u < back && u <= of; ++u)
+        gpu::barrier_wait(done((of - u) % kStepBarriers), (of - u) / kStepBarriers & 1);
+    }
     if (of + p.blocks < total) {
-      if (of >= 0) {
-        const int back = p.unit_rows > p.groups ? p.unit_rows : p.groups;
-        for (int u = 0; u < back && u <= of; ++u)
-          gpu::barrier_wait(done((of - u) % kStepBarriers), (of - u) / kStepBarriers & 1);
-        load(slot >= static_cast<u32>(p.late) ? slot - p.late : slot - p.late + p.blocks);
-      }
+      if (of >= 0) load(slot >= static_cast<u32>(p.late) ? slot - p.late : slot - p.late + p.blocks);
       next_block(p.groups);
     }
     t += p.groups, slot += p.groups, v += p.groups;

@@ -162,6 +162,19 @@ def test_gradients_of_any_alignment_are_taken(impl: str) -> None:
 
 
 @on_cuda
+def test_what_begins_anywhere_is_copied(impl: str) -> None:
+    """A graph does not know where tensors begin, and leaves that to the bindings."""
+    whole = torch.randn(3, 1, 2, 40, 40, device=device_of(impl)).bfloat16()
+    namespace = getattr(torch.ops, emulated_cuda.NAMESPACE if impl == "cuda" and not whole.is_cuda else "cogview_ops")
+    numbers = some_pivots("text", 1, 40).to(whole.device), 4, 2, 0.0, 0.2
+    results = []
+    for q, k, v in (whole[..., 1:33], whole[..., 1:33].clone()):
+        out, lse = namespace.three_region_attention_fwd(q, k, v, *numbers)
+        results.append((out, lse, *namespace.three_region_attention_bwd(out, lse, q, k, v, out, lse, *numbers)))
+    assert_bitwise(list(results[0]), list(results[1]))
+
+
+@on_cuda
 def test_windows_that_do_not_fit_are_refused(impl: str) -> None:
     x = torch.zeros(1, 1, 400, 64, dtype=torch.bfloat16, device=device_of(impl))
     for kernel_size, most in (((1, 19), "fewer columns"), ((27, 3), "at most 25 rows with so many columns")):

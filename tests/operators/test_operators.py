@@ -214,6 +214,7 @@ def test_opcheck(impl: str, case: Case) -> None:
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compiles_as_one_graph(impl: str, case: Case, dynamic: bool) -> None:
     skip_slow(impl, unless=dynamic and case.differentiable)
+    skip_emulated(case.op, impl)
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: case(x, impl), fullgraph=True, dynamic=dynamic, backend="aot_eager")
     inputs = case.inputs(narrow_or_float32(case, impl), device_of(impl))
