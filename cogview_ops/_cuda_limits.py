@@ -1,6 +1,6 @@
 """What the CUDA C++ kernels of attention take, as one sentence why not: the rest is Triton's.
 
-Of what a graph does not know, where tensors begin, their binding says it.
+What a graph does not know, where tensors begin, their bindings see to: they copy.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (32, 64, 96, 128)
+TOKENS, COARSE = 2**26, 2**20 - 1  # at most
 COLUMNS = (9, 13, 17)  # of windows of local attention, by which the tables below have a number of rows each
 # Rows of a window at most, by KB of a block's shared memory and head_dim. Windows that move inward at the edges need
 # more room, most in images that are hardly larger.
@@ -41,7 +42,12 @@ def attention(**tensors: Tensor | None) -> str | None:
     if query.shape[-1] not in HEAD_DIMS:
         return f"query: expected head_dim 32, 64, 96 or 128, got {query.shape[-1]}"
     for name, x in tensors.items():
-        if x is not None and not _in_packs(x):
+        if x is None:
+            continue
+        most = COARSE if name.startswith("coarse") else TOKENS
+        if x.shape[2] > most:
+            return f"{name}: expected at most {most} tokens, got {x.shape[2]}"
+        if not _in_packs(x):
             return f"{name}: expected rows aligned to 16 bytes, got strides {tuple(x.stride())}"
     return None
 
@@ -81,7 +87,7 @@ def _in_packs(x: Tensor) -> bool:
 
 
 def _begins_aligned(x: Tensor) -> bool:
-    if torch.compiler.is_compiling():  # a graph does not know where a tensor begins: the kernels' binding looks again
+    if torch.compiler.is_compiling():
         return True
     if type(x) not in (Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
         return x.storage_offset() * x.element_size() % 16 == 0

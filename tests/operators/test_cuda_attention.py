@@ -136,6 +136,10 @@ QKV = ("query", "key", "value")
 REFUSED = [
     ("query: expected bfloat16 or float16, got torch.float32", dict.fromkeys(QKV, rows(dtype=torch.float32))),
     ("query: expected head_dim 32, 64, 96 or 128, got 40", dict.fromkeys(QKV, rows(40))),
+    (
+        "query: expected at most 67108864 tokens",
+        dict.fromkeys(QKV, lambda device: rows()(device)[:, :, :1].expand(-1, -1, 2**26 + 1, -1)),
+    ),
     ("key: expected rows aligned to 16 bytes", {"key": rows(of=36)}),
     ("value: expected rows aligned to 16 bytes", {"value": rows(of=40, first=1)}),
 ]
