@@ -236,11 +236,9 @@ class Sweep:
         times, why = (calls and self.attempt(job, next(iter(calls)), turns)) or ({}, {})
         for name, values in times.items():
             row = self.timed(job, problem, values) | {"not_captured": why[name]}
-            forward = self.kept.get(job._replace(case=replace(job.case, backward=False)), name)
-            if job.case.backward and "median_s" in forward:
-                row["backward_s"] = row["median_s"] - forward["median_s"]
             self.kept.put(job, name, row)
-            say(f"{job}, {report.NAMES[name]}: {us(row['median_s'])}, {predicted(row)}")
+            text = predicted(row, backward_alone(self.kept, job, name))
+            say(f"{job}, {report.NAMES[name]}: {us(row['median_s'])}, {text}")
         if "cuda" in times and (alarm := self.alarm(job)):
             say(alarm)
 
@@ -302,12 +300,12 @@ def as_call(problem: Problem, impl: str, backward: bool) -> Call:
     return partial(results, problem.inputs, backward, partial(problem.ours, impl=impl))
 
 
-def predicted(row: Row) -> str:
+def predicted(row: Row, back: float = 0.0) -> str:
     text, expected = f"floor {us(row['floor_s'])}", row.get("expected_s")
     if expected:
         text += f", expected {us(expected[0])} to {us(expected[1])}"
-    if "backward_s" in row:
-        text += f"; the backward alone {us(row['backward_s'])}" + (f", expected {us(BACKWARD)}" if expected else "")
+    if back:
+        text += f"; the backward alone {us(back)}" + (f", expected {us(BACKWARD)}" if expected else "")
     return text
 
 
@@ -316,13 +314,11 @@ def left_to_triton(row: Row) -> bool:
     return "cannot run on" in row.get("failed", "") and ": expected " in row["failed"]
 
 
-def alone(kept: Kept, job: Job, name: str) -> float:
-    """Seconds of the forward, or of the backward without it; 0: not known."""
+def backward_alone(kept: Kept, job: Job, name: str) -> float:
+    """Seconds without the forward; 0: not known, or none to tell of."""
     whole = kept.get(job, name).get("median_s", 0.0)
-    if not job.case.backward:
-        return whole
     forward = kept.get(job._replace(case=replace(job.case, backward=False)), name).get("median_s", 0.0)
-    return whole - forward if whole and forward else 0.0
+    return whole - forward if job.case.backward and whole and forward else 0.0
 
 
 def ratios(kept: Kept, todo: list[Job]) -> list[str]:
@@ -335,11 +331,12 @@ def ratios(kept: Kept, todo: list[Job]) -> list[str]:
             if job.tuned or (job.case.op, job.head_dim) != (op, dim):
                 continue
             cuda, triton = (kept.get(job, name) for name in ("cuda", "triton"))
-            times = [alone(kept, job, name) for name in ("cuda", "triton")]
+            back = [backward_alone(kept, job, name) for name in ("cuda", "triton")]
+            times = back if job.case.backward else [row.get("median_s", 0.0) for row in (cuda, triton)]
             if min(times) > 0:
                 ratio = times[1] / times[0]
                 text = f"CUDA C++ {us(cuda['median_s'])}, Triton {us(triton['median_s'])} ({ratio:.2f})"
-                lines.append(f"    # {job}: {text}, {predicted(cuda)}")
+                lines.append(f"    # {job}: {text}, {predicted(cuda, back[0])}")
                 least[job.case.direction] = min(ratio, least.get(job.case.direction, ratio))
             else:
                 broken |= "failed" in cuda and not left_to_triton(cuda)

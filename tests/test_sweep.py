@@ -314,9 +314,9 @@ def test_a_backward_is_what_is_not_the_forward(todo, tmp_path) -> None:
     forward, backward = todo[0], todo[1]
     for name, times in (("cuda", (3.0, 5.0)), ("triton", (4.0, 10.0))):
         kept.put(backward, name, {"median_s": times[1], "floor_s": 1.0})
-        assert sweep.alone(kept, backward, name) == 0
+        assert sweep.backward_alone(kept, backward, name) == 0
         kept.put(forward, name, {"median_s": times[0], "floor_s": 1.0})
-    assert [sweep.alone(kept, backward, name) for name in ("cuda", "triton")] == [2, 6]
+    assert [sweep.backward_alone(kept, backward, name) for name in ("cuda", "triton")] == [2, 6]
     kept.put(forward, "triton", {"median_s": 11.0})
     assert "not measured" in "".join(sweep.ratios(kept, [forward, backward]))
 

@@ -7,6 +7,16 @@
 
 namespace cogview::cuda {
 
+// Of the current device: 90 is sm_90.
+inline cudaError_t compute_capability(int* value) {
+  int device = 0, major = 0, minor = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  *value = 10 * major + minor;
+  return error;
+}
+
 // kernel<<<grid, threads, shared, stream>>>(arguments...) in plain C++, and the error that it left.
 template <class... Parameters, class... Arguments>
 cudaError_t start(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared, cudaStream_t stream,

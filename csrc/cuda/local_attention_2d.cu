@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "launch.cuh"
 #include "local_backward.cuh"
 #include "local_forward.cuh"
 #include "local_grad_extra.cuh"
@@ -39,16 +40,15 @@ struct Device {
   Chip chip{};
   cudaError_t error;
   Device() {
-    int device = 0, major = 0, minor = 0;
+    int device = 0;
     error = cudaGetDevice(&device);
     const auto ask = [&](int* value, cudaDeviceAttr what) {
       if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, what, device);
     };
     ask(&chip.multiprocessors, cudaDevAttrMultiProcessorCount);
     ask(&chip.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    ask(&major, cudaDevAttrComputeCapabilityMajor), ask(&minor, cudaDevAttrComputeCapabilityMinor);
-    chip.capability = 10 * major + minor;
-    if (error == cudaSuccess && major < 8) error = cudaErrorNotSupported;
+    if (error == cudaSuccess) error = compute_capability(&chip.capability);
+    if (error == cudaSuccess && chip.capability < 80) error = cudaErrorNotSupported;
   }
 };
 

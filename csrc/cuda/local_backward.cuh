@@ -63,10 +63,9 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
   Also also{};
   if constexpr (kKeys) also.stats = a.stats, also.second = a.second_stats;
   Walk<D, 0, Also> walk(p, a.a, a.b, also);
-  const u32 arrived = walk.base + p.done + 8 * kStepBarriers + 8 * walk.warp;  // own rows
   [[maybe_unused]] ExtraStream<D> extra(
       a.extra, walk.base + p.extra + walk.group * (kExtra ? ExtraStream<D>::kBytes : 0), kExtra ? walk.thread : ~0u);
-  if (walk.lane == 0) gpu::barrier_init(arrived, 32);
+  RowsAhead ahead(p, walk.base, walk.warp, walk.lane);
   __syncthreads();
   walk.start();
 
@@ -79,11 +78,10 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
   int64_t cells_at;
   RowBits rows(p, own);
   int tile = 0, units = 0;
-  int ready;  // the step whose rows are on their way
   u32 tile_at;
   Columns columns;
   const auto begin = [&] {
-    item = Item(p, walk.n), ready = -1;
+    item = Item(p, walk.n), ahead.ready = -1;
     own.height = item.height, own.width = item.width;
     const int t = item.strip * Strip<D>::kTiles + walk.tile, origin = box_origin<D>(p, item);
     own.x = 4 * t;
@@ -111,14 +109,11 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
       gpu::copy4(own_lse + 8 * row + lane / 16 * 4,
                  (there ? from : a.lse) + (there ? cells_at + y * a.cells.row + x * a.cells.cell : 0), there);
     }
-    gpu::arrive_after_copies(arrived);
+    ahead.arrived();
   };
 
-  u32 parity = 0;
   for_each_step<kExtra>(walk, item, own, extra, begin, [&](int s, int end) {
-    if (ready != s) fetch(s);
-    gpu::barrier_wait(arrived, parity);
-    parity ^= 1;
+    ahead.wait(s, fetch);
     Operand<D> x, y;
     x.load(as_rows, stage);
     y.load(as_rows, stage + kUnit);
@@ -139,10 +134,7 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
       }
     }
     if (a.flip) x.flip(a.flip);
-    const int next = walk.following(item.steps, s, end);
-    ready = -1;
-    __syncwarp();
-    if (next < item.steps.end) fetch(ready = next);
+    ahead.prepare(walk.following(item.steps, s, end), item.steps.end, fetch);
 
     float acc[D / 8][4], acc2[kKeys ? D / 8 : 2][4];
     clear(acc), clear(acc2);

@@ -31,10 +31,9 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
   constexpr u32 kOwn = own_bytes(D, Pass::forward);
   constexpr int kBox = kUnits + Strip<D>::kTiles - 1;
   Walk<D, kBox> walk(p, a.k, a.v);
-  const u32 arrived = walk.base + p.done + 8 * kStepBarriers + 8 * walk.warp;  // own queries
   [[maybe_unused]] ExtraStream<D> extra(
       a.extra, walk.base + p.extra + walk.group * (kExtra ? ExtraStream<D>::kBytes : 0), kExtra ? walk.thread : ~0u);
-  if (walk.lane == 0) gpu::barrier_init(arrived, 32);
+  RowsAhead ahead(p, walk.base, walk.warp, walk.lane);
   __syncthreads();
   walk.start();
 
@@ -46,10 +45,9 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
   RowBits rows(p, own);
   char *q, *out, *lse;  // of the tile's columns
   u32 tile_at;          // of the warp's first unit in a block
-  int ready;            // the step whose queries are on their way
   float column[kUnits][2], before[kCausal ? kUnits : 1][2];
   const auto begin = [&] {
-    item = Item(p, walk.n), ready = -1;
+    item = Item(p, walk.n), ahead.ready = -1;
     own.height = item.height, own.width = item.width;
     const int tile = item.strip * Strip<D>::kTiles + walk.tile, origin = box_origin<D>(p, item);
     own.x = 4 * tile;
@@ -73,21 +71,15 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     Own<D> of = own;
     of.y = 4 * step;
     of.copy(stage, q, a.q);
-    gpu::arrive_after_copies(arrived);
+    ahead.arrived();
   };
 
-  u32 parity = 0;
   for_each_step<kExtra>(walk, item, own, extra, begin, [&](int s, int end) {
-    if (ready != s) fetch(s);
-    gpu::barrier_wait(arrived, parity);
-    parity ^= 1;
+    ahead.wait(s, fetch);
     Operand<D> x;
     x.load(as_rows, stage);
     if (a.flip) x.flip(a.flip);
-    const int next = walk.following(item.steps, s, end);
-    ready = -1;
-    __syncwarp();
-    if (next < item.steps.end) fetch(ready = next);
+    ahead.prepare(walk.following(item.steps, s, end), item.steps.end, fetch);
     const int top = 4 * (item.steps.origin + walk.v) - p.y.above;
     rows.at(p, own, top);
     Softmax<D> softmax;

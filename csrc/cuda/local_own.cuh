@@ -54,6 +54,33 @@ struct Own {
   }
 };
 
+// A warp's own rows of a step, copied to shared memory while it is at the step before. fetch(step) begins copies, and
+// ends with arrived().
+struct RowsAhead {
+  u32 barrier, parity = 0;
+  int ready = -1;  // the step whose rows are on their way
+  // Before a barrier of all threads.
+  __device__ RowsAhead(const Strips& p, u32 base, int warp, u32 lane)
+      : barrier(base + p.done + 8 * kStepBarriers + 8 * warp) {
+    if (lane == 0) gpu::barrier_init(barrier, 32);
+  }
+  __device__ void arrived() const { gpu::arrive_after_copies(barrier); }
+  // Until those of this step have come.
+  template <class Fetch>
+  __device__ void wait(int step, Fetch fetch) {
+    if (ready != step) fetch(step);
+    gpu::barrier_wait(barrier, parity);
+    parity ^= 1;
+  }
+  // When all lanes have read them: those of the next one, if it is before `end`.
+  template <class Fetch>
+  __device__ void prepare(int next, int end, Fetch fetch) {
+    ready = -1;
+    __syncwarp();
+    if (next < end) fetch(ready = next);
+  }
+};
+
 // Bits [lo, hi) of 32.
 __device__ inline u32 bits_of(int lo, int hi) {
   lo = max(lo, 0), hi = min(hi, 32);

@@ -71,10 +71,9 @@ cudaError_t launch(Kernel* kernel, const Programs& programs, int splits, int thr
                    const Arguments&... arguments) {
   const int64_t blocks = int64_t(programs.tiles) * programs.heads;
   if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
-  int device = 0, major = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess && major < 8) error = cudaErrorNotSupported;
+  int capability = 0;
+  cudaError_t error = compute_capability(&capability);
+  if (error == cudaSuccess && capability < 80) error = cudaErrorNotSupported;
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
   return start(kernel, dim3(static_cast<unsigned>(blocks), splits), threads, shared, stream, arguments..., programs);
@@ -107,16 +106,6 @@ cudaError_t by_shape(const ThreeRegionAttention& a, F f) {
   return by_narrow_dtype(a.dtype, [&](auto one) { return of_head_dim(a, [&](auto dim) { return f(one, dim); }); });
 }
 
-#ifdef COGVIEW_SM_90A
-bool on_sm_90() {
-  int device = 0, major = 0, minor = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess && major == 9 &&
-         minor == 0;
-}
-#endif
-
 }  // namespace
 
 int three_region_splits(const ThreeRegionAttention& a) {
@@ -132,7 +121,9 @@ int three_region_splits(const ThreeRegionAttention& a) {
 
 cudaError_t three_region_attention_fwd(const ThreeRegionAttention& a, cudaStream_t stream) {
 #ifdef COGVIEW_SM_90A
-  if (on_sm_90() && three_region_hopper_takes(a)) return three_region_hopper_fwd(a, stream);
+  int capability = 0;
+  if (compute_capability(&capability) == cudaSuccess && capability == 90 && three_region_hopper_takes(a))
+    return three_region_hopper_fwd(a, stream);
 #endif
   return by_shape(a, [&](auto one, auto dim) {
     using Pass = ThreeRegionForward<decltype(one), dim>;
