@@ -34,7 +34,7 @@ OWN_CACHE := TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(OLDEST)/inductor
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/extension
-	@$(PY) -m cogview.cli demo --out runs/demo$(if $(filter-out 15,$(MINUTES)),-$(MINUTES)) --minutes $(MINUTES)
+	@$(PY) -m cogview.cli demo --out runs/demo --minutes $(MINUTES)
 
 # Threads that wait do not spin: they would hold up the others where processors are shared.
 test test-all asan: export OMP_WAIT_POLICY := passive

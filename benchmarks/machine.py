@@ -29,6 +29,7 @@ def facts() -> dict[str, Any]:
         "torch": torch.__version__,
         "cogview_ops": cogview_ops.__version__,
         "commit": _commit(),
+        "waiting": {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ},
     }
 
 

@@ -25,13 +25,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from cogview.attention import Attention
-from cogview.config import GPTConfig, TrainConfig
-from cogview.data.scenes import caption, render, sample_scenes
+from cogview.config import ModelConfig, TrainConfig
 from cogview.data.shuffle import permutation
-from cogview.model import GPT, Layer
+from cogview.demo.scenes import caption, render, sample_scenes
+from cogview.parts.attend import PBRelax
+from cogview.parts.stack import Layer
+from cogview.parts.transformer import Transformer
+from cogview.recipes.cogview import CogView, CogViewConfig
 from cogview.sequence import pad_text
-from cogview.train import Trainer
+from cogview.train.loop import Trainer
+from cogview.train.token_task import TokenTask
 from cogview_ops import layer_norm, pb_relax_softmax
 
 from . import machine, stability_report
@@ -85,7 +88,7 @@ PRESETS = {
 
 
 class Scenes:
-    """The demo's scenes as tokens that need no tokenizer; what `Trainer` takes as data."""
+    """The demo's scenes as tokens that need no tokenizer; what `TokenTask` takes as data."""
 
     tokenizers = property(lambda self: ["bytes", "colours"])
 
@@ -105,16 +108,16 @@ class Scenes:
         return permutation(len(self), seed, epoch)
 
 
-class WatchedAttention(Attention):
+class WatchedAttention(PBRelax):
     """Causal attention by the formula, all in the input's dtype, that shows its scores before anything hides them."""
 
-    def __init__(self, config: GPTConfig, index: int, watch: Watch):
+    def __init__(self, config: ModelConfig, index: int, watch: Watch):
         super().__init__(config, index)
-        self.watch = watch
+        self.relax, self.watch = config.relax, watch
 
-    def _pb_relax(self, q, k, v, cache, weights):
-        scale = self.config.head_dim**-0.5
-        if self.config.relax:
+    def attend(self, q, k, v, context):
+        scale = self.head_dim**-0.5
+        if self.relax:
             scores = (q * (scale / ALPHA)) @ k.mT
             p = pb_relax_softmax(scores, alpha=ALPHA, causal=True)
         else:
@@ -128,15 +131,14 @@ class WatchedAttention(Attention):
 class WatchedLayer(Layer):
     """A layer, with or without its norms after the branches, that shows branches and main branch."""
 
-    def __init__(self, config: GPTConfig, index: int, sandwich: bool, watch: Watch):
-        super().__init__(config, index)
-        self.attention = WatchedAttention(config, index, watch)
+    def __init__(self, config: ModelConfig, index: int, sandwich: bool, watch: Watch):
+        super().__init__(config, WatchedAttention(config, index, watch))
         self.sandwich, self.watch = sandwich, watch
 
-    def _join(self, branch, h, post, pre, seed):
+    def join(self, branch, h, post, pre, seed):
         self.watch(branch.detach())
         if self.sandwich:
-            h, x = super()._join(branch, h, post, pre, seed)
+            h, x = super().join(branch, h, post, pre, seed)
         else:
             h = h + branch
             x = layer_norm(h, pre.weight, pre.bias, eps=pre.eps, relax=self.relax)
@@ -144,9 +146,9 @@ class WatchedLayer(Layer):
         return h, x
 
 
-def build(preset: Preset, variant: Variant, watch: Watch) -> GPT:
+def build(preset: Preset, variant: Variant, watch: Watch) -> tuple[CogView, Transformer]:
     """A variant's model; all variants start from the same weights."""
-    config = GPTConfig(
+    config = CogViewConfig(
         num_layers=preset.layers,
         hidden_size=preset.hidden,
         num_heads=preset.heads,
@@ -159,12 +161,13 @@ def build(preset: Preset, variant: Variant, watch: Watch) -> GPT:
         dropout=0.0,
     )
     torch.manual_seed(0)
-    model = GPT(config)
-    layers = model.transformer.layers
+    recipe = CogView(config)
+    model = recipe.model()
+    layers = model.stack.layers
     for i, layer in enumerate(layers):
         layers[i] = WatchedLayer(config, i, variant.sandwich, watch)
         layers[i].load_state_dict(layer.state_dict())
-    return model
+    return recipe, model
 
 
 def train(preset: Preset, variant: Variant, rate: float, data: Scenes, device: str) -> Iterator[dict[str, Any]]:
@@ -176,7 +179,8 @@ def train(preset: Preset, variant: Variant, rate: float, data: Scenes, device: s
         low, high = x.aminmax()
         seen.append(torch.maximum(-low, high))
 
-    model = build(preset, variant, watch).to(device).train()
+    recipe, model = build(preset, variant, watch)
+    model.to(device).train()
     settings = TrainConfig(
         steps=preset.steps,
         batch_size=preset.batch,
@@ -185,7 +189,7 @@ def train(preset: Preset, variant: Variant, rate: float, data: Scenes, device: s
         dtype="float16",
         truncate_text=True,
     )
-    trainer = Trainer(model, data, settings, Path("unused"))
+    trainer = Trainer(TokenTask(recipe, model, data, settings), settings, Path("unused"))
     bad = 0
     while bad < PATIENCE and trainer.progress() < 1:
         seen.clear()

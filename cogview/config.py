@@ -1,23 +1,19 @@
-"""Sizes of the models and settings of their training: frozen dataclasses and named presets.
+"""Settings that all recipes share: the sizes of a model, and those of a training. Frozen dataclasses that check
+themselves."""
 
-The published 4B shape is that of the CogView paper (arXiv 2105.13290, section 2.3 and its released
-checkpoint); the shape of the 3B fashion model (section 3, 50 x 50 tokens) was never published and is ours.
-"""
-
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
-def _require(ok: bool, message: str) -> None:
+def require(ok: bool, name: str, expected: str, got: Any) -> None:
     if not ok:
-        raise ValueError(message)
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")
 
 
 @dataclass(frozen=True)
-class GPTConfig:
-    """Shape of a CogView transformer. Everything a checkpoint needs to be rebuilt."""
+class ModelConfig:
+    """Sizes of a transformer over text and image tokens. With its recipe, all that a checkpoint needs to be rebuilt."""
 
     num_layers: int
     hidden_size: int
@@ -28,12 +24,6 @@ class GPTConfig:
     """Rows of the position table, and the stored length of a training sequence (one less is fed)."""
     image_vocab: int = 8192
     text_vocab: int = 50000
-    attention: Literal["dense", "dense_pb_relax", "three_region", "dalle"] = "dense"
-    """dalle: DALL-E's rows, columns and, in the last layer, squares of the image, after all text."""
-    block_size: int = 128
-    window_blocks: int = 6
-    num_pivots: int = 768
-    """Text and sampled image tokens that three_region attention keeps visible beyond the window."""
     relax: Literal["row", "tensor"] | None = "row"
     """PB-relax of the layer norms; "tensor" is what the published weights were trained with."""
     embedding_grad_scale: float = 0.1
@@ -50,44 +40,21 @@ class GPTConfig:
     """On the embeddings and on each branch. Attention weights are never dropped."""
 
     def __post_init__(self):
-        for name in ("num_layers", "hidden_size", "num_heads", "image_grid", "max_positions", "image_vocab"):
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} must be at least 1, got {value}")
-        for name in ("text_vocab", "block_size", "window_blocks", "num_pivots"):
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} must be at least 1, got {value}")
-        _require(
-            self.hidden_size % self.num_heads == 0,
-            f"hidden_size must be a multiple of num_heads, got {self.hidden_size} and {self.num_heads}",
-        )
-        _require(
-            self.max_text >= 1,
-            f"max_positions must be at least {self.image_tokens + 5} for {self.image_tokens} image tokens, "
-            f"got {self.max_positions}",
-        )
-        kinds = ("dense", "dense_pb_relax", "three_region", "dalle")
-        _require(self.attention in kinds, f"attention must be one of {kinds}, got {self.attention!r}")
-        _require(
-            self.attention != "three_region" or self.num_pivots >= self.max_text + 4,
-            f"num_pivots must hold all text and command tokens ({self.max_text + 4}), got {self.num_pivots}",
-        )
-        _require(self.relax in ("row", "tensor", None), f"relax must be row, tensor or None, got {self.relax!r}")
-        _require(
-            self.attention != "dalle" or self.relax != "tensor",
-            "relax must be row or None with attention dalle, whose padding would count, got 'tensor'",
-        )
+        counts = ("num_layers", "hidden_size", "num_heads", "image_grid", "max_positions", "image_vocab", "text_vocab")
+        for name in counts:
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        heads, fewest = self.num_heads, self.image_tokens + 5
+        require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_heads ({heads})", self.hidden_size)
+        for_image = f"at least {fewest} for {self.image_tokens} image tokens"
+        require(self.max_text >= 1, "max_positions", for_image, self.max_positions)
+        require(self.relax in ("row", "tensor", None), "relax", "row, tensor or None", self.relax)
         places = ("following", "fixed")
-        _require(
-            self.image_positions in places, f"image_positions must be one of {places}, got {self.image_positions!r}"
-        )
+        require(self.image_positions in places, "image_positions", " or ".join(places), self.image_positions)
         for name in ("init_std", "embedding_std", "branch_gain"):
-            value = getattr(self, name)
-            _require(0 < value < math.inf, f"{name} must be positive and finite, got {value}")
-        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
-        _require(
-            0 <= self.embedding_grad_scale <= 1,
-            f"embedding_grad_scale must be in [0, 1], got {self.embedding_grad_scale}",
-        )
+            require(0 < getattr(self, name) < math.inf, name, "a positive and finite number", getattr(self, name))
+        require(0 <= self.dropout < 1, "dropout", "a number in [0, 1)", self.dropout)
+        scale = self.embedding_grad_scale
+        require(0 <= scale <= 1, "embedding_grad_scale", "a number in [0, 1]", scale)
 
     @property
     def head_dim(self) -> int:
@@ -102,27 +69,17 @@ class GPTConfig:
         """Longest caption in tokens: what [ROI1] [BASE] [BOI1] image [EOI1] leave of a stored sequence."""
         return self.max_positions - self.image_tokens - 4
 
-    @property
-    def text_slots(self) -> int:
-        """Places of the longest text and of [ROI1] [BASE] [BOI1]."""
-        return self.max_text + 3
-
-    @property
-    def pivot_bias(self) -> float:
-        """Each pivot stands for floor(S / P) tokens of the S fed (paper, appendix B)."""
-        return math.log(max(1, (self.max_positions - 1) // self.num_pivots))
-
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Exactly one of steps and seconds sets its length."""
+    """One training. `steps` or `seconds` set its length; with both it ends at whichever comes first."""
 
     steps: int | None = None
     seconds: float | None = None
     """Wall-clock budget: the learning rate follows the share of it used, so the run ends on time whatever
-    the machine's speed. Time spent is kept in checkpoints. Bitwise repeatable runs need steps instead."""
+    the machine's speed. Time spent is kept in checkpoints. Bitwise repeatable runs need steps alone."""
     batch_size: int = 32
-    """Sequences per optimizer step."""
+    """Samples per optimizer step."""
     accumulate: int = 1
     """Micro-batches a step is computed in; divides batch_size."""
     learning_rate: float = 3e-4
@@ -133,6 +90,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.04
     clip: float = 1.0
+    """Largest norm of the gradients; math.inf: any."""
     text_weight: float = 1.0
     image_weight: float = 1.0
     hide_context: float = 0.0
@@ -152,91 +110,24 @@ class TrainConfig:
     validate_batches: int = 8
 
     def __post_init__(self):
-        _require((self.steps is None) != (self.seconds is None), "give exactly one of steps and seconds")
-        _require(self.steps is None or self.steps >= 1, f"steps must be at least 1, got {self.steps}")
-        _require(
-            self.seconds is None or 0 < self.seconds < math.inf,
-            f"seconds must be positive and finite, got {self.seconds}",
-        )
-        counts = ("batch_size", "accumulate", "log_every", "save_every", "keep", "validate_every")
-        for name in (*counts, "validate_batches"):
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} must be at least 1, got {value}")
-        _require(
-            self.batch_size % self.accumulate == 0,
-            f"accumulate must divide batch_size, got {self.accumulate} and {self.batch_size}",
-        )
+        length = (self.steps, self.seconds)
+        require(length != (None, None), "steps, seconds", "at least one of them", length)
+        require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
+        finite = self.seconds is None or 0 < self.seconds < math.inf
+        require(finite, "seconds", "a positive and finite number", self.seconds)
+        counts = ("batch_size", "accumulate", "log_every", "save_every", "keep", "validate_every", "validate_batches")
+        for name in counts:
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        divides = self.batch_size % self.accumulate == 0
+        require(divides, "accumulate", f"a divisor of batch_size ({self.batch_size})", self.accumulate)
         for name in ("learning_rate", "clip"):
-            value = getattr(self, name)
-            _require(value > 0, f"{name} must be positive, got {value}")
-        _require(0 <= self.final_rate <= 1, f"final_rate must be in [0, 1], got {self.final_rate}")
-        _require(0 <= self.hide_context <= 1, f"hide_context must be in [0, 1], got {self.hide_context}")
-        _require(0 <= self.warmup < 1, f"warmup must be in [0, 1), got {self.warmup}")
+            require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
+        for name in ("final_rate", "hide_context"):
+            require(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
+        require(0 <= self.warmup < 1, "warmup", "a number in [0, 1)", self.warmup)
         for name in ("weight_decay", "text_weight", "image_weight"):
-            value = getattr(self, name)
-            _require(value >= 0, f"{name} must not be negative, got {value}")
-        _require(self.text_weight + self.image_weight > 0, "text_weight and image_weight must not both be 0")
+            require(getattr(self, name) >= 0, name, "a number that is not negative", getattr(self, name))
+        weights = (self.text_weight, self.image_weight)
+        require(sum(weights) > 0, "text_weight, image_weight", "one that is not 0", weights)
         dtypes = ("bfloat16", "float16", "float32")
-        _require(self.dtype in dtypes, f"dtype must be one of {dtypes}, got {self.dtype!r}")
-
-
-# The demo: 8 x 8 image tokens, 96 tokens fed, three-region attention in every layer.
-_TINY = GPTConfig(
-    num_layers=5,
-    hidden_size=256,
-    num_heads=4,
-    image_grid=8,
-    max_positions=97,
-    image_vocab=512,
-    text_vocab=500,
-    attention="three_region",
-    block_size=16,
-    window_blocks=2,
-    num_pivots=48,
-    image_positions="fixed",
-    init_std=0.06,
-    embedding_std=0.1,
-    branch_gain=0.3,
-    dropout=0.0,
-)
-_COGVIEW_4B = GPTConfig(
-    num_layers=48, hidden_size=2560, num_heads=40, image_grid=32, max_positions=1089, relax="tensor"
-)
-
-PRESETS: dict[str, GPTConfig] = {
-    "tiny": _TINY,
-    "cogview-4b": _COGVIEW_4B,
-    "cogview-large": dataclasses.replace(_COGVIEW_4B, num_layers=72, hidden_size=3072, num_heads=24, relax="row"),
-    "fashion-3b": GPTConfig(
-        num_layers=36,
-        hidden_size=2560,
-        num_heads=40,
-        image_grid=50,
-        max_positions=2561,
-        attention="three_region",
-    ),
-}
-
-_PUBLISHED = TrainConfig(steps=144_000, batch_size=6144, accumulate=96, checkpoint_activations=True, save_every=1000)
-TRAINING: dict[str, TrainConfig] = {
-    # What the demo has is minutes: small batches, less of the noise of unpredictable captions, and hidden context,
-    # without which the model learned to finish pictures long before it learned to read what they show.
-    "tiny": TrainConfig(
-        seconds=390.0,
-        batch_size=16,
-        learning_rate=1e-3,
-        text_weight=0.2,
-        hide_context=0.7,
-        save_every=200,
-        validate_every=200,
-    ),
-    "cogview-4b": _PUBLISHED,
-    "cogview-large": _PUBLISHED,
-    "fashion-3b": _PUBLISHED,
-}
-
-
-def preset(name: str) -> tuple[GPTConfig, TrainConfig]:
-    """The shape and the training settings of a named preset; ValueError lists the names."""
-    _require(name in PRESETS, f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
-    return PRESETS[name], TRAINING[name]
+        require(self.dtype in dtypes, "dtype", f"one of {', '.join(dtypes)}", self.dtype)

@@ -1,11 +1,9 @@
-"""Next-token loss: float32 log-softmax over a tied head, a chunk of tokens at a time."""
+"""Token losses: float32 log-softmax over a tied head, a chunk of tokens at a time."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-
-from cogview.model import GPT
 
 _CHUNK_LOGITS = 2**26  # float32 logits alive at once: 256 MB
 
@@ -29,13 +27,6 @@ def token_nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
 
 def _nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden, head).float(), labels, reduction="none")
-
-
-def sequence_nll(model: GPT, tokens: Tensor, *, inputs: Tensor | None = None, **how) -> Tensor:
-    """Negative log-likelihood, float32 [B, length - 1], of every token of stored sequences [B, length] but
-    the first, given those before it, or `inputs` [B, length - 1] in their place; keywords as `GPT.hidden`."""
-    inputs = tokens[:, :-1] if inputs is None else inputs
-    return token_nll(model.hidden(inputs, **how), model.word_embeddings.weight, tokens[:, 1:])
 
 
 def weighted_mean(nll: Tensor, weights: Tensor) -> Tensor:

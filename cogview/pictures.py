@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .data.files import written_beside
+from cogview.data.files import written_beside
 
-FONT = Path(__file__).parent / "data" / "assets" / "captions.otf"  # Latin and common Chinese
+FONT = Path(__file__).parent / "demo" / "assets" / "captions.otf"  # Latin and common Chinese
 _MARGIN, _LINE, _INK = 10, 17, (40, 40, 40)
 
 

@@ -1,17 +1,25 @@
-"""From pairs to tokens: trains the tokenizers that are missing, then tokenises. The CLI and the demo call it."""
+"""From shards to tokens: trains the tokenizers that are missing, then tokenises. The commands and the demo call it."""
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.progress import track
+from torch import Tensor
 
-from .config import GPTConfig
-from .data.shards import PairDataset
-from .data.tokens import TokenDataset, load_images, tokenize_pairs
-from .tokenizers.image import VQVAE, VQConfig
-from .tokenizers.text import TextTokenizer
-from .tokenizers.train_image import VQReport, train_vqvae
+from cogview.config import TrainConfig, require
+from cogview.data.images import pixels
+from cogview.data.shards import PairDataset
+from cogview.data.tokens import VERSION, TokenDataset, TokenWriter, made_of
+from cogview.tokenizers.image import VQVAE, VQConfig
+from cogview.tokenizers.text import TextTokenizer
+from cogview.tokenizers.train_image import VQReport, train_vqvae
+from cogview.train.interrupts import Interrupted
+from cogview.train.loop import Watch
+
+TEXT_ROOM = 4  # tokens that typed captions may be longer than those of the data
 
 
 def text_tokenizer(
@@ -21,53 +29,103 @@ def text_tokenizer(
     path = folder / "text.model"
     if not path.exists():
         captions = []
-        for index in range(min(limit, len(data))):
-            if (pair := data[index]) is not None:
-                captions += [pair.captions[name] for name in languages if name in pair.captions]
+        for pair in data.readable(0, limit):
+            captions += [pair.captions[name] for name in languages if name in pair.captions]
         if not captions:
             raise ValueError(f"no caption in {', '.join(languages)} among the first {limit} pairs ({data.report})")
         TextTokenizer.train(captions, vocab_size, path)
     return TextTokenizer.load(path)
 
 
+def load_images(data: PairDataset, image_size: int = 64, limit: int | None = None) -> Tensor:
+    """The readable ones of the first `limit` pictures, uint8 [N, 3, image_size, image_size]."""
+    found = [pixels(pair.image, image_size) for pair in data.readable(0, limit)]
+    if not found:
+        raise ValueError(f"dataset: no readable picture ({data.report})")
+    return torch.stack(found)
+
+
 def image_tokenizer(
-    data: PairDataset, folder: Path, config: VQConfig, *, seconds: float, image_size: int, limit: int = 16384
+    data: PairDataset,
+    folder: Path,
+    config: VQConfig,
+    training: TrainConfig,
+    *,
+    image_size: int,
+    limit: int = 16384,
+    watch: Watch | None = None,
 ) -> tuple[VQVAE, VQReport]:
-    """The VQ-VAE in folder/vqvae.safetensors, trained for `seconds` in all, going on where it was stopped."""
-    images = load_images(data, image_size, limit)
-    report = train_vqvae(images, config, out_dir=folder, seconds=seconds)
+    """The VQ-VAE in folder/vqvae.safetensors, trained to its end from where it was stopped; else Interrupted."""
+    report = train_vqvae(load_images(data, image_size, limit), config, training, folder, watch=watch)
     if not report.finished:
-        raise KeyboardInterrupt
+        raise Interrupted
     return VQVAE.load(report.model).eval(), report
 
 
-def tokens(
-    data: PairDataset, out: Path, text: TextTokenizer, image: VQVAE, languages: Sequence[str], **options
+def tokenize_pairs(
+    dataset: PairDataset,
+    text_tokenizer: TextTokenizer,
+    vqvae: VQVAE,
+    out: str | Path,
+    languages: Sequence[str] = ("en", "zh"),
+    *,
+    image_size: int = 64,
+    max_text: int = 64,
+    batch: int = 128,
 ) -> TokenDataset:
-    """The tokenised pairs, with a progress bar; options as `tokenize_pairs`."""
+    """Tokenises all captions and pictures into the folder `out`, with a progress bar.
 
-    def progress(batches: range) -> Iterable[int]:
-        return track(batches, f"tokenising {out.name}")
+    languages: keys of `Pair.captions`; where one is missing there is no row. A caption of more than max_text
+    tokens gives no row; meta.json counts those and the unreadable samples. A folder that already holds these
+    pairs made with these tokenizers is kept.
+    """
+    out = Path(out)
+    settings: dict[str, Any] = {
+        "version": VERSION,
+        "shards": [[shard.path.name, shard.path.stat().st_size] for shard in dataset.shards],
+        "pairs": len(dataset),
+        "languages": list(languages),
+        "image_size": image_size,
+        "max_text": max_text,
+        "text_sha256": text_tokenizer.sha256,
+        "image_sha256": vqvae.sha256,
+    }
+    if (finished := made_of(out, settings)) is not None:
+        return finished
+    side, skipped = image_size // vqvae.config.downsample, Counter[str]()
+    vqvae.eval()
+    with TokenWriter(out, settings, (side, side)) as writer:
+        for start in track(range(0, len(dataset), batch), f"tokenising {out.name}"):
+            end = min(start + batch, len(dataset))
+            pairs = list(dataset.readable(start, end))
+            skipped["unreadable pairs"] += end - start - len(pairs)
+            if not pairs:
+                continue
+            with torch.inference_mode():
+                images = torch.stack([pixels(pair.image, image_size) for pair in pairs])
+                codes = vqvae.encode(images.float() / 255).flatten(1).to(torch.int32).numpy()
+            for pair, row in zip(pairs, codes, strict=True):
+                for language in languages:
+                    ids = text_tokenizer.encode(pair.captions[language]) if language in pair.captions else []
+                    if 0 < len(ids) <= max_text:
+                        writer.write(ids, row)
+                    else:
+                        skipped["captions too long" if ids else "captions missing"] += 1
+        if not len(writer):
+            raise ValueError(f"dataset: no pair with a caption in {', '.join(languages)} ({dict(skipped)})")
+        sizes = {"text_vocab_size": text_tokenizer.vocab_size, "codebook_size": vqvae.config.codebook_size}
+        writer.finish(skipped, **sizes)
+    return TokenDataset(out)
 
-    return tokenize_pairs(data, text, image, out, languages, progress=progress, **options)
 
-
-TEXT_ROOM = 4  # tokens that typed captions may be longer than those of the data
-
-
-def fit(config: GPTConfig, *data: TokenDataset) -> GPTConfig:
-    """A preset with the vocabularies, the grid and the longest text of some tokens, and a little room."""
+def sizes_of(*data: TokenDataset) -> dict[str, int]:
+    """What `Recipe.fit` takes: the vocabularies, the grid and the longest text of some tokens, and a little room."""
     meta = data[0].meta
     rows, columns = meta["grid"]
-    if rows != columns:
-        raise ValueError(f"the tokens' images must be square, got {rows} x {columns}")
-    max_text = max(d.meta["text_length"] for d in data) + TEXT_ROOM
-    return dataclasses.replace(
-        config,
-        image_vocab=meta["codebook_size"],
-        text_vocab=meta["text_vocab_size"],
-        image_grid=rows,
-        max_positions=rows * columns + 4 + max_text,
-        # all text and commands, and room for some of the image
-        num_pivots=max(config.num_pivots, max_text + 4 + rows * columns // 4),
-    )
+    require(rows == columns, "tokens", "square images", f"{rows} x {columns}")
+    return {
+        "image_vocab": meta["codebook_size"],
+        "text_vocab": meta["text_vocab_size"],
+        "image_grid": rows,
+        "max_text": max(d.meta["text_length"] for d in data) + TEXT_ROOM,
+    }

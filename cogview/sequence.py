@@ -1,13 +1,19 @@
-"""Token ids and sequence layouts: the one definition that training, generation and CapLoss share.
+"""Token ids, sequence layouts and batches: the one definition that training, generation and CapLoss share.
 
 Ids (CogView paper, section 2.2): image codes first, then text, then the 27 commands, padded to a multiple
-of 128. Layouts: text2image `[ROI1] text [BASE] [BOI1] image [EOI1] [PAD]...` and caption
-`[BASE] [BOI1] image [EOI1] [ROI1] text [PAD]...`. Captions come as raw text ids padded with -1, images as
-raw codes; layouts add the offsets.
+of 128. Layouts:
+
+    text2image   [ROI1] text [BASE] [BOI1] image [EOI1] [PAD]...
+    fixed_text   [ROI1] text [BASE] [PAD]... [BOI1] image    every image at the same place, as in DALL-E
+    caption      [BASE] [BOI1] image [EOI1] [ROI1] text [PAD]...
+
+Captions come as raw text ids padded with -1, images as raw codes; layouts check them and add the offsets. Shapes: B
+batch, S tokens, L layers, P pivots, T longest text.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -43,7 +49,7 @@ class Vocabulary:
     def allowed_after(self, command: str, device: torch.device | str = "cpu") -> Tensor:
         """bool [size]: what may be drawn after a command: image codes after [BOI], text after [ROI]."""
         if command[:3] not in ("BOI", "ROI"):
-            raise ValueError(f"command must be BOI1-3 or ROI1-3, got {command!r}")
+            raise ValueError(f"command: expected BOI1 to BOI3 or ROI1 to ROI3, got {command!r}")
         ids = torch.arange(self.size, device=device)
         if command.startswith("BOI"):
             return self.is_image(ids)
@@ -60,6 +66,28 @@ class Vocabulary:
     def caption(self, text: Tensor, codes: Tensor, length: int) -> Tensor:
         """As text2image, with the image before its text."""
         return self._pack(["BASE", "BOI1", codes, "EOI1", "ROI1", text], text, codes, length)
+
+    def fixed_text(self, text: Tensor, codes: Tensor, max_text: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, int64 [B, max_text + 3 + N], with the image's codes [B, N] from place max_text + 3 on
+        whatever the length of the text [B, T]. The holes before [BOI1] predict nothing: their targets are [PAD]."""
+        tight = self.text2image(text, codes, max_text + codes.shape[1] + 4)
+        left, image = tight[:, : max_text + 2], codes.long()
+        # What a short text leaves of its places was taken by the image: from [BOI1] on they are holes.
+        begun = (tight == self["BOI1"]).cumsum(dim=1) > 0
+        inputs, targets = (
+            x.masked_fill(begun[:, : max_text + 2], self["PAD"]) for x in (left, tight[:, 1 : max_text + 3])
+        )
+        begin, end = (image.new_full((len(image), 1), self[name]) for name in ("BOI1", "EOI1"))
+        return torch.cat([inputs, begin, image], dim=1), torch.cat([targets, image, end], dim=1)
+
+    def fixed_positions(self, tokens: Tensor, max_text: int, max_positions: int) -> Tensor:
+        """Rows of a table of max_positions, int64 [B, S], for tokens [B, S]: text from 0 on, and from [BOI1] on those
+        behind the longest possible text. An image that comes first stays there."""
+        place = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        begins = (tokens == self["BOI1"]) & (place >= 2)
+        shift = torch.where(begins, max_text + 2 - place, 0).sum(dim=1)
+        begun = begins.cumsum(dim=1) > 0
+        return (place + shift[:, None] * begun).clamp_max(max_positions - 1)
 
     def _pack(self, parts: list[str | Tensor], text: Tensor, codes: Tensor, length: int) -> Tensor:
         self._check(text, codes, length)
@@ -78,21 +106,65 @@ class Vocabulary:
 
     def _check(self, text: Tensor, codes: Tensor, length: int) -> None:
         if text.ndim != 2 or codes.ndim != 2 or len(text) != len(codes):
-            raise ValueError(f"text and codes must be [B, T] and [B, N], got {list(text.shape)}, {list(codes.shape)}")
+            shapes = f"{list(text.shape)} and {list(codes.shape)}"
+            raise ValueError(f"text, codes: expected [B, T] and [B, N], got {shapes}")
         for name, ids, size in (("text", text, self.text_size), ("codes", codes, self.image_size)):
             low = -1 if name == "text" else 0
             if ids.numel() and not (low <= int(ids.min()) and int(ids.max()) < size):
-                raise ValueError(f"{name} ids must be in [{low}, {size - 1}], got {int(ids.min())} to {int(ids.max())}")
+                raise ValueError(f"{name}: expected ids {low} to {size - 1}, got {int(ids.min())} to {int(ids.max())}")
         if bool((text[:, 1:] > text[:, :-1]).logical_and(text[:, :-1] < 0).any()):
-            raise ValueError("text must be padded with -1 at the end only, got -1 before a token")
+            raise ValueError("text: expected -1 at the end of a row only, got -1 before a token")
         room = length - codes.shape[1] - 4
         lengths = text_lengths(text)
         if bool((lengths > room).any()):
             row = int(lengths.argmax())
             raise ValueError(
-                f"caption {row} is too long: {int(lengths[row])} tokens, at most {room} fit beside "
-                f"{codes.shape[1]} image tokens in {length}"
+                f"text: expected at most {room} tokens beside {codes.shape[1]} image tokens in {length}, "
+                f"got {int(lengths[row])} in caption {row}"
             )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the layers take besides states."""
+
+    positions: Tensor
+    """int64 [S] or [B, S]: rows of the position table."""
+    attention: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the recipe's attention takes, by name, rows first: pivots int32 [B, L, P], text_mask bool [B, T]."""
+    prompt: bool = False
+    """With a cache: these tokens are all there is so far."""
+    seeds: Sequence[Sequence[int | None]] | None = None
+    """Of dropout, a pair a layer; None: drawn by the model in training, see `Stack.draw_seeds`."""
+
+    def rows(self, rows: slice) -> "Context":
+        positions = self.positions if self.positions.ndim == 1 else self.positions[rows]
+        attention = {name: values[rows] for name, values in self.attention.items()}
+        return dataclasses.replace(self, positions=positions, attention=attention)
+
+    def to(self, device: torch.device | str) -> "Context":
+        attention = {name: values.to(device) for name, values in self.attention.items()}
+        return dataclasses.replace(self, positions=self.positions.to(device), attention=attention)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model is trained on: it predicts `targets` from `inputs`, both int64 [B, S]."""
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor
+    """float32 [B, S]: of each target in the loss."""
+    context: Context
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def chunk(self, count: int) -> list["Batch"]:
+        """Its rows in `count` parts."""
+        size = -(-len(self) // count)
+        parts = [slice(start, start + size) for start in range(0, len(self), size)]
+        return [Batch(self.inputs[p], self.targets[p], self.weights[p], self.context.rows(p)) for p in parts]
 
 
 def text_lengths(text: Tensor) -> Tensor:

@@ -2,16 +2,28 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
-from cogview import cli, demo, pipeline
-from cogview.data.scenes import render, sample_scenes
+from cogview import cli, pipeline
+from cogview.config import TrainConfig
+from cogview.data.tokens import TokenDataset
+from cogview.demo import demo
+from cogview.demo.pace import Pace
+from cogview.demo.scenes import render, sample_scenes
+from cogview.recipes import RECIPES
 from cogview.system import System
-from cogview.tokenizers.image import VQConfig
+from cogview.tokenizers.image import VQVAE, VQConfig
+from cogview.train import checkpoint
+from cogview.train.loop import State, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +50,9 @@ def test_demo_leaves_everything(finished):
         with Image.open(finished / name) as picture:
             assert picture.size[0] > 100
     page = (finished / "report.md").read_text()
+    steps = demo.Plan.of(demo.INSTALLATION + demo.FIXED + 0.05).gpt_steps
+    assert page.startswith(f"This run had too few steps for good pictures: {steps} of the 2,500 that its GPT needs")
+    assert "(its 5.65 minutes were planned for no more)" in page.partition("\n")[0]
     assert "| the emoji asked for |" in page
     assert "samples.png" in page
     figures = json.loads((finished / "figures.json").read_text())["figures"]
@@ -46,16 +61,87 @@ def test_demo_leaves_everything(finished):
     assert figures["chance"]["all"] < 0.5
 
 
-def test_demo_goes_on_and_refuses_another_plan(finished, capsys):
-    trained = sorted((finished / "gpt").glob("*.safetensors"))
-    stamps = [path.stat().st_mtime_ns for path in (finished / "scenes").glob("*.tar")]
-    cli.main(["demo", "--out", str(finished), "--minutes", str(demo.INSTALLATION + demo.FIXED + 0.05)])
+def test_demo_goes_on_and_refuses_a_shorter_plan(finished, capsys):
+    """The same one is finished, a longer one trains its GPT on, a shorter one would undo it."""
+
+    def stamps(pattern):
+        return [path.stat().st_mtime_ns for path in sorted(finished.glob(pattern))]
+
+    minutes = demo.INSTALLATION + demo.FIXED + 0.05
+    trained, kept = sorted((finished / "gpt").glob("*.safetensors")), stamps("scenes/*.tar")
+    cli.main(["demo", "--out", str(finished), "--minutes", str(minutes)])
     assert sorted((finished / "gpt").glob("*.safetensors")) == trained
-    assert [path.stat().st_mtime_ns for path in (finished / "scenes").glob("*.tar")] == stamps
+    assert stamps("scenes/*.tar") == kept
+    kept += stamps("tokens/*/*")
+    cli.main(["demo", "--out", str(finished), "--minutes", str(minutes + 0.02)])
+    assert checkpoint.latest(finished / "gpt").name == f"step-{demo.Plan.of(minutes + 0.02).gpt_steps:08d}.safetensors"
+    assert stamps("scenes/*.tar") + stamps("tokens/*/*") == kept
     with pytest.raises(SystemExit, match="holds a demo of"):
-        cli.main(["demo", "--out", str(finished), "--minutes", "30"])
+        cli.main(["demo", "--out", str(finished), "--minutes", str(minutes)])
     with pytest.raises(SystemExit, match="minutes: expected more than"):
         cli.main(["demo", "--out", str(finished), "--minutes", "2"])
+
+
+def test_plans():
+    whole, longer, shorter = (demo.Plan.of(minutes) for minutes in (15, 60, 10))
+    assert (whole.gpt_steps, whole.image_steps) == (demo.GPT_STEPS, demo.IMAGE_STEPS)
+    assert (longer.image_steps, longer.image_seconds) == (whole.image_steps, whole.image_seconds)
+    assert longer.gpt_steps / longer.gpt_seconds == pytest.approx(whole.gpt_steps / whole.gpt_seconds, rel=1e-3)
+    assert shorter.gpt_steps < demo.GPT_STEPS
+    assert whole.image_seconds + whole.gpt_seconds == pytest.approx(60 * (15 - demo.INSTALLATION - demo.FIXED))
+
+
+def test_verdicts():
+    plan = demo.Plan.of(15)
+    assert demo.verdict(plan, (800, 200), (2500, 95)).startswith(
+        "This run had the steps that good pictures need: 2,500"
+    )
+    assert demo.verdict(plan, (770, 200), (2400, 95)).startswith("This run had the steps")
+    slow = demo.verdict(plan, (800, 200), (395, 7.5))
+    assert slow.startswith("This run had too few steps for good pictures: 395 of the 2,500 that its GPT needs, 800 of")
+    assert "(the machine trained 8 captions a second, 95 were planned)" in slow
+    assert "make demo MINUTES=30" in slow
+    assert "too few steps" in demo.verdict(plan, (400, 90), (2500, 95))
+    short = demo.verdict(demo.Plan.of(8), (200, 200), (638, 95))
+    assert "(its 8 minutes were planned for no more)" in short
+
+
+def test_a_slow_machine_is_told_early_and_once():
+    """Of 100 steps planned in 40 seconds: too slow for twice that time, slow, fast enough."""
+    training = TrainConfig(steps=100, batch_size=2, seconds=80.0)
+    for seconds_a_step, said in (
+        (2.0, "will be stopped after 1 minutes at about step 40 of 100"),
+        (0.6, "instead of 1"),
+        (0.45, None),
+    ):
+        console = Console(file=io.StringIO(), width=500)
+        pace = Pace(console, "GPT", training, 40.0)
+        for step in range(10, 60, 10):
+            note = pace(State(step=step, elapsed=step * seconds_a_step), 2 / seconds_a_step)
+        assert note == f", {2 / seconds_a_step:.0f} of 5 samples/s planned"
+        printed = console.file.getvalue()
+        assert printed.count("\n") == (said is not None)
+        assert said is None or said in printed
+
+
+def test_an_interrupted_demo_goes_on(small, tmp_path, monkeypatch):
+    """Ctrl-C in either training ends the command in one line, its checkpoint written."""
+    arguments = ["demo", "--out", str(tmp_path), "--minutes", str(demo.INSTALLATION + demo.FIXED + 0.05)]
+    step = Trainer.step
+
+    def interrupted(self):
+        signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    for folder in ("vqvae", "gpt"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                Trainer, "step", lambda self, name=folder: (interrupted if self.folder.name == name else step)(self)
+            )
+            with pytest.raises(SystemExit, match="stopped; the same command goes on from here"):
+                cli.main(arguments)
+        assert checkpoint.latest(tmp_path / folder).name == "step-00000001.safetensors"
+    assert not (tmp_path / "report.md").exists()
 
 
 def test_generate(finished, tmp_path, capsys):
@@ -64,7 +150,7 @@ def test_generate(finished, tmp_path, capsys):
     cli.main(["generate", "--run", str(finished), "--out", str(sheet), "--count", "2", *words])
     with Image.open(sheet) as picture:
         assert picture.size[0] > 2 * 2 * 128
-    with pytest.raises(SystemExit, match="caption too long"):
+    with pytest.raises(SystemExit, match=r"captions: expected at most .* tokens, got"):
         cli.main(["generate", "--run", str(finished), "--out", str(sheet), "--captions", "word " * 200])
     with pytest.raises(SystemExit, match="holds no trained model"):
         cli.main(["generate", "--run", str(tmp_path), "--captions", "a fox"])
@@ -81,8 +167,6 @@ def test_system_refuses_a_tokenizer_of_another_run(finished, tmp_path):
     for path in finished.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "vqvae.safetensors").unlink()
-    from cogview.tokenizers.image import VQVAE
-
     VQVAE(VQConfig(codebook_size=16, dim=8, hidden=8)).save(tmp_path / "vqvae.safetensors")
     with pytest.raises(ValueError, match="tokens of other tokenizers"):
         System.load(tmp_path)
@@ -119,6 +203,13 @@ def test_own_pairs_from_shards_to_pictures(tmp_path, capsys):
     assert "done at step 3" in capsys.readouterr().out
     cli.main(["generate", "--run", str(run), "--captions", "picture number 3", "--out", str(tmp_path / "p.png")])
     assert (tmp_path / "p.png").exists()
+    with pytest.raises(SystemExit, match="of another run: recipe: expected 'dalle', got 'cogview'"):
+        cli.main(["train", "--run", str(run), "--recipe", "dalle", "--steps", "3", *size])
+    for path in (run / "gpt").glob("step-*"):
+        path.unlink()
+    cli.main(["train", "--run", str(run), "--recipe", "dalle", "--steps", "3", *size])
+    cli.main(["generate", "--run", str(run), "--captions", "a", "--out", str(tmp_path / "d.png"), "--device", "cpu"])
+    assert (tmp_path / "d.png").exists()
 
 
 def test_inspect_counts_damage(tmp_path, capsys):
@@ -156,10 +247,27 @@ def test_unknown_preset_names_the_known(tmp_path, capsys):
 
 
 def test_fit_takes_sizes_from_the_tokens(finished):
-    from cogview.config import preset
-    from cogview.data.tokens import TokenDataset
-
     data = TokenDataset(finished / "tokens" / "train")
-    config = pipeline.fit(preset("tiny")[0], data)
-    assert config.image_vocab == 32
-    assert config.max_text == data.meta["text_length"] + pipeline.TEXT_ROOM
+    for recipe in RECIPES.values():
+        config = recipe.fit(recipe.presets["tiny"][0], **pipeline.sizes_of(data))
+        assert config.image_vocab == 32
+        assert config.max_text == data.meta["text_length"] + pipeline.TEXT_ROOM
+
+
+def test_threads_that_wait_spin_shortly_unless_told_otherwise():
+    """Which has to be known before torch is imported."""
+    code = (
+        "import os, sys; from cogview import cli; assert 'torch' not in sys.modules\n"
+        "try: cli.main(['--help'])\n"
+        "finally: print(*(os.environ.get(name) for name in cli.WAITING))"
+    )
+    clean = {name: value for name, value in os.environ.items() if name not in cli.WAITING}
+    for given, expected in (
+        ({}, f"None {cli.SPINS}"),
+        ({"OMP_WAIT_POLICY": "active"}, "active None"),
+        ({"GOMP_SPINCOUNT": "9"}, "None 9"),
+    ):
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True
+        )
+        assert run.stdout.splitlines()[-1] == expected

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from cogview.data.measure import chance, judge, score
-from cogview.data.scenes import Scene, render, sample_scenes
+from cogview.demo.measure import chance, judge, score
+from cogview.demo.scenes import Scene, render, sample_scenes
 
 SCENES = sample_scenes("train", 80) + sample_scenes("test", 80)
 

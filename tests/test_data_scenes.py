@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from cogview.data.emoji import load_emoji
-from cogview.data.scenes import (
+from cogview.data.shards import PairDataset
+from cogview.demo.emoji import load_emoji
+from cogview.demo.scenes import (
     BACKGROUNDS,
     NOUNS,
     SIZE,
@@ -15,7 +16,6 @@ from cogview.data.scenes import (
     sample_scenes,
     split_of,
 )
-from cogview.data.shards import PairDataset
 
 
 def test_all_emoji_load_with_names():

@@ -1,13 +1,14 @@
 """Generation with a cache equals the full forward; seeds, batches and CapLoss."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
-from test_model_gpt import ATTENTIONS, make
+from test_transformer import ATTENTIONS, make
 
-from cogview.caploss import caploss
-from cogview.generate import draw_pivots_per_row, generate, sample_token
-from cogview.model import KVCache
+from cogview.generate import generate, sample_token
+from cogview.recipes.caption import Caption, caploss
 from cogview.sequence import pad_text
 
 CAPTIONS = [[1, 2, 3, 4, 5], [], [6], [7, 8, 9, 0, 1, 2, 3, 4, 5]]
@@ -16,52 +17,57 @@ CAPTIONS = [[1, 2, 3, 4, 5], [], [6], [7, 8, 9, 0, 1, 2, 3, 4, 5]]
 @pytest.mark.parametrize("image_positions", ["following", "fixed"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_cached_decoding_equals_the_full_forward(attention, image_positions):
-    model = make(attention, image_positions=image_positions).eval()
-    c = model.config
-    text = pad_text(CAPTIONS)
-    tokens = model.vocab.text2image(text, torch.randint(20, (4, 16)), c.max_positions)
-    pivots = model.draw_pivots(tokens[:, :-1])
-    full = model(tokens[:, :-1], pivots=pivots)
-    cache = KVCache(c, 4)
-    lengths = torch.tensor([len(caption) + 3 for caption in CAPTIONS])
-    prompt = model(tokens[:, : lengths.max()], pivots=pivots, cache=cache)
-    for b, n in enumerate(lengths):
-        torch.testing.assert_close(prompt[b, :n], full[b, :n], rtol=1e-4, atol=1e-4)
-    cache.seqlens = lengths.int()
-    rows, step = torch.arange(4), 0
+    recipe, model = make(attention, image_positions=image_positions)
+    model.eval()
+    batch = recipe.batch(pad_text(CAPTIONS), torch.randint(20, (4, 16)))
+    full, positions = model(batch.inputs, batch.context), batch.context.positions.expand(batch.inputs.shape)
+    starts = recipe.prompt(pad_text(CAPTIONS)).starts
+    cache, longest = model.make_cache(4, 28), int(starts.max())
+
+    def context(places, **change):
+        return dataclasses.replace(batch.context, positions=positions.gather(1, places), **change)
+
+    before = torch.arange(longest).expand(4, -1)
+    prompt = model(batch.inputs[:, :longest], context(before, prompt=True), cache=cache)
+    for b, n in enumerate(starts):
+        there = batch.inputs[b, :n] != recipe.vocab["PAD"]
+        torch.testing.assert_close(prompt[b, :n][there], full[b, :n][there], rtol=1e-4, atol=1e-4)
+    for layer in cache:
+        layer.lengths.copy_(starts)
+    rows, step = torch.arange(4)[:, None], 0
     for size in (1, 1, 3, 1, 2, 1, 1, 4, 1):  # one token at a time, and several
-        places = lengths[:, None] + step + torch.arange(size)
-        logits = model(tokens[rows[:, None], places], pivots=pivots, cache=cache)
-        torch.testing.assert_close(logits, full[rows[:, None], places], rtol=1e-4, atol=1e-4)
+        places = starts[:, None] + step + torch.arange(size)
+        logits = model(batch.inputs.gather(1, places), context(places), cache=cache)
+        torch.testing.assert_close(logits, full[rows, places], rtol=1e-4, atol=1e-4)
         step += size
-    assert cache.seqlens.tolist() == (lengths + step).tolist()
+    assert cache[0].lengths.tolist() == (starts + step).tolist()
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_greedy_codes_are_the_argmax_of_the_full_forward(attention):
-    model = make(attention)
-    codes = generate(model, CAPTIONS, seeds=[3, 4, 5, 6], top_k=1)
+    recipe, model = make(attention)
+    codes = generate(recipe, model, CAPTIONS, seeds=[3, 4, 5, 6], top_k=1)
     assert codes.shape == (4, 4, 4)
     assert model.training
     model.eval()
-    tokens = model.vocab.text2image(pad_text(CAPTIONS), codes.flatten(1), model.config.max_positions)
     streams = [torch.Generator().manual_seed(seed) for seed in (3, 4, 5, 6)]
     for g in streams:
         torch.rand(16, generator=g)
-    logits = model(tokens[:, :-1], pivots=draw_pivots_per_row(model, tokens[:, :-1], streams))
-    for b, caption in enumerate(CAPTIONS):
-        image = logits[b, len(caption) + 2 : len(caption) + 18, :20]
+    batch = recipe.batch(pad_text(CAPTIONS), codes.flatten(1), streams)
+    logits, starts = model(batch.inputs, batch.context), recipe.prompt(pad_text(CAPTIONS)).starts
+    for b, start in enumerate(starts):
+        image = logits[b, start - 1 : start + 15, :20]
         assert torch.equal(image.argmax(-1), codes[b].flatten())
 
 
 def test_a_picture_depends_on_its_seed_alone():
-    model = make("three_region")
-    whole = generate(model, CAPTIONS, seeds=[0, 1, 2, 3])
-    assert torch.equal(whole, generate(model, CAPTIONS))
-    assert torch.equal(whole, generate(model, CAPTIONS, batch_size=3))
-    assert torch.equal(whole[2:3], generate(model, CAPTIONS[2:3], seeds=[2]))
-    assert not torch.equal(whole, generate(model, CAPTIONS, seeds=[4, 5, 6, 7]))
-    assert generate(model, []).shape == (0, 4, 4)
+    both = make("three_region")
+    whole = generate(*both, CAPTIONS, seeds=[0, 1, 2, 3])
+    assert torch.equal(whole, generate(*both, CAPTIONS))
+    assert torch.equal(whole, generate(*both, CAPTIONS, batch_size=3))
+    assert torch.equal(whole[2:3], generate(*both, CAPTIONS[2:3], seeds=[2]))
+    assert not torch.equal(whole, generate(*both, CAPTIONS, seeds=[4, 5, 6, 7]))
+    assert generate(*both, []).shape == (0, 4, 4)
 
 
 def test_sampling_follows_the_probabilities():
@@ -86,33 +92,34 @@ def test_sampling_at_the_ends_stays_inside():
 
 
 def test_bad_requests():
-    model = make()
-    with pytest.raises(ValueError, match="caption 1 is too long: 10 tokens, at most 9 fit"):
-        generate(model, [[1], [2] * 10])
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        generate(model, [[1]], temperature=0)
-    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
-        generate(model, [[1]], top_k=0)
-    with pytest.raises(ValueError, match=r"seeds must be as many as captions \(1\), got 2"):
-        generate(model, [[1]], seeds=[1, 2])
+    both = make()
+    with pytest.raises(ValueError, match=r"text: expected at most 9 tokens beside .* got 10 in caption 1"):
+        generate(*both, [[1], [2] * 10])
+    with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
+        generate(*both, [[1]], temperature=0)
+    with pytest.raises(ValueError, match="top_k: expected at least 1, got 0"):
+        generate(*both, [[1]], top_k=0)
+    with pytest.raises(ValueError, match=r"seeds: expected as many as captions \(1\), got 2"):
+        generate(*both, [[1]], seeds=[1, 2])
 
 
 def test_caploss_is_the_mean_over_the_text():
-    model = make("dense").eval()
+    recipe, model = make("dense")
+    model.eval()
     codes = torch.randint(20, (2, 4, 4))
-    scores = caploss(model, codes, [[1, 2, 3], [4]])
-    tokens = model.vocab.caption(torch.tensor([[1, 2, 3], [4, -1, -1]]), codes.flatten(1), 29)
-    p = F.log_softmax(model(tokens[:, :-1]), -1)
+    scores = caploss(recipe.config, model, codes, [[1, 2, 3], [4]])
+    batch = Caption(recipe.config).batch(torch.tensor([[1, 2, 3], [4, -1, -1]]), codes.flatten(1))
+    p = F.log_softmax(model(batch.inputs, batch.context), -1)
     expected = [-(p[0, 19, 21] + p[0, 20, 22] + p[0, 21, 23]) / 3, -p[1, 19, 24]]
     torch.testing.assert_close(scores, torch.stack(expected))
 
 
 def test_caploss_does_not_depend_on_the_batch():
-    model = make("three_region")
+    recipe, model = make("three_region")
     codes = torch.randint(20, (3, 4, 4))
-    together = caploss(model, codes, [[1, 2, 3], [4], [5, 6]])
-    torch.testing.assert_close(together[1:2], caploss(model, codes[1:2], [[4]]))
-    with pytest.raises(ValueError, match="captions must not be empty"):
-        caploss(model, codes, [[1], [], [2]])
-    with pytest.raises(ValueError, match=r"codes must be \[2, 4, 4\], one image a caption, got \[3, 4, 4\]"):
-        caploss(model, codes, [[1], [2]])
+    together = caploss(recipe.config, model, codes, [[1, 2, 3], [4], [5, 6]])
+    torch.testing.assert_close(together[1:2], caploss(recipe.config, model, codes[1:2], [[4]]))
+    with pytest.raises(ValueError, match="captions: expected none that is empty"):
+        caploss(recipe.config, model, codes, [[1], [], [2]])
+    with pytest.raises(ValueError, match=r"codes: expected \[2, 4, 4\], one image a caption, got \[3, 4, 4\]"):
+        caploss(recipe.config, model, codes, [[1], [2]])

@@ -4,6 +4,7 @@ And where who adds an operator has to put it.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,39 @@ def test_between_packages(package: str) -> None:
         assert not used & above, f"{path.relative_to(ROOT)} imports {sorted(used & above)}"
         if package == "cogview_ops":
             assert not used & {"triton"} or path.parent.name == "triton", f"{path.name} imports triton eagerly"
+
+
+def layers_of_cogview() -> list[set[str]]:
+    """README's picture: the modules and folders of each line, top line first."""
+    text = (ROOT / "README.md").read_text().partition("each line imports from the lines below it only:\n\n")[2]
+    lines = text.partition("\n\n")[0].splitlines()
+    names = [line.split()[:1] + re.findall(r"· ([a-z]+/?)", line) for line in lines]
+    return [{name.rstrip("/") for name in found} for found in names]
+
+
+def test_cogview_is_what_its_picture_says() -> None:
+    layers = layers_of_cogview()
+    assert len(layers) > 5
+    here = {path.relative_to(ROOT / "cogview").parts[0].removesuffix(".py") for path in modules("cogview")}
+    assert set().union(*layers) == here - {"__init__"}
+    level = {name: i for i, names in enumerate(layers) for name in names}
+    for path in modules("cogview"):
+        own = path.relative_to(ROOT / "cogview").parts[0].removesuffix(".py")
+        for parts in (name.split(".") for name in imports(path)):
+            if own != "__init__" and parts[0] == "cogview" and parts[1] != own:
+                assert level[own] < level[parts[1]], f"{path.relative_to(ROOT)} imports {'.'.join(parts)}"
+
+
+def test_cogview_imports_absolutely() -> None:
+    for path in modules("cogview"):
+        relative = [node for node in ast.walk(ast.parse(path.read_text())) if getattr(node, "level", 0)]
+        assert not relative, f"{path.relative_to(ROOT)}, line {relative[0].lineno}"
+
+
+@pytest.mark.parametrize("path", modules("cogview/recipes"), ids=lambda p: p.stem)
+def test_recipes_know_no_shards_no_loop_and_no_command_line(path: Path) -> None:
+    known = {name.split(".")[1] for name in imports(path) if name.startswith("cogview.")}
+    assert known <= {"config", "sequence", "parts", "recipes"}
 
 
 def test_cogview_uses_public_names_only() -> None:

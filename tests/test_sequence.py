@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cogview.sequence import COMMANDS, Vocabulary, pad_text, text_lengths, truncate_text
+from cogview.sequence import COMMANDS, Batch, Context, Vocabulary, pad_text, text_lengths, truncate_text
 
 V = Vocabulary(image_size=100, text_size=50)
 TEXT = torch.tensor([[1, 2, 3], [4, -1, -1], [-1, -1, -1]])
@@ -39,6 +39,34 @@ def test_caption_layout():
     ]
 
 
+def test_fixed_text_layout():
+    inputs, targets = V.fixed_text(TEXT, CODES, 4)
+    assert inputs.tolist() == [
+        ids("ROI1", "t1", "t2", "t3", "BASE", "PAD", "BOI1", 10, 11),
+        ids("ROI1", "t4", "BASE", "PAD", "PAD", "PAD", "BOI1", 12, 13),
+        ids("ROI1", "BASE", "PAD", "PAD", "PAD", "PAD", "BOI1", 0, 99),
+    ]
+    assert targets.tolist() == [
+        ids("t1", "t2", "t3", "BASE", "BOI1", "PAD", 10, 11, "EOI1"),
+        ids("t4", "BASE", "BOI1", "PAD", "PAD", "PAD", 12, 13, "EOI1"),
+        ids("BASE", "BOI1", "PAD", "PAD", "PAD", "PAD", 0, 99, "EOI1"),
+    ]
+    full = V.fixed_text(TEXT[:1], CODES[:1], 3)
+    tight = V.text2image(TEXT[:1], CODES[:1], 9)
+    assert [x.tolist() for x in full] == [tight[:, :-1].tolist(), tight[:, 1:].tolist()]
+
+
+def test_batches_in_parts():
+    positions, pivots = torch.arange(15).view(3, 5), torch.arange(6).view(3, 2)
+    rows = torch.arange(15).view(3, 5)
+    first, second = Batch(rows, rows + 1, rows / 2, Context(positions, {"pivots": pivots})).chunk(2)
+    assert (len(first), len(second)) == (2, 1)
+    assert torch.equal(second.inputs, rows[2:])
+    assert torch.equal(second.targets, rows[2:] + 1)
+    assert torch.equal(second.context.positions, positions[2:])
+    assert torch.equal(first.context.attention["pivots"], pivots[:2])
+
+
 def test_text_padded_beyond_the_room_is_no_error():
     wide = torch.nn.functional.pad(TEXT, (0, 20), value=-1)
     assert torch.equal(V.text2image(wide, CODES, 9), V.text2image(TEXT, CODES, 9))
@@ -58,12 +86,14 @@ def test_allowed_tokens():
     assert len(image) == len(text) == V.size
     assert image.nonzero().flatten().tolist() == list(range(100))
     assert text.nonzero().flatten().tolist() == list(range(100, 150))
-    with pytest.raises(ValueError, match="command must be BOI1-3 or ROI1-3, got 'PAD'"):
+    with pytest.raises(ValueError, match="command: expected BOI1 to BOI3 or ROI1 to ROI3, got 'PAD'"):
         V.allowed_after("PAD")
 
 
 def test_long_captions_are_an_error_or_cut():
-    with pytest.raises(ValueError, match="caption 0 is too long: 3 tokens, at most 2 fit beside 2 image tokens"):
+    with pytest.raises(
+        ValueError, match="text: expected at most 2 tokens beside 2 image tokens in 8, got 3 in caption 0"
+    ):
         V.text2image(TEXT, CODES, 8)
     cut, count = truncate_text(TEXT, 2)
     assert count == 1
@@ -73,12 +103,12 @@ def test_long_captions_are_an_error_or_cut():
 @pytest.mark.parametrize(
     ("text", "codes", "message"),
     [
-        ([[50]], [[1]], r"text ids must be in \[-1, 49\]"),
-        ([[-2]], [[1]], r"text ids must be in \[-1, 49\]"),
-        ([[1]], [[100]], r"codes ids must be in \[0, 99\]"),
-        ([[1]], [[-1]], r"codes ids must be in \[0, 99\]"),
-        ([[-1, 1]], [[1]], "text must be padded with -1 at the end only"),
-        ([[1], [1]], [[1]], r"text and codes must be \[B, T\] and \[B, N\]"),
+        ([[50]], [[1]], "text: expected ids -1 to 49"),
+        ([[-2]], [[1]], "text: expected ids -1 to 49"),
+        ([[1]], [[100]], "codes: expected ids 0 to 99"),
+        ([[1]], [[-1]], "codes: expected ids 0 to 99"),
+        ([[-1, 1]], [[1]], "text: expected -1 at the end of a row only"),
+        ([[1], [1]], [[1]], r"text, codes: expected \[B, T\] and \[B, N\]"),
     ],
 )
 def test_bad_ids(text, codes, message):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import stability, stability_report
 from benchmarks.stability import VARIANTS, Preset, Scenes, Variant, build, first_overflow, train
-from cogview.model import GPT
+from cogview.sequence import Context
 
 SMALL = Preset(hidden=32, heads=2, grid=4, text=12, steps=3, rates=(1e-3,), layers=3, batch=2, scenes=6)
 
@@ -20,8 +20,10 @@ def data() -> Scenes:
 
 
 def hidden(model: torch.nn.Module) -> torch.Tensor:
+    context = Context(torch.arange(20))
     tokens = torch.arange(20).repeat(2, 1)
-    return model.eval().double().hidden(tokens)
+    model.eval().double()
+    return model.stack(model.embedding(tokens, context.positions), context)
 
 
 def test_scenes_are_tokens(data) -> None:
@@ -33,24 +35,25 @@ def test_scenes_are_tokens(data) -> None:
 
 def test_both_is_the_model_and_pre_ln_is_the_formula() -> None:
     variants = {variant.name: variant for variant in VARIANTS}
-    both = build(SMALL, variants["Sandwich-LN + PB-relax"], lambda x: None)
-    model = GPT(both.config)
+    recipe, both = build(SMALL, variants["Sandwich-LN + PB-relax"], lambda x: None)
+    model = recipe.model()
     model.load_state_dict(both.state_dict())
     torch.testing.assert_close(hidden(both), hidden(model), atol=1e-12, rtol=0)
 
-    plain = build(SMALL, variants["pre-LN"], lambda x: None)
-    h = plain.double().word_embeddings.weight[:20] + plain.transformer.position_embeddings.weight[:20]
-    for layer in plain.transformer.layers:
-        q, k, v = layer.attention.query_key_value(layer.input_layernorm(h)).view(20, 3, 2, 16).permute(1, 2, 0, 3)
+    plain = build(SMALL, variants["pre-LN"], lambda x: None)[1].double()
+    h = plain.embedding.words.weight[:20] + plain.embedding.positions.weight[:20]
+    norm = plain.stack.first_norm
+    for layer in plain.stack.layers:
+        q, k, v = layer.attention.query_key_value(norm(h)).view(20, 3, 2, 16).permute(1, 2, 0, 3)
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         h = h + layer.attention.dense(out.transpose(0, 1).reshape(20, 32))
-        h = h + layer.mlp(layer.post_attention_layernorm(h))
-    expected = plain.transformer.final_layernorm(h).expand(2, 20, 32)
+        h, norm = h + layer.mlp(layer.mlp_norm(h)), layer.next_norm
+    expected = norm(h).expand(2, 20, 32)
     torch.testing.assert_close(hidden(plain), expected, atol=1e-12, rtol=0)
 
 
 def test_variants_start_alike() -> None:
-    first, *others = (build(SMALL, v, lambda x: None).state_dict() for v in VARIANTS)
+    first, *others = (build(SMALL, v, lambda x: None)[1].state_dict() for v in VARIANTS)
     assert all(torch.equal(first[name], other[name]) for other in others for name in first)
 
 
@@ -59,9 +62,9 @@ def test_large_scores_overflow_without_pb_relax(data, monkeypatch, relax, overfl
     """Queries and keys of about 120 in 16 dimensions: their products reach 10^5."""
 
     def large(*args):
-        model = build(*args)
-        model.transformer.layers[1].attention.query_key_value.weight.data[:64].mul_(1000)
-        return model
+        recipe, model = build(*args)
+        model.stack.layers[1].attention.query_key_value.weight.data[:64].mul_(1000)
+        return recipe, model
 
     monkeypatch.setattr(stability, "build", large)
     steps = list(train(SMALL, Variant("", True, relax), 1e-3, data, "cpu"))

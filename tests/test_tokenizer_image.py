@@ -1,4 +1,5 @@
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -6,9 +7,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cogview.data.scenes import render, sample_scenes
+from cogview.config import TrainConfig
+from cogview.demo.scenes import render, sample_scenes
 from cogview.tokenizers.image import VQVAE, Quantizer, VQConfig
-from cogview.tokenizers.train_image import train_vqvae
+from cogview.tokenizers.train_image import TRAINING, train_vqvae
+from cogview.train.log import read_log
 
 TINY = VQConfig(codebook_size=16, dim=8, hidden=8)
 
@@ -168,14 +171,18 @@ def test_arguments_are_checked():
         VQConfig(downsample=6)
 
 
+def training(steps: int, **change) -> TrainConfig:
+    return TrainConfig(steps=steps, **TRAINING | {"batch_size": 4} | change)
+
+
 def test_overfits_a_few_pictures_and_reports(tmp_path):
     images = scenes(4)[:, :, 16:48, 16:48]
     config = VQConfig(codebook_size=64, dim=16, hidden=32)
-    report = train_vqvae(images, config, steps=160, out_dir=tmp_path, batch_size=4, lr=4e-3, progress=False)
+    report = train_vqvae(images, config, training(160, learning_rate=4e-3), tmp_path)
     assert report.psnr > 16
     assert report.finished
     assert report.used_codes > 16
-    log = [json.loads(line) for line in (tmp_path / "vqvae.jsonl").read_text().splitlines()]
+    log = read_log(tmp_path / "vqvae")
     assert [record["step"] for record in log] == list(range(20, 161, 20))
     assert log[-1]["total"] < 0.5 * log[0]["total"]
     assert Image.open(report.reconstructions).size == (4 * 64, 128)
@@ -184,28 +191,37 @@ def test_overfits_a_few_pictures_and_reports(tmp_path):
 
 def test_resume_gives_the_same_weights(tmp_path, monkeypatch):
     images, forward, calls = scenes(10), VQVAE.forward, 0
-    options = {"steps": 30, "batch_size": 4, "progress": False}
 
     def interrupted(self, pictures):
         nonlocal calls
         calls += 1
         if calls in (8, 20):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)  # the step is done all the same
         return forward(self, pictures)
 
-    train_vqvae(images, TINY, out_dir=tmp_path / "whole", **options)
+    train_vqvae(images, TINY, training(30), tmp_path / "whole")
     monkeypatch.setattr(VQVAE, "forward", interrupted)
-    reports = [train_vqvae(images, TINY, out_dir=tmp_path / "parts", **options) for _ in range(3)]
-    assert [(r.steps, r.finished) for r in reports] == [(7, False), (18, False), (30, True)]
+    reports = [train_vqvae(images, TINY, training(30), tmp_path / "parts") for _ in range(3)]
+    assert [(r.steps, r.finished) for r in reports] == [(8, False), (20, False), (30, True)]
     whole, parts = (load_file(tmp_path / name / "vqvae.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    with pytest.raises(ValueError, match="other settings"):
-        train_vqvae(images, TINY, out_dir=tmp_path / "parts", seed=1, **options)
+    with pytest.raises(ValueError, match="of another run: seed: expected 1, got 0"):
+        train_vqvae(images, TINY, training(30, seed=1), tmp_path / "parts")
+    with pytest.raises(ValueError, match="of another run: dim: expected 9, got 8"):
+        train_vqvae(images, VQConfig(codebook_size=16, dim=9, hidden=8), training(30), tmp_path / "parts")
+
+
+def test_accumulation_is_one_loss(tmp_path):
+    """Of convolutions and losses; the codebook moves once a part."""
+    for count in (1, 2):
+        train_vqvae(scenes(4), TINY, training(1, accumulate=count, log_every=1), tmp_path / str(count))
+    one, two = (read_log(tmp_path / name)[0] for name in ("1/vqvae", "2/vqvae"))
+    assert one["reconstruction"] == pytest.approx(two["reconstruction"], rel=0.2)
 
 
 def test_training_arguments_are_checked(tmp_path):
     images = scenes(2)
     with pytest.raises(ValueError, match="images: expected uint8"):
-        train_vqvae(images.float(), TINY, steps=1, out_dir=tmp_path)
-    with pytest.raises(ValueError, match="steps, seconds: expected exactly one"):
-        train_vqvae(images, TINY, out_dir=tmp_path)
+        train_vqvae(images.float(), TINY, training(1), tmp_path)
+    with pytest.raises(ValueError, match="images: expected uint8"):
+        train_vqvae(images[:0], TINY, training(1), tmp_path)

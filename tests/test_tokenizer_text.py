@@ -1,6 +1,6 @@
 import pytest
 
-from cogview.data.scenes import caption, sample_scenes
+from cogview.demo.scenes import caption, sample_scenes
 from cogview.tokenizers.text import TextTokenizer
 
 CAPTIONS = [caption(s, language) for s in sample_scenes("train", 600) for language in ("en", "zh")]

@@ -11,15 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cogview import checkpoint
-from cogview.config import GPTConfig, TrainConfig
+from cogview.config import TrainConfig
 from cogview.data import files
 from cogview.generate import generate
-from cogview.model import GPT
-from cogview.runlog import RunLog, read_log
-from cogview.train import State, Trainer
+from cogview.recipes.cogview import CogView, CogViewConfig
+from cogview.system import load_model
+from cogview.train import checkpoint
+from cogview.train.log import RunLog, read_log
+from cogview.train.loop import State, Trainer
+from cogview.train.token_task import TokenTask
 
-CONFIG = GPTConfig(
+CONFIG = CogViewConfig(
     num_layers=2,
     hidden_size=32,
     num_heads=2,
@@ -59,12 +61,13 @@ class Pairs:
 
 def trainer(folder, config=TRAIN, model=CONFIG, data=None, validation=None) -> Trainer:
     torch.manual_seed(0)
-    return Trainer(GPT(model), data or Pairs(7), config, folder, validation)
+    recipe = CogView(model)
+    return Trainer(TokenTask(recipe, recipe.model(), data or Pairs(7), config, validation), config, folder)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_resume_is_exact(tmp_path, dtype, monkeypatch):
-    monkeypatch.setattr("cogview.optimizer._FIRST_SCALE", 2.0**8)  # no step is skipped
+    monkeypatch.setattr("cogview.train.optimizer._FIRST_SCALE", 2.0**8)  # no step is skipped
     config = dataclasses.replace(TRAIN, dtype=dtype, accumulate=2, hide_context=0.5)
     straight = trainer(tmp_path / "a", config)
     expected = [straight.step() for _ in range(10)]
@@ -83,8 +86,9 @@ def test_resume_is_exact(tmp_path, dtype, monkeypatch):
 
 def test_every_sample_once_an_epoch(tmp_path):
     t, seen = trainer(tmp_path), []
-    batch = t.data.batch
-    t.data.batch = lambda indices: seen.extend(indices) or batch(indices)
+    data = t.task.data
+    batch = data.batch
+    data.batch = lambda indices: seen.extend(indices) or batch(indices)
     for _ in range(7):
         t.step()
     assert sorted(seen) == sorted(list(range(7)) * 4)
@@ -92,10 +96,11 @@ def test_every_sample_once_an_epoch(tmp_path):
 
 
 def test_hidden_context_is_image_only_and_of_the_asked_share(tmp_path):
-    run = trainer(tmp_path, dataclasses.replace(TRAIN, hide_context=0.5))
-    vocab = run.model.vocab
-    inputs = vocab.text2image(*Pairs(400).batch(np.arange(400)), CONFIG.max_positions)[:, :-1]
-    hidden = run._hide_context(inputs)
+    task = trainer(tmp_path, dataclasses.replace(TRAIN, hide_context=0.5)).task
+    vocab, draws = task.recipe.vocab, torch.Generator()
+    batch = task.recipe.batch(*Pairs(400).batch(np.arange(400)))
+    inputs = batch.inputs
+    hidden = task._hide_context(batch, draws).inputs
     changed = hidden != inputs
     assert (hidden[changed] == vocab["MASK"]).all()
     assert vocab.is_image(inputs[changed]).all()
@@ -103,8 +108,11 @@ def test_hidden_context_is_image_only_and_of_the_asked_share(tmp_path):
     assert 0.4 < (shares > 0).float().mean() < 0.55  # half of the rows, less those whose rate is near 0
     assert 0.4 < shares[shares > 0].mean() < 0.65  # uniform rates
     assert shares.max() > 0.9
-    whole = trainer(tmp_path)
-    assert whole._hide_context(inputs) is inputs
+    whole = trainer(tmp_path).task
+    assert whole._hide_context(batch, draws) is batch
+    task.model.eval()
+    held_out = task.batch(Pairs(4), np.arange(4), draws)  # nothing is hidden from a validation
+    assert not (held_out.inputs == vocab["MASK"]).any()
 
 
 def test_accumulation_gives_the_same_step(tmp_path):
@@ -123,7 +131,7 @@ def test_learns_a_few_pairs_and_draws_them(tmp_path, dtype):
     assert result.finished
     assert result.validation["image_loss"] < 0.1
     codes = generate(
-        checkpoint.load_model(result.checkpoint),
+        *load_model(result.checkpoint),
         [[i for i in t if i >= 0] for t in data.text.tolist()],
         top_k=1,
     )
@@ -151,14 +159,14 @@ def test_weight_decay_spares_biases_and_norms(tmp_path):
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.04, 0.0)
     assert {p.ndim for p in decayed["params"]} == {2}
     assert {p.ndim for p in spared["params"]} == {1}
-    assert len(decayed["params"]) + len(spared["params"]) == len(list(GPT(CONFIG).parameters()))
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(CogView(CONFIG).model().parameters()))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_step_that_is_not_finite_is_skipped(tmp_path, dtype, monkeypatch):
-    monkeypatch.setattr("cogview.optimizer._FIRST_SCALE", 2.0**8)
+    monkeypatch.setattr("cogview.train.optimizer._FIRST_SCALE", 2.0**8)
     t = trainer(tmp_path, dataclasses.replace(TRAIN, dtype=dtype))
-    weight = t.model.transformer.final_layernorm.weight
+    weight = t.task.model.stack.layers[-1].next_norm.weight
     t.step()
     before = {name: p.clone() for name, p in t.optimizer.master.items()}
     kept = weight.detach().clone()
@@ -174,7 +182,7 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path, dtype, monkeypatch):
 
 def test_loss_scale_of_float16(tmp_path, monkeypatch):
     """Halved by an overflow, doubled after a row of good steps, without effect on what is learned, kept on resuming."""
-    monkeypatch.setattr("cogview.optimizer._PATIENCE", 3)
+    monkeypatch.setattr("cogview.train.optimizer._PATIENCE", 3)
     config = dataclasses.replace(TRAIN, dtype="float16")
     t = trainer(tmp_path, config)
     t.optimizer.loss_scale = 2.0**60
@@ -198,7 +206,7 @@ def test_loss_scale_of_float16(tmp_path, monkeypatch):
 
 def test_a_run_that_stays_broken_ends(tmp_path):
     t = trainer(tmp_path, dataclasses.replace(TRAIN, steps=100))
-    t.model.word_embeddings.weight.data.fill_(torch.nan)
+    t.task.model.embedding.words.weight.data.fill_(torch.nan)
     with pytest.raises(RuntimeError, match="the loss was not finite for 20 steps, up to step 20: resume"):
         t.run()
 
@@ -214,7 +222,7 @@ def test_run_logs_validates_saves_and_keeps_the_newest(tmp_path):
     validated = [e for e in log if "validation_loss" in e]
     assert [e["step"] for e in validated] == [5, 10]
     assert validated[-1]["validation_image_loss"] == result.validation["image_loss"]
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
     again = trainer(tmp_path, config, validation=Pairs(6, seed=1))
     with pytest.raises(ValueError, match=r"holds a run up to step-00000010\.safetensors: resume it"):
         again.run()
@@ -228,6 +236,25 @@ def test_a_time_budget_ends_the_run(tmp_path):
     assert result.finished
     assert result.state.elapsed >= 0.3
     assert result.state.step >= 1
+
+
+def test_steps_with_a_time_limit_end_at_whichever_comes_first(tmp_path):
+    t = trainer(tmp_path, dataclasses.replace(TRAIN, steps=100, seconds=50.0))
+    t.state.step, t.state.elapsed = 20, 5.0
+    assert t.progress() == 0.2
+    t.state.elapsed = 25.0
+    assert t.progress() == 0.5
+    t.state.elapsed = 50.0
+    assert t.progress() == 1.0
+
+
+def test_a_watch_is_told_of_the_run(tmp_path):
+    told = []
+    trainer(tmp_path, dataclasses.replace(TRAIN, log_every=4)).run(
+        lambda state, rate: told.append((state.step, rate)) or ""
+    )
+    assert [step for step, _ in told] == [4, 8, 10]
+    assert all(rate > 0 for _, rate in told)
 
 
 @pytest.mark.parametrize(
@@ -284,19 +311,23 @@ def test_runs_in_a_thread(tmp_path):
 def test_long_captions_are_an_error_or_counted(tmp_path):
     data = Pairs(7)
     data.text = torch.zeros(7, 6, dtype=torch.int64)
-    with pytest.raises(ValueError, match="caption 0 is too long: 6 tokens, at most 5 fit"):
+    with pytest.raises(ValueError, match=r"text: expected at most 5 tokens beside .* got 6 in caption 0"):
         trainer(tmp_path, data=data).step()
     t = trainer(tmp_path, dataclasses.replace(TRAIN, truncate_text=True), data=data)
     t.step()
-    assert t.state.truncated == 4
+    assert t.task.counts == {"truncated": 4}
+    t.save()
+    again = trainer(tmp_path, dataclasses.replace(TRAIN, truncate_text=True), data=data)
+    assert again.resume()
+    assert again.task.counts == {"truncated": 4}
 
 
 def test_data_of_another_grid(tmp_path):
     data = Pairs(7)
     data.codes = data.codes[:, :9]
-    with pytest.raises(ValueError, match="images must be 16 codes, got 9 in the data"):
+    with pytest.raises(ValueError, match="data: expected images of 16 codes, got 9"):
         trainer(tmp_path, data=data).step()
-    with pytest.raises(ValueError, match="training and validation data must not be empty"):
+    with pytest.raises(ValueError, match="data, held_out: expected at least one sample"):
         trainer(tmp_path, validation=Pairs(0))
 
 
@@ -315,27 +346,33 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     t.step()
     path = t.save()
     for other, message in (
-        ({"model": dataclasses.replace(CONFIG, num_layers=3)}, "num_layers must be 3, got 2"),
-        ({"data": Pairs(8)}, "data must be 8, got 7"),
-        ({"config": dataclasses.replace(TRAIN, seed=1)}, "seed must be 1, got 0"),
+        ({"model": dataclasses.replace(CONFIG, num_layers=3)}, "num_layers: expected 3, got 2"),
+        ({"data": Pairs(8)}, "data: expected 8, got 7"),
+        ({"config": dataclasses.replace(TRAIN, seed=1)}, "seed: expected 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             trainer(tmp_path, **other).resume()
-    wider = json.dumps(dataclasses.asdict(dataclasses.replace(CONFIG, hidden_size=64)))
-    change(path, config=wider)
-    with pytest.raises(ValueError, match=r"does not fit the model: .* must be \[.*\], got \[.*\]"):
-        checkpoint.load_model(path)
-    change(path, config=json.dumps({"layers": 1}))
-    with pytest.raises(ValueError, match="is not a readable checkpoint"):
-        checkpoint.load_model(path)
-    change(path, version="2")
-    with pytest.raises(ValueError, match=r"must be of format cogview-gpt version 1, got .* version 2"):
-        checkpoint.load_model(path)
+    header = checkpoint.read_header(path)
+    wider = dataclasses.asdict(dataclasses.replace(CONFIG, hidden_size=64))
+    change(path, header=json.dumps(header | {"config": wider}))
+    with pytest.raises(ValueError, match=r"does not fit the model: .*: expected \[.*\], got \[.*\]"):
+        load_model(path)
+    deeper = dataclasses.asdict(dataclasses.replace(CONFIG, num_layers=10**9))
+    change(path, header=json.dumps(header | {"config": deeper}))
+    with pytest.raises(ValueError, match="does not fit the model: expected 1000000000 layers"):
+        load_model(path)
+    for broken in ({"config": {"layers": 1}}, {"recipe": "imagen"}):
+        change(path, header=json.dumps(header | broken))
+        with pytest.raises(ValueError, match="is not a readable checkpoint"):
+            load_model(path)
+    change(path, version="3")
+    with pytest.raises(ValueError, match=r"expected format cogview-run version 2, got .* version 3"):
+        load_model(path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
-        checkpoint.load_model(path)
+        load_model(path)
     with pytest.raises(ValueError, match="there is no checkpoint"):
-        checkpoint.load_model(tmp_path / "none.safetensors")
+        load_model(tmp_path / "none.safetensors")
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

@@ -2,7 +2,10 @@
 
 import io
 
+import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "gif", "bmp")
@@ -37,3 +40,10 @@ def decode_image(
         return image.convert(mode)
     except Exception as error:
         raise ValueError(f"image: not a readable picture ({error})") from error
+
+
+def pixels(image: Image.Image, size: int) -> Tensor:
+    """uint8 [3, size, size] of an RGB picture; other sizes are cropped to a square and resized."""
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -27,10 +27,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .files import written_beside
-from .images import MAX_BYTES, MAX_PIXELS, decode_image
-from .shuffle import permutation
-from .tar_index import IMAGE, JSON, TEXT, TarIndex
+from cogview.data.files import written_beside
+from cogview.data.images import MAX_BYTES, MAX_PIXELS, decode_image
+from cogview.data.shuffle import permutation
+from cogview.data.tar_index import IMAGE, JSON, TEXT, TarIndex
 
 MAX_CAPTION_BYTES = 1 << 20
 _LANGUAGE = re.compile(r"caption|[a-z]{2}(-[A-Za-z]{2,4})?")
@@ -105,7 +105,7 @@ class Pair(NamedTuple):
     captions: dict[str, str]  # by language code, or "caption" where the language is not given
 
 
-class State(NamedTuple):
+class Position(NamedTuple):
     epoch: int
     samples_seen: int  # positions of the epoch's order that all ranks together are done with
 
@@ -159,6 +159,12 @@ class PairDataset:
             return None
         return Pair(key, image, captions)
 
+    def readable(self, start: int = 0, end: int | None = None) -> Iterator[Pair]:
+        """The readable ones of samples start to end (excluded; None: all), in storage order."""
+        for index in range(start, len(self) if end is None else min(end, len(self))):
+            if (pair := self[index]) is not None:
+                yield pair
+
     def order(self, seed: int, epoch: int) -> Iterator[np.ndarray]:
         """The sample numbers of one epoch, int64, one array for each window of shards."""
         shards = permutation(len(self.shards), seed, epoch)
@@ -181,7 +187,7 @@ class PairDataset:
             raise ValueError(f"rank: expected 0 to {world_size - 1}, got {rank}")
         if state[0] < 0 or not 0 <= state[1] <= len(self):
             raise ValueError(f"state: expected epoch >= 0 and samples_seen in 0..{len(self)}, got {tuple(state)}")
-        return PairStream(self, State(*state), seed, rank, world_size, threads)
+        return PairStream(self, Position(*state), seed, rank, world_size, threads)
 
 
 class PairStream(Iterator[Pair]):
@@ -190,7 +196,7 @@ class PairStream(Iterator[Pair]):
     Iterating skips unreadable samples. With several ranks use `take`, which keeps them in step.
     """
 
-    def __init__(self, dataset: PairDataset, state: State, seed: int, rank: int, world_size: int, threads: int):
+    def __init__(self, dataset: PairDataset, state: Position, seed: int, rank: int, world_size: int, threads: int):
         self._dataset, self._start, self._world_size, self._taken = dataset, state, world_size, 0
         self._numbers = self._positions(dataset.order(seed, state.epoch), state.samples_seen + rank, world_size)
         self._pool = ThreadPoolExecutor(threads)
@@ -205,11 +211,11 @@ class PairStream(Iterator[Pair]):
                 position %= step
 
     @property
-    def state(self) -> State:
+    def state(self) -> Position:
         """With several ranks, save rank 0's: it is the last to finish an epoch."""
         if not self._ahead:
-            return State(self._start.epoch + 1, 0)
-        return State(self._start.epoch, self._start.samples_seen + self._taken * self._world_size)
+            return Position(self._start.epoch + 1, 0)
+        return Position(self._start.epoch, self._start.samples_seen + self._taken * self._world_size)
 
     def take(self, n: int) -> list[Pair]:
         """The readable ones of this rank's next n positions; the epoch is over when `state.epoch` grows."""

@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .files import written_beside
-from .images import EXTENSIONS
+from cogview.data.files import written_beside
+from cogview.data.images import EXTENSIONS
 
 VERSION = 1
 IMAGE, JSON, TEXT = range(3)  # columns of the offsets

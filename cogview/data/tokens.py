@@ -7,126 +7,72 @@ each other, pictures in the order of the shards. meta.json is written last: a fo
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from cogview.tokenizers.image import VQVAE
-from cogview.tokenizers.text import TextTokenizer
-
-from .files import write_json, written_beside
-from .shards import Pair, PairDataset
-from .shuffle import permutation
+from cogview.data.files import write_json, written_beside
+from cogview.data.shuffle import permutation
 
 VERSION = 1
 
 
-def pixels(image: Image.Image, size: int) -> Tensor:
-    """uint8 [3, size, size] of an RGB picture; other sizes are cropped to a square and resized."""
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+class TokenWriter:
+    """Writes the folder `out` row by row; its files appear under their names only when complete.
 
-
-def load_images(dataset: PairDataset, image_size: int = 64, limit: int | None = None) -> Tensor:
-    """The first `limit` readable pictures of a dataset, uint8 [N, 3, image_size, image_size]."""
-    found = [pixels(pair.image, image_size) for _, pair in zip(range(limit or len(dataset)), _pairs(dataset))]  # noqa: B905
-    if not found:
-        raise ValueError(f"dataset: no readable picture ({dataset.report})")
-    return torch.stack(found)
-
-
-def tokenize_pairs(
-    dataset: PairDataset,
-    text_tokenizer: TextTokenizer,
-    vqvae: VQVAE,
-    out: str | Path,
-    languages: Sequence[str] = ("en", "zh"),
-    *,
-    image_size: int = 64,
-    max_text: int = 64,
-    batch: int = 128,
-    progress=iter,
-) -> "TokenDataset":
-    """Tokenises all captions and pictures into the folder `out`.
-
-    languages: keys of `Pair.captions`; where one is missing there is no row. A caption of more than max_text
-    tokens gives no row; meta.json counts those and the unreadable samples. A folder that already holds these
-    pairs made with these tokenizers is kept. progress wraps the list of batches.
+    Use as a context manager: `write` rows, then `finish`. settings: what the folder was made of, kept in meta.json.
     """
-    out = Path(out)
-    settings = {
-        "version": VERSION,
-        "shards": [[shard.path.name, shard.path.stat().st_size] for shard in dataset.shards],
-        "pairs": len(dataset),
-        "languages": list(languages),
-        "image_size": image_size,
-        "max_text": max_text,
-        "text_sha256": text_tokenizer.sha256,
-        "image_sha256": vqvae.sha256,
-    }
-    meta_path = out / "meta.json"
-    if meta_path.exists():
-        if settings.items() <= _read_meta(meta_path).items():
-            return TokenDataset(out)
-        meta_path.unlink()  # from here on the folder is unfinished
-    side = image_size // vqvae.config.downsample
-    texts, lengths, rows, skipped = array("i"), array("i"), 0, Counter[str]()
-    vqvae.eval()
-    with written_beside(out / "codes.npy") as beside, open(beside, "wb") as file:
-        _write_header(file, 0, side * side)
-        for start in progress(range(0, len(dataset), batch)):
-            pairs = list(_pairs(dataset, start, min(start + batch, len(dataset))))
-            skipped["unreadable pairs"] += min(batch, len(dataset) - start) - len(pairs)
-            if not pairs:
-                continue
-            with torch.inference_mode():
-                images = torch.stack([pixels(pair.image, image_size) for pair in pairs])
-                codes = vqvae.encode(images.float() / 255).flatten(1).to(torch.int32).numpy()
-            for pair, row in zip(pairs, codes, strict=True):
-                for language in languages:
-                    ids = text_tokenizer.encode(pair.captions[language]) if language in pair.captions else []
-                    if not 0 < len(ids) <= max_text:
-                        skipped["captions too long" if ids else "captions missing"] += 1
-                        continue
-                    texts.extend(ids)
-                    lengths.append(len(ids))
-                    file.write(row.tobytes())
-                    rows += 1
-        if not rows:
-            raise ValueError(f"dataset: no pair with a caption in {', '.join(languages)} ({dict(skipped)})")
-        file.seek(0)
-        _write_header(file, rows, side * side)
-    padded = np.full((rows, max(lengths)), -1, np.int32)
-    padded[np.arange(padded.shape[1]) < np.array(lengths)[:, None]] = np.array(texts, np.int32)
-    with written_beside(out / "text.npy") as beside, open(beside, "wb") as file:
-        np.save(file, padded)
-    sizes = {
-        "rows": rows,
-        "text_length": padded.shape[1],
-        "grid": [side, side],
-        "text_vocab_size": text_tokenizer.vocab_size,
-        "codebook_size": vqvae.config.codebook_size,
-    }
-    write_json(meta_path, settings | sizes | {"skipped": {k: n for k, n in skipped.items() if n}})
-    return TokenDataset(out)
+
+    def __init__(self, out: Path, settings: dict, grid: tuple[int, int]):
+        self.out, self.settings, self.grid = out, settings, grid
+        self._texts, self._lengths, self._stack = array("i"), array("i"), ExitStack()
+
+    def __enter__(self) -> "TokenWriter":
+        (self.out / "meta.json").unlink(missing_ok=True)  # from here on the folder is unfinished
+        beside = self._stack.enter_context(written_beside(self.out / "codes.npy"))
+        self._codes = self._stack.enter_context(open(beside, "wb"))
+        self._write_header()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stack.__exit__(*error)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def write(self, text: Sequence[int], codes: np.ndarray) -> None:
+        """One row: text ids, and codes int32 [h w]."""
+        self._texts.extend(text)
+        self._lengths.append(len(text))
+        self._codes.write(codes.tobytes())
+
+    def finish(self, skipped: Counter[str], **sizes: int) -> None:
+        """Completes the files; what was left out and the vocabularies' sizes go to meta.json."""
+        self._codes.seek(0)
+        self._write_header()
+        self._stack.close()
+        padded = np.full((len(self), max(self._lengths)), -1, np.int32)
+        padded[np.arange(padded.shape[1]) < np.array(self._lengths)[:, None]] = np.array(self._texts, np.int32)
+        with written_beside(self.out / "text.npy") as beside, open(beside, "wb") as file:
+            np.save(file, padded)
+        shape = {"rows": len(self), "text_length": padded.shape[1], "grid": list(self.grid)}
+        counts = {"skipped": {kind: n for kind, n in skipped.items() if n}}
+        write_json(self.out / "meta.json", self.settings | shape | sizes | counts)
+
+    def _write_header(self) -> None:
+        """An .npy header; NumPy pads it so that the number of rows can grow in place."""
+        header = {"descr": "<i4", "fortran_order": False, "shape": (len(self), self.grid[0] * self.grid[1])}
+        np.lib.format.write_array_header_1_0(self._codes, header)
 
 
-def _pairs(dataset: PairDataset, start: int = 0, end: int | None = None) -> Iterator[Pair]:
-    """The readable pairs in storage order."""
-    for index in range(start, len(dataset) if end is None else end):
-        if (pair := dataset[index]) is not None:
-            yield pair
-
-
-def _write_header(file, rows: int, columns: int) -> None:
-    """An .npy header; NumPy pads it so that the number of rows can grow in place."""
-    header = {"descr": "<i4", "fortran_order": False, "shape": (rows, columns)}
-    np.lib.format.write_array_header_1_0(file, header)
+def made_of(out: Path, settings: dict) -> "TokenDataset | None":
+    """The finished tokens in a folder, if they were made with these settings."""
+    path = out / "meta.json"
+    return TokenDataset(out) if path.exists() and settings.items() <= _read_meta(path).items() else None
 
 
 def _read_meta(path: Path) -> dict:
@@ -166,22 +112,18 @@ class TokenDataset:
         """Hashes of the text and image tokenizer that made it."""
         return [self.meta["text_sha256"], self.meta["image_sha256"]]
 
-    def check(self, text_tokenizer: TextTokenizer, vqvae: VQVAE) -> None:
-        """ValueError unless these are the tokenizers the folder was made with."""
-        for name, got in (("text", text_tokenizer.sha256), ("image", vqvae.sha256)):
-            if (made_by := self.meta[f"{name}_sha256"]) != got:
+    def check(self, text_sha256: str, image_sha256: str) -> None:
+        """ValueError unless these are the hashes of the tokenizers the folder was made with."""
+        for name, made_by, got in zip(("text", "image"), self.tokenizers, (text_sha256, image_sha256), strict=True):
+            if made_by != got:
                 raise ValueError(f"{name} tokenizer: expected {made_by[:12]}, as of these tokens, got {got[:12]}")
 
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-        """Text int64 [B, T], -1 padded, and codes int64 [B, h w] of some rows."""
+        """Text int64 [B, T], -1 padded, and codes int64 [B, h w] of some rows. Layouts check the ids."""
         indices = np.asarray(indices, np.int64)
         if indices.ndim != 1 or (len(indices) and not 0 <= indices.min() <= indices.max() < len(self)):
             raise ValueError(f"indices: expected a list of 0 to {len(self) - 1}, got {indices}")
         text, codes = (torch.from_numpy(a[indices].astype(np.int64)) for a in (self.text, self.codes))
-        bounds = (("text", text, -1, "text_vocab_size"), ("codes", codes, 0, "codebook_size"))
-        for name, values, lowest, size in bounds:
-            if values.numel() and not lowest <= int(values.min()) <= int(values.max()) < self.meta[size]:
-                raise ValueError(f"folder: {name}.npy: expected {lowest} to {self.meta[size] - 1}, got others")
         return text, codes
 
     def order(self, seed: int, epoch: int) -> np.ndarray:

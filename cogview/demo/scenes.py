@@ -18,10 +18,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from .emoji import load_emoji
-from .files import write_json
-from .shards import ShardWriter
-from .shuffle import permutation
+from cogview.data.files import write_json
+from cogview.data.shards import ShardWriter
+from cogview.data.shuffle import permutation
+from cogview.demo.emoji import load_emoji
 
 VERSION = 1
 SIZE = 64  # pixels of a side

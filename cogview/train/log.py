@@ -1,8 +1,9 @@
 """The record of a run: one JSON object a line in log.jsonl, and TensorBoard events where it is installed."""
 
 import json
-import os
 from pathlib import Path
+
+from cogview.data.files import written_beside
 
 
 class RunLog:
@@ -11,9 +12,8 @@ class RunLog:
     def __init__(self, folder: Path, step: int):
         path = folder / "log.jsonl"
         kept = [entry for entry in read_log(folder) if entry["step"] <= step]
-        beside = path.with_name(path.name + ".partial")
-        beside.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        os.replace(beside, path)
+        with written_beside(path) as beside:
+            beside.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = open(path, "a")  # noqa: SIM115, closed in close()
         try:
             from torch.utils.tensorboard import SummaryWriter

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .scenes import BACKGROUNDS, NOUNS, PLACES, RELATIONS, SIZE, TILE, Scene, tiles
-from .shuffle import permutation
+from cogview.data.shuffle import permutation
+from cogview.demo.scenes import BACKGROUNDS, NOUNS, PLACES, RELATIONS, SIZE, TILE, Scene, tiles
 
 Picture = Image.Image | Tensor
 _NOUNS, _PLACES, _COLOURS = list(NOUNS), list(PLACES), list(BACKGROUNDS)

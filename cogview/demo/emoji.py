@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from .images import decode_image
-from .tar_index import IMAGE, JSON, TarIndex
+from cogview.data.images import decode_image
+from cogview.data.tar_index import IMAGE, JSON, TarIndex
 
 SHARD = Path(__file__).parent / "assets" / "emoji.tar"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .data.files import written_beside
-from .data.measure import chance, score
-from .data.scenes import Scene, caption
-from .pictures import contact_sheet, curves
-from .runlog import read_log
+from cogview.data.files import written_beside
+from cogview.demo.measure import chance, score
+from cogview.demo.scenes import Scene, caption
+from cogview.pictures import contact_sheet, curves
+from cogview.train.log import read_log
 
 SHOWN = 24  # cells of the contact sheet
 ATTRIBUTES = {
@@ -54,7 +54,7 @@ def share_of_bound(figures: dict, language: str, attribute: str) -> float:
 
 
 def _curves(out: Path) -> None:
-    gpt, image = read_log(out / "gpt"), _read_lines(out / "vqvae.jsonl")
+    gpt, image = read_log(out / "gpt"), read_log(out / "vqvae")
 
     def line(entries: list[dict], name: str) -> tuple[list[float], list[float]]:
         found = [(e["step"], e[name]) for e in entries if name in e]
@@ -76,10 +76,6 @@ def _curves(out: Path) -> None:
     )
 
 
-def _read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-
-
 def _page(out: Path, figures: dict, languages: list[str], count: int, facts: dict) -> str:
     percent = "{:.0%}".format
     head = "| shown in the picture | chance | " + " | ".join(f"drawn, {name}" for name in languages)
@@ -91,7 +87,9 @@ def _page(out: Path, figures: dict, languages: list[str], count: int, facts: dic
         cells += [percent(figures["bound"][name]), percent(sum(shares) / len(shares))]
         rows.append(f"| {words} | " + " | ".join(cells) + " |")
     image, validation = facts["image"], facts["validation"]
-    return f"""# What this CogView learned
+    return f"""{facts["verdict"]}
+
+# What this CogView learned
 
 ![samples](samples.png)
 

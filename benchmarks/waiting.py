@@ -1,0 +1,136 @@
+"""`python -m benchmarks.waiting`: what threads that wait should do, alone and beside another busy process.
+
+The tiny preset's training, the demo's image tokenizer and drawing, each by OpenMP's ways of waiting (GNU's: by default
+it spins a millisecond or so), with and without one process of normal priority that only counts. A fresh process each,
+the ways in turn, medians of the rounds. Writes results/waiting/<device>.json; takes about eight minutes on two cores.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cogview.cli import SPINS, WAITING
+from cogview.config import TrainConfig
+from cogview.data.files import write_json
+from cogview.demo.demo import IMAGE
+from cogview.generate import generate
+from cogview.recipes import preset
+from cogview.recipes.cogview import CogView
+from cogview.tokenizers.image import VQVAE
+from cogview.tokenizers.train_image import TRAINING, Pictures, PictureTask
+from cogview.train.loop import Trainer
+from cogview.train.token_task import TokenTask
+
+from . import machine
+from .report import RESULTS
+from .stability import Scenes
+
+WAYS: dict[str, dict[str, str]] = {
+    "default": {},
+    f"GOMP_SPINCOUNT={SPINS}": {"GOMP_SPINCOUNT": str(SPINS)},
+    "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
+}
+WORK = ("training, sequences/s", "image tokenizer, images/s", "one picture, tokens/s", "32 pictures, tokens/s")
+
+
+def measure(seconds: float) -> list[float]:
+    """Of each WORK, in this process."""
+    config, training = preset("tiny")
+    recipe = CogView(config)
+    torch.manual_seed(0)
+    model = recipe.model()
+    gpt = Trainer(
+        TokenTask(recipe, model, Scenes(256, config.image_grid), _cut(training)), _cut(training), Path("unused")
+    )
+    pictures = torch.randint(256, (256, 3, 64, 64), dtype=torch.uint8)
+    images = TrainConfig(steps=10**6, **TRAINING)
+    vqvae = Trainer(PictureTask(VQVAE(IMAGE), Pictures(pictures)), images, Path("unused"))
+    trained = [_rate(t.step, seconds) * t.config.batch_size for t in (gpt, vqvae)]
+    model.float()
+    drawn = []
+    for count in (1, 32):
+        rate = _rate(partial(generate, recipe, model, [[1, 2]] * count), seconds)
+        drawn.append(rate * count * config.image_tokens)
+    return trained + drawn
+
+
+def _cut(training: TrainConfig) -> TrainConfig:
+    """Scenes have the bytes of their captions for text, too many for the preset."""
+    return TrainConfig(**{**vars(training), "seconds": None, "steps": 10**6, "truncate_text": True})
+
+
+def _rate(call: Callable[[], Any], seconds: float) -> float:
+    """Calls a second, after two to warm up."""
+    call(), call()
+    begun, calls = time.perf_counter(), 0
+    while (spent := time.perf_counter() - begun) < seconds:
+        call()
+        calls += 1
+    return calls / spent
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.waiting", description="How threads should wait.")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=4, help="of each work (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "waiting", help="folder (default: %(default)s)")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.seconds)))
+        return 0
+    clean = {name: value for name, value in os.environ.items() if name not in WAITING}
+    command = [sys.executable, "-m", "benchmarks.waiting", "--child", "--seconds", str(options.seconds)]
+    found: dict[tuple[str, int], list[list[float]]] = {}
+    with Console().status("measuring"):
+        for _ in range(options.rounds):
+            for others in (0, 1):
+                for way, variables in WAYS.items():
+                    with busy(others):
+                        run = subprocess.run(command, env=clean | variables, stdout=subprocess.PIPE, check=True)
+                    found.setdefault((way, others), []).append(json.loads(run.stdout))
+    rows = [
+        {"way": way, "busy processes": others, "rounds": options.rounds}
+        | {
+            name: [round(statistics.median(x), 1), min(x), max(x)]
+            for name, x in zip(WORK, zip(*rates, strict=True), strict=True)
+        }
+        for (way, others), rates in found.items()
+    ]
+    facts = machine.facts()
+    path = options.out / f"{machine.slug(facts['device'])}.json"
+    write_json(path, {"facts": facts, "rows": rows})
+    table = Table("threads that wait", "busy processes beside it", *WORK)
+    for row in rows:
+        table.add_row(row["way"], str(row["busy processes"]), *(f"{row[name][0]:.0f}" for name in WORK))
+    Console().print(table)
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

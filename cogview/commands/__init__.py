@@ -1,0 +1,36 @@
+"""The commands of the command line: a dataclass each, its fields the options, `run` what it does."""
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from cogview.commands.data import Data, Tokenize
+from cogview.commands.run import Demo, Generate, Info, Train
+from cogview.train.interrupts import Interrupted
+
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+)
+
+
+def run(arguments: list[str] | None, description: str) -> None:
+    command = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="cogview",
+        description=description,
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
+    try:
+        command.run()
+    except (KeyboardInterrupt, Interrupted):
+        resumable = isinstance(command, (Demo, Data, Tokenize, Train))
+        sys.exit(f"cogview: stopped{'; the same command goes on from here' if resumable else ''}")
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        sys.exit(f"cogview: {error}")

@@ -1,0 +1,128 @@
+"""Commands about data: building and reading shards, turning them into tokens."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from cogview.config import TrainConfig
+from cogview.data.shards import Pair, PairDataset
+
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Build:
+    """Compose captioned scenes of emoji into tar shards (WebDataset layout)."""
+
+    out: Path
+    """Folder for the shards."""
+    train: int = 12_000
+    """Scenes to train on."""
+    test: int = 1_000
+    """Scenes of combinations that training never sees."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from cogview.demo.scenes import build_scene_shards
+
+        shards = build_scene_shards(
+            self.out, self.train, self.test, self.seed, lambda work: track(work, "composing scenes")
+        )
+        for split, paths in shards.items():
+            console.print(f"{split}: {len(paths)} shards in {self.out}")
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Read every pair of some tar shards; report what is there and what is damaged."""
+
+    shards: tyro.conf.Positional[tuple[Path, ...]]
+    sheet: Path | None = None
+    """Also write a contact sheet (PNG) of the first pairs here."""
+
+    def run(self) -> None:
+        data = PairDataset(self.shards)
+        sizes, languages = Counter[tuple[int, int]](), Counter[str]()
+        first: list[Pair] = []
+        for index in track(range(len(data)), "reading"):
+            if (pair := data[index]) is None:
+                continue
+            sizes[pair.image.size] += 1
+            languages.update(pair.captions.keys())
+            if len(first) < 24:
+                first.append(pair)
+        console.print(f"{sum(sizes.values())} of {len(data)} pairs can be read")
+        console.print("sizes: " + ", ".join(f"{w} x {h} ({n})" for (w, h), n in sizes.most_common(5)))
+        console.print("captions: " + ", ".join(f"{name} ({n})" for name, n in languages.most_common()))
+        console.print(str(data.report))
+        if self.sheet is not None and first:
+            from cogview.data.images import pixels
+            from cogview.pictures import contact_sheet
+
+            rows = [(next(iter(p.captions.values()), p.key), [pixels(p.image, 128)]) for p in first]
+            contact_sheet(rows, self.sheet, columns=6, zoom=1)
+            console.print(f"contact sheet: {self.sheet}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Captioned pictures in tar shards."""
+
+    command: Annotated[Build, tyro.conf.subcommand("build")] | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+
+    def run(self) -> None:
+        self.command.run()
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Turn tar shards of pairs into tokens, training the tokenizers that the run folder does not have yet."""
+
+    shards: tyro.conf.Positional[tuple[Path, ...]]
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")] = Path("runs/mine")
+    """Folder of the run: text.model, vqvae.safetensors, tokens/<split>."""
+    split: str = "train"
+    languages: tuple[str, ...] = ("en", "zh")
+    """Captions to use, by their keys in the pairs' JSON ("caption" for plain text)."""
+    image_size: int = 64
+    """Pixels of a side; others are cropped to a square and resized."""
+    max_text: int = 64
+    """Longest caption in tokens; longer ones are left out and counted."""
+    text_pieces: int = 600
+    """Vocabulary of a text tokenizer trained here."""
+    codebook: int = 1024
+    """Codes of an image tokenizer trained here."""
+    code_dim: int = 64
+    hidden: int = 96
+    image_seconds: float = 150
+    """Training time of an image tokenizer trained here."""
+
+    def run(self) -> None:
+        from cogview.pipeline import image_tokenizer, text_tokenizer, tokenize_pairs
+        from cogview.tokenizers.image import VQVAE, VQConfig
+        from cogview.tokenizers.text import TextTokenizer
+        from cogview.tokenizers.train_image import TRAINING
+
+        data, folder = PairDataset(self.shards), self.run_folder
+        trained = folder / "vqvae.safetensors"
+        unfinished = (folder / "vqvae").exists() or (folder / "vqvae.training.safetensors").exists()
+        if self.split == "train":
+            text = text_tokenizer(data, folder, self.languages, self.text_pieces)
+        else:  # only the training split trains
+            text = TextTokenizer.load(folder / "text.model")
+        if self.split != "train" or (trained.exists() and not unfinished):  # one that was brought here, too
+            image = VQVAE.load(trained).eval()
+        else:
+            config = VQConfig(codebook_size=self.codebook, dim=self.code_dim, hidden=self.hidden)
+            training = TrainConfig(seconds=self.image_seconds, **TRAINING)
+            image, report = image_tokenizer(data, folder, config, training, image_size=self.image_size)
+            console.print(f"image tokenizer: {report.psnr:.1f} dB, {report.used_codes} codes used")
+        out = folder / "tokens" / self.split
+        sizes = {"image_size": self.image_size, "max_text": self.max_text}
+        dataset = tokenize_pairs(data, text, image, out, self.languages, **sizes)
+        console.print(f"{len(dataset)} sequences in {out}; left out: {dataset.meta['skipped'] or 'none'}")

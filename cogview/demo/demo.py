@@ -1,0 +1,206 @@
+"""The whole job in one folder, on one machine, in minutes: scenes, tokenizers, GPT, pictures, report.
+
+Every stage goes on where it was stopped, and a longer demo from a shorter one. The minutes cover everything,
+installation included. What is trained has a number of steps at which it is good; where the machine is slower than
+planned, it may take twice the time.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from cogview.config import TrainConfig, require
+from cogview.data.files import write_json
+from cogview.data.images import pixels
+from cogview.data.shards import PairDataset
+from cogview.data.tokens import TokenDataset
+from cogview.demo import report
+from cogview.demo.pace import Pace
+from cogview.demo.scenes import build_scene_shards, caption, render, sample_scenes
+from cogview.pipeline import image_tokenizer, sizes_of, text_tokenizer, tokenize_pairs
+from cogview.recipes import named, preset
+from cogview.system import System
+from cogview.tokenizers.image import VQConfig
+from cogview.tokenizers.train_image import TRAINING, VQReport, reconstruct, steps_done
+from cogview.train import checkpoint
+from cogview.train.interrupts import Interrupted
+from cogview.train.loop import Result, Trainer
+from cogview.train.token_task import TokenTask
+
+LANGUAGES = ("en", "zh")
+INSTALLATION = 4.0  # minutes of the budget that `make demo` may have spent before
+FIXED = 1.6  # minutes for scenes, tokens, pictures and the report
+IMAGE_SHARE = 0.25  # of the rest, for the image tokenizer; the GPT has the others
+MINUTES = 15.0  # of the demo whose steps are known to be enough
+GPT_STEPS, IMAGE_STEPS = 2_500, 800  # these
+ENOUGH = 0.95  # of them is as good
+SLACK = 2.0  # times the planned seconds that a training may take
+TRAIN_SCENES, TEST_SCENES = 12_000, 1_000
+JUDGED = 128  # held-out scenes that are drawn, in each language
+IMAGE = VQConfig(codebook_size=1024, dim=64, hidden=96)
+TEXT_PIECES = 600
+TEMPERATURE = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Steps of training, and the seconds that they are planned to take."""
+
+    minutes: float
+    image_steps: int
+    image_seconds: float
+    gpt_steps: int
+    gpt_seconds: float
+
+    @classmethod
+    def of(cls, minutes: float) -> "Plan":
+        """Steps in proportion to the time there is; more minutes than MINUTES are for the GPT alone."""
+        least = INSTALLATION + FIXED
+        require(minutes > least + 1 / 60, "minutes", f"more than {least + 0.1:.1f}", minutes)
+        share = (minutes - least) / (MINUTES - least)
+        image, gpt = (60 * (MINUTES - least) * part for part in (IMAGE_SHARE, 1 - IMAGE_SHARE))
+        steps = max(1, round(IMAGE_STEPS * min(1.0, share))), max(1, round(GPT_STEPS * share))
+        return cls(minutes, steps[0], round(image * min(1.0, share), 1), steps[1], round(gpt * share, 1))
+
+
+def run(out: Path, minutes: float, console: Console) -> str:
+    """Runs what is not done yet and writes the report; returns its first line. Interrupted where it can go on."""
+    started, plan = time.monotonic(), Plan.of(minutes)
+    _remember(out, plan)
+    console.print(
+        f"Everything goes to {out}: scenes, image tokenizer ({plan.image_seconds / 60:.1f} min), "
+        f"GPT ({plan.gpt_seconds / 60:.1f} min for {plan.gpt_steps:,} steps), pictures and a report. "
+        "Ctrl-C stops; the same command goes on."
+    )
+    console.print(_estimate(plan))
+
+    scenes = build_scene_shards(
+        out / "scenes", TRAIN_SCENES, TEST_SCENES, progress=lambda work: track(work, "composing scenes")
+    )
+    train, test = PairDataset(scenes["train"]), PairDataset(scenes["test"])
+    text = text_tokenizer(train, out, LANGUAGES, TEXT_PIECES)
+    training = _image_training(out, plan)
+    pace = Pace(console, "image tokenizer", training, plan.image_seconds)
+    image, image_report = image_tokenizer(train, out, IMAGE, training, image_size=64, watch=pace)
+    data = tokenize_pairs(train, text, image, out / "tokens" / "train", LANGUAGES)
+    held_out = tokenize_pairs(test, text, image, out / "tokens" / "test", LANGUAGES)
+    result = _train(data, held_out, out / "gpt", plan, console)
+
+    system = System.load(out)
+    sample = sample_scenes("test", JUDGED)
+    with console.status("drawing pictures for captions never seen"):
+        begun = time.monotonic()
+        drawn = {name: system.draw([caption(s, name) for s in sample], temperature=TEMPERATURE) for name in LANGUAGES}
+        seconds_each = (time.monotonic() - begun) / (JUDGED * len(LANGUAGES))
+    true = torch.stack([pixels(render(s), 64) for s in sample])
+    rebuilt, _ = reconstruct(system.image, true)
+    facts = _facts(plan, system, data, image_report, result) | {
+        "seconds_per_picture": seconds_each,
+        "minutes_this_time": (time.monotonic() - started) / 60,
+    }
+    report.write(out, sample, drawn, true, rebuilt, facts)
+    return facts["verdict"]
+
+
+def _image_training(out: Path, plan: Plan) -> TrainConfig:
+    """Of the image tokenizer; once there is a GPT on its tokens it stays as it is."""
+    settings = {**TRAINING, "save_every": 200}
+    done = steps_done(out)
+    if done and checkpoint.latest(out / "gpt") is not None:
+        return TrainConfig(steps=done, **settings)
+    return TrainConfig(steps=plan.image_steps, seconds=SLACK * plan.image_seconds, **settings)
+
+
+def _train(data: TokenDataset, held_out: TokenDataset, folder: Path, plan: Plan, console: Console) -> Result:
+    config, training = preset("tiny")
+    training = dataclasses.replace(training, steps=plan.gpt_steps, seconds=SLACK * plan.gpt_seconds)
+    recipe_type = named("cogview")
+    recipe = recipe_type(recipe_type.fit(config, **sizes_of(data, held_out)))
+    torch.manual_seed(training.seed)
+    trainer = Trainer(TokenTask(recipe, recipe.model(), data, training, held_out), training, folder)
+    trainer.resume()
+    result = trainer.run(Pace(console, "GPT", training, plan.gpt_seconds))
+    if not result.finished:
+        raise Interrupted
+    return result
+
+
+def _remember(out: Path, plan: Plan) -> None:
+    """Notes how long the demo in a folder is; a shorter one would not go on from it."""
+    record = out / "demo.json"
+    if record.exists():
+        try:
+            minutes = float(json.loads(record.read_text(encoding="utf-8"))["minutes"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{record} is damaged ({error}): give another --out") from error
+        if minutes > plan.minutes:
+            raise ValueError(f"{out} holds a demo of {minutes:g} minutes: give as many or more, or another --out")
+    write_json(record, dataclasses.asdict(plan))
+
+
+def _estimate(plan: Plan) -> str:
+    """How long the GPT's steps will take on this machine, from a few of them."""
+    config, training = preset("tiny")
+    recipe = named("cogview")(config)
+    model = recipe.model().to(getattr(torch, training.dtype))
+    text, codes = (torch.zeros(training.batch_size, n, dtype=torch.int64) for n in (8, config.image_tokens))
+    batch, seconds = recipe.batch(text, codes), []
+    for _ in range(4):
+        begun = time.monotonic()
+        model(batch.inputs, batch.context, targets=batch.targets).sum().backward()
+        seconds.append(time.monotonic() - begun)
+    expected = 1.15 * min(seconds) * plan.gpt_steps  # with the optimizer
+    if expected <= plan.gpt_seconds:
+        return f"About {plan.minutes:g} minutes, installation included, or less."
+    return (
+        f"About {plan.minutes:g} minutes were planned, but here the GPT's {plan.gpt_steps:,} steps may take "
+        f"{expected / 60:.0f} instead of {plan.gpt_seconds / 60:.0f}; it is stopped after "
+        f"{SLACK * plan.gpt_seconds / 60:.0f}, finished or not."
+    )
+
+
+def verdict(plan: Plan, image: tuple[int, float], gpt: tuple[int, float]) -> str:
+    """Whether a run had the steps it needs. image, gpt: steps, and samples a second."""
+    shares = (image[0] / IMAGE_STEPS, gpt[0] / GPT_STEPS)
+    had = f"{gpt[0]:,} of the {GPT_STEPS:,} that its GPT needs, {image[0]:,} of its image tokenizer's {IMAGE_STEPS:,}"
+    if min(shares) >= ENOUGH:
+        return f"This run had the steps that good pictures need: {had}."
+    if image[0] < plan.image_steps * ENOUGH or gpt[0] < plan.gpt_steps * ENOUGH:
+        planned = plan.gpt_steps * preset("tiny")[1].batch_size / plan.gpt_seconds
+        why = f"the machine trained {gpt[1]:.0f} captions a second, {planned:.0f} were planned"
+    else:
+        why = f"its {plan.minutes:g} minutes were planned for no more"
+    return (
+        f"This run had too few steps for good pictures: {had} ({why}). What it draws is not what this model can draw. "
+        f"`make demo MINUTES={min(999, max(MINUTES, 2 * plan.minutes)):.0f}` trains the GPT on from here."
+    )
+
+
+def _facts(plan: Plan, system: System, data: TokenDataset, image_report: VQReport, result: Result) -> dict[str, Any]:
+    config, batch_size = system.recipe.config, preset("tiny")[1].batch_size
+    rate = result.state.step * batch_size / max(result.state.elapsed, 1e-9)
+    trained = (image_report.steps, image_report.images_per_second), (result.state.step, rate)
+    return {
+        "verdict": verdict(plan, *trained),
+        "plan": dataclasses.asdict(plan),
+        "parameters": sum(p.numel() for p in system.model.parameters()),
+        "layers": config.num_layers,
+        "hidden": config.hidden_size,
+        "attention": getattr(config, "attention", system.recipe.name),
+        "tokens": config.max_positions - 1,
+        "rows": len(data),
+        "text_pieces": system.text.vocab_size,
+        "image": dataclasses.asdict(image_report) | {"codebook": system.image.config.codebook_size},
+        "steps": result.state.step,
+        "batch_size": batch_size,
+        "gpt_seconds": result.state.elapsed,
+        "sequences_per_second": rate,
+        "validation": result.validation,
+        "threads": torch.get_num_threads(),
+    }

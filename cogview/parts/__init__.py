@@ -1,0 +1,1 @@
+"""What models are made of: embedding and head, attention, the stack of layers, the transformer around them."""

@@ -1,0 +1,128 @@
+"""Self-attention of one layer: the projections, and who sees whom in training and with a cache.
+
+A kind of attention is a subclass with `attend`, and `decode` if it generates. Shapes: B batch, S tokens, H heads, D
+head size, L layers, P pivots, C hidden size.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogview.config import ModelConfig
+from cogview.sequence import Context
+from cogview_ops import pb_relax_attention, three_region_attention, three_region_attention_decode
+from cogview_ops.modules import KVCache
+
+
+class Attention(nn.Module):
+    """Projections around an attention of layer `index`, counted from 0."""
+
+    takes: tuple[str, ...] = ()
+    """The names in Context.attention that it needs."""
+
+    def __init__(self, config: ModelConfig, index: int):
+        super().__init__()
+        self.num_heads, self.head_dim, self.index = config.num_heads, config.head_dim, index
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, context: Context, cache: KVCache | None = None) -> Tensor:
+        """The branch [B, S, C] of x [B, S, C]. With a cache the tokens continue its rows, which grow by S."""
+        B, S, C = x.shape
+        q, k, v = self.query_key_value(x).view(B, S, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        if cache is None:
+            out = self.attend(q, k, v, context)
+        else:
+            out = self.decode(q, k, v, context, cache, cache.append(k, v))
+        return self.dense(out.transpose(1, 2).reshape(B, S, C))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """[B, H, S, D] of a whole sequence's q, k, v, alike."""
+        raise NotImplementedError
+
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, context: Context, cache: KVCache, ends: Tensor) -> Tensor:
+        """The same for new tokens that stand in the cache already, each row's last at `ends` - 1 (int32 [B])."""
+        raise NotImplementedError
+
+
+def seen(cache: KVCache, ends: Tensor, count: int) -> Tensor:
+    """bool [B, 1, count, Smax]: cached tokens at or before each of the `count` new ones."""
+    keys = torch.arange(cache.keys.shape[2], device=ends.device)
+    last = ends[:, None] - count + torch.arange(count, device=ends.device)
+    return (keys <= last[..., None])[:, None]
+
+
+class Dense(Attention):
+    """Causal attention to all tokens."""
+
+    def attend(self, q, k, v, context):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def decode(self, q, k, v, context, cache, ends):
+        return F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=seen(cache, ends, q.shape[2]))
+
+
+class PBRelax(Attention):
+    """As Dense, by the formula that cannot overflow float16. `record_weights` shows its weights."""
+
+    def __init__(self, config: ModelConfig, index: int):
+        super().__init__(config, index)
+        self.record: list[Tensor] | None = None
+
+    def attend(self, q, k, v, context):
+        return self._recorded(pb_relax_attention(q, k, v, causal=True, return_weights=True))
+
+    def decode(self, q, k, v, context, cache, ends):
+        mask = seen(cache, ends, q.shape[2])
+        return self._recorded(pb_relax_attention(q, cache.keys, cache.values, mask=mask, return_weights=True))
+
+    def _recorded(self, result: tuple[Tensor, Tensor]) -> Tensor:
+        if self.record is not None:
+            self.record.append(result[1])
+        return result[0]
+
+
+@contextmanager
+def record_weights(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that receives each layer's attention weights [B, H, S, keys] of the calls inside."""
+    layers = [module for module in model.modules() if isinstance(module, PBRelax)]
+    if not layers:
+        raise ValueError("model: expected layers of attention dense_pb_relax, which alone has weights, got none")
+    weights: list[Tensor] = []
+    for layer in layers:
+        layer.record = weights
+    try:
+        yield weights
+    finally:
+        for layer in layers:
+            layer.record = None
+
+
+class ThreeRegion(Attention):
+    """A window of blocks and the layer's own pivots (CogView paper, appendix B).
+
+    Each pivot stands for floor(S / P) tokens of the S fed.
+    """
+
+    takes = ("pivots",)
+
+    def __init__(self, config: ModelConfig, index: int, *, block_size: int, window_blocks: int, num_pivots: int):
+        super().__init__(config, index)
+        bias = math.log(max(1, (config.max_positions - 1) // num_pivots))
+        self.pattern: dict[str, Any] = {
+            "block_size": block_size,
+            "window_blocks": window_blocks,
+            "pivot_bias": bias,
+        }
+
+    def attend(self, q, k, v, context):
+        return three_region_attention(q, k, v, context.attention["pivots"][:, self.index], **self.pattern)
+
+    def decode(self, q, k, v, context, cache, ends):
+        pivots = context.attention["pivots"][:, self.index]
+        return three_region_attention_decode(q, cache.keys, cache.values, pivots, ends, **self.pattern)

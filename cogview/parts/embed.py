@@ -1,0 +1,32 @@
+"""Tokens to states and back: the tables, the gradient shrink, the tied head."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogview.config import ModelConfig
+from cogview.loss import token_nll
+
+
+class Embedding(nn.Module):
+    """Token and position tables. The head is the token table (CogView paper, section 2.4, shrinks its gradient)."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.words = nn.Embedding(vocab_size, config.hidden_size)
+        self.positions = nn.Embedding(config.max_positions, config.hidden_size)
+        self.grad_scale, self.dropout = config.embedding_grad_scale, config.dropout
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """States [B, S, C] of tokens [B, S] at rows [B, S] or [S] of the position table."""
+        h = self.words(tokens) + self.positions(positions)
+        h = torch.lerp(h.detach(), h, self.grad_scale)  # value h, gradient times the scale
+        return F.dropout(h, self.dropout, self.training)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """float32 [..., V] of states [..., C]."""
+        return F.linear(x, self.words.weight).float()
+
+    def nll(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood, float32 [B, S], of targets [B, S] from states [B, S, C]."""
+        return token_nll(x, self.words.weight, targets)

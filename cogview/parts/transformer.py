@@ -1,0 +1,89 @@
+"""The transformer: tokens and their context to logits or losses. What its attention sees is the recipe's."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cogview.config import ModelConfig
+from cogview.parts.attend import Attention
+from cogview.parts.embed import Embedding
+from cogview.parts.stack import Stack
+from cogview.sequence import Context
+from cogview_ops.modules import KVCache
+
+
+class Transformer(nn.Module):
+    """`model(inputs, context)` are logits, `model(inputs, context, targets=targets)` losses; a recipe's batch has all
+    three. Every parameter is read inside this one forward, the layers' own inside theirs: each can be sharded."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, attentions: Iterable[Attention]):
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config, vocab_size)
+        self.stack = Stack(config, attentions)
+        attends = [module for module in self.modules() if isinstance(module, Attention)]
+        self.takes = frozenset(name for module in attends for name in module.takes)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
+                nn.init.normal_(parameter, std=config.init_std / math.sqrt(2 * config.num_layers))
+            elif name.startswith("embedding."):
+                nn.init.normal_(parameter, std=config.embedding_std)
+            elif parameter.ndim == 2:
+                nn.init.normal_(parameter, std=config.init_std)
+            elif name.endswith("post_norm.weight"):
+                nn.init.constant_(parameter, config.branch_gain)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        context: Context,
+        *,
+        targets: Tensor | None = None,
+        at: Tensor | None = None,
+        cache: Sequence[KVCache] | None = None,
+        checkpoint_activations: bool = False,
+    ) -> Tensor:
+        """Of inputs int64 [B, S]: float32 logits [B, S, V]; with targets int64 [B, S] their negative log-likelihoods
+        [B, S]; with `at` int64 [B] the logits [B, V] of one place of each row alone. With a cache, see `make_cache`,
+        the tokens continue its rows."""
+        self._check(inputs, context, cache)
+        h = self.embedding(inputs, context.positions)
+        x = self.stack(h, context, cache, checkpoint_activations)
+        if targets is not None:
+            return self.embedding.nll(x, targets)
+        if at is not None:
+            x = x[torch.arange(len(x), device=x.device), at]
+        return self.embedding.logits(x)
+
+    def make_cache(self, batch_size: int, tokens: int) -> list[KVCache]:
+        """An empty cache for each layer, with room for `tokens` of every row."""
+        c, like = self.config, self.embedding.words.weight
+        sizes = (batch_size, c.num_heads, tokens, c.head_dim)
+        return [KVCache(*sizes, device=like.device, dtype=like.dtype) for _ in self.stack.layers]
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.words.weight.device
+
+    def _check(self, inputs: Tensor, context: Context, cache: Sequence[KVCache] | None) -> None:
+        c = self.config
+        if inputs.ndim != 2:
+            raise ValueError(f"inputs: expected [B, S], got {list(inputs.shape)}")
+        if inputs.shape[1] > c.max_positions:
+            raise ValueError(f"inputs: expected at most {c.max_positions} tokens, got {inputs.shape[1]}")
+        if context.positions.shape[-1] != inputs.shape[1]:
+            raise ValueError(f"positions: expected {inputs.shape[1]}, got {list(context.positions.shape)}")
+        if context.attention.keys() != self.takes:
+            wanted, got = (", ".join(sorted(names)) or "nothing" for names in (self.takes, context.attention))
+            raise ValueError(f"context: expected {wanted} for this attention, got {got}")
+        for name, values in context.attention.items():
+            if len(values) != len(inputs):
+                raise ValueError(f"{name}: expected {len(inputs)} rows, got {list(values.shape)}")
+        if context.seeds is not None and [len(pair) for pair in context.seeds] != [2] * c.num_layers:
+            raise ValueError(f"seeds: expected {c.num_layers} pairs, see draw_seeds, got {context.seeds}")
+        if cache is not None and len(cache[0].keys) != len(inputs):
+            raise ValueError(f"cache: expected {len(inputs)} rows, got {len(cache[0].keys)}")

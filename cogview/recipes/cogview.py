@@ -1,0 +1,126 @@
+"""CogView (arXiv 2105.13290): a causal GPT over text and image, text first.
+
+The published 4B shape is that of the paper (section 2.3 and its released checkpoint); the shape of the 3B fashion model
+(section 3, 50 x 50 tokens) was never published and is ours.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from cogview.config import ModelConfig, TrainConfig, require
+from cogview.parts.attend import Attention, Dense, PBRelax, ThreeRegion
+from cogview.recipes.recipe import Draws, Recipe
+from cogview.sequence import Context
+from cogview_ops import sample_pivots
+
+Kind = Literal["dense", "dense_pb_relax", "three_region"]
+DENSE: dict[str, type[Attention]] = {"dense": Dense, "dense_pb_relax": PBRelax}
+
+
+@dataclass(frozen=True)
+class CogViewConfig(ModelConfig):
+    attention: Kind = "dense"
+    block_size: int = 128
+    window_blocks: int = 6
+    num_pivots: int = 768
+    """Text and sampled image tokens that three_region attention keeps visible beyond the window."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("block_size", "window_blocks", "num_pivots"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        kinds = (*DENSE, "three_region")
+        require(self.attention in kinds, "attention", f"one of {', '.join(kinds)}", self.attention)
+        fewest = self.max_text + 4
+        enough = self.attention != "three_region" or self.num_pivots >= fewest
+        require(enough, "num_pivots", f"at least all text and command tokens ({fewest})", self.num_pivots)
+
+
+# The demo: 8 x 8 image tokens, 96 tokens fed, three-region attention in every layer.
+_TINY = CogViewConfig(
+    num_layers=5,
+    hidden_size=256,
+    num_heads=4,
+    image_grid=8,
+    max_positions=97,
+    image_vocab=512,
+    text_vocab=500,
+    attention="three_region",
+    block_size=16,
+    window_blocks=2,
+    num_pivots=48,
+    image_positions="fixed",
+    init_std=0.06,
+    embedding_std=0.1,
+    branch_gain=0.3,
+    dropout=0.0,
+)
+_4B = CogViewConfig(num_layers=48, hidden_size=2560, num_heads=40, image_grid=32, max_positions=1089, relax="tensor")
+_LARGE = dataclasses.replace(_4B, num_layers=72, hidden_size=3072, num_heads=24, relax="row")
+_FASHION = CogViewConfig(
+    num_layers=36, hidden_size=2560, num_heads=40, image_grid=50, max_positions=2561, attention="three_region"
+)
+# What the demo has is minutes: small batches, less of the noise of unpredictable captions, and hidden context, without
+# which the model learned to finish pictures long before it learned to read what they show.
+_TINY_TRAINING = TrainConfig(
+    seconds=390.0,
+    batch_size=16,
+    learning_rate=1e-3,
+    text_weight=0.2,
+    hide_context=0.7,
+    save_every=200,
+    validate_every=200,
+)
+_PUBLISHED = TrainConfig(steps=144_000, batch_size=6144, accumulate=96, checkpoint_activations=True, save_every=1000)
+
+
+class CogView(Recipe):
+    name = "cogview"
+    Config = CogViewConfig
+    presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {
+        "tiny": (_TINY, _TINY_TRAINING),
+        "cogview-4b": (_4B, _PUBLISHED),
+        "cogview-large": (_LARGE, _PUBLISHED),
+        "fashion-3b": (_FASHION, _PUBLISHED),
+    }
+    config: CogViewConfig
+
+    def attention(self, index: int) -> Attention:
+        c = self.config
+        if c.attention == "three_region":
+            sizes = {"block_size": c.block_size, "window_blocks": c.window_blocks, "num_pivots": c.num_pivots}
+            return ThreeRegion(c, index, **sizes)
+        return DENSE[c.attention](c, index)
+
+    def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.vocab.text2image(text, codes, self.config.max_positions)
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def context(self, inputs: Tensor, draws: Draws = None) -> Context:
+        context = super().context(inputs)
+        if self.config.image_positions == "fixed":
+            positions = self.vocab.fixed_positions(inputs, self.config.max_text, self.config.max_positions)
+            context = dataclasses.replace(context, positions=positions)
+        if self.config.attention == "three_region":
+            context = dataclasses.replace(context, attention={"pivots": self.draw_pivots(inputs, draws)})
+        return context
+
+    def draw_pivots(self, inputs: Tensor, draws: Draws = None) -> Tensor:
+        """int32 [B, L, P]: for every row and layer all its text, and a sample of its image's places."""
+        if isinstance(draws, Sequence):
+            rows = [self.draw_pivots(row[None], stream) for row, stream in zip(inputs, draws, strict=True)]
+            return torch.cat(rows) if rows else self.draw_pivots(inputs)
+        layers, pivots = self.config.num_layers, self.config.num_pivots
+        text, image = (is_kind(inputs).repeat(layers, 1) for is_kind in (self.vocab.is_text, self.vocab.is_image))
+        return sample_pivots(text, image, pivots, generator=draws).view(layers, -1, pivots).transpose(0, 1)
+
+    @classmethod
+    def fit(cls, config: CogViewConfig, **sizes: int) -> CogViewConfig:
+        # all text and commands, and room for some of the image
+        pivots = max(config.num_pivots, sizes["max_text"] + 4 + sizes["image_grid"] ** 2 // 4)
+        return super().fit(config, num_pivots=pivots, **sizes)

@@ -1,0 +1,98 @@
+"""What a recipe is: a system or task on top of the shared parts, in one file.
+
+It says what its sequences are (`layout`), what its tokens see (`attention`, `context`) and how it is decoded
+(`prompt`). It has no training loop, no checkpoints, no command line.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cogview.config import ModelConfig, TrainConfig
+from cogview.parts.attend import Attention
+from cogview.parts.transformer import Transformer
+from cogview.sequence import Batch, Context, Vocabulary
+
+Draws = torch.Generator | Sequence[torch.Generator] | None
+"""Where random numbers come from: one stream, or one for each row, or torch's own."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What generation starts from: whole sequences, with placeholders from `starts` on for what is drawn."""
+
+    inputs: Tensor
+    """int64 [B, S]."""
+    context: Context
+    """Of all of them."""
+    starts: Tensor
+    """int64 [B]: the place of each row's first drawn token."""
+    allowed: Tensor
+    """bool [V]: those that may be drawn."""
+
+
+class Recipe:
+    """A recipe with the sizes of one model."""
+
+    name: ClassVar[str]
+    """Of the command line and of checkpoints."""
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+    presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {}
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self.vocab = Vocabulary(config.image_vocab, config.text_vocab)
+
+    def attention(self, index: int) -> Attention:
+        """Of layer `index`, counted from 0."""
+        raise NotImplementedError
+
+    def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, int64 [B, S], of text [B, T] (-1 padded) and codes [B, N]. [PAD] is no target."""
+        raise NotImplementedError
+
+    def context(self, inputs: Tensor, draws: Draws = None) -> Context:
+        """Positions, and what the attention takes, of inputs [B, S]."""
+        return Context(torch.arange(inputs.shape[1], device=inputs.device))
+
+    def prompt(self, text: Tensor, draws: Draws = None) -> Prompt:
+        """To draw an image after each row of text [B, T]. All that is text is known, so what is drawn of the context is
+        drawn once, and every step sees what a full forward would."""
+        inputs, _ = self.layout(text, text.new_zeros(len(text), self.config.image_tokens))
+        starts = (inputs == self.vocab["BOI1"]).int().argmax(dim=1) + 1
+        return Prompt(inputs, self.context(inputs, draws), starts, self.vocab.allowed_after("BOI1"))
+
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        """Of what is drawn for one prompt."""
+        return (self.config.image_grid, self.config.image_grid)
+
+    @classmethod
+    def fit(cls, config: Any, **sizes: int) -> Any:
+        """A config with image_grid, max_text, image_vocab and text_vocab of some data."""
+        positions = sizes["image_grid"] ** 2 + 4 + sizes.pop("max_text")
+        return dataclasses.replace(config, max_positions=positions, **sizes)
+
+    def model(self) -> Transformer:
+        """With new weights, from torch's random state."""
+        layers = range(self.config.num_layers)
+        return Transformer(self.config, self.vocab.size, (self.attention(i) for i in layers))
+
+    def batch(
+        self,
+        text: Tensor,
+        codes: Tensor,
+        draws: Draws = None,
+        *,
+        text_weight: float = 1.0,
+        image_weight: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> Batch:
+        """What the model is trained on, of text [B, T] (-1 padded) and codes [B, N]."""
+        inputs, targets = (tokens.to(device) for tokens in self.layout(text, codes))
+        weights = self.vocab.loss_weights(targets, text_weight, image_weight)
+        return Batch(inputs, targets, weights, self.context(inputs, draws))

@@ -1,0 +1,86 @@
+"""The task of every recipe over text and image tokens."""
+
+import dataclasses
+from collections import Counter
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogview.config import TrainConfig
+from cogview.loss import weighted_mean
+from cogview.parts.transformer import Transformer
+from cogview.recipes.recipe import Recipe
+from cogview.sequence import Batch, truncate_text
+from cogview.train.task import Samples
+
+
+class Pairs(Samples, Protocol):
+    """Tokenised pictures with captions; `cogview.data.tokens.TokenDataset` is one."""
+
+    @property
+    def tokenizers(self) -> list[str]:
+        """Hashes of the text and image tokenizer that made it."""
+        ...
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Text ids int64 [B, T], -1 padded, and image codes int64 [B, N]."""
+        ...
+
+
+class TokenTask:
+    """Losses in nats per token: of all by their weights, of text, of images."""
+
+    title, unit = "training", "tokens"
+
+    def __init__(
+        self, recipe: Recipe, model: Transformer, data: Pairs, config: TrainConfig, held_out: Pairs | None = None
+    ):
+        self.recipe, self.model, self.config = recipe, model, config
+        self.data, self.held_out = data, held_out
+        self.units = recipe.config.max_positions - 1
+        self.counts: dict[str, int] = Counter(truncated=0)  # captions that lost text
+
+    def batch(self, samples: Pairs, indices: np.ndarray, draws: torch.Generator) -> Batch:
+        c, recipe = self.config, self.recipe
+        text, codes = samples.batch(indices)
+        if codes.shape[1] != recipe.config.image_tokens:
+            raise ValueError(f"data: expected images of {recipe.config.image_tokens} codes, got {codes.shape[1]}")
+        if c.truncate_text:
+            text, cut = truncate_text(text, recipe.config.max_text)
+            self.counts["truncated"] += cut if samples is self.data else 0
+        weights: dict[str, Any] = {"text_weight": c.text_weight, "image_weight": c.image_weight}
+        batch = recipe.batch(text, codes, draws, device=self.model.device, **weights)
+        return self._hide_context(batch, draws) if self.model.training else batch
+
+    def _hide_context(self, batch: Batch, draws: torch.Generator) -> Batch:
+        """The batch with image tokens hidden behind [MASK], in `hide_context` of the rows, a random share of each.
+
+        Nearly everything about a picture's later tokens can be told from its earlier ones, and very little of the loss
+        teaches what can only be told from the text; where the earlier ones are hidden, all of it does.
+        """
+        share, inputs, vocab = self.config.hide_context, batch.inputs, self.recipe.vocab
+        if share == 0:
+            return batch
+        chance = torch.rand(2, len(inputs), 1, generator=draws, device=inputs.device)
+        rate = torch.where(chance[0] < share, chance[1], 0)
+        hidden = torch.rand(inputs.shape, generator=draws, device=inputs.device) < rate
+        return dataclasses.replace(batch, inputs=inputs.masked_fill(hidden & vocab.is_image(inputs), vocab["MASK"]))
+
+    def loss(self, part: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
+        context = dataclasses.replace(part.context, seeds=self.model.stack.draw_seeds())
+        how: dict[str, Any] = {"checkpoint_activations": self.config.checkpoint_activations and self.model.training}
+        nll = self.model(part.inputs, context, targets=part.targets, **how)
+        return (nll * part.weights).sum() / batch.weights.sum(), nll.detach()
+
+    def metrics(self, batches: list[Batch], outputs: list[Tensor]) -> dict[str, float]:
+        nll, vocab = torch.cat(outputs), self.recipe.vocab
+        targets, weights = (torch.cat([getattr(b, name) for b in batches]) for name in ("targets", "weights"))
+        kinds = (weights, vocab.is_text(targets).float(), vocab.is_image(targets).float())
+        values = torch.stack([weighted_mean(nll, kind) for kind in kinds]).tolist()
+        return dict(zip(("loss", "text_loss", "image_loss"), values, strict=True))
+
+    def identity(self) -> dict[str, Any]:
+        tokens = {"data": len(self.data), "tokenizers": self.data.tokenizers}
+        return {"recipe": self.recipe.name, "config": dataclasses.asdict(self.recipe.config), **tokens}
