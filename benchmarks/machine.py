@@ -17,6 +17,8 @@ import torch
 import cogview_ops
 from cogview_ops import _dispatch
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # what threads of OpenMP do while they wait
+
 
 @cache
 def facts() -> dict[str, Any]:
@@ -29,7 +31,7 @@ def facts() -> dict[str, Any]:
         "torch": torch.__version__,
         "cogview_ops": cogview_ops.__version__,
         "commit": _commit(),
-        "waiting": {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ},
+        "waiting": {name: os.environ[name] for name in WAITING if name in os.environ},
     }
 
 

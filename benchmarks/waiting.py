@@ -2,10 +2,11 @@
 
 The tiny preset's training, the demo's image tokenizer and drawing, each by OpenMP's ways of waiting (GNU's: by default
 it spins a millisecond or so), with and without one process of normal priority that only counts. A fresh process each,
-the ways in turn, medians of the rounds. Writes results/waiting/<device>.json; takes about eight minutes on two cores.
+the ways in turn: median, least and most of the rounds. Writes results/waiting/<device>.json, in eight minutes or so.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -22,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cogview.cli import SPINS, WAITING
+from cogview.cli import SPINS
 from cogview.config import TrainConfig
 from cogview.data.files import write_json
 from cogview.demo.demo import IMAGE
@@ -93,6 +94,19 @@ def busy(processes: int) -> Iterator[None]:
             other.wait()
 
 
+def rounds(count: int, seconds: float) -> dict[tuple[str, int], list[list[float]]]:
+    """What `measure` found in each round, by the way of waiting and the busy processes beside it."""
+    clean = {name: value for name, value in os.environ.items() if name not in machine.WAITING}
+    command = [sys.executable, "-m", "benchmarks.waiting", "--child", "--seconds", str(seconds)]
+    found: dict[tuple[str, int], list[list[float]]] = {}
+    for _ in range(count):
+        for others, (way, variables) in itertools.product((0, 1), WAYS.items()):
+            with busy(others):
+                run = subprocess.run(command, env=clean | variables, stdout=subprocess.PIPE, check=True)
+            found.setdefault((way, others), []).append(json.loads(run.stdout))
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.waiting", description="How threads should wait.")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
@@ -103,20 +117,12 @@ def main() -> int:
     if options.child:
         print(json.dumps(measure(options.seconds)))
         return 0
-    clean = {name: value for name, value in os.environ.items() if name not in WAITING}
-    command = [sys.executable, "-m", "benchmarks.waiting", "--child", "--seconds", str(options.seconds)]
-    found: dict[tuple[str, int], list[list[float]]] = {}
     with Console().status("measuring"):
-        for _ in range(options.rounds):
-            for others in (0, 1):
-                for way, variables in WAYS.items():
-                    with busy(others):
-                        run = subprocess.run(command, env=clean | variables, stdout=subprocess.PIPE, check=True)
-                    found.setdefault((way, others), []).append(json.loads(run.stdout))
+        found = rounds(options.rounds, options.seconds)
     rows = [
         {"way": way, "busy processes": others, "rounds": options.rounds}
         | {
-            name: [round(statistics.median(x), 1), min(x), max(x)]
+            name: [round(value, 1) for value in (statistics.median(x), min(x), max(x))]
             for name, x in zip(WORK, zip(*rates, strict=True), strict=True)
         }
         for (way, others), rates in found.items()

@@ -1,15 +1,15 @@
 """The command line: `cogview demo | data build | data inspect | tokenize | train | generate | info`.
 
 Threads that wait do not spin for long here, unless the environment says otherwise. GNU OpenMP lets them for a
-millisecond or more, which on two cores beside another process is time that the thread they wait for does not get:
-training fell to a twelfth. It reads this once, when torch is imported.
+millisecond or so, which on two cores beside another process is time that the thread they wait for does not get:
+training fell to a fifth, with this to six tenths (benchmarks/waiting.py). It reads this once, when torch is imported.
 """
 
 import os
 import sys
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # a choice of the user's
-SPINS = 2000  # about 10 us: what lies between two operators of a model; the default is 300,000
+SPINS = 2000  # what lies between two operators of a model; the default is 300,000
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -104,6 +104,8 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 10
     save_every: int = 500
+    save_seconds: float = math.inf
+    """Or after so many seconds."""
     keep: int = 2
     """Checkpoints kept, the newest ones."""
     validate_every: int = 500
@@ -120,7 +122,7 @@ class TrainConfig:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         divides = self.batch_size % self.accumulate == 0
         require(divides, "accumulate", f"a divisor of batch_size ({self.batch_size})", self.accumulate)
-        for name in ("learning_rate", "clip"):
+        for name in ("learning_rate", "clip", "save_seconds"):
             require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
         for name in ("final_rate", "hide_context"):
             require(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))

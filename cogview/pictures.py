@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cogview.data.files import written_beside
 
-FONT = Path(__file__).parent / "demo" / "assets" / "captions.otf"  # Latin and common Chinese
+FONT = Path(__file__).parent / "assets" / "captions.otf"  # Latin and common Chinese
 _MARGIN, _LINE, _INK = 10, 17, (40, 40, 40)
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def text_tokenizer(
 
 
 def load_images(data: PairDataset, image_size: int = 64, limit: int | None = None) -> Tensor:
-    """The readable ones of the first `limit` pictures, uint8 [N, 3, image_size, image_size]."""
-    found = [pixels(pair.image, image_size) for pair in data.readable(0, limit)]
+    """The first `limit` readable pictures, uint8 [N, 3, image_size, image_size]."""
+    found = [pixels(pair.image, image_size) for pair in islice(data.readable(), limit)]
     if not found:
         raise ValueError(f"dataset: no readable picture ({data.report})")
     return torch.stack(found)

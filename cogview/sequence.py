@@ -46,11 +46,11 @@ class Vocabulary:
         """Text and command tokens, except [PAD]."""
         return (tokens >= self.image_size) & (tokens != self["PAD"])
 
-    def allowed_after(self, command: str, device: torch.device | str = "cpu") -> Tensor:
+    def allowed_after(self, command: str) -> Tensor:
         """bool [size]: what may be drawn after a command: image codes after [BOI], text after [ROI]."""
         if command[:3] not in ("BOI", "ROI"):
             raise ValueError(f"command: expected BOI1 to BOI3 or ROI1 to ROI3, got {command!r}")
-        ids = torch.arange(self.size, device=device)
+        ids = torch.arange(self.size)
         if command.startswith("BOI"):
             return self.is_image(ids)
         return (ids >= self.image_size) & (ids < self.image_size + self.text_size)
@@ -70,15 +70,11 @@ class Vocabulary:
     def fixed_text(self, text: Tensor, codes: Tensor, max_text: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, int64 [B, max_text + 3 + N], with the image's codes [B, N] from place max_text + 3 on
         whatever the length of the text [B, T]. The holes before [BOI1] predict nothing: their targets are [PAD]."""
-        tight = self.text2image(text, codes, max_text + codes.shape[1] + 4)
-        left, image = tight[:, : max_text + 2], codes.long()
-        # What a short text leaves of its places was taken by the image: from [BOI1] on they are holes.
-        begun = (tight == self["BOI1"]).cumsum(dim=1) > 0
-        inputs, targets = (
-            x.masked_fill(begun[:, : max_text + 2], self["PAD"]) for x in (left, tight[:, 1 : max_text + 3])
-        )
-        begin, end = (image.new_full((len(image), 1), self[name]) for name in ("BOI1", "EOI1"))
-        return torch.cat([inputs, begin, image], dim=1), torch.cat([targets, image, end], dim=1)
+        self._check(text, codes, max_text + codes.shape[1] + 4)
+        left = self._join(["ROI1", text, "BASE"], text, max_text + 2)
+        following = self._join([text, "BASE", "BOI1"], text, max_text + 2)
+        begin, end = (codes.new_full((len(codes), 1), self[name]) for name in ("BOI1", "EOI1"))
+        return torch.cat([left, begin, codes], dim=1).long(), torch.cat([following, codes, end], dim=1).long()
 
     def fixed_positions(self, tokens: Tensor, max_text: int, max_positions: int) -> Tensor:
         """Rows of a table of max_positions, int64 [B, S], for tokens [B, S]: text from 0 on, and from [BOI1] on those
@@ -91,6 +87,10 @@ class Vocabulary:
 
     def _pack(self, parts: list[str | Tensor], text: Tensor, codes: Tensor, length: int) -> Tensor:
         self._check(text, codes, length)
+        return self._join(parts, text, length)
+
+    def _join(self, parts: list[str | Tensor], text: Tensor, length: int) -> Tensor:
+        """Commands, text and codes one after the other, int64 [B, length], padded at the end."""
         rows = []
         for part in parts:
             if isinstance(part, str):
@@ -159,6 +159,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        inputs, targets, weights = (x.to(device) for x in (self.inputs, self.targets, self.weights))
+        return Batch(inputs, targets, weights, self.context.to(device))
 
     def chunk(self, count: int) -> list["Batch"]:
         """Its rows in `count` parts."""

@@ -22,8 +22,9 @@ def recipe_of(path: Path, header: dict[str, Any]) -> Recipe:
     """The recipe that a checkpoint's header names, with its sizes."""
     try:
         recipe = named(header["recipe"])
-        return recipe(recipe.Config(**header["config"]))
-    except (KeyError, TypeError, ValueError) as error:
+        config: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
+        return recipe(recipe.Config(**config))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Builds cogview/demo/assets/captions.otf: the Latin and common Chinese part of Noto Sans CJK SC.
+"""Builds cogview/assets/captions.otf: the Latin and common Chinese part of Noto Sans CJK SC.
 
 Needs Debian's fonts-noto-cjk and fonttools (which matplotlib brings). The characters: ASCII, Latin-1, Chinese
 punctuation, the 3,755 of GB 2312 level 1, and those of the shipped emoji's names.
@@ -12,7 +12,7 @@ from fontTools.ttLib import TTCollection
 from cogview.demo.emoji import load_emoji
 
 SOURCE = Path("/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc")
-TARGET = Path(__file__).parent.parent / "cogview" / "demo" / "assets" / "captions.otf"
+TARGET = Path(__file__).parent.parent / "cogview" / "assets" / "captions.otf"
 
 
 def characters() -> str:

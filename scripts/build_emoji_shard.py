@@ -1,4 +1,4 @@
-"""Builds cogview/demo/assets/emoji.tar: Noto Color Emoji at 64 px with English and Chinese names.
+"""Builds cogview/assets/emoji.tar: Noto Color Emoji at 64 px with English and Chinese names.
 
     apt-get install fonts-noto-color-emoji && pip install emoji && python scripts/build_emoji_shard.py
 
@@ -46,7 +46,7 @@ def plain(name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--font", type=Path, default=Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"))
-    parser.add_argument("--out", type=Path, default=Path("cogview/demo/assets/emoji.tar"))
+    parser.add_argument("--out", type=Path, default=Path("cogview/assets/emoji.tar"))
     parser.add_argument("--size", type=int, default=64, help="pixels of a side")
     parser.add_argument("--quality", type=int, default=80, help="of WebP, 1 to 100")
     args = parser.parse_args()

@@ -3,15 +3,18 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from test_train_run import trainer
 
 from cogview import cli, pipeline
 from cogview.config import TrainConfig
@@ -51,8 +54,7 @@ def test_demo_leaves_everything(finished):
             assert picture.size[0] > 100
     page = (finished / "report.md").read_text()
     steps = demo.Plan.of(demo.INSTALLATION + demo.FIXED + 0.05).gpt_steps
-    assert page.startswith(f"This run had too few steps for good pictures: {steps} of the 2,500 that its GPT needs")
-    assert "(its 5.65 minutes were planned for no more)" in page.partition("\n")[0]
+    assert page.startswith(f"This run had too few steps for good pictures: its GPT had {steps} (good: 2,500)")
     assert "| the emoji asked for |" in page
     assert "samples.png" in page
     figures = json.loads((finished / "figures.json").read_text())["figures"]
@@ -61,25 +63,28 @@ def test_demo_leaves_everything(finished):
     assert figures["chance"]["all"] < 0.5
 
 
-def test_demo_goes_on_and_refuses_a_shorter_plan(finished, capsys):
-    """The same one is finished, a longer one trains its GPT on, a shorter one would undo it."""
+def test_demo_goes_on_and_keeps_what_is_done(finished, capsys):
+    """The same one is finished, a longer one trains its GPT on and nothing else; a shorter one is finished, too."""
 
     def stamps(pattern):
         return [path.stat().st_mtime_ns for path in sorted(finished.glob(pattern))]
 
     minutes = demo.INSTALLATION + demo.FIXED + 0.05
-    trained, kept = sorted((finished / "gpt").glob("*.safetensors")), stamps("scenes/*.tar")
+    trained = sorted((finished / "gpt").glob("*.safetensors"))
+    kept = stamps("scenes/*.tar") + stamps("tokens/*/*")
     cli.main(["demo", "--out", str(finished), "--minutes", str(minutes)])
     assert sorted((finished / "gpt").glob("*.safetensors")) == trained
-    assert stamps("scenes/*.tar") == kept
-    kept += stamps("tokens/*/*")
-    cli.main(["demo", "--out", str(finished), "--minutes", str(minutes + 0.02)])
-    assert checkpoint.latest(finished / "gpt").name == f"step-{demo.Plan.of(minutes + 0.02).gpt_steps:08d}.safetensors"
+    assert "minutes in all" not in capsys.readouterr().out  # nothing is left to be estimated
+    longer = demo.Plan.of(minutes + 0.02)
+    cli.main(["demo", "--out", str(finished), "--minutes", str(longer.minutes)])
+    assert checkpoint.steps_done(finished / "gpt") == longer.gpt_steps
+    assert "minutes in all" in capsys.readouterr().out
+    cli.main(["demo", "--out", str(finished), "--minutes", str(minutes)])
+    assert checkpoint.steps_done(finished / "gpt") == longer.gpt_steps
     assert stamps("scenes/*.tar") + stamps("tokens/*/*") == kept
-    with pytest.raises(SystemExit, match="holds a demo of"):
-        cli.main(["demo", "--out", str(finished), "--minutes", str(minutes)])
-    with pytest.raises(SystemExit, match="minutes: expected more than"):
-        cli.main(["demo", "--out", str(finished), "--minutes", "2"])
+    for wrong in ("2", "inf", "nan"):
+        with pytest.raises(SystemExit, match="minutes: expected more than"):
+            cli.main(["demo", "--out", str(finished), "--minutes", wrong])
 
 
 def test_plans():
@@ -92,36 +97,61 @@ def test_plans():
 
 
 def test_verdicts():
-    plan = demo.Plan.of(15)
-    assert demo.verdict(plan, (800, 200), (2500, 95)).startswith(
-        "This run had the steps that good pictures need: 2,500"
-    )
-    assert demo.verdict(plan, (770, 200), (2400, 95)).startswith("This run had the steps")
-    slow = demo.verdict(plan, (800, 200), (395, 7.5))
-    assert slow.startswith("This run had too few steps for good pictures: 395 of the 2,500 that its GPT needs, 800 of")
-    assert "(the machine trained 8 captions a second, 95 were planned)" in slow
-    assert "make demo MINUTES=30" in slow
-    assert "too few steps" in demo.verdict(plan, (400, 90), (2500, 95))
-    short = demo.verdict(demo.Plan.of(8), (200, 200), (638, 95))
-    assert "(its 8 minutes were planned for no more)" in short
+    plan, out = demo.Plan.of(15), Path("runs/x")
+    good = "This run had the steps that good pictures need: its GPT had 2,500 (good: 2,500)"
+    assert demo.verdict(out, plan, (800, 200), (2500, 95)).startswith(good)
+    assert demo.verdict(out, plan, (770, 200), (2400, 95)).startswith("This run had the steps")
+    assert demo.verdict(out, demo.Plan.of(60), (800, 200), (14000, 95)).startswith("This run had the steps")
+    slow = demo.verdict(out, plan, (800, 200), (395, 7.5))
+    assert slow.startswith("This run had too few steps for good pictures: its GPT had 395 (good: 2,500)")
+    assert "The machine trained 8 captions a second, 95 were planned." in slow
+    assert "`cogview demo --out runs/x --minutes 30`" in slow
+    short = demo.verdict(out, demo.Plan.of(13), (800, 200), (1967, 95))
+    assert "Its 13 minutes were planned for no more." in short
+    image = demo.verdict(out, plan, (400, 90), (2500, 95))
+    assert "too few steps" in image
+    assert "start again in another folder" in image
 
 
 def test_a_slow_machine_is_told_early_and_once():
-    """Of 100 steps planned in 40 seconds: too slow for twice that time, slow, fast enough."""
+    """Of 100 steps planned in 40 seconds: too slow for twice that time, slow, fast enough; and getting worse."""
     training = TrainConfig(steps=100, batch_size=2, seconds=80.0)
-    for seconds_a_step, said in (
-        (2.0, "will be stopped after 1 minutes at about step 40 of 100"),
-        (0.6, "instead of 1"),
-        (0.45, None),
-    ):
-        console = Console(file=io.StringIO(), width=500)
-        pace = Pace(console, "GPT", training, 40.0)
-        for step in range(10, 60, 10):
-            note = pace(State(step=step, elapsed=step * seconds_a_step), 2 / seconds_a_step)
-        assert note == f", {2 / seconds_a_step:.0f} of 5 samples/s planned"
-        printed = console.file.getvalue()
-        assert printed.count("\n") == (said is not None)
-        assert said is None or said in printed
+
+    def told(seconds: list[float]) -> str:
+        """What is printed when every tenth step took so long."""
+        console, elapsed = Console(file=io.StringIO(), width=500), 0.0
+        pace = Pace("GPT", training, 40.0, console)
+        for number, each in enumerate(seconds, 1):
+            elapsed += 10 * each
+            note = pace(State(step=10 * number, elapsed=elapsed), 2 / each)
+        assert note == f", {2 / seconds[-1]:.0f} of 5 samples/s planned"
+        return console.file.getvalue()
+
+    stopped = told([2.0] * 5)
+    assert stopped.count("\n") == 1
+    assert (
+        "trains 1 samples a second here, 5 were planned: it will be stopped after 1.3 minutes, at about step 40"
+        in stopped
+    )
+    later = told([0.6] * 9)
+    assert later.count("\n") == 1
+    assert "it will take 1.0 minutes instead of 0.7" in later
+    assert told([0.45] * 9) == ""
+    worse = told([0.6] * 5 + [2.0] * 4)
+    assert "it will take" in worse.splitlines()[0]
+    assert "it will be stopped" in worse.splitlines()[1]
+
+
+def test_what_is_said_beside_a_progress_bar_has_a_line_of_its_own(tmp_path, monkeypatch):
+    """On a terminal, where the bar is drawn again and again."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr("rich._console", console)
+    config = TrainConfig(steps=6, batch_size=2, dtype="float32", log_every=2, seconds=1000.0)
+    pace = Pace("GPT", config, 1e-9)
+    monkeypatch.setattr("cogview.demo.pace.EARLY", -1.0)
+    trainer(tmp_path, config).run(pace)
+    lines = [re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]|\r", "", line) for line in console.file.getvalue().splitlines()]
+    assert [line for line in lines if line.startswith("The GPT trains")]
 
 
 def test_an_interrupted_demo_goes_on(small, tmp_path, monkeypatch):
@@ -140,8 +170,10 @@ def test_an_interrupted_demo_goes_on(small, tmp_path, monkeypatch):
             )
             with pytest.raises(SystemExit, match="stopped; the same command goes on from here"):
                 cli.main(arguments)
-        assert checkpoint.latest(tmp_path / folder).name == "step-00000001.safetensors"
+        assert checkpoint.steps_done(tmp_path / folder) == 1
     assert not (tmp_path / "report.md").exists()
+    cli.main(arguments)
+    assert (tmp_path / "report.md").exists()
 
 
 def test_generate(finished, tmp_path, capsys):
@@ -205,6 +237,8 @@ def test_own_pairs_from_shards_to_pictures(tmp_path, capsys):
     assert (tmp_path / "p.png").exists()
     with pytest.raises(SystemExit, match="of another run: recipe: expected 'dalle', got 'cogview'"):
         cli.main(["train", "--run", str(run), "--recipe", "dalle", "--steps", "3", *size])
+    with pytest.raises(SystemExit, match="attention: expected none with recipe dalle, which has its own, got 'dense'"):
+        cli.main(["train", "--run", str(run), "--recipe", "dalle", "--attention", "dense", "--steps", "3", *size])
     for path in (run / "gpt").glob("step-*"):
         path.unlink()
     cli.main(["train", "--run", str(run), "--recipe", "dalle", "--steps", "3", *size])

@@ -7,8 +7,8 @@ import torch
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
 from cogview.demo.scenes import build_scene_shards, caption, sample_scenes
-from cogview.pipeline import load_images, tokenize_pairs
-from cogview.sequence import Vocabulary
+from cogview.pipeline import load_images, sizes_of, tokenize_pairs
+from cogview.recipes.cogview import CogView
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.text import TextTokenizer
 
@@ -73,8 +73,10 @@ def test_mismatch_and_damage_are_refused(parts, tmp_path):
     assert not list((tmp_path / "fr").glob("*"))
     meta = json.loads((tmp_path / "meta.json").read_text())
     (tmp_path / "meta.json").write_text(json.dumps(meta | {"codebook_size": 1}))
+    damaged = TokenDataset(tmp_path)
+    recipe = CogView(CogView.fit(CogView.presets["tiny"][0], **sizes_of(damaged)))
     with pytest.raises(ValueError, match="codes: expected ids 0 to 0"):
-        Vocabulary(1, meta["text_vocab_size"]).text2image(*TokenDataset(tmp_path).batch(range(60)), 200)
+        recipe.batch(*damaged.batch(range(60)))
     (tmp_path / "meta.json").write_text(json.dumps(meta | {"rows": 59}))
     with pytest.raises(ValueError, match="expected int32"):
         TokenDataset(tmp_path)

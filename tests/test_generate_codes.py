@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_transformer import ATTENTIONS, make
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cogview.generate import generate, sample_token
-from cogview.recipes.caption import Caption, caploss
+from cogview.recipes.caption import caploss, caption_batch
 from cogview.sequence import pad_text
 
 CAPTIONS = [[1, 2, 3, 4, 5], [], [6], [7, 8, 9, 0, 1, 2, 3, 4, 5]]
@@ -53,7 +54,7 @@ def test_greedy_codes_are_the_argmax_of_the_full_forward(attention):
     streams = [torch.Generator().manual_seed(seed) for seed in (3, 4, 5, 6)]
     for g in streams:
         torch.rand(16, generator=g)
-    batch = recipe.batch(pad_text(CAPTIONS), codes.flatten(1), streams)
+    batch = recipe.batch(pad_text(CAPTIONS), codes.flatten(1), draws=streams)
     logits, starts = model(batch.inputs, batch.context), recipe.prompt(pad_text(CAPTIONS)).starts
     for b, start in enumerate(starts):
         image = logits[b, start - 1 : start + 15, :20]
@@ -91,6 +92,14 @@ def test_sampling_at_the_ends_stays_inside():
         assert (drawn < 200).all()
 
 
+def test_sampling_waits_for_no_device():
+    """Nothing in it asks for a tensor's value: tensors without any are enough."""
+    with FakeTensorMode():
+        logits, allowed, uniform = torch.zeros(2, 300), torch.ones(300, dtype=torch.bool), torch.zeros(2)
+        drawn = sample_token(logits, allowed, uniform, temperature=1.0, top_k=20)
+    assert drawn.shape == (2,)
+
+
 def test_bad_requests():
     both = make()
     with pytest.raises(ValueError, match=r"text: expected at most 9 tokens beside .* got 10 in caption 1"):
@@ -108,7 +117,7 @@ def test_caploss_is_the_mean_over_the_text():
     model.eval()
     codes = torch.randint(20, (2, 4, 4))
     scores = caploss(recipe.config, model, codes, [[1, 2, 3], [4]])
-    batch = Caption(recipe.config).batch(torch.tensor([[1, 2, 3], [4, -1, -1]]), codes.flatten(1))
+    batch = caption_batch(recipe.config, torch.tensor([[1, 2, 3], [4, -1, -1]]), codes.flatten(1))
     p = F.log_softmax(model(batch.inputs, batch.context), -1)
     expected = [-(p[0, 19, 21] + p[0, 20, 22] + p[0, 21, 23]) / 3, -p[1, 19, 24]]
     torch.testing.assert_close(scores, torch.stack(expected))

@@ -145,6 +145,21 @@ def test_recipes_know_no_shards_no_loop_and_no_command_line(path: Path) -> None:
     assert known <= {"config", "sequence", "parts", "recipes"}
 
 
+@pytest.mark.parametrize("name", ["loop", "task", "optimizer", "schedule", "checkpoint", "log", "interrupts"])
+def test_the_loop_knows_no_model(name: str) -> None:
+    known = {
+        ".".join(name.split(".")[1:3])
+        for name in imports(ROOT / "cogview" / "train" / f"{name}.py")
+        if "cogview." in name
+    }
+    assert not [used for used in known if used.startswith(("recipes", "parts", "sequence", "loss", "tokenizers"))]
+
+
+def test_the_stack_knows_no_tokens() -> None:
+    known = {name for name in imports(ROOT / "cogview" / "parts" / "stack.py") if name.startswith("cogview.")}
+    assert known == {"cogview.config.ModelConfig", "cogview.parts.attend.Attention", "cogview.sequence.Context"}
+
+
 def test_cogview_uses_public_names_only() -> None:
     public = {*cogview_ops.__all__, "__version__", "modules", "info"}
     for path in [*modules("cogview"), *(ROOT / "benchmarks").rglob("*.py")]:

@@ -77,6 +77,11 @@ def test_a_training_of_an_image_tokenizer_goes_on(tmp_path):
     shutil.copytree(OLD / "vq", tmp_path, dirs_exist_ok=True)
     before = load_file(tmp_path / "vqvae.safetensors")
     assert steps_done(tmp_path) == 7
+    raw, model = load_file(tmp_path / "vqvae.training.safetensors"), VQVAE.load(tmp_path / "vqvae.safetensors")
+    tensors, _ = checkpoint.read(tmp_path / "vqvae.training.safetensors")
+    for number, (name, _) in enumerate(model.named_parameters()):
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(tensors[f"optimizer.{key}.{name}"], raw[f"adam.{number}.{key}"])
     config = VQVAE.load(tmp_path / "vqvae.safetensors").config
     finished = train_vqvae(scenes(10), config, image_training(7), tmp_path)
     assert (finished.steps, finished.finished) == (7, True)

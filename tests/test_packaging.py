@@ -209,7 +209,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Hide
 def test_without_the_extra_operators_run_and_cogview_says_what_it_needs() -> None:
     extra = imported("cogview") - {"torch"} | {"tensorboard"}
     code = HIDE.replace("{hidden}", repr(extra)) + "import torch, cogview_ops\n"
-    code += "print(cogview_ops.pb_relax_softmax(torch.zeros(1, 4)).tolist())\nimport cogview.model"
+    code += "print(cogview_ops.pb_relax_softmax(torch.zeros(1, 4)).tolist())\nimport cogview.parts.transformer"
     failed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert failed.stdout == "[[0.25, 0.25, 0.25, 0.25]]\n"
     names = ", ".join(sorted(extra - {"tensorboard"}, key=str.lower))

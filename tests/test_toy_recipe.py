@@ -21,19 +21,20 @@ from cogview.train.token_task import TokenTask
 
 @dataclass(frozen=True)
 class PictureConfig(ModelConfig):
-    window: int = 8
+    windows: tuple[int, ...] = (8, 16)
+    """Of each layer."""
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.window >= 1, "window", "at least 1", self.window)
+        require(min(self.windows) >= 1, "windows", "at least 1 each", self.windows)
 
 
 class Near(Attention):
-    """To the last `window` tokens."""
+    """To the last tokens, as many as the layer's window."""
 
     def __init__(self, config: PictureConfig, index: int):
         super().__init__(config, index)
-        self.window = config.window
+        self.window = config.windows[index]
 
     def attend(self, q, k, v, context):
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril().triu(1 - self.window)
@@ -109,5 +110,5 @@ def test_its_cache_sees_what_its_training_saw():
     image = model(batch.inputs, batch.context)[:, 2:18, :20]
     assert torch.equal(image.argmax(-1), codes)
     assert len(codes.unique()) > 2
-    with pytest.raises(ValueError, match="window: expected at least 1, got 0"):
-        dataclasses.replace(CONFIG, window=0)
+    with pytest.raises(ValueError, match="windows: expected at least 1 each"):
+        dataclasses.replace(CONFIG, windows=(8, 0))

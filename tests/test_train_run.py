@@ -248,6 +248,16 @@ def test_steps_with_a_time_limit_end_at_whichever_comes_first(tmp_path):
     assert t.progress() == 1.0
 
 
+def test_checkpoints_by_time(tmp_path, monkeypatch):
+    saved = []
+    for seconds in (1e-9, 1e9):
+        t = trainer(tmp_path / str(seconds), dataclasses.replace(TRAIN, save_seconds=seconds))
+        save = t.save
+        t.save = lambda t=t, save=save: saved.append(t.state.step) or save()
+        t.run()
+    assert saved == [*range(1, 11), 10]
+
+
 def test_a_watch_is_told_of_the_run(tmp_path):
     told = []
     trainer(tmp_path, dataclasses.replace(TRAIN, log_every=4)).run(
@@ -320,12 +330,15 @@ def test_long_captions_are_an_error_or_counted(tmp_path):
     again = trainer(tmp_path, dataclasses.replace(TRAIN, truncate_text=True), data=data)
     assert again.resume()
     assert again.task.counts == {"truncated": 4}
+    again.step()
+    assert again.resume()
+    assert again.task.counts == {"truncated": 4}
 
 
 def test_data_of_another_grid(tmp_path):
     data = Pairs(7)
     data.codes = data.codes[:, :9]
-    with pytest.raises(ValueError, match="data: expected images of 16 codes, got 9"):
+    with pytest.raises(ValueError, match="codes: expected 16 of each image, got 9"):
         trainer(tmp_path, data=data).step()
     with pytest.raises(ValueError, match="data, held_out: expected at least one sample"):
         trainer(tmp_path, validation=Pairs(0))

@@ -87,7 +87,8 @@ def formula(recipe: Recipe, model: Transformer, batch: Batch) -> torch.Tensor:
 
     i, j = torch.arange(S)[:, None], torch.arange(S)[None]
     x = published["word_embeddings.weight"][tokens]
-    x = x + published["transformer.position_embeddings.weight"][batch.context.positions]
+    places = (tokens != recipe.vocab["PAD"]).cumsum(1) - 1 if dalle else torch.arange(S)  # all following
+    x = x + published["transformer.position_embeddings.weight"][places]
     for n in range(c.num_layers):
         y = norm(x, f"layers.{n}.input_layernorm")
         qkv = linear(y, f"layers.{n}.attention.query_key_value").view(len(x), S, 3, c.num_heads, c.head_dim)
@@ -297,6 +298,12 @@ def test_calls_that_make_no_sense():
         sparse(batch.inputs, batch.context)
     with pytest.raises(ValueError, match=r"pivots: expected 3 rows, got \[1, 2, 14\]"):
         sparse(batch.inputs, pivots.rows(slice(0, 1)))
+    with pytest.raises(ValueError, match=r"pivots: expected \[B, 2, P\], got \[3, 1, 14\]"):
+        sparse(batch.inputs, Context(pivots.positions, {"pivots": pivots.attention["pivots"][:, :1]}))
+    dalle_recipe, dalle = make("dalle")
+    whole = sample(dalle_recipe)
+    with pytest.raises(ValueError, match="inputs: expected whole rows of 4 image tokens, got 14"):
+        dalle(whole.inputs[:, :-2], Context(torch.arange(26), whole.context.attention))
     with pytest.raises(ValueError, match="context: expected nothing for this attention, got pivots"):
         dense(batch.inputs, pivots)
     with pytest.raises(ValueError, match="inputs: expected at most 29 tokens, got 56"):

@@ -110,12 +110,12 @@ class Tokenize:
 
         data, folder = PairDataset(self.shards), self.run_folder
         trained = folder / "vqvae.safetensors"
-        unfinished = (folder / "vqvae").exists() or (folder / "vqvae.training.safetensors").exists()
+        trained_here = (folder / "vqvae").exists() or (folder / "vqvae.training.safetensors").exists()
         if self.split == "train":
             text = text_tokenizer(data, folder, self.languages, self.text_pieces)
         else:  # only the training split trains
             text = TextTokenizer.load(folder / "text.model")
-        if self.split != "train" or (trained.exists() and not unfinished):  # one that was brought here, too
+        if self.split != "train" or (trained.exists() and not trained_here):
             image = VQVAE.load(trained).eval()
         else:
             config = VQConfig(codebook_size=self.codebook, dim=self.code_dim, hidden=self.hidden)

@@ -9,7 +9,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from cogview.config import TrainConfig
+from cogview.config import TrainConfig, require
 from cogview.data.tokens import TokenDataset
 from cogview.recipes import RECIPES, named, preset
 from cogview.recipes.cogview import Kind
@@ -71,15 +71,19 @@ class Train:
         from cogview.train.token_task import TokenTask
 
         folders = [self.run_folder / "tokens" / split for split in ("train", "test")]
-        data = TokenDataset(folders[0])
+        data, device = TokenDataset(folders[0]), available(self.device)
         held_out = TokenDataset(folders[1]) if folders[1].exists() else None
+        if held_out is not None:
+            held_out.check(*data.tokenizers)
         (config, training), recipe_type = preset(self.preset, self.recipe), named(self.recipe)
+        has = self.attention is None or hasattr(config, "attention")
+        require(has, "attention", f"none with recipe {self.recipe}, which has its own", self.attention)
         shape = {"num_layers": self.layers, "hidden_size": self.hidden_size, "num_heads": self.heads}
-        config = _replace(config, **shape, **({} if self.attention is None else {"attention": self.attention}))
+        config = _replace(config, **shape, attention=self.attention)
         sizes = sizes_of(data) if held_out is None else sizes_of(data, held_out)
         recipe, training = recipe_type(recipe_type.fit(config, **sizes)), self._training(training)
         torch.manual_seed(training.seed)
-        model = recipe.model().to(self.device)
+        model = recipe.model().to(device)
         trainer = Trainer(TokenTask(recipe, model, data, training, held_out), training, self.run_folder / "gpt")
         console.print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(data):,} sequences")
         if trainer.resume():
@@ -96,6 +100,15 @@ class Train:
         names = {f.name for f in dataclasses.fields(base)} - {"steps", "seconds"}
         given = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return _replace(base, **given)
+
+
+def available(device: str) -> torch.device:
+    """A device that torch can use here."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: expected one that torch can use here, got {device!r} ({reason})") from error
 
 
 def _replace(base, **values):
@@ -126,7 +139,7 @@ class Generate:
 
         if not self.captions or self.count < 1:
             raise ValueError("captions, count: expected at least one caption and one picture")
-        system = System.load(self.run_folder, self.device)
+        system = System.load(self.run_folder, available(self.device))
         repeated = [caption for caption in self.captions for _ in range(self.count)]
         seeds = [self.seed + n for _ in self.captions for n in range(self.count)]
         with console.status("drawing"):

@@ -1,1 +1,1 @@
-"""Pictures and captions: tar shards, emoji, the demo's scenes, tokenised pairs, the judge of pictures."""
+"""Pictures and captions: tar shards, folders of tokens, and writing files whole."""

@@ -1,4 +1,4 @@
-"""The pictures shipped with the package: Noto emoji at 64 px, with names (assets/NOTICE.md)."""
+"""The pictures shipped with the package: Noto emoji at 64 px, with names (cogview/assets/NOTICE.md)."""
 
 import json
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from PIL import Image
 from cogview.data.images import decode_image
 from cogview.data.tar_index import IMAGE, JSON, TarIndex
 
-SHARD = Path(__file__).parent / "assets" / "emoji.tar"
+SHARD = Path(__file__).parents[1] / "assets" / "emoji.tar"
 
 
 @dataclass(frozen=True)

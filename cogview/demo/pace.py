@@ -1,5 +1,6 @@
 """Whether a training keeps the time that was planned for it, said while something can still be done about it."""
 
+import rich
 from rich.console import Console
 
 from cogview.config import TrainConfig
@@ -10,36 +11,39 @@ SLOW = 0.8  # of the planned rate
 
 
 class Pace:
-    """A `watch` of Trainer.run for a training of so many steps, planned to take `seconds`."""
+    """A `watch` of Trainer.run for a training of so many steps, planned to take `seconds`.
 
-    def __init__(self, console: Console, what: str, training: TrainConfig, seconds: float):
+    It says once that the training will take longer, and once that it will be stopped before its end, on the console
+    that progress bars are drawn on.
+    """
+
+    def __init__(self, what: str, training: TrainConfig, seconds: float, console: Console | None = None):
         assert training.steps is not None
-        self.console, self.what, self.training, self.seconds = console, what, training, seconds
+        self.what, self.training, self.seconds, self.console = what, training, seconds, console or rich.get_console()
         self.steps, self.planned = training.steps, training.steps * training.batch_size / seconds
         self._begin: State | None = None
-        self._warned = False
+        self._said = 0
 
     def __call__(self, state: State, rate: float) -> str:
         """Its answer stands beside the progress bar: the rate and what it should be. Samples a second."""
         self._begin = self._begin or state
         spent, steps = state.elapsed - self._begin.elapsed, state.step - self._begin.step
-        if spent > EARLY and not self._warned:
-            average = steps * self.training.batch_size / spent
-            if average < SLOW * self.planned:
-                self._warned = True
-                self.console.print(self.warning(state, average))
+        if spent > EARLY and steps * self.training.batch_size < SLOW * self.planned * spent:
+            trouble, sentence = self.consequence(state, steps * self.training.batch_size / spent)
+            if trouble > self._said:
+                self._said = trouble
+                self.console.print(sentence)
         return f", {rate:.0f} of {self.planned:.0f} samples/s planned"
 
-    def warning(self, state: State, rate: float) -> str:
-        """What becomes of a training that goes on at this rate."""
-        expected = state.elapsed + (self.steps - state.step) * self.training.batch_size / rate
+    def consequence(self, state: State, rate: float) -> tuple[int, str]:
+        """What becomes of a training that goes on at this rate: 1, it takes longer, or 2, it is stopped; in words."""
+        batch, limit = self.training.batch_size, self.training.seconds
+        expected = state.elapsed + (self.steps - state.step) * batch / rate
         slow = f"The {self.what} trains {rate:.0f} samples a second here, {self.planned:.0f} were planned"
-        limit = self.training.seconds
         if limit is None or expected <= limit:
-            return f"{slow}: it will take about {expected / 60:.0f} minutes instead of {self.seconds / 60:.0f}."
-        reached = int(self.steps - (expected - limit) * rate / self.training.batch_size)
-        return (
-            f"{slow}: it will be stopped after {limit / 60:.0f} minutes at about step {max(reached, state.step):,} of "
-            f"{self.steps:,}, and the result will show it. Is something else running? Ctrl-C stops; the same command "
-            "goes on later."
+            return 1, f"{slow}: it will take {expected / 60:.1f} minutes instead of {self.seconds / 60:.1f}."
+        reached = max(state.step, int(self.steps - (expected - limit) * rate / batch))
+        return 2, (
+            f"{slow}: it will be stopped after {limit / 60:.1f} minutes, at about step {reached:,} of {self.steps:,}, "
+            "and its pictures will show it. Is something else running? Ctrl-C stops; the same command goes on later."
         )

@@ -54,7 +54,7 @@ def share_of_bound(figures: dict, language: str, attribute: str) -> float:
 
 
 def _curves(out: Path) -> None:
-    gpt, image = read_log(out / "gpt"), read_log(out / "vqvae")
+    gpt, image = read_log(out / "gpt"), read_log(out, "vqvae.jsonl") + read_log(out / "vqvae")  # version 0.1, today's
 
     def line(entries: list[dict], name: str) -> tuple[list[float], list[float]]:
         found = [(e["step"], e[name]) for e in entries if name in e]
@@ -102,7 +102,7 @@ against the emoji they are made of. The bound is what the true pictures score af
 
 - GPT: {facts["layers"]} layers x {facts["hidden"]}, {facts["parameters"] / 1e6:.1f}M parameters, {facts["attention"]}
   attention in every layer, {facts["tokens"]} tokens; {facts["steps"]:,} steps of {facts["batch_size"]} in
-  {facts["gpt_seconds"] / 60:.1f} minutes ({facts["steps"] * facts["batch_size"] / facts["gpt_seconds"]:.0f} sequences a
+  {facts["gpt_seconds"] / 60:.1f} minutes ({facts["sequences_per_second"]:.0f} sequences a
   second, {facts["threads"]} threads), {facts["rows"]:,} captioned pictures. Held out: {validation["image_loss"]:.3f}
   nats per image token, {validation["text_loss"]:.3f} per text token.
 - Image tokenizer: {image["steps"]:,} steps in {image["seconds"] / 60:.1f} minutes

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview.config import ModelConfig
+from cogview.config import ModelConfig, require
 from cogview.sequence import Context
 from cogview_ops import pb_relax_attention, three_region_attention, three_region_attention_decode
 from cogview_ops.modules import KVCache
@@ -114,15 +114,19 @@ class ThreeRegion(Attention):
     def __init__(self, config: ModelConfig, index: int, *, block_size: int, window_blocks: int, num_pivots: int):
         super().__init__(config, index)
         bias = math.log(max(1, (config.max_positions - 1) // num_pivots))
-        self.pattern: dict[str, Any] = {
-            "block_size": block_size,
-            "window_blocks": window_blocks,
-            "pivot_bias": bias,
-        }
+        self.num_layers = config.num_layers
+        self.pattern: dict[str, Any] = {"block_size": block_size, "window_blocks": window_blocks, "pivot_bias": bias}
 
     def attend(self, q, k, v, context):
-        return three_region_attention(q, k, v, context.attention["pivots"][:, self.index], **self.pattern)
+        return three_region_attention(q, k, v, self._pivots(context), **self.pattern)
 
     def decode(self, q, k, v, context, cache, ends):
-        pivots = context.attention["pivots"][:, self.index]
+        pivots = self._pivots(context)
         return three_region_attention_decode(q, cache.keys, cache.values, pivots, ends, **self.pattern)
+
+    def _pivots(self, context: Context) -> Tensor:
+        """int32 [B, P]: this layer's."""
+        pivots = context.attention["pivots"]
+        fits = pivots.ndim == 3 and pivots.shape[1] == self.num_layers
+        require(fits, "pivots", f"[B, {self.num_layers}, P]", list(pivots.shape))
+        return pivots[:, self.index]

@@ -11,17 +11,16 @@ from torch import Tensor
 
 from cogview.parts.transformer import Transformer
 from cogview.recipes.cogview import CogView, CogViewConfig
-from cogview.sequence import pad_text
+from cogview.recipes.recipe import Draws
+from cogview.sequence import Batch, Vocabulary, pad_text
 
 
-class Caption(CogView):
-    """CogView with the image before its text."""
-
-    name = "caption"
-
-    def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.vocab.caption(text, codes, self.config.max_positions)
-        return tokens[:, :-1], tokens[:, 1:]
+def caption_batch(config: CogViewConfig, text: Tensor, codes: Tensor, draws: Draws = None) -> Batch:
+    """What a captioning CogView is trained on and judged by, of text [B, T] (-1 padded) and codes [B, N]."""
+    recipe = CogView(config)
+    tokens = recipe.vocab.caption(text, codes, config.max_positions)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    return Batch(inputs, targets, recipe.vocab.loss_weights(targets), recipe.context(inputs, draws))
 
 
 @torch.no_grad()
@@ -37,16 +36,15 @@ def caploss(
         raise ValueError(f"codes: expected {wanted}, got {list(codes.shape)}")
     if not all(map(len, captions)):
         raise ValueError("captions: expected none that is empty, got one of 0 tokens")
-    recipe, streams = Caption(config), [torch.Generator().manual_seed(seed) for _ in captions]
-    batch = recipe.batch(pad_text(captions), codes.flatten(1).cpu(), streams)
+    streams = [torch.Generator().manual_seed(seed) for _ in captions]
+    batch = caption_batch(config, pad_text(captions), codes.flatten(1).cpu(), streams).to(model.device)
     training = model.training
     model.eval()
     try:
-        moved = batch.inputs.to(model.device), batch.context.to(model.device), batch.targets.to(model.device)
-        nll = model(moved[0], moved[1], targets=moved[2])
+        nll = model(batch.inputs, batch.context, targets=batch.targets)
     finally:
         model.train(training)
     # Targets stand one place before their token: text begins after [BASE] [BOI1] image [EOI1] [ROI1].
     first = config.image_tokens + 3
-    is_text = recipe.vocab.is_text(batch.targets[:, first:]).to(nll)
+    is_text = Vocabulary(config.image_vocab, config.text_vocab).is_text(batch.targets[:, first:]).to(nll)
     return (nll[:, first:] * is_text).sum(dim=1) / is_text.sum(dim=1)

@@ -74,6 +74,7 @@ _TINY_TRAINING = TrainConfig(
     text_weight=0.2,
     hide_context=0.7,
     save_every=200,
+    save_seconds=60.0,
     validate_every=200,
 )
 _PUBLISHED = TrainConfig(steps=144_000, batch_size=6144, accumulate=96, checkpoint_activations=True, save_every=1000)
@@ -103,9 +104,6 @@ class CogView(Recipe):
 
     def context(self, inputs: Tensor, draws: Draws = None) -> Context:
         context = super().context(inputs)
-        if self.config.image_positions == "fixed":
-            positions = self.vocab.fixed_positions(inputs, self.config.max_text, self.config.max_positions)
-            context = dataclasses.replace(context, positions=positions)
         if self.config.attention == "three_region":
             context = dataclasses.replace(context, attention={"pivots": self.draw_pivots(inputs, draws)})
         return context

@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,7 +51,8 @@ class DalleAttention(Attention):
         if image == 0:
             mask = text_mask[:, None, None].expand(-1, 1, self.text_len, -1).tril()
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        grid = -(-image // self.side), self.side
+        require(image > 0 and image % self.side == 0, "inputs", f"whole rows of {self.side} image tokens", image)
+        grid = image // self.side, self.side
         return dalle_attention(q, k, v, grid=grid, text_mask=text_mask, **self.pattern)
 
     def decode(self, q, k, v, context, cache, ends):
@@ -79,7 +81,7 @@ class Dalle(Recipe):
 
     def context(self, inputs: Tensor, draws: Draws = None) -> Context:
         there = inputs != self.vocab["PAD"]
-        context = Context(super().context(inputs).positions, {"text_mask": there[:, : self.config.text_slots]})
+        positions = torch.arange(inputs.shape[1], device=inputs.device)
         if self.config.image_positions == "following":  # as if the holes were not there
-            return dataclasses.replace(context, positions=there.cumsum(dim=1) - 1)
-        return context
+            positions = there.cumsum(dim=1) - 1
+        return Context(positions, {"text_mask": there[:, : self.config.text_slots]})

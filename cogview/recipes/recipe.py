@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cogview.config import ModelConfig, TrainConfig
+from cogview.config import ModelConfig, TrainConfig, require
 from cogview.parts.attend import Attention
 from cogview.parts.transformer import Transformer
 from cogview.sequence import Batch, Context, Vocabulary
@@ -57,7 +57,10 @@ class Recipe:
 
     def context(self, inputs: Tensor, draws: Draws = None) -> Context:
         """Positions, and what the attention takes, of inputs [B, S]."""
-        return Context(torch.arange(inputs.shape[1], device=inputs.device))
+        c, positions = self.config, torch.arange(inputs.shape[1], device=inputs.device)
+        if c.image_positions == "fixed":
+            positions = self.vocab.fixed_positions(inputs, c.max_text, c.max_positions)
+        return Context(positions)
 
     def prompt(self, text: Tensor, draws: Draws = None) -> Prompt:
         """To draw an image after each row of text [B, T]. All that is text is known, so what is drawn of the context is
@@ -82,17 +85,32 @@ class Recipe:
         layers = range(self.config.num_layers)
         return Transformer(self.config, self.vocab.size, (self.attention(i) for i in layers))
 
+    @property
+    def length(self) -> int:
+        """Tokens of a training sequence."""
+        return self.config.max_positions - 1
+
     def batch(
         self,
         text: Tensor,
         codes: Tensor,
-        draws: Draws = None,
         *,
+        draws: Draws = None,
         text_weight: float = 1.0,
         image_weight: float = 1.0,
         device: torch.device | str = "cpu",
     ) -> Batch:
         """What the model is trained on, of text [B, T] (-1 padded) and codes [B, N]."""
+        require(
+            codes.shape[-1] == self.config.image_tokens,
+            "codes",
+            f"{self.config.image_tokens} of each image",
+            codes.shape[-1],
+        )
         inputs, targets = (tokens.to(device) for tokens in self.layout(text, codes))
         weights = self.vocab.loss_weights(targets, text_weight, image_weight)
         return Batch(inputs, targets, weights, self.context(inputs, draws))
+
+    def kinds(self, targets: Tensor) -> dict[str, Tensor]:
+        """bool like targets, by name: the kinds of tokens whose losses are told apart."""
+        return {"text": self.vocab.is_text(targets), "image": self.vocab.is_image(targets)}

@@ -31,6 +31,7 @@ TRAINING: dict[str, Any] = {
     "clip": math.inf,
     "dtype": "float32",
     "log_every": 20,
+    "save_seconds": 60.0,
 }
 """Of a TrainConfig. Convolutions take bfloat16 all the same where it is native."""
 
@@ -86,7 +87,7 @@ class PictureTask:
         detached = {name: loss.detach() for name, loss in losses.items()}
         return losses["total"] * (len(part) / len(batch)), (detached, codes)
 
-    def metrics(self, batches: list[Tensor], outputs: list) -> dict[str, float]:
+    def metrics(self, outputs: list) -> dict[str, float]:
         losses, codes = zip(*outputs, strict=True)
         means = {name: float(sum(part[name] for part in losses) / len(losses)) for name in losses[0]}
         use = _code_use(torch.cat([c.flatten() for c in codes]), self.model.config)
@@ -114,7 +115,7 @@ def train_vqvae(
     out, data = Path(out_dir), Pictures(images)
     torch.manual_seed(training.seed)  # the initial weights
     model = VQVAE(config)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(PictureTask(model, data), training, out / "vqvae")
     trainer.resume(_newest(out))
     result = trainer.run(watch)

@@ -41,13 +41,19 @@ def read(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, 
         return tensors, dict(json.loads(metadata["header"]))
     except FileNotFoundError as error:
         raise ValueError(f"there is no checkpoint {path}") from error
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """The header of a checkpoint alone."""
     return read(path, prefix="-")[1]
+
+
+def steps_done(folder: Path) -> int:
+    """Of the newest checkpoint in a run folder, by its name; 0 where there is none."""
+    newest = latest(folder)
+    return 0 if newest is None else int(newest.stem.removeprefix("step-"))
 
 
 def check_shapes(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

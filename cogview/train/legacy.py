@@ -35,7 +35,7 @@ def _renamed(name: str, own: dict[str, str]) -> str:
 
 
 def _vqvae(tensors: Tensors, metadata: dict[str, str]) -> tuple[Tensors, Header]:
-    """An image tokenizer's: Adam's state by number, epochs without their ends."""
+    """An image tokenizer's: Adam's state by number; an epoch left out what did not fill a batch."""
     settings, position = json.loads(metadata["settings"]), json.loads(metadata["position"])
     parameters = sorted((n for n in tensors if n.startswith(("model.enc_b.", "model.dec."))), key=_convolution)
     renamed = {name: value for name, value in tensors.items() if name.startswith("model.")}

@@ -36,9 +36,9 @@ class RunLog:
             self._events.close()
 
 
-def read_log(folder: Path) -> list[dict]:
-    """All whole entries of a run's log.jsonl; none when there is no log."""
-    path = folder / "log.jsonl"
+def read_log(folder: Path, name: str = "log.jsonl") -> list[dict]:
+    """All whole entries of a run's log; none when there is no log."""
+    path = folder / name
     if not path.exists():
         return []
     # The last line of a killed process may be cut; it has no newline then.

@@ -9,6 +9,7 @@ thread count. In bfloat16 or float16 the model itself is so, and float32 master 
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from cogview.config import TrainConfig
 from cogview.train import checkpoint
@@ -96,7 +98,7 @@ class Trainer:
         state.step += 1
         state.skipped += not taken
         self._skipped_in_a_row = 0 if taken else self._skipped_in_a_row + 1
-        return {**self.task.metrics([batch], outputs), "gradient_norm": norm, "learning_rate": rate}
+        return {**self.task.metrics(outputs), "gradient_norm": norm, "learning_rate": rate}
 
     def _next_indices(self) -> np.ndarray:
         """Of the next batch; it may reach into the next epoch."""
@@ -117,15 +119,15 @@ class Trainer:
         c, task = self.config, self.task
         if task.held_out is None:
             return {}
-        draws, batches, outputs = torch.Generator(self.device).manual_seed(c.seed), [], []
+        draws, outputs = torch.Generator(self.device).manual_seed(c.seed), []
         count = min(len(task.held_out), c.validate_batches * c.batch_size)
         task.model.eval()
         for start in range(0, count, c.batch_size):
             indices = np.arange(start, min(start + c.batch_size, count))
-            batches.append(task.batch(task.held_out, indices, draws))
-            outputs.append(task.loss(batches[-1], batches[-1])[1])
+            batch = task.batch(task.held_out, indices, draws)
+            outputs += [task.loss(part, batch)[1] for part in batch.chunk(c.accumulate)]
         task.model.train()
-        return task.metrics(batches, outputs)
+        return task.metrics(outputs)
 
     def run(self, watch: Watch | None = None) -> Result:
         """Trains to the end, logs, validates and saves on the way. Ctrl-C or SIGTERM saves and returns."""
@@ -135,14 +137,14 @@ class Trainer:
         if newest is not None and newest > checkpoint.path_of(self.folder, state.step):
             raise ValueError(f"{self.folder} holds a run up to {newest.name}: resume it or use another folder")
         log, start = RunLog(self.folder, state.step), time.monotonic() - state.elapsed
-        window, window_start = [], time.monotonic()
+        window, window_start, saved = [], time.monotonic(), time.monotonic()
         validation: dict[str, float] = {}
         task.model.train()
         try:
             with interrupts() as interrupted, _progress_bar() as bar:
                 shown = bar.add_task(task.title, total=1.0, note="")
                 while self.progress() < 1 and not interrupted.is_set():
-                    window.append(self.step())
+                    window.append(self._good_step())
                     state.elapsed = time.monotonic() - start
                     last = self.progress() >= 1
                     if state.step % c.log_every == 0 or last:
@@ -150,22 +152,29 @@ class Trainer:
                         bar.update(shown, note=note)
                         window, window_start = [], time.monotonic()
                     bar.update(shown, completed=self.progress())
-                    if self._skipped_in_a_row >= _MAX_SKIPPED:
-                        raise RuntimeError(
-                            f"the loss was not finite for {_MAX_SKIPPED} steps, up to step {state.step}: "
-                            "resume from the last checkpoint with a lower learning_rate"
-                        )
                     if task.held_out is not None and (state.step % c.validate_every == 0 or last):
                         validation = self.validate()
                         log.write(state.step, **{f"validation_{k}": v for k, v in validation.items()})
-                    if state.step % c.save_every == 0 and not last:
+                    due = state.step % c.save_every == 0 or time.monotonic() - saved > c.save_seconds
+                    if due and not last:
                         self.save()
+                        saved = time.monotonic()
             finished = self.progress() >= 1
             if finished and not validation:  # it was finished before
                 validation = self.validate()
             return Result(dataclasses.replace(state), self.save(), finished, validation)
         finally:
             log.close()
+
+    def _good_step(self) -> dict[str, float]:
+        """A step; RuntimeError after too many that were not finite."""
+        found = self.step()
+        if self._skipped_in_a_row >= _MAX_SKIPPED:
+            raise RuntimeError(
+                f"the loss was not finite for {_MAX_SKIPPED} steps, up to step {self.state.step}: "
+                "resume from the last checkpoint with a lower learning_rate"
+            )
+        return found
 
     def _log_steps(self, log: RunLog, window: list[dict[str, float]], seconds: float, watch: Watch | None) -> str:
         """Logs the means over some steps; returns one line about them."""
@@ -181,7 +190,7 @@ class Trainer:
     def save(self) -> Path:
         """Writes a checkpoint of everything, drops old ones, returns its path."""
         tensors = self.optimizer.tensors()
-        tensors |= {f"model.{name}": value for name, value in self.task.model.named_buffers() if self._kept(name)}
+        tensors |= {f"model.{name}": value for name, value in self._buffers().items()}
         tensors["random.draws"] = self.generator.get_state()
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
@@ -193,11 +202,14 @@ class Trainer:
         checkpoint.prune(self.folder, self.config.keep)
         return path
 
-    def _kept(self, buffer: str) -> bool:
-        return buffer in self.task.model.state_dict()
+    def _buffers(self) -> dict[str, Tensor]:
+        """The model's, but for those that it does not keep itself."""
+        kept = self.task.model.state_dict().keys()
+        return {name: value for name, value in self.task.model.named_buffers() if name in kept}
 
     def _identity(self) -> dict[str, Any]:
-        return {**self.task.identity(), "seed": self.config.seed}
+        """As a checkpoint's header has it: JSON knows no tuples."""
+        return json.loads(json.dumps({**self.task.identity(), "seed": self.config.seed}))
 
     def resume(self, path: Path | None = None) -> bool:
         """Continues from a checkpoint, by default the newest of the folder; False when there is none.
@@ -214,9 +226,8 @@ class Trainer:
         checkpoint.check_shapes(path, tensors, self.task.model.state_dict())
         try:
             self.optimizer.load(tensors)
-            for name, buffer in self.task.model.named_buffers():
-                if self._kept(name):
-                    buffer.copy_(tensors[f"model.{name}"])
+            for name, buffer in self._buffers().items():
+                buffer.copy_(tensors[f"model.{name}"])
             self.generator.set_state(tensors["random.draws"])
             torch.set_rng_state(tensors["random.cpu"])
             if self.device.type == "cuda" and "random.cuda" in tensors:

@@ -99,10 +99,11 @@ class Optimizer:
             keys = {key: f"optimizer.{key}.{name}" for key in _STATE}
             found = {key: tensors[k] for key, k in keys.items() if k in tensors}
             for key, value in found.items():
-                like = value if key == "step" else p
-                if value.shape != (like.shape if like is p else ()):
-                    raise ValueError(f"{keys[key]}: expected {list(like.shape)}, got {list(value.shape)}")
+                wanted = [] if key == "step" else list(p.shape)
+                if list(value.shape) != wanted:
+                    raise ValueError(f"{keys[key]}: expected {wanted}, got {list(value.shape)}")
                 # in the parameter's strides, which fused AdamW takes for granted
+                like = value if key == "step" else p
                 found[key] = torch.empty_like(like, device=p.device).copy_(value)
             if len(found) not in (0, len(_STATE)):  # none: saved before the first step
                 raise ValueError(f"{name} has only {sorted(found)} of the optimizer's state")

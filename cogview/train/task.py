@@ -31,20 +31,21 @@ class Task(Protocol):
     title: str
     """Of the progress bar."""
     unit: str
-    """What is counted in the log, and how many of them a sample has."""
+    """What the log counts a second."""
     units: int
+    """How many of them a sample has."""
     counts: dict[str, int]
     """Of what the log should tell besides losses; kept in checkpoints."""
 
     def batch(self, samples: Any, indices: np.ndarray, draws: torch.Generator) -> Any:
-        """Some samples as the model takes them; its `chunk(n)` are n parts. Draws are random numbers of training and of
-        validation alike."""
+        """Some samples as the model takes them; its `chunk(n)` are n parts. While the model is not training, nothing
+        is changed about them that only training changes."""
 
     def loss(self, part: Any, batch: Any) -> tuple[Tensor, Any]:
         """The part's share of the batch's loss, and what `metrics` needs of it."""
 
-    def metrics(self, batches: list[Any], outputs: list[Any]) -> dict[str, float]:
-        """Of whole batches, by name; one of them is "loss"."""
+    def metrics(self, outputs: list[Any]) -> dict[str, float]:
+        """Of all the parts together, by name; one of them is "loss"."""
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one before: recipe, config, data."""

@@ -1,7 +1,6 @@
 """The task of every recipe over text and image tokens."""
 
 import dataclasses
-from collections import Counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +13,9 @@ from cogview.parts.transformer import Transformer
 from cogview.recipes.recipe import Recipe
 from cogview.sequence import Batch, truncate_text
 from cogview.train.task import Samples
+
+Output = tuple[Tensor, Tensor, Tensor]
+"""Losses, targets and weights of a part, [B, S] each."""
 
 
 class Pairs(Samples, Protocol):
@@ -39,19 +41,17 @@ class TokenTask:
     ):
         self.recipe, self.model, self.config = recipe, model, config
         self.data, self.held_out = data, held_out
-        self.units = recipe.config.max_positions - 1
-        self.counts: dict[str, int] = Counter(truncated=0)  # captions that lost text
+        self.units = recipe.length
+        self.counts = {"truncated": 0}  # captions that lost text
 
     def batch(self, samples: Pairs, indices: np.ndarray, draws: torch.Generator) -> Batch:
         c, recipe = self.config, self.recipe
-        text, codes = samples.batch(indices)
-        if codes.shape[1] != recipe.config.image_tokens:
-            raise ValueError(f"data: expected images of {recipe.config.image_tokens} codes, got {codes.shape[1]}")
+        text, *codes = samples.batch(indices)
         if c.truncate_text:
             text, cut = truncate_text(text, recipe.config.max_text)
             self.counts["truncated"] += cut if samples is self.data else 0
         weights: dict[str, Any] = {"text_weight": c.text_weight, "image_weight": c.image_weight}
-        batch = recipe.batch(text, codes, draws, device=self.model.device, **weights)
+        batch = recipe.batch(text, *codes, draws=draws, device=self.model.device, **weights)
         return self._hide_context(batch, draws) if self.model.training else batch
 
     def _hide_context(self, batch: Batch, draws: torch.Generator) -> Batch:
@@ -68,18 +68,17 @@ class TokenTask:
         hidden = torch.rand(inputs.shape, generator=draws, device=inputs.device) < rate
         return dataclasses.replace(batch, inputs=inputs.masked_fill(hidden & vocab.is_image(inputs), vocab["MASK"]))
 
-    def loss(self, part: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
+    def loss(self, part: Batch, batch: Batch) -> tuple[Tensor, Output]:
         context = dataclasses.replace(part.context, seeds=self.model.stack.draw_seeds())
         how: dict[str, Any] = {"checkpoint_activations": self.config.checkpoint_activations and self.model.training}
         nll = self.model(part.inputs, context, targets=part.targets, **how)
-        return (nll * part.weights).sum() / batch.weights.sum(), nll.detach()
+        return (nll * part.weights).sum() / batch.weights.sum(), (nll.detach(), part.targets, part.weights)
 
-    def metrics(self, batches: list[Batch], outputs: list[Tensor]) -> dict[str, float]:
-        nll, vocab = torch.cat(outputs), self.recipe.vocab
-        targets, weights = (torch.cat([getattr(b, name) for b in batches]) for name in ("targets", "weights"))
-        kinds = (weights, vocab.is_text(targets).float(), vocab.is_image(targets).float())
-        values = torch.stack([weighted_mean(nll, kind) for kind in kinds]).tolist()
-        return dict(zip(("loss", "text_loss", "image_loss"), values, strict=True))
+    def metrics(self, outputs: list[Output]) -> dict[str, float]:
+        nll, targets, weights = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        kinds = {"loss": weights} | {f"{n}_loss": kind.float() for n, kind in self.recipe.kinds(targets).items()}
+        values = torch.stack([weighted_mean(nll, kind) for kind in kinds.values()]).tolist()
+        return dict(zip(kinds, values, strict=True))
 
     def identity(self) -> dict[str, Any]:
         tokens = {"data": len(self.data), "tokenizers": self.data.tokenizers}
