@@ -24,8 +24,8 @@ class Demo:
     out: Path = Path("runs/demo")
     """Folder for everything; a stopped demo goes on in it."""
     minutes: float = 15
-    """Of the whole, four of installation included. Where the machine is slower than planned it may take twice that. A
-    longer demo in the same folder goes on from a shorter one."""
+    """Of the whole, four of installation included. Where the machine is slower than planned, training may take three
+    times as long. A longer demo in the same folder goes on from a shorter one."""
 
     def run(self) -> None:
         from cogview.demo import demo

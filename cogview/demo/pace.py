@@ -13,13 +13,17 @@ SLOW = 0.8  # of the planned rate
 class Pace:
     """A `watch` of Trainer.run for a training of so many steps, planned to take `seconds`.
 
-    It says once that the training will take longer, and once that it will be stopped before its end, on the console
-    that progress bars are drawn on.
+    It says once that the training will take longer, and once that it will be stopped too early, on the console that
+    progress bars are drawn on.
     """
 
-    def __init__(self, what: str, training: TrainConfig, seconds: float, console: Console | None = None):
+    def __init__(
+        self, what: str, training: TrainConfig, seconds: float, good: int, console: Console | None = None
+    ) -> None:
+        """good: steps after which the result is good."""
         assert training.steps is not None
-        self.what, self.training, self.seconds, self.console = what, training, seconds, console or rich.get_console()
+        self.what, self.training, self.seconds, self.good = what, training, seconds, good
+        self.console = console or rich.get_console()
         self.steps, self.planned = training.steps, training.steps * training.batch_size / seconds
         self._begin: State | None = None
         self._said = 0
@@ -43,7 +47,12 @@ class Pace:
         if limit is None or expected <= limit:
             return 1, f"{slow}: it will take {expected / 60:.1f} minutes instead of {self.seconds / 60:.1f}."
         reached = max(state.step, int(self.steps - (expected - limit) * rate / batch))
+        stopped = (
+            f"{slow}: it will be stopped after {limit / 60:.1f} minutes, at about step {reached:,} of {self.steps:,}"
+        )
+        if reached >= self.good:
+            return 1, f"{stopped}, which is still good."
         return 2, (
-            f"{slow}: it will be stopped after {limit / 60:.1f} minutes, at about step {reached:,} of {self.steps:,}, "
-            "and its pictures will show it. Is something else running? Ctrl-C stops; the same command goes on later."
+            f"{stopped}; {self.good:,} are good, and the pictures will show it. Is something else running? "
+            "Ctrl-C stops; the same command goes on later."
         )
