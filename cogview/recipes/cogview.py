@@ -5,9 +5,10 @@ The published 4B shape is that of the paper (section 2.3 and its released checkp
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import partial
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from cogview.sequence import Context
 from cogview_ops import sample_pivots
 
 Kind = Literal["dense", "dense_pb_relax", "three_region"]
-DENSE: dict[str, type[Attention]] = {"dense": Dense, "dense_pb_relax": PBRelax}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CogViewConfig(ModelConfig):
         super().__post_init__()
         for name in ("block_size", "window_blocks", "num_pivots"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        kinds = (*DENSE, "three_region")
+        kinds = get_args(Kind)
         require(self.attention in kinds, "attention", f"one of {', '.join(kinds)}", self.attention)
         fewest = self.max_text + 4
         enough = self.attention != "three_region" or self.num_pivots >= fewest
@@ -93,10 +93,15 @@ class CogView(Recipe):
 
     def attention(self, index: int) -> Attention:
         c = self.config
-        if c.attention == "three_region":
-            sizes = {"block_size": c.block_size, "window_blocks": c.window_blocks, "num_pivots": c.num_pivots}
-            return ThreeRegion(c, index, **sizes)
-        return DENSE[c.attention](c, index)
+        three_region = partial(
+            ThreeRegion, block_size=c.block_size, window_blocks=c.window_blocks, num_pivots=c.num_pivots
+        )
+        kinds: dict[Kind, Callable[..., Attention]] = {
+            "dense": Dense,
+            "dense_pb_relax": PBRelax,
+            "three_region": three_region,
+        }
+        return kinds[c.attention](c, index)
 
     def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.vocab.text2image(text, codes, self.config.max_positions)
