@@ -71,10 +71,11 @@ class Vocabulary:
         """Inputs and targets, int64 [B, max_text + 3 + N], with the image's codes [B, N] from place max_text + 3 on
         whatever the length of the text [B, T]. The holes before [BOI1] predict nothing: their targets are [PAD]."""
         self._check(text, codes, max_text + codes.shape[1] + 4)
+        codes = codes.long()
         left = self._join(["ROI1", text, "BASE"], text, max_text + 2)
         following = self._join([text, "BASE", "BOI1"], text, max_text + 2)
         begin, end = (codes.new_full((len(codes), 1), self[name]) for name in ("BOI1", "EOI1"))
-        return torch.cat([left, begin, codes], dim=1).long(), torch.cat([following, codes, end], dim=1).long()
+        return torch.cat([left, begin, codes], dim=1), torch.cat([following, codes, end], dim=1)
 
     def fixed_positions(self, tokens: Tensor, max_text: int, max_positions: int) -> Tensor:
         """Rows of a table of max_positions, int64 [B, S], for tokens [B, S]: text from 0 on, and from [BOI1] on those
@@ -165,7 +166,7 @@ class Batch:
         return Batch(inputs, targets, weights, self.context.to(device))
 
     def chunk(self, count: int) -> list["Batch"]:
-        """Its rows in `count` parts."""
+        """Its rows in `count` parts, or fewer where that is even."""
         size = -(-len(self) // count)
         parts = [slice(start, start + size) for start in range(0, len(self), size)]
         return [Batch(self.inputs[p], self.targets[p], self.weights[p], self.context.rows(p)) for p in parts]

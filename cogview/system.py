@@ -22,10 +22,15 @@ def recipe_of(path: Path, header: dict[str, Any]) -> Recipe:
     """The recipe that a checkpoint's header names, with its sizes."""
     try:
         recipe = named(header["recipe"])
-        config: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
+        config: Any = {name: _tuples(value) for name, value in header["config"].items()}
         return recipe(recipe.Config(**config))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where a config had tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def load_model(

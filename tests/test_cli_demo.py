@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,14 +105,35 @@ def test_verdicts():
     assert demo.verdict(out, demo.Plan.of(60), (800, 200), (14000, 95)).startswith("This run had the steps")
     slow = demo.verdict(out, plan, (800, 200), (395, 7.5))
     assert slow.startswith("This run had too few steps for good pictures: its GPT had 395 (good: 2,400)")
-    assert "The machine trained 8 captions a second, 95 were planned." in slow
-    assert "`cogview demo --out runs/x --minutes 30`" in slow
+    assert "The machine trained 8 captions a second, 101 were planned." in slow
+    assert "`cogview demo --out runs/x --minutes 30` trains the GPT on" in slow
+    assert "`make demo MINUTES=30` trains" in demo.verdict(Path("runs/demo"), plan, (800, 200), (395, 7.5))
     shorter = demo.Plan.of(13)
     short = demo.verdict(out, shorter, (800, 200), (shorter.gpt_steps, 95))
     assert "Its 13 minutes were planned for no more." in short
-    image = demo.verdict(out, plan, (400, 90), (2500, 95))
+    image = demo.verdict(out, plan, (400, 60), (2500, 95))
     assert "too few steps" in image
-    assert "start again in another folder" in image
+    assert "The machine trained 60 pictures a second, 227 were planned." in image
+    assert "`cogview demo --out runs/x-2 --minutes 30` starts again" in image
+    planned = demo.verdict(out, demo.Plan.of(8), (demo.Plan.of(8).image_steps, 200), (2500, 95))
+    assert "Its 8 minutes were planned for no more." in planned
+
+
+def test_what_is_known_before(finished, tmp_path):
+    """Of a folder with a short image tokenizer and a GPT of few steps, whose time may be over."""
+    shutil.copytree(finished, tmp_path / "run")
+    newest = checkpoint.latest(tmp_path / "run" / "gpt")
+    tensors, header = checkpoint.read(newest)
+    minutes = demo.INSTALLATION + demo.FIXED + 0.5
+    plan = demo.Plan.of(minutes)
+    for elapsed, said in ((1.0, "minutes in all"), (3 * plan.gpt_seconds, "has used the time it has in 6.1 minutes")):
+        header["run"]["elapsed"] = elapsed
+        checkpoint.save(newest, tensors, header)
+        sentences = list(demo._outlook(tmp_path / "run", plan))
+        assert len(sentences) == 2
+        assert "780 are good, and it stays as it is" in sentences[0]
+        assert said in sentences[1]
+    assert next(demo._outlook(tmp_path / "none", plan)).startswith("About 6.1 minutes in all")
 
 
 def test_a_slow_machine_is_told_early_and_once():
@@ -139,6 +161,11 @@ def test_a_slow_machine_is_told_early_and_once():
     assert later.count("\n") == 1
     assert "it will take 1.0 minutes instead of 0.7" in later
     assert told([0.45] * 9) == ""
+    resumed = Console(file=io.StringIO(), width=500)
+    pace = Pace("GPT", training, 40.0, 90, resumed)
+    for step, elapsed in ((20, 60.0), (80, 84.0)):  # fast now, but its time was used
+        pace(State(step=step, elapsed=elapsed), 5.0)
+    assert "and 1.4 minutes are gone: it will be stopped after 1.3 minutes" in resumed.file.getvalue()
     worse = told([0.6] * 5 + [2.0] * 4)
     assert "it will take" in worse.splitlines()[0]
     assert "it will be stopped" in worse.splitlines()[1]
@@ -150,7 +177,7 @@ def test_what_is_said_beside_a_progress_bar_has_a_line_of_its_own(tmp_path, monk
     monkeypatch.setattr("rich._console", console)
     config = TrainConfig(steps=6, batch_size=2, dtype="float32", log_every=2, seconds=1000.0)
     pace = Pace("GPT", config, 1e-9, 6)
-    monkeypatch.setattr("cogview.demo.pace.EARLY", -1.0)
+    monkeypatch.setattr("cogview.demo.pace.EARLY", 0.0)
     trainer(tmp_path, config).run(pace)
     lines = [re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]|\r", "", line) for line in console.file.getvalue().splitlines()]
     assert [line for line in lines if line.startswith("The GPT trains")]
@@ -184,6 +211,9 @@ def test_generate(finished, tmp_path, capsys):
     cli.main(["generate", "--run", str(finished), "--out", str(sheet), "--count", "2", *words])
     with Image.open(sheet) as picture:
         assert picture.size[0] > 2 * 2 * 128
+    for device in ("quantum", "meta", "hpu"):
+        with pytest.raises(SystemExit, match=f"device: expected one that torch can use here, got '{device}'"):
+            cli.main(["generate", "--run", str(finished), "--device", device, "--captions", "a fox"])
     with pytest.raises(SystemExit, match=r"captions: expected at most .* tokens, got"):
         cli.main(["generate", "--run", str(finished), "--out", str(sheet), "--captions", "word " * 200])
     with pytest.raises(SystemExit, match="holds no trained model"):
@@ -233,6 +263,12 @@ def test_own_pairs_from_shards_to_pictures(tmp_path, capsys):
     _own_shard(own, count=6)
     cli.main(["tokenize", str(own), "--run", str(run), "--split", "test", *small])
     size = ["--layers", "1", "--hidden-size", "64", "--heads", "2", "--batch-size", "8", "--dtype", "float32"]
+    meta = run / "tokens" / "test" / "meta.json"
+    kept = meta.read_text()
+    meta.write_text(json.dumps(json.loads(kept) | {"image_sha256": "0"}))
+    with pytest.raises(SystemExit, match=r"was made with other tokenizers than .*train: tokenize it again"):
+        cli.main(["train", "--run", str(run), "--steps", "3", *size])
+    meta.write_text(kept)
     cli.main(["train", "--run", str(run), "--steps", "3", *size])
     assert "done at step 3" in capsys.readouterr().out
     cli.main(["generate", "--run", str(run), "--captions", "picture number 3", "--out", str(tmp_path / "p.png")])

@@ -60,6 +60,14 @@ def test_order_is_a_permutation_of_seed_and_epoch(parts, tmp_path):
     assert np.array_equal(tokens.order(1, 1), TokenDataset(tmp_path).order(1, 1))
 
 
+def test_pictures_are_the_first_that_can_be_read(parts, monkeypatch):
+    pairs = parts[0]
+    whole = load_images(pairs)
+    get = PairDataset.__getitem__
+    monkeypatch.setattr(PairDataset, "__getitem__", lambda self, i: get(self, i) if i else None)
+    assert torch.equal(load_images(pairs, limit=5), whole[1:6])
+
+
 def test_mismatch_and_damage_are_refused(parts, tmp_path):
     pairs, text, vqvae = parts
     tokens = tokenize_pairs(pairs, text, vqvae, tmp_path)

@@ -21,7 +21,7 @@ from cogview.parts.published import published_names
 from cogview.recipes import RECIPES
 from cogview.system import load_model
 from cogview.tokenizers.image import VQVAE
-from cogview.tokenizers.train_image import steps_done, train_vqvae
+from cogview.tokenizers.train_image import train_vqvae, trained_steps
 from cogview.train import checkpoint
 from cogview.train.loop import Trainer
 from cogview.train.token_task import TokenTask
@@ -76,7 +76,7 @@ def test_a_training_with_attention_dalle_goes_on(tmp_path):
 def test_a_training_of_an_image_tokenizer_goes_on(tmp_path):
     shutil.copytree(OLD / "vq", tmp_path, dirs_exist_ok=True)
     before = load_file(tmp_path / "vqvae.safetensors")
-    assert steps_done(tmp_path) == 7
+    assert trained_steps(tmp_path) == 7
     raw, model = load_file(tmp_path / "vqvae.training.safetensors"), VQVAE.load(tmp_path / "vqvae.safetensors")
     tensors, _ = checkpoint.read(tmp_path / "vqvae.training.safetensors")
     for number, (name, _) in enumerate(model.named_parameters()):
@@ -88,4 +88,4 @@ def test_a_training_of_an_image_tokenizer_goes_on(tmp_path):
     again = load_file(tmp_path / "vqvae.safetensors")
     assert all(torch.equal(before[name], again[name]) for name in before)
     assert train_vqvae(scenes(10), config, image_training(9), tmp_path).steps == 9
-    assert steps_done(tmp_path) == 9
+    assert trained_steps(tmp_path) == 9

@@ -211,6 +211,15 @@ def test_resume_gives_the_same_weights(tmp_path, monkeypatch):
         train_vqvae(images, VQConfig(codebook_size=16, dim=9, hidden=8), training(30), tmp_path / "parts")
 
 
+def test_a_step_in_parts(tmp_path):
+    """Of the same pictures, whose codebook moves once a part."""
+    for count in (1, 2):
+        train_vqvae(scenes(4), TINY, training(1, accumulate=count, log_every=1), tmp_path / str(count))
+    one, two = (read_log(tmp_path / name)[0] for name in ("1/vqvae", "2/vqvae"))
+    assert one["reconstruction"] == pytest.approx(two["reconstruction"], rel=0.2)
+    assert one["step"] == two["step"] == 1
+
+
 def test_parts_of_a_batch_add_up_to_its_loss():
     model = VQVAE(TINY).eval()
     task = PictureTask(model, Pictures(scenes(6)))

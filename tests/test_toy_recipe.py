@@ -54,6 +54,10 @@ class Picture(Recipe):
     def attention(self, index):
         return Near(self.config, index)
 
+    @property
+    def length(self):
+        return self.config.image_tokens + 3
+
     def layout(self, text, codes):
         tokens = self.vocab.text2image(text[:, :0], codes, codes.shape[1] + 4)
         return tokens[:, :-1], tokens[:, 1:]

@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,6 +210,7 @@ def test_a_run_that_stays_broken_ends(tmp_path):
     t.task.model.embedding.words.weight.data.fill_(torch.nan)
     with pytest.raises(RuntimeError, match="the loss was not finite for 20 steps, up to step 20: resume"):
         t.run()
+    assert read_log(tmp_path)[-1]["skipped"] == 20
 
 
 def test_run_logs_validates_saves_and_keeps_the_newest(tmp_path):
@@ -249,13 +251,25 @@ def test_steps_with_a_time_limit_end_at_whichever_comes_first(tmp_path):
 
 
 def test_checkpoints_by_time(tmp_path, monkeypatch):
-    saved = []
-    for seconds in (1e-9, 1e9):
-        t = trainer(tmp_path / str(seconds), dataclasses.replace(TRAIN, save_seconds=seconds))
-        save = t.save
-        t.save = lambda t=t, save=save: saved.append(t.state.step) or save()
-        t.run()
-    assert saved == [*range(1, 11), 10]
+    """One step a second, a checkpoint when three are over, and the last."""
+    t, now, saved = trainer(tmp_path, dataclasses.replace(TRAIN, save_seconds=2.5)), [0.0], []
+    monkeypatch.setattr("cogview.train.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+    step, save = t.step, t.save
+
+    def second():
+        now[0] += 1.0
+        return step()
+
+    t.step, t.save = second, lambda: saved.append(t.state.step) or save()
+    t.run()
+    assert saved == [3, 6, 9, 10]
+
+
+def test_validation_in_parts(tmp_path):
+    whole, parts = (
+        trainer(tmp_path, dataclasses.replace(TRAIN, accumulate=n), validation=Pairs(6, seed=1)) for n in (1, 4)
+    )
+    assert whole.validate() == pytest.approx(parts.validate(), rel=1e-5)
 
 
 def test_a_watch_is_told_of_the_run(tmp_path):

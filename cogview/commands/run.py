@@ -73,8 +73,8 @@ class Train:
         folders = [self.run_folder / "tokens" / split for split in ("train", "test")]
         data, device = TokenDataset(folders[0]), available(self.device)
         held_out = TokenDataset(folders[1]) if folders[1].exists() else None
-        if held_out is not None:
-            held_out.check(*data.tokenizers)
+        if held_out is not None and held_out.tokenizers != data.tokenizers:
+            raise ValueError(f"{folders[1]} was made with other tokenizers than {folders[0]}: tokenize it again")
         (config, training), recipe_type = preset(self.preset, self.recipe), named(self.recipe)
         has = self.attention is None or hasattr(config, "attention")
         require(has, "attention", f"none with recipe {self.recipe}, which has its own", self.attention)
@@ -103,12 +103,13 @@ class Train:
 
 
 def available(device: str) -> torch.device:
-    """A device that torch can use here."""
+    """A device that torch can compute on here."""
     try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=device).item()  # what torch was built without comes as any of these
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"device: expected one that torch can use here, got {device!r} ({reason})") from error
+    return torch.device(device)
 
 
 def _replace(base, **values):

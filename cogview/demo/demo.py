@@ -6,7 +6,9 @@ planned, it may take three times the time.
 """
 
 import dataclasses
+import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from rich.console import Console
 from rich.progress import track
 
 from cogview.config import TrainConfig, require
-from cogview.data.files import write_json
 from cogview.data.images import pixels
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
@@ -26,7 +27,7 @@ from cogview.pipeline import image_tokenizer, sizes_of, text_tokenizer, tokenize
 from cogview.recipes import named, preset
 from cogview.system import System
 from cogview.tokenizers.image import VQConfig
-from cogview.tokenizers.train_image import TRAINING, VQReport, reconstruct, steps_done
+from cogview.tokenizers.train_image import TRAINING, VQReport, reconstruct, trained_steps
 from cogview.train import checkpoint
 from cogview.train.interrupts import Interrupted
 from cogview.train.loop import Result, Trainer
@@ -35,11 +36,12 @@ from cogview.train.token_task import TokenTask
 LANGUAGES = ("en", "zh")
 INSTALLATION = 4.0  # minutes of the budget that `make demo` may have spent before
 FIXED = 1.6  # minutes for scenes, tokens, pictures and the report
-IMAGE_SHARE = 0.25  # of the rest, for the image tokenizer; the GPT has the others
+IMAGE_SHARE = 0.3  # of the rest, for the image tokenizer; the GPT has the others
 MINUTES, GPT_STEPS, IMAGE_STEPS = 15.0, 2_500, 1_200  # a demo of so many minutes has these steps of training
-# Good are fewer: a GPT of 2,500 drew every held-out scene right; an image tokenizer of 250, 500, 800 steps left 46, 93
-# and 100 % of the true scenes recognisable.
+# Good are a few less than these: a GPT of 2,500 drew every held-out scene right; an image tokenizer of 250, 500, 800
+# steps left 46, 93 and 100 % of the true scenes recognisable.
 GPT_GOOD, IMAGE_GOOD = 2_400, 780
+MOST = 10_000  # minutes
 SLACK = 3.0  # times the planned seconds that a training may take
 TRAIN_SCENES, TEST_SCENES = 12_000, 1_000
 JUDGED = 128  # held-out scenes that are drawn, in each language
@@ -62,7 +64,8 @@ class Plan:
     def of(cls, minutes: float) -> "Plan":
         """Steps in proportion to the time there is; more minutes than MINUTES are for the GPT alone."""
         least = INSTALLATION + FIXED
-        require(least + 1 / 60 < minutes < 10_000, "minutes", f"more than {least + 0.1:.1f}, up to 10,000", minutes)
+        wanted = f"more than {least + 0.1:.1f}, up to {MOST:,}"
+        require(least + 1 / 60 < minutes <= MOST, "minutes", wanted, minutes)
         share = (minutes - least) / (MINUTES - least)
         image, gpt = (60 * (MINUTES - least) * part for part in (IMAGE_SHARE, 1 - IMAGE_SHARE))
         steps = max(1, round(IMAGE_STEPS * min(1.0, share))), max(1, round(GPT_STEPS * share))
@@ -72,14 +75,13 @@ class Plan:
 def run(out: Path, minutes: float, console: Console) -> str:
     """Runs what is not done yet and writes the report; returns its first line. Interrupted where it can go on."""
     started, plan = time.monotonic(), Plan.of(minutes)
-    write_json(out / "demo.json", dataclasses.asdict(plan))
     console.print(
         f"Everything goes to {out}: scenes, image tokenizer ({plan.image_seconds / 60:.1f} min), "
         f"GPT ({plan.gpt_seconds / 60:.1f} min for {plan.gpt_steps:,} steps), pictures and a report. "
         "Ctrl-C stops; the same command goes on."
     )
-    if (left := plan.gpt_steps - checkpoint.steps_done(out / "gpt")) > 0:
-        console.print(_estimate(plan, left))
+    for sentence in _outlook(out, plan):
+        console.print(sentence)
 
     scenes = build_scene_shards(
         out / "scenes", TRAIN_SCENES, TEST_SCENES, progress=lambda work: track(work, "composing scenes")
@@ -111,7 +113,7 @@ def run(out: Path, minutes: float, console: Console) -> str:
 
 def _image_training(out: Path, plan: Plan) -> TrainConfig:
     """Of the image tokenizer; once there is a GPT on its tokens it stays as it is."""
-    done = steps_done(out)
+    done = trained_steps(out)
     if done and checkpoint.latest(out / "gpt") is not None:
         return TrainConfig(steps=done, **TRAINING)
     return TrainConfig(steps=plan.image_steps, seconds=SLACK * plan.image_seconds, **TRAINING)
@@ -131,8 +133,31 @@ def _train(data: TokenDataset, held_out: TokenDataset, folder: Path, plan: Plan)
     return result
 
 
-def _estimate(plan: Plan, left: int) -> str:
-    """How long the GPT's steps that are left will take on this machine, from a few of them."""
+def _outlook(out: Path, plan: Plan) -> Iterator[str]:
+    """What can be said before it begins: about what is there already, and the time that the rest will take."""
+    newest = checkpoint.latest(out / "gpt")
+    step, spent = 0, 0.0
+    if newest is not None:
+        begun = checkpoint.read_header(newest)["run"]
+        step, spent = begun["step"], begun["elapsed"]
+        if (trained := trained_steps(out)) < IMAGE_GOOD:
+            yield f"The image tokenizer there has {trained:,} steps, {IMAGE_GOOD:,} are good, and it stays as it is."
+    left, room = plan.gpt_steps - step, SLACK * plan.gpt_seconds - spent
+    if left > 0 and room <= 0:
+        yield f"The GPT has used the time it has in {plan.minutes:g} minutes, at step {step:,}. More minutes go on."
+    elif left > 0:
+        planned, expected = plan.gpt_seconds * left / plan.gpt_steps, left * _seconds_a_step()
+        if expected <= planned:
+            yield f"About {plan.minutes:g} minutes in all, installation included, or less."
+        else:
+            yield (
+                f"About {plan.minutes:g} minutes in all were planned, but here {left:,} steps of the GPT may take "
+                f"{expected / 60:.0f} instead of {planned / 60:.0f}; it has {room / 60:.0f} at most."
+            )
+
+
+def _seconds_a_step() -> float:
+    """Of the GPT on this machine, from a few passes."""
     config, training = preset("tiny")
     recipe = named("cogview")(config)
     model = recipe.model().to(getattr(torch, training.dtype))
@@ -142,13 +167,7 @@ def _estimate(plan: Plan, left: int) -> str:
         begun = time.monotonic()
         model(batch.inputs, batch.context, targets=batch.targets).sum().backward()
         seconds.append(time.monotonic() - begun)
-    planned, expected = plan.gpt_seconds * left / plan.gpt_steps, 1.15 * min(seconds) * left  # with the optimizer
-    if expected <= planned:
-        return f"About {plan.minutes:g} minutes in all, installation included, or less."
-    return (
-        f"About {plan.minutes:g} minutes in all were planned, but here {left:,} steps of the GPT may take "
-        f"{expected / 60:.0f} instead of {planned / 60:.0f}; it has {SLACK * plan.gpt_seconds / 60:.0f} at most."
-    )
+    return 1.15 * min(seconds)  # with the optimizer
 
 
 def verdict(out: Path, plan: Plan, image: tuple[int, float], gpt: tuple[int, float]) -> str:
@@ -156,18 +175,25 @@ def verdict(out: Path, plan: Plan, image: tuple[int, float], gpt: tuple[int, flo
     had = f"its GPT had {gpt[0]:,} (good: {GPT_GOOD:,}), its image tokenizer {image[0]:,} (good: {IMAGE_GOOD:,})"
     if gpt[0] >= GPT_GOOD and image[0] >= IMAGE_GOOD:
         return f"This run had the steps that good pictures need: {had}."
-    short = f"This run had too few steps for good pictures: {had}. What it draws is not what this model can draw. "
-    if image[0] < IMAGE_GOOD:
-        return (
-            short
-            + "An image tokenizer that a GPT was trained on stays as it is: start again in another folder (--out)."
-        )
-    planned = plan.gpt_steps * preset("tiny")[1].batch_size / plan.gpt_seconds
+    short = f"This run had too few steps for good pictures: {had}. What it draws is not what this model can draw."
     why = f"Its {plan.minutes:g} minutes were planned for no more."
+    minutes = min(MOST, max(MINUTES, 2 * plan.minutes))
+    if image[0] < IMAGE_GOOD:
+        if image[0] < plan.image_steps:
+            planned = plan.image_steps * TRAINING["batch_size"] / plan.image_seconds
+            why = f"The machine trained {image[1]:.0f} pictures a second, {planned:.0f} were planned."
+        again = _command(out.with_name(out.name + "-2"), minutes)
+        return f"{short} {why} An image tokenizer stays as it is under its GPT; `{again}` starts again."
     if gpt[0] < plan.gpt_steps:
+        planned = plan.gpt_steps * preset("tiny")[1].batch_size / plan.gpt_seconds
         why = f"The machine trained {gpt[1]:.0f} captions a second, {planned:.0f} were planned."
-    minutes = max(MINUTES, 2 * plan.minutes)
-    return f"{short}{why} `cogview demo --out {out} --minutes {minutes:g}` (or make) trains the GPT on from here."
+    return f"{short} {why} `{_command(out, minutes)}` trains the GPT on from here."
+
+
+def _command(out: Path, minutes: float) -> str:
+    if out == Path("runs/demo"):
+        return f"make demo MINUTES={minutes:g}"
+    return shlex.join(["cogview", "demo", "--out", str(out), "--minutes", f"{minutes:g}"])
 
 
 def _facts(

@@ -32,27 +32,28 @@ class Pace:
         """Its answer stands beside the progress bar: the rate and what it should be. Samples a second."""
         self._begin = self._begin or state
         spent, steps = state.elapsed - self._begin.elapsed, state.step - self._begin.step
-        if spent > EARLY and steps * self.training.batch_size < SLOW * self.planned * spent:
-            trouble, sentence = self.consequence(state, steps * self.training.batch_size / spent)
+        if spent > EARLY:
+            trouble, sentence = self.outlook(state, steps * self.training.batch_size / spent)
             if trouble > self._said:
                 self._said = trouble
                 self.console.print(sentence)
         return f", {rate:.0f} of {self.planned:.0f} samples/s planned"
 
-    def consequence(self, state: State, rate: float) -> tuple[int, str]:
-        """What becomes of a training that goes on at this rate: 1, it takes longer, or 2, it is stopped; in words."""
+    def outlook(self, state: State, rate: float) -> tuple[int, str]:
+        """What becomes of a training that goes on at this rate, and in words: 0, what was planned; 1, it takes longer;
+        2, it is stopped too early."""
         batch, limit = self.training.batch_size, self.training.seconds
         expected = state.elapsed + (self.steps - state.step) * batch / rate
-        slow = f"The {self.what} trains {rate:.0f} samples a second here, {self.planned:.0f} were planned"
+        here = f"The {self.what} trains {rate:.0f} samples a second here, {self.planned:.0f} were planned"
         if limit is None or expected <= limit:
-            return 1, f"{slow}: it will take {expected / 60:.1f} minutes instead of {self.seconds / 60:.1f}."
+            slow = rate < SLOW * self.planned
+            return int(slow), f"{here}: it will take {expected / 60:.1f} minutes instead of {self.seconds / 60:.1f}."
         reached = max(state.step, int(self.steps - (expected - limit) * rate / batch))
-        stopped = (
-            f"{slow}: it will be stopped after {limit / 60:.1f} minutes, at about step {reached:,} of {self.steps:,}"
-        )
+        gone = f", and {state.elapsed / 60:.1f} minutes are gone" if self._begin and self._begin.elapsed > EARLY else ""
+        stopped = f"{here}{gone}: it will be stopped after {limit / 60:.1f} minutes, at about step {reached:,}"
         if reached >= self.good:
-            return 1, f"{stopped}, which is still good."
+            return 1, f"{stopped} of {self.steps:,}, which is still good."
         return 2, (
-            f"{stopped}; {self.good:,} are good, and the pictures will show it. Is something else running? "
-            "Ctrl-C stops; the same command goes on later."
+            f"{stopped} of {self.steps:,}; {self.good:,} are good, and the pictures will show it. Is something else "
+            "running? Ctrl-C stops, and the same command goes on when the machine is free; minutes that are gone count."
         )

@@ -16,7 +16,7 @@ from cogview.sequence import Batch, Vocabulary, pad_text
 
 
 def caption_batch(config: CogViewConfig, text: Tensor, codes: Tensor, draws: Draws = None) -> Batch:
-    """What a captioning CogView is trained on and judged by, of text [B, T] (-1 padded) and codes [B, N]."""
+    """What a captioning CogView predicts a text by, of text [B, T] (-1 padded) and codes [B, N]."""
     recipe = CogView(config)
     tokens = recipe.vocab.caption(text, codes, config.max_positions)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]

@@ -138,7 +138,7 @@ def train_vqvae(
     )
 
 
-def steps_done(out_dir: str | Path) -> int:
+def trained_steps(out_dir: str | Path) -> int:
     """Of a training in this folder, 0 before the first checkpoint."""
     newest = _newest(Path(out_dir))
     return 0 if newest is None else checkpoint.read_header(newest)["run"]["step"]

@@ -144,7 +144,7 @@ class Trainer:
             with interrupts() as interrupted, _progress_bar() as bar:
                 shown = bar.add_task(task.title, total=1.0, note="")
                 while self.progress() < 1 and not interrupted.is_set():
-                    window.append(self._good_step())
+                    window.append(self.step())
                     state.elapsed = time.monotonic() - start
                     last = self.progress() >= 1
                     if state.step % c.log_every == 0 or last:
@@ -152,6 +152,7 @@ class Trainer:
                         bar.update(shown, note=note)
                         window, window_start = [], time.monotonic()
                     bar.update(shown, completed=self.progress())
+                    self._check_hope()
                     if task.held_out is not None and (state.step % c.validate_every == 0 or last):
                         validation = self.validate()
                         log.write(state.step, **{f"validation_{k}": v for k, v in validation.items()})
@@ -166,15 +167,12 @@ class Trainer:
         finally:
             log.close()
 
-    def _good_step(self) -> dict[str, float]:
-        """A step; RuntimeError after too many that were not finite."""
-        found = self.step()
+    def _check_hope(self) -> None:
         if self._skipped_in_a_row >= _MAX_SKIPPED:
             raise RuntimeError(
                 f"the loss was not finite for {_MAX_SKIPPED} steps, up to step {self.state.step}: "
                 "resume from the last checkpoint with a lower learning_rate"
             )
-        return found
 
     def _log_steps(self, log: RunLog, window: list[dict[str, float]], seconds: float, watch: Watch | None) -> str:
         """Logs the means over some steps; returns one line about them."""

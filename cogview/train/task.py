@@ -38,8 +38,8 @@ class Task(Protocol):
     """Of what the log should tell besides losses; kept in checkpoints."""
 
     def batch(self, samples: Any, indices: np.ndarray, draws: torch.Generator) -> Any:
-        """Some samples as the model takes them; its `chunk(n)` are n parts. While the model is not training, nothing
-        is changed about them that only training changes."""
+        """Some samples as the model takes them; its `chunk(n)` are n parts at most. What only training changes about
+        them is left alone while the model is not training."""
 
     def loss(self, part: Any, batch: Any) -> tuple[Tensor, Any]:
         """The part's share of the batch's loss, and what `metrics` needs of it."""
