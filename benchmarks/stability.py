@@ -28,7 +28,7 @@ from torch import Tensor
 from cogview.config import ModelConfig, TrainConfig
 from cogview.data.shuffle import permutation
 from cogview.demo.scenes import caption, render, sample_scenes
-from cogview.parts.attend import PBRelax
+from cogview.parts.attend import Attention
 from cogview.parts.stack import Layer
 from cogview.parts.transformer import Transformer
 from cogview.recipes.cogview import CogView, CogViewConfig
@@ -108,7 +108,7 @@ class Scenes:
         return permutation(len(self), seed, epoch)
 
 
-class WatchedAttention(PBRelax):
+class WatchedAttention(Attention):
     """Causal attention by the formula, all in the input's dtype, that shows its scores before anything hides them."""
 
     def __init__(self, config: ModelConfig, index: int, watch: Watch):

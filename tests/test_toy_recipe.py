@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_train_run import Pairs
+from test_transformer import SIZES
 
 from cogview import recipes
 from cogview.config import ModelConfig, TrainConfig, require
@@ -63,16 +64,7 @@ class Picture(Recipe):
         return tokens[:, :-1], tokens[:, 1:]
 
 
-CONFIG = PictureConfig(
-    num_layers=2,
-    hidden_size=32,
-    num_heads=2,
-    image_grid=4,
-    max_positions=21,
-    image_vocab=20,
-    text_vocab=10,
-    dropout=0.0,
-)
+CONFIG = PictureConfig(**SIZES | {"max_positions": 21})
 
 
 def test_it_is_short():

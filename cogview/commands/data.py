@@ -106,16 +106,15 @@ class Tokenize:
         from cogview.pipeline import image_tokenizer, text_tokenizer, tokenize_pairs
         from cogview.tokenizers.image import VQVAE, VQConfig
         from cogview.tokenizers.text import TextTokenizer
-        from cogview.tokenizers.train_image import TRAINING
+        from cogview.tokenizers.train_image import TRAINING, newest_checkpoint
 
         data, folder = PairDataset(self.shards), self.run_folder
         trained = folder / "vqvae.safetensors"
-        trained_here = (folder / "vqvae").exists() or (folder / "vqvae.training.safetensors").exists()
         if self.split == "train":
             text = text_tokenizer(data, folder, self.languages, self.text_pieces)
         else:  # only the training split trains
             text = TextTokenizer.load(folder / "text.model")
-        if self.split != "train" or (trained.exists() and not trained_here):
+        if self.split != "train" or (trained.exists() and newest_checkpoint(folder) is None):
             image = VQVAE.load(trained).eval()
         else:
             config = VQConfig(codebook_size=self.codebook, dim=self.code_dim, hidden=self.hidden)

@@ -24,7 +24,8 @@ from cogview.demo import report
 from cogview.demo.pace import Pace
 from cogview.demo.scenes import build_scene_shards, caption, render, sample_scenes
 from cogview.pipeline import image_tokenizer, sizes_of, text_tokenizer, tokenize_pairs
-from cogview.recipes import named, preset
+from cogview.recipes import preset
+from cogview.recipes.cogview import CogView
 from cogview.system import System
 from cogview.tokenizers.image import VQConfig
 from cogview.tokenizers.train_image import TRAINING, VQReport, reconstruct, trained_steps
@@ -46,6 +47,7 @@ SLACK = 3.0  # times the planned seconds that a training may take
 TRAIN_SCENES, TEST_SCENES = 12_000, 1_000
 JUDGED = 128  # held-out scenes that are drawn, in each language
 IMAGE = VQConfig(codebook_size=1024, dim=64, hidden=96)
+GPT, GPT_TRAINING = preset("tiny")
 TEXT_PIECES = 600
 TEMPERATURE = 0.9
 
@@ -120,10 +122,8 @@ def _image_training(out: Path, plan: Plan) -> TrainConfig:
 
 
 def _train(data: TokenDataset, held_out: TokenDataset, folder: Path, plan: Plan) -> Result:
-    config, training = preset("tiny")
-    training = dataclasses.replace(training, steps=plan.gpt_steps, seconds=SLACK * plan.gpt_seconds)
-    recipe_type = named("cogview")
-    recipe = recipe_type(recipe_type.fit(config, **sizes_of(data, held_out)))
+    training = dataclasses.replace(GPT_TRAINING, steps=plan.gpt_steps, seconds=SLACK * plan.gpt_seconds)
+    recipe = CogView(CogView.fit(GPT, **sizes_of(data, held_out)))
     torch.manual_seed(training.seed)
     trainer = Trainer(TokenTask(recipe, recipe.model(), data, training, held_out), training, folder)
     trainer.resume()
@@ -158,10 +158,9 @@ def _outlook(out: Path, plan: Plan) -> Iterator[str]:
 
 def _seconds_a_step() -> float:
     """Of the GPT on this machine, from a few passes."""
-    config, training = preset("tiny")
-    recipe = named("cogview")(config)
-    model = recipe.model().to(getattr(torch, training.dtype))
-    text, codes = (torch.zeros(training.batch_size, n, dtype=torch.int64) for n in (8, config.image_tokens))
+    recipe = CogView(GPT)
+    model = recipe.model().to(getattr(torch, GPT_TRAINING.dtype))
+    text, codes = (torch.zeros(GPT_TRAINING.batch_size, n, dtype=torch.int64) for n in (8, GPT.image_tokens))
     batch, seconds = recipe.batch(text, codes), []
     for _ in range(4):
         begun = time.monotonic()
@@ -185,7 +184,7 @@ def verdict(out: Path, plan: Plan, image: tuple[int, float], gpt: tuple[int, flo
         again = _command(out.with_name(out.name + "-2"), minutes)
         return f"{short} {why} An image tokenizer stays as it is under its GPT; `{again}` starts again."
     if gpt[0] < plan.gpt_steps:
-        planned = plan.gpt_steps * preset("tiny")[1].batch_size / plan.gpt_seconds
+        planned = plan.gpt_steps * GPT_TRAINING.batch_size / plan.gpt_seconds
         why = f"The machine trained {gpt[1]:.0f} captions a second, {planned:.0f} were planned."
     return f"{short} {why} `{_command(out, minutes)}` trains the GPT on from here."
 
@@ -199,7 +198,7 @@ def _command(out: Path, minutes: float) -> str:
 def _facts(
     out: Path, plan: Plan, system: System, data: TokenDataset, image_report: VQReport, result: Result
 ) -> dict[str, Any]:
-    config, batch_size, state = system.recipe.config, preset("tiny")[1].batch_size, result.state
+    config, batch_size, state = system.recipe.config, GPT_TRAINING.batch_size, result.state
     rate = state.step * batch_size / max(state.elapsed, 1e-9)
     image = image_report.steps, image_report.images_per_second
     return {

@@ -117,7 +117,7 @@ def train_vqvae(
     model = VQVAE(config)
     model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(PictureTask(model, data), training, out / "vqvae")
-    trainer.resume(_newest(out))
+    trainer.resume(newest_checkpoint(out))
     result = trainer.run(watch)
     model.save(out / "vqvae.safetensors")
     held = images[:256] if eval_images is None else eval_images
@@ -140,11 +140,12 @@ def train_vqvae(
 
 def trained_steps(out_dir: str | Path) -> int:
     """Of a training in this folder, 0 before the first checkpoint."""
-    newest = _newest(Path(out_dir))
+    newest = newest_checkpoint(Path(out_dir))
     return 0 if newest is None else checkpoint.read_header(newest)["run"]["step"]
 
 
-def _newest(out: Path) -> Path | None:
+def newest_checkpoint(out: Path) -> Path | None:
+    """Of a training in this folder, or None."""
     before = out / "vqvae.training.safetensors"  # of version 0.1
     return checkpoint.latest(out / "vqvae") or (before if before.exists() else None)
 

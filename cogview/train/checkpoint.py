@@ -50,12 +50,6 @@ def read_header(path: Path) -> dict[str, Any]:
     return read(path, prefix="-")[1]
 
 
-def steps_done(folder: Path) -> int:
-    """Of the newest checkpoint in a run folder, by its name; 0 where there is none."""
-    newest = latest(folder)
-    return 0 if newest is None else int(newest.stem.removeprefix("step-"))
-
-
 def check_shapes(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """ValueError unless the tensors `model.<name>` are exactly those wanted, by name and shape."""
     ours = {f"model.{name}": list(value.shape) for name, value in wanted.items()}

@@ -29,9 +29,8 @@ def _gpt(tensors: Tensors, metadata: dict[str, str]) -> tuple[Tensors, Header]:
 
 def _renamed(name: str, own: dict[str, str]) -> str:
     """model.<parameter> and optimizer.<key>.<parameter> are renamed, others are not parameters."""
-    parts = 1 if name.startswith("model.") else 2
-    prefix, parameter = ".".join(name.split(".")[:parts]), ".".join(name.split(".")[parts:])
-    return f"{prefix}.{own[parameter]}" if parameter in own else name
+    *prefix, parameter = name.split(".", 1 if name.startswith("model.") else 2)
+    return ".".join([*prefix, own.get(parameter, parameter)])
 
 
 def _vqvae(tensors: Tensors, metadata: dict[str, str]) -> tuple[Tensors, Header]:
