@@ -21,7 +21,7 @@ from cogview.data.images import pixels
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
 from cogview.demo import report
-from cogview.demo.pace import Pace
+from cogview.demo.pace import SLOW, Pace
 from cogview.demo.scenes import build_scene_shards, caption, render, sample_scenes
 from cogview.pipeline import image_tokenizer, sizes_of, text_tokenizer, tokenize_pairs
 from cogview.recipes import preset
@@ -147,7 +147,7 @@ def _outlook(out: Path, plan: Plan) -> Iterator[str]:
         yield f"The GPT has used the time it has in {plan.minutes:g} minutes, at step {step:,}. More minutes go on."
     elif left > 0:
         planned, expected = plan.gpt_seconds * left / plan.gpt_steps, left * _seconds_a_step()
-        if expected <= planned:
+        if SLOW * expected <= planned:  # as in Pace: no word about less
             yield f"About {plan.minutes:g} minutes in all, installation included, or less."
         else:
             yield (
