@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from cogview.config import TrainConfig, require
 from cogview.data.images import pixels
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import VERSION, TokenDataset, TokenWriter, made_of
+from cogview.progress import track
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.text import TextTokenizer
 from cogview.tokenizers.train_image import VQReport, train_vqvae

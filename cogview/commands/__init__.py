@@ -5,8 +5,12 @@ from typing import Annotated
 
 import tyro
 
-from cogview.commands.data import Data, Tokenize
-from cogview.commands.run import Demo, Generate, Info, Train
+from cogview.commands.data import Data
+from cogview.commands.demo import Demo
+from cogview.commands.generate import Generate
+from cogview.commands.info import Info
+from cogview.commands.tokenize import Tokenize
+from cogview.commands.train import Train
 from cogview.train.interrupts import Interrupted
 
 Command = (

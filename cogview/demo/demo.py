@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from cogview.config import TrainConfig, require
 from cogview.data.images import pixels
@@ -24,6 +23,7 @@ from cogview.demo import report
 from cogview.demo.pace import SLOW, Pace
 from cogview.demo.scenes import build_scene_shards, caption, render, sample_scenes
 from cogview.pipeline import image_tokenizer, sizes_of, text_tokenizer, tokenize_pairs
+from cogview.progress import track
 from cogview.recipes import preset
 from cogview.recipes.cogview import CogView
 from cogview.system import System

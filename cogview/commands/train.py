@@ -1,4 +1,4 @@
-"""Commands about runs: the demo, training, drawing, and what there is."""
+"""`cogview train`."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,30 +9,13 @@ import torch
 import tyro
 from rich.console import Console
 
+from cogview.commands.device import available
 from cogview.config import TrainConfig, require
 from cogview.data.tokens import TokenDataset
 from cogview.recipes import RECIPES, named, preset
 from cogview.recipes.cogview import Kind
 
 console = Console(highlight=False)
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Train a small CogView on composed scenes and look at what it draws for captions it never saw."""
-
-    out: Path = Path("runs/demo")
-    """Folder for everything; a stopped demo goes on in it."""
-    minutes: float = 15
-    """Of the whole, four of installation included. Where the machine is slower than planned, training may take three
-    times as long. A longer demo in the same folder goes on from a shorter one."""
-
-    def run(self) -> None:
-        from cogview.demo import demo
-
-        verdict = demo.run(self.out, self.minutes, console)
-        console.print(verdict)
-        console.print(f"Look at {self.out / 'samples.png'} and read {self.out / 'report.md'}")
 
 
 @dataclass(frozen=True)
@@ -102,67 +85,6 @@ class Train:
         return _replace(base, **given)
 
 
-def available(device: str) -> torch.device:
-    """A device that torch can compute on here."""
-    try:
-        torch.zeros(1, device=device).item()  # what torch was built without comes as any of these
-    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"device: expected one that torch can use here, got {device!r} ({reason})") from error
-    return torch.device(device)
-
-
 def _replace(base, **values):
     """A dataclass with those values that are not None."""
     return dataclasses.replace(base, **{name: value for name, value in values.items() if value is not None})
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Draw pictures for captions with a trained run."""
-
-    captions: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Repeat for several captions."""
-    run_folder: Annotated[Path, tyro.conf.arg(name="run")] = Path("runs/demo")
-    """Folder of the run: both tokenizers and the GPT's checkpoints."""
-    out: Path = Path("pictures.png")
-    """The contact sheet (PNG)."""
-    count: int = 4
-    """Pictures for each caption."""
-    temperature: float = 0.9
-    top_k: int = 200
-    seed: int = 0
-    device: str = "cpu"
-
-    def run(self) -> None:
-        from cogview.pictures import contact_sheet
-        from cogview.system import System
-
-        if not self.captions or self.count < 1:
-            raise ValueError("captions, count: expected at least one caption and one picture")
-        system = System.load(self.run_folder, available(self.device))
-        repeated = [caption for caption in self.captions for _ in range(self.count)]
-        seeds = [self.seed + n for _ in self.captions for n in range(self.count)]
-        with console.status("drawing"):
-            pictures = system.draw(repeated, seeds=seeds, temperature=self.temperature, top_k=self.top_k)
-        rows = list(zip(self.captions, pictures.split(self.count), strict=True))
-        contact_sheet([(caption, list(group)) for caption, group in rows], self.out, columns=2, zoom=2)
-        console.print(f"{len(pictures)} pictures in {self.out}")
-
-
-@dataclass(frozen=True)
-class Info:
-    """Versions, the operators that run here, and the presets."""
-
-    def run(self) -> None:
-        from cogview_ops import info
-
-        info.main()
-        print(f"\n{'preset':<24}{'layers':>8}{'hidden':>8}{'heads':>8}{'tokens':>8}{'parameters':>16}  attention")
-        for name, recipe in RECIPES.items():
-            for preset_name, (c, _) in recipe.presets.items():
-                with torch.device("meta"):
-                    count = sum(p.numel() for p in recipe(c).model().parameters())
-                sizes = f"{c.num_layers:>8}{c.hidden_size:>8}{c.num_heads:>8}{c.max_positions - 1:>8}"
-                title = f"{name} {preset_name}"
-                print(f"{title:<24}{sizes}{count:>16,}  {getattr(c, 'attention', name)}")
