@@ -364,7 +364,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     path = t.save()
     for other, message in (
         ({"model": dataclasses.replace(CONFIG, num_layers=3)}, "num_layers: expected 3, got 2"),
-        ({"data": Pairs(8)}, "data: expected 8, got 7"),
+        ({"data": Pairs(8)}, "it was trained on 7 samples, and now there are 8"),
         ({"config": dataclasses.replace(TRAIN, seed=1)}, "seed: expected 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):

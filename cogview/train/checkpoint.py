@@ -37,8 +37,8 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None
 def read(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors whose name starts with `prefix`, and the header.
 
-    Damaged in one sentence where it cannot be read or its checksums are wrong, ValueError when there is none or it is of
-    another version; those of versions 1 and 2 are read as if they were of this one.
+    Damaged in one sentence where it cannot be read or its checksums are wrong, ValueError when there is none or it is
+    of another version; those of versions 1 and 2 are read as if they were of this one.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -127,7 +127,7 @@ def prune(folder: Path, keep: int, best_step: int | None = None) -> None:
 def _sum(name: str, value: Tensor) -> int:
     """CRC-32 of a contiguous tensor: name, dtype, shape and bytes."""
     head = json.dumps([name, str(value.dtype), list(value.shape)]).encode()
-    return zlib.crc32(value.reshape(-1).view(torch.uint8).numpy(), zlib.crc32(head))
+    return zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(head))
 
 
 def _header_sum(metadata: dict[str, str]) -> int:
