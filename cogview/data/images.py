@@ -4,46 +4,140 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "gif", "bmp")
 MAX_BYTES = 32 << 20
 MAX_PIXELS = 1 << 26
+_TURN = Image.Transpose
+_ORIENTATION = 0x0112  # EXIF: how the camera was held
+_TURNS = {
+    2: _TURN.FLIP_LEFT_RIGHT,
+    3: _TURN.ROTATE_180,
+    4: _TURN.FLIP_TOP_BOTTOM,
+    5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270,
+    7: _TURN.TRANSVERSE,
+    8: _TURN.ROTATE_90,
+}
 
 
-def decode_image(
-    data: bytes, *, mode: str = "RGB", max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
-    """Decodes the first frame of an encoded picture.
+class TooLarge(ValueError):
+    """A file or a picture above its limit, of which nothing was decoded."""
 
-    data: PNG, JPEG, WebP, GIF or BMP. mode: "RGB" (transparent parts become white) or "RGBA".
-    Raises ValueError, and decodes nothing, if the file is larger than max_bytes or the picture than
-    max_pixels (a small file can claim a huge picture); ValueError too if it cannot be decoded.
-    """
+
+def open_image(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An encoded picture whose header is read: its `size` and `format`. TooLarge, or ValueError if it is none."""
     if len(data) > max_bytes:
-        raise ValueError(f"image: expected at most {max_bytes} bytes, got {len(data)}")
+        raise TooLarge(f"image: expected at most {max_bytes} bytes, got {len(data)}")
+    if not data:
+        raise ValueError("image: not a readable picture (no bytes)")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"image: expected at most {max_pixels} pixels ({error})") from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"image: not a readable picture (no {', '.join(FORMATS[:-1])} or {FORMATS[-1]})") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise ValueError(f"image: not a readable picture ({error})") from error
     if image.width * image.height > max_pixels:
-        raise ValueError(f"image: expected at most {max_pixels} pixels, got {image.width} x {image.height}")
+        raise TooLarge(f"image: expected at most {max_pixels} pixels, got {image.width} x {image.height}")
+    return image
+
+
+def decode_image(
+    data: bytes,
+    *,
+    mode: str = "RGB",
+    side: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Decodes the first frame of an encoded picture, turned as its EXIF says.
+
+    data: PNG, JPEG, WebP, GIF or BMP. mode: "RGB" (transparent parts become white) or "RGBA". side: a JPEG may come
+    smaller than it is, but no side below twice this one, which is many times as fast.
+    Raises TooLarge, a ValueError, and decodes nothing, if the file is larger than max_bytes or the picture than
+    max_pixels (a small file can claim a huge picture); ValueError too if it cannot be decoded.
+    """
+    image = open_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
     try:
+        if side is not None:
+            image.draft(None, (2 * side, 2 * side))  # type: ignore[arg-type]
+        if getattr(image, "default_image", False):
+            image.seek(1)  # an animated PNG's picture for programs that cannot play it is none of its frames
+        frame = image.tile[0][1] if image.format == "GIF" and image.tile else None  # type: ignore[attr-defined]
+        _scale_transparency(image, data)
         image.load()
-        image = ImageOps.exif_transpose(image)
-        transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-        if mode == "RGB" and transparent:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return image.convert(mode)
+        turn = _TURNS.get(_orientation(image))
+        if frame and frame != (0, 0, *image.size):
+            around = Image.new("RGBA", image.size)  # of a GIF, what its first frame leaves open is transparent
+            around.paste(to_rgb(image, "RGBA").crop(frame), frame[:2])
+            image = around
+        return to_rgb(image if turn is None else image.transpose(turn), mode)
     except Exception as error:
         raise ValueError(f"image: not a readable picture ({error})") from error
+
+
+def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
+    """A picture of any of Pillow's modes in 8-bit RGB, transparent parts white; or "RGBA", with its alpha.
+
+    Grey of more than 8 bits becomes 8 linearly: I;16 and its like, and I, which is how Pillow before 11.3 reads 16-bit
+    PNGs, hold 0 to 65,535, F holds 0 to 255; what lies beyond is clipped.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    elif image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())
+    elif image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        image = image.convert("RGB")
+        image.info.pop("transparency", None)
+    palette_alpha = image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+    if mode == "RGB" and (image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info or palette_alpha):
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """L of a grey picture of more bits, or LA if one of its values is transparent."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        grey = np.rint(np.clip(np.nan_to_num(values), 0, 255))
+    else:
+        grey = (np.clip(values, 0, 65535).astype(np.uint32) * 255 + 32767) // 65535
+    eight = Image.fromarray(grey.astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is not None:
+        eight.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return eight
+
+
+def _scale_transparency(image: Image.Image, data: bytes) -> None:
+    """Brings a PNG's transparent colour to the 8 bits that Pillow brings its pixels to."""
+    key, depth = image.info.get("transparency"), data[24]
+    if image.format != "PNG" or key is None:
+        return
+    if image.mode == "L" and depth < 8:
+        image.info["transparency"] = (key & (1 << depth) - 1) * 255 // ((1 << depth) - 1)
+    elif image.mode == "RGB" and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where it cannot be read: that is no reason to lose a picture."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # hostile bytes here too
+        return 1
 
 
 def pixels(image: Image.Image, size: int) -> Tensor:
     """uint8 [3, size, size] of an RGB picture; other sizes are cropped to a square and resized."""
     if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -1,8 +1,8 @@
 """Pairs of pictures and captions in tar shards (WebDataset layout), read by offset.
 
 A shard is a plain tar; consecutive members that share a name up to its first dot are one sample:
-`panda.webp`, `panda.json`. Captions: `.json` with {"en": ..., "zh": ...} (two-letter language codes)
-or {"caption": ...}, else `.txt`, UTF-8. Member names are only keys: nothing is ever extracted.
+`panda.webp`, `panda.json`. Captions: those fields of `.json` that are asked for ({"en": ..., "zh": ...} or
+{"caption": ...}), and `.txt`, which is "caption". Member names are only keys: nothing is ever extracted.
 
 Order of epoch e: the shards are shuffled, then cut into windows of `window` shards, and the samples of a
 window are shuffled together; all of it a function of (seed, epoch) alone. Rank r of R takes positions
@@ -12,28 +12,28 @@ is exact for any number of ranks and reading threads. Threads, not processes, de
 """
 
 import io
-import json
 import re
 import tarfile
-from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
+from cogview.data.ahead import ahead
+from cogview.data.captions import Captions, read_captions
 from cogview.data.files import written_beside
-from cogview.data.images import MAX_BYTES, MAX_PIXELS, decode_image
+from cogview.data.images import MAX_BYTES, MAX_PIXELS, TooLarge, decode_image, pixels
+from cogview.data.report import Report, printable
+from cogview.data.samples import IMAGE, JSON, TEXT
 from cogview.data.shuffle import permutation
-from cogview.data.tar_index import IMAGE, JSON, TEXT, TarIndex
+from cogview.data.stream import Pair, PairStream, Position
+from cogview.data.tar_index import TarIndex
 
+LANGUAGES = ("caption", "en", "zh")  # fields that hold captions, where others are not asked for
 MAX_CAPTION_BYTES = 1 << 20
-_LANGUAGE = re.compile(r"caption|[a-z]{2}(-[A-Za-z]{2,4})?")
 
 
 class ShardWriter:
@@ -67,61 +67,20 @@ class ShardWriter:
             self._tar.addfile(info, io.BytesIO(contents))
 
 
-@dataclass
-class Report:
-    """What could not be read: how often each kind of problem occurred, and the first few places."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, kind: str, where: str, detail: str = "") -> None:
-        self.counts[kind] += 1
-        if len(self.examples) < 20:
-            self.examples.append(f"{where}: {kind}{f' ({detail})' if detail else ''}")
-
-    def __str__(self) -> str:
-        return "; ".join(f"{n} {kind}" for kind, n in sorted(self.counts.items())) or "no problems"
-
-
-def read_captions(as_json: bytes | None, as_text: bytes | None) -> dict[str, str]:
-    """The captions of one sample by language; ValueError if there is none. JSON goes first."""
-    if as_json is not None:
-        try:
-            fields = json.loads(as_json)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"caption: not JSON ({error})") from error
-        if isinstance(fields, dict):
-            named = {k: v.strip() for k, v in fields.items() if isinstance(v, str) and _LANGUAGE.fullmatch(k)}
-            if captions := {k: v for k, v in named.items() if v}:
-                return captions
-    if as_text is not None and (text := as_text.decode("utf-8").strip()):
-        return {"caption": text}
-    raise ValueError('caption: expected "caption" or language codes with non-empty text')
-
-
-class Pair(NamedTuple):
-    key: str
-    image: Image.Image  # RGB
-    captions: dict[str, str]  # by language code, or "caption" where the language is not given
-
-
-class Position(NamedTuple):
-    epoch: int
-    samples_seen: int  # positions of the epoch's order that all ranks together are done with
-
-
 class PairDataset:
     """Pairs of a list of shards, by number or as a stream that resumes exactly.
 
-    paths: tar files. window: shards shuffled together. Images of more than max_image_bytes or max_pixels are
-    refused. cache_dir: where indexes go if the shard's own folder is read-only. Unreadable samples are
-    counted in `report`, never fatal; a path that is no tar at all is a ValueError.
+    paths: tar files. languages: the fields of a pair that count as its captions; its .txt is "caption". window: shards
+    shuffled together. Images of more than max_image_bytes or max_pixels are refused. cache_dir: where indexes go if the
+    shard's own folder is read-only. What cannot be read is counted in `report`, each problem of a sample once, and
+    never fatal; a path that is no tar at all is a ValueError.
     """
 
     def __init__(
         self,
         paths: Sequence[str | Path],
         *,
+        languages: Sequence[str] = LANGUAGES,
         window: int = 8,
         max_image_bytes: int = MAX_BYTES,
         max_pixels: int = MAX_PIXELS,
@@ -129,9 +88,12 @@ class PairDataset:
     ):
         if isinstance(paths, (str, Path)) or not paths:
             raise ValueError(f"paths: expected a non-empty list of tar files, got {paths!r}")
+        if isinstance(languages, str) or not languages or not all(languages):
+            raise ValueError(f"languages: expected a non-empty list of names, got {languages!r}")
         if window < 1:
             raise ValueError(f"window: expected at least 1 shard, got {window}")
         self.shards = [TarIndex.open(path, cache_dir) for path in paths]
+        self.languages = tuple(dict.fromkeys(languages))
         self.window, self.max_image_bytes, self.max_pixels = window, max_image_bytes, max_pixels
         self.report = Report()
         for shard in self.shards:
@@ -144,24 +106,72 @@ class PairDataset:
 
     def __getitem__(self, index: int) -> Pair | None:
         """Sample `index` in storage order; None, and an entry in `report`, if it cannot be read."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        shard, row = self.shards[number], index - int(self._starts[number])
-        key = shard.key(row)
-        where = f"{shard.path.name}:{key}"
+        captions = self.captions(index)
+        image = None if captions is None else self._decoded(index)
+        return None if captions is None or image is None else Pair(self.key(index), image, captions)
+
+    def key(self, index: int) -> str:
+        shard, row = self._place(index)
+        return shard.key(row)
+
+    def where(self, index: int) -> str:
+        """A sample's shard and key, as the report names it."""
+        shard, row = self._place(index)
+        return f"{shard.path.name}:{printable(shard.key(row))}"
+
+    def captions(self, index: int) -> dict[str, str] | None:
+        """The captions of a sample by the fields asked for, read without its picture; None if it has none."""
+        return self.read_captions(index).found or None
+
+    def read_captions(self, index: int) -> Captions:
+        """The same, with what is wrong with them (which goes to `report` too) and what other fields hold text."""
+        shard, row = self._place(index)
+        members, problems = dict[int, bytes](), list[tuple[str, str]]()
+        for column in (JSON, TEXT):
+            try:
+                members |= shard.read(row, {column: MAX_CAPTION_BYTES})
+            except (ValueError, OSError) as error:
+                problems.append(("caption file not readable", str(error)))
+        captions = read_captions(members.get(JSON), members.get(TEXT), self.languages)
+        problems += captions.problems
+        if not captions.found:
+            others = f"; other fields with text: {', '.join(captions.others[:8])}" if captions.others else ""
+            problems.append(("sample without caption", f"none in {', '.join(self.languages)}{others}"))
+        for kind, detail in problems:
+            self.report.add(kind, self.where(index), detail, sample=index)
+        return captions._replace(problems=problems)
+
+    def picture_bytes(self, index: int) -> bytes | None:
+        """The encoded picture of a sample; None, and an entry in `report`, if it cannot be read or is too large."""
+        shard, row = self._place(index)
         try:
-            contents = shard.read(row, {IMAGE: self.max_image_bytes, JSON: MAX_CAPTION_BYTES, TEXT: MAX_CAPTION_BYTES})
-            captions = read_captions(contents.get(JSON), contents.get(TEXT))
-            image = decode_image(contents[IMAGE], max_bytes=self.max_image_bytes, max_pixels=self.max_pixels)
-        except (ValueError, OSError) as error:
-            self.report.add("unreadable sample", where, str(error))
-            return None
-        return Pair(key, image, captions)
+            return shard.read(row, {IMAGE: self.max_image_bytes})[IMAGE]
+        except ValueError as error:
+            self.report.add("picture too large", self.where(index), str(error), sample=index)
+        except OSError as error:
+            self.report.add("picture not readable", self.where(index), str(error), sample=index)
+        return None
+
+    def picture(self, index: int, size: int) -> Tensor | None:
+        """uint8 [3, size, size] of one picture; None, and an entry in `report`, if it cannot be read."""
+        image = self._decoded(index, side=size)
+        return None if image is None else pixels(image, size)
+
+    def pictures(
+        self, size: int, start: int = 0, end: int | None = None, *, threads: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(index, uint8 [3, size, size]) of the readable pictures of samples start to end, in storage order.
+
+        Decoded by `threads` threads (default: all cores). Memory: for each thread the largest file and its picture,
+        decoded (a JPEG at its reduced size), and four results. A decoded picture takes 3 or 4 bytes a pixel, and three
+        times that while its transparency is resolved.
+        """
+        found = ahead(lambda index: (index, self.picture(index, size)), self._range(start, end), threads)
+        return ((index, picture) for index, picture in found if picture is not None)
 
     def readable(self, start: int = 0, end: int | None = None) -> Iterator[Pair]:
         """The readable ones of samples start to end (excluded; None: all), in storage order."""
-        for index in range(start, len(self) if end is None else min(end, len(self))):
+        for index in self._range(start, end):
             if (pair := self[index]) is not None:
                 yield pair
 
@@ -181,59 +191,30 @@ class PairDataset:
         rank: int = 0,
         world_size: int = 1,
         threads: int = 1,
-    ) -> "PairStream":
+    ) -> PairStream:
         """The rest of the epoch that `state` = (epoch, samples_seen) points into, as this rank sees it."""
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: expected 0 to {world_size - 1}, got {rank}")
         if state[0] < 0 or not 0 <= state[1] <= len(self):
             raise ValueError(f"state: expected epoch >= 0 and samples_seen in 0..{len(self)}, got {tuple(state)}")
-        return PairStream(self, Position(*state), seed, rank, world_size, threads)
+        position, order = Position(*state), self.order(seed, state[0])
+        return PairStream(self.__getitem__, order, position, rank=rank, world_size=world_size, threads=threads)
 
+    def _place(self, index: int) -> tuple[TarIndex, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.shards[number], index - int(self._starts[number])
 
-class PairStream(Iterator[Pair]):
-    """One epoch of one rank. `state` is what to resume from after the pairs handed out so far.
+    def _range(self, start: int, end: int | None) -> range:
+        return range(start, len(self) if end is None else min(end, len(self)))
 
-    Iterating skips unreadable samples. With several ranks use `take`, which keeps them in step.
-    """
-
-    def __init__(self, dataset: PairDataset, state: Position, seed: int, rank: int, world_size: int, threads: int):
-        self._dataset, self._start, self._world_size, self._taken = dataset, state, world_size, 0
-        self._numbers = self._positions(dataset.order(seed, state.epoch), state.samples_seen + rank, world_size)
-        self._pool = ThreadPoolExecutor(threads)
-        self._ahead = deque(self._pool.submit(dataset.__getitem__, i) for i in islice(self._numbers, 4 * threads))
-
-    @staticmethod
-    def _positions(order: Iterator[np.ndarray], position: int, step: int) -> Iterator[int]:
-        for window in order:
-            yield from map(int, window[position::step])
-            position -= len(window)  # now counted from the start of the next window
-            if position < 0:
-                position %= step
-
-    @property
-    def state(self) -> Position:
-        """With several ranks, save rank 0's: it is the last to finish an epoch."""
-        if not self._ahead:
-            return Position(self._start.epoch + 1, 0)
-        return Position(self._start.epoch, self._start.samples_seen + self._taken * self._world_size)
-
-    def take(self, n: int) -> list[Pair]:
-        """The readable ones of this rank's next n positions; the epoch is over when `state.epoch` grows."""
-        pairs = []
-        for _ in range(n):
-            if not self._ahead:
-                break
-            pair = self._ahead.popleft().result()
-            for number in islice(self._numbers, 1):
-                self._ahead.append(self._pool.submit(self._dataset.__getitem__, number))
-            self._taken += 1
-            if pair is not None:
-                pairs.append(pair)
-        return pairs
-
-    def __next__(self) -> Pair:
-        while self._ahead:
-            if pairs := self.take(1):
-                return pairs[0]
-        self._pool.shutdown()
-        raise StopIteration
+    def _decoded(self, index: int, side: int | None = None) -> Image.Image | None:
+        if (data := self.picture_bytes(index)) is None:
+            return None
+        try:
+            return decode_image(data, side=side, max_bytes=self.max_image_bytes, max_pixels=self.max_pixels)
+        except ValueError as error:
+            kind = "picture too large" if isinstance(error, TooLarge) else "picture not readable"
+            self.report.add(kind, self.where(index), str(error), sample=index)
+        return None

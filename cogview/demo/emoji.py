@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from cogview.data.images import decode_image
-from cogview.data.tar_index import IMAGE, JSON, TarIndex
+from cogview.data.samples import IMAGE, JSON
+from cogview.data.tar_index import TarIndex
 
 SHARD = Path(__file__).parents[1] / "assets" / "emoji.tar"
 
