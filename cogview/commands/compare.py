@@ -1,5 +1,6 @@
 """`cogview compare`: models beside each other, in a table and curves."""
 
+import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ class Model:
 
     def held_out(self) -> dict[str, str]:
         """Its figures at the step whose held-out loss was the lowest, by their names in the log, and that step."""
-        entries = [entry for entry in self.log if entry.get(f"{HELD_OUT}loss") is not None]
+        entries = [entry for entry in self.log if math.isfinite(entry.get(f"{HELD_OUT}loss", math.nan))]
         if not entries:
             return {}
         best = min(entries, key=lambda entry: entry[f"{HELD_OUT}loss"])
