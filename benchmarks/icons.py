@@ -87,7 +87,8 @@ def members(icon: Icon, drawing: Image.Image) -> dict[str, bytes]:
     drawing = drawing.resize((side * 3 // 4,) * 2, Image.Resampling.LANCZOS)
     ground.alpha_composite(drawing, (side // 8, side // 8))
     picture: Image.Image = ground.convert("RGB")
-    encoded, extension, how = io.BytesIO(), "png", {}
+    encoded, extension = io.BytesIO(), "png"
+    how: dict[str, Any] = {}
     if kind < 8:
         extension, how = "jpg", {"quality": 92}
     elif kind < 11:

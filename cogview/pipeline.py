@@ -54,9 +54,12 @@ def image_tokenizer(
     watch: Watch | None = None,
 ) -> tuple[VQVAE, VQReport]:
     """The VQ-VAE in folder/vqvae.safetensors, trained to its end from where it was stopped; else Interrupted."""
-    held = _held_out(data, decoded)
-    if trained_on(folder) == len(decoded):  # a training that was begun before any were held out
+    held, before = _held_out(data, decoded), trained_on(folder)
+    if before == len(decoded):  # a training that was begun before any were held out
         held = None
+    count = len(decoded) - (0 if held is None else len(held))
+    again = "of before, or --retrain-tokenizers"
+    require(before in (None, count), "shards", f"the {before} pictures to train the image tokenizer on {again}", count)
     report = train_vqvae(decoded.images, config, training, folder, held_out=held, watch=watch)
     if not report.finished:
         raise Interrupted

@@ -163,7 +163,7 @@ def test_what_is_left_out_is_counted(parts, tmp_path):
     assert words(tokens, text) == ["a fox"]
     assert tokens.meta["skipped"] == {"captions of more than 64 tokens": 1, "pictures that cannot be read": 1}
     with pytest.raises(
-        ValueError, match="no pair with a caption that could be tokenised .*'captions of more than 1 to"
+        ValueError, match=r"no pair with a caption that could be tokenised .*'captions of more than 1 to"
     ):
         tokenize_pairs(PairDataset([path]), text, vqvae, tmp_path / "out", max_text=1)
     assert words(TokenDataset(tmp_path / "out"), text) == ["a fox"]

@@ -1,5 +1,6 @@
 """`cogview tokenize`: from shards to tokens."""
 
+import json
 import os
 import shutil
 import time
@@ -11,10 +12,11 @@ import tyro
 from rich.console import Console
 
 from cogview.config import TrainConfig, require
+from cogview.data.files import write_json, written_beside
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 TOKENIZERS = ("text.model", "vqvae.safetensors")
 TRAINED_WITH = (
@@ -62,14 +64,17 @@ class Tokenize:
     def run(self) -> None:
         from cogview.data import decoded
         from cogview.pipeline import tokenize_pairs
+        from cogview.tokenizers.image import VQConfig
 
         data, folder = PairDataset(self.shards, languages=self.languages), self.run_folder
         require(len(data) > 0, "shards", "at least one pair", f"none ({data.report})")
         if self.from_run is not None:
             adopt(self.from_run, folder)
-        if self.retrain_tokenizers and self.split == "train":
-            set_aside(folder)
+        if self.retrain_tokenizers:
+            require(self.split == "train", "retrain_tokenizers", "split train, which trains them", self.split)
+            set_aside(folder, self.shards)
         size = self.image_size or size_of(folder) or 64
+        require(size % VQConfig.downsample == 0, "image_size", f"a multiple of {VQConfig.downsample}", size)
         text, image, pictures = self._tokenizers(data, folder, size)
         out, begun = folder / "tokens" / self.split, time.monotonic()
         sizes = {"image_size": size, "max_text": self.max_text}
@@ -131,28 +136,30 @@ def size_of(folder: Path) -> int | None:
 
 def adopt(source: Path, folder: Path) -> None:
     """Copies the tokenizers of a run; ValueError where the folder has others."""
-    from cogview.data.files import written_beside
-
     for name in TOKENIZERS:
         ours, theirs = folder / name, source / name
         require(theirs.exists(), "from", f"{name} in it", str(source))
         if ours.exists():
             same = ours.read_bytes() == theirs.read_bytes()
-            require(same, "from", f"the tokenizers that {folder} has", f"another {name} in {source}: name another run")
+            if not same:
+                raise ValueError(f"from: {folder} has another {name} than {source}: name another run, or the same")
         else:
             with written_beside(ours) as beside:
                 shutil.copyfile(theirs, beside)
 
 
-def set_aside(folder: Path) -> None:
-    """Moves a run's tokenizers away; none where the training of new ones is under way."""
-    if not (folder / TOKENIZERS[1]).exists():
+def set_aside(folder: Path, shards: tuple[Path, ...]) -> None:
+    """Moves a run's tokenizers away, but not a training of new ones that the same command was stopped in."""
+    record, command = folder / "retraining.json", [str(path.absolute()) for path in shards]
+    if record.exists() and not (folder / TOKENIZERS[1]).exists() and json.loads(record.read_text()) == command:
         return
     number = 1
     while (aside := folder / f"tokenizers-{number}").exists():
         number += 1
-    aside.mkdir()
     for name in (*TRAINED_WITH, *TOKENIZERS):
         if (folder / name).exists():
+            aside.mkdir(exist_ok=True)
             (folder / name).rename(aside / name)
-    console.print(f"the tokenizers that were there are in {aside} now")
+    if aside.exists():
+        console.print(f"the tokenizers that were there are in {aside} now")
+    write_json(record, command)

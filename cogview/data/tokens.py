@@ -109,7 +109,9 @@ def complete(folder: Path, parts: Sequence[str], settings: dict[str, Any]) -> "T
     if not rows:
         raise ValueError(f"dataset: no pair with a caption that could be tokenised ({dict(skipped) or 'empty shards'})")
     meta = {"parts": list(parts), "rows": rows, "text_length": length, "skipped": dict(skipped)}
-    write_json(folder / "meta.json", {"version": VERSION, **settings, **meta})
+    whole = {"version": VERSION, **settings, **meta}
+    if not (folder / "meta.json").exists() or _read_meta(folder / "meta.json") != whole:
+        write_json(folder / "meta.json", whole)
     for path in folder.iterdir():
         kept = path.name == "meta.json" or path.name.removeprefix("part-").partition(".")[0] in parts
         if not kept and path.is_file() and path.suffix in (".npy", ".json"):
