@@ -81,12 +81,15 @@ def _meant(source: Path) -> list[Path]:
 def recipe_for(before: Before | None, tokens: Tokens, asked: dict[str, Any]) -> tuple[Recipe, str, str]:
     """A recipe that fits the tokens, the preset that it is of, and what is to be said of it. asked: the options recipe,
     preset, dropout and those of SHAPE, None where it was not."""
+    chosen = named(asked["recipe"] or ("cogview" if before is None else before.recipe.name))
+    fits = asked["attention"] is None or "attention" in {f.name for f in dataclasses.fields(chosen.Config)}
+    require(fits, "attention", f"none with recipe {chosen.name}, which has its own", asked["attention"])
     name = asked["preset"] or ("tiny" if before is None else before.header.get("preset", "tiny"))
     if before is None:
-        return _new(tokens, name, asked)
+        return _new(chosen, tokens, name, asked)
     recipe, shape = before.recipe, {}
-    if asked["recipe"] not in (None, recipe.name):
-        before.refuse("recipe", asked["recipe"], recipe.name)
+    if chosen is not type(recipe):
+        before.refuse("recipe", chosen.name, recipe.name)
     if asked["preset"] is not None:
         shape = {option: getattr(preset(name, recipe.name)[0], field, None) for option, field in SHAPE.items()}
     for option, value in {**shape, **{option: asked[option] for option in SHAPE if asked[option] is not None}}.items():
@@ -105,11 +108,8 @@ def recipe_for(before: Before | None, tokens: Tokens, asked: dict[str, Any]) -> 
     return type(recipe)(config), name, said
 
 
-def _new(tokens: Tokens, name: str, asked: dict[str, Any]) -> tuple[Recipe, str, str]:
-    recipe = named(asked["recipe"] or "cogview")
+def _new(recipe: type[Recipe], tokens: Tokens, name: str, asked: dict[str, Any]) -> tuple[Recipe, str, str]:
     config, _ = preset(name, recipe.name)
-    has = asked["attention"] is None or hasattr(config, "attention")
-    require(has, "attention", f"none with recipe {recipe.name}, which has its own", asked["attention"])
     config = dataclasses.replace(
         config, **{field: asked[option] for option, field in SHAPE.items() if asked[option] is not None}
     )
