@@ -4,7 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -28,7 +28,7 @@ Line = tuple[list[float], list[float]]
 class Model:
     """One that has been trained: its recipe, where its newest checkpoint stands, its log and what config.json says."""
 
-    name: str
+    folder: Path
     recipe: Recipe
     state: State
     log: list[dict[str, float]]
@@ -45,7 +45,7 @@ class Model:
             state = State(**newest[1]["run"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{newest[0]} is not a readable checkpoint: {error}") from error
-        return cls(str(folder), recipe_of(*newest), state, read_log(folder), record.read(folder))
+        return cls(folder, recipe_of(*newest), state, read_log(folder), record.read(folder))
 
     def line(self, name: str) -> Line:
         """Steps and values of what the log has by this name."""
@@ -65,13 +65,13 @@ class Model:
         figures = {name: f"{value:.3f}" for name, value in best.items() if name.startswith(HELD_OUT)}
         return figures | {"step": f"{best['step']:,}"}
 
-    def row(self, kinds: list[str]) -> list[str]:
+    def row(self, name: str, kinds: list[str]) -> list[str]:
         config, held_out, training = self.recipe.config, self.held_out(), self.config.get("training")
         with torch.device("meta"):
             parameters = sum(p.numel() for p in self.recipe.model().parameters())
         speeds = self.line("tokens_per_second")[1]
         return [
-            self.name,
+            name,
             self.recipe.name,
             str(getattr(config, "attention", self.recipe.name)),
             f"{parameters:,}",
@@ -88,7 +88,7 @@ class Model:
 class Compare:
     """Put trained models beside each other: a table of what they are and came to, and a picture of their losses."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(required)")]
     """Run folders, of which all models are taken, or folders of models."""
     out: Path = Path("compare.png")
     """The picture (PNG): losses in training and held out, a panel for each kind."""
@@ -117,10 +117,11 @@ class Compare:
             "of step",
         ):
             table.add_column(title.replace("_", " "), justify="right")
-        for model in models:
-            table.add_row(*model.row(kinds))
-        Console(width=None if console.is_terminal else 160).print(table)
-        panels = [(kind.replace("_", " "), _lines(models, kind)) for kind in kinds]
+        named = dict(zip(_names([model.folder for model in models]), models, strict=True))
+        for name, model in named.items():
+            table.add_row(*model.row(name, kinds))
+        Console(width=None if console.is_terminal else 240).print(table)
+        panels = [(kind.replace("_", " "), _lines(named, kind)) for kind in kinds]
         if panels:
             console.print(f"curves in {curves(panels, self.out)}")
         else:
@@ -135,9 +136,16 @@ def _models_in(path: Path) -> list[Path]:
         return []
 
 
-def _lines(models: list[Model], kind: str) -> dict[str, Line]:
+def _names(folders: list[Path]) -> list[str]:
+    """The last parts of their paths, two or as many as it takes to tell them apart."""
+    longest = max(len(folder.parts) for folder in folders)
+    names = (["/".join(folder.parts[-n:]) for folder in folders] for n in range(2, longest + 1))
+    return next((found for found in names if len(set(found)) == len(found)), list(map(str, folders)))
+
+
+def _lines(named: dict[str, Model], kind: str) -> dict[str, Line]:
     """Of each model's training and held-out losses, as far as it has them."""
     lines: dict[str, Line] = {}
-    for model in models:
-        lines |= {model.name: model.line(kind), f"{model.name}, held out": model.line(HELD_OUT + kind)}
+    for name, model in named.items():
+        lines |= {name: model.line(kind), f"{name}, held out": model.line(HELD_OUT + kind)}
     return {name: line for name, line in lines.items() if line[0]}

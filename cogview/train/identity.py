@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+CAUSES = ("recipe", "tokenizers", "hold_out", "data", "tokens")  # what else differs then follows from these
 LATER = ("hold_out", "tokens")  # what runs of before they existed do not say
 
 
@@ -12,11 +13,11 @@ class AnotherRun(ValueError):
 
 
 def check_same(path: Path, ours: dict[str, Any], header: dict[str, Any]) -> None:
-    """AnotherRun says what differs first, in the order of ours."""
-    for name, now in ours.items():
-        if name in LATER and name not in header:
+    """AnotherRun says what differs."""
+    for name in dict.fromkeys((*CAUSES, *ours)):
+        if name not in ours or (name in LATER and name not in header):
             continue
-        for part, wanted, got in _differences(name, now, header.get(name)):
+        for part, wanted, got in _differences(name, ours[name], header.get(name)):
             raise AnotherRun(f"{path} is of another run: {_sentence(part, wanted, got)}")
 
 

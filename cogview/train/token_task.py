@@ -88,6 +88,5 @@ class TokenTask:
         return dict(zip(kinds, values, strict=True))
 
     def identity(self) -> dict[str, Any]:
-        # What is said of a run that is another is what differs first: of its data before what follows from them.
-        data = {"tokenizers": self.data.tokenizers, **self.of_data, "data": len(self.data)}
-        return {"recipe": self.recipe.name, **data, "config": dataclasses.asdict(self.recipe.config)}
+        data = {"tokenizers": self.data.tokenizers, "data": len(self.data), **self.of_data}
+        return {"recipe": self.recipe.name, "config": dataclasses.asdict(self.recipe.config), **data}

@@ -37,7 +37,8 @@ class Validation:
 
     def judge(self, state: State) -> bool:
         """Measures; whether the loss is the lowest so far, which the state then says."""
-        self.metrics, self.step = self.measure(), state.step
+        self.metrics = self.measure()
+        self.step = state.step if self.metrics else None
         loss = self.metrics.get("loss", math.nan)
         if not loss < (math.inf if state.best_loss is None else state.best_loss):
             return False

@@ -1,4 +1,4 @@
-"""Options whose default depends on the preset: None until it is chosen, and a help text that shows the values."""
+"""Options that say their default in words, as where it depends on the preset: None until it is chosen."""
 
 import math
 from collections.abc import Callable

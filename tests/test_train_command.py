@@ -1,0 +1,412 @@
+"""`cogview train` and `compare`: what they say, refuse and leave."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_train_best import flip
+
+from cogview import cli
+from cogview.commands import models
+from cogview.commands.train import report
+from cogview.commands.train_model import dropout_for
+from cogview.data.tokens import PartWriter, complete, part_name
+from cogview.recipes import RECIPES, preset
+from cogview.system import load_model
+from cogview.tokenizers.image import VQVAE, VQConfig
+from cogview.tokenizers.text import TextTokenizer
+from cogview.train import checkpoint
+from cogview.train.finetune import start_from
+from cogview.train.log import read_log
+from cogview.train.loop import Result
+from cogview.train.state import State
+
+SMALL = ["--layers", "1", "--hidden-size", "16", "--heads", "2", "--batch-size", "4", "--dtype", "float32"]
+
+
+def tokens(run, split="train", count=40, length=5, seed=0, grid=4, **meta):
+    """Random ones of random captions, without tokenizers."""
+    g = np.random.default_rng(seed)
+    settings = {"image_size": 8 * grid, "max_text": 64, "languages": ["en"], "grid": [grid, grid]}
+    settings |= {"text_sha256": "1" * 64, "image_sha256": "2" * 64, "codebook_size": 20, "text_vocab_size": 300} | meta
+    name = part_name(split=split, count=count, length=length, seed=seed, grid=grid, **meta)
+    with PartWriter(run / "tokens" / split, name, (grid, grid)) as part:
+        for _ in range(count):
+            group = int(g.integers(2**63)) * 2
+            part.write(g.integers(300, size=length).tolist(), g.integers(20, size=grid**2).astype(np.int32), group)
+        part.finish({})
+    return complete(run / "tokens" / split, [name], settings)
+
+
+def train(run, *more, steps=3, small=SMALL):
+    cli.main(["train", "--run", str(run), "--steps", str(steps), *small, *more])
+
+
+def header(run, name="gpt"):
+    return checkpoint.read_header(checkpoint.latest(run / name))
+
+
+def test_a_share_is_held_out_and_said(tmp_path, capsys):
+    held = tokens(tmp_path, count=200).hold_out(0.1)[1]
+    assert 5 < len(held) < 40
+    train(tmp_path)
+    said = capsys.readouterr().out
+    assert f"{200 - len(held)} sequences; held out: {len(held)} of 200 sequences, by their captions" in said
+    assert "dropout 0.2, as is good for" in said
+    assert "done at step 3; held-out figures of step 3\n" in said
+    assert re.search(r"  held-out image_loss \d\.\d{3}\n", said)
+    assert re.search(r"best: step 3, held-out loss \d\.\d{3}; generate takes it\n", said)
+    assert header(tmp_path)["hold_out"] == 0.1
+    config = json.loads((tmp_path / "gpt" / "config.json").read_text())
+    assert (config["hold_out"], config["data"], config["held_out"]) == (0.1, 200 - len(held), len(held))
+    assert (config["preset"], config["from"], config["config"]["dropout"]) == ("tiny", None, 0.2)
+    train(tmp_path, steps=4)
+    assert "going on at step 3" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"it held out 0\.1 of its samples, and now it would be 0\.2\. --name NAME"):
+        train(tmp_path, "--hold-out", "0.2", steps=5)
+    train(tmp_path, "--hold-out", "0", "--name", "all")
+    assert "200 sequences; held out: nothing\n" in capsys.readouterr().out
+    assert header(tmp_path, "all")["data"] == 200
+    for wrong in ("1", "-0.1", "nan"):
+        with pytest.raises(SystemExit, match="hold_out: expected a share"):
+            train(tmp_path, "--hold-out", wrong, "--name", "none")
+
+
+def test_a_test_split_is_taken_instead(tmp_path, capsys):
+    tokens(tmp_path)
+    tokens(tmp_path, "test", count=7, seed=1)
+    train(tmp_path)
+    said = capsys.readouterr().out
+    assert (
+        f"40 sequences; held out: the 7 sequences of {tmp_path / 'tokens' / 'test'}, so that --hold-out is not" in said
+    )
+    assert header(tmp_path)["hold_out"] == 0
+
+
+def test_a_run_of_before_goes_on_without_holding_out(tmp_path, capsys):
+    tokens(tmp_path)
+    train(tmp_path, "--hold-out", "0", "--dropout", "0")
+    newest = checkpoint.latest(tmp_path / "gpt")
+    parts, old = checkpoint.read(newest)
+    for name in ("hold_out", "tokens", "preset", "from", "window", "validation"):
+        old.pop(name)
+    checkpoint.save(newest, parts, old)
+    train(tmp_path, steps=5)
+    said = capsys.readouterr().out
+    assert "40 sequences; held out: nothing, as in this run before" in said
+    assert "going on at step 3" in said
+    assert header(tmp_path)["hold_out"] == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "other"),
+    [
+        ("text tokenizer", {"text_sha256": "3" * 64}),
+        ("text tokenizer", {"text_vocab_size": 301}),
+        ("image tokenizer", {"image_sha256": "3" * 64}),
+        ("image tokenizer", {"codebook_size": 21}),
+        ("image size", {"grid": 5}),
+    ],
+)
+def test_splits_that_do_not_belong_together(tmp_path, what, other):
+    tokens(tmp_path)
+    tokens(tmp_path, "test", **other)
+    folders = [tmp_path / "tokens" / split for split in ("test", "train")]
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path)
+    assert stop.value.code == f"cogview: {folders[0]} was made with another {what} than {folders[1]}: tokenize it again"
+    assert not (tmp_path / "gpt").exists()
+
+
+def test_tokenizers_that_were_retrained_after_the_tokens(tmp_path):
+    captions = [f"picture number {n} of a fox" for n in range(30)]
+    text = TextTokenizer.train(captions, 300)
+    text.save(tmp_path / "text.model")
+    image = VQVAE(VQConfig(codebook_size=20, dim=4, hidden=4))
+    image.save(tmp_path / "vqvae.safetensors")
+    made_by = {"text_sha256": text.sha256, "image_sha256": image.sha256}
+    tokens(tmp_path, **made_by)
+    train(tmp_path, steps=1)
+    VQVAE(image.config).save(tmp_path / "vqvae.safetensors")
+    with pytest.raises(
+        SystemExit, match=r"vqvae\.safetensors: the image tokenizer was retrained after these tokens: tok"
+    ):
+        train(tmp_path, steps=2)
+    image.save(tmp_path / "vqvae.safetensors")
+    TextTokenizer.train([c + " here" for c in captions], 300).save(tmp_path / "text.model")
+    with pytest.raises(
+        SystemExit, match=r"text\.model: the text tokenizer was retrained after these tokens: tokenize ag"
+    ):
+        train(tmp_path, steps=2)
+
+
+def test_what_changed_since_a_run_began_is_a_sentence(tmp_path):
+    tokens(tmp_path)
+    train(tmp_path, "--hold-out", "0")
+    gpt = tmp_path / "gpt"
+    for other, said in (
+        ({"seed": 1}, "its tokens were others, though as many"),
+        ({"count": 50}, "it was trained on 40 samples, and now there are 50"),
+        ({"count": 50, "length": 9}, "it was trained on 40 samples, and now there are 50"),
+        ({"length": 9}, "its tokens were others, though as many"),
+        ({"image_sha256": "3" * 64}, "its tokens were made by another image tokenizer"),
+        ({"text_sha256": "3" * 64, "text_vocab_size": 400}, "its tokens were made by another text tokenizer"),
+    ):
+        tokens(tmp_path, **other)
+        with pytest.raises(SystemExit, match=said) as stop:
+            train(tmp_path, "--hold-out", "0", steps=4)
+        assert re.search(r"\d{64}", str(stop.value)) is None
+        assert f"--from {gpt} --name NAME begins one with its weights" in str(stop.value)
+    tokens(tmp_path)
+    for option, field, value in (("layers", "layers", 2), ("dropout", "dropout", 0.5)):
+        changed = [*SMALL, f"--{option}", str(value)]
+        with pytest.raises(SystemExit, match=f"is of another run: {field}: expected {value}, got"):
+            train(tmp_path, "--hold-out", "0", steps=4, small=changed)
+    train(tmp_path, "--hold-out", "0", steps=4, small=["--batch-size", "4", "--dtype", "float32"])  # sizes are known
+    assert header(tmp_path)["run"]["step"] == 4
+
+
+def test_several_models_in_a_run_and_names_that_are_none(tmp_path, capsys):
+    tokens(tmp_path)
+    for kind in ("dense", "three_region"):
+        train(tmp_path, "--name", kind, "--attention", kind)
+        assert header(tmp_path, kind)["config"]["attention"] == kind
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    for name in ("tokens", "vqvae", "Pixels", "", ".", "..", "a/b", ".hidden", "-x", "mine"):
+        with pytest.raises(SystemExit, match="name: expected"):
+            cli.main(["train", "--run", str(tmp_path), f"--name={name}", "--steps", "1", *SMALL])
+    out = tmp_path / "compare.png"
+    capsys.readouterr()
+    (tmp_path / "empty").mkdir()
+    cli.main(["compare", str(tmp_path), str(tmp_path / "dense"), str(tmp_path / "empty"), "--out", str(out)])
+    said = capsys.readouterr().out
+    for kind in ("dense", "three_region"):
+        held = [e for e in read_log(tmp_path / kind) if "validation_loss" in e][-1]
+        assert len(rows := [x for x in said.splitlines() if f" {kind} " in x]) == 1
+        for figure in (held["validation_loss"], held["validation_text_loss"], held["validation_image_loss"]):
+            assert f"{figure:.3f}" in rows[0]
+        assert re.search(r"│ +3 │ +4 │", rows[0])  # steps, batch
+    assert f"left out: {tmp_path / 'empty'} holds no model" in said
+    with Image.open(out) as picture:
+        assert picture.size[0] > 3 * picture.size[1]
+    for path in checkpoint.paths(tmp_path / "dense"):
+        path.write_bytes(b"")
+    (tmp_path / "three_region" / "log.jsonl").write_bytes(b"\xff\n")
+    cli.main(["compare", str(tmp_path), "--out", str(out)])
+    said = capsys.readouterr().out
+    assert f"left out: {tmp_path / 'dense'}: no checkpoint can be read" in said
+    assert "no curves" in said
+    with pytest.raises(SystemExit, match="runs: expected at least one model that can be read"):
+        cli.main(["compare", str(tmp_path / "dense"), str(tmp_path / "nothing"), "--out", str(out)])
+
+
+def test_finetuning(tmp_path, capsys):
+    """From a run's best weights, with longer captions, to a model of its own."""
+    source, run = tmp_path / "source", tmp_path / "run"
+    tokens(source)
+    train(source, "--attention", "dense", "--dropout", "0", steps=6)
+    best = checkpoint.best(source / "gpt")
+    tokens(run, count=30, seed=5, length=20)
+    more = ["--batch-size", "2", "--dtype", "float32"]
+    train(run, "--from", str(source), small=more)
+    said = capsys.readouterr().out
+    assert f"beginning with the weights of {best}" in said
+    begun = header(run)
+    assert begun["from"] == {"folder": str(source / "gpt"), "step": checkpoint.step_of(best)}
+    assert json.loads((run / "gpt" / "config.json").read_text())["from"] == begun["from"]
+    assert begun["run"]["step"] == 3
+    old, new = header(source)["config"], begun["config"]
+    assert new["max_positions"] - 20 == 16 + 4 + 4  # text, image, commands, room
+    assert new["num_pivots"] >= old["num_pivots"]
+    assert new["dropout"] == 0.2  # of the data it is trained on
+    assert {k: v for k, v in new.items() if k not in ("max_positions", "num_pivots", "dropout")} == {
+        k: v for k, v in old.items() if k not in ("max_positions", "num_pivots", "dropout")
+    }
+    train(run, "--from", str(source), small=more, steps=4)  # the same command goes on
+    assert "going on at step 3" in capsys.readouterr().out
+    shutil.rmtree(source)
+    train(run, "--from", str(source / "gpt"), small=more, steps=5)
+    with pytest.raises(SystemExit, match=r"from: expected nothing, since .* holds a run that began with those of"):
+        train(run, "--from", str(tmp_path / "other"), small=more, steps=6)
+    train(run, "--from", str(run), "--name", "second", small=[*more, "--dropout", "0.3"])
+    assert header(run, "second")["from"]["folder"] == str(run / "gpt")
+    assert header(run, "second")["config"] == header(run)["config"] | {"dropout": 0.3}
+    train(run, "--from", str(run / "second"), "--name", "third", small=more, steps=1)
+
+
+def test_what_cannot_be_finetuned(tmp_path):
+    source, run = tmp_path / "source", tmp_path / "run"
+    tokens(source)
+    train(source, "--attention", "dense")
+    tokens(run, seed=1)
+    for more, said in (
+        (["--layers", "2"], "layers: expected 1, as in .*, got 2"),
+        (["--attention", "three_region"], "attention: expected 'dense', as in .*, got 'three_region'"),
+        (["--recipe", "dalle"], "recipe: expected 'cogview', as in .*, got 'dalle'"),
+        (["--preset", "cogview-large"], "layers: expected 1, as in .*, got 72"),
+        (["--from", str(tmp_path)], "holds no model"),
+        (["--from", str(tmp_path / "none")], "none is no folder"),
+        (["--from", str(source / "tokens")], "holds no model"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            train(run, "--from", str(source), *more, small=[])
+    for other, said in (
+        (
+            {"image_sha256": "3" * 64},
+            f"by another image tokenizer than those that .* tokenize with --from {source} first",
+        ),
+        ({"text_sha256": "3" * 64}, "by another text tokenizer than those that"),
+        (
+            {"grid": 3},
+            "the pictures are 3 x 3 tokens, those that .* was trained on 4 x 4: tokenize with --image-size 32",
+        ),
+    ):
+        tokens(run, **other)
+        with pytest.raises(SystemExit, match=said):
+            train(run, "--from", str(source), small=[])
+    assert not (run / "gpt").exists()
+    tokens(run)
+    (run / "gpt").mkdir()
+    (run / "gpt" / "log.jsonl").touch()  # begun, and nothing saved yet
+    with pytest.raises(SystemExit, match="from: expected another model than"):
+        train(run, "--from", str(run), small=[])
+
+
+def test_a_source_is_a_run_or_one_of_its_models(tmp_path):
+    tokens(tmp_path)
+    for name in ("one", "two"):
+        train(tmp_path, "--name", name, steps=1)
+    with pytest.raises(ValueError, match=r"holds several models: name one of .*one, .*two"):
+        models.source(tmp_path)
+    assert models.source(tmp_path / "two") == tmp_path / "two"
+    train(tmp_path, steps=1)
+    assert models.source(tmp_path) == tmp_path / "gpt"
+
+
+@pytest.mark.parametrize("positions", ["fixed", "following"])
+@pytest.mark.parametrize(("name", "attention"), [("cogview", "dense"), ("cogview", "dense_pb_relax"), ("dalle", None)])
+@pytest.mark.parametrize("longer", [0, 6])
+def test_finetuned_logits_are_the_sources_before_the_first_step(tmp_path, name, attention, positions, longer):
+    """Also of a table that has grown, for captions that fit both."""
+    recipe = RECIPES[name]
+    shape = {"num_layers": 3, "hidden_size": 32, "num_heads": 2, "image_positions": positions, "dropout": 0.0}
+    config = recipe.Config(
+        **shape, **({"attention": attention} if attention else {}), image_grid=4, max_positions=25, image_vocab=20
+    )
+    torch.manual_seed(0)
+    source, path = recipe(config).model(), checkpoint.path_of(tmp_path, 7)
+    head = {"recipe": name, "config": {f: getattr(config, f) for f in config.__dataclass_fields__}}
+    checkpoint.save(path, {f"model.{n}": p for n, p in source.state_dict().items()}, head)
+    sizes = {"image_vocab": 20, "text_vocab": config.text_vocab, "image_grid": 4, "max_text": 5 + longer}
+    grown = recipe(recipe.fit(config, **sizes))
+    model = grown.model().eval()
+    fresh = model.embedding.positions.weight.detach().clone()
+    start_from(path, config, model)
+    text = torch.tensor([[3, 4, 5, 6, 7], [8, 9, -1, -1, -1]])
+    codes = torch.randint(20, (2, 16), generator=torch.Generator().manual_seed(1))
+    kept = {}
+    for r, m in ((recipe(config), load_model(path)[1]), (grown, model)):
+        batch = r.batch(text, codes)
+        nll = m(batch.inputs, batch.context, targets=batch.targets)
+        kept[r] = nll[batch.weights > 0]
+        assert len(kept[r]) > 2 * 16
+    torch.testing.assert_close(*kept.values(), atol=2e-5, rtol=2e-5)
+    new = (model.embedding.positions.weight == fresh).all(dim=1).nonzero().flatten().tolist()
+    first = config.max_text + 2 if positions == "fixed" else config.max_positions
+    assert new == list(range(first, first + longer))
+
+
+def test_a_checkpoint_that_is_no_model_is_no_beginning(tmp_path):
+    config, _ = preset("tiny")
+    path = checkpoint.path_of(tmp_path, 1)
+    checkpoint.save(path, {"model.a": torch.zeros(1)}, {"recipe": "cogview", "config": {}})
+    with pytest.raises(ValueError, match=r"does not fit the model: model\.a: expected absent"):
+        start_from(path, config, RECIPES["cogview"](config).model())
+
+
+def test_damaged_checkpoints_of_a_run(tmp_path, capsys):
+    tokens(tmp_path)
+    train(tmp_path, "--save-every", "2", steps=5)
+    newest = checkpoint.latest(tmp_path / "gpt")
+    flip(newest)
+    capsys.readouterr()
+    train(tmp_path, steps=6)
+    said = capsys.readouterr().out.replace("\n", "")
+    assert f"it is kept as {newest.name}.damaged, and step 4 taken" in said
+    assert "going on at step 4" in said
+    for path in checkpoint.paths(tmp_path / "gpt"):
+        path.write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"no checkpoint can be read: .*step-00000006\.safetensors is not a readable"):
+        train(tmp_path, steps=7)
+
+
+def test_what_is_reported():
+    def lines(step, best, loss, last, validated, finished=True):
+        state = State(step=step, best_step=best, best_loss=loss)
+        return list(report(Result(state, "CHECKPOINT", finished, {"loss": last}, validated)))
+
+    over = lines(2400, 1800, 2.945, 3.133, 2400)
+    assert over == [
+        "done at step 2,400; held-out figures of step 2,400",
+        "  held-out loss 3.133",
+        "best: step 1,800, held-out loss 2.945; generate takes it",
+        "held-out loss has risen since step 1,800: more pictures, dropout or fewer steps",
+        "CHECKPOINT",
+    ]
+    stopped = lines(1234, 1200, 2.945, 2.945, 1200, finished=False)
+    assert stopped[0] == "stopped at step 1,234; held-out figures of step 1,200"
+    assert stopped[-1] == "CHECKPOINT; the same command goes on"
+    assert not any("risen" in line for line in [*stopped, *lines(9, 8, 2.0, 2.001, 9)])
+    assert list(report(Result(State(step=3), "CHECKPOINT", True, {}))) == ["done at step 3", "CHECKPOINT"]
+
+
+def test_dropout_by_the_size_of_the_data():
+    values = [dropout_for(n) for n in (1, 500, 3_300, 24_000, 10**7)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == 0.2
+    assert values[2] == 0.1
+    assert values[3:] == [0, 0]
+    assert preset("tiny")[0].dropout == 0  # the demo's, of 24,000
+
+
+COMMANDS = ["demo", "data build", "data inspect", "tokenize", "train", "compare", "generate", "info"]
+
+
+def options_of(command, capsys):
+    """What --help says of each option or argument: its name, and the rest in one line."""
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    inside = [found[1] for line in printed.splitlines() if (found := re.match(r"[│| ] (.*?)\s*[│|]?$", line))]
+    begins = [n for n, line in enumerate(inside) if re.match(r"-|\[|[A-Z]+ ", line)]
+    blocks = ["  ".join(inside[a:b]) for a, b in zip(begins, [*begins[1:], None], strict=True)]
+    found = [re.split(" {2,}", block, maxsplit=1) for block in blocks]
+    return printed, {name: re.sub(" +", " ", "".join(text)) for name, *text in found}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_text_and_a_default(command, capsys):
+    printed, options = options_of(command, capsys)
+    assert "None" not in printed
+    assert len(options) > (0 if command == "info" else 1)
+    for name, text in options.items():
+        assert re.match(r"[^(]", text), f"{name} has no text: {text}"
+        if not name.startswith("-h"):
+            assert re.search(r"\((default: .+|required|repeatable.*)\)", text), f"{name} has no default: {text}"
+
+
+def test_help_shows_the_presets_values(capsys):
+    _, options = options_of("train", capsys)
+    for option, default in (
+        ("--learning-rate FLOAT", "tiny 0.001, others 0.0003"),
+        ("--layers INT", "tiny 5, cogview-4b 48, cogview-large 72, fashion-3b 36"),
+        ("--minutes FLOAT", "tiny 6.5, others no limit"),
+        ("--hold-out FLOAT", "0.1"),
+        ("--keep INT", "2"),
+    ):
+        assert options[option].endswith(f"(default: {default})")
