@@ -60,17 +60,21 @@ def read_captions(as_json: bytes | None, as_text: bytes | None, languages: Seque
     return Captions(found, problems, others)
 
 
-def read_object(data: bytes) -> Mapping[str, Any]:
+def read_object(data: bytes | str) -> Mapping[str, Any]:
     """A JSON object; ValueError if it is something else. Bytes that are no UTF-8 become lone surrogates."""
-    mark, encoding = _mark(data)
     try:
-        text = data[len(mark) :].decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
-        fields = json.loads(text)
+        fields = json.loads(decoded(data) if isinstance(data, bytes) else data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(fields, dict):
         raise ValueError(f"expected an object, got {_article(fields)}")
     return fields
+
+
+def decoded(data: bytes) -> str:
+    """Text in the encoding that its byte order mark says, else UTF-8, of which what is not becomes lone surrogates."""
+    mark, encoding = _mark(data)
+    return data[len(mark) :].decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
 
 
 def clean(value: Any) -> str:
