@@ -53,8 +53,8 @@ def test_everything_is_said(shards, tmp_path, capsys):
         "1 blank caption, first a.tar:14 (.txt)",
         "1 caption not valid Unicode, first a.tar:12 "
         "(\"zh\": 'utf-8' codec can't encode character '\\ud83d' in position 5: surrogates not allowed)",
-        "3 duplicate key, first a.tar:0 (the same as a.tar:0)",
-        "1 duplicate picture, first a.tar:12 (the same as a.tar:3)",
+        "3 duplicate key, first a.tar:0 (pair 13, the same as pair 1)",
+        "1 duplicate picture, first a.tar:12 (pair 14, the same as pair 4, a.tar:3)",
         "1 name with dots before its extension, first b.tar:IMG.1.jpg "
         "(a sample's name ends at its first dot; rename it)",
         "1 picture not readable, first a.tar:13 (image: not a readable picture (no PNG, JPEG, WEBP, GIF or BMP))",
@@ -66,7 +66,7 @@ def test_everything_is_said(shards, tmp_path, capsys):
     assert [line.split(":")[0] for line in problems - expected] == ["1 caption too long, first b.tar"]
     written = [json.loads(line) for line in report.read_text("utf-8").splitlines()]
     assert len(written) == 12
-    assert {"kind": "duplicate key", "where": "b.tar:0", "detail": "the same as a.tar:0"} in written
+    assert {"kind": "duplicate key", "where": "b.tar:0", "detail": "pair 17, the same as pair 1, a.tar:0"} in written
     without = {"kind": "sample without caption", "where": "b.tar:0"}
     assert without | {"detail": "none in caption, en, zh; other fields with text: title"} in written
     assert f"12 problems in {report}" in lines
@@ -77,7 +77,7 @@ def test_the_languages_asked_for(shards, capsys):
     lines = said(capsys, shards[0], "--languages", "title", "en")
     assert any(line.startswith("2 of 16 pairs can be read") for line in lines)
     assert "captions: title (1), en (1)" in lines
-    assert "other string fields: caption (14), url (1); --languages caption takes one" in lines
+    assert "other string fields: caption (14), zh (1), url (1); --languages caption takes one" in lines
 
 
 def test_lengths_are_those_of_the_runs_tokenizer(shards, tmp_path, capsys):

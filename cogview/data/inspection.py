@@ -78,4 +78,5 @@ def inspect(data: PairDataset, update: Update, keep: int = 24) -> Inspection:
 
 def _same(kind: str, what: str | bytes, before: dict, index: int, data: PairDataset) -> None:
     if (first := before.setdefault(what, index)) != index:
-        data.report.add(kind, data.where(index), f"the same as {data.where(first)}", sample=index)
+        other = "" if data.where(first) == data.where(index) else f", {data.where(first)}"
+        data.report.add(kind, data.where(index), f"pair {index + 1}, the same as pair {first + 1}{other}", sample=index)

@@ -19,6 +19,7 @@ from cogview.data.ahead import ahead
 from cogview.data.files import write_json
 from cogview.data.images import MAX_BYTES, TooLarge, decode_image, open_image
 from cogview.data.report import Report, printable
+from cogview.data.samples import OTHER_PICTURES
 from cogview.data.shards import LANGUAGES, ShardWriter
 from cogview.data.sources import Source, beside_pictures, from_table
 from cogview.progress import Update
@@ -99,7 +100,9 @@ def _load(folder: Path, source: Source, report: Report) -> tuple[str, bytes] | N
         decode_image(data, side=64)  # whether it can be
         return _SUFFIX[str(open_image(data).format)], data
     except (ValueError, OSError) as error:
-        kind = "picture too large" if isinstance(error, TooLarge) else "picture not readable"
+        extension = source.path.suffix[1:].lower()
+        other = f"picture in a format that is not read (.{extension})" if extension in OTHER_PICTURES else ""
+        kind = "picture too large" if isinstance(error, TooLarge) else other or "picture not readable"
         report.add(kind, printable(source.name), str(error), sample=source.number)
     return None
 

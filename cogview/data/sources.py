@@ -73,12 +73,13 @@ def from_table(
     """The pictures that a table names, in the order of their first rows, with the captions of all their rows."""
     rows = read_table(table, report)
     image, columns = rows.image_column(image_column), rows.caption_columns(caption_columns)
-    root, found = folder.resolve(), dict[str, Source]()
+    root, found, named = folder.resolve(), dict[str, Source](), set[str]()
     for line, row in rows.rows:
         where, name = f"{table.name}:{line}", row.get(image)
         if not isinstance(name, str) or not name.strip():
             report.add("row without a picture's name", where)
             continue
+        named.add(os.path.normpath(name.strip()))
         try:
             path = _place(name.strip(), root, table.resolve().parent)
         except OSError as error:
@@ -91,7 +92,7 @@ def from_table(
         if not source.captions:
             report.add(NO_CAPTION, printable(source.name), f"in {table.name}")
     for name in filter(_is_picture, _files(root, report)):
-        if name not in found:
+        if name not in found and name not in named:
             report.add("picture that the table does not name", printable(name), table.name)
     return [source for source in found.values() if source.captions]
 
