@@ -1,125 +1,186 @@
 """From shards to tokens: trains the tokenizers that are missing, then tokenises. The commands and the demo call it."""
 
+import itertools
+import time
 from collections import Counter
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cogview.config import TrainConfig, require
-from cogview.data.images import pixels
+from cogview.data.decoded import Decoded, pictures
 from cogview.data.shards import PairDataset
-from cogview.data.tokens import VERSION, TokenDataset, TokenWriter, made_of
-from cogview.progress import track
+from cogview.data.tokens import VERSION, PartWriter, Rows, TokenDataset, complete, group, has_part, part_name
+from cogview.progress import progress
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.text import TextTokenizer
-from cogview.tokenizers.train_image import VQReport, train_vqvae
+from cogview.tokenizers.train_image import VQReport, train_vqvae, trained_on
 from cogview.train.interrupts import Interrupted
 from cogview.train.loop import Watch
 
 TEXT_ROOM = 4  # tokens that typed captions may be longer than those of the data
+MOST = 16384  # samples that tokenizers are trained on
+HELD_OUT = 256  # pictures, or a tenth of fewer, that the image tokenizer is judged by
 
 
-def text_tokenizer(
-    data: PairDataset, folder: Path, languages: Sequence[str], vocab_size: int, limit: int = 16384
-) -> TextTokenizer:
-    """The tokenizer in folder/text.model; if it is not there, trained on the captions of the first `limit` pairs."""
+def spread(count: int, most: int = MOST) -> np.ndarray:
+    """Numbers of some samples of `count`, all or evenly spread, int64."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else np.zeros(0, np.int64)
+
+
+def text_tokenizer(data: PairDataset, folder: Path, vocab_size: int | None = None) -> TextTokenizer:
+    """The tokenizer in folder/text.model; if it is not there, trained on the captions."""
     path = folder / "text.model"
     if not path.exists():
-        captions = []
-        for pair in data.readable(0, limit):
-            captions += [pair.captions[name] for name in languages if name in pair.captions]
+        found = (data.captions(int(number)) for number in spread(len(data)))
+        captions = [caption for pair in found if pair is not None for caption in pair.values()]
         if not captions:
-            raise ValueError(f"no caption in {', '.join(languages)} among the first {limit} pairs ({data.report})")
-        TextTokenizer.train(captions, vocab_size, path)
+            raise ValueError(f"dataset: no caption in {', '.join(data.languages)} ({data.report})")
+        TextTokenizer.train(captions, vocab_size).save(path)
     return TextTokenizer.load(path)
-
-
-def load_images(data: PairDataset, image_size: int = 64, limit: int | None = None) -> Tensor:
-    """The first `limit` readable pictures, uint8 [N, 3, image_size, image_size]."""
-    found = [pixels(pair.image, image_size) for pair in islice(data.readable(), limit)]
-    if not found:
-        raise ValueError(f"dataset: no readable picture ({data.report})")
-    return torch.stack(found)
 
 
 def image_tokenizer(
     data: PairDataset,
+    decoded: Decoded,
     folder: Path,
     config: VQConfig,
     training: TrainConfig,
     *,
-    image_size: int,
-    limit: int = 16384,
     watch: Watch | None = None,
 ) -> tuple[VQVAE, VQReport]:
     """The VQ-VAE in folder/vqvae.safetensors, trained to its end from where it was stopped; else Interrupted."""
-    report = train_vqvae(load_images(data, image_size, limit), config, training, folder, watch=watch)
+    held, before = _held_out(data, decoded), trained_on(folder)
+    if before == len(decoded):  # a training that was begun before any were held out
+        held = None
+    count = len(decoded) - (0 if held is None else len(held))
+    again = "of before, or --retrain-tokenizers"
+    require(before in (None, count), "shards", f"the {before} pictures to train the image tokenizer on {again}", count)
+    report = train_vqvae(decoded.images, config, training, folder, held_out=held, watch=watch)
     if not report.finished:
         raise Interrupted
     return VQVAE.load(report.model).eval(), report
 
 
+def decode(data: PairDataset, folder: Path, image_size: int) -> Decoded:
+    """The pictures that an image tokenizer is trained on; `tokenize_pairs` takes them from there, too."""
+    return Decoded.of(data, spread(len(data)), image_size, folder / "pixels")
+
+
+def _held_out(data: PairDataset, decoded: Decoded) -> np.ndarray | None:
+    """Rows of some pictures that the image tokenizer does not train on: those that `TokenDataset.hold_out` holds out
+    first. None of a single one."""
+    captions = [data.captions(int(number)) for number in decoded.numbers]
+    names = [next(iter(pair.values())) if pair else str(k) for k, pair in enumerate(captions)]
+    groups = np.array([group(name) for name in names], np.uint64)
+    order = np.argsort(groups, kind="stable")
+    count = min(HELD_OUT, max(1, len(order) // 10))
+    alike = np.searchsorted(groups[order], groups[order[count - 1]], side="right")  # with all of the last's caption
+    chosen = order[: alike if alike <= len(order) // 2 else count]
+    return np.sort(chosen) if len(order) > 1 else None
+
+
 def tokenize_pairs(
-    dataset: PairDataset,
+    data: PairDataset,
     text_tokenizer: TextTokenizer,
     vqvae: VQVAE,
     out: str | Path,
-    languages: Sequence[str] = ("en", "zh"),
     *,
     image_size: int = 64,
     max_text: int = 64,
     batch: int = 128,
+    decoded: Decoded | None = None,
 ) -> TokenDataset:
-    """Tokenises all captions and pictures into the folder `out`, with a progress bar.
+    """Tokenises all captions and pictures into the folder `out`, with progress.
 
-    languages: keys of `Pair.captions`; where one is missing there is no row. A caption of more than max_text
-    tokens gives no row; meta.json counts those and the unreadable samples. A folder that already holds these
-    pairs made with these tokenizers is kept.
+    A caption of more than max_text tokens gives no row; meta.json counts those and what cannot be read. Shards whose
+    tokens are there already, made with these tokenizers, are kept. decoded: some pictures that are.
     """
-    out = Path(out)
-    settings: dict[str, Any] = {
-        "version": VERSION,
-        "shards": [[shard.path.name, shard.path.stat().st_size] for shard in dataset.shards],
-        "pairs": len(dataset),
-        "languages": list(languages),
+    out, side = Path(out), image_size // vqvae.config.downsample
+    require(
+        image_size % vqvae.config.downsample == 0, "image_size", f"a multiple of {vqvae.config.downsample}", image_size
+    )
+    made_with: dict[str, Any] = {
+        "languages": list(data.languages),
         "image_size": image_size,
         "max_text": max_text,
         "text_sha256": text_tokenizer.sha256,
         "image_sha256": vqvae.sha256,
     }
-    if (finished := made_of(out, settings)) is not None:
-        return finished
-    side, skipped = image_size // vqvae.config.downsample, Counter[str]()
     vqvae.eval()
-    with TokenWriter(out, settings, (side, side)) as writer:
-        for start in track(range(0, len(dataset), batch), f"tokenising {out.name}"):
-            end = min(start + batch, len(dataset))
-            pairs = list(dataset.readable(start, end))
-            skipped["unreadable pairs"] += end - start - len(pairs)
-            if not pairs:
-                continue
-            with torch.inference_mode():
-                images = torch.stack([pixels(pair.image, image_size) for pair in pairs])
-                codes = vqvae.encode(images.float() / 255).flatten(1).to(torch.int32).numpy()
-            for pair, row in zip(pairs, codes, strict=True):
-                for language in languages:
-                    ids = text_tokenizer.encode(pair.captions[language]) if language in pair.captions else []
-                    if 0 < len(ids) <= max_text:
-                        writer.write(ids, row)
-                    else:
-                        skipped["captions too long" if ids else "captions missing"] += 1
-        if not len(writer):
-            raise ValueError(f"dataset: no pair with a caption in {', '.join(languages)} ({dict(skipped)})")
-        sizes = {"text_vocab_size": text_tokenizer.vocab_size, "codebook_size": vqvae.config.codebook_size}
-        writer.finish(skipped, **sizes)
-    return TokenDataset(out)
+    parts: list[str] = []
+    with progress(f"tokenising {out.name}", max(1, len(data))) as update:
+        last = 0
+        for shard in data.shards:
+            first, last = last, last + len(shard)
+            parts.append(part_name(version=VERSION, shard=shard.digest, **made_with))
+            if not has_part(out, parts[-1]):
+                with PartWriter(out, parts[-1], (side, side)) as writer:
+                    texts, skipped = _texts(data, range(first, last), text_tokenizer, max_text)
+                    begun = time.monotonic()
+                    for done, (k, codes) in enumerate(_codes(data, list(texts), vqvae, image_size, batch, decoded), 1):
+                        ids, hashed = texts.pop(k)
+                        for caption in ids:
+                            writer.write(caption, codes, hashed)
+                        if done % batch == 0:
+                            update(first + done, f"{done / (time.monotonic() - begun):.0f} pairs/s")
+                    skipped["pictures that cannot be read"] = len(texts)
+                    writer.finish(skipped)
+            update(last)
+    sizes = {"text_vocab_size": text_tokenizer.vocab_size, "codebook_size": vqvae.config.codebook_size}
+    return complete(out, parts, {**made_with, **sizes, "grid": [side, side]})
 
 
-def sizes_of(*data: TokenDataset) -> dict[str, int]:
+Texts = dict[int, tuple[list[list[int]], int]]
+"""By sample: the ids of its captions, and a hash of the first."""
+
+
+def _texts(data: PairDataset, numbers: range, tokenizer: TextTokenizer, most: int) -> tuple[Texts, Counter[str]]:
+    """Of the samples that have a caption of at most so many tokens, and how many have none."""
+    found: Texts = {}
+    skipped = Counter[str]()
+    for number in numbers:
+        captions = data.captions(number)
+        if captions is None:
+            skipped["pairs without a caption"] += 1
+            continue
+        ids = [tokenizer.encode(caption) for caption in captions.values()]
+        fitting = [caption for caption in ids if len(caption) <= most]
+        skipped[f"captions of more than {most} tokens"] += len(ids) - len(fitting)
+        if fitting:
+            found[number] = fitting, group(next(iter(captions.values())))
+    return found, skipped
+
+
+def _codes(
+    data: PairDataset, numbers: list[int], vqvae: VQVAE, size: int, batch: int, decoded: Decoded | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, codes int32 [h w]) of the samples whose pictures can be read."""
+    found = _pictures(data, numbers, size, decoded)
+    while some := list(itertools.islice(found, batch)):
+        images = torch.stack([picture for _, picture in some])
+        with torch.inference_mode():
+            codes = vqvae.encode(images.float() / 255).flatten(1).to(torch.int32).numpy()
+        yield from zip((number for number, _ in some), codes, strict=True)
+
+
+def _pictures(
+    data: PairDataset, numbers: list[int], size: int, decoded: Decoded | None
+) -> Iterator[tuple[int, Tensor]]:
+    """(number, uint8 [3, size, size]) of the samples whose pictures can be read, in their order."""
+    there = set() if decoded is None else {number for number in numbers if number in decoded}
+    read = pictures(data, (number for number in numbers if number not in there), size)
+    for number in numbers:
+        picture = decoded[number] if decoded is not None and number in there else next(read)[1]
+        if picture is not None:
+            yield number, picture
+
+
+def sizes_of(*data: TokenDataset | Rows) -> dict[str, int]:
     """What `Recipe.fit` takes: the vocabularies, the grid and the longest text of some tokens, and a little room."""
     meta = data[0].meta
     rows, columns = meta["grid"]

@@ -261,7 +261,7 @@ def test_own_pairs_from_shards_to_pictures(tmp_path, capsys):
     assert (tmp_path / "sheet.png").exists()
     vocabulary = ["--text-pieces", "300", "--codebook", "16", "--code-dim", "8", "--hidden", "8"]
     small = ["--languages", "caption", "--image-seconds", "0.5", "--image-size", "32", *vocabulary]
-    with pytest.raises(SystemExit, match=r"text\.model"):
+    with pytest.raises(SystemExit, match="run: expected the tokenizers of a training split in it"):
         cli.main(["tokenize", str(shard), "--run", str(run), "--split", "test", *small])
     cli.main(["tokenize", str(shard), "--run", str(run), *small])
     own = tmp_path / "held_out.tar"

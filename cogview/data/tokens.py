@@ -1,39 +1,57 @@
-"""Pairs as tokens, a folder: text.npy (int32 [N, T], -1 padded), codes.npy (int32 [N, h w]), meta.json.
+"""Pairs as tokens, a folder: meta.json, which lists the parts, one for each shard, and their files.
 
-A row is one picture with its caption in one language, so a picture with two captions gives two rows, next to
-each other, pictures in the order of the shards. meta.json is written last: a folder without it is unfinished.
+    part-<name>.text.npy    int32 [N, T], -1 padded
+    part-<name>.codes.npy   int32 [N, h w]
+    part-<name>.groups.npy  uint64 [N], a hash of the pair's caption
+    part-<name>.json        rows, and what was left out; written last
+
+A row is one picture with one of its captions, so a picture with two captions gives two rows, next to each other,
+pictures in the order of the shards. A part is named by the contents of its shard and by all that its tokens depend on:
+what has not changed is kept, and a folder that is being rewritten is the old one until meta.json is replaced.
 """
 
+import hashlib
 import json
+import re
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cogview.config import require
 from cogview.data.files import write_json, written_beside
 from cogview.data.shuffle import permutation
 
-VERSION = 1
+VERSION = 2
+_ARRAYS = {"text": np.int32, "codes": np.int32, "groups": np.uint64}
+_PART = re.compile(r"[0-9a-f]{32}")
 
 
-class TokenWriter:
-    """Writes the folder `out` row by row; its files appear under their names only when complete.
+def part_name(**made_of: Any) -> str:
+    """The name of a part, of everything that decides what is in it."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
-    Use as a context manager: `write` rows, then `finish`. settings: what the folder was made of, kept in meta.json.
-    """
 
-    def __init__(self, out: Path, settings: dict, grid: tuple[int, int]):
-        self.out, self.settings, self.grid = out, settings, grid
-        self._texts, self._lengths, self._stack = array("i"), array("i"), ExitStack()
+def group(caption: str) -> int:
+    """uint64 of a caption: pairs of the same caption are held out together."""
+    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big")
 
-    def __enter__(self) -> "TokenWriter":
-        (self.out / "meta.json").unlink(missing_ok=True)  # from here on the folder is unfinished
-        beside = self._stack.enter_context(written_beside(self.out / "codes.npy"))
+
+class PartWriter:
+    """Writes one part row by row; it exists only when complete. Use as a context manager: `write` rows, `finish`."""
+
+    def __init__(self, folder: Path, name: str, grid: tuple[int, int]):
+        self.folder, self.name, self.grid = folder, name, grid
+        self._texts, self._lengths, self._groups, self._stack = array("i"), array("i"), array("Q"), ExitStack()
+
+    def __enter__(self) -> "PartWriter":
+        beside = self._stack.enter_context(written_beside(self._path("codes.npy")))
         self._codes = self._stack.enter_context(open(beside, "wb"))
         self._write_header()
         return self
@@ -44,24 +62,28 @@ class TokenWriter:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def write(self, text: Sequence[int], codes: np.ndarray) -> None:
+    def write(self, text: Sequence[int], codes: np.ndarray, group: int) -> None:
         """One row: text ids, and codes int32 [h w]."""
         self._texts.extend(text)
         self._lengths.append(len(text))
+        self._groups.append(group)
         self._codes.write(codes.tobytes())
 
-    def finish(self, skipped: Counter[str], **sizes: int) -> None:
-        """Completes the files; what was left out and the vocabularies' sizes go to meta.json."""
+    def finish(self, skipped: Counter[str]) -> None:
+        """Completes the files; what was left out is counted."""
         self._codes.seek(0)
         self._write_header()
         self._stack.close()
-        padded = np.full((len(self), max(self._lengths)), -1, np.int32)
+        padded = np.full((len(self), max(self._lengths, default=0)), -1, np.int32)
         padded[np.arange(padded.shape[1]) < np.array(self._lengths)[:, None]] = np.array(self._texts, np.int32)
-        with written_beside(self.out / "text.npy") as beside, open(beside, "wb") as file:
-            np.save(file, padded)
-        shape = {"rows": len(self), "text_length": padded.shape[1], "grid": list(self.grid)}
-        counts = {"skipped": {kind: n for kind, n in skipped.items() if n}}
-        write_json(self.out / "meta.json", self.settings | shape | sizes | counts)
+        for name, values in (("text", padded), ("groups", np.array(self._groups, np.uint64))):
+            with written_beside(self._path(f"{name}.npy")) as beside, open(beside, "wb") as file:
+                np.save(file, values)
+        counts = {kind: n for kind, n in skipped.items() if n}
+        write_json(self._path("json"), {"rows": len(self), "text_length": padded.shape[1], "skipped": counts})
+
+    def _path(self, ending: str) -> Path:
+        return self.folder / f"part-{self.name}.{ending}"
 
     def _write_header(self) -> None:
         """An .npy header; NumPy pads it so that the number of rows can grow in place."""
@@ -69,10 +91,32 @@ class TokenWriter:
         np.lib.format.write_array_header_1_0(self._codes, header)
 
 
-def made_of(out: Path, settings: dict) -> "TokenDataset | None":
-    """The finished tokens in a folder, if they were made with these settings."""
-    path = out / "meta.json"
-    return TokenDataset(out) if path.exists() and settings.items() <= _read_meta(path).items() else None
+def has_part(folder: Path, name: str) -> bool:
+    return (folder / f"part-{name}.json").exists()
+
+
+def complete(folder: Path, parts: Sequence[str], settings: dict[str, Any]) -> "TokenDataset":
+    """Makes a folder's tokens those of these parts, in their order, and removes all others.
+
+    settings: what they were made with and the sizes: version, image_size, max_text, languages, text_sha256,
+    image_sha256, grid, codebook_size, text_vocab_size.
+    """
+    found = [json.loads((folder / f"part-{name}.json").read_text(encoding="utf-8")) for name in parts]
+    skipped = Counter[str]()
+    for part in found:
+        skipped.update(part["skipped"])
+    rows, length = sum(part["rows"] for part in found), max((part["text_length"] for part in found), default=0)
+    if not rows:
+        raise ValueError(f"dataset: no pair with a caption that could be tokenised ({dict(skipped) or 'empty shards'})")
+    meta = {"parts": list(parts), "rows": rows, "text_length": length, "skipped": dict(skipped)}
+    whole = {"version": VERSION, **settings, **meta}
+    if not (folder / "meta.json").exists() or _read_meta(folder / "meta.json") != whole:
+        write_json(folder / "meta.json", whole)
+    for path in folder.iterdir():
+        kept = path.name == "meta.json" or path.name.removeprefix("part-").partition(".")[0] in parts
+        if not kept and path.is_file() and path.suffix in (".npy", ".json"):
+            path.unlink()
+    return TokenDataset(folder)
 
 
 def _read_meta(path: Path) -> dict:
@@ -80,8 +124,8 @@ def _read_meta(path: Path) -> dict:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"folder: no tokenised pairs at {str(path.parent)!r} ({error})") from error
-    if not isinstance(meta, dict) or meta.get("version") != VERSION:
-        raise ValueError(f"folder: {str(path)!r} is not of version {VERSION} of tokenised pairs")
+    if not isinstance(meta, dict) or meta.get("version") not in (1, VERSION):
+        raise ValueError(f"folder: {str(path)!r} is not of version 1 or {VERSION} of tokenised pairs")
     return meta
 
 
@@ -90,42 +134,88 @@ class TokenDataset:
     "codebook_size", "text_vocab_size"; ValueError if the files do not agree with it."""
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder)
-        self.meta = _read_meta(folder / "meta.json")
+        self.folder = Path(folder)
+        self.meta = _read_meta(self.folder / "meta.json")
         try:
-            self.text, self.codes = (
-                np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ("text.npy", "codes.npy")
-            )
-            rows, grid = self.meta["rows"], self.meta["grid"]
-            shapes = ((rows, self.meta["text_length"]), (rows, grid[0] * grid[1]))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+            self._parts = [self._part(name) for name in self.meta.get("parts", [None])]
+            self._starts = np.cumsum([0] + [len(part["text"]) for part in self._parts])
+            rows, length = self.meta["rows"], self.meta["text_length"]
+            longest = max(part["text"].shape[1] for part in self._parts)
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise ValueError(f"folder: {str(folder)!r} is damaged ({error})") from error
-        for name, values, shape in zip(("text", "codes"), (self.text, self.codes), shapes, strict=True):
-            if values.shape != shape or values.dtype != np.int32:
-                raise ValueError(f"folder: {name}.npy: expected int32 {shape}, got {values.dtype} {values.shape}")
+        if (len(self), longest) != (rows, length):
+            got = f"{len(self)} and {longest}"
+            raise ValueError(f"folder: {str(folder)!r}: expected {rows} rows of {length} text ids, got {got}")
+
+    def _part(self, name: str | None) -> dict[str, np.ndarray]:
+        """Its arrays by their names; None: the only one, of version 1, without groups."""
+        if name is not None and not _PART.fullmatch(name):
+            raise ValueError(f"parts: expected names of 32 digits, got {name!r}")
+        paths = {key: self.folder / (f"part-{name}.{key}.npy" if name else f"{key}.npy") for key in _ARRAYS}
+        if name is None:
+            del paths["groups"]
+        found = {key: np.load(path, mmap_mode="r", allow_pickle=False) for key, path in paths.items()}
+        rows, grid = len(found["text"]), self.meta["grid"]
+        wanted = {"text": (rows, found["text"].shape[-1]), "codes": (rows, grid[0] * grid[1]), "groups": (rows,)}
+        for key, values in found.items():
+            fits = values.shape == wanted[key] and values.dtype == _ARRAYS[key]
+            got = f"{values.dtype} {values.shape}"
+            require(fits, paths[key].name, f"{np.dtype(_ARRAYS[key])} {wanted[key]}", got)
+        return found
 
     def __len__(self) -> int:
-        return len(self.text)
+        return int(self._starts[-1])
 
     @property
     def tokenizers(self) -> list[str]:
         """Hashes of the text and image tokenizer that made it."""
         return [self.meta["text_sha256"], self.meta["image_sha256"]]
 
-    def check(self, text_sha256: str, image_sha256: str) -> None:
-        """ValueError unless these are the hashes of the tokenizers the folder was made with."""
-        for name, made_by, got in zip(("text", "image"), self.tokenizers, (text_sha256, image_sha256), strict=True):
-            if made_by != got:
-                raise ValueError(f"{name} tokenizer: expected {made_by[:12]}, as of these tokens, got {got[:12]}")
-
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         """Text int64 [B, T], -1 padded, and codes int64 [B, h w] of some rows. Layouts check the ids."""
         indices = np.asarray(indices, np.int64)
         if indices.ndim != 1 or (len(indices) and not 0 <= indices.min() <= indices.max() < len(self)):
             raise ValueError(f"indices: expected a list of 0 to {len(self) - 1}, got {indices}")
-        text, codes = (torch.from_numpy(a[indices].astype(np.int64)) for a in (self.text, self.codes))
-        return text, codes
+        text = np.full((len(indices), self.meta["text_length"]), -1, np.int64)
+        codes = np.empty((len(indices), self.meta["grid"][0] * self.meta["grid"][1]), np.int64)
+        places = np.searchsorted(self._starts, indices, side="right") - 1
+        for number in np.unique(places):
+            mine, part = places == number, self._parts[number]
+            rows = indices[mine] - self._starts[number]
+            text[mine, : part["text"].shape[1]] = part["text"][rows]
+            codes[mine] = part["codes"][rows]
+        return torch.from_numpy(text), torch.from_numpy(codes)
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """A permutation of the rows, int64, a function of (seed, epoch) alone."""
+        return permutation(len(self), seed, epoch)
+
+    def groups(self) -> np.ndarray:
+        """uint64 [N]: a hash of each pair's caption (of version 1, which has none: of its codes)."""
+        if "groups" in self._parts[0]:
+            return np.concatenate([part["groups"] for part in self._parts])
+        digests = [hashlib.sha256(row.tobytes()).digest()[:8] for row in self._parts[0]["codes"]]
+        return np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
+
+    def hold_out(self, share: float) -> "tuple[Rows, Rows]":
+        """The rows to train on, and about this share of all to validate on: which, the captions decide, so that it
+        stays so when shards are added, and all rows of a picture are on one side. Either may be empty."""
+        require(0 <= share < 1, "hold_out", "a share in [0, 1)", share)
+        held = self.groups() < np.uint64(share * 2**64)
+        return Rows(self, np.flatnonzero(~held)), Rows(self, np.flatnonzero(held))
+
+
+class Rows:
+    """Some rows of tokens, as a data set of their own."""
+
+    def __init__(self, data: TokenDataset, numbers: np.ndarray):
+        self.data, self.numbers, self.meta, self.tokenizers = data, numbers, data.meta, data.tokenizers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+        return self.data.batch(self.numbers[np.asarray(indices, np.int64)])
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
         return permutation(len(self), seed, epoch)

@@ -16,13 +16,14 @@ import torch
 from rich.console import Console
 
 from cogview.config import TrainConfig, require
+from cogview.data import decoded
 from cogview.data.images import pixels
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
 from cogview.demo import report
 from cogview.demo.pace import SLOW, Pace
 from cogview.demo.scenes import build_scene_shards, caption, render, sample_scenes
-from cogview.pipeline import image_tokenizer, sizes_of, text_tokenizer, tokenize_pairs
+from cogview.pipeline import decode, image_tokenizer, sizes_of, text_tokenizer, tokenize_pairs
 from cogview.progress import track
 from cogview.recipes import preset
 from cogview.recipes.cogview import CogView
@@ -88,13 +89,14 @@ def run(out: Path, minutes: float, console: Console) -> str:
     scenes = build_scene_shards(
         out / "scenes", TRAIN_SCENES, TEST_SCENES, progress=lambda work: track(work, "composing scenes")
     )
-    train, test = PairDataset(scenes["train"]), PairDataset(scenes["test"])
-    text = text_tokenizer(train, out, LANGUAGES, TEXT_PIECES)
+    train, test = (PairDataset(scenes[split], languages=LANGUAGES) for split in ("train", "test"))
+    text, pictures = text_tokenizer(train, out, TEXT_PIECES), decode(train, out, 64)
     training = _image_training(out, plan)
     pace = Pace("image tokenizer", training, plan.image_seconds, IMAGE_GOOD)
-    image, image_report = image_tokenizer(train, out, IMAGE, training, image_size=64, watch=pace)
-    data = tokenize_pairs(train, text, image, out / "tokens" / "train", LANGUAGES)
-    held_out = tokenize_pairs(test, text, image, out / "tokens" / "test", LANGUAGES)
+    image, image_report = image_tokenizer(train, pictures, out, IMAGE, training, watch=pace)
+    data = tokenize_pairs(train, text, image, out / "tokens" / "train", decoded=pictures)
+    held_out = tokenize_pairs(test, text, image, out / "tokens" / "test")
+    decoded.remove(out / "pixels")
     result = _train(data, held_out, out / "gpt", plan)
 
     system = System.load(out)

@@ -4,16 +4,46 @@ Byte-pair merges, not the unigram model: that one finds its candidate pieces amo
 captions of a few dozen words it learns letters (37 tokens a caption of the demo instead of 12).
 """
 
+import bisect
 import hashlib
 import io
+import itertools
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 
+from cogview.config import require
 from cogview.data.files import written_beside
 
 MAX_MODEL_BYTES = 64 << 20
+_BYTES = 257  # pieces that every vocabulary has: the bytes, and one for what is unknown
+_COVERAGE = 0.99999  # of the text by characters that are pieces
+_FEW = 300  # characters that are all kept
+_LONGEST = 4000  # bytes of a caption that the vocabulary is made of
+
+
+def fitting_size(counts: Counter[str]) -> int:
+    """Pieces for captions of these characters: one for each that is kept whatever the size, and a merge for every
+    200 characters there are, 300 to 4,000."""
+    return _BYTES + len(_kept(counts, None)) + min(4000, max(300, counts.total() // 200))
+
+
+def _kept(counts: Counter[str], room: int | None) -> set[str]:
+    """Characters that get a piece of their own, where there are so many pieces besides the bytes (None: enough)."""
+    reached = list(itertools.accumulate(sorted(counts.values(), reverse=True)))
+    needed = bisect.bisect_left(reached, _COVERAGE * reached[-1]) + 1
+    if room is not None and needed <= room:
+        return set(counts)  # SentencePiece leaves out those beyond its coverage
+    if room is not None:
+        return {character for character, _ in counts.most_common(room // 2)}
+    least = 1 if len(counts) <= _FEW else 3
+    return {character for character, n in counts.most_common(8000) if n >= least}
+
+
+def _begin(caption: str) -> str:
+    return caption if len(caption) <= _LONGEST // 4 else caption.encode()[:_LONGEST].decode(errors="ignore")
 
 
 class TextTokenizer:
@@ -27,33 +57,39 @@ class TextTokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise ValueError("model: not a SentencePiece model") from error
+        self._model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocab_size: int, path: str | Path) -> "TextTokenizer":
-        """Trains on captions and writes the model to `path`.
+    def train(cls, captions: Iterable[str], vocab_size: int | None = None) -> "TextTokenizer":
+        """Trains on captions.
 
-        vocab_size is an upper limit: few captions have few pieces. It counts 256 bytes and the characters
-        that cover all but 1 / 100,000 of the text, and must hold them. The same captions in the same order
-        give the same bytes.
+        vocab_size: an upper limit, since few captions have few pieces; None: by the captions, see `fitting_size`. 256
+        pieces are bytes, which spell the rare characters. Where there is no room for all others, half of it is for the
+        most frequent ones. The same captions in the same order give the same model.
         """
-        captions = [c for c in captions if c.strip()]
+        captions = [_begin(c) for c in captions if c.strip()]
         if not captions:
             raise ValueError("captions: expected at least one that is not blank")
-        if vocab_size < 300:
-            raise ValueError(f"vocab_size: expected at least 300 (256 are bytes), got {vocab_size}")
+        require(vocab_size is None or vocab_size >= 300, "vocab_size", "at least 300 (256 are bytes)", vocab_size)
+        counts = Counter(character for caption in captions for character in f" {caption}")  # as SentencePiece begins it
+        size = fitting_size(counts) if vocab_size is None else vocab_size
+        if rare := counts.keys() - _kept(counts, None if vocab_size is None else size - _BYTES):
+            blanks = str.maketrans(dict.fromkeys(rare, " "))
+            captions = [caption.translate(blanks) for caption in captions]
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(captions),
                 model_writer=model,
                 model_type="bpe",
-                vocab_size=vocab_size,
+                vocab_size=size,
                 hard_vocab_limit=False,
                 byte_fallback=True,
-                character_coverage=0.99999,
+                character_coverage=_COVERAGE,
                 normalization_rule_name="identity",  # what goes in comes out
                 remove_extra_whitespaces=False,
+                max_sentence_length=_LONGEST,
                 bos_id=-1,  # the sequence has commands of its own
                 eos_id=-1,
                 num_threads=1,  # the result depends on it
@@ -61,13 +97,13 @@ class TextTokenizer:
             )
         except RuntimeError as error:
             reason = str(error).rsplit("] ", 1)[-1].strip() or "training failed"
-            raise ValueError(
-                f"vocab_size: no tokenizer of {vocab_size} pieces from these captions: {reason}"
-            ) from error
-        tokenizer = cls(model.getvalue())
+            raise ValueError(f"vocab_size: no tokenizer of {size} pieces from these captions: {reason}") from error
+        return cls(model.getvalue())
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model, never half of it."""
         with written_beside(path) as beside:
-            beside.write_bytes(model.getvalue())
-        return tokenizer
+            beside.write_bytes(self._model)
 
     @classmethod
     def load(cls, path: str | Path) -> "TextTokenizer":
@@ -90,7 +126,10 @@ class TextTokenizer:
         """The ids of a text, without begin or end marks."""
         if not isinstance(text, str):
             raise TypeError(f"text: expected str, got {type(text).__name__}")
-        return self._processor.encode(text)
+        try:
+            return self._processor.encode(text)
+        except (UnicodeEncodeError, RuntimeError) as error:
+            raise ValueError(f"text: expected valid Unicode, got {text!a}") from error
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids; ValueError if one is not of this vocabulary."""

@@ -1,10 +1,14 @@
 """Training of the image tokenizer, by the loop that trains everything; a report and reconstruction pictures.
 
+It trains on squares of CROP pixels from random places, so that a step costs the same whatever the pictures' size: what
+counts is steps, and 128-pixel pictures whole, at a quarter of the steps, came out 3 dB worse.
+
 The codebook draws no random numbers, so a run that was stopped and resumed gives the weights of one that was not (with
 steps; with seconds the clock decides).
 """
 
 import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.train import checkpoint
 from cogview.train.loop import Trainer, Watch
 
+CROP = 64  # pixels
+GOOD = 1250  # steps
 TRAINING: dict[str, Any] = {
     "batch_size": 32,
     "learning_rate": 1.5e-3,
@@ -32,6 +38,7 @@ TRAINING: dict[str, Any] = {
     "dtype": "float32",
     "log_every": 20,
     "save_seconds": 60.0,
+    "validate_every": 250,
 }
 """Of a TrainConfig. Convolutions take bfloat16 all the same where it is native."""
 
@@ -45,6 +52,7 @@ class VQReport:
     steps: int
     seconds: float  # spent in training, over all resumed runs
     images_per_second: float  # over all of them
+    held_out: int  # of the evaluation pictures, how many were not trained on: all or none
     psnr: float  # dB
     used_codes: int
     perplexity: float  # exp of the entropy of the codes' use
@@ -52,16 +60,16 @@ class VQReport:
 
 
 class Pictures:
-    """uint8 [N, 3, H, W] as samples."""
+    """Rows of uint8 [N, 3, H, W], all or some, as samples."""
 
-    def __init__(self, images: Tensor):
+    def __init__(self, images: Tensor, rows: np.ndarray | None = None):
         shape = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
         fits = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3 and len(images) > 0
         require(fits, "images", "uint8 [N, 3, H, W]", shape)
-        self.images = images
+        self.images, self.rows = images, np.arange(len(images)) if rows is None else rows
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.rows)
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         return permutation(len(self), seed, epoch)
@@ -71,30 +79,58 @@ class PictureTask:
     """A VQ-VAE on pictures; the metrics are its losses, and how it uses its codes."""
 
     title, unit, units = "image tokenizer", "images", 1
-    held_out = None
 
-    def __init__(self, model: VQVAE, data: Pictures):
-        self.model, self.data = model, data
+    def __init__(self, model: VQVAE, data: Pictures, held_out: Pictures | None = None, crop: int = CROP):
+        self.model, self.data, self.held_out, self.crop = model, data, held_out, crop
         self.counts: dict[str, int] = {}
         self.bfloat16 = _native_bfloat16(data.images.device)
 
     def batch(self, samples: Pictures, indices: np.ndarray, draws: torch.Generator) -> Tensor:
-        return samples.images[indices].float().div_(255).contiguous(memory_format=torch.channels_last)
+        images = samples.images[samples.rows[indices]]
+        if self.model.training:
+            images = _crops(images, self.crop, draws)
+        return images.float().div_(255).contiguous(memory_format=torch.channels_last)
 
     def loss(self, part: Tensor, batch: Tensor) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:
         with torch.autocast(part.device.type, torch.bfloat16, enabled=self.bfloat16):
-            _, losses, codes = self.model(part)
-        detached = {name: loss.detach() for name, loss in losses.items()}
-        return losses["total"] * (len(part) / len(batch)), (detached, codes)
+            rebuilt, losses, codes = self.model(part)
+        means = {name: loss.detach() for name, loss in losses.items()}
+        means["squared"] = (rebuilt.detach().clamp(0, 1) - part).square().mean()
+        return losses["total"] * (len(part) / len(batch)), (means, codes)
 
     def metrics(self, outputs: list) -> dict[str, float]:
         losses, codes = zip(*outputs, strict=True)
         means = {name: float(sum(part[name] for part in losses) / len(losses)) for name in losses[0]}
         use = _code_use(torch.cat([c.flatten() for c in codes]), self.model.config)
-        return {"loss": means["total"], **means, **use}
+        return {"loss": means["total"], "psnr": _decibels(means.pop("squared")), **means, **use}
 
     def identity(self) -> dict[str, Any]:
         return {"recipe": "vqvae", "config": asdict(self.model.config), "data": len(self.data)}
+
+
+def steps_for(pictures: int, size: int, passes: float | None) -> int:
+    """Steps of a training in which so many pictures of size x size are seen so often; passes None: GOOD steps, or more
+    where those are less than two passes, up to four times as many."""
+    step = TRAINING["batch_size"] * min(CROP, size) ** 2
+    steps = math.ceil((2 if passes is None else passes) * pictures * size**2 / step)
+    return max(1, steps) if passes is not None else min(max(steps, GOOD), 4 * GOOD)
+
+
+def passes_of(steps: int, pictures: int, size: int) -> float:
+    """How often each pixel of so many pictures is seen in so many steps."""
+    return steps * TRAINING["batch_size"] * min(CROP, size) ** 2 / (pictures * size**2)
+
+
+def seconds_a_step(config: VQConfig, size: int) -> float:
+    """Of a training on this machine, from a few."""
+    images, seconds = torch.zeros(TRAINING["batch_size"], 3, size, size, dtype=torch.uint8), []
+    task = PictureTask(VQVAE(config).to(memory_format=torch.channels_last), Pictures(images))  # type: ignore[call-overload]
+    for _ in range(4):
+        begun = time.monotonic()
+        batch = task.batch(task.data, np.arange(len(images)), torch.Generator())
+        task.loss(batch, batch)[0].backward()
+        seconds.append(time.monotonic() - begun)
+    return 1.1 * min(seconds)  # with the optimizer
 
 
 def train_vqvae(
@@ -103,24 +139,29 @@ def train_vqvae(
     training: TrainConfig,
     out_dir: str | Path,
     *,
-    eval_images: Tensor | None = None,
+    held_out: np.ndarray | None = None,
     watch: Watch | None = None,
 ) -> VQReport:
     """Trains a VQ-VAE and leaves vqvae.safetensors, reconstructions.png and vqvae/ (checkpoints, log) in `out_dir`.
 
-    images: uint8 [N, 3, H, W]. training: its length, and the rest as in TRAINING. eval_images: uint8 pictures to report
-    on, else the first 256 of images. It goes on from out_dir's checkpoint, which must have the same config, number of
-    pictures and seed. Ctrl-C saves and returns.
+    images: uint8 [N, 3, H, W]. training: its length, and the rest as in TRAINING. held_out: numbers of the pictures to
+    report on and not to train on; None: the first 256 are reported on, and trained on. It goes on from out_dir's
+    checkpoint, which must have the same config, number of pictures and seed. Ctrl-C saves and returns; what is not
+    trained to its end leaves no vqvae.safetensors.
     """
-    out, data = Path(out_dir), Pictures(images)
+    out, rows = Path(out_dir), np.arange(len(images))
+    judged = rows[:256] if held_out is None else held_out
+    data = Pictures(images, rows if held_out is None else np.setdiff1d(rows, held_out))
     torch.manual_seed(training.seed)  # the initial weights
     model = VQVAE(config)
     model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer = Trainer(PictureTask(model, data), training, out / "vqvae")
+    task = PictureTask(model, data, None if held_out is None else Pictures(images, held_out))
+    trainer = Trainer(task, training, out / "vqvae")
     trainer.resume(newest_checkpoint(out))
     result = trainer.run(watch)
-    model.save(out / "vqvae.safetensors")
-    held = images[:256] if eval_images is None else eval_images
+    if result.finished:
+        model.save(out / "vqvae.safetensors")
+    held = images[judged]
     rebuilt, codes = reconstruct(model.eval(), held)
     save_comparison(out / "reconstructions.png", held[:16], rebuilt[:16])
     squared = (rebuilt.float() - held.float()).square().mean() / 255**2
@@ -131,7 +172,8 @@ def train_vqvae(
         state.step,
         state.elapsed,
         state.step * training.batch_size / max(state.elapsed, 1e-9),
-        -10 * math.log10(max(float(squared), 1e-12)),
+        0 if held_out is None else len(held_out),
+        _decibels(float(squared)),
         int(use["used_codes"]),
         use["perplexity"],
         result.finished,
@@ -142,6 +184,12 @@ def trained_steps(out_dir: str | Path) -> int:
     """Of a training in this folder, 0 before the first checkpoint."""
     newest = newest_checkpoint(Path(out_dir))
     return 0 if newest is None else checkpoint.read_header(newest)["run"]["step"]
+
+
+def trained_on(out_dir: str | Path) -> int | None:
+    """How many pictures a training in this folder has, None before the first checkpoint."""
+    newest = newest_checkpoint(Path(out_dir))
+    return None if newest is None else checkpoint.read_header(newest)["data"]
 
 
 def newest_checkpoint(out: Path) -> Path | None:
@@ -164,6 +212,20 @@ def save_comparison(path: str | Path, originals: Tensor, rebuilt: Tensor) -> Non
     sheet = Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).contiguous().cpu().numpy())
     with written_beside(path) as beside:
         sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(beside, "PNG")
+
+
+def _crops(images: Tensor, side: int, draws: torch.Generator) -> Tensor:
+    """A square of each picture, from a random place."""
+    room = [max(0, n - side) + 1 for n in images.shape[2:]]
+    if room == [1, 1]:
+        return images
+    tops, lefts = (torch.randint(n, (len(images),), generator=draws, device=draws.device).tolist() for n in room)
+    return torch.stack([x[:, t : t + side, l : l + side] for x, t, l in zip(images, tops, lefts, strict=True)])
+
+
+def _decibels(squared: float) -> float:
+    """PSNR of a mean squared error of values in [0, 1]."""
+    return -10 * math.log10(max(squared, 1e-12))
 
 
 def _native_bfloat16(device: torch.device) -> bool:

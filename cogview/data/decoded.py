@@ -1,0 +1,72 @@
+"""Pictures decoded once: some samples of a data set at one size, in a file that is mapped, not read."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogview.data.ahead import ahead
+from cogview.data.files import written_beside
+from cogview.data.shards import PairDataset
+from cogview.progress import track
+
+
+class Decoded:
+    """numbers: int64 [N], samples of the data set, ascending. images: uint8 [N, 3, size, size]."""
+
+    def __init__(self, numbers: np.ndarray, images: Tensor):
+        self.numbers, self.images = numbers, images
+        self._rows = {int(number): row for row, number in enumerate(numbers)}
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._rows
+
+    def __getitem__(self, number: int) -> Tensor:
+        """The picture of a sample, uint8 [3, size, size]."""
+        return self.images[self._rows[number]]
+
+    @classmethod
+    def of(cls, data: PairDataset, numbers: np.ndarray, size: int, folder: Path) -> "Decoded":
+        """The readable ones of some samples, decoded by all cores, or as they were decoded before. ValueError if there
+        is none; others that `folder` holds are removed."""
+        made_of = [*(shard.digest for shard in data.shards), str(size), hashlib.sha256(numbers.tobytes()).hexdigest()]
+        images_path = folder / f"{hashlib.sha256(' '.join(made_of).encode()).hexdigest()[:32]}.npy"
+        numbers_path = images_path.with_suffix(".numbers.npy")
+        if not (numbers_path.exists() and images_path.exists()):
+            remove(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            found: list[int] = []
+            with written_beside(images_path) as beside:
+                shape = (len(numbers), 3, size, size)
+                images = np.lib.format.open_memmap(beside, "w+", np.uint8, shape)
+                for number, picture in track(pictures(data, numbers.tolist(), size), "reading pictures", len(numbers)):
+                    if picture is not None:
+                        images[len(found)] = picture.numpy()
+                        found.append(number)
+                images.flush()
+            with written_beside(numbers_path) as beside, open(beside, "wb") as file:
+                np.save(file, np.array(found, np.int64))
+        numbers = np.load(numbers_path, allow_pickle=False)
+        if not len(numbers):
+            raise ValueError(f"dataset: no readable picture ({data.report})")
+        images = np.load(images_path, mmap_mode="c", allow_pickle=False)[: len(numbers)]  # never written to
+        return cls(numbers, torch.from_numpy(images))
+
+
+def pictures(data: PairDataset, numbers: Iterable[int], size: int) -> Iterator[tuple[int, Tensor | None]]:
+    """(number, uint8 [3, size, size]) of some samples in their order, by all cores; None: it cannot be read."""
+    return ahead(lambda number: (number, data.picture(number, size)), numbers)
+
+
+def remove(folder: Path) -> None:
+    """Deletes what was decoded into a folder."""
+    for path in folder.glob("*.npy"):
+        path.unlink()
+    if folder.exists():
+        folder.rmdir()

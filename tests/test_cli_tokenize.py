@@ -1,0 +1,188 @@
+"""`cogview tokenize`: what it says, with other shards, stopped, with tokenizers of another run."""
+
+import io
+import signal
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cogview import cli
+from cogview.data.shards import ShardWriter
+from cogview.data.tokens import TokenDataset, group
+from cogview.demo.scenes import render, sample_scenes
+from cogview.tokenizers.image import VQVAE
+from cogview.tokenizers.text import TextTokenizer
+from cogview.train import checkpoint
+from cogview.train.loop import Trainer
+
+SMALL = ["--codebook", "16", "--code-dim", "8", "--hidden", "8", "--image-size", "32"]
+QUICK = [*SMALL, "--image-passes", "2"]
+
+
+def shard(path, captions):
+    with ShardWriter(path) as writer:
+        for number, (scene, caption) in enumerate(zip(sample_scenes("train", len(captions)), captions, strict=True)):
+            png = io.BytesIO()
+            render(scene).save(png, "PNG")
+            writer.write(f"{path.stem}-{number:03d}", {"png": png.getvalue(), "txt": caption.encode()})
+    return str(path)
+
+
+def captions(count, first=0):
+    return [f"picture number {n}" for n in range(first, first + count)]
+
+
+def tokenize(*arguments):
+    cli.main(["tokenize", *map(str, arguments)])
+
+
+def sequences(run, split="train"):
+    return len(TokenDataset(run / "tokens" / split))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of 40 pairs."""
+    folder = tmp_path_factory.mktemp("own")
+    tokenize(shard(folder / "a.tar", captions(40)), "--run", folder / "run", *QUICK)
+    return folder / "run"
+
+
+def test_what_is_said(tmp_path, capsys):
+    a = shard(tmp_path / "a.tar", captions(40))
+    tokenize(a, "--run", tmp_path / "run", *QUICK)
+    said = capsys.readouterr().out
+    assert "text tokenizer: " in said
+    assert "pieces, trained on these captions" in said
+    assert "image tokenizer: 3 steps, 2.4 passes over 40 pictures of 32 x 32, about 0.0 minutes" in said
+    assert "dB on 4 held-out pictures" in said
+    assert "of 16 codes used" in said
+    assert "2.4 passes over your pictures; more would help (--retrain-tokenizers --image-passes 8)" in said
+    assert "40 sequences in" in said
+    assert "left out: nothing" in said
+    assert not (tmp_path / "run" / "pixels").exists()
+    tokenize(a, "--run", tmp_path / "run")
+    said = capsys.readouterr().out
+    assert f"image tokenizer: 16 codes, in {tmp_path / 'run'}" in said.replace("\n", "")
+    assert "more would help" not in said
+
+
+def test_held_out_pictures_are_those_that_the_gpt_holds_out_first(run):
+    log = checkpoint.read_header(checkpoint.latest(run / "vqvae"))
+    assert log["data"] == 36
+    lowest = sorted(group(caption) for caption in captions(40))[:4]
+    assert all(value < 0.2 * 2**64 for value in lowest)
+    held = TokenDataset(run / "tokens" / "train").hold_out(float(np.nextafter(lowest[-1] / 2**64, 1)))[1]
+    assert len(held) in (3, 4)
+
+
+def test_more_shards_and_fewer(run, tmp_path):
+    """By the tokenizers that are there; test pairs in the size of the others."""
+    hashes = VQVAE.load(run / "vqvae.safetensors").sha256, TextTokenizer.load(run / "text.model").sha256
+    a, b = run.parent / "a.tar", shard(tmp_path / "b.tar", captions(10, 40))
+    tokenize(a, b, "--run", run)
+    assert sequences(run) == 50
+    tokenize(b, "--run", run, "--split", "test")
+    assert sequences(run, "test") == 10
+    assert TokenDataset(run / "tokens" / "test").meta["image_size"] == 32
+    tokenize(a, "--run", run)
+    assert sequences(run) == 40
+    assert hashes == (VQVAE.load(run / "vqvae.safetensors").sha256, TextTokenizer.load(run / "text.model").sha256)
+
+
+def test_retraining_is_explicit_and_loses_nothing(run, tmp_path, capsys):
+    b = shard(tmp_path / "b.tar", captions(30, 50))
+    folder = tmp_path / "run"
+    tokenize(b, "--run", folder, "--from", run)
+    old = (folder / "vqvae.safetensors").read_bytes()
+    assert old == (run / "vqvae.safetensors").read_bytes()
+    tokenize(b, "--run", folder, "--retrain-tokenizers", *QUICK, "--hidden", "16")
+    assert (folder / "tokenizers-1" / "vqvae.safetensors").read_bytes() == old
+    assert VQVAE.load(folder / "vqvae.safetensors").config.hidden == 16
+    assert sequences(folder) == 30
+    assert "dB on 3 held-out pictures" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="retrain_tokenizers: expected split train"):
+        tokenize(b, "--run", folder, "--retrain-tokenizers", "--split", "test")
+
+
+def test_tokenizers_of_another_run(run, tmp_path):
+    b = shard(tmp_path / "b.tar", captions(5, 50))
+    with pytest.raises(SystemExit, match=r"from: expected text\.model in it"):
+        tokenize(b, "--run", tmp_path / "run", "--from", tmp_path / "nothing")
+    tokenize(b, "--run", tmp_path / "run", "--from", run)
+    theirs, ours = (TokenDataset(folder / "tokens" / "train") for folder in (run, tmp_path / "run"))
+    assert theirs.tokenizers == ours.tokenizers
+    tokenize(b, "--run", tmp_path / "other", *QUICK)
+    with pytest.raises(SystemExit, match=r"from: .*other has another text\.model than"):
+        tokenize(b, "--run", tmp_path / "other", "--from", run)
+
+
+def test_a_stopped_image_tokenizer_goes_on(tmp_path, monkeypatch):
+    a, b = shard(tmp_path / "a.tar", captions(20)), shard(tmp_path / "b.tar", captions(20, 20))
+    step = Trainer.step
+
+    def interrupted(self):
+        signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    arguments = ["--run", tmp_path / "run", *SMALL, "--image-passes", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        with pytest.raises(SystemExit, match="the same command goes on"):
+            tokenize(a, *arguments)
+    assert not (tmp_path / "run" / "vqvae.safetensors").exists()
+    with pytest.raises(SystemExit, match=r"shards: expected the 18 pictures to train the image tokenizer on of before"):
+        tokenize(a, b, *arguments)
+    with pytest.raises(SystemExit, match="run: expected the tokenizers of a training split"):
+        tokenize(a, "--run", tmp_path / "run", "--split", "test")
+    tokenize(a, *arguments)
+    assert checkpoint.read_header(checkpoint.latest(tmp_path / "run" / "vqvae"))["run"]["step"] == 3
+    with monkeypatch.context() as patch:  # new ones, stopped, too
+        patch.setattr(Trainer, "step", interrupted)
+        with pytest.raises(SystemExit, match="the same command goes on"):
+            tokenize(a, *arguments, "--retrain-tokenizers")
+    tokenize(a, *arguments, "--retrain-tokenizers")
+    assert [path.name for path in (tmp_path / "run").glob("tokenizers-*")] == ["tokenizers-1"]
+
+
+def test_chinese_with_the_defaults(tmp_path):
+    """More characters than a small vocabulary holds; and with --text-pieces below their number."""
+    words = ["".join(chr(0x4E00 + (n * 37 + k * k * 11) % 1100) for k in range(12)) for n in range(200)]
+    path = shard(tmp_path / "a.tar", words)
+    for name, more in (("default", []), ("few", ["--text-pieces", "400"])):
+        tokenize(path, "--run", tmp_path / name, *QUICK, *more)
+        assert sequences(tmp_path / name) == 200
+    text = TextTokenizer.load(tmp_path / "few" / "text.model")
+    assert text.vocab_size <= 400
+    assert text.decode(text.encode(words[5])) == words[5]
+
+
+def test_what_cannot_be_tokenised(tmp_path):
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    with pytest.raises(SystemExit, match="shards: expected at least one pair, got 'none"):
+        tokenize(tmp_path / "empty.tar", "--run", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    a = shard(tmp_path / "a.tar", captions(3))
+    with pytest.raises(SystemExit, match="image_size: expected a multiple of 8"):
+        tokenize(a, "--run", tmp_path / "run", "--image-size", "30")
+    with pytest.raises(SystemExit, match="no caption in title"):
+        tokenize(a, "--run", tmp_path / "run", "--languages", "title")
+    assert not (tmp_path / "run").exists()
+    broken = tmp_path / "broken.tar"
+    with ShardWriter(broken) as writer:
+        writer.write("x", {"png": b"none", "txt": b"a fox"})
+    with pytest.raises(SystemExit, match=r"no readable picture \(1 picture not readable\)"):
+        tokenize(broken, "--run", tmp_path / "run", *QUICK)
+
+
+def test_a_single_picture(tmp_path, capsys):
+    png = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(png, "PNG")
+    with ShardWriter(tmp_path / "one.tar") as writer:
+        writer.write("x", {"png": png.getvalue(), "txt": b"a red square"})
+    tokenize(tmp_path / "one.tar", "--run", tmp_path / "run", *QUICK)
+    assert "on pictures that it was trained on" in capsys.readouterr().out
+    assert sequences(tmp_path / "run") == 1
