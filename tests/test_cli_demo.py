@@ -271,7 +271,7 @@ def test_own_pairs_from_shards_to_pictures(tmp_path, capsys):
     meta = run / "tokens" / "test" / "meta.json"
     kept = meta.read_text()
     meta.write_text(json.dumps(json.loads(kept) | {"image_sha256": "0"}))
-    with pytest.raises(SystemExit, match=r"was made with other tokenizers than .*train: tokenize it again"):
+    with pytest.raises(SystemExit, match=r"was made with another image tokenizer than .*train: tokenize it again"):
         cli.main(["train", "--run", str(run), "--steps", "3", *size])
     meta.write_text(kept)
     cli.main(["train", "--run", str(run), "--steps", "3", *size])
