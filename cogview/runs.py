@@ -1,16 +1,11 @@
-"""What a run's folder holds: models, each a folder of checkpoints, which of those are taken, and what is in them."""
+"""What a run's folder holds: models, each a folder of checkpoints, and which of those are taken."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cogview.config import require
-from cogview.parts.transformer import Transformer
-from cogview.recipes import named
-from cogview.recipes.recipe import Recipe
 from cogview.train import checkpoint
 
 _IMAGE = "vqvae"  # the training of the image tokenizer stands beside the models
@@ -80,34 +75,3 @@ def _best_first(folder: Path, newest_first: list[Path]) -> Iterator[Source]:
             why = "newest" if path == newest_first[0] else "newest that is whole"
         yield Source(path, why + damaged)
         damaged += f"; step {checkpoint.step_of(path):,} is damaged"
-
-
-def recipe_of(path: Path, header: dict[str, Any]) -> Recipe:
-    """The recipe that a checkpoint's header names, with its sizes."""
-    try:
-        recipe = named(header["recipe"])
-        config: Any = {name: _tuples(value) for name, value in header["config"].items()}
-        return recipe(recipe.Config(**config))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists where a config had tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def load_model(
-    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[Recipe, Transformer]:
-    """Recipe and model of a checkpoint, the model in evaluation mode."""
-    tensors, header = checkpoint.read(path, prefix="model.")
-    recipe = recipe_of(path, header)
-    layers = recipe.config.num_layers
-    if layers > len(tensors):
-        raise ValueError(f"{path} does not fit the model: expected {layers} layers, got {len(tensors)} tensors")
-    with torch.device("meta"):  # nothing is allocated before the shapes are known to agree
-        model = recipe.model()
-    checkpoint.check_shapes(path, tensors, model.state_dict())
-    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items()}, assign=True)
-    return recipe, model.to(device=device, dtype=dtype).eval().requires_grad_(False)

@@ -7,31 +7,59 @@ Captions are a string or a list of strings, pictures uint8 [N, 3, H, W] or PIL i
 [N, h, w]. N captions, S tokens of a sequence, V ids.
 """
 
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cogview.config import require
-from cogview.data.images import pixels, to_rgb
 from cogview.generate import Sampling, generate_batches
+from cogview.inputs import Captions, Pictures, bad_caption, images, texts
 from cogview.loss import row_means
 from cogview.parts.transformer import Transformer, evaluating
+from cogview.recipes import named
 from cogview.recipes.recipe import Recipe
-from cogview.runs import Source, load_model, sources
+from cogview.runs import Source, sources
 from cogview.sequence import Batch, pad_text
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint
 
-Captions = str | Sequence[str]
-Pictures = Tensor | Image.Image | Sequence[Image.Image]
 _AT_ONCE = 32  # rows
+
+
+def recipe_of(path: Path, header: dict[str, Any]) -> Recipe:
+    """The recipe that a checkpoint's header names, with its sizes."""
+    try:
+        recipe = named(header["recipe"])
+        config: Any = {name: _tuples(value) for name, value in header["config"].items()}
+        return recipe(recipe.Config(**config))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where a config had tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def load_model(
+    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Recipe, Transformer]:
+    """Recipe and model of a checkpoint, the model in evaluation mode."""
+    tensors, header = checkpoint.read(path, prefix="model.")
+    recipe = recipe_of(path, header)
+    layers = recipe.config.num_layers
+    if layers > len(tensors):
+        raise ValueError(f"{path} does not fit the model: expected {layers} layers, got {len(tensors)} tensors")
+    with torch.device("meta"):  # nothing is allocated before the shapes are known to agree
+        model = recipe.model()
+    checkpoint.check_shapes(path, tensors, model.state_dict())
+    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items()}, assign=True)
+    return recipe, model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 class Likelihood(NamedTuple):
@@ -93,21 +121,19 @@ class System:
 
     def encode(self, captions: Captions) -> list[list[int]]:
         """Text ids of each caption; ValueError names one that is blank, too long or no valid Unicode."""
-        captions = [captions] if isinstance(captions, str) else list(captions)
         longest, found = self.recipe.config.max_text, list[list[int]]()
-        for number, caption in enumerate(captions, 1):
-            _check_caption(number, caption)
+        for number, caption in enumerate(texts(captions), 1):
             found.append(self.text.encode(caption))
             if (count := len(found[-1])) > longest:
-                raise _bad_caption(number, caption, f"at most {longest} tokens", f"{count}")
+                raise bad_caption(number, caption, f"at most {longest} tokens", f"{count}")
         return found
 
     @torch.no_grad()
     def tokenize(self, pictures: Pictures) -> Tensor:
         """Codes int64 [N, h, w] of pictures, which are cropped to a square and resized to what the model draws."""
-        images = self._sized(pictures)
-        parts = [self.image.encode(part.to(self.model.device).float() / 255).cpu() for part in images.split(_AT_ONCE)]
-        return torch.cat(parts)  # split gives a part even of none
+        parts = images(pictures, self._side).split(_AT_ONCE)
+        parts = [self.image.encode(part.to(self.model.device).float() / 255).cpu() for part in parts]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def pictures(self, codes: Tensor) -> Tensor:
@@ -165,7 +191,7 @@ class System:
         own: list[Any] = [captions] * len(codes) if same else list(captions)
         require(len(own) == len(codes), "captions", f"a list for each of {len(codes)} pictures", len(own))
         counts = [len(some) for some in own]
-        require(min(counts, default=1) >= 1, "captions", "at least one for each picture", "none")
+        require(min(counts, default=1) >= 1, "captions", "at least one for each picture", own)
         rows = codes.repeat_interleave(torch.tensor(counts, dtype=torch.int64), dim=0)
         scores = self.likelihood([c for some in own for c in some], rows, seed=seed).picture
         return torch.tensor([int(part.argmax()) for part in scores.split(counts)], dtype=torch.int64)
@@ -200,22 +226,6 @@ class System:
         require(fits, "pictures", wanted, f"{codes.dtype} {list(codes.shape)}")
         return codes.long().cpu()
 
-    def _sized(self, pictures: Pictures) -> Tensor:
-        """uint8 [N, 3, H, W] of the model's own size."""
-        side = self._side
-        if isinstance(pictures, Tensor):
-            pictures = pictures[None] if pictures.ndim == 3 else pictures
-            fits = pictures.dtype == torch.uint8 and pictures.ndim == 4 and pictures.shape[1] == 3
-            got = f"{pictures.dtype} {list(pictures.shape)}"
-            require(fits, "pictures", "uint8 [N, 3, H, W]", got)
-            if pictures.shape[2:] == (side, side):
-                return pictures
-            pictures = [Image.fromarray(p.permute(1, 2, 0).contiguous().cpu().numpy()) for p in pictures]
-        images = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
-        require(all(isinstance(i, Image.Image) for i in images), "pictures", "PIL images or a uint8 tensor", pictures)
-        found = [pixels(to_rgb(image), side) for image in images]
-        return torch.stack(found) if found else torch.zeros(0, 3, side, side, dtype=torch.uint8)
-
 
 def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: VQVAE) -> None:
     """ValueError unless a checkpoint's model was trained on tokens of these tokenizers."""
@@ -230,20 +240,3 @@ def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: VQVAE) 
             f"{run}: {which} trained again after the tokens of its model {path.parent.name}: "
             "tokenize again and train a new model"
         )
-
-
-def _check_caption(number: int, caption: str) -> None:
-    if not isinstance(caption, str):
-        raise _bad_caption(number, caption, "text", type(caption).__name__)
-    try:
-        caption.encode()
-    except UnicodeEncodeError as error:
-        raise _bad_caption(number, caption, "valid Unicode", "half of a character") from error
-    if all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in caption):
-        raise _bad_caption(number, caption, "one that is not blank", "nothing to draw")
-
-
-def _bad_caption(number: int, caption: str, expected: str, got: str) -> ValueError:
-    shown = repr(caption)
-    shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
-    return ValueError(f"captions: expected {expected}, got {got} in caption {number}: {shown}")

@@ -23,8 +23,8 @@ SIZES = {"image_vocab": 20, "text_vocab": 300, "max_positions": 40, "num_pivots"
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return TextTokenizer.train(CAPTIONS * 3, 300, tmp_path_factory.mktemp("text") / "text.model")
+def text():
+    return TextTokenizer.train(CAPTIONS * 3, 300)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def run(tmp_path, system):
     """A folder with a model of three checkpoints, the second of which was the best held out."""
     folder = tmp_path / "runs" / "mine"
     (folder / "gpt").mkdir(parents=True)
-    (folder / "text.model").write_bytes(system.text._processor.serialized_model_proto())
+    system.text.save(folder / "text.model")
     system.image.save(folder / "vqvae.safetensors")
     for step in (10, 20, 1300):
         write(folder / "gpt", step, system, best_step=20 if step > 10 else 10, best_loss=2.5)
@@ -152,7 +152,7 @@ def test_a_tokenizer_trained_again_is_named(run, text, image, tmp_path):
     again = "trained again after the tokens of its model gpt: tokenize again and train a new model"
     with pytest.raises(ValueError, match=rf"mine: the image tokenizer was {again}"):
         System.load(run)
-    TextTokenizer.train(["other words"], 300, run / "text.model")
+    TextTokenizer.train(["other words"], 300).save(run / "text.model")
     with pytest.raises(ValueError, match=rf"mine: the text and the image tokenizer were {again}"):
         System.load(run)
     image.save(run / "vqvae.safetensors")
