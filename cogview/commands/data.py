@@ -1,6 +1,5 @@
 """`cogview data`: building, packing and reading shards."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -116,9 +115,7 @@ class Inspect:
 
         if self.run_folder is not None and (path := self.run_folder / "text.model").exists():
             return TextTokenizer.load(path), str(path)
-        with tempfile.TemporaryDirectory() as folder:
-            texts = [caption.text for caption in captions[:TRAINED_ON]]
-            return TextTokenizer.train(texts, PIECES, Path(folder) / "text.model"), "a tokenizer trained on them"
+        return TextTokenizer.train(caption.text for caption in captions[:TRAINED_ON]), "a tokenizer trained on them"
 
 
 @dataclass(frozen=True)
