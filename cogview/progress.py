@@ -73,7 +73,9 @@ class _Lines:
         parts = [f"{share:.0%}", f"{_clock(spent)} gone"]
         if 0 < share < 1 and not self.ended.is_set():
             parts.append(f"{_clock(spent * (1 - share) / share)} left")
-        self.console.print(f"{self.title}: {', '.join(parts)}{self.note and ', '}{self.note}", markup=False)
+        self.console.print(
+            f"{self.title}: {', '.join(parts)}{self.note and ', '}{self.note}", markup=False, soft_wrap=True
+        )
 
 
 def _clock(seconds: float) -> str:

@@ -83,7 +83,7 @@ def test_the_languages_asked_for(shards, capsys):
 def test_lengths_are_those_of_the_runs_tokenizer(shards, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
-    TextTokenizer.train(["abc def ghi"] * 3, 300, run / "text.model")
+    TextTokenizer.train(["abc def ghi"] * 3, 300).save(run / "text.model")
     tokens = len(TextTokenizer.load(run / "text.model").encode("a red fox above a tree"))
     lines = said(capsys, shards[0], "--run", run, "--max-text", tokens - 1)
     text = f"caption lengths in tokens of {run / 'text.model'}: median {tokens}, "

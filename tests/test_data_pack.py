@@ -96,12 +96,15 @@ def test_json_lines_and_lists(folder, tmp_path):
 
 def test_files_beside_the_pictures(folder, tmp_path):
     (folder / "a.1.txt").write_bytes("\ufeffone\n".encode())
+    (folder / "D.png").write_bytes(picture(8))
+    (folder / "D.TXT").write_text("another one")
     (folder / "deep" / "b c.JSON").write_text('{"en": "two", "zh": "二", "url": "x"}', "utf-8")
     (folder / "deep" / "er" / "ä.png.txt").write_text("three")
     (folder / "d.json").write_text('{"title": "four"}')
     (folder / ".hidden.png").write_bytes(picture(9))
     result, pairs = packed(folder, tmp_path / "out")
     assert names(pairs) == {
+        "D.png": {"caption": "another one"},
         "a.1.png": {"caption": "one"},
         "deep/b c.png": {"en": "two", "zh": "二"},
         "deep/er/ä.png": {"caption": "three"},

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 LIKELY = ("caption", "text", "title", "description", "prompt", "alt", "en", "zh")  # fields that may be captions
-TRAINED_ON, PIECES = 16384, 600  # captions, vocabulary: of a tokenizer that is trained to count tokens
+TRAINED_ON = 16384  # captions: a tokenizer that counts tokens
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class Inspect:
 
         if self.run_folder is not None and (path := self.run_folder / "text.model").exists():
             return TextTokenizer.load(path), str(path)
-        return TextTokenizer.train(caption.text for caption in captions[:TRAINED_ON]), "a tokenizer trained on them"
+        texts = [caption.text for caption in captions[:TRAINED_ON]]
+        return TextTokenizer.train(texts), "a tokenizer trained on them"
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,12 @@ def read_captions(as_json: bytes | None, as_text: bytes | None, languages: Seque
     return Captions(found, problems, tuple(others))
 
 
+def none_in(captions: Captions, languages: Sequence[str]) -> str:
+    """Why a sample has no caption, and which fields may be one."""
+    others = f"; other fields with text: {', '.join(captions.others[:8])}" if captions.others else ""
+    return f"none in {', '.join(languages)}{others}"
+
+
 def read_object(data: bytes | str) -> Mapping[str, Any]:
     """A JSON object; ValueError if it is something else. Bytes that are no UTF-8 become lone surrogates."""
     try:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogview.data.ahead import ahead
-from cogview.data.captions import Captions, read_captions
+from cogview.data.captions import Captions, none_in, read_captions
 from cogview.data.files import written_beside
 from cogview.data.images import MAX_BYTES, MAX_PIXELS, TooLarge, decode_image, pixels
 from cogview.data.report import Report, printable
@@ -138,8 +138,7 @@ class PairDataset:
         captions = read_captions(members.get(JSON), members.get(TEXT), self.languages)
         problems += captions.problems
         if not captions.found:
-            others = f"; other fields with text: {', '.join(captions.others[:8])}" if captions.others else ""
-            problems.append(("sample without caption", f"none in {', '.join(self.languages)}{others}"))
+            problems.append(("sample without caption", none_in(captions, self.languages)))
         for kind, detail in problems:
             self.report.add(kind, self.where(index), detail, sample=index)
         return captions._replace(problems=problems)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cogview.data.captions import BLANK, INVALID, NO_TEXT, clean, read_captions
+from cogview.data.captions import BLANK, INVALID, NO_TEXT, clean, none_in, read_captions
 from cogview.data.images import EXTENSIONS
 from cogview.data.report import Report, printable
 from cogview.data.samples import OTHER_PICTURES
@@ -37,13 +37,13 @@ def beside_pictures(folder: Path, languages: Sequence[str], report: Report) -> l
     """The pictures at any depth, in the order of their names, with captions from the .txt and .json named like them."""
     root, sources = folder.resolve(), list[Source]()
     names = _files(root, report)
-    there = {name.lower(): name for name in names} | {name: name for name in names}
+    there = {(stem, extension.lower()): stem + extension for stem, extension in map(os.path.splitext, names)}
     for name in filter(_is_picture, names):
         stems = [os.path.splitext(name)[0], name]  # a.txt, or a.jpg.txt
         try:
             path = _place(name, root)
             as_json, as_text = (
-                _contents(next((there[s + e] for s in stems if s + e in there), None), root) for e in (".json", ".txt")
+                _contents(next((there[s, e] for s in stems if (s, e) in there), None), root) for e in (".json", ".txt")
             )
         except OSError as error:
             report.add(_kind(error), printable(name), str(error))
@@ -57,13 +57,10 @@ def beside_pictures(folder: Path, languages: Sequence[str], report: Report) -> l
         if source.captions:
             sources.append(source)
         else:
-            others = f"; other fields with text: {', '.join(captions.others[:8])}" if captions.others else ""
-            none = (
-                "no .txt or .json beside it"
-                if as_json is None and as_text is None
-                else f"none in {', '.join(languages)}"
+            beside = as_json is not None or as_text is not None
+            report.add(
+                NO_CAPTION, printable(name), none_in(captions, languages) if beside else "no .txt or .json beside it"
             )
-            report.add(NO_CAPTION, printable(name), none + others)
     return sources
 
 
