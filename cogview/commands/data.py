@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
-from rich.console import Console
 
+from cogview.commands.console import console
 from cogview.data.inspection import Caption, Inspection, inspect
 from cogview.data.pack import Packed, pack
 from cogview.data.report import Report, printable
@@ -17,7 +17,6 @@ from cogview.progress import progress, track
 if TYPE_CHECKING:
     from cogview.tokenizers.text import TextTokenizer
 
-console = Console(highlight=False, markup=False, soft_wrap=True)
 LIKELY = ("caption", "text", "title", "description", "prompt", "alt", "en", "zh")  # fields that may be captions
 TRAINED_ON = 16384  # captions: a tokenizer that counts tokens
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from torch import Tensor
 
+from cogview.commands.console import console
 from cogview.commands.device import available
 from cogview.config import require
 
-console = Console(highlight=False, markup=False, emoji=False)
 MAX_CAPTIONS_BYTES = 16 << 20
 _SHOWN, _WIDE = 128, 1100  # pixels: of a small picture on the sheet, and how wide sheets are, about
 _SHEET_PIXELS = 40_000_000  # of all pictures that may come onto the sheet

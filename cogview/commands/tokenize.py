@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from cogview.commands.console import console
 from cogview.commands.presets import option
 from cogview.config import TrainConfig, require
 from cogview.data.files import write_json, written_beside
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
-
-console = Console(highlight=False, soft_wrap=True)
 
 TOKENIZERS = ("text.model", "vqvae.safetensors")
 TRAINED_WITH = (
