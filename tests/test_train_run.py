@@ -1,7 +1,6 @@
 """The trainer: learning, exact resume, bad steps, bad checkpoints."""
 
 import dataclasses
-import json
 import signal
 import sys
 import threading
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cogview.config import TrainConfig
 from cogview.data import files
@@ -358,15 +357,6 @@ def test_data_of_another_grid(tmp_path):
         trainer(tmp_path, validation=Pairs(0))
 
 
-def change(path, **metadata):
-    """Rewrites a checkpoint with other metadata."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        old = file.metadata()
-    save_file(load_file(path), path, {**old, **metadata})
-
-
 def test_checkpoints_that_do_not_fit(tmp_path):
     assert not trainer(tmp_path).resume()
     t = trainer(tmp_path)
@@ -374,27 +364,24 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     path = t.save()
     for other, message in (
         ({"model": dataclasses.replace(CONFIG, num_layers=3)}, "num_layers: expected 3, got 2"),
-        ({"data": Pairs(8)}, "data: expected 8, got 7"),
+        ({"data": Pairs(8)}, "it was trained on 7 samples, and now there are 8"),
         ({"config": dataclasses.replace(TRAIN, seed=1)}, "seed: expected 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             trainer(tmp_path, **other).resume()
-    header = checkpoint.read_header(path)
+    tensors, header = checkpoint.read(path)
     wider = dataclasses.asdict(dataclasses.replace(CONFIG, hidden_size=64))
-    change(path, header=json.dumps(header | {"config": wider}))
+    checkpoint.save(path, tensors, header | {"config": wider})
     with pytest.raises(ValueError, match=r"does not fit the model: .*: expected \[.*\], got \[.*\]"):
         load_model(path)
     deeper = dataclasses.asdict(dataclasses.replace(CONFIG, num_layers=10**9))
-    change(path, header=json.dumps(header | {"config": deeper}))
+    checkpoint.save(path, tensors, header | {"config": deeper})
     with pytest.raises(ValueError, match="does not fit the model: expected 1000000000 layers"):
         load_model(path)
     for broken in ({"config": {"layers": 1}}, {"recipe": "imagen"}):
-        change(path, header=json.dumps(header | broken))
+        checkpoint.save(path, tensors, header | broken)
         with pytest.raises(ValueError, match="is not a readable checkpoint"):
             load_model(path)
-    change(path, version="3")
-    with pytest.raises(ValueError, match=r"expected format cogview-run version 2, got .* version 3"):
-        load_model(path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
         load_model(path)

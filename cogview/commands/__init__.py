@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from cogview.commands.compare import Compare
 from cogview.commands.data import Data
 from cogview.commands.demo import Demo
 from cogview.commands.generate import Generate
@@ -18,6 +19,7 @@ Command = (
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )

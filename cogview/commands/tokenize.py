@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from cogview.commands.presets import option
 from cogview.config import TrainConfig, require
 from cogview.data.files import write_json, written_beside
 from cogview.data.shards import PairDataset
@@ -40,23 +41,23 @@ class Tokenize:
     """Name of the tokens: train, or test for pairs that training only validates on."""
     languages: tuple[str, ...] = ("caption", "en", "zh")
     """Captions to use: fields of the pairs' JSON; "caption" is the text of a .txt, too."""
-    image_size: int | None = None
-    """Pixels of a side; others are cropped to a square and resized. Default: 64, or as the run's other tokens."""
+    image_size: Annotated[int | None, option("INT", "64, or as the run's other tokens")] = None
+    """Pixels of a side; others are cropped to a square and resized."""
     max_text: int = 64
     """Longest caption in tokens; longer ones are left out and counted."""
-    text_pieces: int | None = None
-    """Vocabulary of a text tokenizer trained here. Default: by the number of captions and characters."""
+    text_pieces: Annotated[int | None, option("INT", "by the captions")] = None
+    """Vocabulary of a text tokenizer trained here."""
     codebook: int = 1024
     """Codes of an image tokenizer trained here."""
     code_dim: int = 64
     """Its numbers to a code."""
     hidden: int = 96
     """Its channels."""
-    image_passes: float | None = None
-    """How often it sees every pixel. Default: for 1,250 steps, and at least twice."""
-    image_seconds: float | None = None
-    """Time that its training may take. Default: what the passes need."""
-    from_run: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    image_passes: Annotated[float | None, option("FLOAT", "for 1,250 steps, at least 2")] = None
+    """How often it sees every pixel."""
+    image_seconds: Annotated[float | None, option("SECONDS", "no limit")] = None
+    """Time that its training may take."""
+    from_run: Annotated[Path | None, option("PATH", "none", name="from")] = None
     """Take the tokenizers of this run, for a model that goes on from one of its models (train --from)."""
     retrain_tokenizers: bool = False
     """Train new ones where the run has some, which are set aside: its models cannot be used with the new tokens."""

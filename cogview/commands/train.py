@@ -1,6 +1,7 @@
 """`cogview train`."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,81 +11,150 @@ import tyro
 from rich.console import Console
 
 from cogview.commands.device import available
-from cogview.config import TrainConfig, require
-from cogview.data.tokens import TokenDataset
-from cogview.recipes import RECIPES, named, preset
+from cogview.commands.presets import of_preset, option
+from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, recipe_for
+from cogview.config import TrainConfig
+from cogview.progress import progress
+from cogview.recipes import RECIPES, preset
 from cogview.recipes.cogview import Kind
+from cogview.train.identity import AnotherRun
+from cogview.train.loop import Result, Trainer
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
+PRESETS = tuple(dict.fromkeys(name for recipe in RECIPES.values() for name in recipe.presets))
+RISEN = 1.005  # times the best held-out loss, from which on it is said
+DROPOUTS = ", ".join(f"tiny {value:g} from {least:,} sequences on" for least, value in DROPOUT.items() if least)
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a GPT on tokens; the same command goes on where it was stopped."""
+    """Train a GPT on tokens; the same command goes on where it was stopped.
+
+    A run that is there already and --from have a recipe and sizes, which are not asked for again."""
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run")] = Path("runs/mine")
-    """Folder of the run, with tokens/train and maybe tokens/test; checkpoints go to its gpt folder."""
-    recipe: Literal[*RECIPES] = "cogview"  # type: ignore[valid-type]
+    """Folder of the run, with tokens/train and maybe tokens/test."""
+    name: str = "gpt"
+    """Of the model: its checkpoints, log and config.json are in RUN/NAME, so that a run can have several."""
+    source: Annotated[Path | None, option("PATH", "new weights", name="from")] = None
+    """Begin with the best weights of this run or model folder, made with the same tokenizers."""
+    recipe: Annotated[Literal[*RECIPES] | None, option("{" + ",".join(RECIPES) + "}", "cogview")] = None  # type: ignore[valid-type]
     """The system or task."""
-    preset: Literal[*dict.fromkeys(name for r in RECIPES.values() for name in r.presets)] = "tiny"  # type: ignore[valid-type]
+    preset: Annotated[Literal[*PRESETS] | None, option("{" + ",".join(PRESETS) + "}", "tiny")] = None  # type: ignore[valid-type]
     """Of the recipe: sizes and training."""
-    steps: int | None = None
+    hold_out: float = 0.1
+    """Share of the sequences, by a hash of their captions, to validate on where there is no tokens/test; 0: none."""
+    steps: Annotated[int | None, of_preset("steps")] = None
     """Length of the run in steps; bit for bit repeatable."""
-    minutes: float | None = None
+    minutes: Annotated[float | None, of_preset("seconds", lambda s: "no limit" if s is None else f"{s / 60:g}")] = None
     """Or its length in minutes; with both it ends at whichever comes first."""
-    attention: Kind | None = None
-    """Of CogView. Default: the preset's, like all that is not given."""
-    layers: int | None = None
-    hidden_size: int | None = None
-    heads: int | None = None
-    batch_size: int | None = None
-    accumulate: int | None = None
-    learning_rate: float | None = None
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    text_weight: float | None = None
-    image_weight: float | None = None
-    checkpoint_activations: bool | None = None
-    compile: bool | None = None
-    seed: int | None = None
+    attention: Annotated[Kind | None, of_preset("attention")] = None
+    """Of the recipe cogview."""
+    layers: Annotated[int | None, of_preset("num_layers")] = None
+    """Layers of the transformer."""
+    hidden_size: Annotated[int | None, of_preset("hidden_size")] = None
+    """Width of the transformer, a multiple of its heads."""
+    heads: Annotated[int | None, of_preset("num_heads")] = None
+    """Attention heads of a layer."""
+    dropout: Annotated[float | None, option("FLOAT", f"{DROPOUTS}, {DROPOUT[0]:g} below; others 0.1")] = None
+    """Share of the embeddings and of each branch that a training step drops: more against learning by heart."""
+    batch_size: Annotated[int | None, of_preset("batch_size")] = None
+    """Sequences a step."""
+    accumulate: Annotated[int | None, of_preset("accumulate")] = None
+    """Parts that a step is computed in one after the other, for less memory; divides the batch size."""
+    learning_rate: Annotated[float | None, of_preset("learning_rate")] = None
+    """The highest, behind the warm-up."""
+    final_rate: Annotated[float | None, of_preset("final_rate")] = None
+    """Share of the learning rate that it falls to, as a cosine."""
+    warmup: Annotated[float | None, of_preset("warmup")] = None
+    """Share of the run in which the learning rate rises."""
+    weight_decay: Annotated[float | None, of_preset("weight_decay")] = None
+    """Of AdamW, on matrices and embeddings."""
+    clip: Annotated[float | None, of_preset("clip")] = None
+    """Largest norm of a step's gradients; inf: any."""
+    text_weight: Annotated[float | None, of_preset("text_weight")] = None
+    """Of text tokens in the loss."""
+    image_weight: Annotated[float | None, of_preset("image_weight")] = None
+    """Of image tokens in the loss."""
+    hide_context: Annotated[float | None, of_preset("hide_context")] = None
+    """Share of sequences that see only a part of their own image, so that the text has to tell."""
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"] | None, of_preset("dtype")] = None
+    """Of the computation; master weights are float32."""
+    checkpoint_activations: Annotated[bool | None, of_preset("checkpoint_activations")] = None
+    """Compute activations twice instead of keeping them, for less memory."""
+    compile: Annotated[bool | None, of_preset("compile")] = None
+    """Compile the model with torch.compile."""
+    validate_every: Annotated[int | None, of_preset("validate_every")] = None
+    """Steps between validations; the checkpoint of the best one is kept."""
+    validate_batches: Annotated[int | None, of_preset("validate_batches")] = None
+    """Batches of a validation."""
+    save_every: Annotated[int | None, of_preset("save_every")] = None
+    """Steps between checkpoints."""
+    save_seconds: Annotated[float | None, of_preset("save_seconds")] = None
+    """Or seconds between them."""
+    keep: Annotated[int | None, of_preset("keep")] = None
+    """Newest checkpoints that are kept, beside the best."""
+    log_every: Annotated[int | None, of_preset("log_every")] = None
+    """Steps that an entry of log.jsonl is the mean of."""
+    seed: int = 0
+    """Of the first weights, the order of the data, dropout and all else that is drawn."""
     device: str = "cpu"
+    """Where to train, as torch names it: cpu, cuda, cuda:1."""
 
     def run(self) -> None:
-        from cogview.pipeline import sizes_of
-        from cogview.train.loop import Trainer
+        from cogview.commands.models import folder_of
+        from cogview.commands.train_data import Tokens
+        from cogview.train.finetune import start_from
         from cogview.train.token_task import TokenTask
 
-        folders = [self.run_folder / "tokens" / split for split in ("train", "test")]
-        data, device = TokenDataset(folders[0]), available(self.device)
-        held_out = TokenDataset(folders[1]) if folders[1].exists() else None
-        if held_out is not None and held_out.tokenizers != data.tokenizers:
-            raise ValueError(f"{folders[1]} was made with other tokenizers than {folders[0]}: tokenize it again")
-        (config, training), recipe_type = preset(self.preset, self.recipe), named(self.recipe)
-        has = self.attention is None or hasattr(config, "attention")
-        require(has, "attention", f"none with recipe {self.recipe}, which has its own", self.attention)
-        shape = {"num_layers": self.layers, "hidden_size": self.hidden_size, "num_heads": self.heads}
-        config = _replace(config, **shape, attention=self.attention)
-        sizes = sizes_of(data) if held_out is None else sizes_of(data, held_out)
-        recipe, training = recipe_type(recipe_type.fit(config, **sizes)), self._training(training)
-        torch.manual_seed(training.seed)
-        model = recipe.model().to(device)
-        trainer = Trainer(TokenTask(recipe, model, data, training, held_out), training, self.run_folder / "gpt")
-        console.print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(data):,} sequences")
-        if trainer.resume():
-            console.print(f"going on at step {trainer.state.step}")
-        result = trainer.run()
-        console.print(f"{'done' if result.finished else 'stopped'} at step {result.state.step}: {result.checkpoint}")
-        for name, value in result.validation.items():
-            console.print(f"  held-out {name} {value:.3f}")
+        folder, device = folder_of(self.run_folder, self.name), available(self.device)
+        known = before(folder, self.source)
+        tokens = Tokens(self.run_folder, self.hold_out, known.header if known is not None and known.own else None)
+        asked = {name: getattr(self, name) for name in ("recipe", "preset", "dropout", *SHAPE)}
+        recipe, name, said = recipe_for(known, tokens, asked)
+        training = self._training(preset(name, recipe.name)[1])
+        with torch.device("meta"):
+            count = sum(p.numel() for p in recipe.model().parameters())
+        console.print(f"{count:,} parameters, {len(tokens.data):,} sequences; {tokens.said}")
+        if said:
+            console.print(said)
+        with progress("preparing the model") as update:
+            torch.manual_seed(training.seed)
+            model = recipe.model().to(device)
+            if known is not None and not known.own:
+                start_from(known.path, known.recipe.config, model)
+                console.print(f"beginning with the weights of {known.path}")
+            task = TokenTask(recipe, model, tokens.data, training, tokens.held_out, **tokens.identity)
+            origin = None if known is None else known.origin()
+            trainer = Trainer(task, training, folder, {"preset": name, "from": origin})
+            try:
+                if trainer.resume():
+                    console.print(f"going on at step {trainer.state.step:,}")
+            except AnotherRun as error:
+                raise ValueError(f"{error}. {advice(folder)}") from error
+            update(1)
+        for sentence in report(trainer.run()):
+            console.print(sentence)
 
     def _training(self, base: TrainConfig) -> TrainConfig:
         if self.steps is not None or self.minutes is not None:
             seconds = None if self.minutes is None else 60 * self.minutes
             base = dataclasses.replace(base, steps=self.steps, seconds=seconds)
         names = {f.name for f in dataclasses.fields(base)} - {"steps", "seconds"}
-        given = {name: getattr(self, name) for name in names if hasattr(self, name)}
-        return _replace(base, **given)
+        given = {name: getattr(self, name) for name in names if getattr(self, name, None) is not None}
+        return dataclasses.replace(base, **given)
 
 
-def _replace(base, **values):
-    """A dataclass with those values that are not None."""
-    return dataclasses.replace(base, **{name: value for name, value in values.items() if value is not None})
+def report(result: Result) -> Iterator[str]:
+    """What a training came to, in lines."""
+    state, of = result.state, ""
+    if result.validation:
+        of = f"; held-out figures of step {result.validated:,}"
+    yield f"{'done' if result.finished else 'stopped'} at step {state.step:,}{of}"
+    for name, value in result.validation.items():
+        yield f"  held-out {name} {value:.3f}"
+    if state.best_step is not None and state.best_loss is not None:
+        yield f"best: step {state.best_step:,}, held-out loss {state.best_loss:.3f}; generate takes it"
+        if result.validation.get("loss", 0) > RISEN * state.best_loss:
+            yield f"held-out loss has risen since step {state.best_step:,}: more pictures, dropout or fewer steps"
+    yield f"{result.checkpoint}{'' if result.finished else '; the same command goes on'}"

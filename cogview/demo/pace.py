@@ -4,7 +4,7 @@ import rich
 from rich.console import Console
 
 from cogview.config import TrainConfig
-from cogview.train.loop import State
+from cogview.train.state import State
 
 EARLY = 20.0  # seconds after which the rate is believed
 SLOW = 0.8  # of the planned rate

@@ -1,48 +1,67 @@
 """Checkpoints of a run: safetensors files, with format, version and what they hold as JSON in their metadata.
 
-Reading one never runs code from it. They are written beside and renamed, so none is ever half-written.
+Reading one never runs code from it. They are written beside and renamed, so none is ever half-written. The metadata
+also has a CRC-32 of the header and of each tensor, which a file with a part of them could keep: what is read is
+checked. Files of versions 1 and 2 have none.
 """
 
 import json
+import re
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cogview.data.files import save_tensors
 from cogview.train import legacy
 
-FORMAT, VERSION = "cogview-run", "2"
+FORMAT, VERSION = "cogview-run", "3"
+
+
+class Damaged(ValueError):
+    """A file that cannot be read, or that is not what was written."""
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Writes tensors and a JSON-able header. OSError in one sentence when it cannot."""
-    save_tensors(path, tensors, {"format": FORMAT, "version": VERSION, "header": json.dumps(header)})
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata = {"format": FORMAT, "version": VERSION, "header": json.dumps(header)}
+    sums = {"header": _header_sum(metadata), "tensors": {name: _sum(name, t) for name, t in tensors.items()}}
+    save_tensors(path, tensors, metadata | {"checksums": json.dumps(sums)})
 
 
 def read(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors whose name starts with `prefix`, and the header.
 
-    ValueError in one sentence when it is no checkpoint, is damaged or comes from another version; those of version 1
-    are read as if they were of this one.
+    Damaged in one sentence where it cannot be read or its checksums are wrong, ValueError when there is none or it is
+    of another version; those of versions 1 and 2 are read as if they were of this one.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118, no mapping
-            tensors = {name: file.get_tensor(name) for name in names}
+            metadata, names = file.metadata() or {}, list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names if name.startswith(prefix)}
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no checkpoint {path}") from error
+    except SafetensorError as error:
+        raise Damaged(f"{path} is not a readable checkpoint: {error}") from error
+    except OSError as error:  # rights or the disk, which say nothing about the file
+        raise OSError(f"cannot read checkpoint {path}: {error}") from error
+    try:
         found = metadata.get("format"), metadata.get("version")
+        if "checksums" in metadata or found == (FORMAT, VERSION):
+            _check_sums(path, tensors, metadata, names)
         if found in legacy.READERS:
             return legacy.READERS[found](tensors, metadata)
-        if found != (FORMAT, VERSION):
+        if found not in ((FORMAT, "2"), (FORMAT, VERSION)):
             wanted = f"format {FORMAT} version {VERSION}"
             raise ValueError(f"{path}: expected {wanted}, got format {found[0]} version {found[1]}")
         return tensors, dict(json.loads(metadata["header"]))
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no checkpoint {path}") from error
-    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise Damaged(f"{path} is not a readable checkpoint: {error}") from error
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -63,12 +82,65 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.safetensors"
 
 
+def step_of(path: Path) -> int:
+    """What `path_of` made it of, -1 for another file's path."""
+    found = re.fullmatch(r"step-(\d{8,})\.safetensors", path.name)
+    return int(found[1]) if found else -1
+
+
+def paths(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted((path for path in folder.glob("step-*.safetensors") if step_of(path) >= 0), key=step_of)
+
+
 def latest(folder: Path) -> Path | None:
     """The checkpoint of a run folder with the most steps, or None."""
-    return max(folder.glob("step-*.safetensors"), default=None)
+    return next(reversed(paths(folder)), None)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints of a run folder."""
-    for path in sorted(folder.glob("step-*.safetensors"))[:-keep]:
-        path.unlink()
+def readable(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The checkpoints of a folder whose headers are not damaged, and those, newest first."""
+    for path in reversed(paths(folder)):
+        try:
+            yield path, read_header(path)
+        except Damaged:
+            continue
+
+
+def best(folder: Path) -> Path | None:
+    """The checkpoint with the lowest held-out loss so far, which the newest one's header names; the newest without
+    held-out data, or when that one is gone. None when there is no checkpoint."""
+    for newest, header in readable(folder):
+        step = header.get("run", {}).get("best_step")
+        chosen = newest if step is None else path_of(folder, step)
+        return chosen if chosen.exists() else newest
+    return latest(folder)  # damaged: who reads it is told
+
+
+def prune(folder: Path, keep: int, best_step: int | None = None) -> None:
+    """Deletes all but the newest `keep` checkpoints of a run folder and that of the best step."""
+    for path in paths(folder)[:-keep]:
+        if step_of(path) != best_step:
+            path.unlink()
+
+
+def _sum(name: str, value: Tensor) -> int:
+    """CRC-32 of a contiguous tensor: name, dtype, shape and bytes."""
+    head = json.dumps([name, str(value.dtype), list(value.shape)]).encode()
+    return zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(head))
+
+
+def _header_sum(metadata: dict[str, str]) -> int:
+    return zlib.crc32(json.dumps([metadata[name] for name in ("format", "version", "header")]).encode())
+
+
+def _check_sums(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], names: list[str]) -> None:
+    """Damaged where a checksum is not that of the header, the names or one of the tensors."""
+    sums = json.loads(metadata["checksums"])
+    if sums["header"] != _header_sum(metadata):
+        raise Damaged(f"{path} is damaged: the checksum of its header is wrong")
+    if other := sorted(sums["tensors"].keys() ^ set(names)):
+        raise Damaged(f"{path} is damaged: {other[0]} is there without its checksum, or the other way round")
+    for name, value in tensors.items():
+        if sums["tensors"][name] != _sum(name, value):
+            raise Damaged(f"{path} is damaged: the checksum of {name} is wrong")

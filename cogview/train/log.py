@@ -1,20 +1,30 @@
 """The record of a run: one JSON object a line in log.jsonl, and TensorBoard events where it is installed."""
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 
 from cogview.data.files import written_beside
+from cogview.train.damage import aside
+
+_BEGIN = b'{"step": '  # of every line
 
 
 class RunLog:
-    """Appends to `folder`. On opening, entries after `step` are dropped: a resumed run writes them again."""
+    """Appends to `folder`. On opening, entries after `step` are dropped: a resumed run writes them again. A file with
+    damaged lines is kept beside it, and said."""
 
     def __init__(self, folder: Path, step: int):
-        path = folder / "log.jsonl"
-        kept = [entry for entry in read_log(folder) if entry["step"] <= step]
-        with written_beside(path) as beside:
-            beside.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        self._file = open(path, "a")  # noqa: SIM115, closed in close()
+        self.path = folder / "log.jsonl"
+        entries, damaged = _entries(self.path) if self.path.exists() else ([], [])
+        if damaged:
+            kept = shutil.copyfile(self.path, aside(self.path))
+            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            print(f"{self.path}: line {damaged[0]}{more} cannot be read; the file is kept as {kept.name}")
+        with written_beside(self.path) as beside:
+            beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step))
+        self._file = open(self.path, "a")  # noqa: SIM115, closed in close()
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -24,22 +34,47 @@ class RunLog:
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, **values: float) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"cannot write {self.path}: {error}") from error
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be flushed has been said
+            self._file.close()
         if self._events is not None:
             self._events.close()
 
 
 def read_log(folder: Path, name: str = "log.jsonl") -> list[dict]:
-    """All whole entries of a run's log; none when there is no log."""
-    path = folder / name
-    if not path.exists():
+    """All whole entries of a run's log, "step" and numbers; none when there is no log."""
+    try:
+        return _entries(folder / name)[0]
+    except OSError:
         return []
-    # The last line of a killed process may be cut; it has no newline then.
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _entries(path: Path) -> tuple[list[dict], list[int]]:
+    """Of a log, and the numbers of lines that are no entries, but for one that was cut where a process was killed."""
+    entries, damaged = [], []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if (entry := _entry(line)) is not None:
+            entries.append(entry)
+        elif line.strip() and not (number == len(lines) and line.isascii() and line[:9] == _BEGIN[: len(line)]):
+            damaged.append(number)
+    return entries, damaged
+
+
+def _entry(line: bytes) -> dict | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+        return None
+    return entry if all(type(value) in (int, float) for value in entry.values()) else None

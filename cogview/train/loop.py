@@ -11,39 +11,30 @@ thread count. In bfloat16 or float16 the model itself is so, and float32 master 
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from cogview.config import TrainConfig
-from cogview.train import checkpoint
+from cogview.progress import progress
+from cogview.train import checkpoint, record, schedule
+from cogview.train.checkpoint import Damaged
+from cogview.train.damage import aside
+from cogview.train.identity import check_same
 from cogview.train.interrupts import interrupts
 from cogview.train.log import RunLog
 from cogview.train.optimizer import Optimizer
-from cogview.train.schedule import learning_rate, progress
+from cogview.train.state import State, Window
 from cogview.train.task import Task
+from cogview.train.validation import Validation
 
 _MAX_SKIPPED = 20  # non-finite steps in a row after which a run is hopeless
-
-
-@dataclass
-class State:
-    """Where a run stands. Saved in its checkpoints, next to weights, optimizer and random states."""
-
-    step: int = 0
-    epoch: int = 0
-    samples_seen: int = 0
-    """In this epoch."""
-    elapsed: float = 0.0
-    """Seconds spent in the run, all its sessions together."""
-    skipped: int = 0
-    """Steps not taken because the loss or a gradient was not finite."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,8 @@ class Result:
     """False when the run was interrupted."""
     validation: dict[str, float]
     """The last metrics of held-out data; empty without any."""
+    validated: int | None = None
+    """The step that they are of."""
 
 
 Watch = Callable[[State, float], str]
@@ -63,13 +56,15 @@ Watch = Callable[[State, float], str]
 class Trainer:
     """One training run in one folder."""
 
-    def __init__(self, task: Task, config: TrainConfig, folder: Path):
+    def __init__(self, task: Task, config: TrainConfig, folder: Path, about: dict[str, Any] | None = None):
+        """about: what else checkpoints and config.json should say, by name."""
         if len(task.data) == 0 or (task.held_out is not None and len(task.held_out) == 0):
             raise ValueError("data, held_out: expected at least one sample, got none")
-        self.task, self.config, self.folder = task, config, folder
+        self.task, self.config, self.folder, self.about = task, config, folder, about or {}
         self.device = next(task.model.parameters()).device
         self.optimizer = Optimizer(task.model, config)
-        self.state = State()
+        self.state, self.window = State(), Window()
+        self.validation = Validation(task, config)
         torch.manual_seed(config.seed)  # dropout
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         if config.compile:
@@ -79,11 +74,11 @@ class Trainer:
 
     def progress(self) -> float:
         """Share of the run that is done, 0 to 1."""
-        return progress(self.config, self.state.step, self.state.elapsed)
+        return schedule.progress(self.config, self.state.step, self.state.elapsed)
 
     def learning_rate(self) -> float:
         """Of the next step."""
-        return learning_rate(self.config, self.progress())
+        return schedule.learning_rate(self.config, self.progress())
 
     def step(self) -> dict[str, float]:
         """One optimizer step: the task's metrics, gradient norm and learning rate."""
@@ -113,59 +108,63 @@ class Trainer:
             missing -= len(indices[-1])
         return np.concatenate(indices)
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Metrics of the first validate_batches of the held-out data, with the same draws every time."""
-        c, task = self.config, self.task
-        if task.held_out is None:
-            return {}
-        draws, outputs = torch.Generator(self.device).manual_seed(c.seed), []
-        count = min(len(task.held_out), c.validate_batches * c.batch_size)
-        task.model.eval()
-        for start in range(0, count, c.batch_size):
-            indices = np.arange(start, min(start + c.batch_size, count))
-            batch = task.batch(task.held_out, indices, draws)
-            outputs += [task.loss(part, batch)[1] for part in batch.chunk(c.accumulate)]
-        task.model.train()
-        return task.metrics(outputs)
+        """Metrics of held-out data; empty without any."""
+        return self.validation.measure()
 
     def run(self, watch: Watch | None = None) -> Result:
-        """Trains to the end, logs, validates and saves on the way. Ctrl-C or SIGTERM saves and returns."""
+        """Trains to the end, logs, validates and saves on the way: in steps or seconds of its own, and where the
+        held-out loss is the best so far. Ctrl-C or SIGTERM saves and returns."""
         c, state, task = self.config, self.state, self.task
         self.folder.mkdir(parents=True, exist_ok=True)
         newest = checkpoint.latest(self.folder)
-        if newest is not None and newest > checkpoint.path_of(self.folder, state.step):
+        if newest is not None and checkpoint.step_of(newest) > state.step:
             raise ValueError(f"{self.folder} holds a run up to {newest.name}: resume it or use another folder")
-        log, start = RunLog(self.folder, state.step), time.monotonic() - state.elapsed
-        window, window_start, saved = [], time.monotonic(), time.monotonic()
-        validation: dict[str, float] = {}
+        self._write_config()
         task.model.train()
-        try:
-            with interrupts() as interrupted, _progress_bar() as bar:
-                shown = bar.add_task(task.title, total=1.0, note="")
+        with interrupts() as interrupted, progress(task.title) as update:
+            update(self.progress(), self._place())
+            with closing(RunLog(self.folder, state.step)) as log:
+                saved = time.monotonic()
+                start, told = saved - state.elapsed, ""
                 while self.progress() < 1 and not interrupted.is_set():
-                    window.append(self.step())
+                    values = self.step()
+                    self.window.add(values)
                     state.elapsed = time.monotonic() - start
                     last = self.progress() >= 1
                     if state.step % c.log_every == 0 or last:
-                        note = self._log_steps(log, window, time.monotonic() - window_start, watch)
-                        bar.update(shown, note=note)
-                        window, window_start = [], time.monotonic()
-                    bar.update(shown, completed=self.progress())
+                        told = self._log_steps(log, watch)
+                    update(self.progress(), self._place() + (told or f", loss {values['loss']:.3f}"))
                     self._check_hope()
-                    if task.held_out is not None and (state.step % c.validate_every == 0 or last):
-                        validation = self.validate()
-                        log.write(state.step, **{f"validation_{k}": v for k, v in validation.items()})
                     due = state.step % c.save_every == 0 or time.monotonic() - saved > c.save_seconds
+                    if task.held_out is not None and (state.step % c.validate_every == 0 or last):
+                        due = self.validation.judge(state) or due
+                        log.write(state.step, **{f"validation_{k}": v for k, v in self.validation.metrics.items()})
                     if due and not last:
                         self.save()
                         saved = time.monotonic()
-            finished = self.progress() >= 1
-            if finished and not validation:  # it was finished before
-                validation = self.validate()
-            return Result(dataclasses.replace(state), self.save(), finished, validation)
-        finally:
-            log.close()
+                finished = self.progress() >= 1
+                if finished and self.validation.step != state.step:  # it was finished before
+                    self.validation.judge(state)
+                path = self.save()
+        return Result(dataclasses.replace(state), path, finished, self.validation.metrics, self.validation.step)
+
+    def _write_config(self) -> None:
+        identity = self.task.identity()
+        settings = {
+            "recipe": identity.pop("recipe"),
+            **self.about,
+            **identity,
+            "held_out": 0 if self.task.held_out is None else len(self.task.held_out),
+            "parameters": sum(p.numel() for p in self.task.model.parameters()),
+            "training": dataclasses.asdict(self.config),
+            "device": str(self.device),
+        }
+        record.write(self.folder, self.state.step, settings)
+
+    def _place(self) -> str:
+        end = "" if self.config.steps is None else f" of {self.config.steps:,}"
+        return f"step {self.state.step:,}{end}"
 
     def _check_hope(self) -> None:
         if self._skipped_in_a_row >= _MAX_SKIPPED:
@@ -174,16 +173,17 @@ class Trainer:
                 "resume from the last checkpoint with a lower learning_rate"
             )
 
-    def _log_steps(self, log: RunLog, window: list[dict[str, float]], seconds: float, watch: Watch | None) -> str:
-        """Logs the means over some steps; returns one line about them."""
-        state, task = self.state, self.task
-        values = {key: sum(w[key] for w in window) / len(window) for key in window[0]}
-        samples = len(window) * self.config.batch_size / seconds
+    def _log_steps(self, log: RunLog, watch: Watch | None) -> str:
+        """Logs the means over the window's steps and begins another; returns words about them."""
+        state, task, window = self.state, self.task, self.window
+        self.window = Window(begun=state.elapsed)
+        values, seconds = window.means(), max(state.elapsed - window.begun, 1e-9)
+        samples = window.steps * self.config.batch_size / seconds
         speed = f"{task.unit}_per_second"
         values |= {speed: samples * task.units, "elapsed": state.elapsed}
         log.write(state.step, **values, skipped=state.skipped, **task.counts)
         answer = "" if watch is None else watch(dataclasses.replace(state), samples)
-        return f"step {state.step}, loss {values['loss']:.3f}, {values[speed]:.0f} {task.unit}/s{answer}"
+        return f", loss {values['loss']:.3f}, {values[speed]:,.0f} {task.unit}/s{answer}"
 
     def save(self) -> Path:
         """Writes a checkpoint of everything, drops old ones, returns its path."""
@@ -196,8 +196,10 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = checkpoint.path_of(self.folder, self.state.step)
         run = {"run": dataclasses.asdict(self.state), "counts": self.task.counts}
-        checkpoint.save(path, tensors, {**self._identity(), **run})
-        checkpoint.prune(self.folder, self.config.keep)
+        run["window"] = dataclasses.asdict(self.window)
+        run["validation"] = self.validation.header()
+        checkpoint.save(path, tensors, {**self.about, **self._identity(), **run})
+        checkpoint.prune(self.folder, self.config.keep, self.state.best_step)
         return path
 
     def _buffers(self) -> dict[str, Tensor]:
@@ -210,42 +212,47 @@ class Trainer:
         return json.loads(json.dumps({**self.task.identity(), "seed": self.config.seed}))
 
     def resume(self, path: Path | None = None) -> bool:
-        """Continues from a checkpoint, by default the newest of the folder; False when there is none.
+        """Continues from a checkpoint, by default the newest of the folder, or where that is damaged from the newest
+        before it that is not; False when there is none.
 
-        ValueError in one sentence when it is damaged or of another version, model, data set size or seed.
+        Damaged when all are; AnotherRun when it is of another model, data set size or seed; ValueError in one sentence
+        when it is of another version or does not fit.
         """
-        path = path or checkpoint.latest(self.folder)
-        if path is None:
-            return False
-        tensors, header = checkpoint.read(path)
-        for name, ours in self._identity().items():
-            for part, wanted, got in _differences(name, ours, header.get(name)):
-                raise ValueError(f"{path} is of another run: {part}: expected {wanted!r}, got {got!r}")
-        checkpoint.check_shapes(path, tensors, self.task.model.state_dict())
-        try:
-            self.optimizer.load(tensors)
-            for name, buffer in self._buffers().items():
-                buffer.copy_(tensors[f"model.{name}"])
-            self.generator.set_state(tensors["random.draws"])
-            torch.set_rng_state(tensors["random.cpu"])
-            if self.device.type == "cuda" and "random.cuda" in tensors:
-                torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
-            self.state = State(**header["run"])
-            self.task.counts.update(header["counts"])
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be resumed from: {error}") from error
-        return True
+        found = checkpoint.paths(self.folder)
+        if path is not None:
+            found = [path] if path not in found else found[: found.index(path) + 1]
+        damaged: dict[Path, Damaged] = {}
+        for path in reversed(found):
+            try:
+                tensors, header = checkpoint.read(path)
+            except Damaged as error:
+                damaged[path] = error
+                continue
+            check_same(path, self._identity(), header)
+            checkpoint.check_shapes(path, tensors, self.task.model.state_dict())
+            try:
+                self._load(tensors, header)
+            except (KeyError, TypeError, RuntimeError, ValueError) as error:
+                raise ValueError(f"{path} cannot be resumed from: {error}") from error
+            for bad, reason in damaged.items():
+                print(f"{reason}; it is kept as {bad.rename(aside(bad)).name}, and step {self.state.step:,} taken")
+            best = self.state.best_step
+            if best is not None and not checkpoint.path_of(self.folder, best).exists():  # damaged, or not copied
+                self.state.forget_best()
+            return True
+        if damaged:
+            raise Damaged(f"{self.folder}: no checkpoint can be read: {'; '.join(map(str, damaged.values()))}")
+        return False
 
-
-def _differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Where two values differ, fields of a config by their own names."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in {**ours, **theirs}:
-            yield from _differences(key, ours.get(key), theirs.get(key))
-    elif ours != theirs:
-        yield name, ours, theirs
-
-
-def _progress_bar() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    return Progress(*columns, TextColumn("{task.fields[note]}"))
+    def _load(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        self.optimizer.load(tensors)
+        for name, buffer in self._buffers().items():
+            buffer.copy_(tensors[f"model.{name}"])
+        self.generator.set_state(tensors["random.draws"])
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.device.type == "cuda" and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        self.state = State(**header["run"])
+        self.task.counts.update(header["counts"])
+        self.window = Window(**header.get("window", {"begun": self.state.elapsed}))
+        self.validation.load(header.get("validation"), self.state)

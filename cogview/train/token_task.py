@@ -37,10 +37,17 @@ class TokenTask:
     title, unit = "training", "tokens"
 
     def __init__(
-        self, recipe: Recipe, model: Transformer, data: Pairs, config: TrainConfig, held_out: Pairs | None = None
+        self,
+        recipe: Recipe,
+        model: Transformer,
+        data: Pairs,
+        config: TrainConfig,
+        held_out: Pairs | None = None,
+        **of_data: Any,
     ):
+        """of_data: what else a resumed run must have in common with the one before, by name."""
         self.recipe, self.model, self.config = recipe, model, config
-        self.data, self.held_out = data, held_out
+        self.data, self.held_out, self.of_data = data, held_out, of_data
         self.units = recipe.length
         self.counts = {"truncated": 0}  # captions that lost text
 
@@ -81,5 +88,6 @@ class TokenTask:
         return dict(zip(kinds, values, strict=True))
 
     def identity(self) -> dict[str, Any]:
-        tokens = {"data": len(self.data), "tokenizers": self.data.tokenizers}
-        return {"recipe": self.recipe.name, "config": dataclasses.asdict(self.recipe.config), **tokens}
+        # What is said of a run that is another is what differs first: of its data before what follows from them.
+        data = {"tokenizers": self.data.tokenizers, **self.of_data, "data": len(self.data)}
+        return {"recipe": self.recipe.name, **data, "config": dataclasses.asdict(self.recipe.config)}

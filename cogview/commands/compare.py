@@ -1,0 +1,143 @@
+"""`cogview compare`: models beside each other, in a table and curves."""
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from cogview.commands.models import models_in
+from cogview.recipes.recipe import Recipe
+from cogview.system import recipe_of
+from cogview.train import checkpoint, record
+from cogview.train.log import read_log
+from cogview.train.state import State
+
+console = Console(highlight=False, soft_wrap=True)
+HELD_OUT = "validation_"  # before the names of held-out losses in a log
+
+Line = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One that has been trained: its recipe, where its newest checkpoint stands, its log and what config.json says."""
+
+    name: str
+    recipe: Recipe
+    state: State
+    log: list[dict[str, float]]
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Model":
+        """ValueError in one sentence where there is nothing that can be read."""
+        newest = next(checkpoint.readable(folder), None)
+        if newest is None:
+            damaged = checkpoint.latest(folder)
+            raise ValueError(f"{folder}: " + ("no checkpoint can be read" if damaged else "nothing is saved there yet"))
+        try:
+            state = State(**newest[1]["run"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{newest[0]} is not a readable checkpoint: {error}") from error
+        return cls(str(folder), recipe_of(*newest), state, read_log(folder), record.read(folder))
+
+    def line(self, name: str) -> Line:
+        """Steps and values of what the log has by this name."""
+        found = [(float(entry["step"]), entry[name]) for entry in self.log if name in entry]
+        return [step for step, _ in found], [value for _, value in found]
+
+    def losses(self) -> list[str]:
+        """Names of its losses, "loss" first."""
+        return list(dict.fromkeys(name for entry in self.log for name in entry if name.split("_")[-1] == "loss"))
+
+    def held_out(self) -> dict[str, str]:
+        """Its figures at the step whose held-out loss was the lowest, by their names in the log, and that step."""
+        entries = [entry for entry in self.log if math.isfinite(entry.get(f"{HELD_OUT}loss", math.nan))]
+        if not entries:
+            return {}
+        best = min(entries, key=lambda entry: entry[f"{HELD_OUT}loss"])
+        figures = {name: f"{value:.3f}" for name, value in best.items() if name.startswith(HELD_OUT)}
+        return figures | {"step": f"{best['step']:,}"}
+
+    def row(self, kinds: list[str]) -> list[str]:
+        config, held_out, training = self.recipe.config, self.held_out(), self.config.get("training")
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in self.recipe.model().parameters())
+        speeds = self.line("tokens_per_second")[1]
+        return [
+            self.name,
+            self.recipe.name,
+            str(getattr(config, "attention", self.recipe.name)),
+            f"{parameters:,}",
+            f"{self.state.step:,}",
+            str(training.get("batch_size", "?")) if isinstance(training, dict) else "?",
+            f"{self.state.elapsed:,.0f}",
+            f"{statistics.median(speeds):,.0f}" if speeds else "?",
+            *(held_out.get(HELD_OUT + kind, "–") for kind in kinds),
+            held_out.get("step", "–"),
+        ]
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Put trained models beside each other: a table of what they are and came to, and a picture of their losses."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, of which all models are taken, or folders of models."""
+    out: Path = Path("compare.png")
+    """The picture (PNG): losses in training and held out, a panel for each kind."""
+
+    def run(self) -> None:
+        from cogview.pictures import curves
+
+        models = []
+        for folder in dict.fromkeys(folder for path in self.runs for folder in _models_in(path)):
+            try:
+                models.append(Model.load(folder))
+            except (ValueError, OSError) as error:
+                console.print(f"left out: {error}", markup=False)
+        if not models:
+            raise ValueError("runs: expected at least one model that can be read, got none")
+        kinds = list(dict.fromkeys(name for m in models for name in m.losses() if not name.startswith(HELD_OUT)))
+        table = Table("model", "recipe", "attention")
+        table.columns[0].overflow = "fold"
+        for title in (
+            "parameters",
+            "steps",
+            "batch",
+            "seconds",
+            "tokens/s",
+            *(f"held-out {k}" for k in kinds),
+            "of step",
+        ):
+            table.add_column(title.replace("_", " "), justify="right")
+        for model in models:
+            table.add_row(*model.row(kinds))
+        Console(width=None if console.is_terminal else 160).print(table)
+        panels = [(kind.replace("_", " "), _lines(models, kind)) for kind in kinds]
+        if panels:
+            console.print(f"curves in {curves(panels, self.out)}")
+        else:
+            console.print("no curves: their logs have no losses")
+
+
+def _models_in(path: Path) -> list[Path]:
+    try:
+        return models_in(path)
+    except ValueError as error:
+        console.print(f"left out: {error}", markup=False)
+        return []
+
+
+def _lines(models: list[Model], kind: str) -> dict[str, Line]:
+    """Of each model's training and held-out losses, as far as it has them."""
+    lines: dict[str, Line] = {}
+    for model in models:
+        lines |= {model.name: model.line(kind), f"{model.name}, held out": model.line(HELD_OUT + kind)}
+    return {name: line for name, line in lines.items() if line[0]}

@@ -1,0 +1,67 @@
+"""The tokens that a run trains on and is validated on, checked before anything is computed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cogview.data.tokens import Rows, TokenDataset, part_name
+from cogview.tokenizers.image import VQVAE
+from cogview.tokenizers.text import TextTokenizer
+
+SAME = {
+    "text tokenizer": ("text_sha256", "text_vocab_size"),
+    "image tokenizer": ("image_sha256", "codebook_size"),
+    "image size": ("image_size", "grid"),
+}
+"""What tokens of two splits have in common, and where meta.json says it."""
+
+
+class Tokens:
+    """Of a run folder: `data`, `held_out` or None, both as `TokenDataset`; what they are in words, `said`."""
+
+    def __init__(self, run: Path, hold_out: float, header: dict[str, Any] | None):
+        """hold_out: the share to hold out where there is no tokens/test. header: of a checkpoint to go on from."""
+        train, test = (run / "tokens" / split for split in ("train", "test"))
+        self.all = TokenDataset(train)
+        self.data: TokenDataset | Rows = self.all
+        self.held_out: TokenDataset | Rows | None = None
+        if test.exists():
+            self.held_out, hold_out = TokenDataset(test), 0.0
+            for what, names in SAME.items():
+                if any(self.all.meta.get(name) != self.held_out.meta.get(name) for name in names):
+                    raise ValueError(f"{test} was made with another {what} than {train}: tokenize it again")
+            self.said = f"held out: the {len(self.held_out):,} sequences of {test}, so that --hold-out is not used"
+        elif header is not None and "hold_out" not in header:
+            hold_out, self.said = 0.0, "held out: nothing, as in this run before"
+        else:
+            self.data, self.held_out = self.all.hold_out(hold_out)
+            count = len(self.held_out)
+            self.said = f"held out: {count:,} of {len(self.all):,} sequences, by their captions"
+            if count == 0:
+                self.held_out = None
+                self.said = "held out: nothing" if hold_out == 0 else f"{self.said}, so that no loss is held out"
+            if len(self.data) == 0:
+                raise ValueError(f"{train}: nothing is left to train on ({self.said}): --hold-out 0 holds out nothing")
+        _check_tokenizers(run, self.all)
+        parts = self.all.meta.get("parts")  # which their contents name; tokens of version 1 have none
+        self.identity = {"hold_out": hold_out} | ({} if parts is None else {"tokens": part_name(parts=parts)})
+
+    @property
+    def longest(self) -> int:
+        """Text of a sequence."""
+        return max(part.meta["text_length"] for part in (self.all, self.held_out) if part is not None)
+
+    def sizes(self) -> dict[str, int]:
+        """As `Recipe.fit` takes them."""
+        from cogview.pipeline import sizes_of
+
+        return sizes_of(*(part for part in (self.data, self.held_out) if part is not None))
+
+
+def _check_tokenizers(run: Path, data: TokenDataset) -> None:
+    """ValueError where those in the run folder, if they are there, did not make the tokens."""
+    loads: tuple[Callable[[Path], TextTokenizer | VQVAE], ...] = TextTokenizer.load, VQVAE.load
+    files = zip(("text", "image"), ("text.model", "vqvae.safetensors"), loads, data.tokenizers, strict=True)
+    for kind, name, load, made_by in files:
+        if (run / name).exists() and load(run / name).sha256 != made_by:
+            raise ValueError(f"{run / name}: the {kind} tokenizer was retrained after these tokens: tokenize again")

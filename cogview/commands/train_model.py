@@ -1,0 +1,145 @@
+"""Which model a training is of: that of a preset, of the run that goes on, or of another run that it begins with."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogview.commands import models
+from cogview.commands.train_data import Tokens
+from cogview.config import require
+from cogview.recipes import named, preset
+from cogview.recipes.recipe import Recipe
+from cogview.system import recipe_of
+from cogview.train import checkpoint
+
+SHAPE = {"attention": "attention", "layers": "num_layers", "hidden_size": "hidden_size", "heads": "num_heads"}
+"""Options, and the fields of a config that they are of."""
+DROPOUT = {20_000: 0.0, 2_000: 0.1, 0: 0.2}
+"""Of the preset tiny, from so many sequences on."""
+
+
+def dropout_for(sequences: int) -> float:
+    """What keeps a tiny model from learning its pictures by heart: the more there are, the less it takes."""
+    return next(value for least, value in DROPOUT.items() if sequences >= least)
+
+
+@dataclass(frozen=True)
+class Before:
+    """A checkpoint whose recipe and sizes a training has."""
+
+    path: Path
+    header: dict[str, Any]
+    own: bool
+    """Of the run that goes on; else of another one, whose weights the training begins with."""
+
+    @property
+    def recipe(self) -> Recipe:
+        return recipe_of(self.path, self.header)
+
+    def refuse(self, option: str, asked: Any, has: Any) -> None:
+        """ValueError: it has something else than what was asked for."""
+        if self.own:
+            told = f"{self.path} is of another run: {option}: expected {asked!r}, got {has!r}"
+            raise ValueError(f"{told}. {advice(self.path.parent)}")
+        raise ValueError(f"{option}: expected {has!r}, as in {self.path}, got {asked!r}")
+
+    def origin(self) -> dict[str, Any] | None:
+        """Where the weights that the training began with are from, None: new ones."""
+        if self.own:
+            return self.header.get("from")
+        return {"folder": str(self.path.parent), "step": checkpoint.step_of(self.path)}
+
+
+def advice(folder: Path) -> str:
+    """What to do where a run cannot go on."""
+    return f"--name NAME begins a new model beside it; --from {folder} --name NAME begins one with its weights"
+
+
+def before(folder: Path, source: Path | None) -> Before | None:
+    """What a training in a model folder goes on from, or begins with; None: new weights."""
+    begun = next(checkpoint.readable(folder), None)
+    if begun is not None:
+        origin = begun[1].get("from")
+        same = source is None or (origin is not None and Path(origin["folder"]).resolve() in _meant(source))
+        was = "new weights" if origin is None else f"those of {origin['folder']}"
+        require(same, "from", f"nothing, since {folder} holds a run that began with {was}", str(source))
+        return Before(*begun, own=True)
+    if source is None or checkpoint.paths(folder):  # all damaged, as resuming says
+        return None
+    chosen = models.source(source)
+    require(chosen.resolve() != folder.resolve(), "from", f"another model than {folder}, or a --name", str(source))
+    best = models.best_of(chosen)
+    return Before(best, checkpoint.read_header(best), own=False)
+
+
+def _meant(source: Path) -> list[Path]:
+    """Model folders that --from may have meant when the run began, though they may be gone."""
+    return [source.resolve(), *(path.resolve() for path in (source.iterdir() if source.is_dir() else ()))]
+
+
+def recipe_for(before: Before | None, tokens: Tokens, asked: dict[str, Any]) -> tuple[Recipe, str, str]:
+    """A recipe that fits the tokens, the preset that it is of, and what is to be said of it. asked: the options recipe,
+    preset, dropout and those of SHAPE, None where it was not."""
+    chosen = named(asked["recipe"] or ("cogview" if before is None else before.recipe.name))
+    fits = asked["attention"] is None or "attention" in {f.name for f in dataclasses.fields(chosen.Config)}
+    require(fits, "attention", f"none with recipe {chosen.name}, which has its own", asked["attention"])
+    name = asked["preset"] or ("tiny" if before is None else before.header.get("preset", "tiny"))
+    if before is None:
+        return _new(chosen, tokens, name, asked)
+    recipe, shape = before.recipe, {}
+    if chosen is not type(recipe):
+        before.refuse("recipe", chosen.name, recipe.name)
+    if asked["preset"] is not None:
+        shape = {option: getattr(preset(name, recipe.name)[0], field, None) for option, field in SHAPE.items()}
+    for option, value in {**shape, **{option: asked[option] for option in SHAPE if asked[option] is not None}}.items():
+        has = getattr(recipe.config, SHAPE[option], None)
+        if value not in (None, has):
+            before.refuse(option, value, has)
+    config, dropout = recipe.config, asked["dropout"]
+    if before.own:
+        if dropout not in (None, config.dropout):
+            before.refuse("dropout", dropout, config.dropout)
+        return recipe, name, ""
+    _check_tokens(before, tokens)
+    if tokens.longest > config.max_text:
+        config = recipe.fit(config, **tokens.sizes())
+    config, said = _dropped(config, tokens, name, dropout)
+    return type(recipe)(config), name, said
+
+
+def _new(recipe: type[Recipe], tokens: Tokens, name: str, asked: dict[str, Any]) -> tuple[Recipe, str, str]:
+    config, _ = preset(name, recipe.name)
+    config = dataclasses.replace(
+        config, **{field: asked[option] for option, field in SHAPE.items() if asked[option] is not None}
+    )
+    config, said = _dropped(config, tokens, name, asked["dropout"])
+    return recipe(recipe.fit(config, **tokens.sizes())), name, said
+
+
+def _dropped(config: Any, tokens: Tokens, name: str, asked: float | None) -> tuple[Any, str]:
+    """The config with the dropout asked for, or of a tiny model the one that goes with its data."""
+    count = len(tokens.data)
+    if asked is None and name == "tiny":
+        asked = dropout_for(count)
+        return dataclasses.replace(config, dropout=asked), f"dropout {asked:g}, as is good for {count:,} sequences"
+    return (config if asked is None else dataclasses.replace(config, dropout=asked)), ""
+
+
+def _check_tokens(before: Before, tokens: Tokens) -> None:
+    """ValueError unless another run's model can read the tokens."""
+    folder, config = before.path.parent, before.recipe.config
+    theirs = before.header.get("tokenizers")
+    for number, kind in enumerate(("text", "image")):
+        if not isinstance(theirs, list) or theirs[number : number + 1] != tokens.all.tokenizers[number : number + 1]:
+            raise ValueError(
+                f"{tokens.all.folder}: the tokens were made by another {kind} tokenizer than those that {folder} was "
+                f"trained on: tokenize with --from {folder.parent} first"
+            )
+    grid, side = tokens.all.meta["grid"], config.image_grid
+    if grid != [side, side]:
+        size = tokens.all.meta["image_size"] // grid[0] * side
+        raise ValueError(
+            f"{tokens.all.folder}: the pictures are {grid[0]} x {grid[1]} tokens, those that {folder} was trained on "
+            f"{side} x {side}: tokenize with --image-size {size}"
+        )

@@ -1,0 +1,42 @@
+"""Whether a checkpoint is of the run that is to go on, in words."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LATER = ("hold_out", "tokens")  # what runs of before they existed do not say
+
+
+class AnotherRun(ValueError):
+    """A checkpoint is of another model, other data or another seed than the run that should go on from it."""
+
+
+def check_same(path: Path, ours: dict[str, Any], header: dict[str, Any]) -> None:
+    """AnotherRun says what differs first, in the order of ours."""
+    for name, now in ours.items():
+        if name in LATER and name not in header:
+            continue
+        for part, wanted, got in _differences(name, now, header.get(name)):
+            raise AnotherRun(f"{path} is of another run: {_sentence(part, wanted, got)}")
+
+
+def _differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Where two values differ, fields of a config by their own names."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in {**ours, **theirs}:
+            yield from _differences(key, ours.get(key), theirs.get(key))
+    elif ours != theirs:
+        yield name, ours, theirs
+
+
+def _sentence(part: str, now: Any, then: Any) -> str:
+    if part == "tokenizers" and isinstance(then, list) and len(then) == len(now):
+        kinds = [kind for kind, a, b in zip(("text", "image"), now, then, strict=True) if a != b]
+        return f"its tokens were made by {' and '.join(f'another {kind} tokenizer' for kind in kinds)}"
+    if part == "tokens":
+        return "its tokens were others, though as many"
+    if part == "data" and isinstance(then, int):
+        return f"it was trained on {then:,} samples, and now there are {now:,}"
+    if part == "hold_out" and isinstance(then, float):
+        return f"it held out {then:g} of its samples, and now it would be {now:g}"
+    return f"{part}: expected {now!r}, got {then!r}"

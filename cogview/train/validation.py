@@ -1,0 +1,69 @@
+"""Held-out figures of a run, and which step had the best."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from cogview.config import TrainConfig
+from cogview.train.state import State
+from cogview.train.task import Task
+
+
+class Validation:
+    """The last metrics of a task's held-out data, and the step that they are of."""
+
+    def __init__(self, task: Task, config: TrainConfig):
+        self.task, self.config = task, config
+        self.metrics: dict[str, float] = {}
+        self.step: int | None = None
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Of the first validate_batches, with the same draws every time; empty without held-out data."""
+        c, task = self.config, self.task
+        if task.held_out is None:
+            return {}
+        draws, outputs = torch.Generator(next(task.model.parameters()).device).manual_seed(c.seed), []
+        count = self._count
+        task.model.eval()
+        for start in range(0, count, c.batch_size):
+            indices = np.arange(start, min(start + c.batch_size, count))
+            batch = task.batch(task.held_out, indices, draws)
+            outputs += [task.loss(part, batch)[1] for part in batch.chunk(c.accumulate)]
+        task.model.train()
+        return task.metrics(outputs)
+
+    def judge(self, state: State) -> bool:
+        """Measures; whether the loss is the lowest so far, which the state then says."""
+        self.metrics, self.step = self.measure(), state.step
+        loss = self.metrics.get("loss", math.nan)
+        if not loss < (math.inf if state.best_loss is None else state.best_loss):
+            return False
+        state.best_step, state.best_loss = state.step, loss
+        return True
+
+    def header(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"step": self.step, "metrics": self.metrics, "of": self._of()}
+
+    def load(self, header: dict[str, Any] | None, state: State) -> None:
+        """Takes a checkpoint's; where losses were of something else, none is the best any more."""
+        if header is None:  # of before there was this
+            return
+        if header["of"] == self._of():
+            self.step, self.metrics = header["step"], header["metrics"]
+        else:
+            state.forget_best()
+
+    @property
+    def _count(self) -> int:
+        """Of samples."""
+        held_out = self.task.held_out
+        return 0 if held_out is None else min(len(held_out), self.config.validate_batches * self.config.batch_size)
+
+    def _of(self) -> list[float]:
+        """What losses are of, as JSON has it: while this is the same they can be compared."""
+        held_out, c = self.task.held_out, self.config
+        return [0 if held_out is None else len(held_out), self._count, c.text_weight, c.image_weight]

@@ -1,0 +1,129 @@
+"""Checkpoints: checksums, damage, the best one."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from cogview.train import checkpoint
+from cogview.train.checkpoint import Damaged
+
+TENSORS = {
+    "model.a": torch.arange(6, dtype=torch.float32).view(2, 3),
+    "model.half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "optimizer.step": torch.tensor(7.0),
+    "random.draws": torch.arange(9, dtype=torch.uint8),
+    "empty": torch.zeros(0, 4),
+}
+
+
+def saved(folder, step=1, **run):
+    path = checkpoint.path_of(folder, step)
+    checkpoint.save(path, TENSORS, {"recipe": "cogview", "run": {"step": step, **run}})
+    return path
+
+
+def change(path, **metadata):
+    """Rewrites a checkpoint with other metadata, None for none."""
+    with safe_open(path, "pt") as file:
+        kept = {name: value for name, value in {**file.metadata(), **metadata}.items() if value is not None}
+    save_file(load_file(path), path, kept)
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    tensors, header = checkpoint.read(saved(tmp_path))
+    assert header == {"recipe": "cogview", "run": {"step": 1}}
+    assert tensors.keys() == TENSORS.keys()
+    for name, value in tensors.items():
+        assert value.dtype == TENSORS[name].dtype
+        assert torch.equal(value, TENSORS[name])
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    """Anywhere in the file; or else nothing is different, as with blanks at the end of safetensors' header."""
+    path = saved(tmp_path)
+    whole = path.read_bytes()
+    length = 8 + int.from_bytes(whole[:8], "little")
+    blanks = length - len(whole[:length].rstrip(b" "))
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        if length - blanks <= place < length and flipped[place] in b" \t\n\r":
+            continue
+        with pytest.raises(Damaged, match=str(path)):
+            checkpoint.read(path)
+
+
+def test_the_tensor_is_named_and_only_what_is_read_is_checked(tmp_path):
+    path = saved(tmp_path)
+    whole = path.read_bytes()
+    place = whole.index(TENSORS["model.half"].view(torch.uint8).numpy().tobytes(), 8)
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(Damaged, match=r"step-00000001\.safetensors is damaged: the checksum of model\.half is wrong"):
+        checkpoint.read(path, prefix="model.")
+    assert checkpoint.read(path, prefix="optimizer.")[0].keys() == {"optimizer.step"}
+    assert checkpoint.read_header(path)["run"] == {"step": 1}
+
+
+def test_damage_is_told_from_what_is_of_another_kind(tmp_path, monkeypatch):
+    path = saved(tmp_path)
+    change(path, checksums=None)
+    with pytest.raises(Damaged):
+        checkpoint.read(path)
+    change(path, version="2")  # as they were written before there were checksums
+    assert torch.equal(checkpoint.read(path)[0]["model.a"], TENSORS["model.a"])
+    change(path, header=json.dumps([1]))
+    with pytest.raises(Damaged, match="is not a readable checkpoint"):
+        checkpoint.read(path)
+    monkeypatch.setattr(checkpoint, "VERSION", "4")
+    later = saved(tmp_path, 2)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"expected format cogview-run version 3, got .* version 4") as error:
+        checkpoint.read(later)
+    assert not isinstance(error.value, Damaged)
+    with pytest.raises(ValueError, match="there is no checkpoint") as error:
+        checkpoint.read(tmp_path / "none.safetensors")
+    assert not isinstance(error.value, Damaged)
+    with pytest.raises(OSError, match="cannot read checkpoint"):
+        checkpoint.read(tmp_path)
+    for content in (b"", b"x", later.read_bytes()[:-1], later.read_bytes() + b"x"):
+        later.write_bytes(content)
+        with pytest.raises(Damaged, match="is not a readable checkpoint"):
+            checkpoint.read(later)
+
+
+def test_order_is_that_of_steps_and_other_files_are_left_alone(tmp_path):
+    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.best(tmp_path) is None
+    other = tmp_path / "step-best.safetensors"
+    other.write_bytes(b"")
+    aside = tmp_path / "step-00000003.safetensors.damaged"
+    aside.write_bytes(b"")
+    found = [saved(tmp_path, step) for step in (100_000_000, 99_999_999, 5)]
+    assert checkpoint.paths(tmp_path) == found[::-1]
+    assert checkpoint.latest(tmp_path) == found[0]
+    checkpoint.prune(tmp_path, 1, best_step=5)
+    assert checkpoint.paths(tmp_path) == [found[2], found[0]]
+    assert other.exists()
+    assert aside.exists()
+
+
+def test_the_best_is_what_the_newest_says(tmp_path):
+    first, second = saved(tmp_path, 5), saved(tmp_path, 6)
+    assert checkpoint.best(tmp_path) == second  # without held-out data
+    third = saved(tmp_path, 7, best_step=5, best_loss=2.0)
+    assert checkpoint.best(tmp_path) == first
+    saved(tmp_path, 8, best_step=6, best_loss=1.0)
+    assert checkpoint.best(tmp_path) == second
+    second.unlink()
+    assert checkpoint.best(tmp_path) == checkpoint.path_of(tmp_path, 8)
+    checkpoint.path_of(tmp_path, 8).write_bytes(b"")
+    assert checkpoint.best(tmp_path) == first  # by the newest that can be read
+    for path in (first, third):
+        path.write_bytes(b"")
+    assert checkpoint.best(tmp_path) == checkpoint.path_of(tmp_path, 8)
+    with pytest.raises(Damaged):
+        checkpoint.read(checkpoint.best(tmp_path))
