@@ -82,6 +82,21 @@ def test_tables_as_programs_write_them(folder, tmp_path, kind):
         assert tar.extractfile("00000001.png").read() == (folder / "deep" / "b c.png").read_bytes()
 
 
+def test_a_quote_that_is_left_open(folder, tmp_path):
+    rows = 'file_name,caption\na.1.png,"a 5"" pipe"\nd.png,a 7" pipe\ndeep/b c.png,"open\ndeep/er/ä.png,three\n'
+    result, pairs = packed(folder, tmp_path / "out", captions=table(folder, rows))
+    assert names(pairs) == {"a.1.png": {"caption": 'a 5" pipe'}, "d.png": {"caption": 'a 7" pipe'}}
+    assert [tuple(problem) for problem in result.report.problems] == [
+        ("quote not closed", "table.csv:5", "in the row of deep/b c.png; all lines behind it are lost"),
+        ("picture that the table does not name", "deep/b c.png", "table.csv"),
+        ("picture that the table does not name", "deep/er/ä.png", "table.csv"),
+    ]
+    lines = 'file_name,caption\na.1.png,"one\nof two\nlines"\n'
+    assert names(packed(folder, tmp_path / "two", captions=table(folder, lines))[1])["a.1.png"] == {
+        "caption": "one\nof two\nlines"
+    }
+
+
 def test_json_lines_and_lists(folder, tmp_path):
     rows = [{"file_name": name, "text": captions["caption"], "id": 3} for name, captions in EXPECTED.items()]
     lines = "\ufeff" + "\r\n".join(json.dumps(row) for row in rows) + '\n\n{"file_name": \n[1]\n'
@@ -227,6 +242,15 @@ def test_other_shards_are_not_overwritten_and_nothing_is_half_written(folder, tm
         packed(folder, tmp_path / "broken", captions=table(folder, CSV))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "out", "pictures", "table.csv"]
     assert len(PairDataset([tmp_path / "out" / "00000.tar"])) == 3
+
+
+def test_a_mark_that_names_other_files_removes_none(folder, tmp_path):
+    path, out = table(folder, CSV), tmp_path / "out"
+    packed(folder, out, captions=path)
+    mark = json.loads((out / "pack.json").read_text("utf-8"))
+    (out / "pack.json").write_text(json.dumps(mark | {"shards": ["00000.tar", "../table.csv", "00007.tar"]}))
+    packed(folder, out, captions=path)
+    assert path.exists()
 
 
 def test_names_that_are_no_unicode(tmp_path):

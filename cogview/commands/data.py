@@ -95,11 +95,12 @@ class Inspect:
             raise ValueError(f"shards: no pair can be read ({data.report}{hint})")
 
     def _lengths(self, data: PairDataset, captions: list[Caption]) -> str:
-        try:
+        with progress("counting tokens", len(captions)) as update:
             tokenizer, source = self._tokenizer(captions)
-        except ValueError as error:
-            return f"caption lengths: no tokenizer to count with ({error})"
-        lengths = np.array([len(tokenizer.encode(caption.text)) for caption in captions])
+            lengths = np.zeros(len(captions), int)
+            for number, caption in enumerate(captions):
+                lengths[number] = len(tokenizer.encode(caption.text))
+                update(number + 1)
         for caption, length in zip(captions, lengths, strict=True):
             if length > self.max_text:
                 detail = f'"{caption.language}": {length} tokens, at most {self.max_text}'
@@ -196,9 +197,11 @@ def _candidates(found: Inspection) -> str:
     if not found.others:
         return ""
     fields = found.others.most_common(10)
-    likely = next((name for name, _ in fields if name.lower().startswith(LIKELY)), fields[0][0])
-    listed = ", ".join(f"{printable(name, 40)} ({n:,})" for name, n in fields)
-    return f"{listed}{_more(len(found.others) - 10)}; --languages {printable(likely, 40)} takes one"
+    listed = ", ".join(f"{printable(name, 40)} ({n:,})" for name, n in fields) + _more(len(found.others) - 10)
+    likely = next(
+        (name for name, _ in fields if name.lower().startswith(LIKELY)), "" if found.captions else fields[0][0]
+    )
+    return f"{listed}; --languages {printable(likely, 40)} takes one" if likely else listed
 
 
 def _more(count: int) -> str:

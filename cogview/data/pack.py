@@ -8,6 +8,7 @@ folder's contents alone. They are written apart and appear together at the end.
 import filecmp
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -119,7 +120,8 @@ def _own_shards(out: Path, made_of: dict) -> list[str]:
         raise ValueError(f"out: expected a folder, got {str(out)!r}")
     try:
         mark = json.loads((out / MARK).read_text(encoding="utf-8"))
-        own = [str(name) for name in mark["shards"]] if mark["made_of"] == made_of else []
+        named = mark["shards"] if mark["made_of"] == made_of else []
+        own = [name for name in named if re.fullmatch(r"[0-9]{5,}\.tar", name)]
     except (OSError, ValueError, KeyError, TypeError):
         own = []
     if others := sorted(path.name for path in out.glob("*.tar") if path.name not in own):

@@ -98,7 +98,9 @@ class PairDataset:
         self.window, self.max_image_bytes, self.max_pixels = window, max_image_bytes, max_pixels
         self.report = Report()
         names = Counter(shard.path.name for shard in self.shards)
-        self._labels = {s.path: s.path.name if names[s.path.name] == 1 else str(s.path) for s in self.shards}
+        self._labels = {
+            path: printable(path.name if names[path.name] == 1 else str(path)) for path in (s.path for s in self.shards)
+        }
         for shard in self.shards:
             for kind, name, detail in shard.problems:
                 self.report.add(kind, f"{self._labels[shard.path]}:{name}", detail)

@@ -104,6 +104,12 @@ def _of_csv(path: Path, text: str, report: Report) -> Table:
             report.add("row with too many fields", f"{path.name}:{number}", detail)
         else:
             table.rows.append((number, dict(zip(table.columns, row, strict=False))))
+    ended = table.rows and table.rows[-1][0] == reader.line_num and list(table.rows[-1][1].values())
+    if ended and "\n" in ended[-1] and not text.rstrip().endswith('"'):
+        number, _ = table.rows.pop()  # its last cell has the whole rest of the file
+        report.add(
+            "quote not closed", f"{path.name}:{number}", f"in the row of {ended[0]}; all lines behind it are lost"
+        )
     return table
 
 
