@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from cogview.data.decoded import pictures
 from cogview.data.files import write_json
 from cogview.data.shards import PairDataset
 from cogview.data.shuffle import draws
@@ -49,8 +48,7 @@ def timed(*arguments: str) -> dict[str, Any]:
 
 def psnr(system: System, data: PairDataset, size: int) -> float:
     """Mean over the pictures of the test shards, in dB."""
-    images = [picture for _, picture in pictures(data, range(len(data)), size) if picture is not None]
-    true = torch.stack(images)
+    true = torch.stack([picture for _, picture in data.pictures(size)])
     rebuilt, _ = reconstruct(system.image, true)
     squared = (rebuilt.float() - true.float()).square().mean() / 255**2
     return float(-10 * squared.log10())

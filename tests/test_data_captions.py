@@ -133,7 +133,7 @@ def test_pictures_come_in_order_whoever_decodes_them(tmp_path):
         assert list(pictures) == expected  # those without captions too
         assert all(np.array_equal(p, np.full((3, 8, 8), [[[i]], [[0]], [[7]]])) for i, p in pictures.items())
         assert [p.where for p in data.report.problems] == [f"a.tar:{i:02d}" for i in range(3, 40, 7)]
-        assert [i for i, _ in data.pictures(8, 5, 12, threads=threads)] == [5, 6, 7, 8, 9, 11]
+        assert [i for i, _ in data.pictures(8, range(5, 12), threads=threads)] == [5, 6, 7, 8, 9, 11]
         assert data.report.counts == {"picture not readable": 6}  # each once
     with pytest.raises(ValueError, match="threads: expected at least 1"):
         data.pictures(8, threads=0)

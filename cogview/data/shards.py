@@ -15,7 +15,7 @@ import io
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -172,15 +172,16 @@ class PairDataset:
         return None if image is None else pixels(image, size)
 
     def pictures(
-        self, size: int, start: int = 0, end: int | None = None, *, threads: int | None = None
+        self, size: int, indices: Iterable[int] | None = None, *, threads: int | None = None
     ) -> Iterator[tuple[int, Tensor]]:
-        """(index, uint8 [3, size, size]) of the readable pictures of samples start to end, in storage order.
+        """(index, uint8 [3, size, size]) of the readable pictures of some samples (None: all), in their order.
 
         Decoded by `threads` threads (default: all cores). Memory: for each thread the largest file and its picture,
         decoded (a JPEG at its reduced size), and four results. A decoded picture takes 3 or 4 bytes a pixel, and three
         times that while its transparency is resolved.
         """
-        found = ahead(lambda index: (index, self.picture(index, size)), self._range(start, end), threads)
+        indices = range(len(self)) if indices is None else indices
+        found = ahead(lambda index: (index, self.picture(index, size)), indices, threads)
         return ((index, picture) for index, picture in found if picture is not None)
 
     def readable(self, start: int = 0, end: int | None = None) -> Iterator[Pair]:
