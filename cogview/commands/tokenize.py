@@ -1,7 +1,9 @@
 """`cogview tokenize`: from shards to tokens."""
 
 import json
+import math
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -65,6 +67,7 @@ class Tokenize:
         from cogview.pipeline import tokenize_pairs
         from cogview.tokenizers.image import VQConfig
 
+        self._check()
         data, folder = PairDataset(self.shards, languages=self.languages), self.run_folder
         require(len(data) > 0, "shards", "at least one pair", f"none ({data.report})")
         if self.from_run is not None:
@@ -85,6 +88,13 @@ class Tokenize:
         console.print(
             f"left out: {left_out}" + ("; `cogview data inspect` says which" if left_out != "nothing" else "")
         )
+
+    def _check(self) -> None:
+        require(bool(re.fullmatch(r"\w[\w-]*", self.split)), "split", "a name, as train or test", self.split)
+        require(self.text_pieces is None or self.text_pieces >= 300, "text_pieces", "at least 300", self.text_pieces)
+        for name in ("image_size", "max_text", "codebook", "code_dim", "hidden", "image_passes", "image_seconds"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < math.inf, name, "a positive number", value)
 
     def _tokenizers(self, data: PairDataset, folder: Path, size: int):
         """Both, and the pictures that the image tokenizer was trained on if that was now."""
