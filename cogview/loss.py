@@ -32,3 +32,15 @@ def _nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
 def weighted_mean(nll: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean of nll; 0 where no weight is."""
     return (nll * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+def row_means(nll: Tensor, kept: Tensor) -> Tensor:
+    """Means [B] of nll [B, S] over the places that are kept (bool [B, S]), 0 where none is.
+
+    ValueError where one of them is not finite.
+    """
+    chosen = torch.where(kept, nll, 0)
+    finite = chosen.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        raise ValueError(f"the model's logits are not finite, in row {int(finite.int().argmin())} of {len(nll)}")
+    return chosen.sum(dim=1) / kept.sum(dim=1).clamp_min(1)

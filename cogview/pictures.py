@@ -1,75 +1,120 @@
-"""What people look at: contact sheets with captions, and loss curves."""
+"""What people look at: picture files, contact sheets with captions, and loss curves."""
 
-import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
+from cogview.config import require
 from cogview.data.files import written_beside
+from cogview.labels import FONTS, label, printable
 
-FONT = Path(__file__).parent / "assets" / "captions.otf"  # Latin and common Chinese
-_MARGIN, _LINE, _INK = 10, 17, (40, 40, 40)
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+MAX_SIDE = 16_000  # pixels of a sheet; WebP can hold 16,383
+_MARGIN, _GAP, _ACROSS, _NARROWEST = 10, 2, 8, 128
+
+
+def format_of(path: str | Path) -> str:
+    """Pillow's name of the format that a file name's suffix stands for; ValueError lists the suffixes."""
+    suffix = Path(path).suffix
+    Image.init()
+    known = [name for name, kind in FORMATS.items() if kind in Image.SAVE]  # a Pillow may be built without WebP
+    require(suffix.lower() in known, "out", f"a name that ends in {', '.join(known)}", str(path))
+    return FORMATS[suffix.lower()]
 
 
 def save_image(image: Image.Image, path: str | Path) -> Path:
-    path = Path(path)
+    """Writes a picture in the format of its name."""
+    path, kind = Path(path), format_of(path)
     with written_beside(path) as beside:
-        image.save(beside, "PNG")
+        image.save(beside, kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
     return path
+
+
+def image_of(picture: Tensor) -> Image.Image:
+    """Of uint8 [3, H, W]."""
+    return Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy().astype(np.uint8))
 
 
 def contact_sheet(
     rows: Sequence[tuple[str, Sequence[Tensor]]], path: str | Path, *, columns: int = 4, zoom: int = 2, note: str = ""
-) -> Path:
-    """Writes a PNG of cells, each some pictures (uint8 [3, H, W]) side by side above their caption."""
-    if not rows:
-        raise ValueError("rows: expected at least one captioned picture, got none")
+) -> int:
+    """Writes a picture of cells, each some pictures (uint8 [3, H, W]) side by side above their caption.
+
+    Returns how many of the rows are on it: all that fit MAX_SIDE pixels.
+    """
+    require(bool(rows), "rows", "at least one captioned picture", "none")
     height, width = (zoom * n for n in rows[0][1][0].shape[1:])
-    cell_width = max(len(pictures) for _, pictures in rows) * (width + 2)
-    font = ImageFont.truetype(str(FONT), 13)
-    wrapped = [_wrap(caption, font, cell_width) for caption, _ in rows]
-    cell_height = height + _LINE * max(map(len, wrapped)) + _MARGIN
-    top = _MARGIN + (_LINE + _MARGIN if note else 0)
-    across, down = min(columns, len(rows)), -(-len(rows) // columns)
-    size = (_MARGIN + across * (cell_width + _MARGIN), top + down * (cell_height + _MARGIN))
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), note, _INK, font)
-    for number, ((_, pictures), lines) in enumerate(zip(rows, wrapped, strict=True)):
-        x = _MARGIN + number % columns * (cell_width + _MARGIN)
-        y = top + number // columns * (cell_height + _MARGIN)
-        for k, picture in enumerate(pictures):
-            image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy().astype(np.uint8))
-            sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (x + k * (width + 2), y))
-        for k, line in enumerate(lines):
-            draw.text((x, y + height + 3 + k * _LINE), line, _INK, font)
-    return save_image(sheet, path)
+    most = max(len(pictures) for _, pictures in rows)
+    across = max(1, min(most, _ACROSS, MAX_SIDE // (width + _GAP)))
+    cell_width = max(across * (width + _GAP) - _GAP, _NARROWEST)
+    columns = max(1, min(columns, len(rows), MAX_SIDE // (cell_width + _MARGIN)))
+    sheet_width = _MARGIN + columns * (cell_width + _MARGIN)
 
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines no wider than `width` pixels; Chinese, which has no spaces, breaks anywhere."""
-    characters = max(1, int(width / max(font.getlength(text) / max(len(text), 1), 1)))
-    return textwrap.wrap(text, characters) or [""]
+    placed: list[tuple[Image.Image, tuple[int, int]]] = []
+    y, shown = _MARGIN, 0
+    if note:
+        placed.append((label(note, sheet_width - 2 * _MARGIN), (_MARGIN, y)))
+        y += placed[0][0].height + _MARGIN
+    for first in range(0, len(rows), columns):
+        cells = rows[first : first + columns]
+        labels = [label(text, cell_width, instead=f"caption {first + n}") for n, (text, _) in enumerate(cells, 1)]
+        block = -(-max(len(pictures) for _, pictures in cells) // across) * (height + _GAP)
+        bottom = y + block + max(image.height for image in labels) + _MARGIN
+        if bottom > MAX_SIDE and shown:
+            break
+        for n, ((_, pictures), text) in enumerate(zip(cells, labels, strict=True)):
+            x = _MARGIN + n * (cell_width + _MARGIN)
+            for k, picture in enumerate(pictures):
+                place = x + k % across * (width + _GAP), y + k // across * (height + _GAP)
+                placed.append((image_of(picture).resize((width, height), Image.Resampling.NEAREST), place))
+            placed.append((text, (x, y + block + 1)))
+        y, shown = bottom, first + len(cells)
+    sheet = Image.new("RGB", (sheet_width, y), "white")
+    for image, place in placed:
+        sheet.paste(image, place)
+    save_image(sheet, path)
+    return shown
 
 
 def curves(panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]]]], path: str | Path) -> Path:
-    """Writes a PNG of panels side by side, each a title and named (x, y) lines."""
+    """Writes a picture of panels side by side, each a title and named (x, y) lines; names are shown as they are."""
+    from matplotlib import font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    require(bool(panels), "panels", "at least one", "none")
+    families = [font_manager.FontProperties(fname=str(font)).get_name() for font in reversed(FONTS)]
+    font_manager.fontManager.addfont(str(FONTS[0]))  # found by its name from here on, for Chinese
+
+    def plainly(text, words: str) -> None:
+        text.set(text=printable(words), parse_math=False, fontfamily=families)
+
+    figure = Figure(figsize=(5 * len(panels), 3.6), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
     for number, (title, lines) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number)
-        for name, (x, y) in lines.items():
-            axes.plot(x, y, label=name, linewidth=1.3, marker="." if len(x) < 10 else "")
-        axes.set(title=title, xlabel="step")
+        drawn = [axes.plot(x, y, linewidth=1.3, marker="." if len(x) < 10 else "")[0] for x, y in lines.values()]
+        axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        axes.legend()
-    path = Path(path)
-    with written_beside(path) as beside:
-        figure.savefig(beside, format="png", dpi=110)
-    return path
+        plainly(axes.title, title)
+        if drawn:
+            legend = axes.legend(drawn, ["line"] * len(drawn))
+            for text, name in zip(legend.get_texts(), lines, strict=True):
+                plainly(text, name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # one that no font has is drawn as a box
+        canvas.draw()
+    return save_image(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)

@@ -1,5 +1,6 @@
 """From shards to tokens: trains the tokenizers that are missing, then tokenises. The commands and the demo call it."""
 
+import heapq
 import itertools
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cogview.config import TrainConfig, require
-from cogview.data.decoded import Decoded, pictures
+from cogview.data.decoded import Decoded
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import VERSION, PartWriter, Rows, TokenDataset, complete, group, has_part, part_name
 from cogview.progress import progress
@@ -171,13 +172,11 @@ def _codes(
 def _pictures(
     data: PairDataset, numbers: list[int], size: int, decoded: Decoded | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """(number, uint8 [3, size, size]) of the samples whose pictures can be read, in their order."""
-    there = set() if decoded is None else {number for number in numbers if number in decoded}
-    read = pictures(data, (number for number in numbers if number not in there), size)
-    for number in numbers:
-        picture = decoded[number] if decoded is not None and number in there else next(read)[1]
-        if picture is not None:
-            yield number, picture
+    """(number, uint8 [3, size, size]) of the samples whose pictures can be read; numbers ascend."""
+    there = {number for number in numbers if decoded is not None and number in decoded}
+    known = ((number, decoded[number]) for number in numbers if decoded is not None and number in there)
+    read = data.pictures(size, [number for number in numbers if number not in there])
+    return heapq.merge(known, read, key=lambda pair: pair[0])
 
 
 def sizes_of(*data: TokenDataset | Rows) -> dict[str, int]:

@@ -25,8 +25,11 @@ def progress(title: str, total: float = 1.0) -> Iterator[Update]:
     """Shows how far some work is, from its beginning on, also while nothing is heard of it."""
     console = rich.get_console()
     if console.is_terminal or console.is_jupyter:
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
+        title_column, note_column = (
+            TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[note]")
+        )
+        columns = title_column, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), note_column
+        with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total, note="")
             yield lambda done, note=None: bar.update(task, completed=done, **({} if note is None else {"note": note}))
     else:
@@ -70,7 +73,9 @@ class _Lines:
         parts = [f"{share:.0%}", f"{_clock(spent)} gone"]
         if 0 < share < 1 and not self.ended.is_set():
             parts.append(f"{_clock(spent * (1 - share) / share)} left")
-        self.console.print(f"{self.title}: {', '.join(parts)}{self.note and ', '}{self.note}", markup=False)
+        self.console.print(
+            f"{self.title}: {', '.join(parts)}{self.note and ', '}{self.note}", markup=False, soft_wrap=True
+        )
 
 
 def _clock(seconds: float) -> str:

@@ -184,6 +184,8 @@ def truncate_text(text: Tensor, room: int) -> tuple[Tensor, int]:
 
 def pad_text(captions: Sequence[Sequence[int]]) -> Tensor:
     """Lists of text ids as one int64 [B, T], padded with -1."""
+    if isinstance(captions, str) or any(isinstance(caption, str) for caption in captions):
+        raise ValueError("captions: expected lists of token ids, got text, which the methods of System take")
     text = torch.full((len(captions), max(map(len, captions), default=0)), -1, dtype=torch.int64)
     for row, caption in zip(text, captions, strict=True):
         row[: len(caption)] = torch.tensor(caption, dtype=torch.int64)

@@ -1,21 +1,34 @@
-"""A trained system in one folder: text.model, vqvae.safetensors and gpt/step-*.safetensors."""
+"""A trained system: both tokenizers and the model between them, to encode, draw and judge with.
 
-from collections.abc import Sequence
+    system = System.load("runs/mine")
+    pictures = system.draw("a fox above a tree")
+
+Captions are a string or a list of strings, pictures uint8 [N, 3, H, W] or PIL images of any size, codes int64
+[N, h, w]. N captions, S tokens of a sequence, V ids.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cogview.config import require
-from cogview.generate import generate
-from cogview.parts.transformer import Transformer
+from cogview.generate import Sampling, generate_batches
+from cogview.inputs import Captions, Pictures, bad_caption, images, texts
+from cogview.loss import row_means
+from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes import named
 from cogview.recipes.recipe import Recipe
+from cogview.runs import Source, sources
+from cogview.sequence import Batch, pad_text
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint
+
+_AT_ONCE = 32  # rows
 
 
 def recipe_of(path: Path, header: dict[str, Any]) -> Recipe:
@@ -49,42 +62,181 @@ def load_model(
     return recipe, model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
+class Likelihood(NamedTuple):
+    """Mean log-probabilities a token, float32 [N], in nats: at most 0, and the larger the likelier."""
+
+    picture: Tensor
+    """Of the image's codes, given what stands before them in the model's sequence: the caption."""
+    caption: Tensor
+    """Of the caption's own tokens, likewise; in a sequence of text and then image they are predicted without it."""
+
+
 @dataclass(frozen=True)
 class System:
-    """Both tokenizers and the model between them."""
+    """Both tokenizers and the model between them; where they come from, if they were loaded."""
 
     text: TextTokenizer
     image: VQVAE
     recipe: Recipe
     model: Transformer
+    source: Source | None = None
+
+    def __post_init__(self):
+        c = self.recipe.config
+        for name, ours, got in (
+            ("image tokenizer", c.image_vocab, self.image.config.codebook_size),
+            ("text tokenizer", c.text_vocab, self.text.vocab_size),
+        ):
+            require(got <= ours, name, f"at most {ours} ids, as the model has", got)
+        for name, values in self.image.state_dict().items():
+            if not bool(values.isfinite().all()):
+                raise ValueError(f"image tokenizer: expected finite weights, got others in {name}")
 
     @classmethod
-    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "System":
-        """Reads a folder; ValueError in one sentence where a part is missing or does not fit the others."""
-        folder = Path(folder)
-        newest = checkpoint.latest(folder / "gpt")
-        if newest is None:
-            raise ValueError(f"{folder} holds no trained model: expected gpt/step-*.safetensors in it")
-        text, image = TextTokenizer.load(folder / "text.model"), VQVAE.load(folder / "vqvae.safetensors")
-        trained_on = checkpoint.read_header(newest).get("tokenizers")
-        if trained_on != [text.sha256, image.sha256]:
-            raise ValueError(f"{folder}: the GPT was trained on tokens of other tokenizers than those beside it")
-        return cls(text, image.to(device).eval(), *load_model(newest, device=device))
+    def load(
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        *,
+        name: str | None = None,
+        step: int | None = None,
+    ) -> "System":
+        """Reads a run's folder. name: of its model, default the one trained last. step: of its checkpoint, default the
+        best by held-out loss, or the newest; where that one is damaged the next is taken, and `source.why` says so.
 
-    def encode(self, captions: Sequence[str]) -> list[list[int]]:
-        """Text ids; ValueError names a caption that is too long."""
-        ids, longest = [self.text.encode(caption) for caption in captions], self.recipe.config.max_text
-        for caption, tokens in zip(captions, ids, strict=True):
-            require(len(tokens) <= longest, "captions", f"at most {longest} tokens", f"{len(tokens)}: {caption}")
-        return ids
+        ValueError in one sentence where a part is missing or does not fit the others.
+        """
+        folder, damaged = Path(folder), None
+        tried = sources(folder, name, step)
+        text, image = TextTokenizer.load(folder / "text.model"), VQVAE.load(folder / "vqvae.safetensors")
+        for source in tried:
+            try:
+                _check_tokenizers(folder, source.path, text, image)
+                parts = load_model(source.path, device=device)
+            except checkpoint.Damaged as error:
+                damaged = damaged or error
+            else:
+                return cls(text, image.to(device).eval(), *parts, source)
+        raise damaged or ValueError(f"{folder} holds no trained model")
+
+    def encode(self, captions: Captions) -> list[list[int]]:
+        """Text ids of each caption; ValueError names one that is blank, too long or no valid Unicode."""
+        longest, found = self.recipe.config.max_text, list[list[int]]()
+        for number, caption in enumerate(texts(captions), 1):
+            found.append(self.text.encode(caption))
+            if (count := len(found[-1])) > longest:
+                raise bad_caption(number, caption, f"at most {longest} tokens", f"{count}")
+        return found
 
     @torch.no_grad()
-    def draw(self, captions: Sequence[str], **how) -> Tensor:
-        """Pictures, uint8 [N, 3, H, W], of captions; keywords as `generate.generate`."""
-        return self.pictures(generate(self.recipe, self.model, self.encode(captions), **how))
+    def tokenize(self, pictures: Pictures) -> Tensor:
+        """Codes int64 [N, h, w] of pictures, which are cropped to a square and resized to what the model draws."""
+        parts = images(pictures, self._side).split(_AT_ONCE)
+        parts = [self.image.encode(part.to(self.model.device).float() / 255).cpu() for part in parts]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def pictures(self, codes: Tensor) -> Tensor:
-        """uint8 [N, 3, H, W] of codes [N, h, w]."""
-        parts = [self.image.decode(part.to(self.model.device)).cpu() for part in codes.split(64)]
+        """Pictures uint8 [N, 3, H, W] of codes [N, h, w]."""
+        parts = [self.image.decode(part.to(self.model.device)).cpu() for part in codes.split(_AT_ONCE)]
         return (torch.cat(parts).clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def draw(self, captions: Captions, *, seeds: Sequence[int] | None = None, **how: Any) -> Tensor:
+        """Pictures uint8 [N, 3, H, W] of captions. seeds: one each, default 0 to N - 1; the same one draws the same
+        picture in any batch. how: temperature, top_k and batch_size, see `generate.Sampling`."""
+        parts = list(self.draw_batches(captions, Sampling(**how), seeds=seeds))
+        side = self._side
+        return torch.cat(parts) if parts else torch.zeros(0, 3, side, side, dtype=torch.uint8)
+
+    def draw_batches(
+        self,
+        captions: Captions,
+        how: Sampling,
+        *,
+        seeds: Sequence[int] | None = None,
+        update: Callable[[int], None] = lambda tokens: None,
+    ) -> Iterator[Tensor]:
+        """The same a batch after the other. `update` is told how many tokens are drawn of all, N h w."""
+        ids = self.encode(captions)
+        return map(self.pictures, generate_batches(self.recipe, self.model, ids, how, seeds=seeds, update=update))
+
+    @torch.no_grad()
+    def logits(self, captions: Captions, pictures: Pictures, *, seed: int = 0) -> Tensor:
+        """float32 [N, S, V] of the sequences of captions and their pictures or codes, one each: at place s those of the
+        token after it. `recipe.layout(text, codes)` has the tokens of all places and the ones after them."""
+        batches = self._batches(captions, pictures, seed)
+        found = [self._run(batch).cpu() for batch in batches]
+        return torch.cat(found) if found else torch.zeros(0, self.recipe.length, self.recipe.vocab.size)
+
+    @torch.no_grad()
+    def likelihood(self, captions: Captions, pictures: Pictures, *, seed: int = 0) -> Likelihood:
+        """How likely the model finds pictures (or codes) and their captions; one of either goes with all of the other.
+
+        What attention samples of an image is drawn from `seed` for every row, so that none depends on its batch.
+        """
+        found, vocab = list[Likelihood](), self.recipe.vocab
+        for batch in self._batches(captions, pictures, seed):
+            nll, targets = self._run(batch, targets=batch.targets), batch.targets
+            is_caption = (targets >= vocab.image_size) & (targets < vocab.image_size + vocab.text_size)
+            means = (row_means(nll, kept).cpu() for kept in (vocab.is_image(targets), is_caption))
+            found.append(Likelihood(*(-mean for mean in means)))
+        return Likelihood(*map(torch.cat, zip(*found, strict=True))) if found else Likelihood(*torch.zeros(2, 0))
+
+    def choose(self, pictures: Pictures, captions: Captions | Sequence[Sequence[str]], *, seed: int = 0) -> Tensor:
+        """int64 [N]: for each picture (or its codes) the number of the caption that makes it likeliest, of the same
+        captions for all pictures or of a list for each."""
+        codes = self._codes(pictures)
+        captions = [captions] if isinstance(captions, str) else captions
+        same = all(isinstance(caption, str) for caption in captions)
+        own: list[Any] = [captions] * len(codes) if same else list(captions)
+        require(len(own) == len(codes), "captions", f"a list for each of {len(codes)} pictures", len(own))
+        counts = [len(some) for some in own]
+        require(min(counts, default=1) >= 1, "captions", "at least one for each picture", own)
+        rows = codes.repeat_interleave(torch.tensor(counts, dtype=torch.int64), dim=0)
+        scores = self.likelihood([c for some in own for c in some], rows, seed=seed).picture
+        return torch.tensor([int(part.argmax()) for part in scores.split(counts)], dtype=torch.int64)
+
+    def _run(self, batch: Batch, **what: Any) -> Tensor:
+        with evaluating(self.model):
+            return self.model(batch.inputs, batch.context, **what)
+
+    def _batches(self, captions: Captions, pictures: Pictures, seed: int) -> Iterator[Batch]:
+        text, codes = pad_text(self.encode(captions)), self._codes(pictures)
+        count = max(len(text), len(codes))
+        fits = all(len(rows) in (1, count) for rows in (text, codes))
+        require(fits, "pictures", f"as many as captions ({len(text)}), or one", len(codes))
+        text, codes = text.expand(count, -1), codes.flatten(1).expand(count, -1)
+        for start in range(0, count, _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            streams = [torch.Generator().manual_seed(seed) for _ in text[part]]
+            yield self.recipe.batch(text[part], codes[part], draws=streams).to(self.model.device)
+
+    @property
+    def _side(self) -> int:
+        """Of pictures, in pixels."""
+        return self.recipe.config.image_grid * self.image.config.downsample
+
+    def _codes(self, pictures: Pictures) -> Tensor:
+        """Of codes themselves, or of pictures."""
+        if not isinstance(pictures, Tensor) or pictures.dtype == torch.uint8:
+            return self.tokenize(pictures)
+        codes, grid = pictures[None] if pictures.ndim == 2 else pictures, self.recipe.config.image_grid
+        fits = not codes.is_floating_point() and codes.ndim == 3 and codes.shape[1:] == (grid, grid)
+        wanted = f"uint8 [N, 3, H, W], or codes of whole numbers [N, {grid}, {grid}]"
+        require(fits, "pictures", wanted, f"{codes.dtype} {list(codes.shape)}")
+        return codes.long().cpu()
+
+
+def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: VQVAE) -> None:
+    """ValueError unless a checkpoint's model was trained on tokens of these tokenizers."""
+    trained_on = checkpoint.read_header(path).get("tokenizers")
+    if not isinstance(trained_on, list) or len(trained_on) != 2:
+        raise ValueError(f"{path} does not say which tokenizers its tokens were made with")
+    made_by = {"text": (text.sha256, trained_on[0]), "image": (image.sha256, trained_on[1])}
+    changed = [name for name, (here, then) in made_by.items() if here != then]
+    if changed:
+        which = f"the {' and the '.join(changed)} tokenizer {'were' if len(changed) > 1 else 'was'}"
+        raise ValueError(
+            f"{run}: {which} trained again after the tokens of its model {path.parent.name}: "
+            "tokenize again and train a new model"
+        )

@@ -168,6 +168,9 @@ def test_what_cannot_be_tokenised(tmp_path):
     a = shard(tmp_path / "a.tar", captions(3))
     with pytest.raises(SystemExit, match="image_size: expected a multiple of 8"):
         tokenize(a, "--run", tmp_path / "run", "--image-size", "30")
+    for option, wrong in (("text-pieces", 299), ("image-passes", "nan"), ("codebook", 0), ("split", "../x")):
+        with pytest.raises(SystemExit, match=f"{option.replace('-', '_')}: expected"):
+            tokenize(a, "--run", tmp_path / "run", f"--{option}", wrong)
     with pytest.raises(SystemExit, match="no caption in title"):
         tokenize(a, "--run", tmp_path / "run", "--languages", "title")
     assert not (tmp_path / "run").exists()

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from cogview.data.shards import PairDataset
-from cogview.demo.emoji import load_emoji
 from cogview.demo.scenes import (
     BACKGROUNDS,
     NOUNS,
@@ -16,6 +15,7 @@ from cogview.demo.scenes import (
     sample_scenes,
     split_of,
 )
+from cogview.emoji import load_emoji
 
 
 def test_all_emoji_load_with_names():

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from test_transformer import ATTENTIONS, make
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cogview.generate import generate, sample_token
+from cogview.generate import Sampling, generate, generate_batches, sample_token
 from cogview.recipes.caption import caploss, caption_batch
 from cogview.sequence import pad_text
 
@@ -85,6 +86,27 @@ def test_sampling_follows_the_probabilities():
         torch.testing.assert_close(frequency[:4], (kept / temperature).softmax(0), rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("temperature", [1e-5, 1e-38, 1e-300, 1e-320, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature):
+    """Exactly what top_k=1 gives, also where two logits are the largest, and whatever their size."""
+    torch.manual_seed(0)
+    allowed = torch.arange(300) < 200
+    for scale in (1.0, 1e30):
+        logits = scale * torch.randn(50, 300)
+        if temperature < 1e-30:
+            logits[:, 7] = logits[:, 9] = logits.amax(1)
+        uniform = torch.rand(50)
+        greedy = sample_token(logits, allowed, uniform, temperature=1.0, top_k=1)
+        assert torch.equal(sample_token(logits, allowed, uniform, temperature=temperature, top_k=200), greedy)
+
+
+@pytest.mark.parametrize("temperature", [1e20, 1e38, 1e308])
+def test_a_huge_temperature_is_uniform(temperature):
+    logits, allowed = torch.tensor([[3.0, -2.0, 0.0, 9.0, 1.0]]).expand(4, 5), torch.tensor([1, 1, 0, 1, 1]).bool()
+    drawn = sample_token(logits, allowed, torch.tensor([0.1, 0.3, 0.6, 0.9]), temperature=temperature, top_k=9)
+    assert drawn.tolist() == [3, 0, 4, 1]  # from the largest logit on
+
+
 def test_sampling_at_the_ends_stays_inside():
     logits, allowed = torch.randn(2, 300) * 5, torch.arange(300) < 200
     for u in (0.0, 1 - 2**-24):
@@ -104,12 +126,76 @@ def test_bad_requests():
     both = make()
     with pytest.raises(ValueError, match=r"text: expected at most 9 tokens beside .* got 10 in caption 1"):
         generate(*both, [[1], [2] * 10])
-    with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
-        generate(*both, [[1]], temperature=0)
-    with pytest.raises(ValueError, match="top_k: expected at least 1, got 0"):
-        generate(*both, [[1]], top_k=0)
     with pytest.raises(ValueError, match=r"seeds: expected as many as captions \(1\), got 2"):
         generate(*both, [[1]], seeds=[1, 2])
+    for text in ("a fox", ["a fox"], [[1], "a fox"]):
+        with pytest.raises(
+            ValueError, match="captions: expected lists of token ids, got text, which the methods of Sys"
+        ):
+            generate(*both, text)
+        with pytest.raises(ValueError, match="captions: expected lists of token ids, got text"):
+            caploss(both[0].config, both[1], torch.zeros(len(text), 4, 4, dtype=torch.int64), text)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), -float("inf"), "warm", None])
+def test_bad_temperatures(value):
+    with pytest.raises(ValueError, match="temperature: expected a positive and finite number, got"):
+        generate(*make(), [[1]], temperature=value)
+
+
+@pytest.mark.parametrize("name", ["top_k", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, None])
+def test_bad_counts(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected a whole number, at least 1, got {value}"):
+        generate(*make(), [[1]], **{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 1.5, "1", None])
+def test_bad_seeds(seed):
+    with pytest.raises(ValueError, match=r"seeds: expected whole numbers from 0 to 2\^63 - 1, got"):
+        generate(*make(), [[1], [2]], seeds=[0, seed])
+
+
+def test_good_requests():
+    both = make()
+    drawn = generate(*both, [[1]], seeds=[2**63 - 1], top_k=10**6, batch_size=10**6, temperature=np.float32(1))
+    assert torch.equal(drawn, generate(*both, [[1]], seeds=np.array([2**63 - 1]), top_k=20))
+
+
+def test_what_is_wrong_is_said_before_anything_is_drawn():
+    """The caption that does not fit is of the second batch."""
+    asked = []
+    with pytest.raises(ValueError, match="got 10 in caption 2"):
+        generate_batches(*make(), [[1], [2], [3] * 10], Sampling(batch_size=1), update=asked.append)
+    assert not asked
+
+
+def test_batches_come_as_they_are_drawn_and_tokens_are_counted():
+    both, told = make(), []
+    batches = generate_batches(*both, CAPTIONS, Sampling(batch_size=3), update=told.append)
+    assert not told
+    first = next(batches)
+    assert (first.shape, told) == ((3, 4, 4), list(range(3, 49, 3)))
+    second = next(batches)
+    assert told[16:] == list(range(49, 65))
+    assert torch.equal(torch.cat([first, second]), generate(*both, CAPTIONS))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error(value):
+    """At the first step, if all are so; or later, where a token that was drawn makes them so."""
+    recipe, model = make()
+    words = model.embedding.words.weight
+    start = generate(recipe, model, [[1]], top_k=1)[0, 0, 0]
+    with torch.no_grad():
+        model.embedding.positions.weight[7] = value  # of the fourth token behind one of text; the fifth comes from it
+        with pytest.raises(ValueError, match="the model's logits are not finite, at token 5 of 16 drawn"):
+            generate(recipe, model, [[1]], top_k=1)
+        with pytest.raises(ValueError, match="the model's logits are not finite, in row 0 of 1"):
+            caploss(recipe.config, model, torch.zeros(1, 4, 4, dtype=torch.int64), [[1]])
+        words[start] = value
+        with pytest.raises(ValueError, match="the model's logits are not finite, at token 1 of 16 drawn"):
+            generate(recipe, model, [[1]], top_k=1)
 
 
 def test_caploss_is_the_mean_over_the_text():

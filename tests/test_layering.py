@@ -142,7 +142,7 @@ def test_cogview_imports_absolutely() -> None:
 @pytest.mark.parametrize("path", modules("cogview/recipes"), ids=lambda p: p.stem)
 def test_recipes_know_no_shards_no_loop_and_no_command_line(path: Path) -> None:
     known = {name.split(".")[1] for name in imports(path) if name.startswith("cogview.")}
-    assert known <= {"config", "sequence", "parts", "recipes"}
+    assert known <= {"config", "sequence", "loss", "parts", "recipes"}
 
 
 @pytest.mark.parametrize("name", ["loop", "task", "optimizer", "schedule", "checkpoint", "log", "interrupts"])

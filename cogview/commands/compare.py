@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from cogview.commands.console import console
 from cogview.commands.models import models_in
 from cogview.recipes.recipe import Recipe
 from cogview.system import recipe_of
@@ -18,7 +18,6 @@ from cogview.train import checkpoint, record
 from cogview.train.log import read_log
 from cogview.train.state import State
 
-console = Console(highlight=False, soft_wrap=True)
 HELD_OUT = "validation_"  # before the names of held-out losses in a log
 
 Line = tuple[list[float], list[float]]
@@ -101,7 +100,7 @@ class Compare:
             try:
                 models.append(Model.load(folder))
             except (ValueError, OSError) as error:
-                console.print(f"left out: {error}", markup=False)
+                console.print(f"left out: {error}")
         if not models:
             raise ValueError("runs: expected at least one model that can be read, got none")
         kinds = list(dict.fromkeys(name for m in models for name in m.losses() if not name.startswith(HELD_OUT)))
@@ -120,7 +119,7 @@ class Compare:
         named = dict(zip(_names([model.folder for model in models]), models, strict=True))
         for name, model in named.items():
             table.add_row(*model.row(name, kinds))
-        Console(width=None if console.is_terminal else 240).print(table)
+        console.print(table, width=None if console.is_terminal else 240)
         panels = [(kind.replace("_", " "), _lines(named, kind)) for kind in kinds]
         if panels:
             console.print(f"curves in {curves(panels, self.out)}")
@@ -132,7 +131,7 @@ def _models_in(path: Path) -> list[Path]:
     try:
         return models_in(path)
     except ValueError as error:
-        console.print(f"left out: {error}", markup=False)
+        console.print(f"left out: {error}")
         return []
 
 

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-console = Console(highlight=False)
+from cogview.commands.console import console
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """`cogview tokenize`: from shards to tokens."""
 
 import json
+import math
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -9,14 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from cogview.commands.console import console
+from cogview.commands.presets import option
 from cogview.config import TrainConfig, require
 from cogview.data.files import write_json, written_beside
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
-
-console = Console(highlight=False, soft_wrap=True)
 
 TOKENIZERS = ("text.model", "vqvae.safetensors")
 TRAINED_WITH = (
@@ -40,23 +41,23 @@ class Tokenize:
     """Name of the tokens: train, or test for pairs that training only validates on."""
     languages: tuple[str, ...] = ("caption", "en", "zh")
     """Captions to use: fields of the pairs' JSON; "caption" is the text of a .txt, too."""
-    image_size: int | None = None
-    """Pixels of a side; others are cropped to a square and resized. Default: 64, or as the run's other tokens."""
+    image_size: Annotated[int | None, option("INT", "64, or as the run's other tokens")] = None
+    """Pixels of a side; others are cropped to a square and resized."""
     max_text: int = 64
     """Longest caption in tokens; longer ones are left out and counted."""
-    text_pieces: int | None = None
-    """Vocabulary of a text tokenizer trained here. Default: by the number of captions and characters."""
+    text_pieces: Annotated[int | None, option("INT", "by the captions")] = None
+    """Vocabulary of a text tokenizer trained here."""
     codebook: int = 1024
     """Codes of an image tokenizer trained here."""
     code_dim: int = 64
     """Its numbers to a code."""
     hidden: int = 96
     """Its channels."""
-    image_passes: float | None = None
-    """How often it sees every pixel. Default: for 1,250 steps, and at least twice."""
-    image_seconds: float | None = None
-    """Time that its training may take. Default: what the passes need."""
-    from_run: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    image_passes: Annotated[float | None, option("FLOAT", "for 1,250 steps, at least 2")] = None
+    """How often it sees every pixel."""
+    image_seconds: Annotated[float | None, option("SECONDS", "no limit")] = None
+    """Time that its training may take."""
+    from_run: Annotated[Path | None, option("PATH", "none", name="from")] = None
     """Take the tokenizers of this run, for a model that goes on from one of its models (train --from)."""
     retrain_tokenizers: bool = False
     """Train new ones where the run has some, which are set aside: its models cannot be used with the new tokens."""
@@ -66,6 +67,7 @@ class Tokenize:
         from cogview.pipeline import tokenize_pairs
         from cogview.tokenizers.image import VQConfig
 
+        self._check()
         data, folder = PairDataset(self.shards, languages=self.languages), self.run_folder
         require(len(data) > 0, "shards", "at least one pair", f"none ({data.report})")
         if self.from_run is not None:
@@ -86,6 +88,13 @@ class Tokenize:
         console.print(
             f"left out: {left_out}" + ("; `cogview data inspect` says which" if left_out != "nothing" else "")
         )
+
+    def _check(self) -> None:
+        require(bool(re.fullmatch(r"\w[\w-]*", self.split)), "split", "a name, as train or test", self.split)
+        require(self.text_pieces is None or self.text_pieces >= 300, "text_pieces", "at least 300", self.text_pieces)
+        for name in ("image_size", "max_text", "codebook", "code_dim", "hidden", "image_passes", "image_seconds"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < math.inf, name, "a positive number", value)
 
     def _tokenizers(self, data: PairDataset, folder: Path, size: int):
         """Both, and the pictures that the image tokenizer was trained on if that was now."""

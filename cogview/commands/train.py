@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from rich.console import Console
 
+from cogview.commands.console import console
 from cogview.commands.device import available
 from cogview.commands.options import of_preset, option
 from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, recipe_for
@@ -20,7 +20,6 @@ from cogview.recipes.cogview import Kind
 from cogview.train.identity import AnotherRun
 from cogview.train.loop import Result, Trainer
 
-console = Console(highlight=False, soft_wrap=True)
 PRESETS = tuple(dict.fromkeys(name for recipe in RECIPES.values() for name in recipe.presets))
 RISEN = 1.005  # times the best held-out loss, from which on it is said
 DROPOUTS = ", ".join(f"tiny {value:g} from {least:,} sequences on" for least, value in DROPOUT.items() if least)

@@ -22,7 +22,7 @@ _UNSEEN = {*"\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0", *map(chr, range(
 class Captions(NamedTuple):
     found: dict[str, str]
     problems: list[tuple[str, str]]  # kind, detail
-    others: tuple[str, ...]  # fields of the JSON that hold text and were not asked for
+    others: tuple[str, ...]  # fields that hold text and were not asked for
 
 
 def read_captions(as_json: bytes | None, as_text: bytes | None, languages: Sequence[str]) -> Captions:
@@ -55,22 +55,33 @@ def read_captions(as_json: bytes | None, as_text: bytes | None, languages: Seque
                 problems.append((BLANK, source))
             elif found.setdefault(name, text) != text:
                 found[f"{name}.json"] = text
-    asked = set(languages)
-    others = tuple(k for k, v in fields.items() if k not in asked and isinstance(v, str) and not blank(v))
-    return Captions(found, problems, others)
+    others = dict.fromkeys(k for k, v in fields.items() if k not in languages and isinstance(v, str) and not blank(v))
+    if as_text is not None and as_text.strip() and "caption" not in languages:
+        others["caption"] = None
+    return Captions(found, problems, tuple(others))
 
 
-def read_object(data: bytes) -> Mapping[str, Any]:
+def none_in(captions: Captions, languages: Sequence[str]) -> str:
+    """Why a sample has no caption, and which fields may be one."""
+    others = f"; other fields with text: {', '.join(captions.others[:8])}" if captions.others else ""
+    return f"none in {', '.join(languages)}{others}"
+
+
+def read_object(data: bytes | str) -> Mapping[str, Any]:
     """A JSON object; ValueError if it is something else. Bytes that are no UTF-8 become lone surrogates."""
-    mark, encoding = _mark(data)
     try:
-        text = data[len(mark) :].decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
-        fields = json.loads(text)
+        fields = json.loads(decoded(data) if isinstance(data, bytes) else data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(fields, dict):
         raise ValueError(f"expected an object, got {_article(fields)}")
     return fields
+
+
+def decoded(data: bytes) -> str:
+    """Text in the encoding that its byte order mark says, else UTF-8, of which what is not becomes lone surrogates."""
+    mark, encoding = _mark(data)
+    return data[len(mark) :].decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
 
 
 def clean(value: Any) -> str:

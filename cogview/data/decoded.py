@@ -1,14 +1,12 @@
 """Pictures decoded once: some samples of a data set at one size, in a file that is mapped, not read."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cogview.data.ahead import ahead
 from cogview.data.files import written_beside
 from cogview.data.shards import PairDataset
 from cogview.progress import track
@@ -45,10 +43,10 @@ class Decoded:
             with written_beside(images_path) as beside:
                 shape = (len(numbers), 3, size, size)
                 images = np.lib.format.open_memmap(beside, "w+", np.uint8, shape)
-                for number, picture in track(pictures(data, numbers.tolist(), size), "reading pictures", len(numbers)):
-                    if picture is not None:
-                        images[len(found)] = picture.numpy()
-                        found.append(number)
+                pictures = data.pictures(size, track(numbers.tolist(), "reading pictures"))
+                for row, (number, picture) in enumerate(pictures):
+                    images[row] = picture.numpy()
+                    found.append(number)
                 images.flush()
             with written_beside(numbers_path) as beside, open(beside, "wb") as file:
                 np.save(file, np.array(found, np.int64))
@@ -57,11 +55,6 @@ class Decoded:
             raise ValueError(f"dataset: no readable picture ({data.report})")
         images = np.load(images_path, mmap_mode="c", allow_pickle=False)[: len(numbers)]  # never written to
         return cls(numbers, torch.from_numpy(images))
-
-
-def pictures(data: PairDataset, numbers: Iterable[int], size: int) -> Iterator[tuple[int, Tensor | None]]:
-    """(number, uint8 [3, size, size]) of some samples in their order, by all cores; None: it cannot be read."""
-    return ahead(lambda number: (number, data.picture(number, size)), numbers)
 
 
 def remove(folder: Path) -> None:

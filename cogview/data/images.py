@@ -98,7 +98,7 @@ def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
     if mode == "RGB" and (image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info or palette_alpha):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -9,8 +9,8 @@ from cogview.data.tar_members import Problem
 
 IMAGE, JSON, TEXT = range(3)  # columns of a sample's offsets
 _COLUMN = dict.fromkeys(EXTENSIONS, IMAGE) | {"json": JSON, "txt": TEXT}
-_OTHER_PICTURES = {"tif", "tiff", "heic", "heif", "avif", "jfif", "jpe", "jp2", "jxl", "svg", "ico", "tga", "psd"}
-_OTHER_PICTURES |= {"raw", "dng", "cr2", "nef", "arw", "ppm", "pgm", "exr", "hdr"}
+OTHER_PICTURES = {"tif", "tiff", "heic", "heif", "avif", "jfif", "jpe", "jp2", "jxl", "svg", "ico", "tga", "psd"}
+OTHER_PICTURES |= {"raw", "dng", "cr2", "nef", "arw", "ppm", "pgm", "exr", "hdr"}
 _EXTRA = re.compile(r"([a-z_][\w-]*\.)+\w+")  # as in 0001.seg.png beside 0001.png
 _MACOS = "files of macOS"
 _MAX_KINDS = 100  # of members that are not read: names may end in anything
@@ -44,15 +44,15 @@ class Samples:
         if base.startswith("._") or base == ".DS_Store" or "__MACOSX" in folder.split("/"):
             return self._leave(_MACOS, name)
         if not stem:
-            if last in _COLUMN or last in _OTHER_PICTURES:
+            if last in _COLUMN or last in OTHER_PICTURES:
                 self.problems.append(("name that begins with a dot", printable(name), ""))
                 return None
             return self._leave(extension, name)
-        if column is None and last not in _COLUMN and extension not in _OTHER_PICTURES:
+        if column is None and last not in _COLUMN and extension not in OTHER_PICTURES:
             return self._leave(extension, name)  # features, metadata: not ours to judge
         sample = self._sample((f"{folder}/{stem}" if folder else stem).encode("utf-8", "surrogateescape"))
         if column is None:
-            if extension in _OTHER_PICTURES:
+            if extension in OTHER_PICTURES:
                 sample.other = sample.other or extension
                 return self._leave(extension, name)
             sample.dotted.append((name, _COLUMN[last]))
@@ -84,7 +84,7 @@ class Samples:
             if (sample.key, not picture) in there:
                 detail = "the rest of it is elsewhere in the tar; members of a sample stand together (tar --sort=name)"
             elif sample.other and not picture:
-                kind, detail = "picture of a format that is not read", f".{sample.other}"
+                kind = f"picture in a format that is not read (.{sample.other})"
             self.problems.append((kind, printable(sample.key.decode("utf-8", "replace")), detail))
         return whole
 

@@ -14,7 +14,8 @@ is exact for any number of ranks and reading threads. Threads, not processes, de
 import io
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogview.data.ahead import ahead
-from cogview.data.captions import Captions, read_captions
+from cogview.data.captions import Captions, none_in, read_captions
 from cogview.data.files import written_beside
 from cogview.data.images import MAX_BYTES, MAX_PIXELS, TooLarge, decode_image, pixels
 from cogview.data.report import Report, printable
@@ -96,9 +97,13 @@ class PairDataset:
         self.languages = tuple(dict.fromkeys(languages))
         self.window, self.max_image_bytes, self.max_pixels = window, max_image_bytes, max_pixels
         self.report = Report()
+        names = Counter(shard.path.name for shard in self.shards)
+        self._labels = {
+            path: printable(path.name if names[path.name] == 1 else str(path)) for path in (s.path for s in self.shards)
+        }
         for shard in self.shards:
             for kind, name, detail in shard.problems:
-                self.report.add(kind, f"{shard.path.name}:{name}", detail)
+                self.report.add(kind, f"{self._labels[shard.path]}:{name}", detail)
         self._starts = np.cumsum([0] + [len(shard) for shard in self.shards])
 
     def __len__(self) -> int:
@@ -107,7 +112,7 @@ class PairDataset:
     def __getitem__(self, index: int) -> Pair | None:
         """Sample `index` in storage order; None, and an entry in `report`, if it cannot be read."""
         captions = self.captions(index)
-        image = None if captions is None else self._decoded(index)
+        image = None if captions is None else self.decode(index, self.picture_bytes(index))
         return None if captions is None or image is None else Pair(self.key(index), image, captions)
 
     def key(self, index: int) -> str:
@@ -117,7 +122,7 @@ class PairDataset:
     def where(self, index: int) -> str:
         """A sample's shard and key, as the report names it."""
         shard, row = self._place(index)
-        return f"{shard.path.name}:{printable(shard.key(row))}"
+        return f"{self._labels[shard.path]}:{printable(shard.key(row))}"
 
     def captions(self, index: int) -> dict[str, str] | None:
         """The captions of a sample by the fields asked for, read without its picture; None if it has none."""
@@ -135,8 +140,7 @@ class PairDataset:
         captions = read_captions(members.get(JSON), members.get(TEXT), self.languages)
         problems += captions.problems
         if not captions.found:
-            others = f"; other fields with text: {', '.join(captions.others[:8])}" if captions.others else ""
-            problems.append(("sample without caption", f"none in {', '.join(self.languages)}{others}"))
+            problems.append(("sample without caption", none_in(captions, self.languages)))
         for kind, detail in problems:
             self.report.add(kind, self.where(index), detail, sample=index)
         return captions._replace(problems=problems)
@@ -152,21 +156,32 @@ class PairDataset:
             self.report.add("picture not readable", self.where(index), str(error), sample=index)
         return None
 
+    def decode(self, index: int, data: bytes | None, side: int | None = None) -> Image.Image | None:
+        """`decode_image` of a sample's picture; None, and an entry in `report`, if it cannot be decoded."""
+        try:
+            if data is not None:
+                return decode_image(data, side=side, max_bytes=self.max_image_bytes, max_pixels=self.max_pixels)
+        except ValueError as error:
+            kind = "picture too large" if isinstance(error, TooLarge) else "picture not readable"
+            self.report.add(kind, self.where(index), str(error), sample=index)
+        return None
+
     def picture(self, index: int, size: int) -> Tensor | None:
         """uint8 [3, size, size] of one picture; None, and an entry in `report`, if it cannot be read."""
-        image = self._decoded(index, side=size)
+        image = self.decode(index, self.picture_bytes(index), size)
         return None if image is None else pixels(image, size)
 
     def pictures(
-        self, size: int, start: int = 0, end: int | None = None, *, threads: int | None = None
+        self, size: int, indices: Iterable[int] | None = None, *, threads: int | None = None
     ) -> Iterator[tuple[int, Tensor]]:
-        """(index, uint8 [3, size, size]) of the readable pictures of samples start to end, in storage order.
+        """(index, uint8 [3, size, size]) of the readable pictures of some samples (None: all), in their order.
 
         Decoded by `threads` threads (default: all cores). Memory: for each thread the largest file and its picture,
         decoded (a JPEG at its reduced size), and four results. A decoded picture takes 3 or 4 bytes a pixel, and three
         times that while its transparency is resolved.
         """
-        found = ahead(lambda index: (index, self.picture(index, size)), self._range(start, end), threads)
+        indices = range(len(self)) if indices is None else indices
+        found = ahead(lambda index: (index, self.picture(index, size)), indices, threads)
         return ((index, picture) for index, picture in found if picture is not None)
 
     def readable(self, start: int = 0, end: int | None = None) -> Iterator[Pair]:
@@ -208,13 +223,3 @@ class PairDataset:
 
     def _range(self, start: int, end: int | None) -> range:
         return range(start, len(self) if end is None else min(end, len(self)))
-
-    def _decoded(self, index: int, side: int | None = None) -> Image.Image | None:
-        if (data := self.picture_bytes(index)) is None:
-            return None
-        try:
-            return decode_image(data, side=side, max_bytes=self.max_image_bytes, max_pixels=self.max_pixels)
-        except ValueError as error:
-            kind = "picture too large" if isinstance(error, TooLarge) else "picture not readable"
-            self.report.add(kind, self.where(index), str(error), sample=index)
-        return None

@@ -21,7 +21,7 @@ from PIL import Image
 from cogview.data.files import write_json
 from cogview.data.shards import ShardWriter
 from cogview.data.shuffle import permutation
-from cogview.demo.emoji import load_emoji
+from cogview.emoji import load_emoji
 
 VERSION = 1
 SIZE = 64  # pixels of a side

@@ -1,7 +1,8 @@
 """The transformer: tokens and their context to logits or losses. What its attention sees is the recipe's."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -87,3 +88,14 @@ class Transformer(nn.Module):
             raise ValueError(f"seeds: expected {c.num_layers} pairs, see draw_seeds, got {context.seeds}")
         if cache is not None and len(cache[0].keys) != len(inputs):
             raise ValueError(f"cache: expected {len(inputs)} rows, got {len(cache[0].keys)}")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

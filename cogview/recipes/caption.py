@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cogview.parts.transformer import Transformer
+from cogview.loss import row_means
+from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes.cogview import CogView, CogViewConfig
 from cogview.recipes.recipe import Draws
 from cogview.sequence import Batch, Vocabulary, pad_text
@@ -29,22 +30,20 @@ def caploss(
 ) -> Tensor:
     """float32 [B], nats per text token, of codes int64 [B, h, w] and as many captions of raw text ids.
 
-    Every pair draws its pivots from the same seed, so that a score does not depend on its batch.
+    Every pair draws its pivots from the same seed, so that a score does not depend on its batch. ValueError where the
+    logits are not finite.
     """
+    text = pad_text(captions)
     if codes.ndim != 3 or codes[0:1].numel() != config.image_tokens or len(codes) != len(captions):
         wanted = f"[{len(captions)}, {config.image_grid}, {config.image_grid}], one image a caption"
         raise ValueError(f"codes: expected {wanted}, got {list(codes.shape)}")
     if not all(map(len, captions)):
         raise ValueError("captions: expected none that is empty, got one of 0 tokens")
     streams = [torch.Generator().manual_seed(seed) for _ in captions]
-    batch = caption_batch(config, pad_text(captions), codes.flatten(1).cpu(), streams).to(model.device)
-    training = model.training
-    model.eval()
-    try:
+    batch = caption_batch(config, text, codes.flatten(1).cpu(), streams).to(model.device)
+    with evaluating(model):
         nll = model(batch.inputs, batch.context, targets=batch.targets)
-    finally:
-        model.train(training)
     # Targets stand one place before their token: text begins after [BASE] [BOI1] image [EOI1] [ROI1].
     first = config.image_tokens + 3
-    is_text = Vocabulary(config.image_vocab, config.text_vocab).is_text(batch.targets[:, first:]).to(nll)
-    return (nll[:, first:] * is_text).sum(dim=1) / is_text.sum(dim=1)
+    is_text = Vocabulary(config.image_vocab, config.text_vocab).is_text(batch.targets[:, first:])
+    return row_means(nll[:, first:], is_text)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -11,7 +12,9 @@ from cogview.data.images import decode_image
 from cogview.data.samples import IMAGE, JSON
 from cogview.data.tar_index import TarIndex
 
-SHARD = Path(__file__).parents[1] / "assets" / "emoji.tar"
+SHARD = Path(__file__).parent / "assets" / "emoji.tar"
+VARIANT = "\ufe0f"  # after a character: as an emoji. Many texts leave it out
+_TYPOGRAPHIC = 0x2300  # characters before it, as ©, are emoji only where the text says so
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,7 @@ class Emoji:
 
 def load_emoji(codepoints: Collection[str] | None = None, *, shard: Path = SHARD) -> dict[str, Emoji]:
     """The emoji by codepoints ("1f43c"), all or those asked for; ValueError if one is not in the shard."""
-    index = TarIndex.build(shard)  # 0.1 s; installed packages are no place for a sidecar
-    rows = {index.key(row): row for row in range(len(index))}
+    index, rows = _rows(shard)
     wanted = list(rows) if codepoints is None else list(codepoints)
     if missing := [c for c in wanted if c not in rows]:
         raise ValueError(f"codepoints: expected emoji of {shard.name}, got {missing}")
@@ -35,3 +37,21 @@ def load_emoji(codepoints: Collection[str] | None = None, *, shard: Path = SHARD
         names = json.loads(contents[JSON])
         found[key] = Emoji(key, names["en"], names["zh"], decode_image(contents[IMAGE], mode="RGBA"))
     return found
+
+
+@cache
+def _rows(shard: Path) -> tuple[TarIndex, dict[str, int]]:
+    index = TarIndex.build(shard)  # 0.1 s; installed packages are no place for a sidecar
+    return index, {index.key(row): row for row in range(len(index))}
+
+
+@cache
+def emoji_texts() -> dict[str, str]:
+    """The codepoints of each emoji by the texts that stand for it."""
+    texts = {}
+    for key in _rows(SHARD)[1]:
+        text = "".join(chr(int(c, 16)) for c in key.split("-"))
+        texts[text] = key
+        if ord(text[0]) >= _TYPOGRAPHIC:
+            texts.setdefault(text.replace(VARIANT, ""), key)
+    return texts

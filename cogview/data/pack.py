@@ -1,0 +1,153 @@
+"""A folder of pictures with captions, into shards.
+
+Captions are in a table (CSV, TSV, JSON lines) or in a .txt or .json beside each picture. The bytes of the pictures are
+copied; keys are numbers; the name that a picture had in the folder is "name" in its JSON. The shards depend on the
+folder's contents alone. They are written apart and appear together at the end.
+"""
+
+import filecmp
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cogview.data.ahead import ahead
+from cogview.data.files import write_json
+from cogview.data.images import MAX_BYTES, TooLarge, decode_image, open_image
+from cogview.data.report import Report, printable
+from cogview.data.samples import OTHER_PICTURES
+from cogview.data.shards import LANGUAGES, ShardWriter
+from cogview.data.sources import Source, beside_pictures, from_table
+from cogview.progress import Update
+
+TABLES = ("metadata.jsonl", "metadata.csv")  # looked for in the folder, as Hugging Face's imagefolder has them
+MARK = "pack.json"  # in the folder of shards: what they were made of
+_SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+
+
+@dataclass
+class Packed:
+    report: Report = field(default_factory=Report)
+    shards: list[Path] = field(default_factory=list)
+    pairs: int = 0
+    fields: list[str] = field(default_factory=list)
+    """Of the JSONs that hold captions."""
+
+
+def pack(
+    folder: Path,
+    out: Path,
+    update: Update,
+    packed: Packed,
+    *,
+    captions: Path | None = None,
+    image_column: str | None = None,
+    caption_columns: Sequence[str] = (),
+    shard_pairs: int = 1000,
+    max_shard_bytes: int = 1 << 30,
+) -> None:
+    """Writes the pairs of `folder` to `out`, as 00000.tar and so on; what is left out goes to packed.report.
+
+    captions: the table; default: metadata.jsonl or metadata.csv in the folder, else files beside the pictures.
+    shard_pairs, max_shard_bytes: a shard ends before it has more. update: is told the share that is done. ValueError if
+    nothing can be packed or `out` holds shards of something else; then nothing is written.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"folder: expected a folder of pictures, got {str(folder)!r}")
+    if shard_pairs < 1 or max_shard_bytes < 1:
+        raise ValueError("shard-pairs, max-shard-mb: expected at least 1")
+    made_of = {"folder": str(folder.resolve()), "captions": str(captions.resolve()) if captions else None}
+    before = _own_shards(out, made_of)
+    table = captions or next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    if table is None:
+        sources = beside_pictures(folder, caption_columns or LANGUAGES, packed.report)
+    else:
+        sources = from_table(folder, table, image_column, caption_columns, packed.report)
+    with _folder_beside(out) as beside, ExitStack() as stack:
+        pairs, size, writer = 0, 0, None
+        loaded = ahead(lambda source: (source, _load(folder, source, packed.report)), sources)
+        for done, (source, picture) in enumerate(loaded, 1):
+            update(done / len(sources))
+            if picture is None:
+                continue
+            suffix, contents = picture
+            if writer is None or pairs == shard_pairs or size + len(contents) > max_shard_bytes:
+                stack.close()
+                packed.shards.append(out / f"{len(packed.shards):05d}.tar")
+                writer = stack.enter_context(ShardWriter(beside / packed.shards[-1].name))
+                pairs = size = 0
+            fields = {"name": _unicode(source.name)} | source.captions
+            text = json.dumps(fields, ensure_ascii=False).encode()
+            writer.write(f"{packed.pairs:08d}", {suffix: contents, "json": text})
+            packed.pairs, pairs, size = packed.pairs + 1, pairs + 1, size + len(contents) + len(text)
+            packed.fields += [name for name in source.captions if name not in packed.fields]
+        stack.close()
+        if not packed.pairs:
+            raise ValueError(f"folder: no picture with a caption in {str(folder)!r} ({packed.report})")
+        _move(beside, out, before, made_of, packed.shards)
+
+
+def _load(folder: Path, source: Source, report: Report) -> tuple[str, bytes] | None:
+    """Suffix and bytes of a picture; None, and an entry in the report, if it cannot be read."""
+    try:
+        if (size := source.path.stat().st_size) > MAX_BYTES:
+            raise TooLarge(f"expected at most {MAX_BYTES} bytes, got {size}")
+        data = source.path.read_bytes()
+        decode_image(data, side=64)  # whether it can be
+        return _SUFFIX[str(open_image(data).format)], data
+    except (ValueError, OSError) as error:
+        extension = source.path.suffix[1:].lower()
+        other = f"picture in a format that is not read (.{extension})" if extension in OTHER_PICTURES else ""
+        kind = "picture too large" if isinstance(error, TooLarge) else other or "picture not readable"
+        report.add(kind, printable(source.name), str(error), sample=source.number)
+    return None
+
+
+def _unicode(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _own_shards(out: Path, made_of: dict) -> list[str]:
+    """Names of the shards that an earlier packing of the same folder wrote; ValueError if there are others."""
+    if not out.exists():
+        return []
+    if not out.is_dir():
+        raise ValueError(f"out: expected a folder, got {str(out)!r}")
+    try:
+        mark = json.loads((out / MARK).read_text(encoding="utf-8"))
+        named = mark["shards"] if mark["made_of"] == made_of else []
+        own = [name for name in named if re.fullmatch(r"[0-9]{5,}\.tar", name)]
+    except (OSError, ValueError, KeyError, TypeError):
+        own = []
+    if others := sorted(path.name for path in out.glob("*.tar") if path.name not in own):
+        raise ValueError(f"out: {str(out)!r} holds shards of something else ({others[0]}); name another folder")
+    return own
+
+
+@contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(beside: Path, out: Path, before: list[str], made_of: dict, shards: list[Path]) -> None:
+    """Puts the new shards into their places and removes those that are no more."""
+    names = [path.name for path in shards]
+    surplus = [name for name in before if name not in names]
+    write_json(out / MARK, {"made_of": made_of, "shards": names + surplus})  # all ours, if this is cut short
+    for path in shards:
+        if not (path.exists() and filecmp.cmp(beside / path.name, path, shallow=False)):
+            os.replace(beside / path.name, path)
+    for name in surplus:
+        (out / name).unlink(missing_ok=True)
+        (out / f"{name}.index.npz").unlink(missing_ok=True)
+    write_json(out / MARK, {"made_of": made_of, "shards": names})
