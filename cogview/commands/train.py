@@ -11,7 +11,7 @@ import tyro
 
 from cogview.commands.console import console
 from cogview.commands.device import available
-from cogview.commands.options import of_preset, option
+from cogview.commands.presets import of_preset, option
 from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, recipe_for
 from cogview.config import TrainConfig
 from cogview.progress import progress
