@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from rich.console import Console
 from rich.table import Table
 
 from cogview.commands.console import console
@@ -119,7 +120,7 @@ class Compare:
         named = dict(zip(_names([model.folder for model in models]), models, strict=True))
         for name, model in named.items():
             table.add_row(*model.row(name, kinds))
-        console.print(table, width=None if console.is_terminal else 240)
+        (console if console.is_terminal else Console(width=240)).print(table)  # whole rows in a file
         panels = [(kind.replace("_", " "), _lines(named, kind)) for kind in kinds]
         if panels:
             console.print(f"curves in {curves(panels, self.out)}")
