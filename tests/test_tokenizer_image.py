@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from cogview.config import TrainConfig
 from cogview.demo.scenes import render, sample_scenes
 from cogview.tokenizers.image import VQVAE, Quantizer, VQConfig
-from cogview.tokenizers.train_image import TRAINING, Pictures, PictureTask, train_vqvae
+from cogview.tokenizers.train_image import TRAINING, Pictures, PictureTask, passes_of, steps_for, train_vqvae
 from cogview.train.log import read_log
 
 TINY = VQConfig(codebook_size=16, dim=8, hidden=8)
@@ -237,3 +237,65 @@ def test_training_arguments_are_checked(tmp_path):
         train_vqvae(images.float(), TINY, training(1), tmp_path)
     with pytest.raises(ValueError, match="images: expected uint8"):
         train_vqvae(images[:0], TINY, training(1), tmp_path)
+
+
+def test_training_sees_squares_of_large_pictures_and_validation_whole_ones():
+    torch.manual_seed(1)
+    images = torch.randint(256, (5, 3, 72, 88), dtype=torch.uint8)
+    task = PictureTask(VQVAE(TINY).train(), Pictures(images), Pictures(images), crop=64)
+    draws = torch.Generator().manual_seed(3)
+    batch = (task.batch(task.data, np.array([4, 0, 0]), draws) * 255).round().to(torch.uint8)
+    assert batch.shape == (3, 3, 64, 64)
+    places = [(t, l) for t in range(9) for l in range(25)]
+    found = [
+        [(t, l) for t, l in places if torch.equal(square, images[row][:, t : t + 64, l : l + 64])]
+        for row, square in zip((4, 0, 0), batch, strict=True)
+    ]
+    assert all(len(where) == 1 for where in found)
+    assert found[1] != found[2]
+    again = task.batch(task.data, np.array([4, 0, 0]), torch.Generator().manual_seed(3))
+    assert torch.equal((again * 255).round().to(torch.uint8), batch)
+    task.model.eval()
+    assert task.batch(task.held_out, np.array([1]), draws).shape == (1, 3, 72, 88)
+    state = draws.get_state()
+    task.model.train()
+    task.batch(Pictures(images[:, :, :64, :64]), np.array([1]), draws)
+    assert torch.equal(draws.get_state(), state)  # whole pictures need no draws
+
+
+def test_held_out_pictures_are_judged_by_and_not_trained_on(tmp_path):
+    images = scenes(12)
+    images[[3, 7]] = 255 - images[[3, 7]]
+    report = train_vqvae(images, TINY, training(20), tmp_path, held_out=np.array([3, 7]))
+    model = VQVAE.load(report.model)
+    rebuilt = model.decode(model.encode(images[[3, 7]].float() / 255))
+    squared = ((rebuilt * 255).round() - images[[3, 7]]).square().mean() / 255**2
+    assert report.held_out == 2
+    assert report.psnr == pytest.approx(float(-10 * squared.log10()), abs=1e-3)
+    assert report.used_codes == len(model.encode(images[[3, 7]].float() / 255).unique())
+    validated = [entry["validation_psnr"] for entry in read_log(tmp_path / "vqvae") if "validation_psnr" in entry]
+    assert validated[-1] == pytest.approx(report.psnr, abs=0.2)  # in bfloat16 where that is native
+    other = images.clone()
+    other[[3, 7]] = 0
+    again = train_vqvae(other, TINY, training(20), tmp_path / "again", held_out=np.array([3, 7]))
+    before, after = load_file(report.model), load_file(again.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "size", "passes", "steps"),
+    [
+        (3000, 64, None, 1250),
+        (3000, 128, None, 1250),
+        (24, 64, None, 1250),
+        (16384, 128, None, 4096),  # two passes
+        (10**6, 128, None, 5000),
+        (3000, 64, 2.0, 188),
+        (3000, 128, 2.0, 750),
+        (10, 32, 1.0, 1),
+    ],
+)
+def test_steps_and_passes(pictures, size, passes, steps):
+    assert steps_for(pictures, size, passes) == steps
+    seen = steps * 32 * min(size, 64) ** 2
+    assert passes_of(steps, pictures, size) == pytest.approx(seen / (pictures * size**2))
