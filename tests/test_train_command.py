@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import typing
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from test_train_best import flip
 
 from cogview import cli
-from cogview.commands import models
+from cogview.commands import Command, models
 from cogview.commands.train import report
 from cogview.commands.train_model import dropout_for
 from cogview.data.tokens import PartWriter, complete, part_name
@@ -374,7 +375,15 @@ def test_dropout_by_the_size_of_the_data():
     assert preset("tiny")[0].dropout == 0  # the demo's, of 24,000
 
 
-COMMANDS = ["demo", "data build", "data inspect", "tokenize", "train", "compare", "generate", "info"]
+def commands(union, before=""):
+    """The names of all, those inside others too."""
+    for part in typing.get_args(union):
+        kind, how = typing.get_args(part)
+        inner = typing.get_type_hints(kind, include_extras=True).get("command")
+        yield from [f"{before}{how.name}"] if inner is None else commands(inner, f"{before}{how.name} ")
+
+
+COMMANDS = list(commands(Command))
 
 
 def options_of(command, capsys):
