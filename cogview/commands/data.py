@@ -129,8 +129,8 @@ class Pack:
     out: Path
     """Folder for the shards; those that the same folder was packed to before are replaced, others never."""
     captions: Annotated[Path | None, option("PATH", "the folder's metadata.jsonl or .csv, if it has one")] = None
-    """A table with a row a caption: CSV or TSV with a header, JSON lines, or a JSON list of objects. Further rows of a picture become caption.2, caption.3
-    and so on of its pair."""
+    """A table with a row a caption: CSV or TSV with a header, JSON lines, or a JSON list of objects. Further rows of a
+    picture become caption.2, caption.3 and so on of its pair."""
     image_column: Annotated[str | None, option("STR", "file_name, image, path or the like")] = None
     """Column with the pictures' names, relative to the folder."""
     caption_columns: Annotated[tuple[str, ...], option("[STR [STR ...]]", "caption, text or the like, en, zh")] = ()
