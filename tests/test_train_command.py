@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import typing
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from test_train_best import flip
 
 from cogview import cli
-from cogview.commands import models
+from cogview.commands import Command, models
 from cogview.commands.train import report
 from cogview.commands.train_model import dropout_for
 from cogview.data.tokens import PartWriter, complete, part_name
@@ -170,6 +171,28 @@ def test_what_changed_since_a_run_began_is_a_sentence(tmp_path):
     assert header(tmp_path)["run"]["step"] == 4
 
 
+def test_a_test_split_that_does_not_fit_is_said_before_the_first_step(tmp_path):
+    """Though the run began with another one."""
+    tokens(tmp_path)
+    tokens(tmp_path, "test", count=7)
+    train(tmp_path)
+    before = (tmp_path / "gpt" / "log.jsonl").read_bytes()
+    tokens(tmp_path, "test", count=7, length=20)
+    with pytest.raises(SystemExit, match=r"the longest caption has 20 tokens, and .*gpt was made for 9 at most: token"):
+        train(tmp_path, steps=9)
+    assert (tmp_path / "gpt" / "log.jsonl").read_bytes() == before
+    newest = checkpoint.latest(tmp_path / "gpt")
+    parts, old = checkpoint.read(newest)
+    old.pop("tokens")
+    checkpoint.save(newest, parts, old)
+    for split in ("train", "test"):
+        tokens(tmp_path, split, grid=5)
+    with pytest.raises(
+        SystemExit, match=r"the pictures are 5 x 5 tokens, those that .* was trained on 4 x 4: tokenize w"
+    ):
+        train(tmp_path, steps=9)
+
+
 def test_several_models_in_a_run_and_names_that_are_none(tmp_path, capsys):
     tokens(tmp_path)
     for kind in ("dense", "three_region"):
@@ -177,7 +200,7 @@ def test_several_models_in_a_run_and_names_that_are_none(tmp_path, capsys):
         assert header(tmp_path, kind)["config"]["attention"] == kind
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
-    for name in ("tokens", "vqvae", "Pixels", "", ".", "..", "a/b", ".hidden", "-x", "mine"):
+    for name in ("tokens", "vqvae", "text.model", "Pixels", "", ".", "..", "a/b", ".hidden", "-x", "mine"):
         with pytest.raises(SystemExit, match="name: expected"):
             cli.main(["train", "--run", str(tmp_path), f"--name={name}", "--steps", "1", *SMALL])
     out = tmp_path / "compare.png"
@@ -374,7 +397,15 @@ def test_dropout_by_the_size_of_the_data():
     assert preset("tiny")[0].dropout == 0  # the demo's, of 24,000
 
 
-COMMANDS = ["demo", "data build", "data inspect", "tokenize", "train", "compare", "generate", "info"]
+def commands(union, before=""):
+    """The names of all, those inside others too."""
+    for part in typing.get_args(union):
+        kind, how = typing.get_args(part)
+        inner = typing.get_type_hints(kind, include_extras=True).get("command")
+        yield from [f"{before}{how.name}"] if inner is None else commands(inner, f"{before}{how.name} ")
+
+
+COMMANDS = list(commands(Command))
 
 
 def options_of(command, capsys):

@@ -8,6 +8,7 @@ import numpy as np
 import tyro
 
 from cogview.commands.console import console
+from cogview.commands.presets import option
 from cogview.data.inspection import Caption, Inspection, inspect
 from cogview.data.pack import Packed, pack
 from cogview.data.report import Report, printable
@@ -48,17 +49,17 @@ class Build:
 class Inspect:
     """Read every pair of some tar shards; report what is there, and what is damaged, doubled or left out."""
 
-    shards: tyro.conf.Positional[tuple[Path, ...]]
+    shards: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(required)")]
     """Tar files."""
     languages: tuple[str, ...] = LANGUAGES
     """Fields of the pairs' JSON that hold captions; a pair's .txt is "caption"."""
     max_text: int = 64
     """The limit that captions are held against, in tokens."""
-    run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    run_folder: Annotated[Path | None, option("PATH", "none", name="run")] = None
     """Count tokens with this run's text.model; else with a tokenizer trained on these captions."""
-    report: Path | None = None
+    report: Annotated[Path | None, option("PATH", "none")] = None
     """Write every problem here, a JSON object a line."""
-    sheet: Path | None = None
+    sheet: Annotated[Path | None, option("PATH", "none")] = None
     """Also write a contact sheet (PNG) of the first pairs here."""
 
     def run(self) -> None:
@@ -127,20 +128,19 @@ class Pack:
     """Pictures at any depth. Captions: a table, or a .txt or .json beside each picture, with its name."""
     out: Path
     """Folder for the shards; those that the same folder was packed to before are replaced, others never."""
-    captions: Path | None = None
-    """A table with a row a caption: CSV or TSV with a header, JSON lines, or a JSON list of objects. Default:
-    metadata.jsonl or metadata.csv in the folder, if there is one. Further rows of a picture become caption.2, caption.3
-    and so on of its pair."""
-    image_column: str | None = None
-    """Column with the pictures' names, relative to the folder. Default: file_name, image, path or the like."""
-    caption_columns: tuple[str, ...] = ()
+    captions: Annotated[Path | None, option("PATH", "the folder's metadata.jsonl or .csv, if it has one")] = None
+    """A table with a row a caption: CSV or TSV with a header, JSON lines, or a JSON list of objects. Further rows of a
+    picture become caption.2, caption.3 and so on of its pair."""
+    image_column: Annotated[str | None, option("STR", "file_name, image, path or the like")] = None
+    """Column with the pictures' names, relative to the folder."""
+    caption_columns: Annotated[tuple[str, ...], option("[STR [STR ...]]", "caption, text or the like, en, zh")] = ()
     """Columns (fields of a JSON) with captions. Several keep their names; one alone becomes "caption", unless it is
-    en or zh. Default: caption, text or the like, and en and zh."""
+    en or zh."""
     shard_pairs: int = 1000
     """Pairs in a shard."""
     max_shard_mb: int = 1024
     """Megabytes of a shard; a shard ends before it has more."""
-    report: Path | None = None
+    report: Annotated[Path | None, option("PATH", "none")] = None
     """Write everything that was left out here, a JSON object a line."""
 
     def run(self) -> None:

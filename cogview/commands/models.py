@@ -6,7 +6,8 @@ from pathlib import Path
 from cogview.config import require
 from cogview.train import checkpoint
 
-TAKEN = ("tokens", "vqvae", "pixels", "pictures", "scenes", "shards", "tensorboard")  # by other parts of a run
+# By other parts of a run.
+TAKEN = ("tokens", "vqvae", "vqvae.safetensors", "text.model", "pixels", "pictures", "scenes", "shards", "tensorboard")
 
 
 def folder_of(run: Path, name: str) -> Path:

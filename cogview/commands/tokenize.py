@@ -33,7 +33,7 @@ class Tokenize:
     """Turn tar shards of pairs into tokens, training the tokenizers that the run folder does not have yet. Again with
     more shards or fewer, only what is new is tokenised, by the tokenizers that are there."""
 
-    shards: tyro.conf.Positional[tuple[Path, ...]]
+    shards: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(required)")]
     """All of the split's: tokens of others are dropped."""
     run_folder: Annotated[Path, tyro.conf.arg(name="run")] = Path("runs/mine")
     """Folder of the run: text.model, vqvae.safetensors, tokens/<split>."""

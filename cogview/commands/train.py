@@ -12,7 +12,7 @@ import tyro
 from cogview.commands.console import console
 from cogview.commands.device import available
 from cogview.commands.presets import of_preset, option
-from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, recipe_for
+from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, check_room, recipe_for
 from cogview.config import TrainConfig
 from cogview.progress import progress
 from cogview.recipes import RECIPES, preset
@@ -128,6 +128,7 @@ class Train:
             trainer = Trainer(task, training, folder, {"preset": name, "from": origin})
             try:
                 if trainer.resume():
+                    check_room(folder, recipe.config, tokens)
                     console.print(f"going on at step {trainer.state.step:,}")
             except AnotherRun as error:
                 raise ValueError(f"{error}. {advice(folder)}") from error

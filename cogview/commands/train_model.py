@@ -7,7 +7,7 @@ from typing import Any
 
 from cogview.commands import models
 from cogview.commands.train_data import Tokens
-from cogview.config import require
+from cogview.config import ModelConfig, require
 from cogview.recipes import named, preset
 from cogview.recipes.recipe import Recipe
 from cogview.system import recipe_of
@@ -136,6 +136,20 @@ def _check_tokens(before: Before, tokens: Tokens) -> None:
                 f"{tokens.all.folder}: the tokens were made by another {kind} tokenizer than those that {folder} was "
                 f"trained on: tokenize with --from {folder.parent} first"
             )
+    _check_grid(folder, config, tokens)
+
+
+def check_room(folder: Path, config: ModelConfig, tokens: Tokens) -> None:
+    """ValueError where pictures or captions, of either split, are not those that a model which goes on has room for."""
+    _check_grid(folder, config, tokens)
+    if tokens.longest > config.max_text:
+        raise ValueError(
+            f"{tokens.all.folder.parent}: the longest caption has {tokens.longest} tokens, and {folder} was made for "
+            f"{config.max_text} at most: tokenize with --max-text {config.max_text}. {advice(folder)}"
+        )
+
+
+def _check_grid(folder: Path, config: ModelConfig, tokens: Tokens) -> None:
     grid, side = tokens.all.meta["grid"], config.image_grid
     if grid != [side, side]:
         size = tokens.all.meta["image_size"] // grid[0] * side

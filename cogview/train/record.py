@@ -28,7 +28,7 @@ def plain(value: Any) -> Any:
 def write(folder: Path, step: int, settings: dict[str, Any]) -> None:
     """Writes what holds from `step` on, where it is not what is there already. "before" has what was different up to
     which step."""
-    settings |= {
+    settings = settings | {
         "versions": {"cogview": __version__, "torch": torch.__version__},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
