@@ -89,8 +89,12 @@ def contact_sheet(
     return shown
 
 
+HELD_OUT = ", held out"  # ends the name of a curve
+
+
 def curves(panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]]]], path: str | Path) -> Path:
-    """Writes a picture of panels side by side, each a title and named (x, y) lines; names are shown as they are."""
+    """Writes a picture of panels side by side, each a title and named (x, y) lines; names are shown as they are, and
+    those that end in HELD_OUT go with the others of their beginning."""
     from matplotlib import font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -106,7 +110,14 @@ def curves(panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]
     canvas = FigureCanvasAgg(figure)
     for number, (title, lines) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number)
-        drawn = [axes.plot(x, y, linewidth=1.3, marker="." if len(x) < 10 else "")[0] for x, y in lines.values()]
+        same = list(dict.fromkeys(name.removesuffix(HELD_OUT) for name in lines))
+        drawn = []
+        for name, (x, y) in lines.items():  # held out: in the colour of what it was trained on, dashed
+            colour, dashes = (
+                f"C{same.index(name.removesuffix(HELD_OUT)) % 10}",
+                "--" if name.endswith(HELD_OUT) else "-",
+            )
+            drawn += axes.plot(x, y, colour, linestyle=dashes, linewidth=1.3, marker="." if len(x) < 10 else "")
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         plainly(axes.title, title)

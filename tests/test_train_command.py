@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from test_train_best import flip
 
-from cogview import cli
-from cogview.commands import Command, models
+from cogview import cli, runs
+from cogview.commands import Command
 from cogview.commands.train import report
 from cogview.commands.train_model import dropout_for
 from cogview.data.tokens import PartWriter, complete, part_name
@@ -305,10 +305,10 @@ def test_a_source_is_a_run_or_one_of_its_models(tmp_path):
     for name in ("one", "two"):
         train(tmp_path, "--name", name, steps=1)
     with pytest.raises(ValueError, match=r"holds several models: name one of .*one, .*two"):
-        models.source(tmp_path)
-    assert models.source(tmp_path / "two") == tmp_path / "two"
+        runs.model_of(tmp_path)
+    assert runs.model_of(tmp_path / "two") == tmp_path / "two"
     train(tmp_path, steps=1)
-    assert models.source(tmp_path) == tmp_path / "gpt"
+    assert runs.model_of(tmp_path) == tmp_path / "gpt"
 
 
 @pytest.mark.parametrize("positions", ["fixed", "following"])

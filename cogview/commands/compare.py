@@ -8,12 +8,11 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from cogview.commands.console import console
-from cogview.commands.models import models_in
 from cogview.recipes.recipe import Recipe
+from cogview.runs import models_in
 from cogview.system import recipe_of
 from cogview.train import checkpoint, record
 from cogview.train.log import read_log
@@ -120,7 +119,7 @@ class Compare:
         named = dict(zip(_names([model.folder for model in models]), models, strict=True))
         for name, model in named.items():
             table.add_row(*model.row(name, kinds))
-        (console if console.is_terminal else Console(width=240)).print(table)  # whole rows in a file
+        console.print(table, width=None if console.is_terminal else 240)  # whole rows in a file
         panels = [(kind.replace("_", " "), _lines(named, kind)) for kind in kinds]
         if panels:
             console.print(f"curves in {curves(panels, self.out)}")

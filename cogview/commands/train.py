@@ -101,8 +101,8 @@ class Train:
     """Where to train, as torch names it: cpu, cuda, cuda:1."""
 
     def run(self) -> None:
-        from cogview.commands.models import folder_of
         from cogview.commands.train_data import Tokens
+        from cogview.runs import folder_of
         from cogview.train.finetune import start_from
         from cogview.train.token_task import TokenTask
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogview.commands import models
+from cogview.commands.console import console
 from cogview.commands.train_data import Tokens
 from cogview.config import ModelConfig, require
 from cogview.recipes import named, preset
 from cogview.recipes.recipe import Recipe
+from cogview.runs import model_of, sources
 from cogview.system import recipe_of
 from cogview.train import checkpoint
 
@@ -67,10 +68,24 @@ def before(folder: Path, source: Path | None) -> Before | None:
         return Before(*begun, own=True)
     if source is None or checkpoint.paths(folder):  # all damaged, as resuming says
         return None
-    chosen = models.source(source)
+    chosen = model_of(source)
     require(chosen.resolve() != folder.resolve(), "from", f"another model than {folder}, or a --name", str(source))
-    best = models.best_of(chosen)
-    return Before(best, checkpoint.read_header(best), own=False)
+    return _whole(chosen)
+
+
+def _whole(folder: Path) -> Before:
+    """The best checkpoint of a model, or where that is damaged the newest that is not."""
+    damaged: checkpoint.Damaged | None = None
+    for found in sources(folder.parent, folder.name):
+        try:
+            _, header = checkpoint.read(found.path, prefix="model.")
+        except checkpoint.Damaged as error:
+            damaged = damaged or error
+            continue
+        if damaged is not None:
+            console.print(f"{damaged}: {found.path.name} is taken")
+        return Before(found.path, header, own=False)
+    raise damaged or ValueError(f"from: expected a checkpoint in {folder}, got none")
 
 
 def _meant(source: Path) -> list[Path]:

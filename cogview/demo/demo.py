@@ -137,10 +137,9 @@ def _train(data: TokenDataset, held_out: TokenDataset, folder: Path, plan: Plan)
 
 def _outlook(out: Path, plan: Plan) -> Iterator[str]:
     """What can be said before it begins: about what is there already, and the time that the rest will take."""
-    newest = checkpoint.latest(out / "gpt")
     step, spent = 0, 0.0
-    if newest is not None:
-        begun = checkpoint.read_header(newest)["run"]
+    if (newest := next(checkpoint.readable(out / "gpt"), None)) is not None:
+        begun = newest[1]["run"]
         step, spent = begun["step"], begun["elapsed"]
         if (trained := trained_steps(out)) < IMAGE_GOOD:
             yield f"The image tokenizer there has {trained:,} steps, {IMAGE_GOOD:,} are good, and it stays as it is."
@@ -219,5 +218,6 @@ def _facts(
         "gpt_seconds": state.elapsed,
         "sequences_per_second": rate,
         "validation": result.validation,
+        "drawn_by": str(system.source),
         "threads": torch.get_num_threads(),
     }

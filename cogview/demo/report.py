@@ -104,7 +104,7 @@ against the emoji they are made of. The bound is what the true pictures score af
   attention in every layer, {facts["tokens"]} tokens; {facts["steps"]:,} steps of {facts["batch_size"]} in
   {facts["gpt_seconds"] / 60:.1f} minutes ({facts["sequences_per_second"]:.0f} sequences a
   second, {facts["threads"]} threads), {facts["rows"]:,} captioned pictures. Held out: {validation["image_loss"]:.3f}
-  nats per image token, {validation["text_loss"]:.3f} per text token.
+  nats per image token, {validation["text_loss"]:.3f} per text token. Drawn by {facts["drawn_by"]}.
 - Image tokenizer: {image["steps"]:,} steps in {image["seconds"] / 60:.1f} minutes
   ({image["images_per_second"]:.0f} images a second), {image["psnr"]:.1f} dB, {image["used_codes"]} of
   {image["codebook"]} codes used, perplexity {image["perplexity"]:.0f}. Text tokenizer: {facts["text_pieces"]} pieces.

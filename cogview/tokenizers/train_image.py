@@ -182,14 +182,23 @@ def train_vqvae(
 
 def trained_steps(out_dir: str | Path) -> int:
     """Of a training in this folder, 0 before the first checkpoint."""
-    newest = newest_checkpoint(Path(out_dir))
-    return 0 if newest is None else checkpoint.read_header(newest)["run"]["step"]
+    header = _header(Path(out_dir))
+    return 0 if header is None else header["run"]["step"]
 
 
 def trained_on(out_dir: str | Path) -> int | None:
     """How many pictures a training in this folder has, None before the first checkpoint."""
-    newest = newest_checkpoint(Path(out_dir))
-    return None if newest is None else checkpoint.read_header(newest)["data"]
+    header = _header(Path(out_dir))
+    return None if header is None else header["data"]
+
+
+def _header(out: Path) -> dict[str, Any] | None:
+    """Of the newest checkpoint that is not damaged."""
+    newest = newest_checkpoint(out)
+    found = next(checkpoint.readable(out / "vqvae"), None)
+    if found is not None or newest is None:
+        return None if found is None else found[1]
+    return checkpoint.read_header(newest)
 
 
 def newest_checkpoint(out: Path) -> Path | None:

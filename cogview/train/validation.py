@@ -21,16 +21,15 @@ class Validation:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Of the first validate_batches, with the same draws every time; empty without held-out data."""
+        """Of validate_batches, evenly from all there is and with the same draws every time; empty without any."""
         c, task = self.config, self.task
         if task.held_out is None:
             return {}
         draws, outputs = torch.Generator(next(task.model.parameters()).device).manual_seed(c.seed), []
-        count = self._count
+        chosen = np.linspace(0, len(task.held_out) - 1, self._count).astype(np.int64)
         task.model.eval()
-        for start in range(0, count, c.batch_size):
-            indices = np.arange(start, min(start + c.batch_size, count))
-            batch = task.batch(task.held_out, indices, draws)
+        for start in range(0, len(chosen), c.batch_size):
+            batch = task.batch(task.held_out, chosen[start : start + c.batch_size], draws)
             outputs += [task.loss(part, batch)[1] for part in batch.chunk(c.accumulate)]
         task.model.train()
         return task.metrics(outputs)
