@@ -9,7 +9,8 @@ from typing import Any
 from cogview.config import require
 from cogview.train import checkpoint
 
-TAKEN = ("tokens", "vqvae", "pixels", "pictures", "scenes", "shards", "tensorboard")  # by other parts of a run
+TAKEN = ("tokens", "vqvae", "pixels", "pictures", "scenes", "shards", "tensorboard", "text.model", "vqvae.safetensors")
+"""By other parts of a run."""
 
 
 @dataclass(frozen=True)

@@ -208,12 +208,14 @@ def test_several_models_in_a_run_and_names_that_are_none(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     cli.main(["compare", str(tmp_path), str(tmp_path / "dense"), str(tmp_path / "empty"), "--out", str(out)])
     said = capsys.readouterr().out
+    lines = [[cell.strip() for cell in re.split("[│┃]", x)[1:-1]] for x in said.splitlines() if x[:1] in ("│", "┃")]
+    names = [name.rpartition("/")[2] for name in lines[0][1:]]
+    rows = {title: dict(zip(names, cells, strict=True)) for title, *cells in lines}
     for kind in ("dense", "three_region"):
         held = [e for e in read_log(tmp_path / kind) if "validation_loss" in e][-1]
-        assert len(rows := [x for x in said.splitlines() if f" {kind} " in x]) == 1
-        for figure in (held["validation_loss"], held["validation_text_loss"], held["validation_image_loss"]):
-            assert f"{figure:.3f}" in rows[0]
-        assert re.search(r"│ +3 │ +4 │", rows[0])  # steps, batch
+        for title in ("loss", "text loss", "image loss"):
+            assert rows[f"held-out {title}"][kind] == f"{held['validation_' + title.replace(' ', '_')]:.3f}"
+        assert [rows[title][kind] for title in ("attention", "steps", "batch")] == [kind, "3", "4"]
     assert f"left out: {tmp_path / 'empty'} holds no model" in said
     with Image.open(out) as picture:
         assert picture.size[0] > 3 * picture.size[1]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from rich.console import Console
 from rich.table import Table
 
 from cogview.commands.console import console
@@ -64,13 +65,12 @@ class Model:
         figures = {name: f"{value:.3f}" for name, value in best.items() if name.startswith(HELD_OUT)}
         return figures | {"step": f"{best['step']:,}"}
 
-    def row(self, name: str, kinds: list[str]) -> list[str]:
+    def row(self, kinds: list[str]) -> list[str]:
         config, held_out, training = self.recipe.config, self.held_out(), self.config.get("training")
         with torch.device("meta"):
             parameters = sum(p.numel() for p in self.recipe.model().parameters())
         speeds = self.line("tokens_per_second")[1]
         return [
-            name,
             self.recipe.name,
             str(getattr(config, "attention", self.recipe.name)),
             f"{parameters:,}",
@@ -104,22 +104,16 @@ class Compare:
         if not models:
             raise ValueError("runs: expected at least one model that can be read, got none")
         kinds = list(dict.fromkeys(name for m in models for name in m.losses() if not name.startswith(HELD_OUT)))
-        table = Table("model", "recipe", "attention")
-        table.columns[0].overflow = "fold"
-        for title in (
-            "parameters",
-            "steps",
-            "batch",
-            "seconds",
-            "tokens/s",
-            *(f"held-out {k}" for k in kinds),
-            "of step",
-        ):
-            table.add_column(title.replace("_", " "), justify="right")
+        titles = ["recipe", "attention", "parameters", "steps", "batch", "seconds", "tokens/s"]
+        titles += [f"held-out {kind.replace('_', ' ')}" for kind in kinds] + ["of step"]
         named = dict(zip(_names([model.folder for model in models]), models, strict=True))
-        for name, model in named.items():
-            table.add_row(*model.row(name, kinds))
-        console.print(table, width=None if console.is_terminal else 240)  # whole rows in a file
+        table = Table("")
+        for name in named:
+            table.add_column(name, justify="right", overflow="fold")
+        for row in zip(titles, *(model.row(kinds) for model in models), strict=True):
+            table.add_row(*row)
+        wide = None if console.is_terminal else 30 + sum(20 + len(name) for name in named)  # a file has no width
+        Console(width=wide, markup=False, emoji=False, highlight=False).print(table)
         panels = [(kind.replace("_", " "), _lines(named, kind)) for kind in kinds]
         if panels:
             console.print(f"curves in {curves(panels, self.out)}")
