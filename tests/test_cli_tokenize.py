@@ -59,7 +59,7 @@ def test_what_is_said(tmp_path, capsys):
     assert "image tokenizer: 3 steps, 2.4 passes over 40 pictures of 32 x 32, about 0.0 minutes" in said
     assert "dB on 4 held-out pictures" in said
     assert "of 16 codes used" in said
-    assert "2.4 passes over your pictures; more would help (--retrain-tokenizers --image-passes 8)" in said
+    assert "2.4 passes over your pictures, 3 steps; more would help (--retrain-tokenizers --image-passes 1000)" in said
     assert "40 sequences in" in said
     assert "left out: nothing" in said
     assert not (tmp_path / "run" / "pixels").exists()

@@ -128,10 +128,11 @@ class Tokenize:
             f"image tokenizer: {report.psnr:.1f} dB on {judged}, {report.used_codes:,} of {self.codebook:,} codes used "
             f"({report.reconstructions})"
         )
-        passes = passes_of(report.steps, count, size)
-        if report.steps < steps or passes < 4:
-            again = f"--retrain-tokenizers --image-passes {max(8.0, 2 * passes):.0f}"
-            console.print(f"{passes:.1f} passes over your pictures; more would help ({again})")
+        good = steps_for(count, size, None)
+        if report.steps < good:
+            again = f"--retrain-tokenizers --image-passes {math.ceil(passes_of(good, count, size))}"
+            passes = passes_of(report.steps, count, size)
+            console.print(f"{passes:.1f} passes over your pictures, {report.steps:,} steps; more would help ({again})")
         return text, image, pictures
 
 
