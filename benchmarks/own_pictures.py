@@ -7,9 +7,11 @@ in half an hour or so. What is done in the run folders already is not repeated, 
 """
 
 import argparse
+import io
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,10 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from cogview.data.files import write_json
-from cogview.data.shards import PairDataset
+from cogview.data.shards import PairDataset, ShardWriter
 from cogview.data.shuffle import draws
 from cogview.system import System
 from cogview.tokenizers.train_image import reconstruct
@@ -72,6 +76,28 @@ def discrimination(system: System, data: PairDataset) -> dict[str, Any]:
     return {"right": sum(right), "of": len(right), "choices": CHOICES, "share": statistics.mean(right)}
 
 
+def photographs(folder: Path, count: int = 48) -> dict[str, Any]:
+    """Of 12-megapixel JPEGs: pairs a second of reading at 64 pixels by one core and by all, and inspect's memory."""
+    path = folder / "photographs.tar"
+    draw = np.random.default_rng(0)
+    with ShardWriter(path) as shard:
+        for number in range(count):
+            rough = Image.fromarray(draw.integers(256, size=(30, 40, 3), dtype=np.uint8))
+            smooth = np.asarray(rough.resize((4000, 3000), Image.Resampling.BICUBIC), np.int16)
+            noisy = np.clip(smooth + draw.integers(-8, 9, size=smooth.shape, dtype=np.int16), 0, 255).astype(np.uint8)
+            jpeg = io.BytesIO()
+            Image.fromarray(noisy).save(jpeg, "JPEG", quality=90)
+            shard.write(f"{number:03d}", {"jpg": jpeg.getvalue(), "txt": b"a photograph"})
+    found: dict[str, Any] = {"count": count, "MB_each": path.stat().st_size / count / 1e6}
+    for name, threads in (("one core", 1), ("all cores", None)):
+        begun = time.monotonic()
+        assert sum(1 for _ in PairDataset([path]).pictures(64, threads=threads)) == count
+        found[f"pairs a second, {name}"] = count / (time.monotonic() - begun)
+    found["inspect"] = timed("data", "inspect", str(path))
+    path.unlink()
+    return found
+
+
 def measure(shards: Path, out: Path, size: int, minutes: float | None) -> dict[str, Any]:
     train, test = (sorted(map(str, shards.glob(f"{split}-*.tar"))) for split in ("train", "test"))
     run = out / str(size)
@@ -111,10 +137,15 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--minutes", type=float, help="of training; default: the preset's")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    photos = photographs(arguments.out)
     found = {str(size): measure(arguments.shards, arguments.out, size, arguments.minutes) for size in arguments.sizes}
-    name = re.sub(r"[^a-z0-9]+", "-", machine.facts()["device"].lower()).strip("-")
-    write_json(RESULTS / "own_pictures" / f"{name}.json", {"machine": machine.facts(), "sizes": found})
-    print(json.dumps({size: {k: v for k, v in row.items() if k != "stages"} for size, row in found.items()}, indent=1))
+    result = {"machine": machine.facts(), "sizes": found, "photographs": photos}
+    path = RESULTS / "own_pictures" / machine.slug(machine.facts()["device"])
+    write_json(path.with_suffix(".json"), result)
+    shutil.copyfile(arguments.out / f"{arguments.sizes[0]}.png", path.with_suffix(".png"))
+    for size, row in found.items():
+        print(size, json.dumps({key: value for key, value in row.items() if key != "stages"}, indent=1))
 
 
 if __name__ == "__main__":
