@@ -16,8 +16,9 @@ from cogview.train import checkpoint
 
 SHAPE = {"attention": "attention", "layers": "num_layers", "hidden_size": "hidden_size", "heads": "num_heads"}
 """Options, and the fields of a config that they are of."""
-DROPOUT = {20_000: 0.0, 2_000: 0.1, 0: 0.2}
-"""Of the preset tiny, from so many sequences on."""
+DROPOUT = {20_000: 0.0, 8_000: 0.1, 0: 0.2}
+"""Of the preset tiny, from so many sequences on. Of 3,000 icons in 2,500 steps 0.1 and 0.2 came to a held-out image
+loss of 2.083 at best (and rose) and 2.054; 0.3 was 0.08 behind at step 1,800. 24,000 scenes in as many need none."""
 
 
 def dropout_for(sequences: int) -> float:
