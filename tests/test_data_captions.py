@@ -37,6 +37,40 @@ def test_the_text_file_is_a_caption_whatever_the_json_has():
     assert found(b"{", b"three").found == {"caption": "three"}
 
 
+def test_several_captions_of_a_language():
+    three = {"caption": "a", "caption.2": "b", "caption.3": "c"}
+    for fields in (
+        {"caption": ["a", "b", "a", " c "]},
+        {"captions": ["a", "b", "c"]},
+        {"captions": ["b", "c"], "caption": "a"},
+        {"caption.2": "b", "caption": "a", "caption.3": "c", "caption.5": "no"},  # as pack names them
+    ):
+        for languages in (("caption",), ("caption", "caption.2", "caption.3")):
+            captions = found(fields, languages=languages)
+            assert list(captions.found.items()) == list(three.items())
+            assert captions.problems == []
+    mixed = found({"en": ["a", 3, "", {"x": 1}, "b"], "caption": [["no"]], "zh": "二", "tags": ["x"], "ids": [1]})
+    assert mixed.found == {"en": "a", "en.2": "b", "zh": "二"}
+    assert mixed.problems == [
+        ("caption is no text", '"caption"[0]: expected text, got a list'),
+        ("caption is no text", '"en"[1]: expected text, got a number'),
+        ("blank caption", '"en"[2]'),
+        ("caption is no text", '"en"[3]: expected text, got an object'),
+    ]
+    assert mixed.others == ("tags",)
+    beside = found({"caption": ["one", "three", "two"]}, b"three").found
+    assert list(beside.items()) == [("caption", "three"), ("caption.json", "one"), ("caption.3", "two")]
+    assert found({"captions": ["a"]}, languages=("en",)).others == ("captions",)
+
+
+def test_several_captions_come_with_the_pair(tmp_path):
+    with ShardWriter(tmp_path / "a.tar") as writer:
+        writer.write("0", {"png": picture(0), "json": b'{"captions": ["one", "two"], "caption": "zero"}'})
+    data = PairDataset([tmp_path / "a.tar"], languages=("caption",))
+    assert list(data[0].captions.values()) == ["zero", "one", "two"]
+    assert not data.report.counts
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
 def test_a_byte_order_mark_is_no_part_of_it(encoding):
     mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
@@ -48,12 +82,14 @@ def test_a_byte_order_mark_is_no_part_of_it(encoding):
     ("as_json", "as_text", "kind", "detail"),
     [
         (b'{"en": "half \\ud83d", "zh": "ok"}', None, "caption not valid Unicode", '"en": '),
-        (b'{"en": "\xff", "zh": "ok"}', None, "caption not valid Unicode", '"en": '),
+        (b'{"en": "a\xff", "zh": "ok"}', None, "caption not valid Unicode", '"en": not UTF-8: byte 0xff at position 1'),
         (b'{"en": "a\\u0000b", "zh": "ok"}', None, "caption not valid Unicode", '"en": NUL at position 1'),
         (b'{"zh": "ok"}', b"caf\xe9", "caption not valid Unicode", ".txt: "),
         (b'{"zh": "ok"}', b"\xff\xfea", "caption not valid Unicode", ".txt: "),
         (b'{"zh": "ok"}', b"\xff\xfe\x3d\xd8", "caption not valid Unicode", ".txt: "),
-        (b'{"zh": "ok", "en": ["a", "b"]}', None, "caption is no text", '"en": expected text, got a list'),
+        (b'{"zh": "ok", "en": [["a", "b"]]}', None, "caption is no text", '"en"[0]: expected text, got a list'),
+        (b'{"zh": "ok", "en": [null]}', None, "caption is no text", '"en"[0]: expected text, got null'),
+        (b'{"zh": "ok", "en": []}', None, "blank caption", '"en"'),
         (b'{"zh": "ok", "en": NaN}', None, "caption is no text", '"en": expected text, got a number'),
         (b'{"zh": "ok", "en": {"a": 1}}', None, "caption is no text", '"en": expected text, got an object'),
         (b'{"zh": "ok", "en": " \\t\\n"}', None, "blank caption", '"en"'),

@@ -129,6 +129,10 @@ def test_pngs_of_every_depth():
     key = struct.pack(">HHH", 5 * 257, 6 * 257, 7 * 257)
     deep = png(2, 16, 2, [key + struct.pack(">HHH", 257, 0, 0)], transparent=key)
     assert values(decode_image(deep)).tolist() == [[[255, 255, 255], [1, 0, 0]]]
+    close = struct.pack(">HHHHHH", 0x1234, 0x5678, 0x9ABC, 0x1234, 0x5678, 0x9ABD)  # another in its last bit
+    near = png(2, 16, 2, [close, close[6:] + close[:6]], transparent=close[:6])
+    assert values(decode_image(near, mode="RGBA"))[..., 3].tolist() == [[0, 255], [255, 0]]
+    assert values(decode_image(near)).tolist()[0] == [[255] * 3, [0x12, 0x56, 0x9A]]
     eight = png(2, 8, 2, [bytes([5, 6, 7, 1, 0, 0])], transparent=struct.pack(">HHH", 5, 6, 7))
     assert values(decode_image(eight)).tolist() == [[[255, 255, 255], [1, 0, 0]]]
     grey_alpha = png(2, 16, 4, [struct.pack(">HHHH", 257 * 9, 65535, 257 * 9, 0)])

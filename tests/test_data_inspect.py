@@ -1,7 +1,10 @@
 """`cogview data inspect`: what it says of shards."""
 
+import gzip
 import io
 import json
+import os
+import re
 import tarfile
 
 import numpy as np
@@ -9,9 +12,12 @@ import pytest
 from PIL import Image
 
 from cogview.cli import main
+from cogview.data.ahead import cores
 from cogview.data.shards import ShardWriter
 from cogview.tokenizers.text import TextTokenizer
 from tests.test_data_shards import picture, raw_tar
+
+CORES = f"{cores()} core{'s' * (cores() > 1)}"
 
 
 def texture(seed: int, kind: str = "PNG") -> bytes:
@@ -39,8 +45,8 @@ def shards(tmp_path):
 def test_everything_is_said(shards, tmp_path, capsys):
     report = tmp_path / "deep" / "report.jsonl"
     lines = said(capsys, *shards, "--report", report)
-    assert any(line.startswith("reading: 100%") and line.endswith("pairs a second") for line in lines)
-    assert any(line.startswith("15 of 18 pairs can be read (") for line in lines)
+    assert any(line.startswith("reading: 100%") and line.endswith(f"pairs a second on {CORES}") for line in lines)
+    assert any(re.fullmatch(rf"15 of 18 pairs can be read \([\d,]+ pairs a second on {CORES}\)", x) for x in lines)
     assert "sizes: 32 x 24 (17)" in lines
     assert "captions: caption (14), en (1)" in lines
     assert "other string fields: title (2), url (1); --languages title takes one" in lines
@@ -102,9 +108,12 @@ def test_the_sheet(tmp_path, capsys):
 def test_no_readable_pair_is_an_error(tmp_path, capsys):
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
-    with pytest.raises(SystemExit, match=r"^cogview: shards: no pair can be read \(no problems\)$"):
+    with pytest.raises(SystemExit, match=r"^cogview: shards: no pair can be read \(1 shard without samples\)$"):
         main(["data", "inspect", str(tmp_path / "empty.tar")])
-    assert "0 of 0 pairs can be read" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "0 of 0 pairs can be read" in out
+    assert f"  1 shard without samples, first {tmp_path / 'empty.tar'}\n" in out
+    assert "no problems" not in out
     other = raw_tar(tmp_path / "other.tar", [("a.npy", b""), ("b.cls", b"")])
     with pytest.raises(SystemExit, match="no pair can be read"):
         main(["data", "inspect", str(other)])
@@ -115,3 +124,61 @@ def test_no_readable_pair_is_an_error(tmp_path, capsys):
     dotted = raw_tar(tmp_path / "dotted.tar", [("IMG.1.jpg", picture(0)), ("IMG.1.txt", b"text")])
     with pytest.raises(SystemExit, match=r"no pair can be read \(2 name with dots before its extension\)"):
         main(["data", "inspect", str(dotted)])
+
+
+def test_a_shard_that_cannot_be_read_does_not_end_the_others(shards, tmp_path, capsys, monkeypatch):
+    bad = {name: tmp_path / name for name in ("zero.tar", "text.tar", "page.tar", "packed.tar", "missing.tar")}
+    for path, contents in zip(
+        bad.values(), (b"", b"text", b"<!DOCTYPE html>" * 99, gzip.compress(shards[0].read_bytes())), strict=False
+    ):
+        path.write_bytes(contents)
+    report = tmp_path / "report.jsonl"
+    lines = said(capsys, shards[0], *bad.values(), shards[1], "--report", report)
+    assert any(line.startswith("15 of 18 pairs can be read (") for line in lines)
+    zero = bad["zero.tar"]
+    text = f"{zero} (paths: '{zero}' is no uncompressed tar of samples (truncated tar))"
+    assert f"  5 shard not readable, first {text}" in lines
+    text = f"(paths: '{bad['packed.tar']}' is no uncompressed tar of samples (compressed with gzip: gunzip it))"
+    assert f"    {bad['packed.tar']} {text}" in lines
+    written = [json.loads(line) for line in report.read_text("utf-8").splitlines()]
+    assert [p["where"] for p in written if p["kind"] == "shard not readable"] == [str(p) for p in bad.values()]
+    for path in bad.values():
+        with pytest.raises(SystemExit, match=rf"^cogview: shards: none can be read; paths: .*{path.name}"):
+            said(capsys, path)
+    with monkeypatch.context() as patch:
+        pread = os.pread
+
+        def broken(file: int, size: int, offset: int) -> bytes:
+            if offset > 20_000:
+                raise OSError(5, "Input/output error")
+            return pread(file, size, offset)
+
+        patch.setattr(os, "pread", broken)
+        lines = said(capsys, shards[0], shards[1])
+    lost = next(line for line in lines if " pair not read, first a.tar:" in line)
+    assert lost.endswith(f"(shard '{shards[0]}': cannot be read (Input/output error))")
+    assert not [line for line in lines if "picture not readable" in line]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-text", "0"], "max-text: expected at least 1 token, got 0"),
+        (["--run", "TYPO"], "run: expected a run's folder with text.model, got 'TYPO'"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(shards, options, message, capsys):
+    with pytest.raises(SystemExit, match=f"^cogview: {message}$"):
+        said(capsys, shards[0], *options)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "a.tar"], ["pack", "in", "--out", "out"], ["build", "--out", "out"]])
+def test_only_what_goes_on_says_so_when_it_is_stopped(arguments, monkeypatch):
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"cogview.commands.data.{arguments[0].title()}.run", stop)
+    end = "; the same command goes on from here" if arguments[0] == "build" else ""
+    with pytest.raises(SystemExit, match=f"^cogview: stopped{end}$"):
+        main(["data", *arguments])

@@ -242,7 +242,7 @@ def test_a_tar_that_cannot_be_read_now_says_nothing_of_its_pictures(tmp_path, mo
         fails(r"got \d+ of \d+ bytes")
     path.rename(tmp_path / "away")
     fails("No such file or directory")
-    with pytest.raises(OSError, match="000.tar': cannot be read"):
+    with pytest.raises(OSError, match=r"000\.tar': cannot be read"):
         shard.check_unchanged()
     assert [data[k] for k in range(3)] == [None] * 3  # a stream goes on
     assert data.report.counts == {"pair not read": 3}

@@ -9,7 +9,7 @@ import tyro
 
 from cogview.commands.console import console
 from cogview.commands.presets import option
-from cogview.data.inspection import Caption, Inspection, inspect
+from cogview.data.inspection import BAD_SHARD, Caption, Inspection, inspect, rate, readable
 from cogview.data.pack import Packed, pack
 from cogview.data.report import Report, printable
 from cogview.data.shards import LANGUAGES, PairDataset
@@ -63,11 +63,20 @@ class Inspect:
     """Also write a contact sheet (PNG) of the first pairs here."""
 
     def run(self) -> None:
+        if self.max_text < 1:
+            raise ValueError(f"max-text: expected at least 1 token, got {self.max_text}")
+        if self.run_folder is not None and not (self.run_folder / "text.model").exists():
+            raise ValueError(f"run: expected a run's folder with text.model, got {str(self.run_folder)!r}")
         with progress("reading") as update:
-            data = PairDataset(self.shards, languages=self.languages)
+            paths, bad = readable(self.shards)
+            if not paths:
+                raise ValueError(f"shards: none can be read; {'; '.join(problem.detail for problem in bad[:10])}")
+            data = PairDataset(paths, languages=self.languages)
+            for problem in bad:
+                data.report.add(*problem)
             found = inspect(data, update)
-        rate = f"{len(data) / max(found.seconds, 1e-9):,.0f}"
-        console.print(f"{found.readable:,} of {len(data):,} pairs can be read ({rate} a second)")
+        speed = rate(len(data), found.seconds, "pairs")
+        console.print(f"{found.readable:,} of {len(data):,} pairs can be read ({speed})")
         if found.sizes:
             sizes = [f"{w} x {h} ({n:,})" for (w, h), n in found.sizes.most_common(5)]
             console.print(f"sizes: {', '.join(sizes)}{_more(len(found.sizes) - 5)}")
@@ -114,8 +123,8 @@ class Inspect:
     def _tokenizer(self, captions: list[Caption]) -> "tuple[TextTokenizer, str]":
         from cogview.tokenizers.text import TextTokenizer
 
-        if self.run_folder is not None and (path := self.run_folder / "text.model").exists():
-            return TextTokenizer.load(path), str(path)
+        if self.run_folder is not None:
+            return TextTokenizer.load(path := self.run_folder / "text.model"), str(path)
         texts = [caption.text for caption in captions[:TRAINED_ON]]
         return TextTokenizer.train(texts), "a tokenizer trained on them"
 
@@ -186,6 +195,9 @@ def _tell(report: Report, path: Path | None) -> None:
     for kind, first in sorted(report.first().items()):
         detail = f" ({first.detail})" if first.detail else ""
         console.print(f"  {report.counts[kind]:,} {kind}, first {first.where}{detail}")
+        others = [problem for problem in report.problems if problem.kind == kind][1:] if kind == BAD_SHARD else []
+        for problem in others[:9]:
+            console.print(f"    {problem.where} ({problem.detail})")
     if not report.counts:
         console.print("no problems")
     if path is not None:

@@ -4,6 +4,7 @@ import codecs
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import count, takewhile
 from typing import Any, NamedTuple
 
 INVALID, BLANK, NO_TEXT = "caption not valid Unicode", "blank caption", "caption is no text"
@@ -29,6 +30,7 @@ def read_captions(as_json: bytes | None, as_text: bytes | None, languages: Seque
     """The captions of one sample in the languages asked for, in that order; nothing is raised.
 
     The .txt is "caption", whatever the JSON has. A "caption" of the JSON that differs comes as "caption.json" after it.
+    Further ones of a language, of a list or of the fields "en.2", "en.3" and so on, come under such names.
     """
     found: dict[str, str] = {}
     problems: list[tuple[str, str]] = []
@@ -37,13 +39,32 @@ def read_captions(as_json: bytes | None, as_text: bytes | None, languages: Seque
         fields = {} if as_json is None else read_object(as_json)
     except ValueError as error:
         problems.append((NO_JSON, str(error)))
-    sources: list[tuple[str, str, Any]] = []
-    for name in languages:
-        if name == "caption" and as_text is not None:
-            sources.append((name, ".txt", as_text))
-        if fields.get(name) is not None:
-            sources.append((name, f'"{name}"', fields[name]))
-    for name, source, value in sources:
+    taken: set[str] = set()
+    for language in languages:
+        if language in taken:
+            continue  # "en.2", where "en" is asked for too
+        sources = [(".txt", as_text)] if language == "caption" and as_text is not None else []
+        for name in _fields(fields, language):
+            taken.add(name)
+            sources += texts_of(name, fields[name])
+        _add(found, problems, language, sources)
+    others = dict.fromkeys(name for name, value in fields.items() if name not in taken and _has_text(value))
+    if as_text is not None and as_text.strip() and "caption" not in languages:
+        others["caption"] = None
+    return Captions(found, problems, tuple(others))
+
+
+def _fields(fields: Mapping[str, Any], language: str) -> list[str]:
+    """Fields with captions of a language: "en", "en.2", "en.3" and so on; "captions" too is "caption"."""
+    names = [language] + ["captions"] * (language == "caption")
+    names += takewhile(fields.__contains__, (f"{language}.{number}" for number in count(2)))
+    return [name for name in names if fields.get(name) is not None]
+
+
+def _add(found: dict[str, str], problems: list[tuple[str, str]], language: str, sources: list[tuple[str, Any]]) -> None:
+    """The texts of a language as language, language.2 and so on; the same text again is left out."""
+    texts: dict[str, str] = {}
+    for source, value in sources:
         try:
             text = clean(value)
         except TypeError as error:
@@ -51,14 +72,25 @@ def read_captions(as_json: bytes | None, as_text: bytes | None, languages: Seque
         except ValueError as error:
             problems.append((INVALID, f"{source}: {error}"))
         else:
-            if not text:
+            if text:
+                texts.setdefault(text, source)
+            else:
                 problems.append((BLANK, source))
-            elif found.setdefault(name, text) != text:
-                found[f"{name}.json"] = text
-    others = dict.fromkeys(k for k, v in fields.items() if k not in languages and isinstance(v, str) and not blank(v))
-    if as_text is not None and as_text.strip() and "caption" not in languages:
-        others["caption"] = None
-    return Captions(found, problems, tuple(others))
+    for number, text in enumerate(texts, 1):
+        second = ".json" if ".txt" in texts.values() else ".2"
+        found[language + {1: "", 2: second}.get(number, f".{number}")] = text
+
+
+def texts_of(name: str, value: Any) -> list[tuple[str, Any]]:
+    """The texts of a field, one or a list of them, each with how it is called."""
+    if not isinstance(value, list) or not value:
+        return [(f'"{name}"', "" if value == [] else value)]
+    return [(f'"{name}"[{number}]', text) for number, text in enumerate(value)]
+
+
+def _has_text(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(v, str) and not blank(v) for v in values)
 
 
 def none_in(captions: Captions, languages: Sequence[str]) -> str:
@@ -94,7 +126,12 @@ def clean(value: Any) -> str:
         value = value[len(mark) :].decode(encoding)
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {_article(value)}")
-    value.encode("utf-8")  # a lone surrogate has no code
+    try:
+        value.encode("utf-8")  # a lone surrogate has no code
+    except UnicodeEncodeError as error:
+        if 0xDC80 <= (code := ord(value[error.start])) <= 0xDCFF:  # as `decoded` gives what is no UTF-8
+            raise ValueError(f"not UTF-8: byte 0x{code - 0xDC00:02x} at position {error.start}") from error
+        raise
     if (at := value.find("\0")) >= 0:
         raise ValueError(f"NUL at position {at}")
     return "" if blank(value) else value.strip().strip("\ufeff").strip()

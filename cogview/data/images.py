@@ -69,9 +69,11 @@ def decode_image(
         if getattr(image, "default_image", False):
             image.seek(1)  # an animated PNG's picture for programs that cannot play it is none of its frames
         frame = image.tile[0][1] if image.format == "GIF" and image.tile else None  # type: ignore[attr-defined]
-        _scale_transparency(image, data)
+        colour = _transparent_colour(image, data)
         image.load()
         turn = _TURNS.get(_orientation(image))
+        if colour is not None:
+            image = _of_sixteen_bits(image, data, colour)
         if frame and frame != (0, 0, *image.size):
             around = Image.new("RGBA", image.size)  # of a GIF, what its first frame leaves open is transparent
             around.paste(to_rgb(image, "RGBA").crop(frame), frame[:2])
@@ -114,15 +116,33 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return eight
 
 
-def _scale_transparency(image: Image.Image, data: bytes) -> None:
-    """Brings a PNG's transparent colour to the 8 bits that Pillow brings its pixels to."""
+def _transparent_colour(image: Image.Image, data: bytes) -> tuple[int, ...] | None:
+    """Brings a PNG's transparent colour to the 8 bits that Pillow brings its pixels to.
+
+    Takes it out and gives it where that would make other colours transparent: of 16-bit RGB.
+    """
     key, depth = image.info.get("transparency"), data[24]
     if image.format != "PNG" or key is None:
-        return
+        return None
     if image.mode == "L" and depth < 8:
         image.info["transparency"] = (key & (1 << depth) - 1) * 255 // ((1 << depth) - 1)
     elif image.mode == "RGB" and depth == 16:
-        image.info["transparency"] = tuple(value >> 8 for value in key)
+        if image.tell() == 0:
+            return image.info.pop("transparency")
+        image.info["transparency"] = tuple(value >> 8 for value in key)  # a later frame, drawn over others
+    return None
+
+
+def _of_sixteen_bits(image: Image.Image, data: bytes, transparent: tuple[int, ...]) -> Image.Image:
+    """RGBA of a 16-bit RGB PNG, of which Pillow keeps the high bytes."""
+    low = Image.open(io.BytesIO(data), formats=("PNG",))
+    decoder, box, offset, _ = low.tile[0]
+    low.tile = [(decoder, box, offset, "RGB;16L")]  # type: ignore[list-item]  # the other byte of each value
+    values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+    alpha = np.where((values == transparent).all(-1), 0, 255).astype(np.uint8)
+    rgba = image.convert("RGBA")
+    rgba.putalpha(Image.fromarray(alpha))
+    return rgba
 
 
 def _orientation(image: Image.Image) -> int:

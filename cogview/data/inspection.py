@@ -3,18 +3,23 @@
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from cogview.data.ahead import ahead
+from cogview.data.ahead import ahead, cores
 from cogview.data.captions import Captions
 from cogview.data.images import open_image, pixels
-from cogview.data.shards import PairDataset
+from cogview.data.report import Problem, printable
+from cogview.data.shards import NOT_READ, PairDataset
+from cogview.data.tar_index import TarIndex
 from cogview.progress import Update
 
 SIDE = 128  # pixels of the first pictures, which are kept
+BAD_SHARD, NO_SAMPLES = "shard not readable", "shard without samples"
 
 
 class Caption(NamedTuple):
@@ -46,13 +51,38 @@ class Inspection:
     """Some captions with their pictures, uint8 [3, 128, 128]."""
 
 
+def rate(count: int, seconds: float, what: str) -> str:
+    """As "1,234 pairs a second on 8 cores"."""
+    return f"{count / max(seconds, 1e-9):,.0f} {what} a second on {cores()} core{'s' * (cores() > 1)}"
+
+
+def readable(paths: Sequence[Path]) -> tuple[list[Path], list[Problem]]:
+    """Those paths that are tar files, and what is wrong with the others."""
+    good, problems = list[Path](), list[Problem]()
+    for path in paths:
+        try:
+            TarIndex.open(path)
+            good.append(path)
+        except (ValueError, OSError) as error:
+            problems.append(Problem(BAD_SHARD, printable(str(path)), str(error)))
+    return good, problems
+
+
 def inspect(data: PairDataset, update: Update, keep: int = 24) -> Inspection:
     """Reads every pair, by all cores. update: is told the share that is done. keep: how many `first` takes."""
     found, begun, total = Inspection(), time.monotonic(), len(data)
     keys, pictures = dict[str, int](), dict[bytes, int]()
 
+    for shard in data.shards:
+        if not len(shard) and not shard.problems:
+            data.report.add(NO_SAMPLES, printable(str(shard.path)))
+
     def look(index: int) -> _Look:
-        captions, encoded = data.read_captions(index), data.picture_bytes(index)
+        try:
+            captions, encoded = data.read_captions(index), data.picture_bytes(index)
+        except OSError as error:
+            data.report.add(NOT_READ, data.where(index), str(error), sample=index)
+            return _Look(index, Captions({}, [], ()), None, b"", None)
         image = data.decode(index, encoded, SIDE)
         if encoded is None or image is None:
             return _Look(index, captions, None, b"", None)
@@ -72,7 +102,7 @@ def inspect(data: PairDataset, update: Update, keep: int = 24) -> Inspection:
                 if len(found.first) < keep:
                     found.first.append((next(iter(texts.values())), seen.picture))
         found.seconds = time.monotonic() - begun
-        update(done / total, f"{done / max(found.seconds, 1e-9):,.0f} pairs a second")
+        update(done / total, rate(done, found.seconds, "pairs"))
     return found
 
 
