@@ -85,16 +85,185 @@ def test_tables_as_programs_write_them(folder, tmp_path, kind):
 def test_a_quote_that_is_left_open(folder, tmp_path):
     rows = 'file_name,caption\na.1.png,"a 5"" pipe"\nd.png,a 7" pipe\ndeep/b c.png,"open\ndeep/er/ä.png,three\n'
     result, pairs = packed(folder, tmp_path / "out", captions=table(folder, rows))
-    assert names(pairs) == {"a.1.png": {"caption": 'a 5" pipe'}, "d.png": {"caption": 'a 7" pipe'}}
+    assert names(pairs) == {
+        "a.1.png": {"caption": 'a 5" pipe'},
+        "d.png": {"caption": 'a 7" pipe'},
+        "deep/er/ä.png": {"caption": "three"},
+    }
     assert [tuple(problem) for problem in result.report.problems] == [
-        ("quote not closed", "table.csv:5", "in the row of deep/b c.png; all lines behind it are lost"),
+        ("quote not closed", "table.csv:4", "in the row of deep/b c.png; the lines behind it are rows"),
         ("picture that the table does not name", "deep/b c.png", "table.csv"),
-        ("picture that the table does not name", "deep/er/ä.png", "table.csv"),
     ]
     lines = 'file_name,caption\na.1.png,"one\nof two\nlines"\n'
     assert names(packed(folder, tmp_path / "two", captions=table(folder, lines))[1])["a.1.png"] == {
         "caption": "one\nof two\nlines"
     }
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", ['9.png,"nine"', "9.png,nine"])  # another quote closes it, or nothing
+def test_an_open_quote_swallows_no_rows(tmp_path, end, last):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"{number}.png").write_bytes(picture(number))
+    rows = ["image,caption", '0.png,"two', 'lines, of one"', "", *(f"{k}.png,{k}" for k in range(1, 3)), '3.png,"open']
+    rows += [*(f"{k}.png,{k}" for k in range(4, 9)), last, ""]
+    result, pairs = packed(folder, tmp_path / "out", captions=table(folder, end.join(rows)))
+    expected = {f"{k}.png": {"caption": str(k)} for k in (1, 2, 4, 5, 6, 7, 8)}
+    assert names(pairs) == {"0.png": {"caption": f"two{end}lines, of one"}, "9.png": {"caption": "nine"}} | expected
+    detail = "in the row of 3.png; the lines behind it are rows"
+    assert tuple(result.report.problems[0]) == ("quote not closed", "table.csv:7", detail)
+    assert result.report.counts == {"quote not closed": 1, "picture that the table does not name": 1}
+
+
+def test_quotes_that_are_part_of_a_text(folder, tmp_path):
+    tabs = 'image\tcaption\na.1.png\t"big" dog\nd.png\t"a ""small"" cat"\ndeep/b c.png\tthe "red" one\n'
+    expected = {"a.1.png": '"big" dog', "d.png": 'a "small" cat', "deep/b c.png": 'the "red" one'}
+    for number, (text, name) in enumerate([(tabs, "t.tsv"), (tabs.replace("\t", ","), "t.csv")]):
+        pairs = packed(folder, tmp_path / str(number), captions=table(folder, text, name))[1]
+        assert {n: captions["caption"] for n, captions in names(pairs).items()} == expected
+    lines = "sep=;\nimage;caption\n\na.1.png;x\nno.png;x\n"  # numbers are those of the file's lines
+    result = packed(folder, tmp_path / "sep", captions=table(folder, lines))[0]
+    assert result.report.problems[0].where == "table.csv:5"
+
+
+def test_cells_that_hold_nothing_or_too_much(folder, tmp_path):
+    rows = f"image,caption\na.1.png,NaN\nd.png,{'x ' * 100_000}\ndeep/b c.png,two\n"
+    result, pairs = packed(folder, tmp_path / "out", captions=table(folder, rows))
+    assert names(pairs) == {"deep/b c.png": {"caption": "two"}}
+    assert [tuple(problem) for problem in result.report.problems[:2]] == [
+        ("blank caption", "table.csv:2", '"caption": NaN'),
+        ("caption too large", "table.csv:3", '"caption": 199,999 characters'),
+    ]
+    lines = table(folder, '{"image": "d.png", "text": NaN}\n{"image": "a.1.png", "text": ["x", "y", 3]}', "t.jsonl")
+    result, pairs = packed(folder, tmp_path / "lines", captions=lines)
+    assert names(pairs) == {"a.1.png": {"caption": "x", "caption.2": "y"}}
+    assert result.report.counts["blank caption"] == result.report.counts["caption is no text"] == 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "byte"), [("cp1252", "café", 0xE9), ("cp1251", "кот", 0xEA), ("gbk", "猫", 0xC3)]
+)
+def test_a_table_that_is_not_utf8_says_how_to_convert_it(folder, tmp_path, encoding, text, byte):
+    column = len(f"d.png,{text.rstrip('отк猫é')}") + 1
+    rows = f"image,caption\r\nd.png,{text}\r\n"
+    path = table(folder, rows.encode(encoding))
+    place = column if encoding == "cp1252" else 7
+    message = (
+        rf"table.csv is not UTF-8 \(line 2, byte {place}: 0x{byte:02x}\); iconv -f .* -t UTF-8 table.csv > utf8.csv"
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        packed(folder, tmp_path / "out", captions=path)
+    assert "surrogate" not in str(error.value)
+    result, pairs = packed(folder, tmp_path / "some", captions=table(folder, rows.encode(encoding) + b"a.1.png,x\n"))
+    assert names(pairs) == {"a.1.png": {"caption": "x"}}
+    assert "is not UTF-8 (line 2" in result.report.first()["caption not valid Unicode"].detail
+    with pytest.raises(ValueError, match="got columns image, .*; table.csv is not UTF-8"):
+        packed(folder, tmp_path / "head", captions=table(folder, f"image,{text}\n".encode(encoding)))
+
+
+def test_the_only_table_in_the_folder_is_taken(folder, tmp_path, capsys):
+    (folder / "a.1.txt").write_text("beside")
+    (folder / "numbers.csv").write_text("size,count\n1,2\n")
+    (folder / "image, caption.txt").write_text("image, caption\n")
+    (folder / "captions.csv").write_bytes(CSV.encode())
+    main(["data", "pack", str(folder), "--out", str(tmp_path / "out")])
+    assert f"captions from {folder / 'captions.csv'}" in capsys.readouterr().out.splitlines()
+    result, pairs = packed(folder, tmp_path / "again")
+    assert (names(pairs), result.table) == (EXPECTED, folder / "captions.csv")
+    (folder / "more.tsv").write_text("img\tcaption\nd.png\tfour\n")
+    with pytest.raises(
+        ValueError, match=r"expected one table in .*, got captions.csv, more.tsv; --captions says which"
+    ):
+        packed(folder, tmp_path / "two")
+    (folder / "metadata.csv").write_text("Image Name| comment\nd.png| four\n")
+    assert names(packed(folder, tmp_path / "metadata")[1]) == {"d.png": {"caption": "four"}}
+
+
+def test_names_as_people_write_them(folder, tmp_path):
+    (folder / "d.jpg").write_bytes(picture(9, kind="JPEG"))
+    (folder / "E.PNG").write_bytes(picture(8))
+    names_written = ["A.1.PNG", "deep/B C", "e", "d", "a.1.jpg", "b c.png", "D.PNG"]
+    path = table(folder, "image,text\n" + "".join(f"{name},{k}\n" for k, name in enumerate(names_written)))
+    result, pairs = packed(folder, tmp_path / "out", captions=path)
+    assert {name: captions["caption"] for name, captions in names(pairs).items()} == {
+        "a.1.png": "0",
+        "deep/b c.png": "1",
+        "E.PNG": "2",
+        "d.png": "6",
+    }
+    missing = [(p.where, p.detail) for p in result.report.problems if p.kind == "missing file"]
+    assert missing == [
+        ("table.csv:5", "d; there is d.jpg and d.png"),
+        ("table.csv:6", "a.1.jpg; there is a.1.png"),
+        ("table.csv:7", "b c.png"),
+    ]
+
+
+def test_coco(folder, tmp_path):
+    images = [{"id": 7, "file_name": "a.1.png"}, {"id": 9, "file_name": "d.png"}]
+    annotations = [{"id": 1, "image_id": 9, "caption": "four"}, {"id": 2, "image_id": 7, "caption": "one"}]
+    annotations += [{"id": 3, "image_id": 9, "caption": "4"}, {"id": 4, "image_id": 1, "caption": "of none"}]
+    whole = {"info": {}, "images": images, "annotations": annotations}
+    path = table(folder, json.dumps(whole, indent=1), "captions.json")
+    result, pairs = packed(folder, tmp_path / "out", captions=path)
+    assert names(pairs) == {"d.png": {"caption": "four", "caption.2": "4"}, "a.1.png": {"caption": "one"}}
+    assert result.report.problems[0][:2] == ("row without a picture's name", "captions.json:4")
+    boxes = table(folder, json.dumps(whole | {"annotations": [{"image_id": 9, "bbox": [1, 2, 3, 4]}]}), "boxes.json")
+    with pytest.raises(ValueError, match=r"boxes.json is COCO's, but not of captions \(expected images of id and"):
+        packed(folder, tmp_path / "boxes", captions=boxes)
+
+
+def test_the_name_of_a_picture_stays(folder, tmp_path):
+    path = table(folder, "image,name,text\nd.png,Dora,four\n")
+    result, [(_, captions, fields)] = packed(folder, tmp_path / "out", captions=path, caption_columns=["name", "text"])
+    assert fields == {"name": "d.png"} | captions
+    assert captions == {"name.caption": "Dora", "text": "four"}
+    (folder / "d.json").write_text('{"name": "Dora"}')
+    [(_, captions, fields)] = packed(folder, tmp_path / "beside", caption_columns=["name"])[1]
+    assert fields == {"name": "d.png", "name.caption": "Dora"}
+
+
+def test_lists_of_captions_beside_pictures(folder, tmp_path, capsys):
+    (folder / "d.json").write_text('{"captions": ["one", "two", "one", 3]}')
+    result, pairs = packed(folder, tmp_path / "out")
+    assert names(pairs) == {"d.png": {"caption": "one", "caption.2": "two"}}
+    assert result.report.counts["caption is no text"] == 1
+    data = PairDataset(result.shards, languages=("caption",))
+    assert list(data[0].captions.values()) == ["one", "two"]
+    main(["data", "pack", str(folder), "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: cogview data inspect {tmp_path / 'out'}/*.tar"
+
+
+def test_shards_are_never_larger_than_asked_for(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"{number:02d}.png").write_bytes(picture(number))
+        (folder / f"{number:02d}.txt").write_text("x" * (number * 37 % 900))
+    (folder / "00.txt").write_text("zero")
+    for limit in (20_480, 30_720, 35_000):
+        shards = packed(folder, tmp_path / str(limit), max_shard_bytes=limit)[0].shards
+        sizes = [path.stat().st_size for path in shards]
+        assert max(sizes) <= limit
+        assert all(size > limit - 10_240 for size in sizes[:-1])
+
+
+def test_folders_that_cannot_be_listed_are_named(folder, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("er"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    (folder / "d.txt").write_text("four")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refused)
+        result, pairs = packed(folder, tmp_path / "out")
+    assert names(pairs) == {"d.png": {"caption": "four"}}
+    assert ("folder not readable", "deep/er", "Permission denied") in map(tuple, result.report.problems)
 
 
 def test_json_lines_and_lists(folder, tmp_path):

@@ -1,5 +1,6 @@
 """`cogview data`: building, packing and reading shards."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -137,7 +138,7 @@ class Pack:
     """Pictures at any depth. Captions: a table, or a .txt or .json beside each picture, with its name."""
     out: Path
     """Folder for the shards; those that the same folder was packed to before are replaced, others never."""
-    captions: Annotated[Path | None, option("PATH", "the folder's metadata.jsonl or .csv, if it has one")] = None
+    captions: Annotated[Path | None, option("PATH", "the folder's metadata.jsonl or .csv, else its only table")] = None
     """A table with a row a caption: CSV or TSV with a header, JSON lines, or a JSON list of objects. Further rows of a
     picture become caption.2, caption.3 and so on of its pair."""
     image_column: Annotated[str | None, option("STR", "file_name, image, path or the like")] = None
@@ -148,7 +149,7 @@ class Pack:
     shard_pairs: int = 1000
     """Pairs in a shard."""
     max_shard_mb: int = 1024
-    """Megabytes of a shard; a shard ends before it has more."""
+    """Megabytes of a shard; a shard ends before it has more, unless one pair alone is larger."""
     report: Annotated[Path | None, option("PATH", "none")] = None
     """Write everything that was left out here, a JSON object a line."""
 
@@ -170,9 +171,12 @@ class Pack:
         finally:
             if packed.report.counts or packed.pairs:
                 _tell(packed.report, self.report)
+        if packed.table is not None and packed.table != self.captions:
+            console.print(f"captions from {packed.table}")
         shards = f"{len(packed.shards):,} shard{'s' if len(packed.shards) > 1 else ''}"
         console.print(f"{packed.pairs:,} pairs in {shards} in {self.out}, captions: {', '.join(packed.fields)}")
-        languages = "" if set(packed.fields) <= set(LANGUAGES) else f" --languages {' '.join(packed.fields)}"
+        names = list(dict.fromkeys(re.sub(r"\.[0-9]+$", "", name) for name in packed.fields))
+        languages = "" if set(names) <= set(LANGUAGES) else f" --languages {' '.join(names)}"
         console.print(f"next: cogview data inspect {self.out}/*.tar{languages}")
 
 

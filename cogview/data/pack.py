@@ -10,7 +10,9 @@ import json
 import os
 import re
 import shutil
+import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,10 +21,12 @@ from pathlib import Path
 from cogview.data.ahead import ahead
 from cogview.data.files import write_json
 from cogview.data.images import MAX_BYTES, TooLarge, decode_image, open_image
+from cogview.data.inspection import rate
 from cogview.data.report import Report, printable
 from cogview.data.samples import OTHER_PICTURES
-from cogview.data.shards import LANGUAGES, ShardWriter
-from cogview.data.sources import Source, beside_pictures, from_table
+from cogview.data.shards import LANGUAGES, MAX_CAPTION_BYTES, ShardWriter
+from cogview.data.sources import TOO_LARGE, Source, beside_pictures, from_table, tables_in
+from cogview.data.tar_members import BLOCK
 from cogview.progress import Update
 
 TABLES = ("metadata.jsonl", "metadata.csv")  # looked for in the folder, as Hugging Face's imagefolder has them
@@ -35,6 +39,8 @@ class Packed:
     report: Report = field(default_factory=Report)
     shards: list[Path] = field(default_factory=list)
     pairs: int = 0
+    table: Path | None = None
+    """That the captions are from; None: from files beside the pictures."""
     fields: list[str] = field(default_factory=list)
     """Of the JSONs that hold captions."""
 
@@ -53,9 +59,10 @@ def pack(
 ) -> None:
     """Writes the pairs of `folder` to `out`, as 00000.tar and so on; what is left out goes to packed.report.
 
-    captions: the table; default: metadata.jsonl or metadata.csv in the folder, else files beside the pictures.
-    shard_pairs, max_shard_bytes: a shard ends before it has more. update: is told the share that is done. ValueError if
-    nothing can be packed or `out` holds shards of something else; then nothing is written.
+    captions: the table; default: metadata.jsonl or metadata.csv in the folder, else the only other table there with
+    such columns, else files beside the pictures. shard_pairs, max_shard_bytes: a shard ends before it has more, unless
+    one pair alone is larger. update: is told the share that is done. ValueError if nothing can be packed or `out` holds
+    shards of something else; then nothing is written.
     """
     if not folder.is_dir():
         raise ValueError(f"folder: expected a folder of pictures, got {str(folder)!r}")
@@ -63,33 +70,54 @@ def pack(
         raise ValueError("shard-pairs, max-shard-mb: expected at least 1")
     made_of = {"folder": str(folder.resolve()), "captions": str(captions.resolve()) if captions else None}
     before = _own_shards(out, made_of)
-    table = captions or next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    table = packed.table = captions or _table_in(folder, image_column, caption_columns)
     if table is None:
         sources = beside_pictures(folder, caption_columns or LANGUAGES, packed.report)
     else:
         sources = from_table(folder, table, image_column, caption_columns, packed.report)
     with _folder_beside(out) as beside, ExitStack() as stack:
-        pairs, size, writer = 0, 0, None
+        pairs, size, writer, begun = 0, 0, None, time.monotonic()
         loaded = ahead(lambda source: (source, _load(folder, source, packed.report)), sources)
         for done, (source, picture) in enumerate(loaded, 1):
-            update(done / len(sources))
+            update(done / len(sources), rate(done, time.monotonic() - begun, "pictures"))
             if picture is None:
                 continue
             suffix, contents = picture
-            if writer is None or pairs == shard_pairs or size + len(contents) > max_shard_bytes:
+            text = json.dumps({"name": _unicode(source.name)} | source.captions, ensure_ascii=False).encode()
+            if len(text) > MAX_CAPTION_BYTES:
+                packed.report.add(TOO_LARGE, printable(source.name), f"all of them: {len(text):,} bytes")
+                continue
+            more = sum(BLOCK - len(part) // -BLOCK * BLOCK for part in (contents, text))  # with headers
+            if writer is None or pairs == shard_pairs or _whole_tar(size + more) > max_shard_bytes:
                 stack.close()
                 packed.shards.append(out / f"{len(packed.shards):05d}.tar")
                 writer = stack.enter_context(ShardWriter(beside / packed.shards[-1].name))
                 pairs = size = 0
-            fields = {"name": _unicode(source.name)} | source.captions
-            text = json.dumps(fields, ensure_ascii=False).encode()
             writer.write(f"{packed.pairs:08d}", {suffix: contents, "json": text})
-            packed.pairs, pairs, size = packed.pairs + 1, pairs + 1, size + len(contents) + len(text)
+            packed.pairs, pairs, size = packed.pairs + 1, pairs + 1, size + more
             packed.fields += [name for name in source.captions if name not in packed.fields]
         stack.close()
         if not packed.pairs:
-            raise ValueError(f"folder: no picture with a caption in {str(folder)!r} ({packed.report})")
+            first = next((problem for problem in packed.report.problems if "is not UTF-8" in problem.detail), "")
+            hint = f"; {first}" if first else ""
+            raise ValueError(f"folder: no picture with a caption in {str(folder)!r} ({packed.report}{hint})")
         _move(beside, out, before, made_of, packed.shards)
+
+
+def _table_in(folder: Path, image_column: str | None, caption_columns: Sequence[str]) -> Path | None:
+    for name in TABLES:
+        if (folder / name).is_file():
+            return folder / name
+    found = tables_in(folder, image_column, caption_columns)
+    if len(found) > 1:
+        names = ", ".join(printable(path.name, 60) for path in found[:10])
+        raise ValueError(f"captions: expected one table in {str(folder)!r}, got {names}; --captions says which")
+    return found[0] if found else None
+
+
+def _whole_tar(size: int) -> int:
+    """Bytes of a tar with so many of members: two empty blocks end it, and it is padded."""
+    return -(size + 2 * BLOCK) // tarfile.RECORDSIZE * -tarfile.RECORDSIZE
 
 
 def _load(folder: Path, source: Source, report: Report) -> tuple[str, bytes] | None:

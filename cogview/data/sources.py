@@ -1,20 +1,24 @@
 """Which pictures of a folder have which captions: by a table, or by files beside them. Decodes nothing."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cogview.data.captions import BLANK, INVALID, NO_TEXT, clean, none_in, read_captions
+from cogview.data.captions import BLANK, INVALID, NO_TEXT, clean, none_in, read_captions, texts_of
 from cogview.data.images import EXTENSIONS
 from cogview.data.report import Report, printable
 from cogview.data.samples import OTHER_PICTURES
 from cogview.data.shards import MAX_CAPTION_BYTES
-from cogview.data.tables import read_table
+from cogview.data.tables import EXTENSIONS_OF_TABLES, read_table
 
 _PICTURES = {*EXTENSIONS, *OTHER_PICTURES}
+NOTHING = ("NaN", "nan", "<NA>", "None", "NULL", "null", "#N/A")  # a cell that is empty, as pandas and others write it
+_SURROGATE = re.compile("[\udc80-\udcff]")  # a byte that is no UTF-8
+TOO_LARGE = "caption too large"
 MISSING, OUTSIDE, NO_CAPTION = "missing file", "outside the folder", "picture without caption"
 
 
@@ -28,6 +32,7 @@ class Source:
 
     def add(self, name: str, text: str) -> None:
         """A second caption of a name becomes "name.2", a third "name.3"; the same text again is left out."""
+        name = "name.caption" if name == "name" else name  # "name" is that of the picture
         same = [k for k in self.captions if k == name or k.startswith(f"{name}.")]
         if text not in [self.captions[k] for k in same]:
             self.captions[f"{name}.{len(same) + 1}" if same else name] = text
@@ -51,7 +56,7 @@ def beside_pictures(folder: Path, languages: Sequence[str], report: Report) -> l
         captions = read_captions(as_json, as_text, languages)
         source = Source(len(sources), name, path)
         for language, text in captions.found.items():
-            source.add(language.removesuffix(".json"), text)
+            source.add(re.sub(r"\.(json|[0-9]+)$", "", language), text)
         for kind, detail in captions.problems:
             report.add(kind, printable(name), detail)
         if source.captions:
@@ -68,51 +73,116 @@ def from_table(
     folder: Path, table: Path, image_column: str | None, caption_columns: Sequence[str], report: Report
 ) -> list[Source]:
     """The pictures that a table names, in the order of their first rows, with the captions of all their rows."""
-    rows = read_table(table, report)
-    image, columns = rows.image_column(image_column), rows.caption_columns(caption_columns)
     root, found, named = folder.resolve(), dict[str, Source](), set[str]()
+    names = _Names(root, list(filter(_is_picture, _files(root, report))), table.resolve().parent)
+    rows = read_table(table, report, image_column, names.has)
+    image, columns = rows.image_column(image_column), rows.caption_columns(caption_columns)
     for line, row in rows.rows:
         where, name = f"{table.name}:{line}", row.get(image)
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or name in NOTHING:
             report.add("row without a picture's name", where)
             continue
         named.add(os.path.normpath(name.strip()))
         try:
-            path = _place(name.strip(), root, table.resolve().parent)
+            path = names.find(name.strip())
         except OSError as error:
-            report.add(_kind(error), where, str(error))
+            report.add(_kind(error), where, f"{error}; {rows.not_utf8}" if _SURROGATE.search(name) else str(error))
             continue
         key = path.relative_to(root).as_posix()
         source = found.setdefault(key, Source(len(found), key, path))
-        _take(source, row, columns, where, report)
+        _take(source, row, columns, where, report, rows.not_utf8)
     for source in found.values():
         if not source.captions:
             report.add(NO_CAPTION, printable(source.name), f"in {table.name}")
-    for name in filter(_is_picture, _files(root, report)):
+    for name in names.all:
         if name not in found and name not in named:
             report.add("picture that the table does not name", printable(name), table.name)
     return [source for source in found.values() if source.captions]
 
 
-def _take(source: Source, row: Mapping[str, Any], columns: Mapping[str, str], where: str, report: Report) -> None:
+def tables_in(folder: Path, image_column: str | None, caption_columns: Sequence[str]) -> list[Path]:
+    """The tables in a folder that have the columns, and rows; not the files beside pictures."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    pictures = {part for name in names if _is_picture(name) for part in (name, os.path.splitext(name)[0])}
+    found = []
+    for name in names:
+        if os.path.splitext(name)[1].lower() in EXTENSIONS_OF_TABLES and os.path.splitext(name)[0] not in pictures:
+            try:
+                table = read_table(folder / name, Report(), image_column, lambda name: False)
+                table.image_column(image_column), table.caption_columns(caption_columns)
+            except (ValueError, OSError):
+                continue
+            found += [folder / name] * bool(table.rows)
+    return found
+
+
+class _Names:
+    """The pictures of a folder, found by names that people write down."""
+
+    def __init__(self, root: Path, names: list[str], *more: Path):
+        self.all, self._folders, self._alike = names, (root, *more), dict[str, list[str]]()
+        for name in names:
+            for spelling in dict.fromkeys((name, os.path.splitext(name)[0])):
+                self._alike.setdefault(_folded(spelling), []).append(name)
+
+    def has(self, name: str) -> bool:
+        try:
+            return bool(self.find(name))
+        except OSError:
+            return False
+
+    def find(self, name: str) -> Path:
+        """The real path: of the name as it is, else of the only one of other case or without extension."""
+        try:
+            return _place(name, *self._folders)
+        except FileNotFoundError as error:
+            alike = self._alike.get(_folded(name), [])
+            if len(alike) == 1:
+                return _place(alike[0], self._folders[0])
+            if not alike:
+                alike = self._alike.get(_folded(os.path.splitext(name)[0]), [])
+            if not alike:
+                raise
+            there = " and ".join(printable(other, 60) for other in alike[:3])
+            raise FileNotFoundError(f"{printable(name)}; there is {there}") from error
+
+
+def _folded(name: str) -> str:
+    name = unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+    return os.path.normpath(name)
+
+
+def _take(
+    source: Source, row: Mapping[str, Any], columns: Mapping[str, str], where: str, report: Report, not_utf8: str
+) -> None:
     for column, name in columns.items():
         if (value := row.get(column)) in (None, ""):
             continue  # a cell that is empty is a caption that is not there
-        try:
-            if text := clean(value):
-                source.add(name, text)
-            else:
-                report.add(BLANK, where, f'"{column}"')
-        except TypeError as error:
-            report.add(NO_TEXT, where, f'"{column}": {error}')
-        except ValueError as error:
-            report.add(INVALID, where, f'"{column}": {error}')
+        for place, one in texts_of(column, value):
+            try:
+                if one in NOTHING or one != one:
+                    report.add(BLANK, where, f"{place}: {one}")
+                elif not (text := clean(one)):
+                    report.add(BLANK, where, place)
+                elif len(text.encode()) > MAX_CAPTION_BYTES // 8:
+                    report.add(TOO_LARGE, where, f"{place}: {len(text):,} characters")
+                else:
+                    source.add(name, text)
+            except TypeError as error:
+                report.add(NO_TEXT, where, f"{place}: {error}")
+            except ValueError as error:
+                report.add(INVALID, where, f"{place}: {not_utf8 if not_utf8 and _SURROGATE.search(one) else error}")
 
 
 def _files(root: Path, report: Report) -> list[str]:
     """Names of all files below a folder, sorted, hidden ones left out; links to folders are told, not followed."""
     names = []
-    for folder, below, files in os.walk(root):
+
+    def unlisted(error: OSError) -> None:
+        name = os.path.relpath(error.filename, root)
+        report.add("folder not readable", printable(name), error.strerror or str(error))
+
+    for folder, below, files in os.walk(root, onerror=unlisted):
         below[:] = [name for name in below if not name.startswith(".") and name != "__MACOSX"]
         for name in sorted(below):
             if os.path.islink(os.path.join(folder, name)):
