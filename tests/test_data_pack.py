@@ -143,23 +143,20 @@ def test_cells_that_hold_nothing_or_too_much(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "text", "byte"), [("cp1252", "café", 0xE9), ("cp1251", "кот", 0xEA), ("gbk", "猫", 0xC3)]
+    ("encoding", "text", "place"),
+    [("cp1252", "café", "10: 0xe9"), ("cp1251", "кот", "7: 0xea"), ("gbk", "红狐", "7: 0xba")],
 )
-def test_a_table_that_is_not_utf8_says_how_to_convert_it(folder, tmp_path, encoding, text, byte):
-    column = len(f"d.png,{text.rstrip('отк猫é')}") + 1
+def test_a_table_that_is_not_utf8_says_how_to_convert_it(folder, tmp_path, encoding, text, place):
     rows = f"image,caption\r\nd.png,{text}\r\n"
     path = table(folder, rows.encode(encoding))
-    place = column if encoding == "cp1252" else 7
-    message = (
-        rf"table.csv is not UTF-8 \(line 2, byte {place}: 0x{byte:02x}\); iconv -f .* -t UTF-8 table.csv > utf8.csv"
-    )
+    message = rf"table.csv is not UTF-8 \(line 2, byte {place}\); iconv -f .* -t UTF-8 table.csv > utf8.csv"
     with pytest.raises(ValueError, match=message) as error:
         packed(folder, tmp_path / "out", captions=path)
     assert "surrogate" not in str(error.value)
     result, pairs = packed(folder, tmp_path / "some", captions=table(folder, rows.encode(encoding) + b"a.1.png,x\n"))
     assert names(pairs) == {"a.1.png": {"caption": "x"}}
     assert "is not UTF-8 (line 2" in result.report.first()["caption not valid Unicode"].detail
-    with pytest.raises(ValueError, match="got columns image, .*; table.csv is not UTF-8"):
+    with pytest.raises(ValueError, match=r"got columns image, .*; table.csv is not UTF-8"):
         packed(folder, tmp_path / "head", captions=table(folder, f"image,{text}\n".encode(encoding)))
 
 
@@ -173,9 +170,7 @@ def test_the_only_table_in_the_folder_is_taken(folder, tmp_path, capsys):
     result, pairs = packed(folder, tmp_path / "again")
     assert (names(pairs), result.table) == (EXPECTED, folder / "captions.csv")
     (folder / "more.tsv").write_text("img\tcaption\nd.png\tfour\n")
-    with pytest.raises(
-        ValueError, match=r"expected one table in .*, got captions.csv, more.tsv; --captions says which"
-    ):
+    with pytest.raises(ValueError, match=r"expected one table .*, got captions.csv, more.tsv; --captions says which"):
         packed(folder, tmp_path / "two")
     (folder / "metadata.csv").write_text("Image Name| comment\nd.png| four\n")
     assert names(packed(folder, tmp_path / "metadata")[1]) == {"d.png": {"caption": "four"}}
@@ -217,7 +212,7 @@ def test_coco(folder, tmp_path):
 
 def test_the_name_of_a_picture_stays(folder, tmp_path):
     path = table(folder, "image,name,text\nd.png,Dora,four\n")
-    result, [(_, captions, fields)] = packed(folder, tmp_path / "out", captions=path, caption_columns=["name", "text"])
+    [(_, captions, fields)] = packed(folder, tmp_path / "out", captions=path, caption_columns=["name", "text"])[1]
     assert fields == {"name": "d.png"} | captions
     assert captions == {"name.caption": "Dora", "text": "four"}
     (folder / "d.json").write_text('{"name": "Dora"}')
