@@ -144,7 +144,7 @@ def test_cells_that_hold_nothing_or_too_much(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("encoding", "text", "place"),
-    [("cp1252", "café", "10: 0xe9"), ("cp1251", "кот", "7: 0xea"), ("gbk", "红狐", "7: 0xba")],
+    [("cp1252", "café", "10: 0xe9"), ("cp1251", "кот", "7: 0xea"), ("gbk", "红", "7: 0xba")],
 )
 def test_a_table_that_is_not_utf8_says_how_to_convert_it(folder, tmp_path, encoding, text, place):
     rows = f"image,caption\r\nd.png,{text}\r\n"
@@ -158,6 +158,14 @@ def test_a_table_that_is_not_utf8_says_how_to_convert_it(folder, tmp_path, encod
     assert "is not UTF-8 (line 2" in result.report.first()["caption not valid Unicode"].detail
     with pytest.raises(ValueError, match=r"got columns image, .*; table.csv is not UTF-8"):
         packed(folder, tmp_path / "head", captions=table(folder, f"image,{text}\n".encode(encoding)))
+
+
+def test_utf16_without_a_mark_is_told(folder, tmp_path):
+    path = table(folder, CSV.encode("utf-16-le"))
+    with pytest.raises(
+        ValueError, match=r"table.csv is not UTF-8 \(NUL in line 1.*iconv -f UTF-16LE -t UTF-8 table.csv"
+    ):
+        packed(folder, tmp_path / "out", captions=path)
 
 
 def test_the_only_table_in_the_folder_is_taken(folder, tmp_path, capsys):
@@ -179,7 +187,7 @@ def test_the_only_table_in_the_folder_is_taken(folder, tmp_path, capsys):
 def test_names_as_people_write_them(folder, tmp_path):
     (folder / "d.jpg").write_bytes(picture(9, kind="JPEG"))
     (folder / "E.PNG").write_bytes(picture(8))
-    names_written = ["A.1.PNG", "deep/B C", "e", "d", "a.1.jpg", "b c.png", "D.PNG"]
+    names_written = ["A.1.PNG", "deep/B C", "e", "d", "a.1.jpg", "b c.png", "D.PNG", "f.png"]
     path = table(folder, "image,text\n" + "".join(f"{name},{k}\n" for k, name in enumerate(names_written)))
     result, pairs = packed(folder, tmp_path / "out", captions=path)
     assert {name: captions["caption"] for name, captions in names(pairs).items()} == {
@@ -192,7 +200,8 @@ def test_names_as_people_write_them(folder, tmp_path):
     assert missing == [
         ("table.csv:5", "d; there is d.jpg and d.png"),
         ("table.csv:6", "a.1.jpg; there is a.1.png"),
-        ("table.csv:7", "b c.png"),
+        ("table.csv:7", "b c.png; there is deep/b c.png"),
+        ("table.csv:9", "f.png"),
     ]
 
 

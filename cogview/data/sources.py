@@ -120,8 +120,10 @@ class _Names:
     """The pictures of a folder, found by names that people write down."""
 
     def __init__(self, root: Path, names: list[str], *more: Path):
-        self.all, self._folders, self._alike = names, (root, *more), dict[str, list[str]]()
+        self.all, self._folders = names, (root, *more)
+        self._alike, self._elsewhere = dict[str, list[str]](), dict[str, list[str]]()
         for name in names:
+            self._elsewhere.setdefault(os.path.basename(_folded(name)), []).append(name)
             for spelling in dict.fromkeys((name, os.path.splitext(name)[0])):
                 self._alike.setdefault(_folded(spelling), []).append(name)
 
@@ -139,8 +141,8 @@ class _Names:
             alike = self._alike.get(_folded(name), [])
             if len(alike) == 1:
                 return _place(alike[0], self._folders[0])
-            if not alike:
-                alike = self._alike.get(_folded(os.path.splitext(name)[0]), [])
+            alike = alike or self._alike.get(_folded(os.path.splitext(name)[0]), [])
+            alike = alike or self._elsewhere.get(os.path.basename(_folded(name)), [])
             if not alike:
                 raise
             there = " and ".join(printable(other, 60) for other in alike[:3])

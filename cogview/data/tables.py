@@ -111,6 +111,9 @@ def read_table(path: Path, report: Report, image_column: str | None, is_there: C
 
 def _not_utf8(path: Path, text: str) -> str:
     """Where a text that has surrogates for bytes which are no UTF-8 has the first, and what to do; else ""."""
+    if "\0" in text[:100]:
+        how = f"iconv -f UTF-16LE -t UTF-8 {shlex.quote(path.name)} > utf8{path.suffix}"
+        return f"{path.name} is not UTF-8 (NUL in line 1, as in UTF-16); {how}"
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
