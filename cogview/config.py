@@ -8,7 +8,20 @@ from typing import Any, Literal
 
 def require(ok: bool, name: str, expected: str, got: Any) -> None:
     if not ok:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+        raise ValueError(f"{name}: expected {expected}, got {briefly(got)}")
+
+
+def briefly(value: Any) -> str:
+    """A value in an error: its repr, of a long one the beginning, and of arrays dtype and shape."""
+    if getattr(value, "shape", None) and hasattr(value, "dtype"):
+        return f"{type(value).__name__} {value.dtype} {list(value.shape)}"
+    if isinstance(value, list | tuple | set | frozenset | dict) and len(value) > 20:
+        return f"{type(value).__name__} of {len(value):,}"
+    try:
+        shown = " ".join(repr(value).splitlines())
+    except ValueError:  # Python writes no more than 4,300 digits
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
+    return shown if len(shown) <= 200 else f"{shown[:200]}…"
 
 
 @dataclass(frozen=True)
