@@ -1,13 +1,5 @@
 """Where the commands compute."""
 
-import torch
+from cogview.device import available
 
-
-def available(device: str) -> torch.device:
-    """A device that torch can compute on here."""
-    try:
-        torch.zeros(1, device=device).item()  # what torch was built without comes as any of these
-    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"device: expected one that torch can use here, got {device!r} ({reason})") from error
-    return torch.device(device)
+__all__ = ["available"]
