@@ -135,11 +135,8 @@ def curves(panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]
 
     names = list(dict.fromkeys(name for _, lines in panels for name in lines))
     same = list(dict.fromkeys(name.removesuffix(HELD_OUT) for name in names))
-    colours = (
-        colormaps["tab10" if len(same) <= 10 else "tab20"]
-        if len(same) <= 20
-        else colormaps["turbo"].resampled(len(same))
-    )
+    palette = "tab10" if len(same) <= 10 else "tab20" if len(same) <= 20 else "turbo"
+    colours = colormaps[palette].resampled(max(10, len(same)))
     longest = max((cell_len(printable(name)) for name in names), default=0)
     width, below = 5 * len(panels), len(names) > _INSIDE or longest > _NAME
     columns = max(1, min(len(names), int(width * 13 / (longest + 8))))  # 13 letters an inch; the line of one takes 8

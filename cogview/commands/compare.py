@@ -100,10 +100,6 @@ class Compare:
         from cogview.pictures import check_place, curves, picture_path
 
         out, models = picture_path(self.out), []
-        try:
-            check_place(out)
-        except OSError as error:
-            raise OSError(f"out: cannot write {out} ({error.strerror})") from error
         folders: dict[Path, Path] = {}  # as they are named, by what they are
         for folder in (folder for path in self.runs for folder in _models_in(path)):
             folders.setdefault(folder.resolve(), folder)
@@ -114,6 +110,10 @@ class Compare:
                 console.print(f"left out: {error}")
         if not models:
             raise ValueError("runs: expected at least one model that can be read, got none")
+        try:
+            check_place(out)
+        except OSError as error:
+            raise OSError(f"out: cannot write {out} ({error.strerror})") from error
         kinds = list(dict.fromkeys(name for model in models for name in model.losses()))
         titles = ["recipe", "attention", "parameters", "steps", "batch", "seconds", "tokens/s"]
         titles += [f"held-out {kind.replace('_', ' ')}" for kind in kinds] + ["of step"]
@@ -123,9 +123,8 @@ class Compare:
             table.add_column(name, justify="right", overflow="fold")
         for row in zip(titles, *(model.row(kinds) for model in models), strict=True):
             table.add_row(*map(_encodable, row))
-        # a file has no width
-        wide = None if console.is_terminal else 30 + sum(20 + cell_len(_encodable(name)) for name in named)
-        Console(width=wide, markup=False, emoji=False, highlight=False).print(table)
+        wide = 30 + sum(20 + cell_len(_encodable(name)) for name in named)  # where it is no terminal's
+        Console(width=None if console.is_terminal else wide, markup=False, emoji=False, highlight=False).print(table)
         panels = [(kind.replace("_", " "), _lines(named, kind)) for kind in kinds]
         if panels:
             console.print(f"curves in {curves(panels, out)}")
