@@ -39,20 +39,16 @@ def text_tokenizer(data: PairDataset, folder: Path, vocab_size: int | None = Non
     """The tokenizer in folder/text.model; if it is not there, trained on the captions."""
     path = folder / "text.model"
     if not path.exists():
-        found = (data.captions(int(number)) for number in spread(len(data)))
-        captions = [caption for pair in found if pair is not None for caption in pair.values()]
-        if not captions:
-            raise ValueError(f"dataset: no caption in {', '.join(data.languages)} ({data.report})")
-        TextTokenizer.train(captions, vocab_size).save(path)
+        TextTokenizer.train(some_captions(data), vocab_size).save(path)
     return TextTokenizer.load(path)
 
 
-def shortest_caption(data: PairDataset, tokenizer: TextTokenizer) -> int:
-    """Tokens of the shortest of some captions; ValueError where there is none."""
-    found = (data.captions(int(number)) for number in spread(len(data), 1024))
-    lengths = [len(tokenizer.encode(caption)) for pair in found if pair for caption in pair.values()]
-    require(bool(lengths), "dataset", f"captions in {', '.join(data.languages)}", str(data.report))
-    return min(lengths)
+def some_captions(data: PairDataset, most: int = MOST) -> list[str]:
+    """Those of some samples; ValueError where there is none."""
+    found = (data.captions(int(number)) for number in spread(len(data), most))
+    captions = [caption for pair in found if pair for caption in pair.values()]
+    require(bool(captions), "dataset", f"captions in {', '.join(data.languages)}", str(data.report))
+    return captions
 
 
 def image_tokenizer(

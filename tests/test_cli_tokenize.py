@@ -278,7 +278,7 @@ def test_what_is_lost_is_said(run, tmp_path, capsys):
 
 def test_captions_that_are_all_too_long_are_told_before_anything_is_trained(tmp_path):
     a = shard(tmp_path / "a.tar", captions(9))
-    with pytest.raises(SystemExit, match="max_text: expected at least 2, of the shortest caption, got 1"):
+    with pytest.raises(SystemExit, match=r"max_text: expected at least \d, of the shortest caption, got 1"):
         tokenize(a, "--run", tmp_path / "run", *QUICK, "--max-text", "1")
     assert not (tmp_path / "run" / "vqvae").exists()
 
@@ -307,7 +307,7 @@ def test_what_cannot_be_tokenised(tmp_path):
     for option, wrong in (("text-pieces", 299), ("image-passes", "nan"), ("codebook", 0), ("split", "../x")):
         with pytest.raises(SystemExit, match=f"{option.replace('-', '_')}: expected"):
             tokenize(a, "--run", tmp_path / "run", f"--{option}", wrong)
-    with pytest.raises(SystemExit, match="no caption in title"):
+    with pytest.raises(SystemExit, match="dataset: expected captions in title"):
         tokenize(a, "--run", tmp_path / "run", "--languages", "title")
     assert not (tmp_path / "run").exists()
     broken = tmp_path / "broken.tar"

@@ -56,13 +56,14 @@ class Tokenize:
 
     def run(self) -> None:
         from cogview.data import decoded
-        from cogview.pipeline import tokenize_pairs
+        from cogview.pipeline import some_captions, tokenize_pairs
 
         self._check()
         folder = self.run_folder
         with progress("opening the shards"):
             data = PairDataset(self.shards, languages=self.languages)
         require(len(data) > 0, "shards", "at least one pair", f"none ({data.report})")
+        some_captions(data, 1024)  # which there must be
         if self.from_run is not None:
             adopt(self.from_run, folder)
         size = self.image_size or size_of(folder) or 64
@@ -108,7 +109,7 @@ class Tokenize:
         said = f"in {folder}" if paths[0].exists() else "trained on these captions"
         with progress("text tokenizer"):
             text = pipeline.text_tokenizer(data, folder, self.text_pieces)
-            shortest = pipeline.shortest_caption(data, text)
+            shortest = min(len(text.encode(caption)) for caption in pipeline.some_captions(data, 1024))
         console.print(f"text tokenizer: {text.vocab_size:,} pieces, {said}")
         require(shortest <= self.max_text, "max_text", f"at least {shortest}, of the shortest caption", self.max_text)
         if paths[1].exists():
