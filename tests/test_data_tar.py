@@ -216,10 +216,60 @@ def test_shards_of_the_same_name_are_told_apart(tmp_path):
     assert [p.where for p in data.report.problems] == [f"{tmp_path}/{folder}/0.tar:0" for folder in ("a", "b")]
 
 
+def test_a_tar_that_cannot_be_read_now_says_nothing_of_its_pictures(tmp_path, monkeypatch):
+    path = write_shards(tmp_path, 1, 3)[0]
+    data = PairDataset([path])
+    shard = data.shards[0]
+    shard.check_unchanged()
+
+    def reads():
+        yield from (lambda: data.read_captions(2), lambda: data.captions(2), lambda: data.picture_bytes(2))
+        yield from (lambda: data.picture(2, 8), lambda: list(data.pictures(8)), lambda: list(data.pictures(8, [2])))
+
+    def fails(message: str) -> None:
+        for read in reads():
+            with pytest.raises(OSError, match=rf"^shard '.*000.tar': cannot be read \({message}"):
+                read()
+        assert not data.report.counts
+
+    contents = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        fails("Input/output error")
+    with monkeypatch.context() as patch:
+        pread = os.pread
+        patch.setattr(os, "pread", lambda file, size, offset: pread(file, size - 1, offset))
+        fails(r"got \d+ of \d+ bytes")
+    path.rename(tmp_path / "away")
+    fails("No such file or directory")
+    with pytest.raises(OSError, match="000.tar': cannot be read"):
+        shard.check_unchanged()
+    assert [data[k] for k in range(3)] == [None] * 3  # a stream goes on
+    assert data.report.counts == {"pair not read": 3}
+    before = (tmp_path / "away").stat()
+    for change in (contents, contents + bytes(512)):  # another file of the same times, a longer one
+        path.write_bytes(change)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(ValueError, match=r"^paths: '.*000.tar' changed while it was read$"):
+            shard.check_unchanged()
+        path.unlink()
+    (tmp_path / "away").rename(path)
+
+
 def test_a_tar_that_shrinks_while_it_is_read(tmp_path):
     path = write_shards(tmp_path, 1, 3)[0]
     data = PairDataset([path])
     os.truncate(path, int(data.shards[0].offsets[2].max()) + 1)
     assert data[2] is None
-    assert data.report.counts["caption file not readable"] == 1
+    assert data.report.counts == {"pair not read": 1}
     assert np.array_equal([p.key for p in data.readable()], ["00000", "00001"])
+
+
+def test_a_shard_is_named_once(tmp_path, monkeypatch):
+    path, other = write_shards(tmp_path, 2, 2)
+    (tmp_path / "link.tar").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    for same in (path, str(path), "000.tar", "./000.tar", "link.tar"):
+        with pytest.raises(ValueError, match=rf"^paths: '.*{os.path.basename(same)}' is the same shard as .*000.tar'"):
+            PairDataset([path, other, same])
+    assert len(PairDataset([path, other])) == 4

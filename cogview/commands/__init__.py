@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from cogview.commands.compare import Compare
-from cogview.commands.data import Data
+from cogview.commands.data import Build, Data
 from cogview.commands.demo import Demo
 from cogview.commands.generate import Generate
 from cogview.commands.info import Info
@@ -36,7 +36,7 @@ def run(arguments: list[str] | None, description: str) -> None:
     try:
         command.run()
     except (KeyboardInterrupt, Interrupted):
-        resumable = isinstance(command, (Demo, Data, Tokenize, Train))
+        resumable = isinstance(getattr(command, "command", command), (Demo, Build, Tokenize, Train))
         sys.exit(f"cogview: stopped{'; the same command goes on from here' if resumable else ''}")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"cogview: {error}")

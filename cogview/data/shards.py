@@ -35,6 +35,7 @@ from cogview.data.tar_index import TarIndex
 
 LANGUAGES = ("caption", "en", "zh")  # fields that hold captions, where others are not asked for
 MAX_CAPTION_BYTES = 1 << 20
+NOT_READ = "pair not read"  # for a reason that says nothing of the pair
 
 
 class ShardWriter:
@@ -73,8 +74,9 @@ class PairDataset:
 
     paths: tar files. languages: the fields of a pair that count as its captions; its .txt is "caption". window: shards
     shuffled together. Images of more than max_image_bytes or max_pixels are refused. cache_dir: where indexes go if the
-    shard's own folder is read-only. What cannot be read is counted in `report`, each problem of a sample once, and
-    never fatal; a path that is no tar at all is a ValueError.
+    shard's own folder is read-only. What cannot be used is counted in `report`, each problem of a sample once, and
+    never fatal; a path that is no tar at all, or the same as another, is a ValueError. Where a shard cannot be read at
+    the moment, which says nothing of what is in it, an OSError names it; only whole pairs count that, too.
     """
 
     def __init__(
@@ -93,6 +95,11 @@ class PairDataset:
             raise ValueError(f"languages: expected a non-empty list of names, got {languages!r}")
         if window < 1:
             raise ValueError(f"window: expected at least 1 shard, got {window}")
+        named: dict[Path, str | Path] = {}
+        for path in paths:
+            if (place := Path(path).resolve()) in named:
+                raise ValueError(f"paths: {str(path)!r} is the same shard as {str(named[place])!r}; name it once")
+            named[place] = path
         self.shards = [TarIndex.open(path, cache_dir) for path in paths]
         self.languages = tuple(dict.fromkeys(languages))
         self.window, self.max_image_bytes, self.max_pixels = window, max_image_bytes, max_pixels
@@ -111,8 +118,12 @@ class PairDataset:
 
     def __getitem__(self, index: int) -> Pair | None:
         """Sample `index` in storage order; None, and an entry in `report`, if it cannot be read."""
-        captions = self.captions(index)
-        image = None if captions is None else self.decode(index, self.picture_bytes(index))
+        try:
+            captions = self.captions(index)
+            image = None if captions is None else self.decode(index, self.picture_bytes(index))
+        except OSError as error:
+            self.report.add(NOT_READ, self.where(index), str(error), sample=index)
+            return None
         return None if captions is None or image is None else Pair(self.key(index), image, captions)
 
     def key(self, index: int) -> str:
@@ -135,7 +146,7 @@ class PairDataset:
         for column in (JSON, TEXT):
             try:
                 members |= shard.read(row, {column: MAX_CAPTION_BYTES})
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 problems.append(("caption file not readable", str(error)))
         captions = read_captions(members.get(JSON), members.get(TEXT), self.languages)
         problems += captions.problems
@@ -146,14 +157,12 @@ class PairDataset:
         return captions._replace(problems=problems)
 
     def picture_bytes(self, index: int) -> bytes | None:
-        """The encoded picture of a sample; None, and an entry in `report`, if it cannot be read or is too large."""
+        """The encoded picture of a sample; None, and an entry in `report`, if it is too large."""
         shard, row = self._place(index)
         try:
             return shard.read(row, {IMAGE: self.max_image_bytes})[IMAGE]
         except ValueError as error:
             self.report.add("picture too large", self.where(index), str(error), sample=index)
-        except OSError as error:
-            self.report.add("picture not readable", self.where(index), str(error), sample=index)
         return None
 
     def decode(self, index: int, data: bytes | None, side: int | None = None) -> Image.Image | None:
@@ -167,7 +176,7 @@ class PairDataset:
         return None
 
     def picture(self, index: int, size: int) -> Tensor | None:
-        """uint8 [3, size, size] of one picture; None, and an entry in `report`, if it cannot be read."""
+        """uint8 [3, size, size] of one picture; None, and an entry in `report`, if it is none."""
         image = self.decode(index, self.picture_bytes(index), size)
         return None if image is None else pixels(image, size)
 

@@ -86,19 +86,30 @@ class TarIndex:
         return self.keys[start : int(self.key_ends[row])].tobytes().decode("utf-8", "replace")
 
     def read(self, row: int, limits: Mapping[int, int]) -> dict[int, bytes]:
-        """The members of one sample by column; ValueError if one is larger than its limit."""
+        """The members of one sample by column; ValueError if one is larger than its limit.
+
+        OSError, which names the shard, if they cannot be read now: that says nothing of what is in them.
+        """
         contents = {}
-        with open(self.path, "rb", buffering=0) as file:
-            for column, limit in limits.items():
-                offset, size = int(self.offsets[row, column]), int(self.sizes[row, column])
-                if offset < 0:
-                    continue
-                if size > limit:
-                    raise ValueError(f"member: expected at most {limit} bytes, got {size}")
-                contents[column] = os.pread(file.fileno(), size, offset)
-                if len(contents[column]) < size:
-                    raise OSError(f"shard {self.path.name}: ends early; it has changed since it was opened")
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                for column, limit in limits.items():
+                    offset, size = int(self.offsets[row, column]), int(self.sizes[row, column])
+                    if offset < 0:
+                        continue
+                    if size > limit:
+                        raise ValueError(f"member: expected at most {limit} bytes, got {size}")
+                    contents[column] = os.pread(file.fileno(), size, offset)
+                    if (got := len(contents[column])) < size:
+                        raise OSError(f"got {got} of {size} bytes; it has changed since it was opened")
+        except OSError as error:
+            raise OSError(f"shard {str(self.path)!r}: cannot be read ({error.strerror or error})") from error
         return contents
+
+    def check_unchanged(self) -> None:
+        """ValueError if the tar is not the one that was indexed, OSError if it is gone."""
+        if _stamp(self.path) != self.stamp:
+            raise ValueError(f"paths: {str(self.path)!r} changed while it was read")
 
     @cached_property
     def digest(self) -> str:
@@ -130,7 +141,10 @@ def _sidecars(path: Path, cache_dir: str | Path | None) -> list[Path]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise OSError(f"shard {str(path)!r}: cannot be read ({error.strerror})") from error
     return VERSION, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
