@@ -11,10 +11,10 @@ import torch
 import tyro
 
 from cogview.commands.console import console
-from cogview.commands.device import available
 from cogview.commands.presets import of_preset, option
 from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, check_room, recipe_for
 from cogview.config import TrainConfig, require
+from cogview.device import available
 from cogview.progress import progress
 from cogview.recipes import RECIPES, preset
 from cogview.recipes.cogview import Kind

@@ -1,5 +1,0 @@
-"""Where the commands compute."""
-
-from cogview.device import available
-
-__all__ = ["available"]
