@@ -5,6 +5,7 @@ millisecond or so, which on two cores beside another process is time that the th
 training fell to a fifth, with this to six tenths (benchmarks/waiting.py). It reads this once, when torch is imported.
 """
 
+import io
 import os
 import sys
 
@@ -15,6 +16,9 @@ SPINS = 2000  # what lies between two operators of a model; the default is 300,0
 def main(arguments: list[str] | None = None) -> None:
     if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     from cogview.commands import run
 
     run(arguments, description=__doc__.partition("\n")[0])

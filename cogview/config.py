@@ -8,7 +8,20 @@ from typing import Any, Literal
 
 def require(ok: bool, name: str, expected: str, got: Any) -> None:
     if not ok:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+        raise ValueError(f"{name}: expected {expected}, got {briefly(got)}")
+
+
+def briefly(value: Any) -> str:
+    """A value in an error: its repr, of a long one the beginning, and of arrays dtype and shape."""
+    if getattr(value, "shape", None) and hasattr(value, "dtype"):
+        return f"{type(value).__name__} {value.dtype} {list(value.shape)}"
+    if isinstance(value, list | tuple | set | frozenset | dict) and len(value) > 20:
+        return f"{type(value).__name__} of {len(value):,}"
+    try:
+        shown = " ".join(repr(value).splitlines())
+    except ValueError:  # Python writes no more than 4,300 digits
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
+    return shown if len(shown) <= 200 else f"{shown[:200]}…"
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,8 @@ class TrainConfig:
     keep: int = 2
     """Checkpoints kept, the newest ones."""
     validate_every: int = 500
-    validate_batches: int = 8
+    validate_samples: int = 256
+    """Held-out samples of a validation, or all where there are fewer."""
 
     def __post_init__(self):
         length = (self.steps, self.seconds)
@@ -117,18 +131,22 @@ class TrainConfig:
         require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
         finite = self.seconds is None or 0 < self.seconds < math.inf
         require(finite, "seconds", "a positive and finite number", self.seconds)
-        counts = ("batch_size", "accumulate", "log_every", "save_every", "keep", "validate_every", "validate_batches")
+        counts = ("batch_size", "accumulate", "log_every", "save_every", "keep", "validate_every", "validate_samples")
         for name in counts:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         divides = self.batch_size % self.accumulate == 0
         require(divides, "accumulate", f"a divisor of batch_size ({self.batch_size})", self.accumulate)
-        for name in ("learning_rate", "clip", "save_seconds"):
+        for name in ("clip", "save_seconds"):
             require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
+        rate = self.learning_rate
+        require(0 < rate < math.inf, "learning_rate", "a positive and finite number", rate)
+        require(0 <= self.seed < 2**63, "seed", "a whole number from 0 to 2^63 - 1", self.seed)
         for name in ("final_rate", "hide_context"):
             require(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
         require(0 <= self.warmup < 1, "warmup", "a number in [0, 1)", self.warmup)
         for name in ("weight_decay", "text_weight", "image_weight"):
-            require(getattr(self, name) >= 0, name, "a number that is not negative", getattr(self, name))
+            value = getattr(self, name)
+            require(0 <= value < math.inf, name, "a finite number that is not negative", value)
         weights = (self.text_weight, self.image_weight)
         require(sum(weights) > 0, "text_weight, image_weight", "one that is not 0", weights)
         dtypes = ("bfloat16", "float16", "float32")

@@ -9,7 +9,9 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,20 +50,39 @@ class Sampling:
     """Rows at once."""
 
     def __post_init__(self):
-        positive = isinstance(self.temperature, numbers.Real) and 0 < self.temperature < math.inf
-        require(positive, "temperature", "a positive and finite number", self.temperature)
+        real = isinstance(self.temperature, numbers.Real) and not isinstance(self.temperature, bool)
+        require(
+            real and 0 < self.temperature < math.inf, "temperature", "a positive and finite number", self.temperature
+        )
         for name in ("top_k", "batch_size"):
             value = getattr(self, name)
-            require(isinstance(value, numbers.Integral) and int(value) >= 1, name, "a whole number, at least 1", value)
+            require(_is_whole(value) and value >= 1, name, "a whole number, at least 1", value)
+
+
+def check_seed(seed: int) -> int:
+    """The seed; ValueError unless it is a number that a random stream can begin from."""
+    fits = _is_whole(seed) and 0 <= seed < 2**63
+    require(fits, "seed", "a whole number from 0 to 2^63 - 1", seed)
+    return operator.index(seed)
 
 
 def check_seeds(seeds: Sequence[int], count: int) -> list[int]:
-    """The seeds; ValueError unless they are `count` numbers that a random stream can begin from."""
+    """The seeds; ValueError unless they are `count` numbers that random streams can begin from."""
+    several = isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str | bytes)
+    require(
+        several and getattr(seeds, "ndim", 1) == 1,
+        "seeds",
+        f"a list of whole numbers, one for each caption ({count})",
+        seeds,
+    )
     require(len(seeds) == count, "seeds", f"as many as captions ({count})", len(seeds))
     for seed in seeds:
-        fits = isinstance(seed, numbers.Integral) and 0 <= int(seed) < 2**63
-        require(fits, "seeds", "whole numbers from 0 to 2^63 - 1", seed)
+        require(_is_whole(seed) and 0 <= seed < 2**63, "seeds", "whole numbers from 0 to 2^63 - 1", seed)
     return [operator.index(seed) for seed in seeds]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def generate(

@@ -34,13 +34,18 @@ def weighted_mean(nll: Tensor, weights: Tensor) -> Tensor:
     return (nll * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
+def check_finite(rows: Tensor) -> None:
+    """ValueError names the first of rows [B, ...], which come from logits, that has a value that is not finite."""
+    finite = rows.flatten(1).isfinite().all(dim=1)
+    if not bool(finite.all()):
+        raise ValueError(f"the model's logits are not finite, in row {int(finite.int().argmin())} of {len(rows)}")
+
+
 def row_means(nll: Tensor, kept: Tensor) -> Tensor:
     """Means [B] of nll [B, S] over the places that are kept (bool [B, S]), 0 where none is.
 
     ValueError where one of them is not finite.
     """
     chosen = torch.where(kept, nll, 0)
-    finite = chosen.isfinite().all(dim=1)
-    if not bool(finite.all()):
-        raise ValueError(f"the model's logits are not finite, in row {int(finite.int().argmin())} of {len(nll)}")
+    check_finite(chosen)
     return chosen.sum(dim=1) / kept.sum(dim=1).clamp_min(1)

@@ -1,11 +1,13 @@
 """What people look at: picture files, contact sheets with captions, and loss curves."""
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from rich.cells import cell_len
 from torch import Tensor
 
 from cogview.config import require
@@ -33,6 +35,26 @@ def format_of(path: str | Path) -> str:
     known = [name for name, kind in FORMATS.items() if kind in Image.SAVE]  # a Pillow may be built without WebP
     require(suffix.lower() in known, "out", f"a name that ends in {', '.join(known)}", str(path))
     return FORMATS[suffix.lower()]
+
+
+def picture_path(out: Path) -> Path:
+    """The path of a picture that a command is to write: a name without a suffix gets .png; ValueError if it has that
+    of no format that can be written."""
+    require(out.name.strip(".") != "", "out", "a file's name", str(out))
+    path = out if out.suffix else out.with_name(out.name + ".png")
+    format_of(path)
+    return path
+
+
+def check_place(path: Path) -> None:
+    """Makes the folder of a file that is to be written; OSError if it cannot be."""
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True)
+    if path.is_dir():
+        raise IsADirectoryError(21, "it is a folder")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.touch()
+    beside.unlink()
 
 
 def save_image(image: Image.Image, path: str | Path) -> Path:
@@ -90,12 +112,13 @@ def contact_sheet(
 
 
 HELD_OUT = ", held out"  # ends the name of a curve
+_INSIDE, _NAME = 6, 40  # names, and letters of one, that a panel has room for
 
 
 def curves(panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]]]], path: str | Path) -> Path:
     """Writes a picture of panels side by side, each a title and named (x, y) lines; names are shown as they are, and
-    those that end in HELD_OUT go with the others of their beginning."""
-    from matplotlib import font_manager
+    those that end in HELD_OUT go with the others of their beginning. Many or long names stand below, once for all."""
+    from matplotlib import colormaps, font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -106,25 +129,36 @@ def curves(panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]
     def plainly(text, words: str) -> None:
         text.set(text=printable(words), parse_math=False, fontfamily=families)
 
-    figure = Figure(figsize=(5 * len(panels), 3.6), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    def legend_of(make, lines: list, named: Iterable[str], **how) -> None:
+        for text, name in zip(make(lines, ["line"] * len(lines), **how).get_texts(), named, strict=True):
+            plainly(text, name)
+
+    names = list(dict.fromkeys(name for _, lines in panels for name in lines))
+    same = list(dict.fromkeys(name.removesuffix(HELD_OUT) for name in names))
+    palette = "tab10" if len(same) <= 10 else "tab20" if len(same) <= 20 else "turbo"
+    colours = colormaps[palette].resampled(max(10, len(same)))
+    longest = max((cell_len(printable(name)) for name in names), default=0)
+    width, below = 5 * len(panels), len(names) > _INSIDE or longest > _NAME
+    columns = max(1, min(len(names), int(width * 13 / (longest + 8))))  # 13 letters an inch; the line of one takes 8
+    rows = -(-len(names) // columns) if below else 0
+    figure = Figure(figsize=(width, 3.6 + 0.19 * rows), dpi=110, layout="constrained")
+    canvas, drawn = FigureCanvasAgg(figure), {}
     for number, (title, lines) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number)
-        same = list(dict.fromkeys(name.removesuffix(HELD_OUT) for name in lines))
-        drawn = []
         for name, (x, y) in lines.items():  # held out: in the colour of what it was trained on, dashed
-            colour, dashes = (
-                f"C{same.index(name.removesuffix(HELD_OUT)) % 10}",
-                "--" if name.endswith(HELD_OUT) else "-",
-            )
-            drawn += axes.plot(x, y, colour, linestyle=dashes, linewidth=1.3, marker="." if len(x) < 10 else "")
+            colour = colours(same.index(name.removesuffix(HELD_OUT)))
+            dashes, marker = "--" if name.endswith(HELD_OUT) else "-", "." if len(x) < 10 else ""
+            drawn[name] = axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, marker=marker)[0]
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         plainly(axes.title, title)
-        if drawn:
-            legend = axes.legend(drawn, ["line"] * len(drawn))
-            for text, name in zip(legend.get_texts(), lines, strict=True):
-                plainly(text, name)
+        if lines and not below:
+            legend_of(axes.legend, [drawn[name] for name in lines], lines)
+    if below:
+        order = [name for name in names if name in drawn]
+        legend_of(
+            figure.legend, list(map(drawn.get, order)), order, loc="outside lower center", ncols=columns, fontsize=8
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # one that no font has is drawn as a box
         canvas.draw()

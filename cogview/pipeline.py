@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cogview.config import TrainConfig, require
+from cogview.data.ahead import cores
 from cogview.data.decoded import Decoded
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import VERSION, PartWriter, Rows, TokenDataset, complete, group, has_part, part_name
@@ -20,6 +21,7 @@ from cogview.progress import progress
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.text import TextTokenizer
 from cogview.tokenizers.train_image import VQReport, train_vqvae, trained_on
+from cogview.train.identity import AnotherRun
 from cogview.train.interrupts import Interrupted
 from cogview.train.loop import Watch
 
@@ -37,12 +39,16 @@ def text_tokenizer(data: PairDataset, folder: Path, vocab_size: int | None = Non
     """The tokenizer in folder/text.model; if it is not there, trained on the captions."""
     path = folder / "text.model"
     if not path.exists():
-        found = (data.captions(int(number)) for number in spread(len(data)))
-        captions = [caption for pair in found if pair is not None for caption in pair.values()]
-        if not captions:
-            raise ValueError(f"dataset: no caption in {', '.join(data.languages)} ({data.report})")
-        TextTokenizer.train(captions, vocab_size).save(path)
+        TextTokenizer.train(some_captions(data), vocab_size).save(path)
     return TextTokenizer.load(path)
+
+
+def some_captions(data: PairDataset, most: int = MOST) -> list[str]:
+    """Those of some samples; ValueError where there is none."""
+    found = (data.captions(int(number)) for number in spread(len(data), most))
+    captions = [caption for pair in found if pair for caption in pair.values()]
+    require(bool(captions), "dataset", f"captions in {', '.join(data.languages)}", str(data.report))
+    return captions
 
 
 def image_tokenizer(
@@ -55,13 +61,16 @@ def image_tokenizer(
     watch: Watch | None = None,
 ) -> tuple[VQVAE, VQReport]:
     """The VQ-VAE in folder/vqvae.safetensors, trained to its end from where it was stopped; else Interrupted."""
-    held, before = _held_out(data, decoded), trained_on(folder)
-    if before == len(decoded):  # a training that was begun before any were held out
+    held = _held_out(data, decoded)
+    if trained_on(folder) == len(decoded):  # a training that was begun before any were held out
         held = None
-    count = len(decoded) - (0 if held is None else len(held))
-    again = "of before, or --retrain-tokenizers"
-    require(before in (None, count), "shards", f"the {before} pictures to train the image tokenizer on {again}", count)
-    report = train_vqvae(decoded.images, config, training, folder, held_out=held, watch=watch)
+    try:
+        report = train_vqvae(decoded.images, config, training, folder, held_out=held, name=decoded.name, watch=watch)
+    except AnotherRun as error:
+        raise ValueError(
+            f"{error}. An image tokenizer is half trained there: the pictures and options of before go on with it, "
+            "--retrain-tokenizers begins anew"
+        ) from error
     if not report.finished:
         raise Interrupted
     return VQVAE.load(report.model).eval(), report
@@ -118,9 +127,13 @@ def tokenize_pairs(
         last = 0
         for shard in data.shards:
             first, last = last, last + len(shard)
-            parts.append(part_name(version=VERSION, shard=shard.digest, **made_with))
-            if not has_part(out, parts[-1]):
-                with PartWriter(out, parts[-1], (side, side)) as writer:
+            name = part_name(version=VERSION, shard=shard.digest, **made_with)
+            if name in parts:
+                data.report.add("shard of the same contents as another", shard.path.name, "left out")
+                continue
+            parts.append(name)
+            if not has_part(out, name):
+                with PartWriter(out, name, (side, side)) as writer:
                     texts, skipped = _texts(data, range(first, last), text_tokenizer, max_text)
                     begun = time.monotonic()
                     for done, (k, codes) in enumerate(_codes(data, list(texts), vqvae, image_size, batch, decoded), 1):
@@ -128,8 +141,10 @@ def tokenize_pairs(
                         for caption in ids:
                             writer.write(caption, codes, hashed)
                         if done % batch == 0:
-                            update(first + done, f"{done / (time.monotonic() - begun):.0f} pairs/s")
+                            rate = done / (time.monotonic() - begun)
+                            update(first + done, f"{rate:.0f} pairs/s on {cores()} cores")
                     skipped["pictures that cannot be read"] = len(texts)
+                    shard.check_unchanged()
                     writer.finish(skipped)
             update(last)
     sizes = {"text_vocab_size": text_tokenizer.vocab_size, "codebook_size": vqvae.config.codebook_size}

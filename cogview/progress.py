@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import rich
 from rich.console import Console
@@ -31,7 +31,17 @@ def progress(title: str, total: float = 1.0) -> Iterator[Update]:
         columns = title_column, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), note_column
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total, note="")
-            yield lambda done, note=None: bar.update(task, completed=done, **({} if note is None else {"note": note}))
+            begun = False
+
+            def update(done: float, note: str | None = None) -> None:
+                nonlocal begun
+                if not begun:
+                    bar.reset(task, completed=done)  # type: ignore[arg-type]  # done before: it says nothing of speed
+                    begun = True
+                changes: dict[str, Any] = {} if note is None else {"note": note}
+                bar.update(task, completed=done, **changes)
+
+            yield update
     else:
         lines = _Lines(console, title, total)
         thread = threading.Thread(target=lines.keep_printing, daemon=True)
@@ -41,7 +51,8 @@ def progress(title: str, total: float = 1.0) -> Iterator[Update]:
         finally:
             lines.ended.set()
             thread.join()
-            lines.print()
+            if time.monotonic() - lines.begun >= FIRST:
+                lines.print()
 
 
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
@@ -57,9 +68,11 @@ class _Lines:
     def __init__(self, console: Console, title: str, total: float):
         self.console, self.title, self.total = console, title, total
         self.done, self.note, self.begun = 0.0, "", time.monotonic()
+        self.first: float | None = None  # what was done when it began
         self.ended = threading.Event()
 
     def update(self, done: float, note: str | None = None) -> None:
+        self.first = done if self.first is None else self.first
         self.done, self.note = done, self.note if note is None else note
 
     def keep_printing(self) -> None:
@@ -71,8 +84,9 @@ class _Lines:
     def print(self) -> None:
         share, spent = min(1.0, self.done / self.total), time.monotonic() - self.begun
         parts = [f"{share:.0%}", f"{_clock(spent)} gone"]
-        if 0 < share < 1 and not self.ended.is_set():
-            parts.append(f"{_clock(spent * (1 - share) / share)} left")
+        gained = self.done - (self.first or 0.0)
+        if gained > 0 and share < 1 and not self.ended.is_set():
+            parts.append(f"{_clock(spent * (self.total - self.done) / gained)} left")
         self.console.print(
             f"{self.title}: {', '.join(parts)}{self.note and ', '}{self.note}", markup=False, soft_wrap=True
         )

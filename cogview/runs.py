@@ -42,16 +42,16 @@ def folder_of(run: Path, name: str) -> Path:
 
 def is_model(folder: Path) -> bool:
     """Also one whose training has not saved anything yet, or only what is damaged now."""
-    names = ("step-*.safetensors*", "log.jsonl*", "config.json")
+    names = ("step-*.safetensors*", ".step-*.tmp", "log.jsonl*", "config.json")
     return folder.is_dir() and any(True for name in names for _ in folder.glob(name))
 
 
 def models_in(path: Path) -> list[Path]:
     """The model folders that a path means: itself, or those of a run; ValueError without any."""
     if not path.is_dir():
-        raise ValueError(f"{path} is no folder")
-    inner = sorted(p for p in path.iterdir() if p.name not in TAKEN and is_model(p))
-    found = [path] if is_model(path) else inner
+        raise ValueError(f"{path} is no folder of a run or of a model")
+    inner = sorted(p for p in path.iterdir() if p.name.casefold() not in TAKEN and is_model(p))
+    found = [path] if is_model(path) and path.resolve().name.casefold() not in TAKEN else inner
     if not found:
         raise ValueError(f"{path} holds no model: expected one in {path / 'gpt'}, as `cogview train` makes it")
     return found
@@ -67,7 +67,7 @@ def model_of(path: Path) -> Path:
 
 def models(run: Path) -> list[str]:
     """The names of a run's models, the one trained last first."""
-    times = {folder.name: _trained(folder) for folder in run.glob("*/") if folder.name not in TAKEN}
+    times = {folder.name: _trained(folder) for folder in run.glob("*/") if folder.name.casefold() not in TAKEN}
     return sorted((name for name, time in times.items() if time), key=lambda name: (-times[name], name))
 
 

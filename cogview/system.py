@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from cogview.config import require
-from cogview.generate import Sampling, generate_batches
-from cogview.inputs import Captions, Pictures, bad_caption, images, texts
-from cogview.loss import row_means
+from cogview.device import available
+from cogview.generate import Sampling, check_seed, generate_batches
+from cogview.inputs import BadCaption, Captions, Pictures, images, listed, texts
+from cogview.loss import check_finite, row_means
 from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes import named
 from cogview.recipes.recipe import Recipe
@@ -104,9 +105,9 @@ class System:
         """Reads a run's folder. name: of its model, default the one trained last. step: of its checkpoint, default the
         best by held-out loss, or the newest; where that one is damaged the next is taken, and `source.why` says so.
 
-        ValueError in one sentence where a part is missing or does not fit the others.
+        ValueError in one sentence where a part is missing or does not fit the others, or torch cannot use the device.
         """
-        folder, damaged = Path(folder), None
+        folder, damaged, device = Path(folder), None, available(device)
         tried = sources(folder, name, step)
         text, image = TextTokenizer.load(folder / "text.model"), VQVAE.load(folder / "vqvae.safetensors")
         for source in tried:
@@ -125,7 +126,7 @@ class System:
         for number, caption in enumerate(texts(captions), 1):
             found.append(self.text.encode(caption))
             if (count := len(found[-1])) > longest:
-                raise bad_caption(number, caption, f"at most {longest} tokens", f"{count}")
+                raise BadCaption(number, caption, f"at most {longest} tokens", f"{count}")
         return found
 
     @torch.no_grad()
@@ -137,8 +138,12 @@ class System:
 
     @torch.no_grad()
     def pictures(self, codes: Tensor) -> Tensor:
-        """Pictures uint8 [N, 3, H, W] of codes [N, h, w]."""
-        parts = [self.image.decode(part.to(self.model.device)).cpu() for part in codes.split(_AT_ONCE)]
+        """Pictures uint8 [N, 3, H, W] of codes [N, h, w], or of one picture's [h, w]."""
+        codes = codes[None] if isinstance(codes, Tensor) and codes.ndim == 2 else codes
+        fits = isinstance(codes, Tensor) and _are_whole(codes) and codes.ndim == 3 and 0 not in codes.shape[1:]
+        require(fits, "codes", "a tensor of whole numbers [N, h, w]", codes)
+        parts = codes.long().split(_AT_ONCE)
+        parts = [self.image.decode(part.to(self.model.device)).cpu() for part in parts]
         return (torch.cat(parts).clamp(0, 1) * 255).round().to(torch.uint8)
 
     def draw(self, captions: Captions, *, seeds: Sequence[int] | None = None, **how: Any) -> Tensor:
@@ -166,7 +171,9 @@ class System:
         token after it. `recipe.layout(text, codes)` has the tokens of all places and the ones after them."""
         batches = self._batches(captions, pictures, seed)
         found = [self._run(batch).cpu() for batch in batches]
-        return torch.cat(found) if found else torch.zeros(0, self.recipe.length, self.recipe.vocab.size)
+        logits = torch.cat(found) if found else torch.zeros(0, self.recipe.length, self.recipe.vocab.size)
+        check_finite(logits)
+        return logits
 
     @torch.no_grad()
     def likelihood(self, captions: Captions, pictures: Pictures, *, seed: int = 0) -> Likelihood:
@@ -174,21 +181,26 @@ class System:
 
         What attention samples of an image is drawn from `seed` for every row, so that none depends on its batch.
         """
-        found, vocab = list[Likelihood](), self.recipe.vocab
-        for batch in self._batches(captions, pictures, seed):
-            nll, targets = self._run(batch, targets=batch.targets), batch.targets
-            is_caption = (targets >= vocab.image_size) & (targets < vocab.image_size + vocab.text_size)
-            means = (row_means(nll, kept).cpu() for kept in (vocab.is_image(targets), is_caption))
-            found.append(Likelihood(*(-mean for mean in means)))
-        return Likelihood(*map(torch.cat, zip(*found, strict=True))) if found else Likelihood(*torch.zeros(2, 0))
+        vocab, batches = self.recipe.vocab, self._batches(captions, pictures, seed)
+        found = [(self._run(b, targets=b.targets).cpu(), b.targets.cpu()) for b in batches]
+        if not found:
+            return Likelihood(*torch.zeros(2, 0))
+        nll, targets = map(torch.cat, zip(*found, strict=True))
+        is_caption = (targets >= vocab.image_size) & (targets < vocab.image_size + vocab.text_size)
+        return Likelihood(-row_means(nll, vocab.is_image(targets)), -row_means(nll, is_caption))
 
     def choose(self, pictures: Pictures, captions: Captions | Sequence[Sequence[str]], *, seed: int = 0) -> Tensor:
         """int64 [N]: for each picture (or its codes) the number of the caption that makes it likeliest, of the same
         captions for all pictures or of a list for each."""
+        check_seed(seed)
+        given = listed(captions)
+        same = all(isinstance(caption, str) for caption in given)
+        lists = same or not any(isinstance(caption, str) for caption in given)
+        require(lists, "captions", "either strings or a list of them for each picture", given)
+        own = [] if same else list(map(listed, given))
+        self.encode(given if same else [caption for some in own for caption in some])
         codes = self._codes(pictures)
-        captions = [captions] if isinstance(captions, str) else captions
-        same = all(isinstance(caption, str) for caption in captions)
-        own: list[Any] = [captions] * len(codes) if same else list(captions)
+        own = [given] * len(codes) if same else own
         require(len(own) == len(codes), "captions", f"a list for each of {len(codes)} pictures", len(own))
         counts = [len(some) for some in own]
         require(min(counts, default=1) >= 1, "captions", "at least one for each picture", own)
@@ -201,6 +213,7 @@ class System:
             return self.model(batch.inputs, batch.context, **what)
 
     def _batches(self, captions: Captions, pictures: Pictures, seed: int) -> Iterator[Batch]:
+        seed = check_seed(seed)
         text, codes = pad_text(self.encode(captions)), self._codes(pictures)
         count = max(len(text), len(codes))
         fits = all(len(rows) in (1, count) for rows in (text, codes))
@@ -221,10 +234,14 @@ class System:
         if not isinstance(pictures, Tensor) or pictures.dtype == torch.uint8:
             return self.tokenize(pictures)
         codes, grid = pictures[None] if pictures.ndim == 2 else pictures, self.recipe.config.image_grid
-        fits = not codes.is_floating_point() and codes.ndim == 3 and codes.shape[1:] == (grid, grid)
+        fits = _are_whole(codes) and codes.ndim == 3 and codes.shape[1:] == (grid, grid)
         wanted = f"uint8 [N, 3, H, W], or codes of whole numbers [N, {grid}, {grid}]"
-        require(fits, "pictures", wanted, f"{codes.dtype} {list(codes.shape)}")
+        require(fits, "pictures", wanted, codes)
         return codes.long().cpu()
+
+
+def _are_whole(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: VQVAE) -> None:

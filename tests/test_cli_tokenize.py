@@ -1,11 +1,14 @@
 """`cogview tokenize`: what it says, with other shards, stopped, with tokenizers of another run."""
 
 import io
+import json
+import shutil
 import signal
 import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cogview import cli
@@ -57,9 +60,11 @@ def test_what_is_said(tmp_path, capsys):
     assert "text tokenizer: " in said
     assert "pieces, trained on these captions" in said
     assert "image tokenizer: 3 steps, 2.4 passes over 40 pictures of 32 x 32, about 0.0 minutes" in said
-    assert "dB on 4 held-out pictures" in said
+    assert "dB on held-out pictures (4)" in said
     assert "of 16 codes used" in said
-    assert "2.4 passes over your pictures, 3 steps; more would help (--retrain-tokenizers --image-passes 1000)" in said
+    assert (
+        "2.4 passes over your pictures, 3 steps; more would help (--retrain-tokenizers without --image-passes)" in said
+    )
     assert "40 sequences in" in said
     assert "left out: nothing" in said
     assert not (tmp_path / "run" / "pixels").exists()
@@ -102,7 +107,7 @@ def test_retraining_is_explicit_and_loses_nothing(run, tmp_path, capsys):
     assert (folder / "tokenizers-1" / "vqvae.safetensors").read_bytes() == old
     assert VQVAE.load(folder / "vqvae.safetensors").config.hidden == 16
     assert sequences(folder) == 30
-    assert "dB on 3 held-out pictures" in capsys.readouterr().out
+    assert "dB on held-out pictures (3)" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="retrain_tokenizers: expected split train"):
         tokenize(b, "--run", folder, "--retrain-tokenizers", "--split", "test")
 
@@ -119,32 +124,163 @@ def test_tokenizers_of_another_run(run, tmp_path):
         tokenize(b, "--run", tmp_path / "other", "--from", run)
 
 
-def test_a_stopped_image_tokenizer_goes_on(tmp_path, monkeypatch):
-    a, b = shard(tmp_path / "a.tar", captions(20)), shard(tmp_path / "b.tar", captions(20, 20))
+def stopped(monkeypatch, *arguments):
+    """A tokenize that is interrupted in the first step of the image tokenizer's training."""
     step = Trainer.step
 
     def interrupted(self):
         signal.raise_signal(signal.SIGINT)
         return step(self)
 
-    arguments = ["--run", tmp_path / "run", *SMALL, "--image-passes", "4"]
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)
         with pytest.raises(SystemExit, match="the same command goes on"):
-            tokenize(a, *arguments)
+            tokenize(*arguments)
+
+
+def test_a_stopped_image_tokenizer_goes_on(tmp_path, monkeypatch):
+    a, b = shard(tmp_path / "a.tar", captions(20)), shard(tmp_path / "b.tar", captions(20, 20))
+    arguments = ["--run", tmp_path / "run", *SMALL, "--image-passes", "4"]
+    stopped(monkeypatch, a, *arguments)
     assert not (tmp_path / "run" / "vqvae.safetensors").exists()
-    with pytest.raises(SystemExit, match=r"shards: expected the 18 pictures to train the image tokenizer on of before"):
-        tokenize(a, b, *arguments)
+    for other in ([b, *arguments], [a, b, *arguments], [a, *arguments, "--image-size", "64"]):
+        with pytest.raises(SystemExit, match=r"trained on .*An image tokenizer is half trained there"):
+            tokenize(*other)
+    with pytest.raises(SystemExit, match=r"codebook_size: expected 32, got 16\. An image tokenizer is half trained"):
+        tokenize(a, *arguments, "--codebook", "32")
     with pytest.raises(SystemExit, match="run: expected the tokenizers of a training split"):
         tokenize(a, "--run", tmp_path / "run", "--split", "test")
     tokenize(a, *arguments)
     assert checkpoint.read_header(checkpoint.latest(tmp_path / "run" / "vqvae"))["run"]["step"] == 3
-    with monkeypatch.context() as patch:  # new ones, stopped, too
-        patch.setattr(Trainer, "step", interrupted)
-        with pytest.raises(SystemExit, match="the same command goes on"):
-            tokenize(a, *arguments, "--retrain-tokenizers")
+    stopped(monkeypatch, a, *arguments, "--retrain-tokenizers")
+    with pytest.raises(SystemExit, match="its tokenizers are being trained: `cogview tokenize` has to go on"):
+        cli.main(["train", "--run", str(tmp_path / "run"), "--steps", "1"])
     tokenize(a, *arguments, "--retrain-tokenizers")
     assert [path.name for path in (tmp_path / "run").glob("tokenizers-*")] == ["tokenizers-1"]
+    assert not (tmp_path / "run" / "tokenizing.json").exists()
+
+
+def test_a_wrong_first_try_leaves_no_tokenizer(tmp_path, monkeypatch):
+    """Stopped, and begun again with the right captions; but a text.model that somebody put there stays."""
+    latin, chinese = captions(20), ["红色的狐狸在树上"] * 20
+    with ShardWriter(tmp_path / "a.tar") as writer:
+        for number, (scene, en, zh) in enumerate(zip(sample_scenes("train", 20), latin, chinese, strict=True)):
+            png = io.BytesIO()
+            render(scene).save(png, "PNG")
+            writer.write(str(number), {"png": png.getvalue(), "json": json.dumps({"url": en, "zh": zh}).encode()})
+    stopped(monkeypatch, tmp_path / "a.tar", "--run", tmp_path / "run", *QUICK, "--languages", "url")
+    tokenize(tmp_path / "a.tar", "--run", tmp_path / "run", *QUICK, "--languages", "zh", "--image-passes", "4")
+    assert len(TextTokenizer.load(tmp_path / "run" / "text.model").encode(chinese[0])) < 4
+    own = TextTokenizer.train(latin)
+    own.save(tmp_path / "other" / "text.model")
+    tokenize(tmp_path / "a.tar", "--run", tmp_path / "other", *QUICK, "--languages", "zh")
+    assert TextTokenizer.load(tmp_path / "other" / "text.model").sha256 == own.sha256
+
+
+def test_damaged_tokens_are_made_again(run, tmp_path):
+    b = shard(tmp_path / "b.tar", captions(9, 60))
+    folder = tmp_path / "run"
+    tokenize(b, "--run", folder, "--from", run)
+    out = folder / "tokens" / "train"
+    expected = TokenDataset(out).batch(range(9))
+    (part,) = out.glob("part-*.json")
+
+    def flip(path):
+        contents = bytearray(path.read_bytes())
+        contents[-3] ^= 4
+        path.write_bytes(contents)
+
+    for damage in (
+        lambda: flip(part.with_suffix(".codes.npy")),
+        lambda: part.with_suffix(".text.npy").write_bytes(part.with_suffix(".text.npy").read_bytes()[:200]),
+        lambda: part.with_suffix(".groups.npy").unlink(),
+        lambda: part.write_text("{"),
+        lambda: (out / "meta.json").write_text("{"),
+        lambda: (out / f".{part.name}.123.tmp").write_bytes(b"of a killed process"),
+    ):
+        damage()
+        tokenize(b, "--run", folder)
+        assert all(map(torch.equal, TokenDataset(out).batch(range(9)), expected))
+        assert len(list(out.iterdir())) == 5
+
+
+def test_a_killed_process_leaves_nothing_in_the_way(tmp_path):
+    (tmp_path / "run" / "pixels").mkdir(parents=True)
+    (tmp_path / "run" / "pixels" / ".abc.npy.123.tmp").write_bytes(b"half")
+    tokenize(shard(tmp_path / "a.tar", captions(6)), "--run", tmp_path / "run", *QUICK)
+    assert sequences(tmp_path / "run") == 6
+    assert not (tmp_path / "run" / "pixels").exists()
+
+
+def test_damaged_tokenizers_make_no_tokens(run, tmp_path):
+    b, folder = shard(tmp_path / "b.tar", captions(5, 50)), tmp_path / "run"
+    tokenize(b, "--run", folder, "--from", run)
+    kept, path = (folder / "vqvae.safetensors").read_bytes(), folder / "vqvae.safetensors"
+    for place in (-1, -1000, len(kept) // 2):
+        contents = bytearray(kept)
+        contents[place] ^= 1
+        path.write_bytes(contents)
+        with pytest.raises(SystemExit, match=r"vqvae\.safetensors' is damaged: its checksum is wrong"):
+            tokenize(b, "--run", folder)
+    with pytest.raises(SystemExit, match="is damaged: its checksum is wrong"):
+        tokenize(b, "--run", tmp_path / "new", "--from", folder)
+    assert not (tmp_path / "new" / "text.model").exists()
+    path.write_bytes(kept)
+    TextTokenizer.train(captions(9)).save(folder / "text.model")
+    with pytest.raises(SystemExit, match=r"made by another text\.model than it has now: is that damaged"):
+        tokenize(b, "--run", folder)
+    shutil.rmtree(folder / "tokens")
+    tokenize(b, "--run", folder)
+    assert sequences(folder) == 5
+
+
+def test_a_shard_that_changes_while_it_is_read(run, tmp_path, monkeypatch):
+    """Gives no tokens, and when it is there again it gives all."""
+    b, folder, encode = tmp_path / "b.tar", tmp_path / "run", VQVAE.encode
+    shard(b, captions(5, 50))
+    with monkeypatch.context() as patch:
+        patch.setattr(VQVAE, "encode", lambda self, images: (b.touch(), encode(self, images))[1])
+        with pytest.raises(SystemExit, match=r"b\.tar.* changed while it was read"):
+            tokenize(b, "--run", folder, "--from", run)
+    assert not list((folder / "tokens" / "train").glob("part-*.json"))
+    tokenize(b, "--run", folder)
+    assert sequences(folder) == 5
+
+
+def test_contents_given_twice_count_once(run, tmp_path, capsys):
+    b = shard(tmp_path / "b.tar", captions(5, 50))
+    shutil.copyfile(b, tmp_path / "copy.tar")
+    tokenize(b, tmp_path / "copy.tar", "--run", tmp_path / "run", "--from", run)
+    assert sequences(tmp_path / "run") == 5
+    assert "1 shard of the same contents as another, first copy.tar" in capsys.readouterr().out
+
+
+def test_what_is_lost_is_said(run, tmp_path, capsys):
+    png = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(png, "PNG")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, contents in (
+            ("1.png", png.getvalue()),
+            ("1.json", b'{"en": "a fox", "zh": "half \\ud83d"}'),
+            ("IMG_2021.05.1.png", png.getvalue()),
+            ("IMG_2021.05.1.txt", b"lost"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(contents)
+            tar.addfile(member, io.BytesIO(contents))
+    tokenize(tmp_path / "a.tar", "--run", tmp_path / "run", "--from", run, "--image-passes", "7", "--codebook", "5")
+    said = capsys.readouterr().out
+    assert "1 sequences in" in said
+    assert "1 caption not valid Unicode, first a.tar:1" in said
+    assert "2 name with dots before its extension, first a.tar:IMG_2021.05.1.png" in said
+    assert "not used, since the tokenizers are there: --codebook, --image-passes" in said
+
+
+def test_captions_that_are_all_too_long_are_told_before_anything_is_trained(tmp_path):
+    a = shard(tmp_path / "a.tar", captions(9))
+    with pytest.raises(SystemExit, match=r"max_text: expected at least \d, of the shortest caption, got 1"):
+        tokenize(a, "--run", tmp_path / "run", *QUICK, "--max-text", "1")
+    assert not (tmp_path / "run" / "vqvae").exists()
 
 
 def test_chinese_with_the_defaults(tmp_path):
@@ -171,7 +307,7 @@ def test_what_cannot_be_tokenised(tmp_path):
     for option, wrong in (("text-pieces", 299), ("image-passes", "nan"), ("codebook", 0), ("split", "../x")):
         with pytest.raises(SystemExit, match=f"{option.replace('-', '_')}: expected"):
             tokenize(a, "--run", tmp_path / "run", f"--{option}", wrong)
-    with pytest.raises(SystemExit, match="no caption in title"):
+    with pytest.raises(SystemExit, match="dataset: expected captions in title"):
         tokenize(a, "--run", tmp_path / "run", "--languages", "title")
     assert not (tmp_path / "run").exists()
     broken = tmp_path / "broken.tar"

@@ -2,18 +2,17 @@
 
 import io
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from test_pictures import NASTY
 from test_system import write
 from test_transformer import recipe_of
 
 from cogview import cli, labels
-from cogview.commands import generate
 from cogview.system import System
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.text import TextTokenizer
@@ -53,7 +52,7 @@ def pixels_of(path):
 
 def test_pictures_and_sheet(run, capsys):
     """Those that System draws, named by number and caption; of the run trained last, its best checkpoint."""
-    (run / "more.txt").write_bytes("\ufeff 🦊\r\n\r\n  \n".encode())
+    (run / "more.txt").write_bytes("\ufeff 🦊\r\n\r\n  \n\u200b\n".encode())
     command(
         "--captions", CAPTIONS[0], "--captions", CAPTIONS[1], "--captions-file", "more.txt", "--count", 2, "--seed", 5
     )
@@ -85,6 +84,9 @@ def test_several_after_one_flag_and_a_step(run, capsys):
         "--captions", *CAPTIONS[:2], "--captions", "c", "--count", 1, "--step", 2, "--name", "gpt", "--run", "runs/mine"
     )
     assert files(run / "pictures") == ["001-1-a-fox-above-a-tree.png", "002-1-蓝色背景.png", "003-1-c.png"]
+    command("--captions", "c", "--count", 1, "--out", "one.png")
+    assert capsys.readouterr().out.endswith(f"1 picture in one{os.sep}, also on one.png\n")
+    command("--captions", "c", "--count", 1, "--seed", 2**63 - 1, "--step", 2)
     assert "runs/mine, gpt, step 2 (as asked for)" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="step: expected one that runs/mine/gpt has a checkpoint of: 1, 2, got 3"):
         command("--captions", "a", "--step", 3)
@@ -121,8 +123,9 @@ def test_the_format_is_that_of_out(run, out, kind, suffix):
         (["--captions", "a", "--temperature", "nan"], "temperature: expected a positive and finite number, got nan"),
         (["--captions", "a", "--top-k", 0], "top_k: expected a whole number, at least 1, got 0"),
         (["--captions", "a", "--batch-size", -1], "batch_size: expected a whole number, at least 1, got -1"),
-        (["--captions", "a", "--seed", -1], r"seeds: expected whole numbers from 0 to 2\^63 - 1, got -1"),
-        (["--captions", "a", "--seed", 2**63 - 1], r"seeds: expected whole numbers .*, got 9223372036854775808"),
+        (["--captions", "a", "--seed", -1], r"seed: expected a whole number from 0 to 2\^63 - 4, got -1"),
+        (["--captions", "a", "--seed", 2**63 - 3], r"seed: expected a whole .* 2\^63 - 4, got 9223372036854775805"),
+        (["--captions", "a", "--seed", 10**40], r"seed: expected a whole number from 0 to 2\^63 - 4, got 10{40}$"),
         (["--captions", "a", "--out", "a.xyz"], r"out: expected a name that ends in \.png, \.jpg, .*, got 'a.xyz'"),
         (["--captions", "a", "--out", ".."], r"out: expected a file's name, got '..'"),
         (
@@ -133,13 +136,26 @@ def test_the_format_is_that_of_out(run, out, kind, suffix):
         (["--captions", "a", "--out", "x" * 300], r"out: cannot write x+\.png .* \(File name too long\)"),
         (["--captions-file", "nothing"], r"captions-file: cannot read nothing \(No such file"),
         (["--captions-file", "latin"], r"captions-file: expected UTF-8, got something else in line 2 of latin"),
-        (["--captions-file", "empty"], "captions: expected at least one"),
+        (["--captions-file", "empty"], "captions-file: expected at least one caption, got none in empty$"),
+        (
+            ["--captions", "a", "--captions-file", "nul"],
+            "captions-file: expected UTF-8, got a NUL character in line 1 of",
+        ),
+        (["--captions-file", "utf16"], "captions-file: expected UTF-8, got something else in line 1 of utf16$"),
+        (
+            ["--captions", "a", "b", "--captions-file", "long"],
+            r"captions-file: expected at most 600 tokens, got \d+ in line 4 of long: 'zzz",
+        ),
+        (["--captions", "a", "z" * 20_000, "--captions-file", "long"], "captions: .* in caption 2: 'zzz"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_drawn(run, monkeypatch, arguments, message):
     (run / "file").write_text("mine")
     (run / "latin").write_bytes("a fox\ncaf\xe9\n".encode("latin-1"))
-    (run / "empty").write_text("\ufeff\n \n", encoding="utf-8")
+    (run / "empty").write_text("\ufeff\n \n\u200b\u2060\n", encoding="utf-8")
+    (run / "nul").write_bytes("a fox\n".encode("utf-16-le"))
+    (run / "utf16").write_bytes("a fox\n".encode("utf-16"))
+    (run / "long").write_text("fox\n\n\u200b\n" + "z" * 20_000, encoding="utf-8")
     (run / "folder.png").mkdir()
     monkeypatch.setattr(System, "draw_batches", None)  # cannot be called
     with pytest.raises(SystemExit, match=f"^cogview: {message}"):
@@ -198,10 +214,21 @@ def test_a_run_that_is_nowhere(run, monkeypatch):
         command("--captions", "a", "--run", "nowhere")
 
 
-def test_what_a_terminal_cannot_show_is_no_error(monkeypatch):
+def test_what_a_terminal_cannot_show_is_escaped(run, monkeypatch):
+    """By all commands: models and their runs have the names that they have, and tables are ASCII."""
+    shutil.copytree("runs/mine/gpt", "runs/mine/模型")
+    for step in (1, 2):
+        os.utime(checkpoint.path_of(run / "runs/mine/模型", step), (1, 1))
     written = io.BytesIO()
-    ascii_only = Console(file=io.TextIOWrapper(written, "ascii"), highlight=False, markup=False, emoji=False)
-    monkeypatch.setattr(generate, "console", ascii_only)
-    generate.say("in 蓝 [red] :smile: \udc80")
-    ascii_only.file.flush()
-    assert written.getvalue() == b"in ? [red] :smile: ?\n"
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    command("--captions", "狐", "--count", 1, "--name", "模型", "--out", "狐.png")
+    cli.main(["compare", "runs/mine"])
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    lines = written.getvalue().decode("ascii").splitlines()
+    assert lines[0] == r"runs/mine, \u6a21\u578b, step 1 (best held-out loss 2.000)"
+    assert rf"1 picture in \u72d0{os.sep}, also on \u72d0.png" in lines
+    table = [line for line in lines if line[:1] in ("+", "|")]
+    assert r"| mine/\u6a21\u578b |" in table[1]
+    assert len({len(line) for line in table}) == 1  # in columns
+    assert "usage: cogview" in written.getvalue().decode()

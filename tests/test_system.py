@@ -295,6 +295,93 @@ def test_weights_that_are_not_finite(system):
     codes = torch.zeros(2, 4, 4, dtype=torch.int64)
     with pytest.raises(ValueError, match="the model's logits are not finite, at token 1 of 16 drawn"):
         system.draw("a fox")
-    for call in (system.likelihood, lambda c, p: system.choose(p, c)):
+    for call in (system.likelihood, system.logits, lambda c, p: system.choose(p, c)):
         with pytest.raises(ValueError, match="the model's logits are not finite, in row 0 of"):
             call(CAPTIONS[:2], codes)
+
+
+def test_the_row_of_what_is_not_finite_is_of_all(system, monkeypatch):
+    """Not of those that are computed at once."""
+    run = System._run
+
+    def broken(self, batch, **what):
+        found = run(self, batch, **what)
+        found[7:, -1] = torch.inf if len(batch) < 32 else 0
+        return found
+
+    monkeypatch.setattr(System, "_run", broken)
+    codes = torch.zeros(41, 4, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="the model's logits are not finite, in row 39 of 41"):
+        system.logits("a fox", codes)
+    run = lambda self, batch, **what: torch.full(batch.targets.shape, torch.nan if len(batch) < 32 else 1.0)  # noqa: E731
+    with pytest.raises(ValueError, match="the model's logits are not finite, in row 32 of 41"):
+        system.likelihood("a fox", codes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.draw("a fox", seeds=3), r"seeds: .* whole numbers, one for each caption \(1\), got 3"),
+        (lambda s: s.draw("a fox", seeds="5"), "seeds: expected a list of whole numbers, .*, got '5'"),
+        (lambda s: s.draw("a fox", seeds=[True]), "seeds: expected whole numbers from 0 .*, got True"),
+        (lambda s: s.draw("a fox", seeds=[10**5000]), r"seeds: expected whole numbers .*, got a number of 16,610 bits"),
+        (lambda s: s.draw("a fox", top_k=True), "top_k: expected a whole number, at least 1, got True"),
+        (lambda s: s.draw("a fox", batch_size=True), "batch_size: expected a whole number, at least 1, got True"),
+        (lambda s: s.draw("a fox", temperature=True), "temperature: expected a positive and finite number, got True"),
+        (lambda s: s.encode(5), "captions: expected a string or a list of strings, got 5"),
+        (lambda s: s.encode(None), "captions: expected a string or a list of strings, got None"),
+        (lambda s: s.encode(b"abc"), "captions: expected a string or a list of strings, got b'abc'"),
+        (lambda s: s.encode({"a": 1}), "captions: expected a string or a list of strings, got {'a': 1}"),
+        (lambda s: s.encode(torch.tensor(3)), r"captions: expected a string or a list of strings, got tensor\(3\)"),
+        (lambda s: s.encode(np.zeros((9, 9))), r"captions: .*, got ndarray in caption 1: ndarray float64 \[9\]"),
+        (lambda s: s.likelihood("a", CODES, seed=-1), r"seed: expected a whole number from 0 to 2\^63 - 1, got -1"),
+        (lambda s: s.likelihood("a", CODES, seed="x"), "seed: expected a whole number .*, got 'x'"),
+        (lambda s: s.logits("a", CODES, seed=2**63), "seed: expected a whole number .*, got 9223372036854775808"),
+        (lambda s: s.choose(CODES, "a", seed=1.5), r"seed: expected a whole number .*, got 1\.5"),
+        (lambda s: s.pictures([[0]]), r"codes: expected a tensor of whole numbers \[N, h, w\], got \[\[0\]\]"),
+        (lambda s: s.pictures(CODES.bool()), r"codes: expected a tensor of .*, got Tensor torch\.bool \[1, 4, 4\]"),
+        (lambda s: s.pictures(CODES.float()), r"codes: expected a tensor of .*, got Tensor torch\.float32"),
+        (lambda s: s.pictures(CODES.cfloat()), r"codes: expected a tensor of .*, got Tensor torch\.complex64"),
+        (lambda s: s.pictures(CODES[0, 0]), r"codes: expected a tensor of .*, got Tensor torch\.int64 \[4\]"),
+        (lambda s: s.pictures(CODES + 20), "codes: expected 0 to 19, got 20 to 20"),
+        (lambda s: s.pictures(CODES - 1), "codes: expected 0 to 19, got -1 to -1"),
+        (lambda s: s.likelihood("a", CODES.bool()), r"pictures: expected uint8 .*, got Tensor torch\.bool \[1, 4, 4\]"),
+        (lambda s: s.likelihood("a", CODES.cfloat()), r"pictures: expected uint8 .*, got Tensor torch\.complex64"),
+        (lambda s: s.tokenize(None), "pictures: expected PIL images or a uint8 tensor, got None"),
+        (lambda s: s.tokenize("a.png"), "pictures: expected PIL images or a uint8 tensor, got 'a.png'"),
+        (lambda s: s.tokenize(np.zeros((64, 64, 3), np.uint8)), r"pictures: .*, got ndarray uint8 \[64, 64, 3\]"),
+        (lambda s: s.tokenize([np.zeros((64, 64, 3))]), r"pictures: .*, got ndarray float64 \[64, 64, 3\]"),
+        (lambda s: s.tokenize(Image.new("RGB", (0, 0))), "pictures: expected at least one pixel each, got '0 x 0'"),
+        (lambda s: s.tokenize(torch.zeros(3, 0, 0, dtype=torch.uint8)), "pictures: expected at least one pixel each"),
+        (lambda s: s.choose(CODES, 5), "captions: expected a string or a list of strings, got 5"),
+        (lambda s: s.choose(CODES, ["a", ["b"]]), "captions: expected either strings or a list of them for each p"),
+        (lambda s: s.choose(CODES, [[["a"]]]), "captions: expected text, got list in caption 1"),
+        (lambda s: s.choose(CODES, [[str(n) for n in range(5000)], []]), "captions: expected a list for each of 1"),
+    ],
+)  # fmt: skip
+def test_what_is_none_of_it_is_a_sentence(system, call, message):
+    with pytest.raises(ValueError, match=f"^{message}") as error:
+        call(system)
+    assert len(str(error.value)) < 300
+
+
+CODES = torch.zeros(1, 4, 4, dtype=torch.int64)
+
+
+def test_generators_and_single_codes(system):
+    codes = torch.randint(20, (2, 4, 4), generator=torch.Generator().manual_seed(1))
+    assert system.encode(c for c in CAPTIONS) == system.encode(CAPTIONS)
+    assert torch.equal(system.choose(codes, (c for c in CAPTIONS)), system.choose(codes, CAPTIONS))
+    own = [CAPTIONS[:2], CAPTIONS[1:]]
+    assert torch.equal(system.choose(codes, ((c for c in some) for some in own)), system.choose(codes, own))
+    one = system.pictures(codes[0])
+    assert torch.equal(one, system.pictures(codes)[:1])
+    assert torch.equal(system.pictures(codes.to(torch.uint8)), system.pictures(codes))
+    assert torch.equal(system.tokenize(Image.fromarray(one[0].permute(1, 2, 0).numpy())), system.tokenize(one))
+    assert system.pictures(codes[:0]).shape == (0, 3, 32, 32)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nowhere", torch.device("cuda", 99), 5.5])
+def test_a_device_that_torch_cannot_use(run, device):
+    with pytest.raises(ValueError, match=rf"^device: expected one that torch can use here, got '{device}' \("):
+        System.load(run, device)

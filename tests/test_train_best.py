@@ -288,6 +288,9 @@ GOOD = '{"step": 1, "loss": 2.0}\n'
         ("[1]\n" + GOOD, 1),
         (GOOD + "no newline", 2),
         (GOOD + "[" * 100_000 + "\n", 2),
+        (GOOD + f'{{"step": 2, "loss": {10**400}}}\n', 2),
+        (f'{{"step": -{10**400}, "loss": 1}}\n' + GOOD, 1),
+        (GOOD + f'{{"step": 2, "loss": {"9" * 5000}}}\n', 2),
     ],
 )
 def test_a_damaged_log_is_kept_aside_and_what_is_good_stays(tmp_path, capsys, content, line):

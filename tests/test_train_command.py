@@ -134,13 +134,15 @@ def test_tokenizers_that_were_retrained_after_the_tokens(tmp_path):
     train(tmp_path, steps=1)
     VQVAE(image.config).save(tmp_path / "vqvae.safetensors")
     with pytest.raises(
-        SystemExit, match=r"vqvae\.safetensors: the image tokenizer was retrained after these tokens: tok"
+        SystemExit,
+        match=r"vqvae\.safetensors: the image tokenizer was retrained after these tokens, or is damaged: tok",
     ):
         train(tmp_path, steps=2)
     image.save(tmp_path / "vqvae.safetensors")
     TextTokenizer.train([c + " here" for c in captions], 300).save(tmp_path / "text.model")
     with pytest.raises(
-        SystemExit, match=r"text\.model: the text tokenizer was retrained after these tokens: tokenize ag"
+        SystemExit,
+        match=r"text\.model: the text tokenizer was retrained after these tokens, or is damaged: tokenize ag",
     ):
         train(tmp_path, steps=2)
 
@@ -443,3 +445,111 @@ def test_help_shows_the_presets_values(capsys):
         ("--keep INT", "2"),
     ):
         assert options[option].endswith(f"(default: {default})")
+
+
+def test_a_run_that_holds_out_goes_on_so_when_there_is_a_test_split(tmp_path, capsys):
+    held = tokens(tmp_path, count=200).hold_out(0.1)[1]
+    train(tmp_path)
+    tokens(tmp_path, "test", count=7, seed=1)
+    train(tmp_path, steps=4)
+    said = capsys.readouterr().out
+    assert said.count(f"held out: {len(held)} of 200 sequences") == 2
+    assert header(tmp_path)["run"]["step"] == 4
+    train(tmp_path, "--name", "new")
+    assert "held out: the 7 sequences" in capsys.readouterr().out
+
+
+def test_other_test_tokens_have_another_best(tmp_path, capsys):
+    """Though they are as many."""
+    tokens(tmp_path)
+    tokens(tmp_path, "test", count=7, seed=1)
+    train(tmp_path)
+    tokens(tmp_path, "test", count=7, seed=2)
+    train(tmp_path, steps=4)
+    assert "held-out losses are of something else now: step 3 is the best no more" in capsys.readouterr().out
+    assert header(tmp_path)["run"]["best_step"] == 4
+    loss = header(tmp_path)["run"]["best_loss"]
+    judged = [e for e in read_log(tmp_path / "gpt") if "validation_loss" in e]
+    assert (judged[-1]["step"], judged[-1]["validation_loss"]) == (4, loss)
+
+
+def test_another_batch_size_keeps_the_best_and_is_said(tmp_path, capsys):
+    tokens(tmp_path)
+    tokens(tmp_path, "test", count=30, seed=1)
+    train(tmp_path, "--learning-rate", "1e-9")
+    best = header(tmp_path)["run"]["best_loss"]
+    small = ["--batch-size", "2", "--dtype", "float32", "--learning-rate", "1e-9"]
+    train(tmp_path, small=small, steps=4)
+    said = capsys.readouterr().out
+    assert "other settings than before: steps was 3, batch_size was 4" in said
+    assert "best no more" not in said
+    assert header(tmp_path)["run"]["best_loss"] <= best
+
+
+def test_what_a_source_may_be(tmp_path, monkeypatch):
+    """A path relative to any folder, also when the run goes on from another one; the best is damaged: the newest."""
+    source, run = tmp_path / "source", tmp_path / "run"
+    tokens(source)
+    train(source, steps=2)
+    tokens(run)
+    monkeypatch.chdir(source / "gpt")
+    train(run, "--from", ".", small=["--batch-size", "4", "--dtype", "float32"], steps=1)
+    monkeypatch.chdir("/")
+    train(run, "--from", str(source), small=["--batch-size", "4", "--dtype", "float32"], steps=2)
+    assert header(run)["from"] == {"folder": str((source / "gpt").resolve()), "step": 2}
+    (source / "vqvae").mkdir()
+    (source / "vqvae" / "log.jsonl").touch()
+    for wrong in (source / "vqvae", checkpoint.latest(source / "gpt"), tmp_path / "nothing"):
+        with pytest.raises(SystemExit, match=r"holds no model|is no folder of a run or of a model"):
+            train(run, "--from", str(wrong), "--name", "other")
+
+
+def test_a_damaged_best_is_passed_over_by_a_finetuning(tmp_path, capsys):
+    source, run = tmp_path / "source", tmp_path / "run"
+    tokens(source)
+    train(source, "--keep", "3", "--save-every", "1", "--validate-every", "1", "--learning-rate", "1e-9", steps=3)
+    best = checkpoint.best(source / "gpt")
+    best.write_bytes(best.read_bytes()[:-9])
+    tokens(run)
+    train(run, "--from", str(source), small=["--batch-size", "4", "--dtype", "float32"], steps=1)
+    said = capsys.readouterr().out
+    assert f"{best} is not a readable checkpoint" in said
+    other = next(path for path in reversed(checkpoint.paths(source / "gpt")) if path != best)
+    assert f"{other.name} is taken" in said
+    assert header(run)["from"]["step"] == checkpoint.step_of(other)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("minutes", "0"),
+        ("minutes", "nan"),
+        ("layers", "0"),
+        ("heads", "-1"),
+        ("learning-rate", "inf"),
+        ("weight-decay", "inf"),
+        ("text-weight", "inf"),
+        ("seed", "-1"),
+        ("seed", str(2**63)),
+    ],
+)
+def test_options_that_make_no_sense_are_named(tmp_path, option, value):
+    tokens(tmp_path)
+    with pytest.raises(SystemExit, match=f"cogview: {option.replace('-', '_')}: expected"):
+        cli.main(["train", "--run", str(tmp_path), "--steps", "1", f"--{option}={value}"])
+    assert not (tmp_path / "gpt").exists()
+
+
+def test_a_model_that_diverged_is_no_success(tmp_path):
+    tokens(tmp_path)
+    with pytest.raises(SystemExit, match="the held-out loss is no number: this model has diverged; try a lower"):
+        train(tmp_path, "--learning-rate", "1e38", "--warmup", "0", "--clip", "inf")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    tokens(tmp_path)
+    left = tmp_path / "gpt" / ".step-00000001.safetensors.123.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    train(tmp_path)
+    assert not left.exists()

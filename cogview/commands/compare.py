@@ -1,6 +1,5 @@
 """`cogview compare`: models beside each other, in a table and curves."""
 
-import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -53,17 +53,20 @@ class Model:
         return [step for step, _ in found], [value for _, value in found]
 
     def losses(self) -> list[str]:
-        """Names of its losses, "loss" first."""
-        return list(dict.fromkeys(name for entry in self.log for name in entry if name.split("_")[-1] == "loss"))
+        """Names of its losses, "loss" first; those held out have the same."""
+        found = (name.removeprefix(HELD_OUT) for entry in self.log for name in entry)
+        return list(dict.fromkeys(name for name in found if name.split("_")[-1] == "loss"))
 
     def held_out(self) -> dict[str, str]:
-        """Its figures at the step whose held-out loss was the lowest, by their names in the log, and that step."""
-        entries = [entry for entry in self.log if math.isfinite(entry.get(f"{HELD_OUT}loss", math.nan))]
-        if not entries:
-            return {}
-        best = min(entries, key=lambda entry: entry[f"{HELD_OUT}loss"])
-        figures = {name: f"{value:.3f}" for name, value in best.items() if name.startswith(HELD_OUT)}
-        return figures | {"step": f"{best['step']:,}"}
+        """Its figures at the step that its checkpoint calls the best, which `generate` takes, or without one at the
+        last step that has some, by their names in the log; and that step."""
+        best, entries = self.state.best_step, [entry for entry in self.log if any(map(_is_held_out, entry))]
+        entries = [entry for entry in entries if best in (None, entry["step"])]
+        figures: dict[str, float] = {"step": best} if best is not None else {}
+        if best is not None and self.state.best_loss is not None:  # also where the log is gone
+            figures[f"{HELD_OUT}loss"] = self.state.best_loss
+        figures |= entries[-1] if entries else {}
+        return {name: f"{value:.3f}" if _is_held_out(name) else f"{value:,}" for name, value in figures.items()}
 
     def row(self, kinds: list[str]) -> list[str]:
         config, held_out, training = self.recipe.config, self.held_out(), self.config.get("training")
@@ -90,33 +93,41 @@ class Compare:
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(required)")]
     """Run folders, of which all models are taken, or folders of models."""
     out: Path = Path("compare.png")
-    """The picture (PNG): losses in training and held out, a panel for each kind."""
+    """The picture: losses in training and held out, a panel for each kind. Its suffix says the format: png, jpg, webp,
+    bmp, gif or tif."""
 
     def run(self) -> None:
-        from cogview.pictures import curves
+        from cogview.pictures import check_place, curves, picture_path
 
-        models = []
-        for folder in dict.fromkeys(folder for path in self.runs for folder in _models_in(path)):
+        out, models = picture_path(self.out), []
+        folders: dict[Path, Path] = {}  # as they are named, by what they are
+        for folder in (folder for path in self.runs for folder in _models_in(path)):
+            folders.setdefault(folder.resolve(), folder)
+        for folder in folders.values():
             try:
                 models.append(Model.load(folder))
             except (ValueError, OSError) as error:
                 console.print(f"left out: {error}")
         if not models:
             raise ValueError("runs: expected at least one model that can be read, got none")
-        kinds = list(dict.fromkeys(name for m in models for name in m.losses() if not name.startswith(HELD_OUT)))
+        try:
+            check_place(out)
+        except OSError as error:
+            raise OSError(f"out: cannot write {out} ({error.strerror})") from error
+        kinds = list(dict.fromkeys(name for model in models for name in model.losses()))
         titles = ["recipe", "attention", "parameters", "steps", "batch", "seconds", "tokens/s"]
         titles += [f"held-out {kind.replace('_', ' ')}" for kind in kinds] + ["of step"]
-        named = dict(zip(_names([model.folder for model in models]), models, strict=True))
+        named = dict(zip(_names([model.folder.resolve() for model in models]), models, strict=True))
         table = Table("")
-        for name in named:
+        for name in map(_encodable, named):
             table.add_column(name, justify="right", overflow="fold")
         for row in zip(titles, *(model.row(kinds) for model in models), strict=True):
-            table.add_row(*row)
-        wide = None if console.is_terminal else 30 + sum(20 + len(name) for name in named)  # a file has no width
-        Console(width=wide, markup=False, emoji=False, highlight=False).print(table)
+            table.add_row(*map(_encodable, row))
+        wide = 30 + sum(20 + cell_len(_encodable(name)) for name in named)  # where it is no terminal's
+        Console(width=None if console.is_terminal else wide, markup=False, emoji=False, highlight=False).print(table)
         panels = [(kind.replace("_", " "), _lines(named, kind)) for kind in kinds]
         if panels:
-            console.print(f"curves in {curves(panels, self.out)}")
+            console.print(f"curves in {curves(panels, out)}")
         else:
             console.print("no curves: their logs have no losses")
 
@@ -129,11 +140,22 @@ def _models_in(path: Path) -> list[Path]:
         return []
 
 
+def _is_held_out(name: str) -> bool:
+    return name.startswith(HELD_OUT)
+
+
+def _encodable(text: str) -> str:
+    """As it can be printed, so that a table knows how wide it is."""
+    if not console.encoding.startswith("utf"):
+        text = text.replace("–", "-")
+    return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
+
+
 def _names(folders: list[Path]) -> list[str]:
-    """The last parts of their paths, two or as many as it takes to tell them apart."""
-    longest = max(len(folder.parts) for folder in folders)
+    """The last parts of their whole paths, two or as many as it takes to tell them apart."""
+    longest = max(2, *(len(folder.parts) for folder in folders))
     names = (["/".join(folder.parts[-n:]) for folder in folders] for n in range(2, longest + 1))
-    return next((found for found in names if len(set(found)) == len(found)), list(map(str, folders)))
+    return next(found for found in names if len(set(found)) == len(found))
 
 
 def _lines(named: dict[str, Model], kind: str) -> dict[str, Line]:

@@ -11,11 +11,11 @@ import tyro
 from torch import Tensor
 
 from cogview.commands.console import console
-from cogview.commands.device import available
 from cogview.config import require
 
 MAX_CAPTIONS_BYTES = 16 << 20
 _SHOWN, _WIDE = 128, 1100  # pixels: of a small picture on the sheet, and how wide sheets are, about
+_NEW_LINE = re.compile(r"\r\n|\r|\n")
 _SHEET_PIXELS = 40_000_000  # of all pictures that may come onto the sheet
 
 
@@ -39,7 +39,7 @@ class Generate:
     """Which of its checkpoints. The best has the lowest held-out loss."""
     out: Path = Path("pictures.png")
     """The sheet. Its suffix says the format: png, jpg, webp, bmp, gif or tif. The single pictures come into a folder
-    beside it of the same name without the suffix."""
+    beside it of the same name without the suffix; files that are there already stay, but for those of the same name."""
     count: int = 4
     """Pictures for each caption."""
     temperature: float = 0.9
@@ -54,24 +54,34 @@ class Generate:
     """Where to compute: cpu, cuda, cuda:1."""
 
     def run(self) -> None:
-        from cogview.generate import Sampling, check_seeds
+        from cogview.generate import Sampling
+        from cogview.inputs import BadCaption
+        from cogview.pictures import picture_path
         from cogview.runs import last_run
         from cogview.system import System
 
         captions = [caption.strip() for group in self.captions for caption in group]
-        captions += [] if self.captions_file is None else read_captions(self.captions_file)
+        numbered = [] if self.captions_file is None else read_captions(self.captions_file)
+        given, captions = len(captions), captions + [caption for _, caption in numbered]
         require(bool(captions), "captions", "at least one, of --captions or --captions-file", captions)
         require(self.count >= 1, "count", "at least 1", self.count)
-        seeds = check_seeds([self.seed + n for n in range(self.count)], self.count)
+        last = f"2^63 - {self.count}"  # that of the last picture is below 2^63 then
+        require(0 <= self.seed <= 2**63 - self.count, "seed", f"a whole number from 0 to {last}", self.seed)
         how = Sampling(self.temperature, self.top_k, self.batch_size)
-        sheet = sheet_path(self.out)
+        sheet = picture_path(self.out)
 
         folder = last_run() if self.run_folder is None else self.run_folder
-        system = System.load(folder, available(self.device), name=self.name, step=self.step)
-        system.encode(captions)  # what is wrong with them is said before a folder is made
+        system = System.load(folder, self.device, name=self.name, step=self.step)
+        try:
+            system.encode(captions)  # what is wrong with them is said before a folder is made
+        except BadCaption as error:
+            if error.number <= given:
+                raise
+            place = f"line {numbered[error.number - given - 1][0]} of {self.captions_file}: {error.shown}"
+            raise ValueError(f"captions-file: expected {error.expected}, got {error.got} in {place}") from error
         make_places(sheet)
-        say(str(system.source))
-        self._draw(system, captions, seeds, how, sheet)
+        console.print(str(system.source))
+        self._draw(system, captions, range(self.seed, self.seed + self.count), how, sheet)
 
     def _draw(self, system, captions: Sequence[str], seeds: Sequence[int], how, sheet: Path) -> None:
         from cogview.pictures import image_of, save_image
@@ -93,8 +103,11 @@ class Generate:
             raise ValueError(
                 f"no sheet could be made ({error}); the pictures are in {sheet.with_suffix('')}"
             ) from error
-        some = "all of them" if shown == len(captions) else f"those of the first {shown:,} captions"
-        say(f"{len(repeated):,} pictures in {sheet.with_suffix('')}{os.sep}, {some} on {sheet}")
+        some = f"those of the first {'caption' if shown == 1 else f'{shown:,} captions'}"
+        if shown == len(captions):
+            some = "all of them" if len(repeated) > 1 else "also"
+        pictures = f"{len(repeated):,} picture{'s' if len(repeated) > 1 else ''}"
+        console.print(f"{pictures} in {sheet.with_suffix('')}{os.sep}, {some} on {sheet}")
 
     def _sheet(self, rows: list, sheet: Path) -> int:
         from cogview.pictures import contact_sheet
@@ -104,8 +117,10 @@ class Generate:
         return contact_sheet(rows, sheet, columns=max(1, _WIDE // (min(self.count, 8) * side * zoom)), zoom=zoom)
 
 
-def read_captions(path: Path) -> list[str]:
-    """The lines of a UTF-8 file that are not blank."""
+def read_captions(path: Path) -> list[tuple[int, str]]:
+    """The lines of a UTF-8 file that are not blank, with their numbers; ValueError without any."""
+    from cogview.inputs import is_blank
+
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_CAPTIONS_BYTES + 1)
@@ -114,34 +129,26 @@ def read_captions(path: Path) -> list[str]:
     limit = f"at most {MAX_CAPTIONS_BYTES:,} bytes"
     require(len(data) <= MAX_CAPTIONS_BYTES, "captions-file", limit, f"more in {path}")
     try:
-        text = data.decode("utf-8-sig")
+        text, wrong, at = data.decode("utf-8-sig"), "a NUL character", data.find(0)  # which UTF-16 has many of
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"captions-file: expected UTF-8, got something else in line {line} of {path}") from error
-    return [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
-
-
-def sheet_path(out: Path) -> Path:
-    """Where the sheet goes; ValueError if its format is none that can be written."""
-    from cogview.pictures import format_of
-
-    require(out.name.strip(".") != "", "out", "a file's name", str(out))
-    sheet = out if out.suffix else out.with_name(out.name + ".png")
-    format_of(sheet)
-    return sheet
+        text, wrong, at = "", "something else", error.start
+    if at >= 0:
+        line = len(_NEW_LINE.findall(data[:at].decode("latin-1"))) + 1
+        raise ValueError(f"captions-file: expected UTF-8, got {wrong} in line {line} of {path}")
+    lines = [(n, line.strip()) for n, line in enumerate(_NEW_LINE.split(text), 1) if not is_blank(line)]
+    if not lines:
+        raise ValueError(f"captions-file: expected at least one caption, got none in {path}")
+    return lines
 
 
 def make_places(sheet: Path) -> None:
     """Makes the folders of the sheet and of the single pictures; OSError if nothing can be written there."""
+    from cogview.pictures import check_place
+
     folder = sheet.with_suffix("")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if sheet.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
         for path in (sheet, folder / "001.png"):
-            beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            beside.touch()
-            beside.unlink()
+            check_place(path)
     except OSError as error:
         raise OSError(f"out: cannot write {sheet} and pictures in {folder} ({error.strerror})") from error
 
@@ -156,9 +163,3 @@ def picture_paths(captions: Sequence[str], count: int, sheet: Path) -> Iterator[
         for k in range(1, count + 1):
             name = f"{number:0{digits[0]}d}-{k:0{digits[1]}d}{words and '-'}{words}"
             yield sheet.with_suffix("") / f"{name}{sheet.suffix.lower()}"
-
-
-def say(words: str) -> None:
-    """A line for people; what their terminal cannot show is no reason to fail."""
-    encoding = console.encoding
-    console.print(words.encode(encoding, "replace").decode(encoding), soft_wrap=True)

@@ -1,6 +1,7 @@
 """`cogview train`."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ import torch
 import tyro
 
 from cogview.commands.console import console
-from cogview.commands.device import available
 from cogview.commands.presets import of_preset, option
 from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, check_room, recipe_for
-from cogview.config import TrainConfig
+from cogview.config import TrainConfig, require
+from cogview.device import available
 from cogview.progress import progress
 from cogview.recipes import RECIPES, preset
 from cogview.recipes.cogview import Kind
@@ -36,7 +37,7 @@ class Train:
     name: str = "gpt"
     """Of the model: its checkpoints, log and config.json are in RUN/NAME, so that a run can have several."""
     source: Annotated[Path | None, option("PATH", "new weights", name="from")] = None
-    """Begin with the best weights of this run or model folder, made with the same tokenizers."""
+    """Begin with the best weights of this model folder, or of this run's gpt, made with the same tokenizers."""
     recipe: Annotated[Literal[*RECIPES] | None, option("{" + ",".join(RECIPES) + "}", "cogview")] = None  # type: ignore[valid-type]
     """The system or task."""
     preset: Annotated[Literal[*PRESETS] | None, option("{" + ",".join(PRESETS) + "}", "tiny")] = None  # type: ignore[valid-type]
@@ -85,8 +86,8 @@ class Train:
     """Compile the model with torch.compile."""
     validate_every: Annotated[int | None, of_preset("validate_every")] = None
     """Steps between validations; the checkpoint of the best one is kept."""
-    validate_batches: Annotated[int | None, of_preset("validate_batches")] = None
-    """Batches of a validation."""
+    validate_samples: Annotated[int | None, of_preset("validate_samples")] = None
+    """Held-out sequences of a validation."""
     save_every: Annotated[int | None, of_preset("save_every")] = None
     """Steps between checkpoints."""
     save_seconds: Annotated[float | None, of_preset("save_seconds")] = None
@@ -106,6 +107,7 @@ class Train:
         from cogview.train.finetune import start_from
         from cogview.train.token_task import TokenTask
 
+        self._check()
         folder, device = folder_of(self.run_folder, self.name), available(self.device)
         known = before(folder, self.source)
         tokens = Tokens(self.run_folder, self.hold_out, known.header if known is not None and known.own else None)
@@ -133,8 +135,18 @@ class Train:
             except AnotherRun as error:
                 raise ValueError(f"{error}. {advice(folder)}") from error
             update(1)
-        for sentence in report(trainer.run()):
+        result = trainer.run()
+        for sentence in report(result):
             console.print(sentence)
+        if not all(map(math.isfinite, result.validation.values())):
+            raise ValueError("the held-out loss is no number: this model has diverged; try a lower --learning-rate")
+
+    def _check(self) -> None:
+        for name in ("steps", "layers", "hidden_size", "heads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, "at least 1", value)
+        fits = self.minutes is None or 0 < self.minutes < math.inf
+        require(fits, "minutes", "a positive and finite number", self.minutes)
 
     def _training(self, base: TrainConfig) -> TrainConfig:
         if self.steps is not None or self.minutes is not None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cogview.data.tokens import Rows, TokenDataset, part_name
+from cogview.commands.tokenizers import UNFINISHED
+from cogview.data.tokens import Rows, TokenDataset
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.text import TextTokenizer
 
@@ -22,10 +23,15 @@ class Tokens:
     def __init__(self, run: Path, hold_out: float, header: dict[str, Any] | None):
         """hold_out: the share to hold out where there is no tokens/test. header: of a checkpoint to go on from."""
         train, test = (run / "tokens" / split for split in ("train", "test"))
+        if (run / UNFINISHED).exists():
+            raise ValueError(
+                f"{run}: its tokenizers are being trained: `cogview tokenize` has to go on to its end first"
+            )
         self.all = TokenDataset(train)
         self.data: TokenDataset | Rows = self.all
         self.held_out: TokenDataset | Rows | None = None
-        if test.exists():
+        before = 0.0 if header is None else header.get("hold_out", 0.0)  # a run goes on as it began
+        if test.exists() and not before:
             self.held_out, hold_out = TokenDataset(test), 0.0
             for what, names in SAME.items():
                 if any(self.all.meta.get(name) != self.held_out.meta.get(name) for name in names):
@@ -43,8 +49,7 @@ class Tokens:
             if len(self.data) == 0:
                 raise ValueError(f"{train}: nothing is left to train on ({self.said}): --hold-out 0 holds out nothing")
         _check_tokenizers(run, self.all)
-        parts = self.all.meta.get("parts")  # which their contents name; tokens of version 1 have none
-        self.identity = {"hold_out": hold_out} | ({} if parts is None else {"tokens": part_name(parts=parts)})
+        self.identity = {"hold_out": hold_out} | ({"tokens": self.all.digest} if self.all.digest else {})
 
     @property
     def longest(self) -> int:
@@ -64,4 +69,6 @@ def _check_tokenizers(run: Path, data: TokenDataset) -> None:
     files = zip(("text", "image"), ("text.model", "vqvae.safetensors"), loads, data.tokenizers, strict=True)
     for kind, name, load, made_by in files:
         if (run / name).exists() and load(run / name).sha256 != made_by:
-            raise ValueError(f"{run / name}: the {kind} tokenizer was retrained after these tokens: tokenize again")
+            raise ValueError(
+                f"{run / name}: the {kind} tokenizer was retrained after these tokens, or is damaged: tokenize again"
+            )

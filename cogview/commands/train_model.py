@@ -50,7 +50,7 @@ class Before:
         """Where the weights that the training began with are from, None: new ones."""
         if self.own:
             return self.header.get("from")
-        return {"folder": str(self.path.parent), "step": checkpoint.step_of(self.path)}
+        return {"folder": str(self.path.parent.resolve()), "step": checkpoint.step_of(self.path)}
 
 
 def advice(folder: Path) -> str:
@@ -77,6 +77,7 @@ def before(folder: Path, source: Path | None) -> Before | None:
 def _whole(folder: Path) -> Before:
     """The best checkpoint of a model, or where that is damaged the newest that is not."""
     damaged: checkpoint.Damaged | None = None
+    folder = folder.resolve()
     for found in sources(folder.parent, folder.name):
         try:
             _, header = checkpoint.read(found.path, prefix="model.")

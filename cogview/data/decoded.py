@@ -13,10 +13,11 @@ from cogview.progress import track
 
 
 class Decoded:
-    """numbers: int64 [N], samples of the data set, ascending. images: uint8 [N, 3, size, size]."""
+    """numbers: int64 [N], samples of the data set, ascending. images: uint8 [N, 3, size, size]. name: of what they are
+    from."""
 
-    def __init__(self, numbers: np.ndarray, images: Tensor):
-        self.numbers, self.images = numbers, images
+    def __init__(self, numbers: np.ndarray, images: Tensor, name: str):
+        self.numbers, self.images, self.name = numbers, images, name
         self._rows = {int(number): row for row, number in enumerate(numbers)}
 
     def __len__(self) -> int:
@@ -34,7 +35,8 @@ class Decoded:
         """The readable ones of some samples, decoded by all cores, or as they were decoded before. ValueError if there
         is none; others that `folder` holds are removed."""
         made_of = [*(shard.digest for shard in data.shards), str(size), hashlib.sha256(numbers.tobytes()).hexdigest()]
-        images_path = folder / f"{hashlib.sha256(' '.join(made_of).encode()).hexdigest()[:32]}.npy"
+        name = hashlib.sha256(" ".join(made_of).encode()).hexdigest()[:32]
+        images_path = folder / f"{name}.npy"
         numbers_path = images_path.with_suffix(".numbers.npy")
         if not (numbers_path.exists() and images_path.exists()):
             remove(folder)
@@ -48,18 +50,20 @@ class Decoded:
                     images[row] = picture.numpy()
                     found.append(number)
                 images.flush()
+                for shard in data.shards:
+                    shard.check_unchanged()
             with written_beside(numbers_path) as beside, open(beside, "wb") as file:
                 np.save(file, np.array(found, np.int64))
         numbers = np.load(numbers_path, allow_pickle=False)
         if not len(numbers):
             raise ValueError(f"dataset: no readable picture ({data.report})")
         images = np.load(images_path, mmap_mode="c", allow_pickle=False)[: len(numbers)]  # never written to
-        return cls(numbers, torch.from_numpy(images))
+        return cls(numbers, torch.from_numpy(images), name)
 
 
 def remove(folder: Path) -> None:
     """Deletes what was decoded into a folder."""
-    for path in folder.glob("*.npy"):
+    for path in [*folder.glob("*.npy"), *folder.glob(".*.tmp")]:  # the last of a killed process
         path.unlink()
     if folder.exists():
         folder.rmdir()

@@ -3,7 +3,7 @@
     part-<name>.text.npy    int32 [N, T], -1 padded
     part-<name>.codes.npy   int32 [N, h w]
     part-<name>.groups.npy  uint64 [N], a hash of the pair's caption
-    part-<name>.json        rows, and what was left out; written last
+    part-<name>.json        rows, what was left out, and CRC-32s of the files; written last
 
 A row is one picture with one of its captions, so a picture with two captions gives two rows, next to each other,
 pictures in the order of the shards. A part is named by the contents of its shard and by all that its tokens depend on:
@@ -13,6 +13,7 @@ what has not changed is kept, and a folder that is being rewritten is the old on
 import hashlib
 import json
 import re
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -80,7 +81,9 @@ class PartWriter:
             with written_beside(self._path(f"{name}.npy")) as beside, open(beside, "wb") as file:
                 np.save(file, values)
         counts = {kind: n for kind, n in skipped.items() if n}
-        write_json(self._path("json"), {"rows": len(self), "text_length": padded.shape[1], "skipped": counts})
+        sums = {name: _sum(self._path(f"{name}.npy")) for name in _ARRAYS}
+        part = {"rows": len(self), "text_length": padded.shape[1], "skipped": counts, "crc32": sums}
+        write_json(self._path("json"), part)
 
     def _path(self, ending: str) -> Path:
         return self.folder / f"part-{self.name}.{ending}"
@@ -92,7 +95,25 @@ class PartWriter:
 
 
 def has_part(folder: Path, name: str) -> bool:
-    return (folder / f"part-{name}.json").exists()
+    """Whether a part is there, and as it was written."""
+    try:
+        sums = _read_part(folder, name)["crc32"]
+        return all(sums[key] == _sum(folder / f"part-{name}.{key}.npy") for key in _ARRAYS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _read_part(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / f"part-{name}.json").read_text(encoding="utf-8"))
+
+
+def _sum(path: Path) -> int:
+    """CRC-32 of a file."""
+    total = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def complete(folder: Path, parts: Sequence[str], settings: dict[str, Any]) -> "TokenDataset":
@@ -101,22 +122,31 @@ def complete(folder: Path, parts: Sequence[str], settings: dict[str, Any]) -> "T
     settings: what they were made with and the sizes: version, image_size, max_text, languages, text_sha256,
     image_sha256, grid, codebook_size, text_vocab_size.
     """
-    found = [json.loads((folder / f"part-{name}.json").read_text(encoding="utf-8")) for name in parts]
+    found = [_read_part(folder, name) for name in parts]
     skipped = Counter[str]()
     for part in found:
         skipped.update(part["skipped"])
     rows, length = sum(part["rows"] for part in found), max((part["text_length"] for part in found), default=0)
     if not rows:
-        raise ValueError(f"dataset: no pair with a caption that could be tokenised ({dict(skipped) or 'empty shards'})")
+        why = ", ".join(f"{n:,} {kind}" for kind, n in skipped.items()) or "empty shards"
+        raise ValueError(f"dataset: no pair with a caption that could be tokenised ({why})")
     meta = {"parts": list(parts), "rows": rows, "text_length": length, "skipped": dict(skipped)}
     whole = {"version": VERSION, **settings, **meta}
-    if not (folder / "meta.json").exists() or _read_meta(folder / "meta.json") != whole:
+    if read_meta(folder) != whole:
         write_json(folder / "meta.json", whole)
     for path in folder.iterdir():
         kept = path.name == "meta.json" or path.name.removeprefix("part-").partition(".")[0] in parts
-        if not kept and path.is_file() and path.suffix in (".npy", ".json"):
+        if not kept and path.is_file() and path.suffix in (".npy", ".json", ".tmp"):  # the last of a killed process
             path.unlink()
     return TokenDataset(folder)
+
+
+def read_meta(folder: Path) -> dict[str, Any] | None:
+    """Of a folder of tokens; None where there are none, or none that can be read."""
+    try:
+        return _read_meta(folder / "meta.json")
+    except ValueError:
+        return None
 
 
 def _read_meta(path: Path) -> dict:
@@ -131,7 +161,9 @@ def _read_meta(path: Path) -> dict:
 
 class TokenDataset:
     """Rows of tokens, read from disk as needed. `meta` holds the sizes: "text_length", "grid",
-    "codebook_size", "text_vocab_size"; ValueError if the files do not agree with it."""
+    "codebook_size", "text_vocab_size"; ValueError if the files do not agree with it.
+
+    tokenizers: hashes of the text and image tokenizer that made it."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -141,8 +173,13 @@ class TokenDataset:
             self._starts = np.cumsum([0] + [len(part["text"]) for part in self._parts])
             rows, length = self.meta["rows"], self.meta["text_length"]
             longest = max(part["text"].shape[1] for part in self._parts)
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise ValueError(f"folder: {str(folder)!r} is damaged ({error})") from error
+            self.tokenizers = [str(self.meta["text_sha256"]), str(self.meta["image_sha256"])]
+            for name in ("text_vocab_size", "codebook_size", "image_size"):
+                require(isinstance(self.meta[name], int) and self.meta[name] > 0, name, "a number", self.meta[name])
+        except KeyError as error:
+            raise ValueError(f"folder: {str(folder)!r} is damaged (its meta.json has no {error})") from error
+        except (OSError, ValueError, TypeError, EOFError) as error:
+            raise ValueError(f"folder: {str(folder)!r} is damaged ({error}): tokenize again") from error
         if (len(self), longest) != (rows, length):
             got = f"{len(self)} and {longest}"
             raise ValueError(f"folder: {str(folder)!r}: expected {rows} rows of {length} text ids, got {got}")
@@ -167,9 +204,9 @@ class TokenDataset:
         return int(self._starts[-1])
 
     @property
-    def tokenizers(self) -> list[str]:
-        """Hashes of the text and image tokenizer that made it."""
-        return [self.meta["text_sha256"], self.meta["image_sha256"]]
+    def digest(self) -> str:
+        """Names the rows; "" of version 1."""
+        return part_name(parts=self.meta["parts"]) if "parts" in self.meta else ""
 
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         """Text int64 [B, T], -1 padded, and codes int64 [B, h w] of some rows. Layouts check the ids."""
@@ -213,6 +250,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    @property
+    def digest(self) -> str:
+        """Names the rows."""
+        return hashlib.sha256(self.data.digest.encode() + self.numbers.tobytes()).hexdigest()[:32]
 
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         return self.data.batch(self.numbers[np.asarray(indices, np.int64)])

@@ -77,7 +77,9 @@ _TINY_TRAINING = TrainConfig(
     save_seconds=60.0,
     validate_every=200,
 )
-_PUBLISHED = TrainConfig(steps=144_000, batch_size=6144, accumulate=96, checkpoint_activations=True, save_every=1000)
+_PUBLISHED = TrainConfig(
+    steps=144_000, batch_size=6144, accumulate=96, checkpoint_activations=True, save_every=1000, validate_samples=2048
+)
 
 
 class CogView(Recipe):

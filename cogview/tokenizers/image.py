@@ -231,7 +231,7 @@ class VQVAE(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes weights and config as safetensors, never half of it."""
-        metadata = {"format": FORMAT, "config": json.dumps(asdict(self.config))}
+        metadata = {"format": FORMAT, "config": json.dumps(asdict(self.config)), "sha256": self.sha256}
         save_tensors(path, self.state_dict(), metadata)
 
     @classmethod
@@ -257,4 +257,6 @@ class VQVAE(nn.Module):
             if got != tuple(expected.shape):
                 raise ValueError(f"path: {str(path)!r}: {name}: expected {tuple(expected.shape)}, got {got}")
         model.load_state_dict(tensors)
+        if metadata.get("sha256", model.sha256) != model.sha256:  # files of version 0.1 have none
+            raise ValueError(f"path: {str(path)!r} is damaged: its checksum is wrong")
         return model.eval()

@@ -20,7 +20,7 @@ from cogview.data.files import written_beside
 MAX_MODEL_BYTES = 64 << 20
 _BYTES = 257  # pieces that every vocabulary has: the bytes, and one for what is unknown
 _COVERAGE = 0.99999  # of the text by characters that are pieces
-_FEW = 300  # characters that are all kept
+_FEW = 300  # characters that are kept in any case
 _LONGEST = 4000  # bytes of a caption that the vocabulary is made of
 
 
@@ -38,8 +38,8 @@ def _kept(counts: Counter[str], room: int | None) -> set[str]:
         return set(counts)  # SentencePiece leaves out those beyond its coverage
     if room is not None:
         return {character for character, _ in counts.most_common(room // 2)}
-    least = 1 if len(counts) <= _FEW else 3
-    return {character for character, n in counts.most_common(8000) if n >= least}
+    ordered = counts.most_common(8000)
+    return {character for rank, (character, n) in enumerate(ordered) if n >= 3 or rank < _FEW}
 
 
 def _begin(caption: str) -> str:

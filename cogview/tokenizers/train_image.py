@@ -60,13 +60,13 @@ class VQReport:
 
 
 class Pictures:
-    """Rows of uint8 [N, 3, H, W], all or some, as samples."""
+    """Rows of uint8 [N, 3, H, W], all or some, as samples. digest: names what they are from, if that is known."""
 
-    def __init__(self, images: Tensor, rows: np.ndarray | None = None):
+    def __init__(self, images: Tensor, rows: np.ndarray | None = None, digest: str = ""):
         shape = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
         fits = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3 and len(images) > 0
         require(fits, "images", "uint8 [N, 3, H, W]", shape)
-        self.images, self.rows = images, np.arange(len(images)) if rows is None else rows
+        self.images, self.rows, self.digest = images, np.arange(len(images)) if rows is None else rows, digest
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,7 +105,8 @@ class PictureTask:
         return {"loss": means["total"], "psnr": _decibels(means.pop("squared")), **means, **use}
 
     def identity(self) -> dict[str, Any]:
-        return {"recipe": "vqvae", "config": asdict(self.model.config), "data": len(self.data)}
+        known = {"pictures": self.data.digest} if self.data.digest else {}
+        return {"recipe": "vqvae", "config": asdict(self.model.config), "data": len(self.data), **known}
 
 
 def steps_for(pictures: int, size: int, passes: float | None) -> int:
@@ -140,18 +141,19 @@ def train_vqvae(
     out_dir: str | Path,
     *,
     held_out: np.ndarray | None = None,
+    name: str = "",
     watch: Watch | None = None,
 ) -> VQReport:
     """Trains a VQ-VAE and leaves vqvae.safetensors, reconstructions.png and vqvae/ (checkpoints, log) in `out_dir`.
 
     images: uint8 [N, 3, H, W]. training: its length, and the rest as in TRAINING. held_out: numbers of the pictures to
-    report on and not to train on; None: the first 256 are reported on, and trained on. It goes on from out_dir's
-    checkpoint, which must have the same config, number of pictures and seed. Ctrl-C saves and returns; what is not
-    trained to its end leaves no vqvae.safetensors.
+    report on and not to train on; None: the first 256 are reported on, and trained on. name: of the pictures. It goes
+    on from out_dir's checkpoint, which must have the same config, pictures and seed. Ctrl-C saves and returns; what is
+    not trained to its end leaves no vqvae.safetensors.
     """
     out, rows = Path(out_dir), np.arange(len(images))
     judged = rows[:256] if held_out is None else held_out
-    data = Pictures(images, rows if held_out is None else np.setdiff1d(rows, held_out))
+    data = Pictures(images, rows if held_out is None else np.setdiff1d(rows, held_out), name)
     torch.manual_seed(training.seed)  # the initial weights
     model = VQVAE(config)
     model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

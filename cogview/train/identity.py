@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CAUSES = ("recipe", "tokenizers", "hold_out", "data", "tokens")  # what else differs then follows from these
-LATER = ("hold_out", "tokens")  # what runs of before they existed do not say
+CAUSES = ("recipe", "tokenizers", "hold_out", "data", "tokens", "pictures")  # what else differs then follows from these
+LATER = ("hold_out", "tokens", "pictures")  # what runs of before they existed do not say
 
 
 class AnotherRun(ValueError):
@@ -36,6 +36,8 @@ def _sentence(part: str, now: Any, then: Any) -> str:
         return f"its tokens were made by {' and '.join(f'another {kind} tokenizer' for kind in kinds)}"
     if part == "tokens":
         return "its tokens were others, though as many"
+    if part == "pictures":
+        return "it was trained on other pictures"
     if part == "data" and isinstance(then, int):
         return f"it was trained on {then:,} samples, and now there are {now:,}"
     if part == "hold_out" and isinstance(then, float):

@@ -73,8 +73,9 @@ def _entries(path: Path) -> tuple[list[dict], list[int]]:
 def _entry(line: bytes) -> dict | None:
     try:
         entry = json.loads(line)
-    except (ValueError, RecursionError):
+        if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+            return None
+        whole = [float(value) for value in entry.values() if type(value) in (int, float)]
+    except (ValueError, RecursionError, OverflowError):  # the last: a whole number that no float holds
         return None
-    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
-        return None
-    return entry if all(type(value) in (int, float) for value in entry.values()) else None
+    return entry if len(whole) == len(entry) else None

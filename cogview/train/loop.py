@@ -120,6 +120,8 @@ class Trainer:
         newest = checkpoint.latest(self.folder)
         if newest is not None and checkpoint.step_of(newest) > state.step:
             raise ValueError(f"{self.folder} holds a run up to {newest.name}: resume it or use another folder")
+        for path in self.folder.glob(".*.tmp"):  # of a process that was killed
+            path.unlink()
         self._write_config()
         task.model.train()
         with interrupts() as interrupted, progress(task.title) as update:
@@ -138,16 +140,22 @@ class Trainer:
                     self._check_hope()
                     due = state.step % c.save_every == 0 or time.monotonic() - saved > c.save_seconds
                     if task.held_out is not None and (state.step % c.validate_every == 0 or last):
-                        due = self.validation.judge(state) or due
-                        log.write(state.step, **{f"validation_{k}": v for k, v in self.validation.metrics.items()})
+                        due = self._judge(log) or due
                     if due and not last:
                         self.save()
                         saved = time.monotonic()
                 finished = self.progress() >= 1
                 if finished and self.validation.step != state.step:  # it was finished before
-                    self.validation.judge(state)
+                    self._judge(log)
                 path = self.save()
         return Result(dataclasses.replace(state), path, finished, self.validation.metrics, self.validation.step)
+
+    def _judge(self, log: RunLog) -> bool:
+        """Validates; whether the loss is the lowest so far."""
+        best = self.validation.judge(self.state)
+        if metrics := self.validation.metrics:
+            log.write(self.state.step, **{f"validation_{name}": value for name, value in metrics.items()})
+        return best
 
     def _write_config(self) -> None:
         identity = self.task.identity()

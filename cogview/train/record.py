@@ -34,12 +34,18 @@ def write(folder: Path, step: int, settings: dict[str, Any]) -> None:
     }
     settings, old = plain(settings), read(folder)
     if not old and (folder / NAME).exists():
-        (folder / NAME).rename(aside(folder / NAME))
+        kept = (folder / NAME).rename(aside(folder / NAME))
+        print(f"{folder / NAME} cannot be read; it is kept as {kept.name}")
     before = old.pop("before", [])
     if old == settings:
         return
     if old:
-        before = [*before, {"until_step": step, **_changed("", old, settings)}]
+        changed = _changed("", old, settings)
+        before = [*before, {"until_step": step, **changed}]
+        said = [f"{name.removeprefix('training.')} was {value}" for name, value in changed.items() if "." in name]
+        said = [words for words in said if not words.startswith("versions.")]
+        if said:
+            print(f"other settings than before: {', '.join(said)}")
     write_json(folder / NAME, settings | ({"before": before} if before else {}))
 
 

@@ -21,7 +21,7 @@ class Validation:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Of validate_batches, evenly from all there is and with the same draws every time; empty without any."""
+        """Of validate_samples, evenly from all there is and with the same draws every time; empty without any."""
         c, task = self.config, self.task
         if task.held_out is None:
             return {}
@@ -55,15 +55,18 @@ class Validation:
         if header["of"] == self._of():
             self.step, self.metrics = header["step"], header["metrics"]
         else:
+            if state.best_step is not None:
+                print(f"held-out losses are of something else now: step {state.best_step:,} is the best no more")
             state.forget_best()
 
     @property
     def _count(self) -> int:
         """Of samples."""
         held_out = self.task.held_out
-        return 0 if held_out is None else min(len(held_out), self.config.validate_batches * self.config.batch_size)
+        return 0 if held_out is None else min(len(held_out), self.config.validate_samples)
 
-    def _of(self) -> list[float]:
+    def _of(self) -> list[float | str]:
         """What losses are of, as JSON has it: while this is the same they can be compared."""
         held_out, c = self.task.held_out, self.config
-        return [0 if held_out is None else len(held_out), self._count, c.text_weight, c.image_weight]
+        size, which = 0 if held_out is None else len(held_out), getattr(held_out, "digest", "")
+        return [size, self._count, c.text_weight, c.image_weight, which]
