@@ -9,12 +9,12 @@ in half an hour or so. What is done in the run folders already is not repeated, 
 import argparse
 import io
 import json
-import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,29 @@ CAPTION = re.compile(r"a (?P<style>\w+) (?P<thing>.+) on a (?P<background>\w+) b
 CHOICES = 8
 
 
+# A small process between: most resident memory begins with that of the process that starts another.
+LAUNCH = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+open(sys.argv[1], "w").write(str(usage.ru_maxrss))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def timed(*arguments: str) -> dict[str, Any]:
     """A command of cogview's: seconds, most resident memory, and what it printed last."""
     begun = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "cogview.cli", *arguments], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    said = [line.rstrip() for line in process.stdout if not print(line, end="", flush=True)]
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"cogview {' '.join(arguments)} failed")
+    with tempfile.NamedTemporaryFile("r") as peak:
+        command = [sys.executable, "-c", LAUNCH, peak.name, sys.executable, "-m", "cogview.cli", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        said = [line.rstrip() for line in process.stdout if not print(line, end="", flush=True)]
+        if process.wait():
+            raise SystemExit(f"cogview {' '.join(arguments)} failed")
+        memory = int(peak.read()) / 1024
     seconds = time.monotonic() - begun
-    return {"command": " ".join(arguments), "seconds": seconds, "peak_MiB": usage.ru_maxrss / 1024, "said": said[-6:]}
+    return {"command": " ".join(arguments), "seconds": seconds, "peak_MiB": memory, "said": said[-6:]}
 
 
 def psnr(system: System, data: PairDataset, size: int) -> float:
@@ -110,7 +122,7 @@ def measure(shards: Path, out: Path, size: int, minutes: float | None) -> dict[s
     }
     held = PairDataset(test)
     captions = [pair.captions["caption"] for pair in held.readable(0, 16)]
-    sheet = out / f"{size}.png"
+    sheet = out / f"{size}-drawn.png"
     stages["generate"] = timed(
         "generate", "--run", str(run), "--count", "4", "--out", str(sheet), "--captions", *captions
     )
@@ -143,7 +155,7 @@ def main() -> None:
     result = {"machine": machine.facts(), "sizes": found, "photographs": photos}
     path = RESULTS / "own_pictures" / machine.slug(machine.facts()["device"])
     write_json(path.with_suffix(".json"), result)
-    shutil.copyfile(arguments.out / f"{arguments.sizes[0]}.png", path.with_suffix(".png"))
+    shutil.copyfile(arguments.out / f"{arguments.sizes[0]}-drawn.png", path.with_suffix(".png"))
     for size, row in found.items():
         print(size, json.dumps({key: value for key, value in row.items() if key != "stages"}, indent=1))
 

@@ -102,13 +102,14 @@ def tokenize_pairs(
     *,
     image_size: int = 64,
     max_text: int = 64,
-    batch: int = 128,
+    batch: int | None = None,
     decoded: Decoded | None = None,
 ) -> TokenDataset:
     """Tokenises all captions and pictures into the folder `out`, with progress.
 
     A caption of more than max_text tokens gives no row; meta.json counts those and what cannot be read. Shards whose
-    tokens are there already, made with these tokenizers, are kept. decoded: some pictures that are.
+    tokens are there already, made with these tokenizers, are kept. batch: pictures that are encoded at once, default as
+    many as 128 of 64 x 64 have pixels. decoded: some pictures that are.
     """
     out, side = Path(out), image_size // vqvae.config.downsample
     require(
@@ -122,6 +123,7 @@ def tokenize_pairs(
         "image_sha256": vqvae.sha256,
     }
     vqvae.eval()
+    batch = max(1, (128 * 64**2) // image_size**2) if batch is None else batch
     parts: list[str] = []
     with progress(f"tokenising {out.name}", max(1, len(data))) as update:
         last = 0

@@ -210,8 +210,9 @@ def newest_checkpoint(out: Path) -> Path | None:
 
 
 @torch.no_grad()
-def reconstruct(model: VQVAE, images: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+def reconstruct(model: VQVAE, images: Tensor) -> tuple[Tensor, Tensor]:
     """images: uint8 [N, 3, H, W]. Their reconstructions, alike, and codes int64 [N, h, w]."""
+    batch_size = max(1, 64**3 // (images.shape[2] * images.shape[3]))
     codes = torch.cat([model.encode(part.float() / 255) for part in images.split(batch_size)])
     pictures = [(model.decode(part) * 255).round().to(torch.uint8) for part in codes.split(batch_size)]
     return torch.cat(pictures), codes
