@@ -59,7 +59,8 @@ def timed(*arguments: str) -> dict[str, Any]:
             raise SystemExit(f"cogview {' '.join(arguments)} failed")
         memory = int(peak.read()) / 1024
     seconds = time.monotonic() - begun
-    return {"command": " ".join(arguments), "seconds": seconds, "peak_MiB": memory, "said": said[-6:]}
+    words = " ".join(word for word in arguments if not word.endswith(".tar"))
+    return {"command": words, "seconds": seconds, "peak_MiB": memory, "said": said[-6:]}
 
 
 def psnr(system: System, data: PairDataset, size: int) -> float:
