@@ -86,6 +86,7 @@ def test_out_is_checked_before_the_table(here, system, capsys, out, message):  #
     model(here / "run/gpt", system, [(10, LOSSES)])
     (here / "folder.png").mkdir()
     (here / "file").write_text("mine")
+    capsys.readouterr()  # what training said
     with pytest.raises(SystemExit, match=f"^cogview: {message}"):
         cli.main(["compare", "run", "--out", out])
     assert capsys.readouterr().out == ""
