@@ -1,6 +1,5 @@
 """Captions and pictures as people give them, checked, in the form that tokenizers take."""
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
@@ -10,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogview.config import briefly, require
+from cogview.data.captions import blank
 from cogview.data.images import pixels, to_rgb
 
 Captions = str | Sequence[str]
@@ -36,7 +36,7 @@ def texts(captions: Captions) -> list[str]:
             caption.encode()
         except UnicodeEncodeError as error:
             raise BadCaption(number, caption, "valid Unicode", "half of a character") from error
-        if is_blank(caption):
+        if blank(caption):
             raise BadCaption(number, caption, "one that is not blank", "nothing to draw")
     return found
 
@@ -48,11 +48,6 @@ def listed(captions: Any) -> list[Any]:
     ordered = isinstance(captions, Iterable) and not isinstance(captions, bytes | bytearray | Mapping | Set)
     require(ordered and getattr(captions, "ndim", 1) > 0, "captions", "a string or a list of strings", captions)
     return list(captions)
-
-
-def is_blank(caption: str) -> bool:
-    """Whether nothing of it can be seen."""
-    return all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in caption)
 
 
 def images(pictures: Pictures, side: int) -> Tensor:

@@ -109,10 +109,15 @@ def _letter(text: str) -> Piece:
     return _letter(simpler) if simpler != text else Piece(text, _BOX + 2)
 
 
+@cache
+def _longest_emoji() -> int:
+    return max(map(len, emoji_texts()))
+
+
 def _emoji_at(text: str, place: int) -> str:
     """The longest text of an emoji that begins at a place, or none."""
     texts = emoji_texts()
-    ends = range(place + max(map(len, texts)), place, -1)
+    ends = range(place + _longest_emoji(), place, -1)
     return next((text[place:end] for end in ends if text[place:end] in texts), "")
 
 

@@ -190,9 +190,10 @@ def _pictures(
     data: PairDataset, numbers: list[int], size: int, decoded: Decoded | None
 ) -> Iterator[tuple[int, Tensor]]:
     """(number, uint8 [3, size, size]) of the samples whose pictures can be read; numbers ascend."""
-    there = {number for number in numbers if decoded is not None and number in decoded}
-    known = ((number, decoded[number]) for number in numbers if decoded is not None and number in there)
-    read = data.pictures(size, [number for number in numbers if number not in there])
+    if decoded is None:
+        return data.pictures(size, numbers)
+    known = ((number, decoded[number]) for number in numbers if number in decoded)
+    read = data.pictures(size, [number for number in numbers if number not in decoded])
     return heapq.merge(known, read, key=lambda pair: pair[0])
 
 

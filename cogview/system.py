@@ -28,6 +28,7 @@ from cogview.sequence import Batch, pad_text
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint
+from cogview.train.identity import other_tokenizers
 
 _AT_ONCE = 32  # rows
 
@@ -249,9 +250,7 @@ def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: VQVAE) 
     trained_on = checkpoint.read_header(path).get("tokenizers")
     if not isinstance(trained_on, list) or len(trained_on) != 2:
         raise ValueError(f"{path} does not say which tokenizers its tokens were made with")
-    made_by = {"text": (text.sha256, trained_on[0]), "image": (image.sha256, trained_on[1])}
-    changed = [name for name, (here, then) in made_by.items() if here != then]
-    if changed:
+    if changed := other_tokenizers([text.sha256, image.sha256], trained_on):
         which = f"the {' and the '.join(changed)} tokenizer {'were' if len(changed) > 1 else 'was'}"
         raise ValueError(
             f"{run}: {which} trained again after the tokens of its model {path.parent.name}: "

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from test_system import image, system, text, write  # noqa: F401, fixtures
+from test_system import small_image, small_text, system_of, write
 
 from cogview import cli
 from cogview.pictures import curves
@@ -16,7 +16,7 @@ from cogview.train.log import RunLog
 LOSSES = {"validation_loss": 3.0, "validation_image_loss": 4.0}
 
 
-def model(folder, system, entries, step=30, **run):  # noqa: F811
+def model(folder, system, entries, step=30, **run):
     folder.mkdir(parents=True)
     write(folder, step, system, **run)
     if run.get("best_step") not in (None, step):
@@ -37,13 +37,18 @@ def table(capsys, *arguments):
     return {name: dict(zip(titles[1:], cells, strict=True)) for name, *cells in columns}
 
 
+@pytest.fixture(scope="module")
+def system():
+    return system_of(small_text(), small_image())
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_the_best_is_that_of_the_checkpoint(here, system, capsys):  # noqa: F811
+def test_the_best_is_that_of_the_checkpoint(here, system, capsys):
     """Whatever lower losses the log has of before held-out data changed, or of after the checkpoint."""
     old, again = LOSSES | {"validation_loss": 1.0}, LOSSES | {"validation_loss": 2.5}
     entries = [(10, old), (20, LOSSES), (20, again), (25, {"loss": 2.0}), (30, LOSSES), (40, old)]
@@ -64,7 +69,7 @@ def test_the_best_is_that_of_the_checkpoint(here, system, capsys):  # noqa: F811
     assert str(System.load("r", name="best").source) == "r, best, step 20 (best held-out loss 2.500)"
 
 
-def test_a_model_is_shown_once_by_its_short_name(here, system, capsys, monkeypatch):  # noqa: F811
+def test_a_model_is_shown_once_by_its_short_name(here, system, capsys, monkeypatch):
     model(here / "run/gpt", system, [(10, LOSSES)])
     model(here / "run/dense", system, [(10, LOSSES)])
     (here / "link").symlink_to("run")
@@ -82,7 +87,7 @@ def test_a_model_is_shown_once_by_its_short_name(here, system, capsys, monkeypat
         ("..", "out: expected a file's name"),
     ],
 )
-def test_out_is_checked_before_the_table(here, system, capsys, out, message):  # noqa: F811
+def test_out_is_checked_before_the_table(here, system, capsys, out, message):
     model(here / "run/gpt", system, [(10, LOSSES)])
     (here / "folder.png").mkdir()
     (here / "file").write_text("mine")
@@ -92,7 +97,7 @@ def test_out_is_checked_before_the_table(here, system, capsys, out, message):  #
     assert capsys.readouterr().out == ""
 
 
-def test_the_format_is_that_of_out(here, system):  # noqa: F811
+def test_the_format_is_that_of_out(here, system):
     with pytest.raises(SystemExit, match="runs: expected at least one model"):
         cli.main(["compare", "nowhere", "--out", "new/a"])
     assert not (here / "new").exists()
@@ -122,7 +127,7 @@ def test_names_leave_the_panels_their_room(tmp_path, count, name):
     assert ((often > 300) & (colours.min(1) < 220)).sum() >= count  # lines, not their edges, frames or grids
 
 
-def test_a_damaged_line_of_a_log_is_no_end(here, system, capsys):  # noqa: F811
+def test_a_damaged_line_of_a_log_is_no_end(here, system, capsys):
     folder = model(here / "run/gpt", system, [(10, LOSSES)])
     with open(folder / "log.jsonl", "a") as file:
         file.write(json.dumps({"step": 90, "loss": 10**400}) + "\n")

@@ -228,7 +228,7 @@ def test_run_logs_validates_saves_and_keeps_the_newest(tmp_path):
     with pytest.raises(ValueError, match=r"holds a run up to step-00000010\.safetensors: resume it"):
         again.run()
     assert again.resume()
-    assert again.validate() == result.validation
+    assert again.validation.measure() == result.validation
 
 
 def test_a_time_budget_ends_the_run(tmp_path):
@@ -268,7 +268,7 @@ def test_validation_in_parts(tmp_path):
     whole, parts = (
         trainer(tmp_path, dataclasses.replace(TRAIN, accumulate=n), validation=Pairs(6, seed=1)) for n in (1, 4)
     )
-    assert whole.validate() == pytest.approx(parts.validate(), rel=1e-5)
+    assert whole.validation.measure() == pytest.approx(parts.validation.measure(), rel=1e-5)
 
 
 def test_a_watch_is_told_of_the_run(tmp_path):

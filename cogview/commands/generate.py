@@ -11,7 +11,9 @@ import tyro
 from torch import Tensor
 
 from cogview.commands.console import console
+from cogview.commands.presets import option
 from cogview.config import require
+from cogview.data.captions import blank
 
 MAX_CAPTIONS_BYTES = 16 << 20
 _SHOWN, _WIDE = 128, 1100  # pixels: of a small picture on the sheet, and how wide sheets are, about
@@ -25,17 +27,13 @@ class Generate:
 
     captions: Annotated[tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]], tyro.conf.arg(metavar="TEXT ...")] = ()
     """What to draw. Several may follow, and the option may be repeated."""
-    captions_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    captions_file: Annotated[Path | None, option("FILE", "none")] = None
     """More captions, one a line (UTF-8); blank lines are skipped."""
-    run_folder: Annotated[
-        Path | None, tyro.conf.arg(name="run", metavar="FOLDER", help_behavior_hint="(default: trained last in runs/)")
-    ] = None
+    run_folder: Annotated[Path | None, option("FOLDER", "trained last in runs/", name="run")] = None
     """Folder of the run: both tokenizers and its models."""
-    name: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: trained last)")] = None
+    name: Annotated[str | None, option("NAME", "trained last")] = None
     """Which of the run's models."""
-    step: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the best, or newest)")] = (
-        None
-    )
+    step: Annotated[int | None, option("INT", "the best, or newest")] = None
     """Which of its checkpoints. The best has the lowest held-out loss."""
     out: Path = Path("pictures.png")
     """The sheet. Its suffix says the format: png, jpg, webp, bmp, gif or tif. The single pictures come into a folder
@@ -119,8 +117,6 @@ class Generate:
 
 def read_captions(path: Path) -> list[tuple[int, str]]:
     """The lines of a UTF-8 file that are not blank, with their numbers; ValueError without any."""
-    from cogview.inputs import is_blank
-
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_CAPTIONS_BYTES + 1)
@@ -135,7 +131,7 @@ def read_captions(path: Path) -> list[tuple[int, str]]:
     if at >= 0:
         line = len(_NEW_LINE.findall(data[:at].decode("latin-1"))) + 1
         raise ValueError(f"captions-file: expected UTF-8, got {wrong} in line {line} of {path}")
-    lines = [(n, line.strip()) for n, line in enumerate(_NEW_LINE.split(text), 1) if not is_blank(line)]
+    lines = [(n, line.strip()) for n, line in enumerate(_NEW_LINE.split(text), 1) if not blank(line)]
     if not lines:
         raise ValueError(f"captions-file: expected at least one caption, got none in {path}")
     return lines

@@ -12,11 +12,14 @@ from cogview.commands.console import console
 from cogview.commands.presets import option
 from cogview.commands.tokenizers import TOKENIZERS, UNFINISHED, adopt, begin, check_made_by
 from cogview.config import TrainConfig, require
+from cogview.data import decoded
 from cogview.data.ahead import ahead
+from cogview.data.decoded import Decoded
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import read_meta
 from cogview.progress import progress, track
 from cogview.tokenizers.image import VQVAE, VQConfig
+from cogview.tokenizers.text import TextTokenizer
 from cogview.tokenizers.train_image import TRAINING, passes_of, seconds_a_step, steps_for
 
 
@@ -55,7 +58,6 @@ class Tokenize:
     """Train new ones where the run has some, which are set aside: its models cannot be used with the new tokens."""
 
     def run(self) -> None:
-        from cogview.data import decoded
         from cogview.pipeline import some_captions, tokenize_pairs
 
         self._check()
@@ -63,7 +65,7 @@ class Tokenize:
         with progress("opening the shards"):
             data = PairDataset(self.shards, languages=self.languages)
         require(len(data) > 0, "shards", "at least one pair", f"none ({data.report})")
-        some_captions(data, 1024)  # which there must be
+        captions = some_captions(data, 1024)
         if self.from_run is not None:
             adopt(self.from_run, folder)
         size = self.image_size or size_of(folder) or 64
@@ -73,7 +75,8 @@ class Tokenize:
         if self.split == "train":
             shards = [str(path.absolute()) for path in self.shards]
             begin(folder, {"shards": shards, "languages": list(self.languages)}, self.retrain_tokenizers)
-        text, image, pictures = self._tokenizers(data, folder, size)
+        text = self._text_tokenizer(data, captions)
+        image, pictures = self._image_tokenizer(data, size)
         check_made_by(folder, [text.sha256, image.sha256])
         out = folder / "tokens" / self.split
         sizes = {"image_size": size, "max_text": self.max_text}
@@ -98,27 +101,35 @@ class Tokenize:
             require(self.split == "train", "retrain_tokenizers", "split train, which trains them", self.split)
             require(self.from_run is None, "retrain_tokenizers", "no --from, which takes others", str(self.from_run))
 
-    def _tokenizers(self, data: PairDataset, folder: Path, size: int):
-        """Both, and the pictures that the image tokenizer was trained on if that was now."""
+    def _text_tokenizer(self, data: PairDataset, captions: list[str]) -> TextTokenizer:
+        """That of the run, or one that is trained now. captions: some that are to be tokenised."""
+        from cogview.pipeline import text_tokenizer
+
+        folder, said = self.run_folder, "trained on these captions"
+        if self.split != "train":  # only the training split trains
+            there = all((folder / name).exists() for name in TOKENIZERS) and not (folder / UNFINISHED).exists()
+            require(there, "run", "the tokenizers of a training split in it, tokenised first", str(folder))
+        if (folder / TOKENIZERS[0]).exists():
+            said = f"in {folder}"
+        with progress("text tokenizer"):
+            text = text_tokenizer(data, folder, self.text_pieces)
+        console.print(f"text tokenizer: {text.vocab_size:,} pieces, {said}")
+        shortest = min(len(text.encode(caption)) for caption in captions)
+        require(shortest <= self.max_text, "max_text", f"at least {shortest}, of the shortest caption", self.max_text)
+        return text
+
+    def _image_tokenizer(self, data: PairDataset, size: int) -> tuple[VQVAE, Decoded | None]:
+        """That of the run, or one that is trained now, with the pictures that it was trained on."""
         from cogview import pipeline
 
-        paths = [folder / name for name in TOKENIZERS]
-        if self.split != "train":  # only the training split trains
-            there = all(path.exists() for path in paths) and not (folder / UNFINISHED).exists()
-            require(there, "run", "the tokenizers of a training split in it, tokenised first", str(folder))
-        said = f"in {folder}" if paths[0].exists() else "trained on these captions"
-        with progress("text tokenizer"):
-            text = pipeline.text_tokenizer(data, folder, self.text_pieces)
-            shortest = min(len(text.encode(caption)) for caption in pipeline.some_captions(data, 1024))
-        console.print(f"text tokenizer: {text.vocab_size:,} pieces, {said}")
-        require(shortest <= self.max_text, "max_text", f"at least {shortest}, of the shortest caption", self.max_text)
-        if paths[1].exists():
-            image = VQVAE.load(paths[1])
+        folder = self.run_folder
+        if (path := folder / TOKENIZERS[1]).exists():
+            image = VQVAE.load(path)
             console.print(f"image tokenizer: {image.config.codebook_size:,} codes, in {folder}")
             unused = [f"--{name.replace('_', '-')}" for name in TRAINING_ONLY if getattr(self, name) != DEFAULTS[name]]
             if unused:
                 console.print(f"not used, since the tokenizers are there: {', '.join(unused)}")
-            return text, image, None
+            return image, None
         pictures = pipeline.decode(data, folder, size)
         config = VQConfig(codebook_size=self.codebook, dim=self.code_dim, hidden=self.hidden)
         steps, count = steps_for(len(pictures), size, self.image_passes), len(pictures)
@@ -139,7 +150,7 @@ class Tokenize:
             without = " and ".join(f"--{name.replace('_', '-')}" for name in given if getattr(self, name) is not None)
             again = f"--retrain-tokenizers without {without}"
             console.print(f"{passes:.1f} passes over your pictures, {report.steps:,} steps; more would help ({again})")
-        return text, image, pictures
+        return image, pictures
 
 
 TRAINING_ONLY = ("text_pieces", "codebook", "code_dim", "hidden", "image_passes", "image_seconds")

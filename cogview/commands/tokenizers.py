@@ -27,8 +27,6 @@ def begin(folder: Path, of: dict[str, Any], retrain: bool) -> None:
     command goes on with them, and another one begins anew."""
     record = folder / UNFINISHED
     there = all((folder / name).exists() for name in TOKENIZERS)
-    if there and not retrain and not record.exists():
-        return
     mine = {**of, "retrain": retrain}
     try:
         before = json.loads(record.read_text(encoding="utf-8"))

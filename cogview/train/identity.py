@@ -1,6 +1,6 @@
 """Whether a checkpoint is of the run that is to go on, in words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,15 @@ def _differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, 
         yield name, ours, theirs
 
 
+def other_tokenizers(now: Sequence[str], then: Sequence[Any]) -> list[str]:
+    """Which of the text and the image tokenizer, given by their hashes, are not the same."""
+    return [kind for kind, a, b in zip(("text", "image"), now, then, strict=True) if a != b]
+
+
 def _sentence(part: str, now: Any, then: Any) -> str:
     if part == "tokenizers" and isinstance(then, list) and len(then) == len(now):
-        kinds = [kind for kind, a, b in zip(("text", "image"), now, then, strict=True) if a != b]
-        return f"its tokens were made by {' and '.join(f'another {kind} tokenizer' for kind in kinds)}"
+        others = (f"another {kind} tokenizer" for kind in other_tokenizers(now, then))
+        return f"its tokens were made by {' and '.join(others)}"
     if part == "tokens":
         return "its tokens were others, though as many"
     if part == "pictures":

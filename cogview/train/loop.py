@@ -108,10 +108,6 @@ class Trainer:
             missing -= len(indices[-1])
         return np.concatenate(indices)
 
-    def validate(self) -> dict[str, float]:
-        """Metrics of held-out data; empty without any."""
-        return self.validation.measure()
-
     def run(self, watch: Watch | None = None) -> Result:
         """Trains to the end, logs, validates and saves on the way: in steps or seconds of its own, and where the
         held-out loss is the best so far. Ctrl-C or SIGTERM saves and returns."""
