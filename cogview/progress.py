@@ -69,7 +69,7 @@ class _Lines:
         self.console, self.title, self.total = console, title, total
         self.done, self.note, self.begun = 0.0, "", time.monotonic()
         self.first: float | None = None  # what was done when it began
-        self.ended = threading.Event()
+        self.ended, self.printed = threading.Event(), ""
 
     def update(self, done: float, note: str | None = None) -> None:
         self.first = done if self.first is None else self.first
@@ -87,9 +87,10 @@ class _Lines:
         gained = self.done - (self.first or 0.0)
         if gained > 0 and share < 1 and not self.ended.is_set():
             parts.append(f"{_clock(spent * (self.total - self.done) / gained)} left")
-        self.console.print(
-            f"{self.title}: {', '.join(parts)}{self.note and ', '}{self.note}", markup=False, soft_wrap=True
-        )
+        line = f"{self.title}: {', '.join(parts)}{self.note and ', '}{self.note}"
+        if line != self.printed:  # the end may come right behind a line
+            self.console.print(line, markup=False, soft_wrap=True)
+            self.printed = line
 
 
 def _clock(seconds: float) -> str:

@@ -13,7 +13,7 @@ from cogview import labels
 from cogview.emoji import emoji_texts, load_emoji
 from cogview.labels import LINE, file_name, label, printable
 from cogview.pictures import MAX_SIDE, contact_sheet, curves, format_of, save_image
-from cogview.progress import progress
+from cogview.progress import _Lines, progress
 
 NASTY = [
     "two\nlines",
@@ -218,3 +218,15 @@ def test_progress_shows_titles_as_they_are(monkeypatch):
         update(1.0, "[/nothing] [bold]")
     assert "tokenising [red]" in console.file.getvalue()
     assert "[/nothing] [bold]" in console.file.getvalue()
+
+
+def test_progress_lines_end_with_one_that_says_more(monkeypatch):
+    """Where there is no terminal; what was printed a moment before is not printed again."""
+    console = Console(file=io.StringIO(), width=20)
+    monkeypatch.setattr("rich._console", console)
+    monkeypatch.setattr("time.monotonic", lambda: 5.0)
+    lines = _Lines(console, "drawing", 4.0)
+    for done, note in ((1, "a"), (1, "a"), (4, "b"), (4, "b")):
+        lines.update(done, note)
+        lines.print()
+    assert console.file.getvalue().splitlines() == ["drawing: 25%, 0:00 gone, a", "drawing: 100%, 0:00 gone, b"]
