@@ -53,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "kv_cache": {"_checks", "_registration"},
     "attention_modules": {*BASIC, "kv_cache", "", "_checks", "_registration"},
     "modules": {*BASIC, "_checks", "kv_cache", "attention_modules"},
+    "checkpointing": {"_manifest"},
     "info": {"", "_dispatch", "_manifest"},
     "__init__": {
         *BASIC,
