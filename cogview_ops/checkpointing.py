@@ -5,8 +5,8 @@
 
 A block is computed again in the backward, but for its attentions: of all that a transformer computes they take the
 longest for each byte of output, of these operators (outputs and lse) as of torch's own. Norms, softmax and projections
-are computed again; `also_save` keeps more, `functools.partial(selective_contexts, also_save=(torch.ops.aten.mm.default,))`
-all products, say.
+are computed again; `also_save` keeps more, all products, say:
+`functools.partial(selective_contexts, also_save=(torch.ops.aten.mm.default,))`.
 """
 
 from collections.abc import Sequence
