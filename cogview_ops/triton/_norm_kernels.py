@@ -70,7 +70,17 @@ def weight_of(norm, j, cols, offset, ACC: tl.constexpr):
 
 @triton.jit
 def normalise(
-    x, tile, norm, cols, eps, offset, like, ROUND: tl.constexpr, RELAX: tl.constexpr, RMS: tl.constexpr, ACC: tl.constexpr
+    x,
+    tile,
+    norm,
+    cols,
+    eps,
+    offset,
+    like,
+    ROUND: tl.constexpr,
+    RELAX: tl.constexpr,
+    RMS: tl.constexpr,
+    ACC: tl.constexpr,
 ):
     """The norm of rows x, zeros behind `cols`; keeps their statistics. ROUND: before the weight, to what `like` holds."""
     weight = weight_of(norm, tile.j, cols, offset, ACC)
