@@ -82,7 +82,7 @@ def normalise(
     RMS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """The norm of rows x, zeros behind `cols`; keeps their statistics. ROUND: before the weight, to what `like` holds."""
+    """The norm of rows x, zeros behind `cols`; keeps their statistics. ROUND: before the weight, to dtype of `like`."""
     weight = weight_of(norm, tile.j, cols, offset, ACC)
     if RMS:
         rstd = 1 / tl.sqrt(tl.sum(x * x, 1) / cols + exactly(eps, ACC))
