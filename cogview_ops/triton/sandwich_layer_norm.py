@@ -66,7 +66,9 @@ def norm_forward(
         config = _rows.tiling(x.shape[-1], 2 * PACK)
         shared = _rows.shared(x, config) | _dropout(x, 0.0, None)
         rows, made = matrix(x), matrix(out)
-        norm = Norm(weight, bias, *stats, _peak(x, rows, config, **shared) if relax == TENSOR else None)
+        norm = Norm(weight, bias, *stats)
+        if relax == TENSOR:
+            norm = norm._replace(peak=_peak(x, rows, config, **shared))
         _forward(
             _rows.grid(x, config), config, h=rows, x=made, pre=norm, **shared, **_numbers(kind, eps, relax, *numbers)
         )
@@ -105,7 +107,12 @@ def step_forward(
     if relax == TENSOR and has_post:
         post = post._replace(peak=_peak(branch, rows, config, **shared, **(none if dropout_after_norm else drop)))
     numbers = shared | _numbers(kind, eps, relax, weight_offset, round_before_weight)
-    first = {"branch": rows, "residual": matrix(residual), "row_scale": row_scale, "scale": _unless(1, branch_scale)}
+    first: dict[str, Any] = {
+        "branch": rows,
+        "residual": matrix(residual),
+        "row_scale": row_scale,
+        "scale": _unless(1, branch_scale),
+    }
     first |= {**drop, **numbers, "POST": has_post, "AFTER": dropout_after_norm and dropout_p > 0}
     if has_post:
         first["post"] = post
@@ -193,16 +200,16 @@ def step_backward(
         norms["post"] = Norm(post_weight, post_bias, post_mean, post_rstd)
     if like.numel():
         config = _rows.tiling(like.shape[-1], PACK)
-        made = {"dbranch": dbranch if dbranch.numel() else None, "dresidual": dresidual if dresidual.numel() else None}
-        matrices = {name: _matrix(x) for name, x in made.items()}
-        numbers = {"scale": _unless(1, branch_scale), "offset": _unless(0, weight_offset)}
+        made = {"dbranch": dbranch, "dresidual": dresidual}
+        matrices = {name: matrix(x) if x.numel() else None for name, x in made.items()}
+        numbers: dict[str, Any] = {"scale": _unless(1, branch_scale), "offset": _unless(0, weight_offset)}
         numbers |= {"row_scale": row_scale, "drow_scale": drow_scale if drow_scale.numel() else None}
         numbers |= {"AFTER": dropout_after_norm and dropout_p > 0, **_dropout(like, dropout_p, seed)}
         given = {"h": h, "branch": branch, "dh": dh, "dx": dx}
         sums = _backward(kind, like, norms, config, given, **matrices, **numbers)
-        for name, out in made.items():
-            if out is not None:
-                _rows.kept(out, matrices[name])
+        for name, rows in matrices.items():
+            if rows is not None:
+                _rows.kept(made[name], rows)
     else:
         sums = [x for norm in norms.values() for x in _no_rows(kind, norm.weight)]
     each = 2 if kind == "layer_norm" else 1
