@@ -6,20 +6,20 @@
 namespace cogview {
 namespace {
 
+template <bool kRms>
 struct CudaCall : NormCall<cuda::LayerNormArgs> {
   Tensor post_peak, pre_peak;
 
-  explicit CudaCall(const Tensor& x) : NormCall(x, false) {
+  explicit CudaCall(const Tensor& x) : NormCall(x, kRms) {
     STD_TORCH_CHECK(x.is_cuda(), "input: expected on the device of the other tensors");
   }
 
   void check_device(const Tensor& x, const Tensor& like, const char* name) const { check_same_cuda(x, like, name); }
 
-  // As they are where all have the rows' dtype: kernels widen them.
+  // As they are where all have the rows' dtype: kernels widen them, and add the offset.
   template <size_t N>
   std::array<Maybe, N> parameters(const Tensor& x, const std::array<Parameter, N>& given) {
     for (const auto& [weight, name, offset] : given) {
-      STD_TORCH_CHECK(offset == 0, "weight_offset: not implemented in CUDA C++ yet");
       if (!weight) continue;
       check_same_cuda(*weight, x, name);
       check_parameter(*weight, x, name);
@@ -33,14 +33,8 @@ struct CudaCall : NormCall<cuda::LayerNormArgs> {
     return out;
   }
 
-  void check_step() const {
-    const bool known = a.branch_scale == 1 && !a.row_scale && !a.dropout_after_norm;
-    STD_TORCH_CHECK(known && (!a.branch || a.post.weight) && a.pre.weight, "not implemented in CUDA C++ yet");
-  }
-
   void forward(const Tensor& x) {
-    check_step();
-    if (a.relax == Relax::tensor && !a.x) {  // of h, on the way
+    if (a.relax == Relax::tensor && !a.x && a.pre.weight) {  // of h, on the way
       pre_peak = torch::stable::new_empty(x, {1}, stat_type(x));
       a.pre_peak = pre_peak.mutable_data_ptr();
     }
@@ -52,18 +46,12 @@ struct CudaCall : NormCall<cuda::LayerNormArgs> {
     Tensor& peak = a.branch ? post_peak : pre_peak;
     peak = torch::stable::new_empty(x, {1}, stat_type(x));
     (a.branch ? a.post_peak : a.pre_peak) = peak.mutable_data_ptr();
-    run_cuda(cuda::layer_norm_peak, a, a.rows, x);
+    auto input = a;
+    input.dropout = a.dropout && !a.dropout_after_norm;
+    run_cuda(cuda::layer_norm_peak, input, a.rows, x);
   }
 
   std::array<std::array<Tensor, 2>, 2> backward(const Tensor& x, const std::array<Maybe, 2>& weights) {
-    check_step();
-    Tensor unused;
-    if (!a.dresidual) {
-      unused =
-          torch::stable::new_empty(x, x.sizes(), a.residual_dtype == Dtype::f32 ? ScalarType::Float : x.scalar_type());
-      a.dresidual = unused.mutable_data_ptr();
-      a.dresidual_rows = rows_of(unused);
-    }
     a.scratch_cols = (a.cols + 7) / 8 * 8;
     int64_t blocks = 0;
     {
@@ -73,24 +61,26 @@ struct CudaCall : NormCall<cuda::LayerNormArgs> {
     const Tensor scratch = torch::stable::new_empty(x, {blocks, a.scratch_cols}, stat_type(x));
     a.scratch = scratch.mutable_data_ptr();
     std::array<std::array<Tensor, 2>, 2> sums, grads;
+    const ScalarType dtype = a.wide_weights ? stat_type(x) : x.scalar_type();
     for (size_t i = 0; i < 2; ++i) {
-      if (!weights[i]) {
-        for (Tensor& grad : grads[i]) grad = absent(x);
-        continue;
-      }
       Norm& norm = i ? a.pre : a.post;
-      for (Tensor& sum : sums[i]) sum = torch::stable::new_empty(x, {blocks, a.scratch_cols}, stat_type(x));
-      norm.dweight = sums[i][0].mutable_data_ptr();
-      norm.dbias = sums[i][1].mutable_data_ptr();
-      const ScalarType dtype = a.wide_weights ? stat_type(x) : x.scalar_type();
-      for (Tensor& grad : grads[i]) grad = torch::stable::new_empty(x, {a.cols}, dtype);
-      (i ? a.dpre_weight : a.dpost_weight) = grads[i][0].mutable_data_ptr();
-      (i ? a.dpre_bias : a.dpost_bias) = grads[i][1].mutable_data_ptr();
+      void** const partial[] = {&norm.dweight, &norm.dbias};
+      void** const to[2][2] = {{&a.dpost_weight, &a.dpost_bias}, {&a.dpre_weight, &a.dpre_bias}};
+      for (size_t k = 0; k < 2; ++k) {
+        if (!weights[i] || (kRms && k == 1)) {
+          grads[i][k] = absent(x);
+          continue;
+        }
+        sums[i][k] = torch::stable::new_empty(x, {blocks, a.scratch_cols}, stat_type(x));
+        *partial[k] = sums[i][k].mutable_data_ptr();
+        grads[i][k] = torch::stable::new_empty(x, {a.cols}, dtype);
+        *to[i][k] = grads[i][k].mutable_data_ptr();
+      }
     }
     run_cuda(cuda::sandwich_layer_norm_bwd, a, a.rows, x);
     for (size_t i = 0; i < 2; ++i)
-      if (weights[i])
-        for (Tensor& grad : grads[i]) grad = torch::stable::to(grad, weights[i]->scalar_type());
+      for (size_t k = 0; weights[i] && k < (kRms ? 1 : 2); ++k)
+        grads[i][k] = torch::stable::to(grads[i][k], weights[i]->scalar_type());
     return grads;
   }
 };
@@ -99,8 +89,14 @@ struct CudaCall : NormCall<cuda::LayerNormArgs> {
 }  // namespace cogview
 
 STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CUDA, m) {
-  m.impl("layer_norm_fwd", TORCH_BOX(&cogview::norm_fwd<cogview::CudaCall>));
-  m.impl("layer_norm_bwd", TORCH_BOX(&cogview::norm_bwd<cogview::CudaCall>));
-  m.impl("sandwich_layer_norm_fwd", TORCH_BOX(&cogview::step_fwd<cogview::CudaCall>));
-  m.impl("sandwich_layer_norm_bwd", TORCH_BOX(&cogview::step_bwd<cogview::CudaCall>));
+  using LayerNorm = cogview::CudaCall<false>;
+  using RmsNorm = cogview::CudaCall<true>;
+  m.impl("layer_norm_fwd", TORCH_BOX(&cogview::norm_fwd<LayerNorm>));
+  m.impl("layer_norm_bwd", TORCH_BOX(&cogview::norm_bwd<LayerNorm>));
+  m.impl("sandwich_layer_norm_fwd", TORCH_BOX(&cogview::step_fwd<LayerNorm>));
+  m.impl("sandwich_layer_norm_bwd", TORCH_BOX(&cogview::step_bwd<LayerNorm>));
+  m.impl("rms_norm_fwd", TORCH_BOX(&cogview::norm_fwd<RmsNorm>));
+  m.impl("rms_norm_bwd", TORCH_BOX(&cogview::norm_bwd<RmsNorm>));
+  m.impl("sandwich_rms_norm_fwd", TORCH_BOX(&cogview::step_fwd<RmsNorm>));
+  m.impl("sandwich_rms_norm_bwd", TORCH_BOX(&cogview::step_bwd<RmsNorm>));
 }
