@@ -176,7 +176,8 @@ __device__ Statistics<A> statistics(const LayerNormArgs& a, const Norm& norm, co
       x(k, j, v);
       for (int l = 0; l < W; ++l) squares += v[l] * v[l];  // 0 behind the row
     });
-    squares = team.reduce(squares, A(0), Sum<A>(), slots.mean) / A(cols);
+    const bool second = &norm == &a.pre;  // its slots are not those of the reduction before
+    squares = team.reduce(squares, A(0), Sum<A>(), second ? slots.mean : slots.variance) / A(cols);
     const A rstd = 1 / sqrt(squares + A(a.eps));
     if (team.rank == 0) static_cast<A*>(norm.rstd)[i] = rstd;
     return {1, 0, rstd};
