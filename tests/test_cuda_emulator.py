@@ -212,7 +212,7 @@ def test_every_instance_runs(emulated_library: Path, monkeypatch: pytest.MonkeyP
     instances = emulated_cuda.kernels(emulated_library)
     base = min(launched[:count]) - min(instances)
     local = sum(12 + 2 * (dim <= 64) + 3 + 2 + 1 for _, dim in emulated_cuda.LOCAL_SHAPES)
-    assert len(instances) == 164 + 4 * 8 + local
+    assert len(instances) == 158 + 4 * 8 + local
     assert set(instances.values()) == {instances.get(at - base) for at in launched[:count]}
 
 

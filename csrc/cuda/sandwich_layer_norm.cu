@@ -114,7 +114,7 @@ cudaError_t sandwich_layer_norm_fwd(const LayerNormArgs& a, int64_t rows, cudaSt
     const bool aligned = all_aligned<kPackWidth<R>, T, R>(a), fits = launch.fits;
     const Kernel kernel = by_kind(a, [&](auto rms) {
       return a.branch ? forward_kernel<T, R, true, rms>(aligned, fits)
-                      : forward_kernel<T, R, false, rms>(aligned, fits);
+                      : forward_kernel<T, std::conditional_t<rms, T, R>, false, rms>(aligned, fits);
     });
     cudaError_t error = cudaSuccess;
     if (a.relax == Relax::tensor && !a.x && a.pre_peak) error = cudaMemsetAsync(a.pre_peak, 0, sizeof(Acc<T>), stream);
