@@ -157,28 +157,31 @@ def test_pb_relax_softmax_moves_16_bytes_at_once(builds: Builds, arch: str) -> N
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHS)
 def test_norms_move_16_bytes_at_once(builds: Builds, arch: str) -> None:
-    """Templates of the dtypes of branch and residual, alignment, accesses per thread of each tensor, and whether there
-    is a branch."""
+    """Templates of the dtypes of branch and residual, alignment, accesses per thread of each tensor, whether there is a
+    branch, and whether it is RMSNorm."""
     wide = set()
     for kernel in builds["sandwich_layer_norm", arch]:
-        match = re.search(rf"(forward|backward)I({'|'.join(SCALARS)})(\w+?)Lb([01])ELi(\d+)ELb([01])E", kernel.symbol)
+        match = re.search(
+            rf"(forward|backward)I({'|'.join(SCALARS)})(\w+?)Lb([01])ELi(\d+)ELb([01])ELb([01])E", kernel.symbol
+        )
         if not match or match[4] == "0":
             assert match or re.search("total|peaks", kernel.symbol), kernel.symbol
             continue
-        name, kept, branch = match[1], int(match[5]), match[6] == "1"
+        name, kept, branch, rms = match[1], int(match[5]), match[6] == "1", match[7] == "1"
         loads, stores = wide_accesses(kernel.code)
         if match[2] != "f" and match[3] == "f":  # of float32, beside 8 bytes of 16 bits
             assert loads >= max(kept, 1), kernel.symbol
             assert stores >= (max(kept, 1) if branch else 0), kernel.symbol
             continue
-        wide.add((name, kept > 0, branch))
-        # h and x; dresidual, with and without a gradient of x, and dbranch
+        wide.add((name, kept > 0, branch, rms))
+        # h and x, dresidual and dbranch; in the backward again for each gradient or norm that may not be there
         rows = max(kept, 1) * {"forward": 1 + branch, "backward": 2 + branch}[name]
-        # each norm's two sums, which are float32 and for which the compiler may not know global memory
-        sums = max(kept, 1) * 2 * (1 + branch) * (1 if match[2] == "f" else 2) * (name == "backward")
-        assert rows <= stores <= rows + sums, kernel.symbol
+        copies = 1 if name == "forward" else 2
+        # each norm's sums, which are float32 and for which the compiler may not know global memory
+        sums = max(kept, 1) * (1 if rms else 2) * (1 + branch) * (1 if match[2] == "f" else 2) * (name == "backward")
+        assert rows <= stores <= copies * (rows + sums), kernel.symbol
         assert loads >= max(kept, 1) * (1 + branch if name == "forward" else 2 + 2 * branch), kernel.symbol
-    assert wide == set(itertools.product(("forward", "backward"), (True, False), (True, False)))
+    assert wide == set(itertools.product(("forward", "backward"), *3 * [(True, False)]))
 
 
 def test_no_torch_header() -> None:

@@ -47,6 +47,10 @@ ROWS = [
     *(("sandwich", *x) for x in ((80, "float16", 2560), (90, "bfloat16", 4096))),
     ("sandwich_tensor", 90, "bfloat16", 2560),
     ("sandwich_wide", 90, "bfloat16", 2560),  # beside a residual in float32
+    *(("rms_norm", *x) for x in ((80, "bfloat16", 4096), (90, "float16", 2560))),
+    *(("rms_both", *x) for x in ((80, "float16", 2560), (90, "bfloat16", 4096))),
+    ("rms_pre", 90, "bfloat16", 4096),
+    ("rms_post", 90, "bfloat16", 4096),
 ]
 # sizes of 1, which Triton makes constants: one sample, head, token, row, column, key of a set
 ONES = [("ones", 90, "float32", 1)]
@@ -81,7 +85,20 @@ TENSORS = {
     ("sandwich_tensor", "peak_kernel"): (1, 0, 0, 0),
     ("sandwich_tensor", "post_kernel"): (2, 1, 2, 0),
     ("sandwich_tensor", "forward_kernel"): (1, 1, 2, 0),
+    ("rms_norm", "forward_kernel"): (1, 1, 1, 0),
+    ("rms_norm", "backward_kernel"): (2, 1, 1, 1),
+    ("rms_both", "forward_kernel"): (2, 2, 2, 0),
+    ("rms_both", "backward_kernel"): (4, 2, 2, 2),
+    ("rms_pre", "forward_kernel"): (2, 2, 1, 0),
+    ("rms_pre", "backward_kernel"): (3, 1, 1, 1),  # branch and residual have one gradient
+    ("rms_post", "post_kernel"): (2, 1, 1, 0),
+    ("rms_post", "backward_kernel"): (2, 1, 1, 1),
 }
+# other accesses of them: statistics of every row, its largest |element| or the tensor's, and dropout's seed
+NUMBERS = {"softmax": 0, "layer_norm": 2, "rms_norm": 1, "sandwich": 5, "sandwich_tensor": 5} | dict.fromkeys(
+    ("rms_both", "rms_pre", "rms_post"), 2
+)
+STEPS = ("sandwich", "sandwich_tensor", "rms_both", "rms_pre", "rms_post")
 Target = tuple[str, int, str, int]
 
 
@@ -180,9 +197,7 @@ def test_rows_move_16_bytes_at_once(kernels: list[Kernel]) -> None:
         wide = {"ld": packs * (read + parameters), "st": packs * (written + 2 * sums)}
         for access, count in wide.items():
             assert kernel.accesses.get(f"{access}.global.v4.b32", 0) == count, kernel
-        # mean and 1 / standard deviation of every row, its largest |element| or the tensor's, and dropout's seed
-        numbers = {"softmax": 0, "layer_norm": 2, "sandwich": 5, "sandwich_tensor": 5}[kernel.op]
-        assert sum(kernel.accesses.values()) - sum(wide.values()) <= numbers, kernel
+        assert sum(kernel.accesses.values()) - sum(wide.values()) <= NUMBERS[kernel.op], kernel
 
 
 @pytest.mark.skipif(os.environ.get("COGVIEW_TESTS") != "all", reason="takes half an hour: COGVIEW_TESTS=all")
@@ -229,7 +244,7 @@ def integers() -> tuple[tuple[str, ...], list[str], list[str]]:
     for tokens in (1600, 1607):
         with caught(90) as launches:
             call_three_region("three_region", torch.float16, 16, 3, 5, tokens)
-            for op in ("softmax", "layer_norm", "sandwich", "sandwich_tensor"):
+            for op in ("softmax", "layer_norm", "rms_norm", *STEPS):
                 call_rows(op, torch.float16, 64, tokens)
             apart = torch.empty(2, 2000, 64, dtype=torch.float16, device="meta")[:, :tokens]  # rows on two axes
             pb_relax_softmax.forward(apart, None, 32.0, True)
@@ -265,7 +280,7 @@ def test_grids_are_within_the_limits() -> None:
             call_three_region("three_region", torch.float16, 16, batch, heads, 300)
             for sets in ("local_2d", "local_2d_sets"):
                 call_local_2d(sets, torch.float16, 16, batch, heads, 8)
-        for op in ("softmax", "layer_norm", "sandwich", "sandwich_tensor"):
+        for op in ("softmax", "layer_norm", "rms_norm", *STEPS):
             call_rows(op, torch.float16, 16, 70000 * 40)
     kinds = {"grad_pivot_kernel", "grad_prefix_kernel"}  # of another
     expected = {name for names in KERNELS.values() for name in names.split()} - kinds
@@ -317,23 +332,31 @@ def call_local_2d(
 
 
 def call_rows(op: str, dtype: torch.dtype, width: int, rows: int = 4096) -> None:
+    """Softmax, a norm, or a step; of LayerNorm with dropout."""
     from cogview_ops.triton import pb_relax_softmax, sandwich_layer_norm
 
     x = torch.empty(rows, width, dtype=dtype, device="meta")
     weight, stats = x[0], torch.empty(rows, device="meta")
-    seed = torch.empty((), dtype=torch.int64, device="meta")
-    relax = sandwich_layer_norm.TENSOR if op == "sandwich_tensor" else sandwich_layer_norm.ROW
+    rms = op.startswith("rms")
+    kind, bias, mean = ("rms_norm", None, None) if rms else ("layer_norm", weight, stats)
+    relax = 0 if rms else sandwich_layer_norm.TENSOR if op == "sandwich_tensor" else sandwich_layer_norm.ROW
     if op == "softmax":
         pb_relax_softmax.forward(x, None, 32.0, True)
         pb_relax_softmax.backward(x, x, 32.0, True)
-    elif op == "layer_norm":
-        sandwich_layer_norm.layer_norm_forward(x, weight, weight, 1e-5, relax)
-        sandwich_layer_norm.layer_norm_backward(x, x, weight, stats, stats)
+    elif op.endswith("_norm"):
+        sandwich_layer_norm.norm_forward(kind, x, weight, bias, 1e-5, relax, float(rms), rms)
+        sandwich_layer_norm.norm_backward(kind, x, x, weight, mean, stats, float(rms))
     else:
         h = x.float() if op == "sandwich_wide" else x
-        sandwich_layer_norm.sandwich_forward(x, h, *(weight,) * 4, 1e-5, relax, 0.1, seed)
-        if relax == sandwich_layer_norm.ROW:  # the backward does not know
-            sandwich_layer_norm.sandwich_backward(h, x, x, h, weight, weight, *(stats,) * 4, 0.1, seed)
+        post, pre = op != "rms_pre", op != "rms_post"
+        weights = [w if there else None for w, there in ((weight, post), (bias, post), (weight, pre), (bias, pre))]
+        drops = (0.0, False, None) if rms else (0.1, False, torch.empty((), dtype=torch.int64, device="meta"))
+        sandwich_layer_norm.step_forward(kind, x, h, *weights, None, 1.0, 1e-5, relax, float(rms), False, *drops)
+        if relax != sandwich_layer_norm.TENSOR:  # the backward does not know
+            saved = x if post else None, h if pre else None, weights[0], None, weights[2], None
+            moments = [m if there else None for there in (post, pre) for m in (mean, stats)]
+            numbers = not post, 1.0, float(rms), *drops
+            sandwich_layer_norm.step_backward(kind, h, x if pre else None, *saved, *moments, *numbers)
 
 
 def call_ones(op: str, dtype: torch.dtype, one: int) -> None:
@@ -349,7 +372,7 @@ def call_ones(op: str, dtype: torch.dtype, one: int) -> None:
     local_attention_2d.decode(
         key, key, key, *others, torch.ones(one, device="meta").long(), [1, 1], [1, 1], [1, 1], *options
     )
-    for kind in ("softmax", "layer_norm", "sandwich"):
+    for kind in ("softmax", "layer_norm", "sandwich", "rms_norm", "rms_both"):
         call_rows(kind, dtype, one, one)
     pb_relax_softmax.forward(x, torch.empty(300, one, dtype=torch.bool, device="meta").expand_as(x), 1.0, False)
 

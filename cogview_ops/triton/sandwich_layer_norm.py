@@ -1,255 +1,22 @@
-"""LayerNorm and the step of a Sandwich-LN transformer in Triton: whole rows in registers, one read and one write.
+"""LayerNorm, RMSNorm and the steps of a transformer made of them in Triton: what is launched; _norm_kernels.py has the
+kernels."""
 
-Memory. Rows lie at any offsets, their elements beside each other; parameters and statistics are contiguous. h is read
-back as it was rounded.
-
-Rows of more than 4096 elements spill to local memory in the backward, of more than 8192 in the forward.
-
-Gradients of weights: every program sums its rows, the programs' sums are added up in order. Their number depends on the
-shape and the GPU, so results repeat bit for bit.
-"""
-
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .. import _registration
-from ..sandwich_layer_norm import register
+from .._norm_operators import KINDS, register
 from . import _rows
-from ._rows import Matrix, load, matrix, store, tile_of
-from ._tiles import DEVICES, Number, exactly, kernel, launch, number
+from ._norm_kernels import Dropout, Norm, backward_kernel, forward_kernel, peak_kernel
+from ._rows import Matrix, matrix
+from ._tiles import DEVICES, Number, launch, number
 from .configs import Config
 
-ROW, TENSOR = 1, 2  # relax, as in cogview_ops.sandwich_layer_norm
+ROW, TENSOR = 1, 2  # relax, as in cogview_ops._norms
 PACK = 8  # elements of a tensor in a thread, about
-
-
-class Norm(NamedTuple):
-    """Not to be compared with None: of a tuple with None in it Triton 3.6 cannot tell."""
-
-    weight: Any
-    bias: Any  # None in the backward, like the peak
-    mean: Any  # of each row, like 1 / standard deviation
-    rstd: Any
-    peak: Any = None  # largest |element| of the tensor
-
-
-class Dropout(NamedTuple):
-    seed: Any  # in memory, so that new ones compile nothing and a CUDA graph can have them
-    scale: Number  # of what is kept
-
-
-@triton.jit
-def magnitude_bits(x):
-    """Bits of |x|: ordered as the numbers are, NaN last."""
-    if x.dtype == tl.float64:
-        return x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
-    else:
-        return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-
-
-@triton.jit
-def row_peak(x, ACC: tl.constexpr):
-    return tl.max(magnitude_bits(x), 1).to(ACC, bitcast=True)
-
-
-@triton.jit
-def power_for(c):
-    """The power of two that brings c near 1: exact, so LN(x / c) is LN(x * power) with eps * (c * power)**2."""
-    if c.dtype == tl.float64:
-        return (tl.maximum(2046 - (magnitude_bits(c) >> 52), 1) << 52).to(tl.float64, bitcast=True)
-    else:
-        return (tl.maximum(254 - (magnitude_bits(c) >> 23), 1) << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def parameter(at, j, cols, ACC: tl.constexpr):
-    return tl.load(at + j, mask=j < cols, other=0.0).to(ACC)
-
-
-@triton.jit
-def normalise(x, tile, norm, cols, eps, RELAX: tl.constexpr, ACC: tl.constexpr):
-    """LN of rows x, zeros behind `cols`; keeps their mean and 1 / standard deviation."""
-    weight, bias = parameter(norm.weight, tile.j, cols, ACC), parameter(norm.bias, tile.j, cols, ACC)
-    if RELAX == 1:
-        c = row_peak(x, ACC)
-    elif RELAX == 2:
-        c = tl.zeros([x.shape[0]], ACC) + tl.load(norm.peak) / 8
-    else:
-        c = tl.zeros([x.shape[0]], ACC) + 1
-    c = tl.where(c == 0, 1.0, c)
-    power = power_for(c) if RELAX != 0 else c
-    x = x * power[:, None]
-    mean = tl.sum(x, 1) / cols
-    x = tl.where(tile.there, x - mean[:, None], 0.0)
-    unit = c * power
-    rstd = 1 / tl.sqrt(tl.sum(x * x, 1) / cols + exactly(eps, ACC) * unit * unit)
-    y = x * rstd[:, None] * weight + bias
-    tl.store(norm.mean + tile.i, mean / power, mask=tile.row)
-    tl.store(norm.rstd + tile.i, rstd * power, mask=tile.row)
-    return y
-
-
-@triton.jit
-def dropout(i, drop, threshold, cols, QUADS: tl.constexpr, ACC: tl.constexpr, N: tl.constexpr):
-    """Factors of rows i: element e of the raster order uses word e % 4 of Philox's counter e // 4."""
-    seed = tl.load(drop.seed)
-    if QUADS:  # cols is a multiple of 4
-        counter = (i * (cols // 4))[:, None] + tl.arange(0, N // 4)[None, :]
-        w0, w1, w2, w3 = words_of(seed, counter)
-        word = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
-    else:
-        at = (i * cols)[:, None] + tl.arange(0, N)[None, :]
-        w0, w1, w2, w3 = words_of(seed, at // 4)
-        lane = at % 4
-        word = tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
-    scale = exactly(drop.scale, ACC)
-    return tl.where(word.to(tl.uint32, bitcast=True).to(tl.int64) >= threshold, scale, 0.0)
-
-
-@triton.jit
-def words_of(seed, counter):
-    low = (counter & 0xFFFFFFFF).to(tl.uint32)
-    high = (counter >> 32).to(tl.uint32)
-    return tl.philox(seed, low, high, tl.zeros_like(low), tl.zeros_like(low))
-
-
-@kernel
-def peak_kernel(
-    x,
-    peaks,
-    rows,
-    cols,
-    drop,
-    threshold,
-    QUADS: tl.constexpr,
-    ACC: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
-    tile = tile_of(tl.program_id(0), rows, cols, M, N)
-    v = load(x, tile, tile.there, ACC)
-    if drop is not None:
-        v *= dropout(tile.i, drop, threshold, cols, QUADS, ACC, N)
-    tl.store(peaks + tile.i, row_peak(v, ACC), mask=tile.row)
-
-
-@kernel
-def forward_kernel(
-    h,
-    branch,
-    residual,
-    x,
-    post,
-    pre,
-    peaks,
-    rows,
-    cols,
-    eps,
-    drop,
-    threshold,
-    RELAX: tl.constexpr,
-    QUADS: tl.constexpr,
-    ACC: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
-    """With a branch h = residual + LN(dropout(branch)); with an x that is LN(h), else the rows' largest |h|."""
-    tile = tile_of(tl.program_id(0), rows, cols, M, N)
-    if branch is not None:
-        b = load(branch, tile, tile.there, ACC)
-        r = load(residual, tile, tile.there, ACC)
-        if drop is not None:
-            b *= dropout(tile.i, drop, threshold, cols, QUADS, ACC, N)
-        y = normalise(b, tile, post, cols, eps, RELAX, ACC)
-        total = (r + y).to(h.at.dtype.element_ty)
-        store(h, tile, total)
-        v = tl.where(tile.there, total.to(ACC), 0.0)
-    else:
-        v = load(h, tile, tile.there, ACC)
-    if x is not None:
-        store(x, tile, normalise(v, tile, pre, cols, eps, RELAX, ACC))
-    else:
-        tl.store(peaks + tile.i, row_peak(v, ACC), mask=tile.row)
-
-
-@triton.jit
-def norm_gradient(x, dy, tile, norm, weight, cols):
-    """Of the norm's input; also the normalised input, whose product with dy is the weight's gradient."""
-    mean = tl.load(norm.mean + tile.i, mask=tile.row, other=0.0)
-    rstd = tl.load(norm.rstd + tile.i, mask=tile.row, other=0.0)
-    # halves: the difference of two huge numbers does not overflow
-    y = (x * 0.5 - (mean / 2)[:, None]) * (rstd * 2)[:, None]
-    g = dy * weight
-    mean_g = tl.sum(g, 1) / cols
-    mean_gy = tl.sum(g * y, 1) / cols
-    return (g - mean_g[:, None] - y * mean_gy[:, None]) * rstd[:, None], y
-
-
-@kernel
-def backward_kernel(
-    h,
-    branch,
-    dh,
-    dx,
-    dbranch,
-    dresidual,
-    post,
-    pre,
-    part,
-    rows,
-    cols,
-    drop,
-    threshold,
-    QUADS: tl.constexpr,
-    ACC: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
-    """part[p, k]: sums of program p over its rows, of the gradients of weight and bias of pre-norm, then post-norm."""
-    j = tl.arange(0, N)[None, :]
-    pre_w = tl.zeros([1, N], ACC)
-    pre_b = tl.zeros([1, N], ACC)
-    post_w = tl.zeros([1, N], ACC)
-    post_b = tl.zeros([1, N], ACC)
-    if dx is not None:
-        w_pre = parameter(pre.weight, j, cols, ACC)
-    for t in range(tl.program_id(0), tl.cdiv(rows, M), tl.num_programs(0)):
-        tile = tile_of(t, rows, cols, M, N)
-        d = tl.zeros([M, N], ACC)
-        if dx is not None:
-            dy = load(dx, tile, tile.there, ACC)
-            d, y = norm_gradient(load(h, tile, tile.there, ACC), dy, tile, pre, w_pre, cols)
-            pre_w += tl.sum(dy * y, 0)[None, :]
-            pre_b += tl.sum(dy, 0)[None, :]
-        if dh is not None:
-            d += load(dh, tile, tile.there, ACC)
-        store(dresidual, tile, d)
-        if branch is not None:
-            d = tl.where(tile.there, d, 0.0)
-            v = load(branch, tile, tile.there, ACC)
-            if drop is not None:
-                factor = dropout(tile.i, drop, threshold, cols, QUADS, ACC, N)
-                v *= factor
-            w_post = parameter(post.weight, j, cols, ACC)  # for each tile: kept, registers spill beside a wide h
-            db, y = norm_gradient(v, d, tile, post, w_post, cols)
-            post_w += tl.sum(d * y, 0)[None, :]
-            post_b += tl.sum(d, 0)[None, :]
-            if drop is not None:
-                db *= factor
-            store(dbranch, tile, db)
-    at = part + tl.program_id(0).to(tl.int64) * (2 if branch is None else 4) * N + j
-    tl.store(at, pre_w)
-    tl.store(at + N, pre_b)
-    if branch is not None:
-        tl.store(at + 2 * N, post_w)
-        tl.store(at + 3 * N, post_b)
-
-
-# --- host ------------------------------------------------------------------------------------------------------------
 
 
 def _dropout(x: Tensor, p: float, seed: Tensor | None) -> dict[str, Any]:
@@ -257,6 +24,14 @@ def _dropout(x: Tensor, p: float, seed: Tensor | None) -> dict[str, Any]:
     scale = 1 / (1 - p) if p < 1 and threshold < 2**32 else 0.0
     drop = Dropout(seed, number(scale)) if p > 0 else None
     return {"drop": drop, "threshold": threshold, "QUADS": p > 0 and x.shape[-1] % 4 == 0}
+
+
+def _unless(neutral: float, x: float) -> Number | None:
+    return None if x == neutral else number(x)
+
+
+def _matrix(x: Tensor | None) -> Matrix | None:
+    return None if x is None else matrix(x)
 
 
 def _peak(x: Tensor, made: Matrix, config: Config, **arguments: Any) -> Tensor:
@@ -267,114 +42,185 @@ def _peak(x: Tensor, made: Matrix, config: Config, **arguments: Any) -> Tensor:
 
 
 def _forward(grid: tuple[int], config: Config, **given: Any) -> None:
-    arguments = dict.fromkeys(("h", "branch", "residual", "x", "post", "pre", "peaks")) | given
-    launch(forward_kernel, grid, config, **arguments)
+    absent = dict.fromkeys(("h", "branch", "residual", "x", "post", "pre", "peaks", "row_scale", "scale"))
+    launch(forward_kernel, grid, config, **absent | {"POST": False, "AFTER": False} | given)
 
 
-def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relax: int) -> tuple[Tensor, ...]:
-    out, mean, rstd = _registration.empty_rows(x), _registration.statistic(x), _registration.statistic(x)
+def _numbers(kind: str, eps: float, relax: int, weight_offset: float, round_before_weight: bool) -> dict[str, Any]:
+    rms = kind == "rms_norm"
+    numbers = {"eps": number(eps), "offset": _unless(0, weight_offset)}
+    return {**numbers, "ROUND": round_before_weight and rms, "RELAX": relax, "RMS": rms}
+
+
+def _statistics(kind: str, x: Tensor, there: bool = True) -> list[Tensor]:
+    """Mean and rstd of each row; what there is not is empty."""
+    which = there and kind == "layer_norm", there
+    return [_registration.statistic(x) if yes else x.new_empty(0) for yes in which]
+
+
+def norm_forward(
+    kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, relax: int, *numbers: Any
+) -> tuple[Tensor, ...]:
+    out, stats = _registration.empty_rows(x), _statistics(kind, x)
     if x.numel():
         config = _rows.tiling(x.shape[-1], 2 * PACK)
         shared = _rows.shared(x, config) | _dropout(x, 0.0, None)
         rows, made = matrix(x), matrix(out)
-        norm = Norm(weight, bias, mean, rstd, _peak(x, rows, config, **shared) if relax == TENSOR else None)
-        shared |= {"eps": number(eps), "RELAX": relax}
-        _forward(_rows.grid(x, config), config, h=rows, x=made, pre=norm, **shared)
+        norm = Norm(weight, bias, *stats)
+        if relax == TENSOR:
+            norm = norm._replace(peak=_peak(x, rows, config, **shared))
+        _forward(
+            _rows.grid(x, config), config, h=rows, x=made, pre=norm, **shared, **_numbers(kind, eps, relax, *numbers)
+        )
         _rows.kept(out, made)
-    return out, mean, rstd
+    return out, *stats
 
 
-def sandwich_forward(
+def step_forward(
+    kind: str,
     branch: Tensor,
     residual: Tensor,
-    post_weight: Tensor,
-    post_bias: Tensor,
-    pre_weight: Tensor,
-    pre_bias: Tensor,
+    post_weight: Tensor | None,
+    post_bias: Tensor | None,
+    pre_weight: Tensor | None,
+    pre_bias: Tensor | None,
+    row_scale: Tensor | None,
+    branch_scale: float,
     eps: float,
     relax: int,
+    weight_offset: float,
+    round_before_weight: bool,
     dropout_p: float,
+    dropout_after_norm: bool,
     seed: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    h, x = _registration.empty_rows(residual), _registration.empty_rows(branch)
-    stats = [_registration.statistic(branch) for _ in range(4)]
+    has_post, has_pre = post_weight is not None, pre_weight is not None
+    h, x = _registration.empty_rows(residual), _registration.empty_rows(branch) if has_pre else branch.new_empty(0)
+    post_stats, pre_stats = _statistics(kind, branch, has_post), _statistics(kind, branch, has_pre)
     if not branch.numel():
-        return h, x, *stats
+        return h, x, *post_stats, *pre_stats
     config = _rows.tiling(branch.shape[-1], PACK)
     grid, shared, drop = _rows.grid(branch, config), _rows.shared(branch, config), _dropout(branch, dropout_p, seed)
-    post, pre = Norm(post_weight, post_bias, *stats[:2]), Norm(pre_weight, pre_bias, *stats[2:])
-    rows, sums, made = matrix(branch), matrix(h), matrix(x)
-    if relax == TENSOR:
-        post = post._replace(peak=_peak(branch, rows, config, **shared, **drop))
-    shared |= {"eps": number(eps), "RELAX": relax}
-    first = {"branch": rows, "residual": matrix(residual), **drop, **shared}
-    if relax == TENSOR:  # the whole of h must be known before x is
-        peaks = torch.empty_like(stats[0]).flatten()
-        _forward(grid, config, h=sums, post=post, peaks=peaks, **first)
+    none = _dropout(branch, 0.0, None)
+    post, pre = Norm(post_weight, post_bias, *post_stats), Norm(pre_weight, pre_bias, *pre_stats)
+    rows, sums, made = matrix(branch), matrix(h), matrix(x) if has_pre else None
+    if relax == TENSOR and has_post:
+        post = post._replace(peak=_peak(branch, rows, config, **shared, **(none if dropout_after_norm else drop)))
+    numbers = shared | _numbers(kind, eps, relax, weight_offset, round_before_weight)
+    first: dict[str, Any] = {
+        "branch": rows,
+        "residual": matrix(residual),
+        "row_scale": row_scale,
+        "scale": _unless(1, branch_scale),
+    }
+    first |= {**drop, **numbers, "POST": has_post, "AFTER": dropout_after_norm and dropout_p > 0}
+    if has_post:
+        first["post"] = post
+    if relax == TENSOR and has_pre:  # the whole of h must be known before x is
+        peaks = torch.empty_like(pre_stats[1]).flatten()
+        _forward(grid, config, h=sums, peaks=peaks, **first)
         pre = pre._replace(peak=peaks.amax())
-        _forward(grid, config, h=sums, x=made, pre=pre, **_dropout(branch, 0.0, None), **shared)
+        _forward(grid, config, h=sums, x=made, pre=pre, **none, **numbers)
     else:
-        _forward(grid, config, h=sums, x=made, post=post, pre=pre, **first)
-    return _rows.kept(h, sums), _rows.kept(x, made), *stats
+        _forward(grid, config, h=sums, x=made, **first, **({"pre": pre} if has_pre else {}))
+    _rows.kept(h, sums)
+    if made is not None:
+        _rows.kept(x, made)
+    return h, x, *post_stats, *pre_stats
 
 
 def _backward(
+    kind: str, like: Tensor, norms: dict[str, Norm], config: Config, given: dict[str, Tensor | None], **arguments: Any
+) -> list[Tensor]:
+    """Gradients of weights and biases of the pre-norm, then the post-norm, as they are there; the others are written
+    where `arguments` say."""
+    parts = [norm.weight for norm in norms.values() for _ in range(2 if kind == "layer_norm" else 1)]
+    count = _rows.programs(*_rows.grid(like, config), like.device)
+    part = torch.empty(count, len(parts), config.n, dtype=_registration.statistic(like).dtype, device=like.device)
+    arguments |= {name: _matrix(x) for name, x in given.items()} | {"pre": None, "post": None} | norms
+    flags = {"RMS": kind == "rms_norm", "PRE": "pre" in norms, "POST": "post" in norms}
+    launch(backward_kernel, (count,), config, part=part, **arguments, **flags, **_rows.shared(like, config))
+    sums = part.sum(0)[:, : like.shape[-1]]
+    return [x.to(weight.dtype, copy=True) for x, weight in zip(sums, parts, strict=True)]
+
+
+def _no_rows(kind: str, weight: Tensor) -> list[Tensor]:
+    return [torch.zeros_like(weight) for _ in range(2 if kind == "layer_norm" else 1)]
+
+
+def norm_backward(
+    kind: str, dout: Tensor, x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor, weight_offset: float
+) -> tuple[Tensor, ...]:
+    grad, absent = _registration.empty_rows(x), [x.new_empty(0)] * (kind == "rms_norm")
+    if not x.numel():
+        return grad, *_no_rows(kind, weight), *absent
+    config = _rows.tiling(x.shape[-1], PACK)
+    made, pre = matrix(grad), Norm(weight, None, mean, rstd)
+    given = {"h": x, "dx": dout, "dh": None, "branch": None}
+    others = dict.fromkeys(("dbranch", "row_scale", "drow_scale", "scale"))
+    numbers = {"offset": _unless(0, weight_offset), "AFTER": False, **_dropout(x, 0.0, None)}
+    sums = _backward(kind, x, {"pre": pre}, config, given, dresidual=made, **others, **numbers)
+    return _rows.kept(grad, made), *sums, *absent
+
+
+def step_backward(
+    kind: str,
     dh: Tensor | None,
     dx: Tensor | None,
     branch: Tensor | None,
-    h: Tensor,
-    post: Norm | None,
-    pre: Norm,
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of branch, if there is one, and residual; of weight and bias of the pre-norm, then the post-norm."""
-    grads = [_registration.empty_rows(x) for x in (branch, h) if x is not None]
-    weights = [norm.weight for norm in (pre, post) if norm is not None for _ in ("weight", "bias")]
-    if not h.numel():
-        return grads, [h.new_zeros(h.shape[-1], dtype=x.dtype) for x in weights]
-    config = _rows.tiling(h.shape[-1], PACK)
-    count = _rows.programs(*_rows.grid(h, config), h.device)
-    part = torch.empty(count, len(weights), config.n, dtype=_registration.statistic(h).dtype, device=h.device)
-    made = [matrix(x) for x in grads]
-    dbranch, dresidual = [None, *made][-2:]
-    given = {"h": h, "branch": branch, "dh": dh, "dx": dx}
-    arguments: dict[str, Any] = {name: None if x is None else matrix(x) for name, x in given.items()}
-    arguments |= {"dbranch": dbranch, "dresidual": dresidual, "post": post, "pre": pre, "part": part}
-    arguments |= {**_rows.shared(h, config), **_dropout(h, dropout_p, seed)}
-    launch(backward_kernel, (count,), config, **arguments)
-    for x, y in zip(grads, made, strict=True):
-        _rows.kept(x, y)
-    sums = part.sum(0)[:, : h.shape[-1]]
-    return grads, [x.to(weight.dtype, copy=True) for x, weight in zip(sums, weights, strict=True)]
-
-
-def layer_norm_backward(dout: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
-    grads, sums = _backward(None, dout, None, x, None, Norm(weight, None, mean, rstd))
-    return *grads, *sums
-
-
-def sandwich_backward(
-    dh: Tensor | None,
-    dx: Tensor | None,
-    branch: Tensor,
-    h: Tensor,
-    post_weight: Tensor,
-    pre_weight: Tensor,
-    post_mean: Tensor,
-    post_rstd: Tensor,
-    pre_mean: Tensor,
-    pre_rstd: Tensor,
+    h: Tensor | None,
+    post_weight: Tensor | None,
+    post_bias: Tensor | None,
+    pre_weight: Tensor | None,
+    row_scale: Tensor | None,
+    post_mean: Tensor | None,
+    post_rstd: Tensor | None,
+    pre_mean: Tensor | None,
+    pre_rstd: Tensor | None,
+    same_gradient: bool,
+    branch_scale: float,
+    weight_offset: float,
     dropout_p: float,
+    dropout_after_norm: bool,
     seed: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    post, pre = Norm(post_weight, None, post_mean, post_rstd), Norm(pre_weight, None, pre_mean, pre_rstd)
-    grads, sums = _backward(dh, dx, branch, h, post, pre, dropout_p, seed)
-    return *grads, *sums[2:], *sums[:2]
+    like = dx if branch is None else branch
+    assert like is not None
+
+    def absent() -> Tensor:
+        return like.new_empty(0)
+
+    dbranch = absent() if same_gradient else _registration.empty_rows(like)
+    dresidual = absent() if dx is None or h is None else _registration.empty_rows(h)
+    drow_scale = absent() if row_scale is None or branch is None else torch.empty_like(row_scale)
+    norms = {}
+    if pre_weight is not None:
+        norms["pre"] = Norm(pre_weight, None, pre_mean, pre_rstd)
+    if post_weight is not None:
+        norms["post"] = Norm(post_weight, post_bias, post_mean, post_rstd)
+    if like.numel():
+        config = _rows.tiling(like.shape[-1], PACK)
+        made = {"dbranch": dbranch, "dresidual": dresidual}
+        matrices = {name: matrix(x) if x.numel() else None for name, x in made.items()}
+        numbers: dict[str, Any] = {"scale": _unless(1, branch_scale), "offset": _unless(0, weight_offset)}
+        numbers |= {"row_scale": row_scale, "drow_scale": drow_scale if drow_scale.numel() else None}
+        numbers |= {"AFTER": dropout_after_norm and dropout_p > 0, **_dropout(like, dropout_p, seed)}
+        given = {"h": h, "branch": branch, "dh": dh, "dx": dx}
+        sums = _backward(kind, like, norms, config, given, **matrices, **numbers)
+        for name, rows in matrices.items():
+            if rows is not None:
+                _rows.kept(made[name], rows)
+    else:
+        sums = [x for norm in norms.values() for x in _no_rows(kind, norm.weight)]
+    each = 2 if kind == "layer_norm" else 1
+    grads = {name: sums[i * each : (i + 1) * each] for i, name in enumerate(norms)}
+    filled = [[*grads.get(name, []), absent(), absent()][:2] for name in ("post", "pre")]
+    return dbranch, dresidual, drow_scale, *filled[0], *filled[1]
 
 
 register("cogview_ops_triton")
-_registration.implement("layer_norm_fwd", layer_norm_forward, DEVICES)
-_registration.implement("layer_norm_bwd", layer_norm_backward, DEVICES)
-_registration.implement("sandwich_layer_norm_fwd", sandwich_forward, DEVICES)
-_registration.implement("sandwich_layer_norm_bwd", sandwich_backward, DEVICES)
+for _kind in KINDS:
+    _registration.implement(f"{_kind}_fwd", partial(norm_forward, _kind), DEVICES)
+    _registration.implement(f"{_kind}_bwd", partial(norm_backward, _kind), DEVICES)
+    _registration.implement(f"sandwich_{_kind}_fwd", partial(step_forward, _kind), DEVICES)
+    _registration.implement(f"sandwich_{_kind}_bwd", partial(step_backward, _kind), DEVICES)

@@ -12,6 +12,8 @@
 namespace cogview::cuda {
 namespace {
 
+constexpr int kThreads = 512;  // of a block at most: 128 registers each
+
 // Without their sign, floats are ordered as their bits are, NaN last.
 template <class A>
 using Bits = std::conditional_t<sizeof(A) == 8, unsigned long long, unsigned>;
@@ -154,13 +156,32 @@ struct Slots {  // of reductions
   WarpValues<A> mean[1], variance[1];
 };
 
+// What the branch of row i is multiplied with.
+template <class A>
+__device__ A row_scale(const LayerNormArgs& a, int64_t i) {
+  const A scale = A(a.branch_scale);
+  return a.row_scale ? scale * static_cast<const A*>(a.row_scale)[i] : scale;
+}
+
 // x(k, j, v) gives a pack of the norm's input.
-template <int W, bool kAligned, int kPacks, class A, class X>
+template <bool kRms, int W, bool kAligned, int kPacks, class A, class X>
 __device__ Statistics<A> statistics(const LayerNormArgs& a, const Norm& norm, const void* common_peak, int64_t i,
                                     const RowTeam& team, Slots<A>& slots, X x) {
   using J = Column<kPacks>;
   const J cols = a.cols;
   A c = 1, power = 1, v[W];
+  if constexpr (kRms) {
+    A squares = 0;
+    team.each_pack<W, kPacks>(cols, [&](int k, J j) {
+      x(k, j, v);
+      for (int l = 0; l < W; ++l) squares += v[l] * v[l];  // 0 behind the row
+    });
+    const bool second = &norm == &a.pre;  // its slots are not those of the reduction before
+    squares = team.reduce(squares, A(0), Sum<A>(), second ? slots.mean : slots.variance) / A(cols);
+    const A rstd = 1 / sqrt(squares + A(a.eps));
+    if (team.rank == 0) static_cast<A*>(norm.rstd)[i] = rstd;
+    return {1, 0, rstd};
+  }
   if (a.relax == Relax::row) {
     Bits<A> peak = 0;
     team.each_pack<W, kPacks>(cols, [&](int k, J j) {

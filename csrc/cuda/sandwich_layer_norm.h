@@ -1,4 +1,4 @@
-// LayerNorm and the fused step of a Sandwich-LN transformer on CUDA, over all rows.
+// LayerNorm, RMSNorm and the fused step of a transformer on CUDA, over all rows.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -20,7 +20,7 @@ struct LayerNormArgs : NormArgs {
 // The largest |element| of the dropped-out branch to post_peak, or of h to pre_peak where there is no branch.
 cudaError_t layer_norm_peak(const LayerNormArgs& args, int64_t rows, cudaStream_t stream);
 
-// With relax = tensor and without x, the largest |h| goes to pre_peak.
+// With relax = tensor, without x and with a pre_peak, the largest |h| goes there.
 cudaError_t sandwich_layer_norm_fwd(const LayerNormArgs& args, int64_t rows, cudaStream_t stream);
 
 // Norm::dweight, Norm::dbias and scratch are [blocks, scratch_cols] of the statistics' dtype, scratch_cols a multiple
