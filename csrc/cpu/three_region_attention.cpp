@@ -25,29 +25,17 @@ namespace {
 
 struct Geometry {
   const ThreeRegionAttention& a;
+  int64_t sequence;
   const Sequence& s;
-  int64_t first_pivot;
 
-  Geometry(const ThreeRegionPlan& plan, int64_t n)
-      : a(plan.problem), s(plan.sequences[n]), first_pivot(n * a.num_pivots) {}
+  Geometry(const ThreeRegionPlan& plan, int64_t n) : a(plan.problem), sequence(n), s(plan.sequences[n]) {}
 
   int64_t window_start(int64_t i) const { return cogview::window_start(a, i); }
   // First query that no longer has key j in its window, and so sees it as a pivot.
   int64_t window_end(int64_t j) const { return (j / a.block_size + a.window_blocks) * a.block_size; }
 
-  int64_t pivot(int64_t n) const { return a.pivots[first_pivot + n]; }
-  // Number of pivots before position `end`, of those that are seen: they ascend.
-  int64_t pivots_before(int64_t end) const {
-    int64_t lo = 0, hi = s.pivots;
-    while (lo < hi) {
-      const int64_t mid = (lo + hi) / 2, p = pivot(mid);
-      if (p >= 0 && p < end)
-        lo = mid + 1;
-      else
-        hi = mid;
-    }
-    return lo;
-  }
+  int64_t pivot(int64_t n) const { return a.pivots[sequence * a.num_pivots + n]; }
+  int64_t pivots_before(int64_t end) const { return cogview::pivots_before(a, sequence, s.pivots, end); }
 
   // The pivots [first, end) as rows or columns. Contents are not trusted: what is out of range is the first key, and
   // its bit is missing from the result.

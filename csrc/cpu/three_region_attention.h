@@ -42,6 +42,19 @@ COGVIEW_INLINE int64_t window_start(const ThreeRegionAttention& a, int64_t i) {
   return start < 0 ? 0 : start;
 }
 
+// How many of a sequence's first `count` pivots are before position `end`: they ascend, padding is at the back.
+COGVIEW_INLINE int64_t pivots_before(const ThreeRegionAttention& a, int64_t sequence, int64_t count, int64_t end) {
+  int64_t lo = 0, hi = count;
+  while (lo < hi) {
+    const int64_t mid = (lo + hi) / 2, p = a.pivots[sequence * a.num_pivots + mid];
+    if (p >= 0 && p < end)
+      lo = mid + 1;
+    else
+      hi = mid;
+  }
+  return lo;
+}
+
 // The whole of it, planned and run.
 void three_region_fwd(const ThreeRegionAttention& problem, const Host& host);
 void three_region_bwd(const ThreeRegionAttention& problem, const Host& host);

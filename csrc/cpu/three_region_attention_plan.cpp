@@ -23,8 +23,7 @@ std::vector<Sequence> sequences_of(const ThreeRegionAttention& a) {
       if (a.cache_seqlens.data)
         s.offset = std::clamp(a.cache_seqlens[n], a.seqlen_q, a.seqlen_k) - a.seqlen_q - s.first_key;
     }
-    const int64_t end = std::min(s.keys, window_start(a, s.offset + s.queries - 1)), first = n * a.num_pivots;
-    while (s.pivots < a.num_pivots && a.pivots[first + s.pivots] >= 0 && a.pivots[first + s.pivots] < end) ++s.pivots;
+    s.pivots = pivots_before(a, n, a.num_pivots, window_start(a, s.offset + s.queries - 1));
     s.tiles_before = tiles;
     tiles += s.tiles();
   }
