@@ -100,7 +100,7 @@ CASES = [
             "three_region_attention_varlen",
             shape,
             partial(three_region_varlen, lengths=lengths),
-            *(BOTH if len(lengths) == 4 else BOTH[::2]),
+            *(BOTH if max(lengths) > 20 else BOTH[::2]),
         )
     ),
     *_cases("local_attention_2d", "16x64x64x64", local_2d, *BOTH),
