@@ -29,7 +29,11 @@ from .pb_relax_softmax import pb_relax_softmax
 from .sample_pivots import sample_pivots
 from .sandwich_layer_norm import layer_norm, sandwich_layer_norm
 from .sandwich_rms_norm import rms_norm, sandwich_rms_norm
-from .three_region_attention import three_region_attention, three_region_attention_decode
+from .three_region_attention import (
+    three_region_attention,
+    three_region_attention_decode,
+    three_region_attention_varlen,
+)
 
 __all__ = [
     "cogview2_attention",
@@ -47,6 +51,7 @@ __all__ = [
     "sandwich_rms_norm",
     "three_region_attention",
     "three_region_attention_decode",
+    "three_region_attention_varlen",
 ]
 __version__ = "0.1.0"
 _sharding.register()

@@ -34,6 +34,8 @@ OPERATOR = {
     "_registration",
     "_remembered",
     "_sharding",
+    "_three_region_operators",
+    "patterns",
     "reference",
 }
 # what each module of cogview_ops may import from the package
@@ -48,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "_remembered": set(),
     "_flops": {"_local_options"},
     "_registration": {"_dispatch", "_flops"},
+    "_three_region_operators": {"_dispatch", "_registration"},
     "reference": {"patterns", "_local_options"},
     "_manifest": set(),
     "_norm_operators": {"_dispatch", "_registration"},
@@ -77,6 +80,7 @@ TRITON = {
     "_local_options",
     "_norm_operators",
     "_registration",
+    "_three_region_operators",
     *BASIC,
 }  # never the reference
 

@@ -19,10 +19,10 @@ NORMS = [
     BY_LABEL["softmax"]._replace(label="softmax_full", options={}),
 ]
 # not those with a single head of keys
-SINGLE = ("tiny", "grouped_32", "sets_32")
+SINGLE = ("tiny", "grouped_32", "sets_32", "packed_32", "tiny_packed")
 CASES = [case for case in [*DIFFERENTIABLE, GROUPED, *NORMS, *DECODE] if case.label not in SINGLE]
 # cases that cannot be sharded in any dimension but the batch, or not at all
-KEPT = {"blocks_of_64": (0,), "tiny_local": (0,), "local_2d_decode": (0,), "softmax": (0, 1)}
+KEPT = {"blocks_of_64": (0,), "tiny_local": (0,), "local_2d_decode": (0,), "softmax": (0, 1), "packed": (1,)}
 KEPT |= dict.fromkeys(("sandwich", "sandwich_wide", "sandwich_tensor", "layer_post", "rms_post"), ())
 
 
@@ -44,7 +44,8 @@ def check(case: Case, dim: int | None, mesh: Any) -> None:
     outputs = case(spreads, "auto")  # type: ignore[arg-type]
     for mine, theirs in zip(outputs, expected, strict=True):
         assert isinstance(mine, DTensor)
-        shards = [p.dim for p in mine.placements if isinstance(p, Shard)]
+        tokens_last = case.packed and mine.dim() == 2  # [H, total] beside [total, H, D]
+        shards = [p.dim + tokens_last for p in mine.placements if isinstance(p, Shard)]
         kept = shards == [dim] if dim in sharded_dims(case) else dim not in shards
         assert kept, f"{case.label}, {dim}: {mine.placements}"
         torch.testing.assert_close(mine.full_tensor(), theirs)
