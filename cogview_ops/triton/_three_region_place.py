@@ -34,23 +34,23 @@ def spaced(number, begin, most, SIZE: tl.constexpr):
     """The first of the rows that a packed sequence has; `most`: of so many at most each."""
     row = (begin // SIZE + number) * SIZE
     if most is not None:
-        row = tl.minimum(row, number * most)
+        row = tl.minimum(row, number.to(tl.int64) * most)
     return row
 
 
 @triton.jit
 def sequence_at(row, seqlen, packed, most, SIZE: tl.constexpr):
     """Of packed sequences the one that has this of all rows, none longer than seqlen, and which of its rows it is."""
-    low = tl.full((), 0, tl.int64)
+    low = tl.full((), 0, tl.int32)
     high = low + packed.sequences
     while high - low > 1:
         middle = (low + high) // 2
         there = spaced(middle, tl.load(packed.begins + middle), most, SIZE) <= row
         low = tl.where(there, middle, low)
         high = tl.where(there, high, middle)
-    begin = tl.load(packed.begins + low, mask=low > 0, other=0).to(tl.int64)
+    begin = tl.load(packed.begins + low, mask=low > 0, other=0)
     length = tl.minimum(tl.load(packed.begins + low + 1) - begin, seqlen).to(tl.int32)
-    return Sequence(low, begin, length), (row - spaced(low, begin, most, SIZE)).to(tl.int32)
+    return Sequence(low.to(tl.int64), begin.to(tl.int64), length), (row - spaced(low, begin, most, SIZE)).to(tl.int32)
 
 
 @triton.jit
@@ -79,7 +79,7 @@ def pivot_rows(room, packed):
     if packed.begins is None:
         rows = room
     else:
-        rows = spaced(packed.sequences.to(tl.int64), packed.tokens, room, PIVOT_ROWS)
+        rows = spaced(packed.sequences, packed.tokens, room, PIVOT_ROWS)
     return rows
 
 
