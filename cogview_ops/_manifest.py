@@ -44,7 +44,7 @@ OPERATORS = {
         Operator("sandwich_rms_norm", "kernels", cuda=True),
         Operator("three_region_attention", "kernels", cuda=True),
         Operator("three_region_attention_decode", "kernels"),
-        Operator("three_region_attention_varlen", "kernels"),
+        Operator("three_region_attention_varlen", "kernels", cuda=True),
     )
 }
 KERNELS = tuple(operator for operator in OPERATORS.values() if operator.made_of == "kernels")

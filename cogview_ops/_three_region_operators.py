@@ -14,7 +14,8 @@ _NUMBERS = "SymInt block_size, SymInt window_blocks, float pivot_bias, float sca
 _PACKED = "Tensor cu_seqlens, SymInt max_seqlen, "
 
 
-def _fwd_varlen_fake(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def empty_varlen(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """out and lse of a forward of packed sequences."""
     lse = _registration.statistic(query)
     return _registration.empty_rows(query), lse.new_empty(lse.shape[1], lse.shape[0])
 
@@ -61,7 +62,7 @@ def define_forward(namespace: str, backward: str) -> None:
 
 def define_varlen_forward(namespace: str, backward: str) -> None:
     """In a namespace, with the backward of another."""
-    _define(namespace, backward, "three_region_attention_varlen_fwd", _PACKED, _fwd_varlen_fake)
+    _define(namespace, backward, "three_region_attention_varlen_fwd", _PACKED, empty_varlen)
 
 
 def register(namespace: str) -> None:

@@ -25,7 +25,7 @@ from cogview_ops._manifest import OPERATORS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # what CUDA kernels on tensor cores take
-TENSOR_CORES = {"three_region_attention", "local_attention_2d"}
+TENSOR_CORES = {"three_region_attention", "three_region_attention_varlen", "local_attention_2d"}
 TENSOR_CORE_DTYPES, TENSOR_CORE_HEAD_DIMS = DTYPES[2:], (32, 64, 96, 128)
 Inputs = dict[str, Tensor]
 

@@ -53,6 +53,7 @@ def hopper_attention(header: Path = HOPPER_FORWARD) -> list[Object]:
     return [Object(EMULATOR / "hopper_attention.cu", flags, (*HEADERS, header)), *CORE]
 
 
+VARLEN = "instances/three_region_varlen.cu"
 # of 2D local attention: dtype and head_dim of the instances, each half a minute to compile
 LOCAL_SHAPES = [("bf16", 32), ("f16", 64)]
 if os.environ.get("COGVIEW_TESTS") == "all":
@@ -73,6 +74,7 @@ def product(csrc: Path = ROOT / "csrc") -> list[Object]:
     include = ["-O1", "-include", str(EMULATOR / "torch_bindings.h"), *TORCH]
     return [
         *local_2d_kernels(csrc, LOCAL_SHAPES),
+        Object(csrc / "cuda" / VARLEN, KERNEL, HEADERS),
         *(Object(path, KERNEL, HEADERS) for path in kernels if path.stem != "local_attention_2d"),
         *(Object(path, [*COMMON, *include], HEADERS) for path in bindings),
         of_emulator("product"),
@@ -89,8 +91,8 @@ def softmax(csrc: Path) -> list[Object]:
 def three_region(csrc: Path) -> list[Object]:
     """Its kernels for bfloat16 and heads of 32 without torch, three seconds to compile."""
     one = ["-DCOGVIEW_ONE_DTYPE=bf16", "-DCOGVIEW_ONE_HEAD_DIM=32"]
-    kernel = Object(csrc / "cuda" / "three_region_attention.cu", [*KERNEL, *one], HEADERS)
-    return [kernel, of_emulator("three_region"), of_emulator("product"), *CORE]
+    kernels = [Object(csrc / "cuda" / path, [*KERNEL, *one], HEADERS) for path in ("three_region_attention.cu", VARLEN)]
+    return [*kernels, of_emulator("three_region"), of_emulator("product"), *CORE]
 
 
 def local_2d(csrc: Path) -> list[Object]:

@@ -24,6 +24,18 @@ from ._three_region_pattern import (
     visible,
     window_end,
 )
+from ._three_region_place import (
+    PIVOT_ROWS,
+    Packed,
+    pivot_room,
+    pivot_row,
+    pivot_rows,
+    rank_row,
+    sequence_of,
+    statistics_pitch,
+    statistics_row,
+    token_tiles,
+)
 from ._tiles import (
     LOG2E,
     Rows,
@@ -56,32 +68,39 @@ def grad_query_tile(
 @kernel
 def grad_query_kernel(
     q, keys, copies, rank, out, lse, dout, dlse, delta, dq,
-    heads, group, total_heads, section, seqlen, room, block_size, window_blocks, scale, step, bias,
-    ACC: tl.constexpr, SHAPE: tl.constexpr,
+    heads, group, total_heads, section, seqlen, room, begins, sequences, tokens, block_size, window_blocks,
+    scale, step, bias, ACC: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
     """dq, and delta = rowsum(dout * out) - dlse for the kernels that own keys."""
     D: tl.constexpr = SHAPE.D
     BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
     M: tl.constexpr = SHAPE.M
     N: tl.constexpr = SHAPE.N
-    tile, head = heavy_first(tl.cdiv(seqlen, M), total_heads, section)
+    packed = Packed(begins, sequences, tokens)
+    tile, head = heavy_first(token_tiles(seqlen, packed, M), total_heads, section)
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     kv = h // group
     scale = exactly(scale, ACC)
     bias = exactly(bias, ACC)
-    queries, tiles = queries_of(tile, rank + b * (seqlen + 1), Window(seqlen, block_size, window_blocks), M, N)
-    q, out, dout, dq = head_of(q, b, h), head_of(out, b, h), head_of(dout, b, h), head_of(dq, b, h)
-    rows, at = seqlen - tile * M, (tile * M).to(tl.int64)
+    sequence, first = sequence_of(b, tile * M, seqlen, packed, None, M)
+    if begins is not None:
+        if first >= sequence.seqlen:
+            return
+    window = Window(sequence.seqlen, block_size, window_blocks)
+    queries, tiles = queries_of(first, rank + rank_row(sequence, packed), window, M, N)
+    q, out = head_of(q, sequence.sample, h), head_of(out, sequence.sample, h)
+    dout, dq = head_of(dout, sequence.sample, h), head_of(dq, sequence.sample, h)
+    rows, at = sequence.seqlen - first, first.to(tl.int64)
     x = load_rows(q.at + at * q.s, q.s, rows, M, D, BLOCK_D, SHAPE.WIDE, True)
     dx = load_rows(dout.at + at * dout.s, dout.s, rows, M, D, BLOCK_D, SHAPE.WIDE, True)
     o = load_rows(out.at + at * out.s, out.s, rows, M, D, BLOCK_D, SHAPE.WIDE, True)
-    stat, there = head.to(tl.int64) * seqlen + queries.i, queries.i < seqlen
+    stat, there = statistics_row(head, sequence, packed) + queries.i, queries.i < sequence.seqlen
     row_delta = tl.sum(o.to(ACC) * dx.to(ACC), 1)
     if dlse is not None:
         row_delta -= tl.load(dlse + stat, mask=there, other=0.0)
     tl.store(delta + stat, row_delta, mask=there)
     row_lse = tl.load(lse + stat, mask=there, other=float("inf")) * LOG2E
-    runs = runs_of(keys, copies, b * (heads // group) + kv, b, kv, seqlen, room, BLOCK_D)
+    runs = runs_of(keys, copies, b * (heads // group) + kv, sequence, kv, room, packed, BLOCK_D)
 
     acc = tl.zeros([M, BLOCK_D], ACC)
     for t in tl.range(0, edge_count(tiles)):
@@ -103,6 +122,7 @@ class QueryRows(NamedTuple):
     lse: Any
     delta: Any
     seqlen: Any
+    pitch: Any  # of lse and delta, between heads
 
 
 class Span(NamedTuple):
@@ -117,7 +137,7 @@ def rows_on(x, g):
     """Of the head g further on."""
     q = Rows(x.q.at + g * x.q.h, x.q.b, x.q.h, x.q.s)
     dout = Rows(x.dout.at + g * x.dout.h, x.dout.b, x.dout.h, x.dout.s)
-    return QueryRows(q, dout, x.lse + g * x.seqlen, x.delta + g * x.seqlen, x.seqlen)
+    return QueryRows(q, dout, x.lse + g * x.pitch, x.delta + g * x.pitch, x.seqlen, x.pitch)
 
 
 @triton.jit
@@ -144,8 +164,8 @@ def grad_key_tile(
 @kernel
 def grad_key_kernel(
     q, keys, pivots, rank, dout, lse, delta, parts, grads,
-    kv_heads, group, total_kv_heads, section, seqlen, num_pivots, room, block_size, window_blocks, splits,
-    scale, step, bias, PIVOT: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
+    kv_heads, group, total_kv_heads, section, seqlen, num_pivots, room, begins, sequences, tokens,
+    block_size, window_blocks, splits, scale, step, bias, PIVOT: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of N keys, from all queries of the group's heads that see them.
 
@@ -157,21 +177,37 @@ def grad_key_kernel(
     BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
     M: tl.constexpr = SHAPE.M
     N: tl.constexpr = SHAPE.N
-    window = Window(seqlen, block_size, window_blocks)
-    tiles = tl.cdiv(num_pivots if PIVOT else seqlen, N)
+    packed = Packed(begins, sequences, tokens)
+    if not PIVOT:
+        tiles = token_tiles(seqlen, packed, N)
+    elif begins is None:
+        tiles = tl.cdiv(num_pivots, N)
+    else:
+        tiles = (pivot_rows(room, packed) // N).to(tl.int32)
     tile, head = heavy_first(tiles, total_kv_heads, section)
     share = tl.program_id(1)
     if PIVOT:  # the first pivots, which most queries see, first
         tile = tiles - 1 - tile
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
+    sequence, n = sequence_of(b, tile * N, seqlen, packed, room if PIVOT else None, PIVOT_ROWS if PIVOT else N)
+    if begins is not None:
+        behind = sequence.seqlen > window_blocks * block_size  # some queries see keys as pivots
+        if PIVOT:
+            if (n >= pivot_room(sequence, room, packed)) | (not behind):
+                return
+        else:
+            splits = tl.where(behind, splits, 0)
+            if n >= sequence.seqlen:
+                return
+    seqlen = sequence.seqlen
+    window = Window(seqlen, block_size, window_blocks)
     scale = exactly(scale, ACC)
     bias = exactly(bias, ACC) if PIVOT else 0.0
-    n = tile * N
     columns = n + tl.arange(0, N)
-    keys = keys_of(keys, b, kv)
+    keys = keys_of(keys, sequence.sample, kv)
     # row r is seen by queries [begin[r], end[r]), all by [from_all, to_all), any by [low, high)
     if PIVOT:
-        position, valid = valid_pivots(pivots + b * num_pivots, columns, num_pivots, seqlen)
+        position, valid = valid_pivots(pivots + sequence.number * num_pivots, columns, num_pivots, seqlen)
         y = gather_rows(keys.k.at, keys.k.s, position, valid, D, BLOCK_D)
         z = gather_rows(keys.v.at, keys.v.s, position, valid, D, BLOCK_D)
         begin = tl.where(valid, window_end(position, window), seqlen)
@@ -198,18 +234,19 @@ def grad_key_kernel(
     full_share, edge_share = full * group, edges * group
     if PIVOT:
         full_share, edge_share = tl.cdiv(full_share, splits), tl.cdiv(edge_share, splits)
-    stat = (b * kv_heads + kv) * group * seqlen
-    q, dout = head_of(q, b, kv * group), head_of(dout, b, kv * group)
-    asking, span = QueryRows(q, dout, lse + stat, delta + stat, seqlen), Span(begin, end)
+    stat = statistics_row((b * kv_heads + kv) * group, sequence, packed)
+    q, dout = head_of(q, sequence.sample, kv * group), head_of(dout, sequence.sample, kv * group)
+    asking = QueryRows(q, dout, lse + stat, delta + stat, seqlen, statistics_pitch(sequence, packed))
+    span = Span(begin, end)
 
     sum_k = tl.zeros([N, BLOCK_D], ACC)
     sum_v = tl.zeros([N, BLOCK_D], ACC)
     if not PIVOT:
-        ranks = rank + b * (seqlen + 1) + columns
+        ranks = rank + rank_row(sequence, packed) + columns
         slot = tl.load(ranks, mask=columns < seqlen, other=0)
         is_pivot = tl.load(ranks + 1, mask=columns < seqlen, other=0) > slot
         for s in tl.range(0, splits):
-            part = (s * total_kv_heads + head).to(tl.int64) * room * BLOCK_D
+            part = pivot_row((s * total_kv_heads + head).to(tl.int64), sequence, room, packed) * BLOCK_D
             sum_k += gather_rows(parts.k + part, BLOCK_D, slot, is_pivot, BLOCK_D, BLOCK_D)
             sum_v += gather_rows(parts.v + part, BLOCK_D, slot, is_pivot, BLOCK_D, BLOCK_D)
     u, g = first_tile(share * full_share, full)
@@ -226,11 +263,11 @@ def grad_key_kernel(
         u, g = next_tile(u, g, edges)
 
     if PIVOT:
-        part = ((share * total_kv_heads + head).to(tl.int64) * room + n) * BLOCK_D
+        part = (pivot_row((share * total_kv_heads + head).to(tl.int64), sequence, room, packed) + n) * BLOCK_D
         store_rows(parts.k + part, BLOCK_D, sum_k, room - n, N, BLOCK_D, BLOCK_D)
         store_rows(parts.v + part, BLOCK_D, sum_v, room - n, N, BLOCK_D, BLOCK_D)
     else:
         sum_k *= exactly(step, ACC)
-        at, grads = n.to(tl.int64), keys_of(grads, b, kv)
+        at, grads = n.to(tl.int64), keys_of(grads, sequence.sample, kv)
         store_rows(grads.k.at + at * grads.k.s, grads.k.s, sum_k, seqlen - n, N, D, BLOCK_D)
         store_rows(grads.v.at + at * grads.v.s, grads.v.s, sum_v, seqlen - n, N, D, BLOCK_D)

@@ -24,8 +24,10 @@ from ._three_region_pattern import (
     visible,
     window_start,
 )
+from ._three_region_place import Packed, rank_row, sequence_of, statistics_row, token_tiles
 from ._tiles import (
     LOWEST,
+    Keys,
     exactly,
     gather_rows,
     head_of,
@@ -34,6 +36,7 @@ from ._tiles import (
     keys_of,
     load_rows,
     log_sum,
+    rows_from,
     softmax_step,
     store_rows,
 )
@@ -56,25 +59,31 @@ def forward_tile(
 @kernel
 def forward_kernel(
     q, keys, copies, rank, out, lse,
-    heads, group, total_heads, section, seqlen, room, block_size, window_blocks, scale, bias,
+    heads, group, total_heads, section, seqlen, room, begins, sequences, tokens, block_size, window_blocks, scale, bias,
     NEGATE: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
     D: tl.constexpr = SHAPE.D
     BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
     M: tl.constexpr = SHAPE.M
     N: tl.constexpr = SHAPE.N
-    tile, head = heavy_first(tl.cdiv(seqlen, M), total_heads, section)
+    packed = Packed(begins, sequences, tokens)
+    tile, head = heavy_first(token_tiles(seqlen, packed, M), total_heads, section)
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     kv = h // group
     scale = exactly(scale, ACC)
     bias = exactly(bias, ACC)
-    queries, tiles = queries_of(tile, rank + b * (seqlen + 1), Window(seqlen, block_size, window_blocks), M, N)
-    q, out = head_of(q, b, h), head_of(out, b, h)
-    rows, at = seqlen - tile * M, (tile * M).to(tl.int64)
+    sequence, first = sequence_of(b, tile * M, seqlen, packed, None, M)
+    if begins is not None:
+        if first >= sequence.seqlen:
+            return
+    window = Window(sequence.seqlen, block_size, window_blocks)
+    queries, tiles = queries_of(first, rank + rank_row(sequence, packed), window, M, N)
+    q, out = head_of(q, sequence.sample, h), head_of(out, sequence.sample, h)
+    rows, at = sequence.seqlen - first, first.to(tl.int64)
     x = load_rows(q.at + at * q.s, q.s, rows, M, D, BLOCK_D, SHAPE.WIDE, True)
     if NEGATE:  # the sign of `scale`, so that a larger score is a larger logit
         x = -x
-    runs = runs_of(keys, copies, b * (heads // group) + kv, b, kv, seqlen, room, BLOCK_D)
+    runs = runs_of(keys, copies, b * (heads // group) + kv, sequence, kv, room, packed, BLOCK_D)
 
     acc = tl.zeros([M, BLOCK_D], ACC)
     top = tl.full([M], LOWEST, ACC)
@@ -89,12 +98,12 @@ def forward_kernel(
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     store_rows(out.at + at * out.s, out.s, acc, rows, M, D, BLOCK_D)
     value = log_sum(top, total) * LN2
-    tl.store(lse + head.to(tl.int64) * seqlen + queries.i, value, mask=queries.i < seqlen)
+    tl.store(lse + statistics_row(head, sequence, packed) + queries.i, value, mask=queries.i < sequence.seqlen)
 
 
 @kernel
 def decode_kernel(
-    q, keys, pivots, lengths, part, part_lse,
+    q, keys, pivots, lengths, leftpad, part, part_lse,
     kv_heads, group, steps, row_tiles, num_pivots, capacity, block_size, window_blocks, pivot_tiles, tiles, share_size,
     scale, bias, NEGATE: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
@@ -119,6 +128,9 @@ def decode_kernel(
     h = kv * group + r % group
     # clamped: contents are not trusted
     offset = tl.maximum(tl.minimum(tl.load(lengths + b), capacity) - steps, 0).to(tl.int32)
+    if leftpad is not None:  # all counts from where the sequence begins; queries before that see nothing
+        begin = tl.maximum(tl.minimum(tl.load(leftpad + b), capacity), 0).to(tl.int32)
+        offset, capacity = offset - begin, capacity - begin
     i = offset + step
     start = window_start(i, window)
     low = window_start(tl.min(i, 0), window)
@@ -131,6 +143,8 @@ def decode_kernel(
     if NEGATE:
         x = -x
     keys = keys_of(keys, b, kv)
+    if leftpad is not None:
+        keys = Keys(rows_from(keys.k, begin), rows_from(keys.v, begin))
 
     acc = tl.zeros([M, BLOCK_D], ACC)
     top = tl.full([M], LOWEST, ACC)

@@ -11,6 +11,17 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from ._three_region_place import (
+    PIVOT_ROWS,
+    Packed,
+    Sequence,
+    pivot_room,
+    pivot_row,
+    pivot_rows,
+    rank_row,
+    sequence_at,
+    sequence_of,
+)
 from ._tiles import Keys, gather_rows, kernel, keys_of, load_rows, store_rows
 
 
@@ -81,34 +92,44 @@ def valid_pivots(pivots, n, num_pivots, seqlen):
 
 
 @kernel
-def rank_kernel(pivots, rank, num_pivots, seqlen, steps, ROWS: tl.constexpr):
-    """rank[b, j] = number of pivots before j, for j in [0, seqlen]; 2**steps > num_pivots."""
-    tiles = tl.cdiv(seqlen + 1, ROWS)
-    b = (tl.program_id(0) // tiles).to(tl.int64)
-    j = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
+def rank_kernel(pivots, rank, num_pivots, seqlen, steps, begins, sequences, tokens, ROWS: tl.constexpr):
+    """rank[b, j] = number of pivots before j, for j in [0, seqlen] of sequence b; 2**steps > num_pivots."""
+    packed = Packed(begins, sequences, tokens)
+    if begins is None:
+        tiles = tl.cdiv(seqlen + 1, ROWS)
+        b = (tl.program_id(0) // tiles).to(tl.int64)
+        sequence, first = Sequence(b, b, seqlen), tl.program_id(0) % tiles * ROWS
+    else:
+        sequence, first = sequence_at(tl.program_id(0) * ROWS, seqlen, packed, None, ROWS)
+    j = first + tl.arange(0, ROWS)
     low = tl.zeros([ROWS], tl.int32)
     high = tl.zeros([ROWS], tl.int32) + num_pivots
     for _ in tl.range(0, steps):
         middle = (low + high) // 2
-        p = tl.load(pivots + b * num_pivots + middle, mask=middle < high, other=-1)
+        p = tl.load(pivots + sequence.number * num_pivots + middle, mask=middle < high, other=-1)
         before = (p >= 0) & (p < j)
         high = tl.where(before, high, middle)
         low = tl.where(before, middle + 1, low)
-    tl.store(rank + b * (seqlen + 1) + j, low, mask=j <= seqlen)
+    tl.store(rank + rank_row(sequence, packed) + j, low, mask=j <= sequence.seqlen)
 
 
 @kernel
 def gather_kernel(
-    keys, pivots, copies, kv_heads, num_pivots, room, seqlen, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr
-):
+    keys, pivots, copies, kv_heads, num_pivots, room, seqlen, begins, sequences, tokens,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """Copies of the pivots' rows of k and v, [B, Hkv, room, BLOCK_D]; zeros where there is no pivot."""
-    tiles = room // ROWS
+    packed = Packed(begins, sequences, tokens)
+    tiles = (pivot_rows(room, packed) // ROWS).to(tl.int32)
     head = tl.program_id(0) // tiles
     b, h = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
-    n = tl.program_id(0) % tiles * ROWS
-    index, valid = valid_pivots(pivots + b * num_pivots, n + tl.arange(0, ROWS), num_pivots, seqlen)
-    to = (head.to(tl.int64) * room + n) * BLOCK_D
-    keys = keys_of(keys, b, h)
+    sequence, n = sequence_of(b, tl.program_id(0) % tiles * ROWS, seqlen, packed, room, PIVOT_ROWS)
+    if begins is not None:
+        if n >= pivot_room(sequence, room, packed):
+            return
+    index, valid = valid_pivots(pivots + sequence.number * num_pivots, n + tl.arange(0, ROWS), num_pivots, sequence.seqlen)
+    to = (pivot_row(head.to(tl.int64), sequence, room, packed) + n) * BLOCK_D
+    keys = keys_of(keys, sequence.sample, h)
     rows = gather_rows(keys.k.at, keys.k.s, index, valid, D, BLOCK_D)
     store_rows(copies.k + to, BLOCK_D, rows, room - n, ROWS, BLOCK_D, BLOCK_D)
     rows = gather_rows(keys.v.at, keys.v.s, index, valid, D, BLOCK_D)
@@ -116,9 +137,8 @@ def gather_kernel(
 
 
 @triton.jit
-def queries_of(tile, rank, window, M: tl.constexpr, N: tl.constexpr):
-    """Tile number `tile` of M queries, and the keys that these see, of N a tile."""
-    first = tile * M
+def queries_of(first, rank, window, M: tl.constexpr, N: tl.constexpr):
+    """M queries from the `first` one on, and the keys that these see, of N a tile."""
     last = tl.minimum(first + M, window.seqlen) - 1
     i = first + tl.arange(0, M)
     low, high = window_start(first, window), window_start(last, window)
@@ -133,15 +153,16 @@ def queries_of(tile, rank, window, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def runs_of(keys, copies, pair, b, kv, seqlen, room, BLOCK_D: tl.constexpr):
-    """Of pair number `pair` of batch and kv head."""
-    to = pair * room * BLOCK_D
-    return Runs(keys_of(keys, b, kv), Keys(copies.k + to, copies.v + to), seqlen, room)
+def runs_of(keys, copies, pair, sequence, kv, room, packed, BLOCK_D: tl.constexpr):
+    """Of a sequence's head `kv`, and pair number `pair` of sample and kv head."""
+    to = pivot_row(pair, sequence, room, packed) * BLOCK_D
+    keys, copies = keys_of(keys, sequence.sample, kv), Keys(copies.k + to, copies.v + to)
+    return Runs(keys, copies, sequence.seqlen, pivot_room(sequence, room, packed))
 
 
 @triton.jit
 def edge_count(tiles):
-    """How many tiles are not full, and at least one: a loop that may be skipped zeroes the sums on a path of its own,
+    """How many tiles are not full, and at least one: a loop that may be skipped zeroes the sums on a path of its sequence,
     for which ptxas makes every wgmma wait. That one lies behind the last query, its keys are not read."""
     return tl.maximum(tiles.pivots - tiles.full_pivots + tiles.head + tiles.window - tiles.tail, 1)
 

@@ -20,7 +20,7 @@ SIZES = (
     "bits", "capacity", "count", "coarse_height", "coarse_kernel_h", "coarse_kernel_w", "coarse_width",
     "dilation_h", "dilation_w", "group", "heads", "height", "kernel_h", "kernel_w", "key_height", "key_width",
     "kv_heads", "num_pivots", "pitch", "pivot_tiles", "prefix_len", "room", "row_tiles", "rows", "rows_per_matrix",
-    "section", "seqlen", "share_size", "shares", "steps", "threshold", "tiles", "total_heads",
+    "section", "seqlen", "sequences", "share_size", "shares", "steps", "threshold", "tiles", "tokens", "total_heads",
     "total_kv_heads", "width", "window_blocks",
 )  # fmt: skip
 LOWEST: tl.constexpr = tl.constexpr(-3.4e38)  # the maximum of nothing: finite, so that differences stay numbers
@@ -74,6 +74,12 @@ def exactly(number, ACC: tl.constexpr):
 def head_of(x, b, h):
     """Rows of one head."""
     return Rows(x.at + b * x.b + h * x.h, x.b, x.h, x.s)
+
+
+@triton.jit
+def rows_from(x, first):
+    """From row `first` on."""
+    return Rows(x.at + first.to(tl.int64) * x.s, x.b, x.h, x.s)
 
 
 @triton.jit

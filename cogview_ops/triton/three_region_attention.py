@@ -14,127 +14,92 @@ import triton
 from torch import Tensor
 
 from .. import _registration
-from .._three_region_operators import define_forward, register
+from .._three_region_operators import define_forward, define_varlen_forward, empty_varlen, register
 from . import configs
 from ._three_region_backward import grad_key_kernel, grad_query_kernel
+from ._three_region_call import Call, samples
 from ._three_region_forward import decode_kernel, forward_kernel
-from ._three_region_pattern import gather_kernel, rank_kernel
 from ._tiles import (
     DEVICES,
     Keys,
-    Shape,
-    accumulator,
     block_d,
-    check_interpreter,
     combine_kernel,
     launch,
-    logit,
     number,
     power_of_4,
     rows_of,
     scale_of,
     section,
-    wide,
 )
-
-PIVOT_ROWS = 128  # copies of pivot rows are allocated in multiples of this, the most rows of a tile
-
-
-class _Call:
-    """What the kernels of one call share: clamped sizes, keys, the rank table, the pivots' copies."""
-
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, pivots: Tensor, *numbers: Any) -> None:
-        check_interpreter(q)
-        self.device, self.element_size = q.device, q.element_size()
-        self.batch, self.heads, _, self.dim = q.shape
-        self.kv_heads, self.seqlen = k.shape[1], k.shape[2]
-        self.group, self.pairs = self.heads // self.kv_heads, self.batch * self.kv_heads
-        self.keys = Keys(rows_of(k), rows_of(v))
-        block_size, window_blocks, pivot_bias, self.scale = numbers
-        # larger ones mean the same, and products stay below 2**31; a pivot beyond the first S is no pivot
-        block_size = min(block_size, self.seqlen)
-        window_blocks = min(window_blocks, triton.cdiv(self.seqlen, block_size))
-        self.window = block_size * window_blocks
-        self.pivots = pivots[:, : self.seqlen].contiguous()
-        self.num_pivots = self.pivots.shape[1]
-        # with copies or without
-        self.room = triton.cdiv(self.num_pivots, PIVOT_ROWS) * PIVOT_ROWS if self.window < self.seqlen else 0
-        self.pattern = {"block_size": block_size, "window_blocks": window_blocks, "bias": logit(pivot_bias)}
-        self.acc = accumulator(q.dtype)
-
-    def config(self, kernel: str) -> configs.Config:
-        return configs.lookup(kernel, configs.chip(self.device), self.element_size, block_d(self.dim))
-
-    def shape(self, config: configs.Config, *tensors: Tensor) -> Shape:
-        return Shape(self.dim, block_d(self.dim), config.m, config.n, wide(*tensors))
-
-    def rank(self) -> Tensor:
-        rank = torch.empty(self.batch, self.seqlen + 1, dtype=torch.int32, device=self.device)
-        sizes = {"num_pivots": self.num_pivots, "seqlen": self.seqlen, "steps": self.num_pivots.bit_length()}
-        grid = (triton.cdiv(self.seqlen + 1, 256) * self.batch,)
-        launch(rank_kernel, grid, configs.SMALL, pivots=self.pivots, rank=rank, **sizes, ROWS=256)
-        return rank
-
-    def copies(self) -> Keys:
-        """Rows of keys and values at the pivots, contiguous.
-
-        A copy moves 4 * P * D * size bytes per head, once; every query tile behind the window then reads runs of rows
-        as it does in the window, not one row at an address that it must first load.
-        """
-        shape = (self.batch, self.kv_heads, self.room, block_d(self.dim))
-        copies = Keys(*(x.at.new_empty(shape) for x in self.keys))
-        if self.room:
-            launch(
-                gather_kernel,
-                (self.room // 32 * self.pairs,),
-                configs.SMALL,
-                keys=self.keys,
-                pivots=self.pivots,
-                copies=copies,
-                kv_heads=self.kv_heads,
-                num_pivots=self.num_pivots,
-                room=self.room,
-                seqlen=self.seqlen,
-                D=self.dim,
-                BLOCK_D=block_d(self.dim),
-                ROWS=32,
-            )
-        return copies
-
-    def tiles(self, config: configs.Config) -> tuple[int, dict[str, Any]]:
-        """Programs, and arguments, of the kernels that own a tile of queries each."""
-        total = self.batch * self.heads
-        launched = {"heads": self.heads, "group": self.group, "total_heads": total}
-        launched |= {"section": section(total, self.group, self.keys.k.at), "seqlen": self.seqlen, "room": self.room}
-        shared = {"keys": self.keys, "copies": self.copies(), **launched, **self.pattern, "ACC": self.acc}
-        return triton.cdiv(self.seqlen, config.m) * total, shared
-
 
 def forward(q: Tensor, k: Tensor, v: Tensor, pivots: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
     out, lse = _registration.empty_attention(q)
-    if not q.numel():
-        return out, lse
-    call = _Call(q, k, v, pivots, *numbers)
-    config = call.config("forward")
-    programs, shared = call.tiles(config)
-    shared |= {"scale": scale_of(abs(call.scale)), "NEGATE": call.scale < 0, "SHAPE": call.shape(config, q, k, v)}
-    launch(forward_kernel, (programs,), config, q=rows_of(q), rank=call.rank(), out=rows_of(out), lse=lse, **shared)
+    if q.numel():
+        _forward(Call(q, k, v, pivots, numbers), q, out, lse)
     return out, lse
 
 
+def varlen_forward(
+    q: Tensor, k: Tensor, v: Tensor, pivots: Tensor, cu_seqlens: Tensor, max_seqlen: int, *numbers: Any
+) -> tuple[Tensor, Tensor]:
+    out, lse = empty_varlen(q)
+    if q.numel() and len(pivots):
+        rows = samples(q)
+        _forward(Call(rows, samples(k), samples(v), pivots, numbers, cu_seqlens, max_seqlen), rows, samples(out), lse)
+    return out, lse
+
+
+def _forward(call: Call, q: Tensor, out: Tensor, lse: Tensor) -> None:
+    config = call.config("forward")
+    programs, shared = call.tiles(config)
+    shared |= {"scale": scale_of(abs(call.scale)), "NEGATE": call.scale < 0}
+    shared |= {"SHAPE": call.shape(config, q, call.keys.k.at, call.keys.v.at)}
+    launch(forward_kernel, (programs,), config, q=rows_of(q), rank=call.rank(), out=rows_of(out), lse=lse, **shared)
+
+
 def backward(
-    dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *arguments: Any
+    dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, lse, pivots, *numbers = arguments
-    dq, dk, dv = (_registration.empty_rows(x) for x in (q, k, v))
+    lse, pivots, *numbers = rest
+    grads = tuple(_registration.empty_rows(x) for x in (q, k, v))
     if not q.numel():
-        return dq, dk.zero_(), dv.zero_()
+        return grads[0], grads[1].zero_(), grads[2].zero_()
+    call = Call(q, k, v, pivots, tuple(numbers))
+    _backward(call, q, out, _readable(dout, out), lse, dlse, *grads)
+    return grads
+
+
+def varlen_backward(
+    dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    lse, pivots, cu_seqlens, max_seqlen, *numbers = rest
+    grads = tuple(_registration.empty_rows(x) for x in (q, k, v))
+    if not q.numel() or not len(pivots):
+        return grads[0], grads[1].zero_(), grads[2].zero_()
+    call = Call(samples(q), samples(k), samples(v), pivots, tuple(numbers), cu_seqlens, max_seqlen)
+    rows = [samples(x) for x in (q, out, _readable(dout, out))]
+    _backward(call, *rows, lse, dlse, *map(samples, grads))
+    return grads
+
+
+def _readable(dout: Tensor | None, out: Tensor) -> Tensor:
     if dout is None:
-        dout = torch.zeros_like(out)
-    elif dout.stride(3) != 1:
-        dout = dout.contiguous()
-    call = _Call(q, k, v, pivots, *numbers)
-    tensors = q, k, v, dout, out
+        return torch.zeros_like(out)
+    return dout if dout.stride(-1) == 1 else dout.contiguous()
+
+
+def _backward(
+    call: Call,
+    q: Tensor,
+    out: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    dlse: Tensor | None,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+) -> None:
+    tensors = q, call.keys.k.at, call.keys.v.at, dout, out
     rows = {"q": rows_of(q), "rank": call.rank(), "dout": rows_of(dout), "lse": lse, "delta": torch.empty_like(lse)}
     rows |= {"scale": scale_of(call.scale), "step": number(call.scale)}
     config = call.config("grad_query")
@@ -152,9 +117,8 @@ def backward(
     )
     del shared  # the copies' memory is free for the parts
     config = call.config("grad_pivot")
-    programs = triton.cdiv(min(call.room, call.num_pivots), config.n) * call.pairs
-    splits = configs.splits(programs, triton.cdiv(call.seqlen, config.m) * call.group, 8, call.device)
-    shape = (splits, call.pairs, call.room, block_d(call.dim))
+    programs, splits = call.pivot_tiles(config)
+    shape = (splits, call.pairs, call.rows, block_d(call.dim))
     rows |= {
         "keys": call.keys,
         "pivots": call.pivots,
@@ -167,6 +131,7 @@ def backward(
         "seqlen": call.seqlen,
         "num_pivots": call.num_pivots,
         "room": call.room,
+        **call.packed,
         **call.pattern,
         "ACC": call.acc,
     }
@@ -175,8 +140,7 @@ def backward(
         launch(grad_key_kernel, (programs, splits), config, **rows, **kind)
     config = call.config("grad_key")
     kind = {"splits": splits if call.room else 0, "PIVOT": False, "SHAPE": call.shape(config, *tensors)}
-    launch(grad_key_kernel, (triton.cdiv(call.seqlen, config.n) * call.pairs, 1), config, **rows, **kind)
-    return dq, dk, dv
+    launch(grad_key_kernel, (call.token_tiles(config.n) * call.pairs, 1), config, **rows, **kind)
 
 
 def decode(
@@ -191,13 +155,10 @@ def decode(
     scale: float,
     cache_leftpad: Tensor | None = None,
 ) -> Tensor:
-    if cache_leftpad is not None:
-        raise NotImplementedError("cache_leftpad has no Triton kernel yet; impl='reference' can")
-    numbers = block_size, window_blocks, pivot_bias, scale
     out = _registration.empty_decode(q)
     if not q.numel():
         return out
-    call = _Call(q, k, v, pivots, *numbers)
+    call = Call(q, k, v, pivots, (block_size, window_blocks, pivot_bias, scale))
     config = call.config("decode")
     steps = q.shape[2]
     row_tiles = triton.cdiv(steps * call.group, config.m)
@@ -222,6 +183,7 @@ def decode(
         keys=call.keys,
         pivots=call.pivots,
         lengths=cache_seqlens.contiguous(),
+        leftpad=None if cache_leftpad is None else cache_leftpad.contiguous(),
         **shared,
         num_pivots=call.num_pivots,
         capacity=call.seqlen,
@@ -241,5 +203,7 @@ def decode(
 register("cogview_ops_triton")
 _registration.implement("three_region_attention_fwd", forward, DEVICES)
 _registration.implement("three_region_attention_bwd", backward, DEVICES)
+_registration.implement("three_region_attention_varlen_fwd", varlen_forward, DEVICES)
+_registration.implement("three_region_attention_varlen_bwd", varlen_backward, DEVICES)
 _registration.implement("three_region_attention_decode", decode, DEVICES)
 _registration.mix("three_region_attention_fwd", define_forward)

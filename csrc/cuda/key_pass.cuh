@@ -40,7 +40,8 @@ struct WarpRows {
   u32 first, last;
 };
 
-template <class T, int D>
+// kPacked: of packed sequences; sample b is the one whose first token is b, and statistics lie by heads.
+template <class T, int D, bool kPacked = false>
 struct KeyPass {
   using Shape = KeyPassShape<D>;
   using Layout = RingLayout<D, Shape, 8 * Shape::kTile, 4 * Shape::kRows>;
@@ -97,7 +98,8 @@ struct KeyPass {
       }
       if (const int thread = copy.thread; thread < 2 * Shape::kTile) {
         const int n = thread % Shape::kTile, which = thread / Shape::kTile, at = pattern.query(tile, n);
-        const float* from = stats + ((which * a.batch + b) * a.heads + tile.head) * a.seqlen_q;
+        const float* from = stats + (kPacked ? (which * a.heads + tile.head) * a.seqlen_q + b
+                                             : ((which * a.batch + b) * a.heads + tile.head) * a.seqlen_q);
         gpu::copy4(to + 2 * Layout::kTileBytes + 4 * thread, from + max(at, 0), at >= 0);
       }
     };

@@ -11,7 +11,7 @@ namespace cogview::cuda {
 template <int D>
 using ForwardShape = TileShape<2, 4, D <= 64 ? 64 : 32, D == 128 ? 3 : 4, D == 96 ? 1 : 2, D <= 96>;
 
-template <class T, int D>
+template <class T, int D, bool kPacked>
 struct ThreeRegionForward {
   using Shape = ForwardShape<D>;
   using Layout = RingLayout<D, Shape, 0, Shape::kKept ? 0 : Shape::kRows * 2 * D>;
@@ -20,10 +20,11 @@ struct ThreeRegionForward {
   __device__ static void run(const ThreeRegionAttention& a, const Logits& logits, const Programs& programs) {
     const u32 base = gpu::shared_address(gpu::shared_memory());
     const int warp = gpu::uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
-    const QueryPlace place(a, programs, Shape::kRows);
-    const int b = place.b, h = place.h, kv = h / programs.group;
+    const QueryPlace<kPacked> place(a, programs, Shape::kRows);
+    if (place.empty()) return;
+    const int b = place.sample, h = place.h, kv = h / programs.group;
     const Ring<Shape> ring(base + Layout::kFull, base + Layout::kEmpty);
-    const Regions regions(a, b);
+    const Regions regions(a, place);
     const KeyTiles<D, Shape> keys(regions, place.first);  // the last see most keys
     __syncthreads();
 
@@ -69,9 +70,9 @@ struct ThreeRegionForward {
     });
 
     __syncthreads();  // nobody reads the slots any more
-    const QueryPlace at_end(a, programs, Shape::kRows);
-    char* out = reinterpret_cast<char*>(a.out.at<T>(at_end.b, at_end.h));
-    float* lse = static_cast<float*>(a.lse) + int64_t(at_end.head) * regions.seqlen;
+    const QueryPlace<kPacked> at_end(a, programs, Shape::kRows);
+    char* out = reinterpret_cast<char*>(a.out.at<T>(at_end.sample, at_end.h));
+    float* lse = static_cast<float*>(a.lse) + at_end.statistics(a);
     const u32 room = base + warp * Layout::kWarpBytes;
 #pragma unroll
     for (int r = 0; r < R; ++r) {

@@ -93,44 +93,49 @@ struct WindowRows : QueryRuns<S> {
   }
 };
 
-// Sums of pivots: [dk or dv, splits, B * kv_heads, num_pivots, D].
+// Sums of pivots: [dk or dv, splits, B * kv_heads, part_rows, D].
+template <bool kPacked>
 struct PivotParts {
   float* data;
   int splits;
-  int64_t split_size, size;  // of a split's dk; of all of them
+  int64_t rows, split_size, size;  // of a head; of a split's dk; of all of them
   __device__ PivotParts(const ThreeRegionAttention& a, const ThreeRegionScratch& scratch)
       : data(scratch.parts),
         splits(scratch.splits),
-        split_size(a.batch * a.kv_heads * a.num_pivots * a.head_dim),
+        rows(part_rows<kPacked>(a)),
+        split_size(a.batch * a.kv_heads * rows * a.head_dim),
         size(splits * split_size) {}
   // Of a split, the pivot's row of dk; dv's is `size` further on.
-  __device__ float* at(const ThreeRegionAttention& a, int split, int pair, int pivot) const {
-    return data + split * split_size + (int64_t(pair) * a.num_pivots + pivot) * a.head_dim;
+  __device__ float* at(const ThreeRegionAttention& a, int split, const BlockPlace<kPacked>& place, int pivot) const {
+    const int64_t first = kPacked ? PackedRows(a.num_pivots).first(place.number, place.sample) : 0;
+    return data + split * split_size + (place.head * rows + first + pivot) * a.head_dim;
   }
 };
 
-template <class T, int D>
+template <class T, int D, bool kPacked>
 struct ThreeRegionGradKey {
-  using Pass = KeyPass<T, D>;
+  using Pass = KeyPass<T, D, kPacked>;
+  using Place = BlockPlace<kPacked>;
   using Shape = typename Pass::Shape;
   using Layout = typename Pass::Layout;
 
   __device__ static void pivots(const ThreeRegionAttention& a, const ThreeRegionScratch& scratch, const Logits& logits,
                                 const Programs& programs) {
-    const BlockPlace place(programs, a.kv_heads, Shape::kRows);
-    const Regions regions(a, place.b);
+    const Place place(a, programs, a.kv_heads, Shape::kRows, a.num_pivots);
+    if (place.empty()) return;
+    const Regions regions(a, place);
     const PivotRows<Shape> pattern(regions, programs, place.first, place.h, blockIdx.y, scratch.splits);
     if (pattern.begin >= regions.seqlen) return;  // nobody sees them as pivots, nor asks for their parts
-    Pass::run(a, a.k, a.v, scratch.stats, place.b, place.h, logits, pattern,
+    Pass::run(a, a.k, a.v, scratch.stats, place.sample, place.h, logits, pattern,
               [&](int r, const auto& dk, const auto& dv) {
-                const BlockPlace place(programs, a.kv_heads, Shape::kRows);
-                const PivotParts parts(a, scratch);
+                const Place place(a, programs, a.kv_heads, Shape::kRows, a.num_pivots);
+                const PivotParts<kPacked> parts(a, scratch);
                 const int lane = threadIdx.x % 32, unit = place.first + threadIdx.x / 32 * Shape::kWarpRows + 16 * r;
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                   const int pivot = unit + 8 * e + lane / 4;
                   if (pivot >= a.num_pivots) continue;
-                  float* to = parts.at(a, blockIdx.y, place.head, pivot) + 2 * (lane % 4);
+                  float* to = parts.at(a, blockIdx.y, place, pivot) + 2 * (lane % 4);
 #pragma unroll
                   for (int j = 0; j < D / 8; ++j) {
                     gpu::store_global_pair(to + 8 * j, {dk[j][2 * e], dk[j][2 * e + 1]});
@@ -142,13 +147,14 @@ struct ThreeRegionGradKey {
 
   __device__ static void window(const ThreeRegionAttention& a, const ThreeRegionScratch& scratch, const Logits& logits,
                                 const Programs& programs) {
-    const BlockPlace place(programs, a.kv_heads, Shape::kRows);
-    const Regions regions(a, place.b);
+    const Place place(a, programs, a.kv_heads, Shape::kRows, a.max_seqlen);
+    if (place.empty()) return;
+    const Regions regions(a, place);
     const WindowRows<Shape> pattern(regions, programs, place.first, place.h);
-    Pass::run(a, a.k, a.v, scratch.stats, place.b, place.h, logits, pattern, [&](int r, auto& dk, auto& dv) {
-      const BlockPlace place(programs, a.kv_heads, Shape::kRows);
-      const Regions regions(a, place.b);
-      const PivotParts parts(a, scratch);
+    Pass::run(a, a.k, a.v, scratch.stats, place.sample, place.h, logits, pattern, [&](int r, auto& dk, auto& dv) {
+      const Place place(a, programs, a.kv_heads, Shape::kRows, a.max_seqlen);
+      const Regions regions(a, place);
+      const PivotParts<kPacked> parts(a, scratch);
       const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
       const int unit = place.first + warp * Shape::kWarpRows + 16 * r;
 #pragma unroll
@@ -159,7 +165,7 @@ struct ThreeRegionGradKey {
         if (pivot >= regions.num_pivots || regions.pivot(pivot) != static_cast<u32>(j)) continue;
 #pragma unroll 1
         for (int split = 0; split < parts.splits; ++split) {
-          const float* from = parts.at(a, split, place.head, pivot) + 2 * (lane % 4);
+          const float* from = parts.at(a, split, place, pivot) + 2 * (lane % 4);
 #pragma unroll
           for (int c = 0; c < D / 8; ++c) {
             const float2 x = gpu::load_global_pair(from + 8 * c), y = gpu::load_global_pair(from + parts.size + 8 * c);
@@ -169,7 +175,7 @@ struct ThreeRegionGradKey {
       }
       const u32 room = gpu::shared_address(gpu::shared_memory()) + warp * Layout::kWarpBytes;
       const auto store = [&](const auto& acc, float factor, const Tensor4& to) {
-        char* rows = reinterpret_cast<char*>(to.at<T>(place.b, place.h)) + unit * to.stride[2] * 2;
+        char* rows = reinterpret_cast<char*>(to.at<T>(place.sample, place.h)) + unit * to.stride[2] * 2;
         store_unit<T>(acc, factor, factor, room, rows, to.stride[2] * 2, regions.seqlen - unit);
       };
       store(dk, logits.scale, a.dk);

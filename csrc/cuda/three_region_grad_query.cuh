@@ -11,7 +11,7 @@ namespace cogview::cuda {
 template <int D>
 using GradQueryShape = std::conditional_t<D <= 64, TileShape<2, 4, 64, 4, 1>, TileShape<1, 8, 32, 4, 2>>;
 
-template <class T, int D>
+template <class T, int D, bool kPacked>
 struct ThreeRegionGradQuery {
   using Shape = GradQueryShape<D>;
   using Layout = RingLayout<D, Shape, 0, 0>;
@@ -22,10 +22,11 @@ struct ThreeRegionGradQuery {
                              const Programs& programs) {
     const u32 base = gpu::shared_address(gpu::shared_memory());
     const int warp = gpu::uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
-    const QueryPlace place(a, programs, Shape::kRows);
-    const int b = place.b, h = place.h, kv = h / programs.group;
+    const QueryPlace<kPacked> place(a, programs, Shape::kRows);
+    if (place.empty()) return;
+    const int b = place.sample, h = place.h, kv = h / programs.group;
     const Ring<Shape> ring(base + Layout::kFull, base + Layout::kEmpty);
-    const Regions regions(a, b);
+    const Regions regions(a, place);
     const KeyTiles<D, Shape> keys(regions, place.first);
     __syncthreads();
 
@@ -50,7 +51,7 @@ struct ThreeRegionGradQuery {
       for (int e = 0; e < 2; ++e) {
         lse[r][e] = 0;
         if (!there[e]) continue;
-        const int64_t at = int64_t(place.head) * regions.seqlen + i + 8 * e;
+        const int64_t at = place.statistics(a) + i + 8 * e;
         lse[r][e] = static_cast<const float*>(a.lse)[at] * kLog2e;
         if (a.dlse) delta[r][e] -= static_cast<const float*>(a.dlse)[at];
         if (lane % 4) continue;
@@ -88,8 +89,8 @@ struct ThreeRegionGradQuery {
     });
 
     __syncthreads();  // nobody reads the slots any more
-    const QueryPlace at_end(a, programs, Shape::kRows);
-    char* dq = reinterpret_cast<char*>(a.dq.at<T>(at_end.b, at_end.h));
+    const QueryPlace<kPacked> at_end(a, programs, Shape::kRows);
+    char* dq = reinterpret_cast<char*>(a.dq.at<T>(at_end.sample, at_end.h));
     const u32 room = base + warp * Layout::kWarpBytes;
 #pragma unroll
     for (int r = 0; r < R; ++r) {

@@ -2,8 +2,7 @@
 // windows, gathered, then the windows.
 #pragma once
 
-#include "../three_region_attention.h"
-#include "tile_ring.cuh"
+#include "three_region_place.cuh"
 
 namespace cogview::cuda {
 
@@ -13,14 +12,14 @@ struct Regions {
   const char* pivots;
   u32 pivot_bytes;
 
-  __device__ Regions(const ThreeRegionAttention& a, int b)
-      : seqlen(a.seqlen_k),
+  __device__ Regions(const ThreeRegionAttention& a, const Sequence& of)
+      : seqlen(of.seqlen),
         block_size(a.block_size),
         window_blocks(a.window_blocks),
         num_pivots(a.num_pivots),
         pivots(static_cast<const char*>(a.pivots.data)),
         pivot_bytes(a.pivots.wide ? 8 : 4) {
-    pivots += b * a.num_pivots * pivot_bytes;
+    pivots += of.number * a.num_pivots * pivot_bytes;
   }
   // The first key of query i's window.
   __device__ int window(int i) const {
@@ -45,39 +44,9 @@ struct Regions {
     }
     return first;
   }
-  // Of all pivots, asked by all lanes of a warp: they look at 32 places at once.
+  // Of all pivots, asked by all lanes of a warp.
   __device__ int rank_by_warp(int x) const {
-    const int lane = threadIdx.x % 32;
-    int first = 0, left = num_pivots;
-    while (left > 0) {
-      const int step = (left + 31) / 32, at = first + (lane + 1) * step - 1;
-      const bool below = at < first + left && pivot(at) < static_cast<u32>(x);
-      const int whole = gpu::count_bits(gpu::lanes_where(below));
-      first += whole * step;
-      left = min(left - whole * step, step - 1);
-    }
-    return first;
-  }
-};
-
-// Where the rows that a block owns are. Asked again at the end instead of remembered, which takes registers from the
-// sums.
-struct BlockPlace {
-  int first, head, b, h;  // row; of all batch * heads, and of these the sample and its head
-  __device__ BlockPlace(const Programs& programs, int64_t heads, int rows) {
-    int program = blockIdx.x;
-    gpu::keep(program);
-    const auto place = programs.place(program);
-    first = place.tile * rows, head = place.head;
-    b = gpu::uniform(head / static_cast<int>(heads)), h = head - b * static_cast<int>(heads);
-  }
-};
-
-// Queries, those with most keys first.
-struct QueryPlace : BlockPlace {
-  __device__ QueryPlace(const ThreeRegionAttention& a, const Programs& programs, int rows)
-      : BlockPlace(programs, a.heads, rows) {
-    first = (programs.tiles - 1) * rows - first;
+    return count_by_warp(num_pivots, [&](int r) { return pivot(r) < static_cast<u32>(x); });
   }
 };
 
