@@ -95,7 +95,7 @@ Tensor checked_leftpad(const Tensor& x, const Tensor& seqlens) {
 
 Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in, const Tensor& seqlens_in,
               int64_t block_size, int64_t window_blocks, double pivot_bias, double scale, const Optional& leftpad_in) {
-  const Tensor pivots = checked_pivots(pivots_in, q, k), seqlens = checked_seqlens(seqlens_in, q, k);
+  const Tensor pivots = checked_pivots(pivots_in, q, k), seqlens = checked_seqlens(seqlens_in, q, k, q.size(2));
   const Optional leftpad = leftpad_in ? Optional(checked_leftpad(*leftpad_in, seqlens)) : std::nullopt;
   Tensor out = empty_rows(q);
   if (q.numel() == 0) return out;

@@ -20,19 +20,25 @@ struct Span {
 
 // One axis: which keys a query sees, and which queries see a key. Both ends of both grow with the position.
 struct Axis {
-  int64_t queries = 0, keys = 0, radius = 0;
-  bool shift = false;                      // the window moves inward at the edges; else it is cut
-  int64_t ratio = 1, step = 1, phase = 0;  // query q lies in key (phase + q * step) / ratio
+  int64_t queries = 0, keys = 0, before = 0, behind = 0;  // keys before and behind a query's own
+  bool shift = false;                                     // the window moves inward at the edges; else it is cut
+  int64_t ratio = 1, step = 1, phase = 0;                 // query q lies in key (phase + q * step) / ratio
 
   COGVIEW_INLINE Span window(int64_t q) const {
-    const int64_t place = phase + q * step, home = ratio == 1 ? place : place / ratio, last = keys - 2 * radius - 1;
-    if (!shift) return Span{home - radius, home + radius + 1}.within(keys);
-    const int64_t lo = home - radius < 0 ? 0 : home - radius > last ? last : home - radius;
-    return {lo, lo + 2 * radius + 1};
+    const int64_t place = phase + q * step, home = ratio == 1 ? place : place / ratio, last = keys - size();
+    if (!shift) return Span{home - before, home + behind + 1}.within(keys);
+    const int64_t lo = home - before < 0 ? 0 : home - before > last ? last : home - before;
+    return {lo, lo + size()};
   }
   COGVIEW_INLINE Span seen(int64_t k) const {
-    if (shift) return {k <= 2 * radius ? 0 : k - radius, k >= keys - 2 * radius - 1 ? queries : k + radius + 1};
-    return Span{first_query(k - radius), first_query(k + radius + 1)}.within(queries);
+    if (shift) return {k < size() ? 0 : k - behind, k >= keys - size() ? queries : k + before + 1};
+    return Span{first_query(k - behind), first_query(k + before + 1)}.within(queries);
+  }
+  COGVIEW_INLINE int64_t size() const { return before + behind + 1; }  // of a window
+  // How far keys are from the queries that see them, of keys that are queries too.
+  COGVIEW_INLINE Span reach() const {
+    const int64_t most = keys - 1, up = shift ? size() - 1 : before, down = shift ? size() - 1 : behind;
+    return {-(up < most ? up : most), (down < most ? down : most) + 1};
   }
   COGVIEW_INLINE Span windows(Span q) const { return {window(q.lo).lo, window(q.hi - 1).hi}; }
   COGVIEW_INLINE Span seen_by(Span k) const { return {seen(k.lo).lo, seen(k.hi - 1).hi}; }
@@ -71,17 +77,25 @@ struct Phase {
     const Grid grid = a.window.grid, kernel = a.window.kernel, step = a.window.dilation, coarse = a.coarse.grid;
     y = fine(grid.h, kernel.h, step.h, top, a.window.shift), x = fine(grid.w, kernel.w, step.w, left, a.window.shift);
     if (!coarse.h) return;
-    coarse_y = {y.queries, coarse.h, a.coarse.kernel.h / 2, false, grid.h / coarse.h, step.h, top};
-    coarse_x = {x.queries, coarse.w, a.coarse.kernel.w / 2, false, grid.w / coarse.w, step.w, left};
+    coarse_y = axis(y.queries, coarse.h, a.coarse.kernel.h), coarse_x = axis(x.queries, coarse.w, a.coarse.kernel.w);
+    coarse_y.ratio = grid.h / coarse.h, coarse_y.step = step.h, coarse_y.phase = top;
+    coarse_x.ratio = grid.w / coarse.w, coarse_x.step = step.w, coarse_x.phase = left;
   }
   COGVIEW_INLINE Grid grid() const { return {y.queries, x.queries}; }
 
  private:
+  COGVIEW_INLINE static Axis axis(int64_t queries, int64_t keys, int64_t kernel) {
+    return {queries, keys, kernel / 2, (kernel - 1) / 2};
+  }
   COGVIEW_INLINE static Axis fine(int64_t size, int64_t kernel, int64_t step, int64_t first, bool shift) {
     const int64_t n = first < size ? (size - first + step - 1) / step : 0;
-    return {n, n, kernel / 2, shift};
+    Axis x = axis(n, n, kernel);
+    x.shift = shift;
+    return x;
   }
 };
+
+constexpr int kBiasLanes = 16;  // cells whose bias is a vector
 
 // How a grid is cut into patches, and how many of those along each axis a work item owns.
 struct Patches {
@@ -89,6 +103,12 @@ struct Patches {
   Grid forward{1, 1}, backward{1, 1};  // each at most 16 in all
   // The backward is a sequence of launches of groups of key patches, in which no two groups share a patch of queries.
   Grid colors{1, 1}, color{0, 0};
+
+  // Rows and columns of the cells of a vector.
+  COGVIEW_INLINE Grid vector() const {
+    const int64_t wide = x.size < kBiasLanes ? x.size : kBiasLanes;
+    return {kBiasLanes / wide, wide};
+  }
 };
 
 // Groups of a grid's patches, some of which a smaller phase may lack.
