@@ -1,6 +1,6 @@
 """What the operators are compared with: plain formulas, SDPA, FlexAttention, Liger. Masks are bool, True = attend."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
@@ -53,6 +53,30 @@ def gathered_sdpa(mask: Tensor) -> Callable[..., Tensor]:
         return sdpa(padding)(query, key, value)
 
     return attention
+
+
+def of_packed(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An attention of one long sequence, `[1, H, total, D]`, on packed ones, `[total, H, D]`."""
+    return lambda *tensors: attention(*(x.transpose(0, 1)[None] for x in tensors))[0].transpose(0, 1)
+
+
+def of_padded(attention: Callable[..., Tensor], lengths: Sequence[int]) -> Callable[..., Tensor]:
+    """An attention of a batch on packed sequences: put into a batch as long as the longest, and taken out again."""
+    ends = torch.tensor(lengths).cumsum(0)
+    place = torch.arange(int(ends[-1]))
+    row = torch.searchsorted(ends, place, right=True)
+    index = row * max(lengths) + place - (ends - torch.tensor(lengths))[row]
+    equal = len(set(lengths)) == 1  # then a batch is but another shape
+
+    def batch(x: Tensor) -> Tensor:
+        rows = x if equal else x.new_zeros(len(lengths) * max(lengths), *x.shape[1:]).index_copy(0, index, x)
+        return rows.unflatten(0, (len(lengths), -1)).transpose(1, 2)
+
+    def call(*tensors: Tensor) -> Tensor:
+        out = attention(*map(batch, tensors)).transpose(1, 2).flatten(0, 1)
+        return out if equal else out[index]
+
+    return call
 
 
 def published_three_region(

@@ -18,6 +18,7 @@ from .problems import (
     softmax,
     three_region,
     three_region_decode,
+    three_region_varlen,
 )
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,6 +76,11 @@ DECODE: dict[str, dict[str, Any]] = {
     "16/4x33792x64": {"lengths": (33792,), "kv_heads": 4},
     "4x16x33792x64-ragged": {"lengths": (33792, 16896, 8448, 4224)},
 }
+PACKED: dict[str, tuple[int, ...]] = {
+    "4x1024x8x64": (1024,) * 4,
+    "6x8x64-of-128-to-2048": (2048, 128, 1024, 256, 128, 512),
+    "200x20x8x64": (20,) * 200,
+}
 CASES = [
     *_cases("three_region_attention", "16x4224x64", three_region, *BOTH),
     *(
@@ -86,6 +92,16 @@ CASES = [
         Case("three_region_attention_decode", shape, dtype, False, partial(three_region_decode, **how))
         for shape, how in DECODE.items()
         for dtype in ("bf16", "fp32")
+    ),
+    *(
+        case
+        for shape, lengths in PACKED.items()
+        for case in _cases(
+            "three_region_attention_varlen",
+            shape,
+            partial(three_region_varlen, lengths=lengths),
+            *(BOTH if max(lengths) > 20 else BOTH[::2]),
+        )
     ),
     *_cases("local_attention_2d", "16x64x64x64", local_2d, *BOTH),
     *_cases(

@@ -120,6 +120,45 @@ def three_region(dtype: torch.dtype, back: bool, *, heads=16, seqlen=4224, dim=6
     return problem if seqlen <= 4224 else replace(problem, truth=published)  # the reference is quadratic
 
 
+def three_region_varlen(
+    dtype: torch.dtype, back: bool, *, lengths=(1024,) * 4, heads=8, kv_heads=8, dim=64, pivots=256, text=64
+) -> Problem:
+    """Packed sequences; what users have instead is a batch as long as the longest, or a mask of all pairs. With equal
+    ones the batch form alone, since whoever is timed after something long is slower, by 10 % here."""
+    total, longest = sum(lengths), max(lengths)
+    ends = torch.tensor((0, *lengths)).cumsum(0).int()
+    sequence, position = patterns.packed(ends, total)
+    chosen = ops.sample_pivots(position < text, position >= text, pivots, cu_seqlens=ends)
+    window, pivot = patterns.three_region_packed_masks(chosen, ends, total, BLOCK, WINDOW)
+    mask, same = window | pivot, sequence[:, None] == sequence
+
+    def sees(batch: Any, head: Any, i: Tensor, j: Tensor) -> Tensor:
+        return mask[i, j]
+
+    batch = partial(ops.three_region_attention, pivots=chosen)
+    alike: dict[str, Contestant] = {"batch form": baselines.of_padded(batch, lengths)}
+    dense: dict[str, Contestant] = {}
+    if min(lengths) < longest:
+        alike["masked SDPA"] = baselines.of_packed(baselines.sdpa(mask))
+        alike["FlexAttention"] = baselines.of_packed(baselines.flex_attention(sees, total))
+        causal = baselines.sdpa(same & (position[:, None] >= position))
+        dense["block-diagonal causal SDPA"] = baselines.of_packed(causal)
+    pairs = int(mask.sum())
+    query = torch.randn(total, heads, dim, dtype=dtype)
+    key, value = torch.randn(2, total, kv_heads, dim, dtype=dtype)
+    return Problem(
+        (query, key, value),
+        partial(ops.three_region_attention_varlen, pivots=chosen, cu_seqlens=ends, max_seqlen=longest),
+        alike,
+        dense,
+        bytes=(6 if back else 2) * (query.nbytes + key.nbytes),
+        flops=(7 if back else 2) * 2 * pairs * heads * dim,
+        exps=(2 if back else 1) * pairs * heads,
+        tokens=total,
+        sample=partial(heads_of_one_key_head, kv_heads),
+    )
+
+
 def full_cache(query: Tensor, length: int, pivots: Tensor) -> Contestant:
     """The operator against a KVCache that holds `length` tokens."""
     batch, heads, _, dim = query.shape

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from . import _checks, patterns
 
+_NONE = 2**31 - 1  # no position: larger than any
+
 
 def sample_pivots(
     text_mask: Tensor,
@@ -52,12 +54,11 @@ def sample_pivots(
     rank = torch.rand(*text_mask.shape, device=text_mask.device, **given)
     if cu_seqlens is not None:
         return _of_sequences(rank, text_mask, image_mask, num_pivots, cu_seqlens)
-    seqlen = text_mask.shape[1]
     # text first (rank 2), then image by a random rank in [0, 1), everything else last
     rank = rank.masked_fill(~image_mask, -1).masked_fill(text_mask, 2)
     rank = torch.nn.functional.pad(rank, (0, num_pivots), value=-1)  # also where there are fewer tokens than pivots
     best, index = rank.topk(num_pivots, -1)
-    return _ascending(torch.where(best >= 0, index, seqlen), seqlen)
+    return _ascending(torch.where(best >= 0, index, _NONE))
 
 
 def _of_sequences(rank: Tensor, text_mask: Tensor, image_mask: Tensor, num_pivots: int, cu_seqlens: Tensor) -> Tensor:
@@ -66,15 +67,14 @@ def _of_sequences(rank: Tensor, text_mask: Tensor, image_mask: Tensor, num_pivot
     sequence, position = patterns.packed(cu_seqlens, total)
     key = torch.where(image_mask, 1 + (rank * 2**24).long(), last).masked_fill(text_mask, 0)  # all bits of a rank
     key, order = (sequence * 2**26 + key).sort()
-    chosen = torch.where(key % 2**26 < last, position[order], total)
-    chosen = torch.nn.functional.pad(chosen, (0, 1), value=total)
-    begin, end = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None]
-    index = begin + torch.arange(num_pivots, device=rank.device)
-    inside = (index >= 0) & (index < end) & (index < total)  # values are not looked at on other devices
-    return _ascending(chosen[torch.where(inside, index, total)], total)
+    chosen = torch.where(key % 2**26 < last, position[order], _NONE)
+    chosen = torch.nn.functional.pad(chosen, (0, 1), value=_NONE)
+    index = cu_seqlens[:-1, None].long() + torch.arange(num_pivots, device=rank.device)
+    inside = (index >= 0) & (index < cu_seqlens[1:, None]) & (index < total)  # not checked on other devices
+    return _ascending(chosen[torch.where(inside, index, total)])
 
 
-def _ascending(chosen: Tensor, none: int) -> Tensor:
-    """Rows of positions, of which `none` is larger than any and pads."""
+def _ascending(chosen: Tensor) -> Tensor:
+    """Rows of positions, then -1 for those that are none."""
     chosen = chosen.sort(-1).values
-    return torch.where(chosen < none, chosen, -1).int()
+    return torch.where(chosen < _NONE, chosen, -1).int()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 LOCAL, THREE = "tests/operators/test_local_attention_2d.py", "tests/operators/test_three_region_attention.py"
+VARLEN = "tests/operators/test_three_region_varlen.py"
 TILES, PATCHES, GRAD_KEY = "local_tiles.cpp", "local_patches.h", "tile_grad_key.h"
 THREE_TILES = "three_region_attention.cpp"
 # tests that must fail
@@ -24,6 +25,8 @@ REGION_MASK = f"{THREE}::test_mask_across_tiles -k cpp-torch.bfloat16"
 LOCAL_RACE = f"{LOCAL}::test_phases_that_skip_coarse_keys_share_no_query -k bfloat16"
 THREE_RACE = f"{THREE}::test_groups_of_keys_share_no_query -k bfloat16"
 LOCAL_HEADS = f"{LOCAL}::test_many_heads_share_packed_tiles -k bfloat16"  # on poisoned memory
+PACKED = f"{VARLEN}::test_mask_across_tiles -k cpp-torch.bfloat16"
+LEFTPAD = f"{VARLEN}::test_decode_of_left_padded_caches_equals_varlen -k bfloat16"
 THREE_HEADS = f"{THREE}::test_many_heads_share_packed_tiles -k bfloat16"
 
 
@@ -79,24 +82,28 @@ FAULTS = [
     Fault("prefix_bits: the first sample's", PATCHES, "«b * prefix.len» + first", "0", PREFIX),
     Fault("prefix_bits: beyond the prefix", PATCHES, "return range_bits(0, «n»)", "64", SETS),
     # three-region attention, phase by phase
-    Fault("prepare: no delta", THREE_TILES, "«set_delta<T>(a, plan.delta, b, h, index, rows_from(number * kTile, "
-          "a.seqlen_q, index))»", "void()", REGION_MASK),
+    Fault("prepare: no delta", THREE_TILES,
+          "«set_delta<T>(a, plan.delta, it.s.b, it.h, index, it.rows(o, index))»", "void()", REGION_MASK),
     Fault("prepare: sums of dq as they were", THREE_TILES, "sizeof(Acc<T>) * «dq_tile_size(a)»", "0", THREE_HEADS),
-    Fault("grad_pivot: padding", THREE_TILES, "«valid >> r & 1» ? a.seqlen_q", "true", REGION_MASK),
-    Fault("grad_pivot: in the window too", THREE_TILES, "seen[o].lo[r] = «geometry.window_end(index[r])»", "index[r]",
+    Fault("grad_pivot: in the window too", THREE_TILES,
+          "seen[o].lo[r] = «geometry.window_end(index[r] - s.first_key)»", "index[r] - s.first_key", REGION_MASK),
+    Fault("grad_pivot: from the begin of all", THREE_TILES, "window_end(index[r] - «s.first_key»)", "0", PACKED),
+    Fault("grad_pivot: queries of earlier chunks too", THREE_TILES, "if («from < chunk.begin») from", "false", REGIONS),
+    Fault("grad_pivot: no bias", THREE_TILES, "from, chunk.end, «a.pivot_bias»", "0.0", REGION_MASK),
+    Fault("grad_key: beyond the window", THREE_TILES, "«geometry.window_end(seen[o].lo[r])»", "s.queries",
           REGION_MASK),
-    Fault("grad_pivot: queries of earlier chunks too", THREE_TILES,
-          "begin = «chunk * plan.query_tiles() / plan.pivot_chunks * kTile»", "0", REGIONS),
-    Fault("grad_pivot: no bias", THREE_TILES, "from, to, «a.pivot_bias»", "0.0", REGION_MASK),
-    Fault("grad_key: beyond the window", THREE_TILES, "«geometry.window_end(seen[o].lo[r])»", "a.seqlen_q",
-          REGION_MASK),
+    Fault("grad_key: in another sequence", THREE_TILES, "seen[o].lo[r] = index[r] - «s.first_key»", "0", PACKED),
     Fault("grad_key: queries before the key", THREE_TILES, "range_bits(«x.lo[r] - i»", "0", REGION_MASK),
     Fault("grad_key: the first chunk of pivots' dk", THREE_TILES,
-          "owner.dk(r)[c] += «pivot_part<T>(plan.pivot_dk, plan, b, kv, chunk, p)[c]»",
-          "(chunk ? 0 : pivot_part<T>(plan.pivot_dk, plan, b, kv, chunk, p)[c])", REGIONS),
+          "owner.dk(r)[c] += «pivot_part<T>(plan.pivot_dk, plan, s, kv, chunk, p)[c]»",
+          "(chunk ? 0 : pivot_part<T>(plan.pivot_dk, plan, s, kv, chunk, p)[c])", REGIONS),
     Fault("grad_key: no pivots' dv", THREE_TILES,
-          "«pivot_part<T>(plan.pivot_dv, plan, b, kv, chunk, p)[c]»", "0", REGION_MASK),
+          "«pivot_part<T>(plan.pivot_dv, plan, s, kv, chunk, p)[c]»", "0", REGION_MASK),
+    Fault("dq: of the sequence before", THREE_TILES, "(«s.tiles_before» * a.heads", "0", PACKED),
+    Fault("dk of pivots: of the sequence before", THREE_TILES, "(«s.sums_before» + (kv", "0", PACKED),
     Fault("finish: no scale", THREE_TILES, "«Acc<T>(a.scale)», index, rows", "Acc<T>(1)", REGIONS),
+    Fault("decode: from the begin of the cache", "three_region_attention_plan.cpp",
+          "- a.seqlen_q - «s.first_key»", "0", LEFTPAD),
     Fault("decode: one row's mask", THREE_TILES, "masks[r] = «mask[r % n]»", "mask[0]",
           f"{THREE}::test_decode_equals_forward -k bfloat16"),
     Fault("colors: all groups at once", "three_region_attention_plan.cpp",

@@ -22,6 +22,12 @@ SMALL = {
     "three_region_attention_decode": partial(
         problems.three_region_decode, heads=4, kv_heads=2, lengths=(1000, 900), dim=16, pivots=100, text=20
     ),
+    "three_region_attention_varlen": partial(
+        problems.three_region_varlen, lengths=(900, 20, 300), heads=4, kv_heads=2, dim=16, pivots=100, text=20
+    ),
+    "three_region_attention_varlen-equal": partial(
+        problems.three_region_varlen, lengths=(300, 300), heads=2, kv_heads=2, dim=16, pivots=100, text=20
+    ),
     "local_attention_2d": partial(problems.local_2d, heads=2, grid=(12, 11), dim=16, kernel=(5, 3)),
     "local_attention_2d-causal": partial(problems.local_2d, heads=2, grid=(9, 7), dim=16, kernel=(5, 7), causal=True),
     "local_attention_2d-dilated": partial(

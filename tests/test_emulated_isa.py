@@ -18,7 +18,13 @@ from cogview_ops import _dispatch
 SUPPORTED = _dispatch._C.supported_cpu() if _dispatch._C else []
 FILES = [
     f"tests/operators/test_{x}.py"
-    for x in ("local_attention_2d", "natten", "sequence_attention", "three_region_attention")
+    for x in (
+        "local_attention_2d",
+        "natten",
+        "sequence_attention",
+        "three_region_attention",
+        "three_region_varlen",
+    )
 ]
 
 pytestmark = pytest.mark.skipif(emulated_isa.missing() is not None, reason=str(emulated_isa.missing()))

@@ -11,7 +11,6 @@
 //               other group of the same color does, and pivot_dk and pivot_dv of its keys to their gradients, in the
 //               order of the chunks; writes dk and dv, each row once.
 //   finish      reads dq_sums; writes dq.
-// Contents of pivots are not trusted: what is out of range is left out.
 #include "three_region_attention.h"
 
 #include "kernel.h"
@@ -37,18 +36,14 @@ struct Geometry {
   int64_t pivot(int64_t n) const { return a.pivots[sequence * a.num_pivots + n]; }
   int64_t pivots_before(int64_t end) const { return cogview::pivots_before(a, sequence, s.pivots, end); }
 
-  // The pivots [first, end) as rows or columns. Contents are not trusted: what is out of range is the first key, and
-  // its bit is missing from the result.
-  uint64_t pivot_rows(int64_t first, int64_t end, int64_t* index, int* count) const {
-    uint64_t valid = 0;
-    *count = int(end - first < kTile ? end - first : kTile);
-    for (int c = 0; c < *count; ++c) {
+  // The pivots [first, end) as rows or columns; returns how many. They were checked; that rows exist is seen to again.
+  int pivot_rows(int64_t first, int64_t end, int64_t* index) const {
+    const int count = int(end - first < kTile ? end - first : kTile);
+    for (int c = 0; c < count; ++c) {
       const int64_t p = pivot(first + c);
-      const bool ok = p >= 0 && p < s.keys;
-      index[c] = s.first_key + (ok ? p : 0);
-      valid |= uint64_t(ok) << c;
+      index[c] = s.first_key + (p >= 0 && p < s.keys ? p : 0);
     }
-    return valid;
+    return count;
   }
 };
 
@@ -69,29 +64,27 @@ struct Queries {
   int64_t pivot_tiles() const { return ceil_div(pivots, kTile); }
   int64_t key_tiles() const { return pivot_tiles() + ceil_div(offset + end - window, kTile); }
 
-  // Keys of a tile, of which a cache may hold no more; returns the bits that exist. Which pivots are packed together
-  // does not depend on the queries.
-  uint64_t keys(int64_t number, int64_t* index, int* count) const {
+  // Keys of a tile, of which a cache may hold no more; returns how many. Which are packed together does not depend on
+  // the queries, nor do results on how those are grouped.
+  int keys(int64_t number, int64_t* index) const {
     const Sequence& s = geometry.s;
-    if (number < pivot_tiles()) return geometry.pivot_rows(number * kTile, s.pivots, index, count);
+    if (number < pivot_tiles()) return geometry.pivot_rows(number * kTile, s.pivots, index);
     const int64_t first = s.first_key + window + (number - pivot_tiles()) * kTile;
-    *count = rows_from(first, s.first_key + offset + end, index);
-    return range_bits(0, *count);
+    return rows_from(first, s.first_key + offset + s.queries, index);
   }
 
   // Calls step(mask, bias) if the queries [from, from + n) see any of a tile's keys.
   template <class Step>
-  void see(int64_t from, int n, int64_t number, uint64_t valid, Step&& step) const {
+  void see(int64_t from, int n, int64_t number, Step&& step) const {
     const int64_t top = offset + from, last = top + n - 1;
     uint64_t mask[kTile];
     if (number < pivot_tiles()) {
       const int64_t t = number * kTile;
       if (geometry.pivots_before(geometry.window_start(last)) <= t) return;
-      if (geometry.pivots_before(geometry.window_start(top)) >= t + kTile && valid == ~uint64_t(0))
-        return step(nullptr, a.pivot_bias);
+      if (geometry.pivots_before(geometry.window_start(top)) >= t + kTile) return step(nullptr, a.pivot_bias);
       each_row(
           top, n, [&](int64_t start) { return geometry.pivots_before(start) - t; },
-          [&](int r, int64_t before) { mask[r] = valid & range_bits(0, before); });
+          [&](int r, int64_t before) { mask[r] = range_bits(0, before); });
       return step(mask, a.pivot_bias);
     }
     const int64_t j = window + (number - pivot_tiles()) * kTile;
@@ -114,16 +107,6 @@ struct Queries {
       }
       f(r, value);
     }
-  }
-
-  // f(keys, values, bits that exist) of a tile of keys.
-  template <class T, class F>
-  void pick(int64_t kv, int64_t number, F&& f) const {
-    int64_t index[kTile];
-    int count;
-    const uint64_t valid = keys(number, index, &count);
-    const int64_t b = geometry.s.b;
-    f(rows_of<T>(a.k, b, kv, index, count), rows_of<T>(a.v, b, kv, index, count), valid);
   }
 };
 
@@ -155,13 +138,12 @@ struct QueryGroup {
     group.meet(
         tiles(), queries.key_tiles(),
         [&](int64_t number, auto& tile) {
-          queries.pick<T>(kv, number, [&](const RowSet<T>& keys, const RowSet<T>& values, uint64_t valid) {
-            tile.pack(keys, values, int(a.head_dim));
-            tile.valid = valid;
-          });
+          int64_t index[kTile];
+          const int n = queries.keys(number, index);
+          tile.pack(rows_of<T>(a.k, s.b, kv, index, n), rows_of<T>(a.v, s.b, kv, index, n), int(a.head_dim));
         },
         [&](Engine<T>& owner, int o, int64_t number, const auto& tile) {
-          queries.see(piece.begin + o * kTile, owner.rows, number, tile.valid,
+          queries.see(piece.begin + o * kTile, owner.rows, number,
                       [&](Mask mask, double bias) { owner.step(group.work, tile, mask, bias); });
         });
   }
@@ -185,16 +167,14 @@ uint64_t few_rows(const ThreeRegionPlan& plan, const FewRows& it, Engine& engine
   int64_t offset[kTile];
   for (int r = 0; r < rows; ++r) offset[r] = r / n * a.q.stride[1] + (first + r % n) * a.q.stride[2];
   engine.begin(RowSet<T>{a.q.at<T>(b, it.h), 1, offset, rows}, a.scale);
-  uint64_t valid[2];
   each_tile<T>(
       queries.key_tiles(),
       [&](int64_t number, int64_t* index) {
-        int count;
-        valid[number & 1] = queries.keys(number, index, &count);
+        const int count = queries.keys(number, index);
         return Columns<T>{rows_of<T>(a.k, b, it.kv, index, count), rows_of<T>(a.v, b, it.kv, index, count)};
       },
       [&](int64_t number, const Columns<T>& tile, const Columns<T>& next) {
-        queries.see(it.first, n, number, valid[number & 1], [&](Mask mask, double bias) {
+        queries.see(it.first, n, number, [&](Mask mask, double bias) {
           uint64_t masks[kTile];
           for (int r = 0; mask && r < rows; ++r) masks[r] = mask[r % n];
           show(tile, mask ? masks : nullptr, bias, next);
@@ -357,12 +337,11 @@ void grad_pivot(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
     int64_t from = chunk.end;
     for (int o = 0; o < owners; ++o) {
       int64_t index[kTile];
-      int n;
-      const uint64_t valid = geometry.pivot_rows(first + o * kTile, end, index, &n);
+      const int n = geometry.pivot_rows(first + o * kTile, end, index);
       group.owners[o].begin(rows_of<T>(a.k, s.b, kv, index, n), rows_of<T>(a.v, s.b, kv, index, n), a.scale);
       for (int r = 0; r < n; ++r) {
         seen[o].lo[r] = geometry.window_end(index[r] - s.first_key);
-        seen[o].hi[r] = valid >> r & 1 ? s.queries : 0;
+        seen[o].hi[r] = s.queries;
       }
       seen[o].close(n);
       if (seen[o].first < from) from = seen[o].first;

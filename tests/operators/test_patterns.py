@@ -42,6 +42,23 @@ def test_three_region_of_placed_queries_are_rows_of_the_whole() -> None:
             assert torch.equal(mask[b], full[b if len(full) > 1 else 0, position[b]])
 
 
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
+def test_packed_sequences_are_blocks_on_the_diagonal(index: torch.dtype) -> None:
+    lengths = (0, 5, 0, 0, 23, 1, 0)
+    ends = torch.tensor((0, *lengths)).cumsum(0).to(index)
+    pivots = torch.tensor([[-1, -1, -1], [0, 1, 4], [-1, -1, -1], [-1, -1, -1], [2, 9, 20], [0, -1, -1], [-1] * 3])
+    sequence, position = patterns.packed(ends, 29)
+    assert sequence.tolist() == [n for n, length in enumerate(lengths) for _ in range(length)]
+    assert position.tolist() == [i for length in lengths for i in range(length)]
+    alone = [
+        patterns.three_region_masks(torch.arange(length)[None], length, row[None].to(index), 3, 2)
+        for length, row in zip(lengths, pivots, strict=True)
+    ]
+    packed = patterns.three_region_packed_masks(pivots.to(index), ends, 29, 3, 2)
+    for mask, parts in zip(packed, zip(*alone, strict=True), strict=True):
+        assert torch.equal(mask, torch.block_diag(*(x[0] for x in parts)).bool())
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 1), (1, 11), (7, 11)])
 def test_local_2d(kernel: tuple[int, int], causal: bool) -> None:

@@ -25,6 +25,7 @@ TESTS = Path(__file__).parents[1]
 # those whose results do not depend on the number of threads
 CASES = [
     *(BY_LABEL[x] for x in ("text_pivots", "blocks_of_64_all", "blocks_of_128", "wide_heads", "cogview2", "softmax")),
+    BY_LABEL["packed_uneven"],
     *DECODE,
 ]
 

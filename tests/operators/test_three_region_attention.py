@@ -106,6 +106,20 @@ def test_groups_of_keys_share_no_query(dtype: torch.dtype, threads: None) -> Non
         assert torch.equal(run(case, inputs, "cpp")[1]["query"], expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_some_long_keys_on_any_number_of_threads(dtype: torch.dtype, threads: None) -> None:
+    """How queries are grouped depends on threads, for which of them a row maximum becomes necessary does not."""
+    pivots, blocks = torch.arange(0, 2048, 4)[None], {"block_size": 64, "window_blocks": 1}
+    q, k, v = torch.randn(3, 1, 1, 2048, 16).to(dtype)
+    k[:, :, [200, 1100]] *= 300
+    found = []
+    for count in (1, 2, 3, 8):
+        torch.set_num_threads(count)
+        prompt = three_region_attention_decode(q[:, :, 1000:2021], k, v, pivots, torch.tensor([2021]), **blocks)
+        found.append((three_region_attention(q, k, v, pivots, **blocks), prompt))
+        assert all(map(torch.equal, found[-1], found[0])), count
+
+
 @each_impl(OP)
 def test_large_scores(impl: str) -> None:
     """Scores far beyond exp's range: the online maximum must carry them, in every tile order."""
