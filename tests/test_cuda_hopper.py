@@ -256,7 +256,9 @@ def attend(
     window: int,
     bias: float,
     scale: float,
+    ends: Tensor | None = None,
 ) -> tuple[str, Tensor]:
+    """`ends`: cu_seqlens of packed sequences, which are a batch of one here."""
     q, k, _, _ = tensors
     batch, heads, seqlen, dim = q.shape
     lse = torch.full((batch, heads, seqlen), torch.nan)
@@ -265,7 +267,11 @@ def attend(
     pointers = (ctypes.c_void_p * 4)(*(x.data_ptr() for x in tensors))
     numbers = (ctypes.c_double * 2)(scale, bias)
     half, wide = q.dtype == torch.float16, pivots.dtype == torch.int64
-    message = library.attend(seed, half, wide, sizes, numbers, pointers, strides, data(lse), data(pivots))
+    of = (None, False, 0, 0)
+    if ends is not None:
+        longest = ctypes.c_long(max(1, int(ends.diff().max())))
+        of = (data(ends), ends.dtype == torch.int64, ctypes.c_long(len(ends) - 1), longest)
+    message = library.attend(seed, half, wide, sizes, numbers, pointers, strides, data(lse), data(pivots), *of)
     return message.decode(), lse
 
 

@@ -19,7 +19,7 @@ namespace {
 // Packed sequences as the kernels see them: samples a token apart.
 ThreeRegionAttention packed(ThreeRegionAttention a) {
   for (Tensor4* x : {&a.q, &a.k, &a.v, &a.out, &a.dout, &a.dq, &a.dk, &a.dv}) x->stride[0] = x->stride[2];
-  a.max_seqlen = std::min(a.max_seqlen, a.seqlen_k);
+  a.max_seqlen = std::max<int64_t>(1, std::min(a.max_seqlen, a.seqlen_k));
   return a;
 }
 
@@ -31,24 +31,26 @@ int64_t three_region_part_rows(const ThreeRegionAttention& a) {
 
 int three_region_splits(const ThreeRegionAttention& a) {
   const int64_t longest = a.cu_seqlens.data ? std::min(a.max_seqlen, a.seqlen_k) : a.seqlen_k;
-  if (a.num_pivots == 0 || (longest - 1) / a.block_size < a.window_blocks) return 0;
+  const int64_t rows = three_region_part_rows(a);
+  if (rows == 0 || (longest - 1) / a.block_size < a.window_blocks) return 0;
   int device = 0, processors = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
     return 1;
-  const int64_t programs = ceil_div(three_region_part_rows(a), kBlockRows) * a.batch * a.kv_heads;
+  const int64_t programs = ceil_div(rows, kBlockRows) * a.batch * a.kv_heads;
   const int64_t tiles = ceil_div(a.seqlen_q, KeyPassShape<64>::kTile);
   return static_cast<int>(std::max<int64_t>(1, std::min({int64_t(kMaxSplits), tiles, 2 * processors / programs})));
 }
 
 cudaError_t three_region_attention_fwd(const ThreeRegionAttention& a, cudaStream_t stream) {
-  if (a.cu_seqlens.data) return a.sequences ? three_region_varlen_fwd(packed(a), stream) : cudaSuccess;
+  if (a.cu_seqlens.data && !a.sequences) return cudaSuccess;
+  const ThreeRegionAttention problem = a.cu_seqlens.data ? packed(a) : a;
 #ifdef COGVIEW_SM_90A
   int capability = 0;
-  if (compute_capability(&capability) == cudaSuccess && capability == 90 && three_region_hopper_takes(a))
-    return three_region_hopper_fwd(a, stream);
+  if (compute_capability(&capability) == cudaSuccess && capability == 90 && three_region_hopper_takes(problem))
+    return three_region_hopper_fwd(problem, stream);
 #endif
-  return run_fwd<false>(a, stream);
+  return a.cu_seqlens.data ? three_region_varlen_fwd(problem, stream) : run_fwd<false>(problem, stream);
 }
 
 cudaError_t three_region_attention_bwd(const ThreeRegionAttention& a, const ThreeRegionScratch& scratch,

@@ -30,7 +30,7 @@ namespace cogview::cuda::hopper {
 
 // A thread of a warp group holds of 64 rows two: of its warp's 16 rows lane / 4 and that + 8. Element 4 j + 2 r + e of
 // its sums is column 8 j + 2 (lane % 4) + e of row r.
-template <class T, int D>
+template <class T, int D, bool kPacked>
 struct Consumer {
   using S = Shared<D>;
   static constexpr float kLargest = 256;
@@ -209,8 +209,8 @@ struct Consumer {
     for (int r = 0; r < 2; ++r) {
       sum[r] = quad_sum(sum[r]);
       inverse[r] = gpu::reciprocal(sum[r]);
-      if (lane % 4 == 0 && here[r] < a.seqlen)
-        a.lse[(int64_t(item.b) * a.heads + item.h) * a.seqlen + here[r]] = (most[r] + gpu::log2_fast(sum[r])) * kLn2;
+      if (lane % 4 == 0 && here[r] < item.end_of<kPacked>(a))
+        a.lse[item.statistics<kPacked>(a) + here[r]] = (most[r] + gpu::log2_fast(sum[r])) * kLn2;
     }
     if (kQueriesInRegisters)
       __syncwarp();
@@ -233,7 +233,7 @@ struct Consumer {
     for (u32 i = 0; i < kParts / 2; ++i) {
       const u32 at = i * 32 + lane, r = row + at / kParts;
       const uint4 x = gpu::load_shared16(queries + S::Queries::part(r, at % kParts));
-      if (item.first + int(r) < a.seqlen)
+      if (item.first + int(r) < item.end_of<kPacked>(a))
         gpu::store_global16(out + (item.first + int64_t(r)) * a.out.stride[2] * 2 + at % kParts * 16, x);
     }
   }
@@ -241,10 +241,11 @@ struct Consumer {
   __device__ void run(const Problem& a, int items) {
     u32 step = 0, turn = 0;
     if (group == kGroups - 1) pass_turn();
-    for (int n = blockIdx.x; n < items; n += gridDim.x, ++turn) {
+    for (int n = blockIdx.x; kPacked || n < items; n += gridDim.x, ++turn) {
       const u32 queries = shared.query_tile(turn % 2);
       gpu::barrier_wait(shared.queries_full(turn % 2), turn / 2 & 1);
       const Item item(shared.item(turn % 2));
+      if (kPacked && item.empty()) break;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         here[r] = item.first + int(64 * group + 16 * warp + lane / 4) + 8 * r;
@@ -314,7 +315,7 @@ constexpr int kProducerRegisters = D == 64 ? 56 : 40;
 template <int D>
 constexpr int kConsumerRegisters = D == 64 ? 224 : 232;
 
-template <class T, int D>
+template <class T, int D, bool kPacked>
 __global__ void __launch_bounds__(128 * (kGroups + 1), 1) forward(const __grid_constant__ Problem a, int items) {
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("trap;");  // there is no such code for this architecture
@@ -335,17 +336,17 @@ __global__ void __launch_bounds__(128 * (kGroups + 1), 1) forward(const __grid_c
   const u32 warp = gpu::uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
   if (warp < 4) {
     gpu::fewer_registers<kProducerRegisters<D> >();
-    Producer<D>{shared, warp, lane}.run(a, items);
+    Producer<D, kPacked>{shared, warp, lane}.run(a, items);
   } else {
     gpu::more_registers<kConsumerRegisters<D> >();
-    Consumer<T, D> consumer;
+    Consumer<T, D, kPacked> consumer;
     consumer.shared = shared, consumer.group = warp / 4 - 1, consumer.warp = warp % 4, consumer.lane = lane;
     consumer.run(a, items);
   }
 #endif
 }
 
-template <class T, int D>
+template <class T, int D, bool kPacked>
 cudaError_t launch(const ThreeRegionAttention& args, cudaStream_t stream) {
   using S = Shared<D>;
   Problem a;
@@ -355,7 +356,8 @@ cudaError_t launch(const ThreeRegionAttention& args, cudaStream_t stream) {
   a.pivot_rows = args.num_pivots, a.num_pivots = std::min(args.num_pivots, args.seqlen_k),
   a.block_size = std::min(args.block_size, args.seqlen_k);
   a.window_blocks = std::min(args.window_blocks, (args.seqlen_k + a.block_size - 1) / a.block_size);
-  a.tiles = (a.seqlen + kQueries - 1) / kQueries, a.total_heads = args.batch * args.heads;
+  a.packed = PackedSequences(args);
+  a.tiles = (token_rows<kPacked>(args) + kQueries - 1) / kQueries, a.total_heads = args.batch * args.heads;
   const int64_t pairs = (int64_t(1) << 25) / (int64_t(4) * D * a.seqlen);  // keys and values of half of L2
   a.section = std::min<int64_t>(a.total_heads, std::max<int64_t>(pairs, 1) * (a.heads / a.kv_heads));
   a.scale = std::fabs(args.scale) * kLog2e, a.bias = args.pivot_bias * kLog2e, a.negate = args.scale < 0;
@@ -364,7 +366,7 @@ cudaError_t launch(const ThreeRegionAttention& args, cudaStream_t stream) {
   int device, processors;
   cudaError_t error = cudaGetDevice(&device);
   if (!error) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  auto* kernel = forward<T, D>;
+  auto* kernel = forward<T, D, kPacked>;
   if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::bytes);
   if (error) return error;
   const cudaLaunchConfig_t config{
@@ -384,14 +386,17 @@ bool three_region_hopper_takes(const ThreeRegionAttention& args) {
   };
   return (args.dtype == Dtype::bf16 || args.dtype == Dtype::f16) && (args.head_dim == 64 || args.head_dim == 128) &&
          aligned(args.q) && aligned(args.k) && aligned(args.v) && aligned(args.out) &&
-         args.batch * args.heads * (args.seqlen_k / 128 + 1) < int64_t(1) << 31;
+         args.batch * args.heads * (args.seqlen_k / 128 + args.sequences + 1) < int64_t(1) << 31;
 }
 
 cudaError_t three_region_hopper_fwd(const ThreeRegionAttention& args, cudaStream_t stream) {
-  const bool wide = args.head_dim == 128;
-  if (args.dtype == Dtype::bf16)
-    return (wide ? hopper::launch<__nv_bfloat16, 128> : hopper::launch<__nv_bfloat16, 64>)(args, stream);
-  return (wide ? hopper::launch<__half, 128> : hopper::launch<__half, 64>)(args, stream);
+  const bool wide = args.head_dim == 128, packed = args.cu_seqlens.data;
+  const auto of = [&](auto one) {
+    using T = decltype(one);
+    if (packed) return (wide ? hopper::launch<T, 128, true> : hopper::launch<T, 64, true>)(args, stream);
+    return (wide ? hopper::launch<T, 128, false> : hopper::launch<T, 64, false>)(args, stream);
+  };
+  return args.dtype == Dtype::bf16 ? of(__nv_bfloat16{}) : of(__half{});
 }
 
 }  // namespace cogview::cuda

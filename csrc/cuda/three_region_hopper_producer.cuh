@@ -1,9 +1,12 @@
 // Of the forward of three_region_hopper.cuh: tiles in shared memory, the order of work, and the warp group that copies.
 #pragma once
 
+#include <type_traits>
+
 #include "hopper.cuh"
 #include "matrix_descriptor.h"
 #include "three_region_hopper.h"
+#include "three_region_place.cuh"
 
 namespace cogview::cuda::hopper {
 
@@ -11,6 +14,7 @@ using gpu::u32;
 using gpu::u64;
 
 constexpr int kKeys = 128, kGroups = 2, kQueries = 64 * kGroups;  // of a tile; groups that compute
+static_assert(kQueries == kBlockRows);
 
 // Rows of D 16-bit elements as halves of 64 columns, rows of 128 bytes swizzled as wgmma has them.
 template <int D, int kRows>
@@ -53,7 +57,7 @@ struct Shared {
 };
 
 struct Problem {
-  Tensor4 q, k, v, out;
+  Tensor4 q, k, v, out;  // of packed sequences as samples that lie a token apart
   float* lse;
   Indices pivots;
   int64_t pivot_rows;  // from those of one sample to the next
@@ -61,6 +65,7 @@ struct Problem {
   int tiles, total_heads, section;  // tiles of a head's queries; heads at a time
   float scale, bias;                // to base 2; scale > 0
   bool negate;                      // scores
+  PackedSequences packed;
 };
 
 __device__ inline char* rows_of(const Tensor4& x, int b, int h) {
@@ -73,20 +78,30 @@ __device__ inline int window_start(int i, const Problem& a) {
 
 // A tile of queries. The producer finds out, for all.
 struct Item {
-  int b, h, first;
+  int b, h, first;     // b: sample, of packed sequences the first token
   int low, high;       // first keys of the windows of its first and last query
   int end;             // of keys
   int before, pivots;  // pivots before these two windows
+  int number;          // of the sequence; not for the others
   __device__ int pivot_tiles() const { return (pivots + kKeys - 1) / kKeys; }
   __device__ int tiles() const { return pivot_tiles() + (end - low + kKeys - 1) / kKeys; }
   // Of all the n-th: as many heads at a time as L2 holds the keys of, of these the last tiles, which see most keys,
   // first.
-  __device__ Item(int n, const Problem& a) {
+  template <bool kPacked>
+  __device__ Item(int n, const Problem& a, std::bool_constant<kPacked>) {
     const int group = n / (a.section * a.tiles), rest = n - group * a.section * a.tiles;
     const int size = min(a.section, a.total_heads - group * a.section);
     const int tile = a.tiles - 1 - rest / size, head = group * a.section + rest % size;
     b = head / a.heads, h = head % a.heads, first = tile * kQueries;
-    end = min(first + kQueries, a.seqlen);
+    number = b;
+    int seqlen = a.seqlen;
+    if constexpr (kPacked) {
+      const PackedRows rows(a.packed.longest);
+      const Sequence of = a.packed.at(first, rows);
+      number = of.number, b = of.sample, seqlen = of.seqlen;
+      first -= static_cast<int>(rows.first(number, b));
+    }
+    end = min(first + kQueries, seqlen);
     low = window_start(first, a), high = window_start(end - 1, a);
   }
   __device__ explicit Item(u32 at) {
@@ -94,6 +109,19 @@ struct Item {
     b = gpu::uniform(x.x), h = gpu::uniform(x.y), first = gpu::uniform(x.z), low = gpu::uniform(x.w);
     high = gpu::uniform(y.x), end = gpu::uniform(y.y), before = gpu::uniform(y.z), pivots = gpu::uniform(y.w);
   }
+  // Behind its queries; of a batch what costs no register is as good.
+  template <bool kPacked>
+  __device__ int end_of(const Problem& a) const {
+    return kPacked ? end : a.seqlen;
+  }
+  // Where lse of the sequence's head begins.
+  template <bool kPacked>
+  __device__ int64_t statistics(const Problem& a) const {
+    return kPacked ? int64_t(h) * a.seqlen + b : (int64_t(b) * a.heads + h) * a.seqlen;
+  }
+  // There is nothing to do, and for those who get it there will be no more.
+  __device__ bool empty() const { return first < 0 || first >= end; }
+  __device__ static void put_empty(u32 at) { gpu::store_shared16(at, uint4{}), gpu::store_shared16(at + 16, uint4{}); }
   __device__ void put(u32 at) const {
     gpu::store_shared16(at, uint4{u32(b), u32(h), u32(first), u32(low)});
     gpu::store_shared16(at + 16, uint4{u32(high), u32(end), u32(before), u32(pivots)});
@@ -117,7 +145,7 @@ __device__ inline int pivots_before(int j, const Problem& a, int b, u32 lane) {
   return low;
 }
 
-template <int D>
+template <int D, bool kPacked>
 struct Producer {
   using S = Shared<D>;
   static constexpr u32 kParts = D / 8, kRowsAtOnce = 32 / kParts;
@@ -146,24 +174,31 @@ struct Producer {
     }
   }
 
+  // Where queries go next, once that is free.
+  __device__ u32 query_slot(u32 turn) const {
+    const u32 slot = turn % 2;
+    if (turn >= 2) gpu::barrier_wait(shared.queries_empty(slot), (turn / 2 - 1) & 1);
+    return slot;
+  }
+
   __device__ void run(const Problem& a, int items) {
     u32 step = 0, turn = 0;
-    for (int n = blockIdx.x; n < items; n += gridDim.x, ++turn) {
-      Item item(n, a);
+    for (int n = blockIdx.x; n < items; n += gridDim.x) {
+      Item item(n, a, std::bool_constant<kPacked>{});
+      if (kPacked && item.empty()) continue;
       const int kv = item.h / (a.heads / a.kv_heads);
-      const u32 slot = turn % 2;
-      if (turn >= 2) gpu::barrier_wait(shared.queries_empty(slot), (turn / 2 - 1) & 1);
+      const u32 slot = query_slot(turn);
       const char* q = rows_of(a.q, item.b, item.h);
 #pragma unroll 1
       for (u32 i = 0; i < kQueries * kParts / 128; ++i) {
         const u32 at = i * 128 + warp * 32 + lane, row = at / kParts;
-        const bool there = item.first + int(row) < a.seqlen;
+        const bool there = item.first + int(row) < item.end_of<kPacked>(a);
         gpu::copy16(shared.query_tile(slot) + S::Queries::part(row, at % kParts),
                     q + (item.first + (there ? int64_t(row) : 0)) * a.q.stride[2] * 2 + at % kParts * 16, there);
       }
       gpu::arrive_after_copies(shared.queries_full(slot));
-      item.before = pivots_before(item.low, a, item.b, lane);
-      item.pivots = item.high == item.low ? item.before : pivots_before(item.high, a, item.b, lane);
+      item.before = pivots_before(item.low, a, item.number, lane);
+      item.pivots = item.high == item.low ? item.before : pivots_before(item.high, a, item.number, lane);
       if (threadIdx.x == 0) {
         item.put(shared.item(slot));
         gpu::barrier_arrive(shared.queries_full(slot));
@@ -171,7 +206,7 @@ struct Producer {
 
       const char* k = rows_of(a.k, item.b, kv) + lane % kParts * 16;
       const char* v = rows_of(a.v, item.b, kv) + lane % kParts * 16;
-      const int64_t pivots = item.b * a.pivot_rows;
+      const int64_t pivots = item.number * a.pivot_rows;
       const int pivot_tiles = item.pivot_tiles(), tiles = item.tiles();
       const u32 k_stride = a.k.stride[2] * 2, v_stride = a.v.stride[2] * 2;
       int before = -1;
@@ -183,7 +218,7 @@ struct Producer {
         bool whole;
         if (t < pivot_tiles) {
           whole = (t + 1) * kKeys <= item.pivots;
-          if (column < item.pivots) index = min(max(pivot(a.pivots, pivots + column), 0), a.seqlen - 1);
+          if (column < item.pivots) index = min(max(pivot(a.pivots, pivots + column), 0), item.end_of<kPacked>(a) - 1);
         } else {
           const int key = item.low + (t - pivot_tiles) * kKeys;
           whole = key + kKeys <= item.end;
@@ -203,6 +238,14 @@ struct Producer {
         gpu::arrive_after_copies(shared.full(at));
         before = index, whole_before = whole;
       }
+      ++turn;
+    }
+    if (!kPacked) return;
+    const u32 slot = query_slot(turn);
+    gpu::arrive_after_copies(shared.queries_full(slot));
+    if (threadIdx.x == 0) {
+      Item::put_empty(shared.item(slot));
+      gpu::barrier_arrive(shared.queries_full(slot));
     }
   }
 };

@@ -60,6 +60,7 @@ struct PackedSequences {
   Indices begins;
   int count, tokens, longest;
 
+  PackedSequences() = default;
   COGVIEW_HOST_DEVICE explicit PackedSequences(const ThreeRegionAttention& a)
       : begins(a.cu_seqlens),
         count(static_cast<int>(a.sequences)),

@@ -15,11 +15,12 @@ namespace {
 std::string message;
 }
 
-// Of tensors q, k, v, out. What it did wrong, or nothing.
+// Of tensors q, k, v, out; of packed sequences if there is `ends`, cu_seqlens. What it did wrong, or nothing.
 extern "C" __attribute__((visibility("default"))) const char* attend(unsigned seed, bool half, bool wide_pivots,
                                                                      const long* sizes, const double* numbers,
                                                                      void* const* tensors, const long (*strides)[3],
-                                                                     void* lse, const void* pivots) {
+                                                                     void* lse, const void* pivots, const void* ends,
+                                                                     bool wide_ends, long sequences, long longest) {
   cogview::ThreeRegionAttention a{};
   a.dtype = half ? cogview::Dtype::f16 : cogview::Dtype::bf16;
   a.batch = sizes[0], a.heads = sizes[1], a.kv_heads = sizes[2], a.seqlen_q = a.seqlen_k = sizes[3];
@@ -29,8 +30,9 @@ extern "C" __attribute__((visibility("default"))) const char* attend(unsigned se
   cogview::Tensor4* const to[] = {&a.q, &a.k, &a.v, &a.out};
   for (int i = 0; i < 4; ++i) {
     to[i]->data = tensors[i];
-    for (int n = 0; n < 3; ++n) to[i]->stride[n] = strides[i][n];
+    for (int n = 0; n < 3; ++n) to[i]->stride[n] = strides[i][ends && n == 0 ? 2 : n];
   }
+  a.cu_seqlens = {ends, wide_ends}, a.sequences = sequences, a.max_seqlen = longest;
   cuda_emulator::set_seed(seed);
   try {
     if (!cogview::cuda::three_region_hopper_takes(a)) return "not taken";
