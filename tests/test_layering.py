@@ -69,9 +69,10 @@ ALLOWED: dict[str, set[str]] = {
         "modules",
         "patterns",
         "reference",
+        "checkpointing",
         "info",
         "triton",
-    },  # the last on demand
+    },  # the last three on demand
 }
 TRITON = {
     "patterns",
