@@ -1,0 +1,77 @@
+"""Local attention among the patches of a picture, and with tokens that are no patches: what the integrations share."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _checks
+from ..local_attention_2d import local_attention_2d
+
+Pair = tuple[int, int]
+Tensors = tuple[Tensor, Tensor, Tensor]
+
+
+class Replaced:
+    """What was replaced in a model, the names of the modules; `remove()` puts it back."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+        self.undo: list[Callable[[], Any]] = []
+
+    def remove(self) -> None:
+        while self.undo:
+            self.undo.pop()()
+
+    def __repr__(self) -> str:
+        return f"Replaced({', '.join(self.names)})"
+
+
+def pair(x: Any, name: str) -> Pair:
+    """Of rows and columns, where one number for both was given."""
+    return _checks.pair(tuple(x) if isinstance(x, (tuple, list)) else (x, x), name)
+
+
+def attend_patches(qkv: Tensors, before: int, grid: Pair, *, scale: float | None = None, **window: Any) -> Tensor:
+    """`[B, N, heads, D]` of three `[B, heads, N, D]`: `before` tokens, and then the patches of a grid.
+
+    A patch sees its window and the tokens before, in one softmax; these see everything.
+    """
+    query, key, value = qkv
+    _checks.require(
+        query.shape[2] == before + grid[0] * grid[1],
+        "grid",
+        lambda: f"rows and columns of {query.shape[2] - before} patches, behind {before} other tokens",
+        grid,
+    )
+    patches = query[:, :, before:], key[:, :, before:], value[:, :, before:]
+    if before:
+        window |= {"prefix_key": key[:, :, :before], "prefix_value": value[:, :, :before]}
+    out = local(patches, grid, scale=scale, **window).transpose(1, 2)
+    if not before:
+        return out
+    own = F.scaled_dot_product_attention(query[:, :, :before], key, value, scale=scale)
+    return torch.cat((own.transpose(1, 2), out), 1)
+
+
+def local(
+    qkv: Tensors,
+    grid: Pair,
+    *,
+    kernel_size: Pair,
+    dilation: Pair,
+    edge: str,
+    bias: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """`local_attention_2d`; with edge="clip" a window may be larger than the picture, which it then has all of."""
+    fitting = kernel_size
+    if edge == "clip":
+        rows, columns = (min(k, 2 * -(-n // d) - 1) for k, n, d in zip(kernel_size, grid, dilation, strict=True))
+        fitting = rows, columns
+    if bias is not None:  # of no offset that is cut off is there a key
+        less = [f - k for f, k in zip(fitting, kernel_size, strict=True)]
+        options["bias"] = F.pad(bias, (less[1], less[1], less[0], less[0]))
+    return local_attention_2d(*qkv, grid=grid, kernel_size=fitting, dilation=dilation, edge=edge, **options)
