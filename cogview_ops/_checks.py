@@ -225,6 +225,27 @@ def seqlen_values(x: Tensor, query: Tensor, capacity: int, before: int = 0) -> N
         )
 
 
+def query_index(x: Any, query: Tensor) -> None:
+    tensor(x, "query_index", INTEGERS, ndim=2)
+    require(x.device == query.device, "query_index", lambda: f"query's device {query.device}", x.device)
+    shape(x, "query_index", (query.shape[0], query.shape[2]))
+
+
+def query_index_values(x: Tensor, cache_seqlens: Tensor, cells: int) -> None:
+    """Cells of a grid, and how many of those of a sample are in the cache."""
+    if _readable(cache_seqlens):
+        inside = bool(((cache_seqlens >= 0) & (cache_seqlens <= cells)).all())
+        require(
+            inside, "cache_seqlens", lambda: f"lengths from 0 to {cells} (the cache)", lambda: _range(cache_seqlens)
+        )
+    if _readable(x):
+        inside = bool(((x >= 0) & (x < cells)).all())
+        require(inside, "query_index", lambda: f"cells from 0 to {cells - 1}", lambda: _range(x))
+        ascending = x.sort(-1).values
+        twice = ascending[:, 1:][ascending[:, 1:] == ascending[:, :-1]]
+        require(not len(twice), "query_index", "each cell at most once", lambda: f"{int(twice[0])} twice")
+
+
 def _range(x: Tensor) -> str:
     return f"values from {int(x.min())} to {int(x.max())}"
 
@@ -285,8 +306,8 @@ def together(**arguments: Any) -> None:
         raise ValueError(f"{missing[0]}: expected with {', '.join(n for n in arguments if n not in missing)}, got None")
 
 
-def same_heads(x: Tensor, name: str, key: Tensor) -> None:
-    if x.shape[1] != key.shape[1]:
+def same_heads(x: Tensor, name: str, key: Tensor | None) -> None:
+    if key is not None and x.shape[1] != key.shape[1]:
         hint = _swapped(x.shape[2] == key.shape[1], x, name)
         raise ValueError(f"{name}: expected key's {key.shape[1]} heads, got {x.shape[1]}{hint}")
 
@@ -307,14 +328,38 @@ def local_window(grid: Any, kernel_size: Any, dilation: Any, raster_causal: Any 
         dilation = pair(dilation, "dilation")
     else:
         dilation = (integer(dilation, "dilation", 1),) * 2
-    kernel_size = odd_window(kernel_size, "kernel_size", grid, dilation, edge)
+    kernel_size = window_size(kernel_size, "kernel_size", grid, dilation, edge)
     boolean(raster_causal, "raster_causal")
     rule = "'clip' with raster_causal, of whose keys a shifted window would have too few"
     require(not raster_causal or edge == "clip", "edge", rule, repr(edge))
     return Window(grid, kernel_size, dilation, raster_causal, edge)
 
 
-def odd_window(
+def no_window(grid: Any, **others: Any) -> Window:
+    """Of a `local_attention_2d` without a local set; `others`: what only that one has."""
+    defaults = {"dilation": 1, "raster_causal": False, "edge": "clip"}
+    for name, x in others.items():
+        default = defaults.get(name)
+        if x is not default and not (default and x == default):
+            raise ValueError(f"{name}: expected {default!r} where kernel_size is None, got {_of(x)}")
+    return Window(pair(grid, "grid"), (0, 0))
+
+
+def alone(query: Any, prefix_key: Any, coarse_key: Any, grid: tuple[int, int]) -> None:
+    """The query of an attention without keys of its own; other checks see to the others."""
+    tensor(query, "query", ndim=4)
+    last_contiguous(query, "query")
+    require(query.shape[3] >= 1, "query", "head_dim at least 1", query.shape[3])
+    tokens(query, "query", grid[0] * grid[1], f"grid {grid}")
+    others = "one, or prefix_key, where kernel_size is None"
+    require(coarse_key is not None or prefix_key is not None, "coarse_key", others, None)
+
+
+def _of(x: Any) -> str:
+    return "a tensor" if isinstance(x, Tensor) else repr(x)
+
+
+def window_size(
     kernel: Any, name: str, grid: tuple[int, int], dilation: tuple[int, int] = (1, 1), edge: str = "clip"
 ) -> tuple[int, int]:
     """No larger than a grid can use; shifted, no larger than the least of the grids it moves in."""
@@ -325,14 +370,28 @@ def odd_window(
     if edge == "shift":
         if any(d > n for n, d in sizes):
             raise ValueError(f"dilation: expected at most the grid {grid} with edge 'shift', got {dilation}")
-        most, why = tuple((n // d - 1) // 2 * 2 + 1 for n, d in sizes), "odd and grid // dilation, with edge 'shift'"
+        most, why = tuple(n // d for n, d in sizes), "grid // dilation, with edge 'shift'"
     for k, limit in zip(kernel, most, strict=True):
-        if k % 2 == 0 or k > limit:
-            raise ValueError(f"{name}: expected odd sizes, at most {most} ({why}), got {kernel}")
+        if k > limit:
+            raise ValueError(f"{name}: expected at most {most} ({why}), got {kernel}")
     return kernel
 
 
-def prefix(query: Tensor, keys: Tensor, key: Any, value: Any, mask: Any, bias: Any) -> Prefix | None:
+def bias_table(x: Any, query: Tensor, window: Window) -> None:
+    """Of the local set, by relative position."""
+    tensor(x, "bias", ndim=3)
+    same(x, "bias", query, "query", wider=True)
+    shape(x, "bias", (query.shape[1], *(2 * k - 1 for k in window.kernel_size)))
+
+
+def token_mask(x: Any, name: str, query: Tensor, count: int) -> None:
+    """Of so many keys."""
+    tensor(x, name, (torch.bool,))
+    shape(x, name, (query.shape[0], count))
+    require(x.device == query.device, name, lambda: f"query's device {query.device}", x.device)
+
+
+def prefix(query: Tensor, keys: Tensor | None, key: Any, value: Any, mask: Any, bias: Any) -> Prefix | None:
     """The prefix of an attention with `keys` of its own."""
     bias = finite(bias, "prefix_bias", query.dtype)
     together(prefix_key=key, prefix_value=value)
@@ -342,14 +401,12 @@ def prefix(query: Tensor, keys: Tensor, key: Any, value: Any, mask: Any, bias: A
     attention(query, key, value, "prefix_key", "prefix_value")
     same_heads(key, "prefix_key", keys)
     if mask is not None:
-        tensor(mask, "prefix_mask", (torch.bool,))
-        shape(mask, "prefix_mask", (query.shape[0], key.shape[2]))
-        require(mask.device == query.device, "prefix_mask", lambda: f"device {query.device}", mask.device)
+        token_mask(mask, "prefix_mask", query, key.shape[2])
     return Prefix(key, value, mask, bias)
 
 
 def coarse(
-    query: Tensor, keys: Tensor, image: Any, key: Any, value: Any, grid: Any, kernel_size: Any, bias: Any
+    query: Tensor, keys: Tensor | None, image: Any, key: Any, value: Any, grid: Any, kernel_size: Any, bias: Any
 ) -> Coarse | None:
     """The coarse grid of an attention with `keys` of its own, of an image."""
     bias = finite(bias, "coarse_bias", query.dtype)
@@ -364,7 +421,7 @@ def coarse(
 
 def coarse_window(image: Any, grid: Any, kernel_size: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     grid = pair(grid, "coarse_grid")
-    kernel_size = odd_window(kernel_size, "coarse_kernel_size", grid)
+    kernel_size = window_size(kernel_size, "coarse_kernel_size", grid)
     divides = image[0] % grid[0] == 0 and image[1] % grid[1] == 0
     require(divides, "coarse_grid", lambda: f"a grid that divides {tuple(image)}", tuple(grid))
     return grid, kernel_size
@@ -380,9 +437,7 @@ def whole_sequence(lengths: Sequence[int], **tensors: Tensor) -> None:
 
 def text_mask(x: Any, query: Tensor, text_len: int) -> None:
     if x is not None:
-        tensor(x, "text_mask", (torch.bool,))
-        shape(x, "text_mask", (query.shape[0], text_len))
-        require(x.device == query.device, "text_mask", lambda: f"query's device {query.device}", x.device)
+        token_mask(x, "text_mask", query, text_len)
 
 
 def new_tokens(x: Any, lengths: Tensor, given: int) -> None:

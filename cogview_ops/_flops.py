@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ._local_options import TENSORS, Numbers, Options, unflatten
+from ._local_options import TENSORS, Options, unflatten
 
 _MODULE = "torch.utils.flop_counter"
 
@@ -30,11 +30,14 @@ def three_region_pairs(tokens: int, pivots: int, block_size: int, window_blocks:
 def local_2d_pairs(options: Options, prefix: int) -> int:
     """Of an image: windows are products of one for rows and one for columns."""
     (height, width), kernel, dilation, raster_causal, edge = options.window
-    rows = [_seen(*axis, edge) for axis in zip(options.window.grid, kernel, dilation, strict=True)]
-    if raster_causal:  # of a window around the query half of all rows is above, and half of its own row before it
-        pairs = (rows[0] - height) // 2 * rows[1] + height * (rows[1] + width) // 2
+    axes = list(zip(options.window.grid, kernel, dilation, strict=True))
+    if not kernel[0]:
+        pairs = 0
+    elif raster_causal:  # rows above, and what is before the query in its own
+        above, before = (_beside(n, k // 2, step) for n, k, step in axes)
+        pairs = above * _seen(*axes[1]) + height * (width + before)
     else:
-        pairs = rows[0] * rows[1]
+        pairs = math.prod(_seen(*axis, edge) for axis in axes)
     if options.coarse is not None:
         _, _, grid, coarse_kernel, _ = options.coarse
         sizes = zip(options.window.grid, grid, coarse_kernel, strict=True)
@@ -46,7 +49,12 @@ def _seen(length: int, kernel_size: int, dilation: int = 1, edge: str = "clip") 
     """Pairs along one axis."""
     if edge == "shift":
         return length * kernel_size
-    return length + 2 * sum(max(0, length - step * dilation) for step in range(1, kernel_size // 2 + 1))
+    return length + sum(_beside(length, reach, dilation) for reach in (kernel_size // 2, (kernel_size - 1) // 2))
+
+
+def _beside(length: int, reach: int, dilation: int) -> int:
+    """Of them those in one direction."""
+    return sum(max(0, length - step * dilation) for step in range(1, reach + 1))
 
 
 def _three_region(query: Any, key: Any, value: Any, pivots: Any, block_size: int, window_blocks: int, *_: Any) -> int:
@@ -62,16 +70,19 @@ def _three_region_decode(
 
 def _local_2d(query: Any, key: Any, value: Any, *rest: Any) -> int:
     batch, heads, _, dim = query
-    tensors, numbers = rest[:TENSORS], rest[TENSORS:]
-    options = unflatten(tensors, Numbers(numbers[:3], numbers[3:5], numbers[5:]))
+    tensors = rest[:TENSORS]
+    options = unflatten(tensors, rest[TENSORS:])
     return 4 * batch * heads * dim * local_2d_pairs(options, 0 if tensors[0] is None else tensors[0][2])
 
 
 def _local_2d_decode(query: Any, keys: Any, values: Any, *rest: Any) -> int:
-    tensors, (_, window, _, _, coarse_grid, coarse_kernel, *_) = rest[:TENSORS], rest[TENSORS + 1 :]
-    seen = window[0] // 2 * window[1] + window[1] // 2 + 1
+    tensors = rest[:TENSORS]
+    options = unflatten(tensors, rest[TENSORS + 2 :])
+    (rows, columns), coarse = options.window.kernel_size, options.coarse
+    seen = rows // 2 * columns + columns // 2 + 1 if options.window.raster_causal else rows * columns
     seen += 0 if tensors[0] is None else tensors[0][2]
-    seen += math.prod(min(size) for size in zip(coarse_grid, coarse_kernel, strict=True))
+    if coarse is not None:
+        seen += math.prod(min(size) for size in zip(coarse.grid, coarse.kernel_size, strict=True))
     return 4 * math.prod(query) * seen
 
 

@@ -79,15 +79,20 @@ def _sandwich_bwd(*inputs: Any) -> Any:
     return _rows(inputs, range(branch.ndim - 1) if dropout_p == 0 else (), {4, 5, 11}, 2, 4)
 
 
-def _attention(inputs: Any, query: Any, key: Any, outputs: list[bool]) -> Any:
+def _attention(inputs: Any, query: Any, key: Any, outputs: list[bool], table: int | None = None) -> Any:
     """Shards of the batch, and of the heads of all tensors that have them; `outputs`: which there are (the gradients of
-    others are empty)."""
-    from torch.distributed.tensor import Replicate, Shard
+    others are empty); `table`: the place of a tensor of the heads alone, whose gradient is the last output."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
 
     rules = [_replicated(inputs, len(outputs))]
     for dim in (0, 1) if _heads_stay_together(query, key) else (0,):
         given = [None if not _is_tensor(x) else Shard(dim) if dim == 0 or x.ndim > 2 else Replicate() for x in inputs]
-        rules.append(([Shard(dim) if there else Replicate() for there in outputs], given))
+        results: list[Any] = [Shard(dim) if there else Replicate() for there in outputs]
+        if table is not None and given[table] is not None:
+            given[table] = Shard(0) if dim == 1 else Replicate()
+            if len(outputs) > 2:
+                results[-1] = Shard(0) if dim == 1 else Partial()
+        rules.append((results, given))
     return rules
 
 
@@ -110,8 +115,20 @@ def _attention_bwd(*inputs: Any) -> Any:
     return _attention(inputs, inputs[2], inputs[3], [True] * 3)
 
 
+def _local_fwd(*inputs: Any) -> Any:
+    return _attention(inputs, inputs[0], _first(inputs[1:7]), [True, True], 7)
+
+
 def _local_bwd(*inputs: Any) -> Any:
-    return _attention(inputs, inputs[2], inputs[3], [_is_tensor(x) for x in inputs[2:9]])
+    return _attention(inputs, inputs[2], _first(inputs[3:9]), [_is_tensor(x) for x in inputs[2:10]], 9)
+
+
+def _local_decode(*inputs: Any) -> Any:
+    return _attention(inputs, inputs[0], inputs[1], [True], 7)
+
+
+def _first(keys: Any) -> Any:
+    return next(x for x in keys if _is_tensor(x))
 
 
 _RULES = {
@@ -124,9 +141,9 @@ _RULES = {
     "three_region_attention_fwd": _attention_fwd,
     "three_region_attention_bwd": _attention_bwd,
     "three_region_attention_decode": _attention_decode,
-    "local_attention_2d_fwd": _attention_fwd,
+    "local_attention_2d_fwd": _local_fwd,
     "local_attention_2d_bwd": _local_bwd,
-    "local_attention_2d_decode": _attention_decode,
+    "local_attention_2d_decode": _local_decode,
 }
 
 

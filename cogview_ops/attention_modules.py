@@ -159,10 +159,12 @@ class LocalAttention2d(_Attention):
         embed_dim, num_heads, num_kv_heads, head_dim, bias: as of `ThreeRegionAttention`.
         grid, kernel_size, dilation, edge, raster_causal, prefix_bias, coarse_grid, coarse_kernel_size, coarse_bias,
             scale: as in `cogview_ops.local_attention_2d`.
+        rel_pos_bias: learn a bias by relative position (NATTEN's name).
         device, dtype: of the parameters.
 
     Attributes:
         q_proj, k_proj, v_proj, out_proj: as of `ThreeRegionAttention`.
+        rpb: the bias, `[num_heads, 2 * kh - 1, 2 * kw - 1]`, or None.
     """
 
     def __init__(
@@ -179,6 +181,7 @@ class LocalAttention2d(_Attention):
         coarse_grid: tuple[int, int] | None = None,
         coarse_kernel_size: tuple[int, int] | None = None,
         coarse_bias: float = 0.0,
+        rel_pos_bias: bool = False,
         num_kv_heads: int | None = None,
         head_dim: int | None = None,
         bias: bool = True,
@@ -201,6 +204,12 @@ class LocalAttention2d(_Attention):
         }
         super().__init__(embed_dim, num_heads, num_kv_heads, head_dim, bias, pattern, **factory)
         self.edge, self.raster_causal = edge, raster_causal
+        _checks.boolean(rel_pos_bias, "rel_pos_bias")
+        self.rpb: nn.Parameter | None = None
+        if rel_pos_bias:
+            table = (2 * k - 1 for k in window.kernel_size)
+            self.rpb = nn.Parameter(torch.empty(self.num_heads, *table, **factory))
+            nn.init.trunc_normal_(self.rpb, std=0.02)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[B, Hkv, S, D]` of other tokens `[B, S, C]`, text or a coarser image, for `forward`."""
@@ -218,13 +227,14 @@ class LocalAttention2d(_Attention):
         Args:
             cache: x are the next S image tokens of its samples, and are appended; raster-causal, inference only.
             only_keys_values: return those of x and do no more: `keys_values`.
-            others: prefix_key, prefix_value, prefix_mask, coarse_key and coarse_value, as in
-                `cogview_ops.local_attention_2d`; `keys_values` makes them.
+            others: key_mask, prefix_key, prefix_value, prefix_mask, coarse_key and coarse_value, as in
+                `cogview_ops.local_attention_2d`; `keys_values` makes keys and values.
         """
         if only_keys_values:
             self._check_input(x)
             return self._heads(self.k_proj, x), self._heads(self.v_proj, x)
         q, k, v = self._qkv(x)
+        others["bias"] = self.rpb
         if cache is None:
             window: dict[str, Any] = {"edge": self.edge, "raster_causal": self.raster_causal, **self.pattern}
             out: Any = local_attention_2d(q, k, v, **window, **others)
@@ -236,4 +246,5 @@ class LocalAttention2d(_Attention):
         return self._project(out)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, edge={self.edge}, raster_causal={self.raster_causal}"
+        bias = "" if self.rpb is None else ", rel_pos_bias=True"
+        return f"{super().extra_repr()}, edge={self.edge}, raster_causal={self.raster_causal}{bias}"

@@ -61,11 +61,12 @@ def local_1d(query: Tensor, key: Tensor, length: int, kernel_size: int, dilation
     arXiv 2204.07143 and 2209.15001).
     """
     same = (key - query) % dilation == 0
+    before, behind = kernel_size // 2, (kernel_size - 1) // 2  # of an even window, as NATTEN has them
     if edge == "clip":
-        return same & ((key - query).abs() <= kernel_size // 2 * dilation)
+        return same & (query - key <= before * dilation) & (key - query <= behind * dilation)
     # in the group of positions that are dilation apart
     members = (length - 1 - query % dilation) // dilation + 1
-    start = torch.minimum((query // dilation - kernel_size // 2).clamp(min=0), members - kernel_size)
+    start = torch.minimum((query // dilation - before).clamp(min=0), members - kernel_size)
     return same & (key // dilation >= start) & (key // dilation < start + kernel_size)
 
 
@@ -80,8 +81,20 @@ def coarse_2d(
     """Keys of a lower-resolution grid, in the window around the cell that the query lies in."""
     y = query // grid[1] // (grid[0] // coarse_grid[0])
     x = query % grid[1] // (grid[1] // coarse_grid[1])
-    near = (key // coarse_grid[1] - y).abs() <= kernel_size[0] // 2
-    return near & ((key % coarse_grid[1] - x).abs() <= kernel_size[1] // 2)
+    rows = local_1d(y, key // coarse_grid[1], coarse_grid[0], kernel_size[0], 1, "clip")
+    return rows & local_1d(x, key % coarse_grid[1], coarse_grid[1], kernel_size[1], 1, "clip")
+
+
+def relative_2d(
+    query: Tensor, key: Tensor, *, grid: tuple[int, int], kernel_size: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Row and column, in a table of `2 * kernel_size - 1`, of what is added to the score of a pair of a window."""
+    pairs = (query // grid[1], key // grid[1]), (query % grid[1], key % grid[1])
+    y, x = (
+        ((key - query) // step + k - 1).clamp(0, 2 * k - 2)  # beyond the window it does not matter
+        for (query, key), k, step in zip(pairs, kernel_size, dilation, strict=True)
+    )
+    return y, x
 
 
 def dalle(

@@ -145,10 +145,16 @@ def three_region_attention(
 
 
 def local_attention_2d(
-    query: Tensor, key: Tensor, value: Tensor, options: Options, query_pos: Tensor | None = None
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    options: Options,
+    query_pos: Tensor | None = None,
+    cache_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`query_pos` `[B, Sq]` are the raster indices of the queries; default: the whole grid."""
-    window, prefix, coarse, scale = options
+    """`query_pos` `[B, Sq]` are the raster indices of the queries, default: the whole grid; `cache_seqlens` `[B]`: how
+    many cells there are to see, default: all."""
+    window, prefix, coarse, scale, table, key_mask = options
     if query_pos is None:
         query_pos = torch.arange(query.shape[2], device=query.device)[None]
     batch, num_queries = query.shape[0], query.shape[2]
@@ -157,14 +163,27 @@ def local_attention_2d(
     def indices(x: Tensor) -> Tensor:
         return torch.arange(x.shape[2], device=x.device)
 
-    local = patterns.local_2d(i, indices(key), **window._asdict())
-    keys, values, masks, biases = [key], [value], [local], [key.new_zeros(key.shape[2])]
+    def equal(x: Tensor, bias: float) -> Tensor:
+        return query.new_full((1, 1, 1, x.shape[2]), bias)
+
+    keys, values, masks, biases = [], [], [], []
+    if key is not None and value is not None:
+        j = indices(key)
+        local = patterns.local_2d(i, j, **window._asdict())
+        if key_mask is not None:
+            local = local & key_mask[:, None]
+        if cache_seqlens is not None:
+            local = local & (j < cache_seqlens[:, None, None])
+        keys, values, masks, biases = [key], [value], [local], [equal(key, 0.0)]
+        if table is not None:
+            row, column = patterns.relative_2d(i, j, **_only(window, "grid", "kernel_size", "dilation"))
+            biases = [table[:, row, column].transpose(0, 1)]
     if prefix is not None:
         visible = torch.ones(1, prefix.key.shape[2], dtype=torch.bool, device=query.device)
         keys.insert(0, prefix.key)
         values.insert(0, prefix.value)
         masks.insert(0, (visible if prefix.mask is None else prefix.mask)[:, None])
-        biases.insert(0, key.new_full((prefix.key.shape[2],), prefix.bias))
+        biases.insert(0, equal(prefix.key, prefix.bias))
     if coarse is not None:
         near = patterns.coarse_2d(
             i, indices(coarse.key), grid=window.grid, coarse_grid=coarse.grid, kernel_size=coarse.kernel_size
@@ -172,9 +191,15 @@ def local_attention_2d(
         keys.append(coarse.key)
         values.append(coarse.value)
         masks.append(near)
-        biases.append(key.new_full((coarse.key.shape[2],), coarse.bias))
+        biases.append(equal(coarse.key, coarse.bias))
     mask = torch.cat([m.expand(batch, num_queries, -1) for m in masks], -1)[:, None]
-    return masked_attention(query, torch.cat(keys, 2), torch.cat(values, 2), mask, torch.cat(biases), scale)
+    size = torch.broadcast_shapes(*(x.shape[:3] for x in biases))
+    bias = torch.cat([x.expand(*size, -1) for x in biases], -1)
+    return masked_attention(query, torch.cat(keys, 2), torch.cat(values, 2), mask, bias, scale)
+
+
+def _only(options: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
 
 
 def dalle_attention(

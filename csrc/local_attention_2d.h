@@ -10,8 +10,16 @@ struct Grid {
 };
 
 struct Window {
-  Grid grid, kernel, dilation{1, 1};
-  bool raster_causal, shift;  // shift: at the edges the window moves inward; else it is cut
+  Grid grid, kernel, dilation{1, 1};  // kernel.h = 0: without a local set
+  bool raster_causal, shift;          // shift: at the edges the window moves inward; else it is cut
+};
+
+// What is added to the scaled scores of the local set, by relative position; tables of accumulators, contiguous. A key
+// dy rows and dx columns of its sub-image behind the query: entry (size.h / 2 + dy, size.w / 2 + dx) of its head.
+struct Bias {
+  const void* table = nullptr;  // [H, size.h, size.w], or null
+  void* grad = nullptr;         // likewise, of the backward
+  Grid size;
 };
 
 struct Prefix {
@@ -29,6 +37,9 @@ struct Coarse {
 
 struct LocalAttention : Attention {  // cache_seqlens count cells in raster order
   Window window;
+  Bias bias;
+  const bool* key_mask = nullptr;  // [B, cells] of the local set, contiguous, or null
+  Indices query_index;             // decode only: [B, seqlen_q] cells of the queries; without, they are the last ones
   Prefix prefix;
   Coarse coarse;
 };

@@ -76,7 +76,7 @@ THREE_REGION = [
 def local_2d(
     label: str,
     grid: tuple[int, int],
-    kernel_size: tuple[int, int],
+    kernel_size: tuple[int, int] | None,
     head_dim: int,
     *,
     batch: int = 2,
@@ -85,15 +85,29 @@ def local_2d(
     prefix: int | None = None,
     masked: bool = False,
     coarse: tuple[int, int] | None = None,
+    biased: str = "",
+    padded: bool = False,
     **options: Any,
 ) -> Case:
-    """`prefix`: number of text keys; `masked`: sample 0 sees none of them, others some; `coarse`: the coarse grid."""
+    """`prefix`: number of text keys; `masked`: sample 0 sees none of them, others some; `coarse`: the coarse grid;
+    `biased`: with a bias table, "wide" in float32 where the others have 16 bits, else "same"; `padded`: with a key mask
+    that hides the lower right corner, of which samples have more and more, and some keys besides."""
 
     def size(tokens: int, h: int = kv_heads) -> tuple[int, ...]:
         return batch, h, tokens, head_dim
 
     tokens = grid[0] * grid[1]
-    shapes = {"query": size(tokens, heads), "key": size(tokens), "value": size(tokens)}
+    shapes = {"query": size(tokens, heads)}
+    if kernel_size is None:
+        options |= {"key": None, "value": None}
+    else:
+        shapes |= {"key": size(tokens), "value": size(tokens)}
+    if biased and kernel_size:
+        shapes["bias"] = heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1
+    if padded:
+        y, x, b = torch.arange(grid[0])[:, None], torch.arange(grid[1]), torch.arange(batch)[:, None, None]
+        here = (y < grid[0] - 2 * b) & (x < grid[1] - b) & ((3 * y + 5 * x) % 7 > 0)
+        options["key_mask"] = here.flatten(1)
     if prefix is not None:
         shapes |= {"prefix_key": size(prefix), "prefix_value": size(prefix)}
     if masked and prefix is not None:
@@ -105,7 +119,8 @@ def local_2d(
         shapes |= {"coarse_key": size(cells), "coarse_value": size(cells)}
         options["coarse_grid"] = coarse
     options |= {"grid": grid, "kernel_size": kernel_size}
-    return Case("local_attention_2d", label, shapes, {**options, "return_lse": True})
+    wide = ("bias",) if biased == "wide" else ()
+    return Case("local_attention_2d", label, shapes, {**options, "return_lse": True}, wide)
 
 
 LOCAL_2D = [
@@ -144,6 +159,21 @@ LOCAL_2D = [
              coarse_kernel_size=(3, 3), raster_causal=True),
     local_2d("bands_dilated", (23, 9), (3, 3), 16, batch=1, heads=1, kv_heads=1, dilation=(2, 1), prefix=2),
     local_2d("long_image", (40, 6), (5, 3), 8, batch=4, heads=8, kv_heads=8, prefix=3),
+    local_2d("biased", (9, 13), (9, 5), 64, biased="same"),
+    local_2d("biased_shifted", (9, 11), (3, 5), 20, dilation=(2, 2), edge="shift", biased="wide", heads=4, scale=0.2),
+    local_2d("biased_causal", (16, 8), (5, 3), 40, batch=1, raster_causal=True, biased="wide", prefix=3, masked=True,
+             coarse=(4, 2), coarse_kernel_size=(3, 3), coarse_bias=0.5, heads=6),
+    local_2d("biased_row", (1, 37), (1, 13), 16, heads=3, kv_heads=1, edge="shift", biased="same"),
+    local_2d("padded", (9, 13), (3, 5), 64, padded=True, heads=4),
+    local_2d("padded_sets", (12, 10), (5, 3), 32, batch=3, dilation=(2, 3), padded=True, prefix=9, masked=True,
+             coarse=(4, 5), coarse_kernel_size=(3, 3)),
+    local_2d("padded_biased", (10, 12), (5, 3), 64, batch=3, padded=True, biased="wide", raster_causal=True),
+    local_2d("coarse_alone", (8, 12), None, 64, coarse=(4, 6), coarse_kernel_size=(3, 5), coarse_bias=0.4, heads=4),
+    local_2d("prefix_alone", (5, 9), None, 20, prefix=17, masked=True, prefix_bias=0.3),
+    local_2d("without_local", (16, 16), None, 32, prefix=5, coarse=(2, 4), coarse_kernel_size=(3, 5), heads=6),
+    local_2d("even", (9, 13), (4, 6), 64, prefix=3, biased="same"),
+    local_2d("even_shifted", (9, 14), (4, 2), 32, dilation=(2, 3), edge="shift", biased="wide"),
+    local_2d("even_causal", (7, 8), (6, 4), 16, raster_causal=True, coarse=(7, 4), coarse_kernel_size=(2, 4)),
     # for CUDA's tensor cores, in its emulator
     local_2d("sets_32", (4, 6), (3, 5), 32, heads=2, kv_heads=1, raster_causal=True, prefix=5, masked=True,
              prefix_bias=0.8, coarse=(2, 3), coarse_kernel_size=(3, 1), coarse_bias=-0.5, scale=-0.2),
@@ -159,6 +189,8 @@ LOCAL_2D = [
     local_2d("tiny_dilated", (5, 7), (3, 3), 8, dilation=(1, 3), heads=2, kv_heads=1, batch=1, raster_causal=True,
              prefix=3, coarse=(5, 1), coarse_kernel_size=(3, 1)),
     local_2d("tiny_shifted", (3, 13), (3, 5), 8, dilation=(1, 2), edge="shift", heads=1, kv_heads=1, batch=1),
+    local_2d("tiny_biased", (3, 5), (3, 4), 16, heads=2, kv_heads=1, batch=2, edge="shift", padded=True, biased="wide"),
+    local_2d("tiny_cross", (4, 6), None, 8, heads=1, kv_heads=1, coarse=(2, 3), coarse_kernel_size=(1, 2)),
 ]  # fmt: skip
 
 OTHERS = [
@@ -197,12 +229,23 @@ DECODE = [
         {"cache_seqlens": torch.tensor([48, 20]), "grid": (6, 8), "kernel_size": (5, 3), "prefix_bias": 0.5,
          "prefix_mask": torch.tensor([[True, False, True, True, False], [False] * 5])},
     ),
+    Case(
+        "local_attention_2d_decode",
+        "local_2d_cells",
+        {"query": (2, 4, 5, 16), "key_cache": (2, 2, 48, 16), "value_cache": (2, 2, 48, 16), "bias": (4, 5, 5),
+         "coarse_key": (2, 2, 12, 16), "coarse_value": (2, 2, 12, 16)},
+        {"cache_seqlens": torch.tensor([40, 13]), "grid": (6, 8), "kernel_size": (3, 3), "raster_causal": False,
+         "query_index": torch.tensor([[47, 0, 13, 14, 39], [12, 22, 47, 3, 7]]), "edge": "shift", "dilation": (2, 1),
+         "key_mask": torch.arange(96).view(2, 48) % 5 > 0, "coarse_grid": (3, 4), "coarse_kernel_size": (1, 3)},
+        wide=("bias",),
+    ),
 ]  # fmt: skip
 
 BY_LABEL = {case.label: case for case in [*THREE_REGION, *LOCAL_2D, *OTHERS, *DECODE]}
 # one of each operator, with everything in it that the operator can do
 DIFFERENTIABLE = [
     *(BY_LABEL[x] for x in ("blocks_of_64", "grouped_32", "tiny", "all_sets", "sets_32", "tiny_local", "shifted_sets")),
+    *(BY_LABEL[x] for x in ("padded_biased", "tiny_biased", "coarse_alone", "tiny_cross")),
     *OTHERS,
 ]
 ALL = [*DIFFERENTIABLE, *DECODE]

@@ -232,7 +232,8 @@ def skip_beyond_limits(impl: str, op: str, query: Tensor, options: dict[str, Any
     if not torch.cuda.is_available() and (name, head_dim) not in emulated_cuda.LOCAL_SHAPES:
         pytest.skip(f"{name} with heads of {head_dim} is emulated under COGVIEW_TESTS=all")
     edge, dilation = options.get("edge", "clip"), options.get("dilation", 1)
-    if why := _cuda_limits.local_2d((options["grid"], options["kernel_size"], dilation, edge), query=query):
+    window = options["grid"], options["kernel_size"], dilation, edge
+    if why := _cuda_limits.local_2d(window, options, query=query):
         pytest.skip(why)
 
 

@@ -50,7 +50,7 @@ class Call:
         self.batch, self.heads, _, self.dim = q.shape
         self.kv_heads = k.shape[1]
         self.group, self.pairs = self.heads // self.kv_heads, self.batch * self.kv_heads
-        window, prefix, coarse, self.scale = options
+        window, prefix, coarse, self.scale, *_ = options
         self.grid, self.kernel, self.causal = window.grid, window.kernel_size, window.raster_causal
         self.shift = window.edge == "shift"
         # of an axis on which only itself is seen it does not matter

@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from .. import _registration
-from .._local_options import TENSORS, WITH_GRADIENT, Numbers, Options, Pair, unflatten
+from .._local_options import TENSORS, WITH_GRADIENT, Options, Pair, unflatten
 from ..local_attention_2d import define_forward, register
 from . import configs
 from ._local_2d_backward import grad_key_kernel, grad_query_kernel, sum_kernel
@@ -60,7 +60,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, T
     out, lse = _registration.empty_attention(q)
     if not q.numel():
         return out, lse
-    call = Call(q, k, v, _options(arguments[:TENSORS], *arguments[TENSORS:]))
+    call = Call(q, k, v, _options(arguments[:TENSORS], arguments[TENSORS:]))
     config = call.config("forward")
     programs, shared = call.patches(config)
     scale = {"scale": scale_of(abs(call.scale)), "NEGATE": call.scale < 0}
@@ -80,7 +80,7 @@ def backward(
         dout = torch.zeros_like(out)
     elif dout.stride(3) != 1:
         dout = dout.contiguous()
-    call = Call(q, k, v, _options(tensors, *numbers))
+    call = Call(q, k, v, _options(tensors, numbers))
     config = call.config("grad_query")
     programs, shared = call.patches(config)
     rows = {"q": rows_of(q), "dout": rows_of(dout), "lse": lse, "delta": torch.empty_like(lse)}
@@ -102,7 +102,7 @@ def backward(
     if call.coarse is not None:
         ratio = call.grid[0] // call.coarse_grid[0], call.grid[1] // call.coarse_grid[1]
         coarse = _KeySet(call.coarse.keys, call.coarse_grid, call.coarse_kernel, ratio, call.coarse.bias)
-        owners.insert(0, (coarse, grads[5:]))
+        owners.insert(0, (coarse, grads[5:7]))
     if call.prefix is not None:  # longest first: every query sees it
         size = 1, call.prefix_len
         prefix = _KeySet(call.prefix.keys, size, (1, 1), call.grid, call.prefix.bias, call.mask, dense=True)
@@ -164,8 +164,14 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     out = _registration.empty_decode(q)
     if not q.numel():
         return out
-    tensors, (lengths, grid, kernel_size, dilation, *rest) = arguments[:TENSORS], arguments[TENSORS:]
-    call = Call(q, k, v, _options(tensors, grid, kernel_size, dilation, True, False, *rest))
+    lengths, query_index, *numbers = arguments[TENSORS:]
+    options = _options(arguments[:TENSORS], numbers)
+    if query_index is not None or options.window.edge == "shift" or not options.window.raster_causal:
+        name = (
+            "query_index" if query_index is not None else "raster_causal" if options.window.edge == "clip" else "edge"
+        )
+        raise NotImplementedError(f"{name}: the Triton kernels do not have it yet; impl='reference' has")
+    call = Call(q, k, v, options)
     config = call.config("decode")
     steps = q.shape[2]
     # dilated, steps are apart: a tile of rows is of one
@@ -201,8 +207,17 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     return out
 
 
-def _options(tensors: tuple[Any, ...], *numbers: Any) -> Options:
-    return unflatten(tensors, Numbers(numbers[:3], numbers[3:5], numbers[5:]))
+def _options(tensors: tuple[Any, ...], numbers: Any) -> Options:
+    options = unflatten(tensors, tuple(numbers))
+    kernels = *options.window.kernel_size, *(options.coarse.kernel_size if options.coarse else ())
+    for name, missing in (
+        ("bias", options.bias is not None),
+        ("key_mask", options.key_mask is not None),
+        ("kernel_size", any(k % 2 == 0 for k in kernels)),
+    ):
+        if missing:
+            raise NotImplementedError(f"{name}: the Triton kernels do not have it yet; impl='reference' has")
+    return options
 
 
 register("cogview_ops_triton")

@@ -62,14 +62,17 @@ inline Tensor stat_like(const Tensor& q) {
 }
 
 // What every attention is told: query, key and value; the outputs come later. `tokens` of key and value, -1: any.
-inline void describe(Attention* a, const Tensor& q, const Tensor& k, const Tensor& v, int64_t tokens, double scale) {
+inline void describe(Attention* a, const Tensor& q, int64_t kv_heads, double scale) {
   a->dtype = dtype_of(q, "query");
   check_attention_tensor(q, "query", a->dtype);
-  check_attention_tensor(k, "key", a->dtype);
   a->batch = q.size(0), a->heads = q.size(1), a->seqlen_q = q.size(2), a->head_dim = q.size(3);
-  a->kv_heads = k.size(1), a->scale = scale;
+  a->kv_heads = kv_heads, a->scale = scale;
   STD_TORCH_CHECK(a->kv_heads > 0 && a->heads % a->kv_heads == 0, "key: heads do not divide query's");
   a->q = view(q);
+}
+inline void describe(Attention* a, const Tensor& q, const Tensor& k, const Tensor& v, int64_t tokens, double scale) {
+  check_attention_tensor(k, "key", dtype_of(q, "query"));
+  describe(a, q, k.size(1), scale);
   a->k = key_view(k, "key", q, a->kv_heads, tokens);
   a->v = key_view(v, "value", q, a->kv_heads, k.size(2));
 }
@@ -83,14 +86,14 @@ inline void describe_backward(Attention* a, const Tensor& q, const Tensor& out, 
   a->dq = view(dq), a->dk = view(dk), a->dv = view(dv);
 }
 
-// Where the new tokens of each sample end in a cache of keys.
-inline Tensor checked_seqlens(const Tensor& x, const Tensor& q, const Tensor& k) {
+// Where the new tokens, `least` of them, of each sample end in a cache of keys.
+inline Tensor checked_seqlens(const Tensor& x, const Tensor& q, const Tensor& k, int64_t least) {
   STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && x.dim() == 1 && x.size(0) == q.size(0),
                   "cache_seqlens: shape does not match");
   const Tensor seqlens = as_contiguous(x);
   const Indices in = indices(seqlens, "cache_seqlens");
   for (int64_t b = 0; b < seqlens.size(0); ++b) {
-    STD_TORCH_CHECK(in[b] >= q.size(2) && in[b] <= k.size(2), "cache_seqlens: expected all query tokens in the cache");
+    STD_TORCH_CHECK(in[b] >= least && in[b] <= k.size(2), "cache_seqlens: expected all query tokens in the cache");
   }
   return seqlens;
 }

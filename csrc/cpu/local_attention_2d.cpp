@@ -40,7 +40,7 @@ struct KeySet {
 
   // Rows that at most a strip of so many lines sees.
   int64_t most_rows(int64_t lines) const {
-    const int64_t most = (lines * y.step + y.ratio - 1) / y.ratio + 2 * y.radius + 2;
+    const int64_t most = (lines * y.step + y.ratio - 1) / y.ratio + y.size() + 1;
     return most < y.keys ? most : y.keys;
   }
   // What a strip sees.
@@ -87,7 +87,9 @@ struct Keys {
     const Coarse& coarse = a.coarse;
     sets[count++] = {phase.y, phase.x, phase.first, phase.down, phase.right, &a.k, &a.v, 0.0, a.window.raster_causal,
                      nullptr};
-    const auto everyone = [](int64_t queries, int64_t keys) { return Axis{queries, keys, queries + keys}; };
+    const auto everyone = [](int64_t queries, int64_t keys) {
+      return Axis{queries, keys, queries + keys, queries + keys};
+    };
     if (prefix.len) {
       const bool* exist = prefix.mask ? prefix.mask + b * prefix.len : nullptr;
       const Axis y = everyone(phase.y.queries, 1), x = everyone(phase.x.queries, prefix.len);

@@ -36,7 +36,7 @@ LocalLanePlan plan_strips(const LocalAttention& a, int64_t chunks) {
   LocalLanePlan plan{};
   plan.problem = a;
   plan.strip = choose_strip(first.y, first.x);
-  const int64_t bands = std::max<int64_t>(1, first.y.queries / std::max(plan.strip.h, 2 * first.y.radius));
+  const int64_t bands = std::max<int64_t>(1, first.y.queries / std::max(plan.strip.h, first.y.size() - 1));
   plan.chunks = std::min(chunks, phases(a.window) * bands);
   plan.bands = ceil_div(plan.chunks, phases(a.window));
   return plan;
@@ -80,7 +80,7 @@ void choose_patches(const Axis& y, const Axis& x, Patches* queries, Patches* key
   };
   const auto best = [](const Axis& axis, int64_t strip, int64_t patch, int64_t half, int64_t size) {
     Best b{};
-    for (const int64_t offset : {int64_t(0), axis.radius % size}) {
+    for (const int64_t offset : {int64_t(0), axis.before % size}) {
       const int64_t strips = meetings(axis, strip, {half, offset});
       if (b.strips && strips >= b.strips) continue;
       b = {{size, offset}, strips, meetings(axis, patch, {size, offset})};

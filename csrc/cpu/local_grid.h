@@ -20,20 +20,21 @@ struct Span {
 
 // One axis: which keys a query sees, and which queries see a key. Both ends of both grow with the position.
 struct Axis {
-  int64_t queries = 0, keys = 0, radius = 0;
-  bool shift = false;                      // the window moves inward at the edges; else it is cut
-  int64_t ratio = 1, step = 1, phase = 0;  // query q lies in key (phase + q * step) / ratio
+  int64_t queries = 0, keys = 0, before = 0, behind = 0;  // keys before and behind a query's own
+  bool shift = false;                                     // the window moves inward at the edges; else it is cut
+  int64_t ratio = 1, step = 1, phase = 0;                 // query q lies in key (phase + q * step) / ratio
 
   COGVIEW_INLINE Span window(int64_t q) const {
-    const int64_t place = phase + q * step, home = ratio == 1 ? place : place / ratio, last = keys - 2 * radius - 1;
-    if (!shift) return Span{home - radius, home + radius + 1}.within(keys);
-    const int64_t lo = home - radius < 0 ? 0 : home - radius > last ? last : home - radius;
-    return {lo, lo + 2 * radius + 1};
+    const int64_t place = phase + q * step, home = ratio == 1 ? place : place / ratio, last = keys - size();
+    if (!shift) return Span{home - before, home + behind + 1}.within(keys);
+    const int64_t lo = home - before < 0 ? 0 : home - before > last ? last : home - before;
+    return {lo, lo + size()};
   }
   COGVIEW_INLINE Span seen(int64_t k) const {
-    if (shift) return {k <= 2 * radius ? 0 : k - radius, k >= keys - 2 * radius - 1 ? queries : k + radius + 1};
-    return Span{first_query(k - radius), first_query(k + radius + 1)}.within(queries);
+    if (shift) return {k < size() ? 0 : k - behind, k >= keys - size() ? queries : k + before + 1};
+    return Span{first_query(k - behind), first_query(k + before + 1)}.within(queries);
   }
+  COGVIEW_INLINE int64_t size() const { return before + behind + 1; }  // of a window
   COGVIEW_INLINE Span windows(Span q) const { return {window(q.lo).lo, window(q.hi - 1).hi}; }
   COGVIEW_INLINE Span seen_by(Span k) const { return {seen(k.lo).lo, seen(k.hi - 1).hi}; }
 
@@ -71,15 +72,21 @@ struct Phase {
     const Grid grid = a.window.grid, kernel = a.window.kernel, step = a.window.dilation, coarse = a.coarse.grid;
     y = fine(grid.h, kernel.h, step.h, top, a.window.shift), x = fine(grid.w, kernel.w, step.w, left, a.window.shift);
     if (!coarse.h) return;
-    coarse_y = {y.queries, coarse.h, a.coarse.kernel.h / 2, false, grid.h / coarse.h, step.h, top};
-    coarse_x = {x.queries, coarse.w, a.coarse.kernel.w / 2, false, grid.w / coarse.w, step.w, left};
+    coarse_y = axis(y.queries, coarse.h, a.coarse.kernel.h), coarse_x = axis(x.queries, coarse.w, a.coarse.kernel.w);
+    coarse_y.ratio = grid.h / coarse.h, coarse_y.step = step.h, coarse_y.phase = top;
+    coarse_x.ratio = grid.w / coarse.w, coarse_x.step = step.w, coarse_x.phase = left;
   }
   COGVIEW_INLINE Grid grid() const { return {y.queries, x.queries}; }
 
  private:
+  COGVIEW_INLINE static Axis axis(int64_t queries, int64_t keys, int64_t kernel) {
+    return {queries, keys, kernel / 2, (kernel - 1) / 2};
+  }
   COGVIEW_INLINE static Axis fine(int64_t size, int64_t kernel, int64_t step, int64_t first, bool shift) {
     const int64_t n = first < size ? (size - first + step - 1) / step : 0;
-    return {n, n, kernel / 2, shift};
+    Axis x = axis(n, n, kernel);
+    x.shift = shift;
+    return x;
   }
 };
 

@@ -143,7 +143,13 @@ def test_lengths_are_looked_at_in_every_call(end: int) -> None:
         lambda: local_attention_2d_decode(query, X, X, lengths, **WINDOW),
         lambda: dalle_attention_decode(query, X, X, lengths, kind="row", text_len=4, grid=(2, 4)),
         lambda: torch.ops.cogview_ops.local_attention_2d_decode(
-            query, image, image, *(None,) * 5, lengths, [2, 4], [3, 3], [1, 1], 0.0, [0, 0], [0, 0], 0.0, 1.0
+            query,
+            image,
+            image,
+            *(None,) * 7,
+            lengths,
+            None,
+            *([2, 4], [3, 3], [1, 1], True, False, 0.0, [0, 0], [0, 0], 0.0, 1.0),
         ),
     ]
     for k, call in enumerate(calls):

@@ -31,7 +31,7 @@ def pairs(case: Case) -> int:
         inputs[k] = torch.eye(total, dtype=torch.float64)[begin : begin + tokens].expand(batch, heads, -1, -1)
         begin += tokens
     for k in inputs:
-        if k not in keys:
+        if k not in keys and k != "bias":
             inputs[k] = inputs[k].new_zeros(*inputs[k].shape[:-1], total)
     return int((case(inputs, "reference")[0] > 0).sum())
 
@@ -43,7 +43,7 @@ def test_flops(case: Case) -> None:
     forward, both = (counted(case, "cpp", differentiate) for differentiate in (False, True))
     assert both == forward + forward * 5 // 2
     pivots = case.options.get("pivots", torch.empty(0, 0))
-    hidden = case.options.get("prefix_mask") is not None
+    hidden = any(case.options.get(name) is not None for name in ("prefix_mask", "key_mask"))
     first = (pivots == torch.arange(pivots.shape[1])).all()
     if hidden or not first:
         assert forward >= 4 * dim * seen

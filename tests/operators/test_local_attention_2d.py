@@ -268,16 +268,16 @@ def test_windows_of_any_size_are_safe_below_the_checks(dtype: torch.dtype) -> No
     q, k, v, coarse_k, coarse_v = torch.randn(5, 1, 2, 64, 16).to(dtype)
     results = []
     for size in (15, 2**63 - 1):
-        sets, options = (None, None, coarse_k, coarse_v, None), ([8, 8], [size, 1], [1, 1], False, False, 0.0)
+        sets, options = (None, None, coarse_k, coarse_v, *(None,) * 3), ([8, 8], [size, 1], [1, 1], False, False, 0.0)
         how = (*sets, *options, [8, 8], [1, size], 0.0, 0.25)
         out, lse = torch.ops.cogview_ops.local_attention_2d_fwd(q, k, v, *how)
-        grads = torch.ops.cogview_ops.local_attention_2d_bwd(out, None, q, k, v, *sets, out, lse, *how[5:])
+        grads = torch.ops.cogview_ops.local_attention_2d_bwd(out, None, q, k, v, *sets, out, lse, *how[7:])
         results.append([out, lse, *(g for g in grads if g is not None)])
     for small, large in zip(*results, strict=True):
         assert torch.equal(small, large)
     shifted = ([8, 8], [2**62 + 1, 1], [4, 1], False, True, 0.0, [0, 0], [0, 0], 0.0, 0.25)
     with pytest.raises(RuntimeError, match="dilated window inside the grid"):
-        torch.ops.cogview_ops.local_attention_2d_fwd(q, k, v, *(None,) * 5, *shifted)
+        torch.ops.cogview_ops.local_attention_2d_fwd(q, k, v, *(None,) * 7, *shifted)
 
 
 # --- decoding --------------------------------------------------------------------------------------------------------
@@ -415,7 +415,7 @@ INVALID: list[tuple[str, Any, type[Exception]]] = [
     ("grid", (-3, -4), ValueError),
     ("kernel_size", 3, TypeError),
     ("kernel_size", (3, True), TypeError),
-    ("kernel_size", (2, 3), ValueError),
+    ("kernel_size", (6, 3), ValueError),
     ("kernel_size", (3, 0), ValueError),
     ("kernel_size", (7, 3), ValueError),
     ("kernel_size", (3, 9), ValueError),
@@ -440,7 +440,7 @@ INVALID: list[tuple[str, Any, type[Exception]]] = [
     ("coarse_grid", 2, TypeError),
     ("coarse_grid", (1, 3), ValueError),
     ("coarse_kernel_size", None, ValueError),
-    ("coarse_kernel_size", (1, 2), ValueError),
+    ("coarse_kernel_size", (1, 4), ValueError),
     ("coarse_kernel_size", (3, 1), ValueError),
     ("coarse_bias", "0", TypeError),
     ("coarse_bias", float("nan"), ValueError),

@@ -330,7 +330,7 @@ def test_local_decode_equals_the_forward(dtype: torch.dtype) -> None:
 def test_local_refuses() -> None:
     arguments = {"embed_dim": 24, "num_heads": 6, **WINDOW}
     refused(LocalAttention2d, arguments, "grid", 24, TypeError)
-    refused(LocalAttention2d, arguments, "kernel_size", (3, 4), ValueError)
+    refused(LocalAttention2d, arguments, "kernel_size", (3, 0), ValueError)
     refused(LocalAttention2d, arguments, "kernel_size", (9, 3), ValueError)
     refused(LocalAttention2d, arguments, "raster_causal", None, TypeError)
     refused(LocalAttention2d, arguments, "dilation", (0, 1), ValueError)
