@@ -66,12 +66,10 @@ def local(
     bias: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """`local_attention_2d`; with edge="clip" a window may be larger than the picture, which it then has all of."""
-    fitting = kernel_size
-    if edge == "clip":
-        rows, columns = (min(k, 2 * -(-n // d) - 1) for k, n, d in zip(kernel_size, grid, dilation, strict=True))
-        fitting = rows, columns
+    """`local_attention_2d`; a window may be larger than the picture, which it then has all of."""
+    most = [n // d if edge == "shift" else 2 * -(-n // d) - 1 for n, d in zip(grid, dilation, strict=True)]
+    fitting = min(kernel_size[0], most[0]), min(kernel_size[1], most[1])
     if bias is not None:  # of no offset that is cut off is there a key
         less = [f - k for f, k in zip(fitting, kernel_size, strict=True)]
-        options["bias"] = F.pad(bias, (less[1], less[1], less[0], less[0]))
-    return local_attention_2d(*qkv, grid=grid, kernel_size=fitting, dilation=dilation, edge=edge, **options)
+        bias = F.pad(bias, (less[1], less[1], less[0], less[0]))
+    return local_attention_2d(*qkv, grid=grid, kernel_size=fitting, dilation=dilation, edge=edge, bias=bias, **options)

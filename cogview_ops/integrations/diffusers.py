@@ -131,10 +131,10 @@ class LocalFluxAttnProcessor(_Window, FluxAttnProcessor):
         if not self.window:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         text = encoder_hidden_states
-        query, key, value, *of_text = _get_qkv_projections(attn, hidden_states, text)
+        query, key, value, text_q, text_k, text_v = _get_qkv_projections(attn, hidden_states, text)
         query, key, value = _heads(attn, query, key, value, attn.norm_q, attn.norm_k)
         if text is not None:
-            text_qkv = _heads(attn, *of_text, attn.norm_added_q, attn.norm_added_k)
+            text_qkv = _heads(attn, text_q, text_k, text_v, attn.norm_added_q, attn.norm_added_k)
             query, key, value = _after(text_qkv, (query, key, value))
         if image_rotary_emb is not None:
             query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
@@ -190,9 +190,10 @@ def use_local_attention(
     attention = {n: m for n, m in model.named_modules() if hasattr(m, "set_processor")}
     chosen = [n for n, m in attention.items() if where(n) and not getattr(m, "is_cross_attention", False)]
     _checks.require(len(chosen) > 0, "where", "one self-attention layer at least", "none")
+    known = " or ".join(x.__name__ for x in _LOCAL)
     for name, module in attention.items():
-        known = " or ".join(x.__name__ for x in _LOCAL)
-        _checks.require(type(module.processor) in _LOCAL, name, f"the processor {known}", type(module.processor))
+        kind = type(module.processor)
+        _checks.require(kind in _LOCAL, name, f"the processor {known}", kind.__name__)
     replaced = Replaced(chosen)
     for name, module in attention.items():  # those that are not chosen are told the grid too
         size = kernel_size if name in chosen else None

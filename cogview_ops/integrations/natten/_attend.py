@@ -46,32 +46,36 @@ def attend(
     """`[B, *grid, heads, D]` and lse `[B, *grid, heads]` of a grid of one or two axes."""
     grid = query.shape[1:-2]
     check_fits(grid, kernel, dilation)
-    row = (1,) * (2 - len(grid))  # a sequence is a picture of one row
-    size, bias = (*row, *kernel), bias[:, None] if bias is not None and row else bias
+    # a sequence is a picture of one row
+    row = (1,) * (2 - len(grid))
+    (rows, columns), (kh, kw), (dh, dw) = (*row, *grid), (*row, *kernel), (*row, *dilation)
+    if bias is not None:
+        bias = bias.view(-1, 2 * kh - 1, 2 * kw - 1)
     if causal:
         # the keys up to the query are half of a window that ends at the edges
-        size = 2 * size[0] - 1, 2 * size[1] - 1
-        bias = _no_later_column(query, size) if size[0] > 1 and size[1] > 1 else None
-    heads = [x.flatten(1, len(grid)).transpose(1, 2) for x in (query, key, value)]
-    more = [None if x is None else x.transpose(1, 2) for x in additional]
+        kh, kw = 2 * kh - 1, 2 * kw - 1
+        bias = _no_later_column(query, kh, kw) if kh > 1 and kw > 1 else None
+    heads_first = (x.flatten(1, len(grid)).transpose(1, 2) for x in (query, key, value))
+    more_key, more_value = (None if x is None else x.transpose(1, 2) for x in additional)
     out, lse = local_attention_2d(
-        *heads,
-        grid=(*row, *grid),
-        kernel_size=size,
-        dilation=(*row, *dilation),
+        *heads_first,
+        grid=(rows, columns),
+        kernel_size=(kh, kw),
+        dilation=(dh, dw),
         edge="clip" if causal else "shift",
         raster_causal=causal,
         bias=bias,
-        prefix_key=more[0],
-        prefix_value=more[1],
+        prefix_key=more_key,
+        prefix_value=more_value,
         scale=scale,
         return_lse=True,
     )
     return out.transpose(1, 2).unflatten(1, grid), lse.transpose(1, 2).unflatten(1, grid)
 
 
-def _no_later_column(query: Tensor, size: tuple[int, int]) -> Tensor:
-    """A bias by relative position that leaves nothing of the columns after the query's."""
-    bias = torch.zeros(2 * size[0] - 1, 2 * size[1] - 1, device=query.device)
-    bias[:, size[1] :] = -1e30  # not infinite: the kernels take differences of scores
-    return bias.expand(query.shape[-2], -1, -1).to(torch.float64 if query.dtype == torch.float64 else torch.float32)
+def _no_later_column(query: Tensor, kh: int, kw: int) -> Tensor:
+    """A bias by relative position that leaves nothing of the columns behind the query's."""
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    bias = torch.zeros(2 * kh - 1, 2 * kw - 1, dtype=wide, device=query.device)
+    bias[:, kw:] = -1e30  # not infinite: a difference of two would be no number
+    return bias.expand(query.shape[-2], -1, -1)
