@@ -1,4 +1,4 @@
-"""An upsampler of features as AnyUp is one: queries of a picture's pixels, keys and values of a coarse grid of features.
+"""An upsampler of features as AnyUp is one: queries of a picture's pixels, keys and values of a coarse grid.
 
     python examples/anyup_upsampler.py --size 512 --steps 300
 
@@ -9,6 +9,7 @@ memory. Trained here on drawn pictures; needs torch alone.
 """
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,35 +25,35 @@ RATIO, WINDOW, HEADS, FEATURES = 8, (5, 5), 4, 64
 
 
 class Upsampler(nn.Module):
-    """Features `[B, C, h, w]` at the size of pictures `[B, 3, H, W]`, averages of what is around."""
+    """Features `[B, C, h, w]` at the size of pictures `[B, 3, H, W]`: averages of those around, as the picture says."""
 
-    def __init__(self, copies: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.copies = copies
-        self.guide = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.GELU(), nn.Conv2d(32, FEATURES, 3, padding=1))
+        self.guide = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, FEATURES, 3, padding=1))
         self.to_key = nn.Conv2d(FEATURES, FEATURES, 1)
 
     def forward(self, pictures: Tensor, features: Tensor) -> Tensor:
-        return self.attend(self.guide(pictures), features)
-
-    def attend(self, fine: Tensor, features: Tensor) -> Tensor:
-        keys = self.to_key(F.avg_pool2d(fine, RATIO))
-        grid, coarse_grid = fine.shape[-2:], features.shape[-2:]
-        if self.copies:
-            copies = (F.interpolate(x, scale_factor=RATIO) for x in (keys, features))
-            query, key, value = (heads(x) for x in (fine, *copies))
-            out = local_attention_2d(query, key, value, grid=grid, kernel_size=WINDOW, dilation=RATIO)
-        else:
-            coarse = {"coarse_key": heads(keys), "coarse_value": heads(features), "coarse_grid": coarse_grid}
-            out = local_attention_2d(
-                heads(fine), None, None, grid=grid, kernel_size=None, coarse_kernel_size=WINDOW, **coarse
-            )
+        fine = self.guide(pictures)
+        out = over_coarse_keys(fine, self.to_key(F.avg_pool2d(fine, RATIO)), features)
         return out.mT.reshape(fine.shape)
 
 
+def over_coarse_keys(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    coarse = {"coarse_key": heads(key), "coarse_value": heads(value), "coarse_grid": key.shape[-2:]}
+    return local_attention_2d(
+        heads(query), None, None, grid=query.shape[-2:], kernel_size=None, coarse_kernel_size=WINDOW, **coarse
+    )
+
+
+def over_copied_keys(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same: of the copies RATIO rows or columns apart there is one in each cell around the query's own."""
+    key, value = (heads(F.interpolate(x, scale_factor=RATIO)) for x in (key, value))
+    return local_attention_2d(heads(query), key, value, grid=query.shape[-2:], kernel_size=WINDOW, dilation=RATIO)
+
+
 def heads(x: Tensor) -> Tensor:
-    """`[B, heads, H*W, D]` of `[B, C, H, W]`, channels last in memory."""
-    return x.unflatten(1, (HEADS, -1)).flatten(3).mT.contiguous()
+    """`[B, heads, H*W, D]`, a view where channels are last in memory."""
+    return x.contiguous(memory_format=torch.channels_last).unflatten(1, (HEADS, -1)).flatten(3).mT
 
 
 def draw(count: int, size: int, generator: torch.Generator) -> Tensor:
@@ -68,12 +69,16 @@ def draw(count: int, size: int, generator: torch.Generator) -> Tensor:
     return pictures
 
 
-def peak(step: Callable[[], Any]) -> float:
-    """MB that a call takes at its peak, beyond what was there before it (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
-    before = resident("VmRSS")
-    step()
-    return (resident("VmHWM") - before) / 2**10
+def measure(step: Callable[[], Any]) -> str:
+    """Median time, and what memory there is at the peak beyond what was there before (Linux)."""
+    times, peaks = [], []
+    for _ in range(4):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+        before, start = resident("VmRSS"), time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+        peaks.append(resident("VmHWM") - before)
+    return f"{statistics.median(times[1:]) * 1e3:.0f} ms, {max(peaks) / 2**10:.0f} MB"
 
 
 def resident(field: str) -> int:
@@ -84,16 +89,16 @@ def resident(field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256, help="pixels of a side of the picture that is measured")
-    parser.add_argument("--steps", type=int, default=60, help="of training, on pictures of 64 x 64")
+    parser.add_argument("--steps", type=int, default=80, help="of training, on pictures of 64 x 64")
     options = parser.parse_args()
 
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     teacher = nn.Sequential(nn.Conv2d(3, FEATURES, 1), nn.Tanh()).requires_grad_(False)
     model = Upsampler()
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     for step in range(options.steps + 1):
-        pictures = draw(8, 64, generator)
+        pictures = draw(4, 64, generator)
         features = teacher(pictures)
         coarse = F.avg_pool2d(features, RATIO)
         loss = F.mse_loss(model(pictures, coarse), features)
@@ -104,22 +109,19 @@ def main() -> None:
         loss.backward()
         optimizer.step()
 
-    pictures = draw(1, options.size, generator)
-    coarse = F.avg_pool2d(teacher(pictures), RATIO)
-    copying = Upsampler(copies=True)
-    copying.load_state_dict(model.state_dict())
     with torch.no_grad():
-        difference = (copying(pictures, coarse) - model(pictures, coarse)).abs().max().item()
-    print(
-        f"{options.size} x {options.size} queries; with keys copied to their size the result differs by {difference:.0e}"
-    )
-    guide = model.guide(pictures).detach()  # the convolution is the same in both
-    for name, way in ("coarse keys", model), ("copied keys", copying):
-        for _ in range(2):  # the first loads what both need
-            start = time.perf_counter()
-            memory = peak(lambda way=way: way.attend(guide, coarse).square().mean().backward())
-            taken = time.perf_counter() - start
-        print(f"attention over {name}, forward and backward: {memory:.0f} MB, {taken * 1e3:.0f} ms")
+        query = model.guide(draw(1, options.size, generator)).contiguous(memory_format=torch.channels_last)
+        key = model.to_key(F.avg_pool2d(query, RATIO))
+        value = torch.randn_like(key)
+        difference = (over_copied_keys(query, key, value) - over_coarse_keys(query, key, value)).abs().max().item()
+    print(f"{options.size} x {options.size} queries; over copies of the keys the result differs by {difference:.0e}")
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    for way in (over_coarse_keys, over_copied_keys):
+        with torch.no_grad():
+            forward = measure(lambda way=way: way(*inputs))
+        both = measure(lambda way=way: torch.autograd.grad(way(*inputs), inputs, torch.ones_like(heads(query))))
+        name = way.__name__.replace("_", " ")
+        print(f"attention {name}: forward {forward}, forward and backward {both}")
 
 
 if __name__ == "__main__":

@@ -55,10 +55,10 @@ def main() -> None:
     model = DinatForImageClassification(
         DinatConfig(
             embed_dim=32, depths=[2, 2], num_heads=[2, 4], kernel_size=5, dilations=[[1, 3], [1, 1]],
-            num_labels=2, drop_path_rate=0.0, layer_scale_init_value=0.1,
+            num_labels=2, drop_path_rate=0.0, initializer_range=0.1,
         )
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     start = time.perf_counter()
     for step in range(options.steps):
         pictures, labels = draw(options.batch, generator)

@@ -46,14 +46,15 @@ def attend_patches(qkv: Tensors, before: int, grid: Pair, *, scale: float | None
         lambda: f"rows and columns of {query.shape[2] - before} patches, behind {before} other tokens",
         grid,
     )
-    patches = query[:, :, before:], key[:, :, before:], value[:, :, before:]
-    if before:
-        window |= {"prefix_key": key[:, :, :before], "prefix_value": value[:, :, :before]}
-    out = local(patches, grid, scale=scale, **window).transpose(1, 2)
     if not before:
-        return out
-    own = F.scaled_dot_product_attention(query[:, :, :before], key, value, scale=scale)
-    return torch.cat((own.transpose(1, 2), out), 1)
+        return local(qkv, grid, scale=scale, **window).transpose(1, 2)
+    # split, not sliced: one copy in the backward, not two full of zeros
+    sizes = before, query.shape[2] - before
+    (first, query), (prefix_key, patch_key), (prefix_value, patch_value) = (x.split(sizes, 2) for x in qkv)
+    window |= {"prefix_key": prefix_key, "prefix_value": prefix_value}
+    out = local((query, patch_key, patch_value), grid, scale=scale, **window)
+    own = F.scaled_dot_product_attention(first, key, value, scale=scale)
+    return torch.cat((own.transpose(1, 2), out.transpose(1, 2)), 1)
 
 
 def local(
