@@ -3,9 +3,9 @@
     python examples/anyup_upsampler.py --size 512 --steps 300
 
 The picture says where things end, the coarse features what they are: each pixel attends to the coarse cells around its
-own (arXiv 2510.12764). `local_attention_2d` with `kernel_size=None` takes those keys as they are, in a window of the
-coarse grid; AnyUp copies keys and values to the size of the queries first, which gives the same and is what runs out of
-memory. Trained here on drawn pictures; needs torch alone.
+own (github.com/wimmerth/anyup). `local_attention_2d` with `kernel_size=None` takes those keys as they are, in a window
+of the coarse grid; AnyUp copies keys and values to the size of the queries first, which gives the same and is what runs
+out of memory. Trained here on drawn pictures; needs torch alone, and Linux to measure.
 """
 
 import argparse

@@ -1,6 +1,5 @@
 """Local attention among the patches of a picture, and with tokens that are no patches: what the integrations share."""
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,21 +11,6 @@ from ..local_attention_2d import local_attention_2d
 
 Pair = tuple[int, int]
 Tensors = tuple[Tensor, Tensor, Tensor]
-
-
-class Replaced:
-    """What was replaced in a model, the names of the modules; `remove()` puts it back."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = list(names)
-        self.undo: list[Callable[[], Any]] = []
-
-    def remove(self) -> None:
-        while self.undo:
-            self.undo.pop()()
-
-    def __repr__(self) -> str:
-        return f"Replaced({', '.join(self.names)})"
 
 
 def pair(x: Any, name: str) -> Pair:

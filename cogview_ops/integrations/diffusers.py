@@ -15,7 +15,8 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, _g
 from torch import Tensor
 
 from .. import _checks
-from ._patches import Pair, Replaced, Tensors, attend_patches, pair
+from ._patches import Pair, Tensors, attend_patches, pair
+from ._replaced import Replaced
 
 
 class _Window:
@@ -194,10 +195,10 @@ def use_local_attention(
     for name, module in attention.items():
         kind = type(module.processor)
         _checks.require(kind in _LOCAL, name, f"the processor {known}", kind.__name__)
-    replaced = Replaced(chosen)
+    replaced = Replaced()
     for name, module in attention.items():  # those that are not chosen are told the grid too
         size = kernel_size if name in chosen else None
-        replaced.undo.append(partial(module.set_processor, module.processor))
+        replaced.add(name if name in chosen else None, partial(module.set_processor, module.processor))
         module.set_processor(_LOCAL[type(module.processor)](size, dilation=dilation, edge=edge))
     parameters = list(inspect.signature(model.forward).parameters)
     more = next(name for name in parameters if name.endswith("attention_kwargs"))
@@ -212,5 +213,5 @@ def use_local_attention(
         given[more] = {"patch_grid": cells} | (given.get(more) or {})
         return (), given
 
-    replaced.undo.append(model.register_forward_pre_hook(tell_grid, with_kwargs=True).remove)
+    replaced.add(None, model.register_forward_pre_hook(tell_grid, with_kwargs=True).remove)
     return replaced

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks
-from ._patches import Replaced, attend_patches, local, pair
+from ._patches import attend_patches, local, pair
+from ._replaced import Replaced
 
 # tokens before the patches, of models whose attention goes through transformers' AttentionInterface
 _BEFORE_PATCHES = {"vit": 1, "vit_msn": 1, "deit": 2, "dinov2": 1, "dinov2_with_registers": 1, "dinov3_vit": 1}
@@ -81,14 +82,14 @@ def _by_interface(
         prefix_tokens = _BEFORE_PATCHES[config.model_type] + getattr(config, "num_register_tokens", 0)
     attention = {n: m for n, m in base.named_modules() if all(hasattr(m, f"{x}_proj") for x in "qkv")}
     chosen = _chosen(attention, layers)
-    replaced = Replaced(chosen)
+    replaced = Replaced()
     AttentionInterface.register(_NAME, _attend)
-    for module in chosen.values():
+    for name, module in chosen.items():
         own = module.config
         module.config = copy.copy(own)
         module.config._attn_implementation = _NAME
         module.local_attention = {"prefix_tokens": prefix_tokens, **window}
-        replaced.undo += [partial(setattr, module, "config", own), partial(delattr, module, "local_attention")]
+        replaced.add(name, partial(setattr, module, "config", own), partial(delattr, module, "local_attention"))
 
     def tell_grid(module: Any, args: Any, kwargs: Any) -> Any:
         pixels = args[0] if args else kwargs["pixel_values"]
@@ -97,7 +98,7 @@ def _by_interface(
         return args, kwargs
 
     # as an argument it goes with the call through checkpoints: pictures of several shapes may be under way
-    replaced.undo.append(base.register_forward_pre_hook(tell_grid, with_kwargs=True).remove)
+    replaced.add(None, base.register_forward_pre_hook(tell_grid, with_kwargs=True).remove)
     return replaced
 
 
@@ -131,11 +132,11 @@ def _in_swin(base: Any, window: dict[str, Any], layers: Collection[int] | None) 
     _checks.require(max(kernel) <= most, "kernel_size", f"at most {most}, what the position bias knows", kernel)
     blocks = {n: m for n, m in base.named_modules() if hasattr(m, "attention") and hasattr(m, "shift_size")}
     chosen = _chosen(blocks, layers)
-    replaced = Replaced(chosen)
-    for layer in chosen.values():
+    replaced = Replaced()
+    for name, layer in chosen.items():
         layer.local_attention = window
         layer.forward = MethodType(_swin_layer, layer)
-        replaced.undo += [partial(delattr, layer, "forward"), partial(delattr, layer, "local_attention")]
+        replaced.add(name, partial(delattr, layer, "forward"), partial(delattr, layer, "local_attention"))
     return replaced
 
 

@@ -49,8 +49,8 @@ def attend(
     # a sequence is a picture of one row
     row = (1,) * (2 - len(grid))
     (rows, columns), (kh, kw), (dh, dw) = (*row, *grid), (*row, *kernel), (*row, *dilation)
-    if bias is not None:
-        bias = bias.view(-1, 2 * kh - 1, 2 * kw - 1)
+    if bias is not None and row:
+        bias = bias[:, None]
     if causal:
         # the keys up to the query are half of a window that ends at the edges
         kh, kw = 2 * kh - 1, 2 * kw - 1

@@ -7,16 +7,19 @@ from torch import Tensor
 from ... import _checks
 from ._attend import attend, per_axis
 
+# arguments of NATTEN that choose its kernels
 _OF_KERNELS = {
-    *(
-        "attention_kwargs",
-        "backend",
-        "q_tile_shape",
-        "kv_tile_shape",
-        "backward_q_tile_shape",
-        "backward_kv_tile_shape",
-    ),
-    *("backward_kv_splits", "backward_use_pt_reduction", "run_persistent_kernel", "kernel_schedule", "torch_compile"),
+    "attention_kwargs",
+    "backend",
+    "q_tile_shape",
+    "kv_tile_shape",
+    "backward_q_tile_shape",
+    "backward_kv_tile_shape",
+    "backward_kv_splits",
+    "backward_use_pt_reduction",
+    "run_persistent_kernel",
+    "kernel_schedule",
+    "torch_compile",
 }
 
 
@@ -101,9 +104,8 @@ def _attention(
             raise ValueError(f"{name}: expected {layout}, got {got}")
     kernel_size, stride, dilation, is_causal = window
     kernel = per_axis(axes, kernel_size, "kernel_size", 2)
-    _checks.require(
-        per_axis(axes, stride, "stride", 1) == (1,) * axes, "stride", "1, other strides are NATTEN's alone", stride
-    )
+    every = per_axis(axes, stride, "stride", 1) == (1,) * axes
+    _checks.require(every, "stride", "1, other strides are NATTEN's alone", stride)
     dilations = per_axis(axes, dilation, "dilation", 1)
     causal = tuple(is_causal) if isinstance(is_causal, (tuple, list)) else (bool(is_causal),) * axes
     _checks.require(

@@ -1,38 +1,50 @@
 """One call of `local_attention_2d` where modules call NATTEN's pair of scores and products."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._replaced import Replaced
 from . import functional
 from ._attend import attend, fits, per_axis
 
 
-def fuse(model: nn.Module) -> list[str]:
-    """Replace the forward of attention modules that call the legacy pair, by what equals it; return their names.
+def fuse(model: nn.Module) -> Replaced:
+    """Replace the forward of attention modules that call the legacy pair by what equals it, until `.remove()`.
 
     Known by their attributes, rpb, kernel_size and dilation beside
 
     - query, key, value and num_attention_heads: (Di)NAT of transformers and what was copied from it, 1D and 2D,
     - qkv, proj, num_heads and scale: NeighborhoodAttention1D and 2D of NATTEN up to 0.17 and what was copied from them.
 
-    Others stay as they are. Dropout of the probabilities, when training, and output_attentions take the pair.
+    Others, and causal ones, stay as they are. Dropout of the probabilities, when training, and output_attentions take
+    the pair.
     """
-    names = []
+    replaced = Replaced()
     for name, module in model.named_modules():
-        if not all(hasattr(module, x) for x in ("rpb", "kernel_size", "dilation")):
-            continue
-        if all(hasattr(module, x) for x in ("query", "key", "value", "num_attention_heads", "dropout")):
-            module.forward = MethodType(forward_with_heads, module)
-        elif all(hasattr(module, x) for x in ("qkv", "proj", "proj_drop", "num_heads", "scale", "attn_drop")):
-            module.forward = MethodType(_forward_of_qkv, module)
-        else:
-            continue
-        names.append(name)
-    return names
+        forward = _fused_forward(module)
+        if forward is not None:
+            module.forward = MethodType(forward, module)
+            replaced.add(name, partial(delattr, module, "forward"))
+    return replaced
+
+
+def _fused_forward(module: Any) -> Callable[..., Any] | None:
+    causal = getattr(module, "is_causal", False)
+    if any(causal) if isinstance(causal, (tuple, list)) else causal:
+        return None
+    for forward, names in (
+        (forward_with_heads, "query key value num_attention_heads dropout"),
+        (_forward_of_qkv, "qkv proj proj_drop num_heads scale attn_drop"),
+    ):
+        if all(hasattr(module, name) for name in f"rpb kernel_size dilation {names}".split()):
+            return forward
+    return None
 
 
 def forward_with_heads(self: Any, hidden_states: Tensor, output_attentions: bool | None = False) -> tuple[Tensor, ...]:

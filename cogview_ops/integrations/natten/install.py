@@ -10,7 +10,7 @@ Before or after the import of transformers, but before DiNAT's models are built.
 
 import importlib.util
 import sys
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -41,14 +41,13 @@ def _mend_dinat(dinat: Any) -> None:
 
 
 class _WhenImported:
-    """A finder of modules that finds none itself: DiNAT, when it comes, is mended."""
+    """A finder of one module, DiNAT's, which is mended when it has been loaded."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != _DINAT:
             return None
-        sys.meta_path.remove(_WhenImported)  # type: ignore[arg-type]
-        spec = importlib.util.find_spec(name)
+        spec = PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
