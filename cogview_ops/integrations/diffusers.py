@@ -23,7 +23,7 @@ class _Window:
     """Of all processors: each pixel or patch attends to those around it.
 
     Args:
-        kernel_size: odd, rows and columns or one for both; where it is larger than the picture, all of the picture.
+        kernel_size: rows and columns, or one for both; where it is larger than the picture, all of the picture.
             None: the processor of diffusers that this one replaces.
         dilation, edge: as in `cogview_ops.local_attention_2d`.
         grid: rows and columns of the model's latents (of a transformer's patches), where it is set without

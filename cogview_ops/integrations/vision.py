@@ -50,8 +50,7 @@ def use_local_attention(
 
     Args:
         model: a model of transformers, or one with a head around it.
-        kernel_size: odd, rows and columns or one for both; where it is larger than the picture, all of the picture
-            (with edge="clip").
+        kernel_size: rows and columns, or one for both; where it is larger than the picture, all of the picture.
         dilation, edge: as in `cogview_ops.local_attention_2d`.
         layers: which, counted from 0 through the model; by default all.
         grid: rows and columns of patches; by default those of pixel_values at each call, whatever its shape.
@@ -172,8 +171,9 @@ def _swin_bias(table: Any, kernel: tuple[int, int]) -> Tensor:
 
 def _chosen(modules: dict[str, Any], layers: Collection[int] | None) -> dict[str, Any]:
     _checks.require(len(modules) > 0, "model", "attention layers", "none")
-    if layers is None:
-        return modules
-    for layer in layers:
+    for layer in layers or ():
         _checks.require(layer in range(len(modules)), "layers", f"numbers from 0 to {len(modules) - 1}", layer)
-    return {name: module for i, (name, module) in enumerate(modules.items()) if i in layers}
+    chosen = {name: x for i, (name, x) in enumerate(modules.items()) if layers is None or i in layers}
+    for name, module in chosen.items():
+        _checks.require(not hasattr(module, "local_attention"), "layers", "layers with attention of their own", name)
+    return chosen

@@ -96,6 +96,10 @@ def test_layers() -> None:
         replaced.remove()
     both = [use_local_attention(model, 3, layers=[i]) for i in (0, 1)]
     assert torch.equal(call(x), want[2])
+    with pytest.raises(
+        ValueError, match=r"^layers: expected layers with attention of their own, got layers.1.attention$"
+    ):
+        use_local_attention(model, 3, layers=[1])
     both[1].remove()
     assert torch.equal(call(x), want[0])
     assert not torch.equal(want[0], want[1])
