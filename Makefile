@@ -44,13 +44,17 @@ test: lint
 
 # What takes too long for every change: every Triton kernel for every chip, with Triton 3.6 too; kernels for AMX and
 # AVX512-BF16 emulated, and broken in fifty ways or so that tests must find; every way to install; every operator
-# through AOTInductor; the operators on the oldest torch and on Python 3.12; the GPU check rehearsed there. About an hour
-# and a half more, and 4 GB of downloads.
+# through AOTInductor; the operators in models of transformers and diffusers, and beside NATTEN; the operators on the
+# oldest torch and on Python 3.12; the GPU check rehearsed there. About an hour and a half more, and 4 GB of downloads.
 test-all: test oldest build/triton-3.6.0/done
 	@COGVIEW_TESTS=all $(PY) -m pytest -n $(JOBS) tests/test_triton_build.py tests/test_emulated_isa.py \
 	  tests/test_packaging.py tests/operators/test_export.py
 	@$(PIP) install -e '.[wrappers]' --no-build-isolation
 	@$(PY) -m pytest tests/operators/test_wrapped_modules.py
+	@$(PIP) install -e '.[integrations]' --no-build-isolation
+	@$(PY) -m pytest tests/integrations
+	@NATTEN_CUDA_ARCH= $(PIP) install --no-deps --no-build-isolation --upgrade --target build/natten 'natten>=0.21'
+	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten.py
 	@$(OWN_CACHE) $(OLDEST)/bin/python -m pytest -n auto tests/operators
 	@$(OWN_CACHE) $(OLDEST)/bin/python scripts/gpu_check.py first tests sweep rows --carried --rehearse --out build/rehearsal
 
