@@ -28,7 +28,11 @@ from .pb_relax_attention import pb_relax_attention
 from .pb_relax_softmax import pb_relax_softmax
 from .sample_pivots import sample_pivots
 from .sandwich_layer_norm import layer_norm, sandwich_layer_norm
-from .three_region_attention import three_region_attention, three_region_attention_decode
+from .three_region_attention import (
+    three_region_attention,
+    three_region_attention_decode,
+    three_region_attention_varlen,
+)
 
 __all__ = [
     "cogview2_attention",
@@ -44,6 +48,7 @@ __all__ = [
     "sandwich_layer_norm",
     "three_region_attention",
     "three_region_attention_decode",
+    "three_region_attention_varlen",
 ]
 __version__ = "0.1.0"
 _sharding.register()

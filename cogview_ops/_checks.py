@@ -46,7 +46,7 @@ def tensor(x: Any, name: str, dtypes: Sequence[torch.dtype] = FLOATS, ndim: int 
     if x.dtype not in dtypes:
         raise TypeError(f"{name}: expected dtype {_names(dtypes)}, got {_names([x.dtype])}")
     if ndim is not None and x.dim() != ndim:
-        layout = " [B, H, S, D]" if ndim == 4 else ""
+        layout = {3: " [total, H, D]", 4: " [B, H, S, D]"}.get(ndim, "")
         raise ValueError(f"{name}: expected {ndim} dimensions{layout}, got shape {tuple(x.shape)}")
 
 
@@ -160,14 +160,37 @@ def attention(query: Any, key: Any, value: Any, key_name: str = "key", value_nam
         lambda: f"shape {tuple(key.shape)}",
     )
     kv_heads = key.shape[1]
-    divides = kv_heads == heads or (kv_heads > 0 and heads % kv_heads == 0)
-    if not divides:
+    if not _divides(kv_heads, heads):
         tokens, of = key.shape[1:3]
         hint = _swapped(tokens > of > 0 and (heads % of == 0 or query.shape[2] % of == 0), key, key_name)
         raise ValueError(f"{key_name}: expected a number of heads that divides query's {heads}, got {kv_heads}{hint}")
     if value.shape != key.shape:
         hint = _swapped(value.shape == key.transpose(1, 2).shape, value, value_name)
         raise ValueError(f"{value_name}: expected shape {tuple(key.shape)}, got {tuple(value.shape)}{hint}")
+
+
+def _divides(kv_heads: int, heads: int) -> bool:
+    return kv_heads == heads or (kv_heads > 0 and heads % kv_heads == 0)
+
+
+def packed_attention(query: Any, key: Any, value: Any) -> None:
+    """query `[total, H, D]` with key and value `[total, Hkv, D]`, Hkv dividing H."""
+    for x, name in ((query, "query"), (key, "key"), (value, "value")):
+        tensor(x, name, ndim=3)
+        last_contiguous(x, name)
+    same(key, "key", query, "query")
+    same(value, "value", query, "query")
+    total, heads, dim = query.shape
+    require(dim >= 1, "query", "head_dim at least 1", dim)
+    require(
+        key.shape[0] == total and key.shape[2] == dim,
+        "key",
+        lambda: f"{total} tokens and head_dim {dim} as query",
+        lambda: f"shape {tuple(key.shape)}",
+    )
+    if not _divides(key.shape[1], heads):
+        raise ValueError(f"key: expected a number of heads that divides query's {heads}, got {key.shape[1]}")
+    shape(value, "value", key.shape)
 
 
 def tokens(x: Tensor, name: str, count: int, why: str) -> None:
@@ -186,30 +209,73 @@ def same_tokens(key: Tensor, query: Tensor) -> None:
         raise ValueError(f"key: expected {count} tokens as query, got shape {tuple(key.shape)}{hint}")
 
 
-def pivots(x: Any, query: Tensor) -> None:
+def pivots(x: Any, query: Tensor, rows: int) -> None:
     tensor(x, "pivots", INTEGERS, ndim=2)
     require(x.device == query.device, "pivots", lambda: f"query's device {query.device}", x.device)
-    batch = query.shape[0]
-    require(x.shape[0] == batch, "pivots", lambda: f"shape [{batch}, P]", tuple(x.shape))
+    require(x.shape[0] == rows, "pivots", lambda: f"shape [{rows}, P]", tuple(x.shape))
 
 
 def pivot_values(x: Tensor, query: Tensor, num_keys: int) -> None:
     if not _readable(x):
         return
-    ordered = (x[:, 1:] > x[:, :-1]) & (x[:, :-1] >= 0) | (x[:, 1:] == -1)
-    if not bool(ordered.all()):
-        row = int((~ordered).any(1).nonzero()[0])
-        raise ValueError(f"pivots: expected strictly ascending rows, then -1 as padding, got {x[row].tolist()}")
+    _pivots_ascend(x)
     least, most = x.aminmax()
     if not bool((least >= -1) & (most < num_keys)):
         hint = _swapped(bool(num_keys <= most < query.shape[1] > query.shape[2]), query, "query")
         raise ValueError(f"pivots: expected indices below {num_keys} or -1, got {_range(x)}{hint}")
 
 
-def cache_seqlens(x: Any, query: Tensor) -> None:
-    tensor(x, "cache_seqlens", INTEGERS, ndim=1)
-    require(x.device == query.device, "cache_seqlens", lambda: f"query's device {query.device}", x.device)
-    shape(x, "cache_seqlens", (query.shape[0],))
+def packed_pivot_values(x: Tensor, cu_seqlens: Tensor) -> None:
+    """Of sequences that are known to be right, if they can be read."""
+    if not (_readable(x) and _readable(cu_seqlens)):
+        return
+    _pivots_ascend(x)
+    bad = ((x < -1) | (x >= cu_seqlens.diff()[:, None])).any(1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        length = int(cu_seqlens.diff()[row])
+        raise ValueError(f"pivots: expected indices below {length} (sequence {row}) or -1, got {_range(x[row])}")
+
+
+def _pivots_ascend(x: Tensor) -> None:
+    ordered = (x[:, 1:] > x[:, :-1]) & (x[:, :-1] >= 0) | (x[:, 1:] == -1)
+    if not bool(ordered.all()):
+        row = int((~ordered).any(1).nonzero()[0])
+        raise ValueError(f"pivots: expected strictly ascending rows, then -1 as padding, got {x[row].tolist()}")
+
+
+def cu_seqlens(x: Any, like: Tensor, like_name: str) -> None:
+    """Where sequences begin and end, on the device of another argument."""
+    tensor(x, "cu_seqlens", INTEGERS, ndim=1)
+    require(x.device == like.device, "cu_seqlens", lambda: f"{like_name}'s device {like.device}", x.device)
+    require(x.shape[0] >= 1, "cu_seqlens", "shape [sequences + 1]", tuple(x.shape))
+
+
+def cu_seqlens_values(x: Tensor, total: int, max_seqlen: int | None = None) -> None:
+    if not _readable(x):
+        return
+    first, last = int(x[0]), int(x[-1])
+    require((first, last) == (0, total), "cu_seqlens", lambda: f"values from 0 to {total}", f"{first} to {last}")
+    lengths = x.diff()
+    if bool((lengths < 0).any()):
+        raise ValueError(f"cu_seqlens: expected values that ascend, got {x.tolist()}")
+    if max_seqlen is not None and lengths.numel():
+        longest = int(lengths.max())
+        least = f"at least the {longest} tokens of the longest sequence"
+        require(longest <= max_seqlen, "max_seqlen", least, max_seqlen)
+
+
+def cache_seqlens(x: Any, query: Tensor, name: str = "cache_seqlens") -> None:
+    """One place in a cache for each row of the batch."""
+    tensor(x, name, INTEGERS, ndim=1)
+    require(x.device == query.device, name, lambda: f"query's device {query.device}", x.device)
+    shape(x, name, (query.shape[0],))
+
+
+def leftpad_values(x: Tensor | None, ends: Tensor) -> None:
+    if x is not None and _readable(x) and _readable(ends):
+        inside = bool(((x >= 0) & (x <= ends)).all())
+        require(inside, "cache_leftpad", lambda: f"places from 0 to cache_seqlens {ends.tolist()}", lambda: x.tolist())
 
 
 def seqlen_values(x: Tensor, query: Tensor, capacity: int, before: int = 0) -> None:
@@ -261,19 +327,25 @@ def no_forward_mode(name: str, *arguments: Any) -> None:
         raise NotImplementedError(f"{name} has no forward-mode derivative; impl='reference' has")
 
 
-def text_fits(text_mask: Tensor, image_mask: Tensor, num_pivots: int) -> None:
-    if _readable(text_mask):
+def text_fits(text_mask: Tensor, image_mask: Tensor, num_pivots: int, cu_seqlens: Tensor | None) -> None:
+    """Masks `[B, S]`, or `[total]` of sequences that are known to be right, if they can be read."""
+    if _readable(text_mask) and (cu_seqlens is None or _readable(cu_seqlens)):
         require(
             not bool((text_mask & image_mask).any()),
             "image_mask",
             "no token that is also in text_mask",
             "one",
         )
-        most = int(text_mask.sum(-1).max())
+        if cu_seqlens is None:
+            texts, of = text_mask.sum(-1), "row"
+        else:
+            before = torch.nn.functional.pad(text_mask.cumsum(0), (1, 0))
+            texts, of = before[cu_seqlens.long()].diff(), "sequence"
+        most = int(texts.max())
         require(
             most <= num_pivots,
             "num_pivots",
-            lambda: f"at least the {most} text tokens of the longest row",
+            lambda: f"at least the {most} text tokens of the longest {of}",
             num_pivots,
         )
 

@@ -2,7 +2,7 @@
 pattern sees, two forwards and five backwards, as torch counts SDPA. Norms and softmax have none, as torch's.
 
 Shapes are all that is known: masks count as all True, pivots as the first tokens and none as padding, cached sequences
-as full. So these are upper bounds, and exact where there is nothing of that kind.
+as full, packed ones as long as they may be. So these are upper bounds, and exact where there is nothing of that kind.
 """
 
 import importlib.util
@@ -25,6 +25,18 @@ def three_region_pairs(tokens: int, pivots: int, block_size: int, window_blocks:
         rows, before = min(block_size, tokens - begin), max(0, begin - (window_blocks - 1) * block_size)
         pairs += rows * (begin - before + min(pivots, before)) + rows * (rows + 1) // 2
     return pairs
+
+
+def three_region_packed_pairs(total: int, longest: int, pivots: int, block_size: int, window_blocks: int) -> int:
+    """Of sequences of any lengths: at most those of one, and at most what a query has on average where it has most, in
+    the longest one or at the end of its last whole block."""
+
+    def pairs(tokens: int) -> int:
+        return three_region_pairs(tokens, pivots, block_size, window_blocks)
+
+    longest = min(longest, total)
+    lengths = (n for n in (longest, longest // block_size * block_size) if n)
+    return min(pairs(total), max((-(-total * pairs(n) // n) for n in lengths), default=0))
 
 
 def local_2d_pairs(options: Options, prefix: int) -> int:
@@ -52,6 +64,13 @@ def _seen(length: int, kernel_size: int, dilation: int = 1, edge: str = "clip") 
 def _three_region(query: Any, key: Any, value: Any, pivots: Any, block_size: int, window_blocks: int, *_: Any) -> int:
     batch, heads, tokens, dim = query
     return 4 * batch * heads * dim * three_region_pairs(tokens, pivots[1], block_size, window_blocks)
+
+
+def _three_region_varlen(
+    query: Any, key: Any, value: Any, pivots: Any, ends: Any, longest: int, block_size: int, window_blocks: int, *_: Any
+) -> int:
+    total, heads, dim = query
+    return 4 * heads * dim * three_region_packed_pairs(total, longest, pivots[1], block_size, window_blocks)
 
 
 def _three_region_decode(
@@ -94,6 +113,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "three_region_attention_fwd": _three_region,
     "three_region_attention_bwd": _backward(_three_region, 2, slice(3, 5)),
     "three_region_attention_decode": _three_region_decode,
+    "three_region_attention_varlen_fwd": _three_region_varlen,
+    "three_region_attention_varlen_bwd": _backward(_three_region_varlen, 2, slice(3, 5)),
     "local_attention_2d_fwd": _local_2d,
     "local_attention_2d_bwd": _backward(_local_2d, 2, slice(3 + TENSORS, 5 + TENSORS)),
     "local_attention_2d_decode": _local_2d_decode,

@@ -42,6 +42,7 @@ OPERATORS = {
         Operator("sandwich_layer_norm", "kernels", cuda=True),
         Operator("three_region_attention", "kernels", cuda=True),
         Operator("three_region_attention_decode", "kernels"),
+        Operator("three_region_attention_varlen", "kernels"),
     )
 }
 KERNELS = tuple(operator for operator in OPERATORS.values() if operator.made_of == "kernels")

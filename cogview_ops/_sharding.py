@@ -114,6 +114,29 @@ def _local_bwd(*inputs: Any) -> Any:
     return _attention(inputs, inputs[2], inputs[3], [_is_tensor(x) for x in inputs[2:9]])
 
 
+def _packed(inputs: Any, query: Any, key: Any, dims: list[int | None], outputs: list[int]) -> Any:
+    """Shards of the heads, of each tensor this dimension (None: it has none), and none of the tokens."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    rules = [_replicated(inputs, len(outputs))]
+    if _heads_stay_together(query, key):
+        of = [*dims, *[None] * (len(inputs) - len(dims))]
+        given = [
+            None if not _is_tensor(x) else Replicate() if dim is None else Shard(dim)
+            for x, dim in zip(inputs, of, strict=True)
+        ]
+        rules.append(([Shard(dim) for dim in outputs], given))
+    return rules
+
+
+def _varlen_fwd(*inputs: Any) -> Any:
+    return _packed(inputs, inputs[0], inputs[1], [1, 1, 1], [1, 0])
+
+
+def _varlen_bwd(*inputs: Any) -> Any:
+    return _packed(inputs, inputs[2], inputs[3], [1, 0, 1, 1, 1, 1, 0], [1, 1, 1])
+
+
 _RULES = {
     "pb_relax_softmax_fwd": _softmax_fwd,
     "pb_relax_softmax_bwd": _softmax_bwd,
@@ -124,6 +147,8 @@ _RULES = {
     "three_region_attention_fwd": _attention_fwd,
     "three_region_attention_bwd": _attention_bwd,
     "three_region_attention_decode": _attention_decode,
+    "three_region_attention_varlen_fwd": _varlen_fwd,
+    "three_region_attention_varlen_bwd": _varlen_bwd,
     "local_attention_2d_fwd": _attention_fwd,
     "local_attention_2d_bwd": _local_bwd,
     "local_attention_2d_decode": _attention_decode,

@@ -33,6 +33,29 @@ def three_region_masks(
     return window.expand(seen.shape[0], -1, -1), pivot[..., :num_keys]
 
 
+def packed(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Of each of `total` tokens the sequence, and the position in it: sequences lie one after the other, the n-th from
+    cu_seqlens[n] to cu_seqlens[n + 1]."""
+    token = torch.arange(total, device=cu_seqlens.device)
+    sequence = torch.searchsorted(cu_seqlens[1:].long().contiguous(), token, right=True)
+    return sequence, token - cu_seqlens[sequence]
+
+
+def three_region_packed_masks(
+    pivots: Tensor, cu_seqlens: Tensor, total: int, block_size: int, window_blocks: int
+) -> tuple[Tensor, Tensor]:
+    """Window and pivot masks, bool `[total, total]`, of packed sequences: none sees another."""
+    sequence, position = packed(cu_seqlens, total)
+    i, j = position[:, None], position
+    same = sequence[:, None] == sequence
+    window = same & three_region_window(i, j, block_size, window_blocks)
+    begin, end = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
+    index = torch.where((pivots >= 0) & (begin + pivots < end), begin + pivots, total).clamp(0, total)
+    is_pivot = torch.zeros(total + 1, dtype=torch.bool, device=pivots.device).index_fill(0, index.flatten(), True)
+    pivot = same & is_pivot[:total] & three_region_pivot(i, j, block_size, window_blocks)
+    return window, pivot
+
+
 def local_2d(
     query: Tensor,
     key: Tensor,

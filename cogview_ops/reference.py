@@ -135,13 +135,43 @@ def three_region_attention(
     pivot_bias: float,
     scale: float,
     query_pos: Tensor | None = None,
+    begins: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`query_pos` `[B, Sq]` places the queries among the keys; default: one query per key, in order."""
+    """`query_pos` `[B, Sq]` places the queries among the keys; default: one query per key, in order. `begins` `[B]` is
+    where position 0 is."""
     if query_pos is None:
         query_pos = torch.arange(query.shape[2], device=query.device)[None]
-    window, pivot = patterns.three_region_masks(query_pos, key.shape[2], pivots, block_size, window_blocks)
+    if begins is not None:
+        query_pos = query_pos - begins[:, None]
+    masks = patterns.three_region_masks(query_pos, key.shape[2], pivots, block_size, window_blocks)
+    window, pivot = (x if begins is None else _moved(x, begins) for x in masks)
     mask = (window | pivot)[:, None]
     return masked_attention(query, key, value, mask, pivot[:, None].to(query.dtype) * pivot_bias, scale)
+
+
+def _moved(mask: Tensor, begins: Tensor) -> Tensor:
+    """`mask` `[B, Sq, K]` of keys from `begins` `[B]` on as one of keys from 0 on."""
+    position = (torch.arange(mask.shape[2], device=mask.device) - begins[:, None])[:, None]
+    return mask.gather(2, position.clamp(min=0).expand_as(mask)) & (position >= 0)
+
+
+def three_region_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pivots: Tensor,
+    cu_seqlens: Tensor,
+    block_size: int,
+    window_blocks: int,
+    pivot_bias: float,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Of packed sequences: out `[total, H, D]`, lse `[H, total]`."""
+    window, pivot = patterns.three_region_packed_masks(pivots, cu_seqlens, query.shape[0], block_size, window_blocks)
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+    bias = pivot.to(query.dtype) * pivot_bias
+    out, lse = masked_attention(query, key, value, window | pivot, bias, scale)
+    return out[0].transpose(0, 1), lse[0]
 
 
 def local_attention_2d(

@@ -5,11 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, patterns
 
 
 def sample_pivots(
-    text_mask: Tensor, image_mask: Tensor, num_pivots: int, *, generator: torch.Generator | None = None
+    text_mask: Tensor,
+    image_mask: Tensor,
+    num_pivots: int,
+    *,
+    cu_seqlens: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """All text tokens, and image tokens drawn uniformly without replacement, as ascending positions.
 
@@ -17,16 +22,19 @@ def sample_pivots(
     checkpointing (a recomputation must see the same pivots).
 
     Args:
-        text_mask, image_mask: bool `[B, S]`, disjoint; padding is in neither.
-        num_pivots: P, at least the number of text tokens of every row (checked on CPU; on other devices with
-            COGVIEW_OPS_CHECK=1) and at least 1.
+        text_mask, image_mask: bool `[B, S]`, disjoint; padding is in neither. With cu_seqlens `[total]`.
+        num_pivots: P, at least the number of text tokens of every row or sequence (checked on CPU; on other devices
+            with COGVIEW_OPS_CHECK=1) and at least 1.
+        cu_seqlens: int32 or int64 `[sequences + 1]`, of sequences without padding between them: as in
+            `three_region_attention_varlen`.
         generator: of the masks' device.
 
     Returns:
-        int32 `[B, P]`, strictly ascending, then -1 where a row has fewer than P text and image tokens.
+        int32 `[B, P]`, strictly ascending, then -1 where a row has fewer than P text and image tokens. With cu_seqlens
+        `[sequences, P]`, positions within each sequence.
     """
     for mask, name in ((text_mask, "text_mask"), (image_mask, "image_mask")):
-        _checks.tensor(mask, name, (torch.bool,), ndim=2)
+        _checks.tensor(mask, name, (torch.bool,), ndim=2 if cu_seqlens is None else 1)
     _checks.shape(image_mask, "image_mask", text_mask.shape)
     _checks.require(
         image_mask.device == text_mask.device,
@@ -35,14 +43,38 @@ def sample_pivots(
         image_mask.device,
     )
     num_pivots = _checks.integer(num_pivots, "num_pivots", 1)
-    _checks.text_fits(text_mask, image_mask, num_pivots)
-    batch, seqlen = text_mask.shape
+    if cu_seqlens is not None:
+        _checks.cu_seqlens(cu_seqlens, text_mask, "text_mask")
+        _checks.cu_seqlens_values(cu_seqlens, text_mask.shape[0])
+    _checks.text_fits(text_mask, image_mask, num_pivots, cu_seqlens)
     # the overload that takes a generator has no symbolic sizes
     given: dict[str, Any] = {} if generator is None else {"generator": generator}
-    rank = torch.rand(batch, seqlen, device=text_mask.device, **given)
+    rank = torch.rand(*text_mask.shape, device=text_mask.device, **given)
+    if cu_seqlens is not None:
+        return _of_sequences(rank, text_mask, image_mask, num_pivots, cu_seqlens)
+    seqlen = text_mask.shape[1]
     # text first (rank 2), then image by a random rank in [0, 1), everything else last
     rank = rank.masked_fill(~image_mask, -1).masked_fill(text_mask, 2)
     rank = torch.nn.functional.pad(rank, (0, num_pivots), value=-1)  # also where there are fewer tokens than pivots
     best, index = rank.topk(num_pivots, -1)
-    chosen = torch.where(best >= 0, index, seqlen).sort(-1).values
-    return torch.where(chosen < seqlen, chosen, -1).int()
+    return _ascending(torch.where(best >= 0, index, seqlen), seqlen)
+
+
+def _of_sequences(rank: Tensor, text_mask: Tensor, image_mask: Tensor, num_pivots: int, cu_seqlens: Tensor) -> Tensor:
+    """One sort for all: by sequence, in which text is first, then image by its random rank, everything else last."""
+    total, last = text_mask.shape[0], 2**25
+    sequence, position = patterns.packed(cu_seqlens, total)
+    key = torch.where(image_mask, 1 + (rank * 2**24).long(), last).masked_fill(text_mask, 0)  # all bits of a rank
+    key, order = (sequence * 2**26 + key).sort()
+    chosen = torch.where(key % 2**26 < last, position[order], total)
+    chosen = torch.nn.functional.pad(chosen, (0, 1), value=total)
+    begin, end = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None]
+    index = begin + torch.arange(num_pivots, device=rank.device)
+    inside = (index >= 0) & (index < end) & (index < total)  # values are not looked at on other devices
+    return _ascending(chosen[torch.where(inside, index, total)], total)
+
+
+def _ascending(chosen: Tensor, none: int) -> Tensor:
+    """Rows of positions, of which `none` is larger than any and pads."""
+    chosen = chosen.sort(-1).values
+    return torch.where(chosen < none, chosen, -1).int()

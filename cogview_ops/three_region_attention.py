@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _checks, _cuda_limits, _dispatch, _registration, _sharding, reference
 from ._remembered import remembered
+from ._three_region_operators import register
 
 
 class _Options(TypedDict, total=False):
@@ -21,6 +22,10 @@ class _Options(TypedDict, total=False):
     pivot_bias: float
     scale: float | None
     impl: str
+
+
+class _VarlenOptions(_Options, total=False):
+    max_seqlen: int | None
 
 
 @overload
@@ -83,7 +88,7 @@ def three_region_attention(
         `[B, H, S, D]` in query's dtype and layout; with `return_lse` the pair (out, lse), both differentiable.
     """
     query, key, value = _registration.autocast(query, key, value)
-    numbers = _checked(False, query, key, value, pivots, None, block_size, window_blocks, pivot_bias, scale)
+    numbers = _checked(query, key, value, pivots, block_size, window_blocks, pivot_bias, scale)
 
     def values() -> None:
         _checks.pivot_values(pivots, query, key.shape[2])
@@ -101,6 +106,106 @@ def three_region_attention(
     return (out, lse) if return_lse else out
 
 
+@overload
+def three_region_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pivots: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[_VarlenOptions],
+) -> Tensor: ...
+
+
+@overload
+def three_region_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pivots: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[_VarlenOptions],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def three_region_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pivots: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    return_lse: bool,
+    **options: Unpack[_VarlenOptions],
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def three_region_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pivots: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    max_seqlen: int | None = None,
+    block_size: int = 128,
+    window_blocks: int = 6,
+    pivot_bias: float = 0.0,
+    scale: float | None = None,
+    return_lse: bool = False,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""`three_region_attention` of sequences of any lengths, one after the other without padding.
+
+    No sequence sees another; positions, blocks and pivots count from the begin of each. The layout is that of
+    flash-attention's `flash_attn_varlen_func`; for a padded batch, take its tokens out and put them back.
+
+    Args:
+        query: `[total, H, D]`; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.
+        key, value: `[total, Hkv, D]`, Hkv divides H (grouped queries), in query's dtype or under autocast in any.
+        pivots: int32 or int64 `[sequences, P]`, of each sequence strictly ascending, then -1 as padding
+            (`sample_pivots` with cu_seqlens makes them).
+        cu_seqlens: int32 or int64 `[sequences + 1]`, where the sequences begin and the last one ends: ascending from 0
+            to total; one may be empty. Its values, as those of pivots, are checked on CPU, on other devices with
+            COGVIEW_OPS_CHECK=1.
+        max_seqlen: at least the longest sequence, by default total. No result depends on it; on a GPU, where lengths
+            are not looked at, a smaller one may be faster.
+        block_size, window_blocks, pivot_bias, scale, return_lse, impl: as in `three_region_attention`.
+
+    Returns:
+        `[total, H, D]` in query's dtype and layout; with `return_lse` the pair (out, lse), both differentiable, lse
+        `[H, total]` float32 (float64 for float64).
+    """
+    query, key, value = _registration.autocast(query, key, value)
+    longest, numbers = _checked_varlen(
+        query, key, value, pivots, cu_seqlens, max_seqlen, block_size, window_blocks, pivot_bias, scale
+    )
+
+    def values() -> None:
+        _checks.cu_seqlens_values(cu_seqlens, query.shape[0], longest)
+        _checks.packed_pivot_values(pivots, cu_seqlens)
+
+    def limits() -> str | None:
+        return _cuda_limits.attention(
+            **{n: x.transpose(0, 1)[None] for n, x in (("query", query), ("key", key), ("value", value))}
+        )
+
+    name = "three_region_attention_varlen_fwd"
+    namespace = _dispatch.select(name, impl, query, limits)
+    tensors = query, key, value, _sharding.beside(pivots, query), _sharding.beside(cu_seqlens, query)
+    if namespace is None:
+        values()
+        out, lse = reference.three_region_attention_varlen(*tensors, *numbers)
+    else:
+        out, lse = _dispatch.run(namespace, name, *tensors, longest, *numbers, values=values)
+    return (out, lse) if return_lse else out
+
+
 def three_region_attention_decode(
     query: Tensor,
     key_cache: Tensor,
@@ -112,6 +217,7 @@ def three_region_attention_decode(
     window_blocks: int = 6,
     pivot_bias: float = 0.0,
     scale: float | None = None,
+    cache_leftpad: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
     r"""The last Sq tokens of `three_region_attention` against a cache; inference only.
@@ -124,109 +230,109 @@ def three_region_attention_decode(
         pivots: as in `three_region_attention`; those still to come are not seen.
         cache_seqlens: int32 or int64 `[B]`, tokens in the cache with the new ones, from Sq to Smax.
         block_size, window_blocks, pivot_bias, scale, impl: as in `three_region_attention`.
+        cache_leftpad: int32 or int64 `[B]`, of a left-padded batch: where in the cache each sequence begins, by default
+            at 0. Positions, blocks and pivots count from there, cache_seqlens from the begin of the cache. What lies
+            before is not read; a query that stands there sees nothing and gives 0.
 
     Returns:
         `[B, H, Sq, D]` in query's dtype and layout.
     """
     query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
-    numbers = _checked(
-        True, query, key_cache, value_cache, pivots, cache_seqlens, block_size, window_blocks, pivot_bias, scale
+    numbers = _checked_decode(
+        query,
+        key_cache,
+        value_cache,
+        pivots,
+        cache_seqlens,
+        cache_leftpad,
+        block_size,
+        window_blocks,
+        pivot_bias,
+        scale,
     )
 
     def values() -> None:
         _checks.pivot_values(pivots, query, key_cache.shape[2])
         _checks.seqlen_values(cache_seqlens, query, key_cache.shape[2])
+        _checks.leftpad_values(cache_leftpad, cache_seqlens)
 
     namespace = _dispatch.select("three_region_attention_decode", impl, query)
     tensors = query, key_cache, value_cache, _sharding.beside(pivots, query)
     if namespace is None:
         values()
         at = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
-        return reference.three_region_attention(*tensors, *numbers, at)[0]
+        return reference.three_region_attention(*tensors, *numbers, at, cache_leftpad)[0]
     name, ends = "three_region_attention_decode", _sharding.beside(cache_seqlens, query)
-    return _dispatch.run(namespace, name, *tensors, ends, *numbers, values=values)
+    begins = _sharding.beside(cache_leftpad, query)
+    return _dispatch.run(namespace, name, *tensors, ends, *numbers, begins, values=values)
 
 
 @remembered
 def _checked(
-    decode: bool,
     query: Any,
     key: Any,
     value: Any,
     pivots: Any,
-    cache_seqlens: Any,
     block_size: Any,
     window_blocks: Any,
     pivot_bias: Any,
     scale: Any,
 ) -> tuple[int, int, float, float]:
-    """The last arguments of the operators; the values of pivots and lengths are looked at elsewhere."""
-    if decode:
-        _checks.attention(query, key, value, "key_cache", "value_cache")
-        _checks.cache_seqlens(cache_seqlens, query)
-    else:
-        _checks.attention(query, key, value)
-        _checks.same_tokens(key, query)
-    _checks.pivots(pivots, query)
+    """The last arguments of the operator; the values of pivots are looked at elsewhere."""
+    _checks.attention(query, key, value)
+    _checks.same_tokens(key, query)
+    _checks.pivots(pivots, query, query.shape[0])
+    return _numbers(query, block_size, window_blocks, pivot_bias, scale)
+
+
+@remembered
+def _checked_varlen(
+    query: Any,
+    key: Any,
+    value: Any,
+    pivots: Any,
+    cu_seqlens: Any,
+    max_seqlen: Any,
+    block_size: Any,
+    window_blocks: Any,
+    pivot_bias: Any,
+    scale: Any,
+) -> tuple[int, tuple[int, int, float, float]]:
+    _checks.packed_attention(query, key, value)
+    _checks.cu_seqlens(cu_seqlens, query, "query")
+    _checks.pivots(pivots, query, cu_seqlens.shape[0] - 1)
+    longest = query.shape[0] if max_seqlen is None else _checks.integer(max_seqlen, "max_seqlen", 0)
+    return longest, _numbers(query, block_size, window_blocks, pivot_bias, scale)
+
+
+@remembered
+def _checked_decode(
+    query: Any,
+    key: Any,
+    value: Any,
+    pivots: Any,
+    cache_seqlens: Any,
+    cache_leftpad: Any,
+    block_size: Any,
+    window_blocks: Any,
+    pivot_bias: Any,
+    scale: Any,
+) -> tuple[int, int, float, float]:
+    _checks.attention(query, key, value, "key_cache", "value_cache")
+    _checks.pivots(pivots, query, query.shape[0])
+    _checks.cache_seqlens(cache_seqlens, query)
+    if cache_leftpad is not None:
+        _checks.cache_seqlens(cache_leftpad, query, "cache_leftpad")
+    return _numbers(query, block_size, window_blocks, pivot_bias, scale)
+
+
+def _numbers(
+    query: Tensor, block_size: Any, window_blocks: Any, pivot_bias: Any, scale: Any
+) -> tuple[int, int, float, float]:
     block_size = _checks.integer(block_size, "block_size", 1)
     window_blocks = _checks.integer(window_blocks, "window_blocks", 1)
     pivot_bias = _checks.finite(pivot_bias, "pivot_bias", query.dtype)
     return block_size, window_blocks, pivot_bias, _checks.scale(scale, query)
-
-
-def _bwd_fake(dout: Any, dlse: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _registration.empty_rows(query), _registration.empty_rows(key), _registration.empty_rows(value)
-
-
-def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    query, key, value, pivots, *ctx.options = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, key, value, *output, pivots)
-
-
-def _backward_of(namespace: str) -> Any:
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> Any:
-        if dout is None and dlse is None:
-            return (None,) * 8
-        arguments = dout, dlse, *ctx.saved_tensors, *ctx.options
-        grads = _dispatch.run(namespace, "three_region_attention_bwd", *arguments)
-        return *grads, None, None, None, None, None
-
-    return backward
-
-
-_NUMBERS = "SymInt block_size, SymInt window_blocks, float pivot_bias, float scale"
-
-
-def define_forward(namespace: str, backward: str) -> None:
-    """In a namespace, with the backward of another."""
-    _registration.define(
-        "three_region_attention_fwd",
-        f"(Tensor query, Tensor key, Tensor value, Tensor pivots, {_NUMBERS}) -> (Tensor, Tensor)",
-        _registration.empty_attention,
-        namespace=namespace,
-        backward=_backward_of(backward),
-        setup_context=_setup_context,
-    )
-
-
-def register(namespace: str) -> None:
-    """Define the three operators in a namespace."""
-    _registration.define(
-        "three_region_attention_bwd",
-        "(Tensor? dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor pivots, "
-        f"{_NUMBERS}) -> (Tensor, Tensor, Tensor)",
-        _bwd_fake,
-        namespace=namespace,
-    )
-    define_forward(namespace, namespace)
-    _registration.define(
-        "three_region_attention_decode",
-        "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor pivots, Tensor cache_seqlens, "
-        f"{_NUMBERS}) -> Tensor",
-        _registration.empty_decode,
-        namespace=namespace,
-    )
 
 
 register("cogview_ops")

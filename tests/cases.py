@@ -73,6 +73,53 @@ THREE_REGION = [
 ]
 
 
+def varlen(
+    label: str,
+    lengths: tuple[int, ...],
+    head_dim: int,
+    block_size: int,
+    window_blocks: int,
+    pivots: str = "text",
+    *,
+    heads: int = 2,
+    kv_heads: int = 2,
+    wide: bool = False,
+    **options: Any,
+) -> Case:
+    """Sequences of these lengths, packed; `wide`: indices are int64, else int32."""
+    total, room = sum(lengths), max(lengths, default=0)
+    chosen = torch.full((len(lengths), len(some_pivots(pivots, 1, room)[0])), -1)
+    for row, length in zip(chosen, lengths, strict=True):
+        if length:
+            some = some_pivots(pivots, 1, length)[0, : len(row)]
+            row[: len(some)] = some
+    ends = torch.tensor((0, *lengths)).cumsum(0)
+    index = torch.int64 if wide else torch.int32
+    options |= {"pivots": chosen.to(index), "cu_seqlens": ends.to(index)}
+    options |= {"block_size": block_size, "window_blocks": window_blocks, "return_lse": True}
+    q, kv = (total, heads, head_dim), (total, kv_heads, head_dim)
+    return Case("three_region_attention_varlen", label, {"query": q, "key": kv, "value": kv}, options)
+
+
+VARLEN = [
+    varlen("packed", (70, 0, 130, 1), 64, 16, 1, heads=4, kv_heads=2, pivot_bias=math.log(4)),
+    varlen("packed_one", (65,), 16, 1, 1, "all", wide=True),
+    varlen("packed_two_tokens", (1, 1), 8, 128, 6, "none"),
+    varlen("packed_empty_ends", (0, 0, 64, 64, 0), 32, 3, 2, "long", heads=2, kv_heads=1, scale=0.3, max_seqlen=64),
+    varlen("packed_short", (20,) * 23, 20, 4, 2, wide=True, pivot_bias=-1.5),
+    varlen("packed_uneven", (300, 5, 9, 2, 31), 64, 64, 1, "few", heads=6, kv_heads=2, max_seqlen=500),
+    varlen("packed_window_only", (100, 70), 128, 128, 6, heads=1, kv_heads=1, wide=True),
+    varlen("packed_wide_heads", (40, 33), 256, 16, 1, "all", heads=1, kv_heads=1, scale=0.05),
+    varlen("packed_narrow_heads", (80, 3, 120), 8, 16, 2, "all", pivot_bias=1.0),
+    varlen("packed_zero_scale", (9, 20), 1, 4, 1, scale=0.0),
+    # for CUDA's tensor cores, in its emulator
+    varlen("packed_32", (0, 41, 3, 17), 32, 3, 2, heads=2, kv_heads=1, scale=-0.4, pivot_bias=0.7),
+    # for Triton's interpreter
+    varlen("tiny_packed", (5, 0, 20), 8, 4, 2, heads=2, kv_heads=1, pivot_bias=0.7, max_seqlen=20),
+    varlen("tiny_packed_all", (18, 33), 16, 16, 1, "all", heads=1, kv_heads=1, wide=True),
+]
+
+
 def local_2d(
     label: str,
     grid: tuple[int, int],
@@ -190,6 +237,13 @@ DECODE = [
          "window_blocks": 2, "pivot_bias": 0.5},
     ),
     Case(
+        "three_region_attention_decode",
+        "three_region_decode_leftpad",
+        {"query": (3, 4, 3, 16), "key_cache": (3, 2, 70, 16), "value_cache": (3, 2, 70, 16)},
+        {"pivots": some_pivots("text", 3, 60), "cache_seqlens": torch.tensor([70, 41, 5]), "block_size": 8,
+         "window_blocks": 2, "pivot_bias": 0.5, "cache_leftpad": torch.tensor([9, 0, 3])},
+    ),
+    Case(
         "local_attention_2d_decode",
         "local_2d_decode",
         {"query": (2, 2, 3, 16), "key_cache": (2, 1, 48, 16), "value_cache": (2, 1, 48, 16),
@@ -199,10 +253,11 @@ DECODE = [
     ),
 ]  # fmt: skip
 
-BY_LABEL = {case.label: case for case in [*THREE_REGION, *LOCAL_2D, *OTHERS, *DECODE]}
+BY_LABEL = {case.label: case for case in [*THREE_REGION, *VARLEN, *LOCAL_2D, *OTHERS, *DECODE]}
 # one of each operator, with everything in it that the operator can do
 DIFFERENTIABLE = [
     *(BY_LABEL[x] for x in ("blocks_of_64", "grouped_32", "tiny", "all_sets", "sets_32", "tiny_local", "shifted_sets")),
+    *(BY_LABEL[x] for x in ("packed", "packed_32", "tiny_packed")),
     *OTHERS,
 ]
 ALL = [*DIFFERENTIABLE, *DECODE]

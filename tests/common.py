@@ -42,6 +42,11 @@ class Case(NamedTuple):
         return OPERATORS[self.op].differentiable
 
     @property
+    def packed(self) -> bool:
+        """Attention of `[total, H, D]`."""
+        return len(self.shapes.get("query", ())) == 3
+
+    @property
     def of_rows(self) -> bool:
         """No attention: every row of the first argument for itself."""
         return "query" not in self.shapes
@@ -187,12 +192,12 @@ def runnable(cases: Sequence[Case], impl: str) -> Sequence[Case]:
 
 
 def on_tensor_cores(case: Case) -> bool:
-    return case.shapes["query"][3] in TENSOR_CORE_HEAD_DIMS
+    return case.shapes["query"][-1] in TENSOR_CORE_HEAD_DIMS
 
 
 def is_small(case: Case) -> bool:
-    rows = math.prod(case.shapes["query"][:3])
-    return rows <= 100 if case.op == "local_attention_2d" else rows * case.shapes["query"][3] <= 13000
+    *sizes, dim = case.shapes["query"]
+    return math.prod(sizes) * (1 if case.op == "local_attention_2d" else dim / 130) <= 100
 
 
 def narrow_only(op: str, impl: str) -> bool:
@@ -385,6 +390,9 @@ def packed(inputs: Inputs) -> Inputs:
     """The first three arguments in one [B, S, 3, H, D] tensor, as a fused projection makes them."""
     names = list(inputs)[:3]
     first = [inputs[name] for name in names]
+    if all(x.dim() == 3 and len(x) == len(first[0]) for x in first) and "query" in inputs:  # packed sequences
+        parts = torch.cat(first, 1).split([x.shape[1] for x in first], 1)
+        return {**inputs, **dict(zip(names, parts, strict=True))}
     if any(x.dim() != 4 or x.shape[2] != first[0].shape[2] for x in first):
         return heads_last(inputs)
     together = torch.cat([x.transpose(1, 2) for x in first], 2)

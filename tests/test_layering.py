@@ -32,6 +32,8 @@ OPERATOR = {
     "_registration",
     "_remembered",
     "_sharding",
+    "_three_region_operators",
+    "patterns",
     "reference",
 }
 # what each module of cogview_ops may import from the package
@@ -46,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "_remembered": set(),
     "_flops": {"_local_options"},
     "_registration": {"_dispatch", "_flops"},
+    "_three_region_operators": {"_dispatch", "_registration"},
     "reference": {"patterns", "_local_options"},
     "_manifest": set(),
     **dict.fromkeys(BASIC, OPERATOR),
@@ -65,7 +68,15 @@ ALLOWED: dict[str, set[str]] = {
         "triton",
     },  # the last on demand
 }
-TRITON = {"patterns", "_checks", "_dispatch", "_local_options", "_registration", *BASIC}  # never the reference
+TRITON = {
+    "patterns",
+    "_checks",
+    "_dispatch",
+    "_local_options",
+    "_registration",
+    "_three_region_operators",
+    *BASIC,
+}  # never the reference
 
 
 def imports(path: Path) -> set[str]:

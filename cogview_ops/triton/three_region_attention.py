@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from .. import _registration
-from ..three_region_attention import define_forward, register
+from .._three_region_operators import define_forward, register
 from . import configs
 from ._three_region_backward import grad_key_kernel, grad_query_kernel
 from ._three_region_forward import decode_kernel, forward_kernel
@@ -179,7 +179,21 @@ def backward(
     return dq, dk, dv
 
 
-def decode(q: Tensor, k: Tensor, v: Tensor, pivots: Tensor, cache_seqlens: Tensor, *numbers: Any) -> Tensor:
+def decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pivots: Tensor,
+    cache_seqlens: Tensor,
+    block_size: int,
+    window_blocks: int,
+    pivot_bias: float,
+    scale: float,
+    cache_leftpad: Tensor | None = None,
+) -> Tensor:
+    if cache_leftpad is not None:
+        raise NotImplementedError("cache_leftpad has no Triton kernel yet; impl='reference' can")
+    numbers = block_size, window_blocks, pivot_bias, scale
     out = _registration.empty_decode(q)
     if not q.numel():
         return out

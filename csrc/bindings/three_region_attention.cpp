@@ -37,7 +37,8 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const Optional& dout_in, const Optional& 
 }
 
 Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in, const Tensor& seqlens_in,
-              int64_t block_size, int64_t window_blocks, double pivot_bias, double scale) {
+              int64_t block_size, int64_t window_blocks, double pivot_bias, double scale, const Optional& leftpad) {
+  STD_TORCH_CHECK(!leftpad, "cache_leftpad: no CPU kernel yet");
   const Tensor pivots = checked_pivots(pivots_in, q, k), seqlens = checked_seqlens(seqlens_in, q, k);
   Tensor out = empty_rows(q);
   if (q.numel() == 0) return out;

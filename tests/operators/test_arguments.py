@@ -24,6 +24,7 @@ from cogview_ops import (
     sandwich_layer_norm,
     three_region_attention,
     three_region_attention_decode,
+    three_region_attention_varlen,
 )
 
 Q = torch.randn(2, 4, 16, 8)
@@ -35,6 +36,7 @@ SETS = {"prefix_key": Q, "prefix_value": Q, "prefix_bias": -0.5, "coarse_key": Q
 WINDOW = {"grid": (4, 4), "kernel_size": (3, 1), "dilation": 1, "scale": 0.3, **SETS}
 SEQUENCE = {"text_len": 4, "grid": (3, 4), "scale": 0.3}
 REGIONS = {"pivots": PIVOTS, "block_size": 4, "window_blocks": 1, "pivot_bias": 0.5, "scale": 0.3}
+PACKED = {**dict.fromkeys(QKV, Q[0].transpose(0, 1)), "cu_seqlens": torch.tensor([0, 5, 16]), "max_seqlen": 12}
 CALLS: dict[Callable[..., Any], dict[str, Any]] = {
     cogview2_attention: {**QKV, **SEQUENCE, "kernel_size": (3, 1)},
     dalle_attention: {**QKV, **SEQUENCE, "kind": "convolutional", "kernel_size": 3},
@@ -47,7 +49,8 @@ CALLS: dict[Callable[..., Any], dict[str, Any]] = {
     sample_pivots: {"text_mask": torch.ones(2, 4) > 0, "image_mask": torch.ones(2, 4) < 0, "num_pivots": 6},
     sandwich_layer_norm: {"branch": Q, "residual": Q, **WEIGHTS, "eps": 0.25, "dropout_p": 0.5, "seed": 5},
     three_region_attention: {**QKV, **REGIONS},
-    three_region_attention_decode: {**CACHES, **REGIONS, "cache_seqlens": ENDS},
+    three_region_attention_decode: {**CACHES, **REGIONS, "cache_seqlens": ENDS, "cache_leftpad": torch.tensor([0, 3])},
+    three_region_attention_varlen: {**PACKED, **REGIONS},
 }
 MODULES: dict[Callable[..., Any], dict[str, Any]] = {
     modules.KVCache: {"batch_size": 2, "num_kv_heads": 2, "max_tokens": 3, "head_dim": 4},

@@ -32,6 +32,18 @@ def ends(batch: int, tokens: int) -> Tensor:
     return torch.full((batch,), tokens)
 
 
+def lengths(k: int) -> tuple[int, ...]:
+    """Of more and more sequences."""
+    return 0, *(9 + 2 * n for n in range(2 + k)), 0
+
+
+def packed(k: int) -> dict[str, Tensor]:
+    total = sum(lengths(k))
+    names = {"query": 4, "key": 2, "value": 2}
+    ends = torch.tensor((0, *lengths(k))).cumsum(0)
+    return {"cu_seqlens": ends, **{name: torch.randn(total, n, 8) for name, n in names.items()}}
+
+
 def some_pivots(batch: int, tokens: int, number: int) -> Tensor:
     return torch.rand(batch, tokens).topk(number).indices.sort().values
 
@@ -102,7 +114,14 @@ FUNCTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
         qkv(3 + k, 17 + k) | {"pivots": some_pivots(3 + k, 17 + k, 9 - k), "block_size": 4 + k, "window_blocks": 2}
     ),
     "three_region_attention_decode": lambda k: (
-        qkv(3 + k, 17 + k, new=3 + k) | {"pivots": some_pivots(3 + k, 17 + k, 9 - k), "cache_seqlens": ends(3 + k, 15)}
+        qkv(3 + k, 17 + k, new=3 + k)
+        | {"pivots": some_pivots(3 + k, 17 + k, 9 - k), "cache_seqlens": ends(3 + k, 15)}
+        | {"cache_leftpad": torch.arange(3 + k)}
+    ),
+    "three_region_attention_varlen": lambda k: (
+        packed(k)
+        | {"pivots": torch.arange(9 - k).repeat(4 + k, 1).where(torch.tensor(lengths(k))[:, None] > 0, -1)}
+        | {"max_seqlen": 30 + k, "block_size": 4 + k, "window_blocks": 2}
     ),
 }
 MODULES: dict[str, Callable[[int], Call]] = {
@@ -185,13 +204,25 @@ def test_two_graphs_for_all_sizes(name: str) -> None:
     assert graphs(name, dynamic=None) <= 2
 
 
-@pytest.mark.parametrize("name", ["dalle_attention", "sample_pivots", "three_region_attention"])
+@pytest.mark.parametrize(
+    "name", ["dalle_attention", "sample_pivots", "three_region_attention", "three_region_attention_varlen"]
+)
 def test_one_graph_where_all_is_dynamic(name: str) -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         graphs(name, dynamic=True, sizes=range(2))
 
 
-@pytest.mark.parametrize("name", ["layer_norm", "pb_relax_softmax", "sandwich_layer_norm", "three_region_attention"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer_norm",
+        "pb_relax_softmax",
+        "sandwich_layer_norm",
+        "three_region_attention",
+        "three_region_attention_decode",
+        "three_region_attention_varlen",
+    ],
+)
 def test_export_with_dynamic_batch_and_length(name: str) -> None:
     class Module(torch.nn.Module):
         def forward(self, tensors: dict[str, Tensor]) -> Any:

@@ -44,6 +44,11 @@ EMPTY = [
     for label, name, resize, options in (
         ("no_pivots", "no tokens", lambda s: (*s[:2], 0, s[3]), BY_LABEL["no_pivots"].options),
         ("blocks_of_64", "no batch", lambda s: (0, *s[1:]), {"pivots": torch.zeros(0, 9, dtype=torch.int32)}),
+        ("packed", "no tokens", lambda s: (0, *s[1:]),
+         {"pivots": torch.full((2, 3), -1), "cu_seqlens": torch.zeros(3, dtype=torch.int32)}),
+        ("packed", "no sequences", lambda s: (0, *s[1:]),
+         {"pivots": torch.zeros(0, 3, dtype=torch.int32), "cu_seqlens": torch.zeros(1, dtype=torch.int32)}),
+        ("packed", "no heads", lambda s: (s[0], 0, s[2]), BY_LABEL["packed"].options),
         ("blocks_of_64", "no heads", lambda s: (s[0], 0, *s[2:]), BY_LABEL["blocks_of_64"].options),
         ("cogview2", "no batch", lambda s: (0, *s[1:]), BY_LABEL["cogview2"].options),
         ("cogview2", "no heads", lambda s: (s[0], 0, *s[2:]), BY_LABEL["cogview2"].options),
@@ -96,13 +101,14 @@ def test_what_is_not_seen_does_not_matter(impl: str, case: Case, bad: float) -> 
     """A value that is not finite reaches the queries that see it, and no others of their tile."""
     if impl != "cpp":
         pytest.skip("reaches all queries of a tile there")
-    names = [name for name in case.shapes if "value" in name and case.shapes[name][2]]
+    tokens = 0 if case.packed else 2
+    names = [name for name in case.shapes if "value" in name and case.shapes[name][tokens]]
     for dtype, name in itertools.product((torch.float32, torch.bfloat16, torch.float16), names):
 
         def output(number: float, inputs: Inputs, name: str = name) -> Tensor:
             """With so much as the values of one key."""
-            key = torch.tensor(inputs[name].shape[2] // 2)
-            return case({**inputs, name: inputs[name].index_fill(2, key, number)}, impl)[0]
+            key = torch.tensor(inputs[name].shape[tokens] // 2)
+            return case({**inputs, name: inputs[name].index_fill(tokens, key, number)}, impl)[0]
 
         exact = case.inputs(torch.float32)
         seen = output(1, exact | {name: torch.zeros_like(exact[name]) for name in names}) > 0
@@ -137,7 +143,7 @@ def test_empty(impl: str, case: Case) -> None:
         assert all((g == 0).all() for g in run(case, inputs, impl)[1].values())
 
 
-@each(ALL)
+@each([case for case in ALL if not case.packed])  # those have one of their own
 def test_offsets_beyond_32_bits(impl: str, case: Case) -> None:
     """The second sample lies 2**31 elements behind the first (pages never touched take no memory)."""
     inputs = case.inputs(computable(torch.bfloat16, impl), device_of(impl))

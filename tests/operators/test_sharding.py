@@ -19,10 +19,10 @@ NORMS = [
     BY_LABEL["softmax"]._replace(label="softmax_full", options={}),
 ]
 # not those with a single head of keys
-SINGLE = ("tiny", "grouped_32", "sets_32")
+SINGLE = ("tiny", "grouped_32", "sets_32", "packed_32", "tiny_packed")
 CASES = [case for case in [*DIFFERENTIABLE, GROUPED, *NORMS, *DECODE] if case.label not in SINGLE]
 # cases that cannot be sharded in any dimension but the batch, or not at all
-KEPT = {"blocks_of_64": (0,), "tiny_local": (0,), "local_2d_decode": (0,), "softmax": (0, 1)}
+KEPT = {"blocks_of_64": (0,), "tiny_local": (0,), "local_2d_decode": (0,), "softmax": (0, 1), "packed": (1,)}
 KEPT |= dict.fromkeys(("sandwich", "sandwich_wide", "sandwich_tensor"), ())
 
 

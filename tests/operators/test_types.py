@@ -12,7 +12,12 @@ import pytest
 from common import python
 
 import cogview_ops
-from cogview_ops import local_attention_2d, pb_relax_attention, three_region_attention
+from cogview_ops import (
+    local_attention_2d,
+    pb_relax_attention,
+    three_region_attention,
+    three_region_attention_varlen,
+)
 
 EXAMPLE = Path(__file__).with_name("typed_example.py")
 
@@ -29,12 +34,15 @@ def test_example_is_clean_in_pyright_strict() -> None:
     assert "0 errors, 0 warnings" in run.stdout, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("function", [local_attention_2d, pb_relax_attention, three_region_attention])
+@pytest.mark.parametrize(
+    "function", [local_attention_2d, pb_relax_attention, three_region_attention, three_region_attention_varlen]
+)
 def test_overloads_have_every_option(function: Any) -> None:
     module = inspect.getmodule(function)
     assert isinstance(module, ModuleType)
     for overload in get_overloads(function):
-        seen = set(inspect.signature(overload).parameters) - {"options"} | set(module._Options.__annotations__)
+        options = module._VarlenOptions if function is three_region_attention_varlen else module._Options
+        seen = set(inspect.signature(overload).parameters) - {"options"} | set(options.__annotations__)
         assert seen == set(inspect.signature(function).parameters)
 
 
