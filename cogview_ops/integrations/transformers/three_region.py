@@ -89,7 +89,7 @@ class ThreeRegion:
         if mask is not None:
             return self._once(mask, lambda x: sequences.of_begins(x[:, 0, 0].bool()))
         # with a cache transformers does not look whether positions begin anew
-        if position_ids is None or position_ids.ndim != 2 or torch.compiler.is_compiling():
+        if position_ids is None or position_ids.ndim != 2:
             return None
         return self._once(position_ids, lambda x: sequences.of_positions(x, batch), batch)
 
