@@ -18,17 +18,26 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 256,
+    "tie_word_embeddings": False,  # else a token is most likely followed by itself
     "pad_token_id": 0,
     "bos_token_id": None,
     "eos_token_id": None,
 }
-GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, **SIZES}
-DROPOUTS = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
-FULL = {"layer_types": ["full_attention"] * 2}
+NAMES_OF_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+DENSE = {"first_k_dense_replace": 2, "num_key_value_heads": 4, "head_dim": 4}
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "GPT2": {**NAMES_OF_GPT2, **NO_DROPOUT},
+    "Bloom": NAMES_OF_GPT2,
+    "DeepseekV3": {**LATENT, **DENSE},
+    "Bert": {"attention_probs_dropout_prob": 0.0},
+    "T5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0},
+}
 
 
 def small(kind: str, **more: Any) -> Any:
-    """A causal language model, the same one every time; "Llama", "Qwen3", "GPT2", "Gemma2", "Gemma3"."""
+    """The same weights every time."""
     config, model = {
         "Llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
         "Qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
@@ -36,8 +45,14 @@ def small(kind: str, **more: Any) -> Any:
         "Gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
         "Gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
         "Mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+        "DeepseekV3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
+        "Llama4": (transformers.Llama4TextConfig, transformers.Llama4ForCausalLM),
+        "GptOss": (transformers.GptOssConfig, transformers.GptOssForCausalLM),
+        "Bloom": (transformers.BloomConfig, transformers.BloomForCausalLM),
+        "Bert": (transformers.BertConfig, transformers.BertForMaskedLM),
+        "T5": (transformers.T5Config, transformers.T5EncoderModel),
     }[kind]
-    sizes = {**GPT2, **DROPOUTS} if kind == "GPT2" else SIZES
+    sizes = {**SIZES, **OTHERWISE.get(kind, {})}
     torch.manual_seed(0)
     made = model(config(**{**sizes, **more})).eval()
     for p in made.parameters():  # so that tokens differ in what comes out

@@ -1,14 +1,18 @@
 """`register`: the operators as attention implementations of transformers."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from cogview_ops import _checks
 
 from . import local_2d, pb_relax, sequences, three_region
 from .pivots import Pivots, Policy, block_pivots
+from .refuse import refuse_models_without_interface
 
 
 def register(
@@ -70,4 +74,10 @@ def register(
     }
     for name, (attention, mask) in functions.items():
         AttentionInterface.register(name, attention)
-        AttentionMaskInterface.register(name, mask)
+        AttentionMaskInterface.register(name, partial(_mask, mask))
+
+
+def _mask(mask: Callable[..., Tensor | None], *, config: Any = None, **described: Any) -> Tensor | None:
+    if config is not None:
+        refuse_models_without_interface(type(config))
+    return mask(**described)

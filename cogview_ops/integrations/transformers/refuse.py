@@ -1,8 +1,12 @@
 """What models ask of attention and these operators cannot do: told, with what to do instead."""
 
+import sys
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 # an argument of transformers' attention functions: what it is, what to do
 _FEATURES = {
@@ -31,3 +35,23 @@ def refuse(name: str, *, dropout: float, **given: Any) -> None:
         if value is not None and value is not False:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else value
             raise ValueError(f"{name}: expected no {argument} ({what}), got {got}; {instead}")
+
+
+@torch.compiler.assume_constant_result
+def refuse_models_without_interface(config: type) -> None:
+    """Raise for models whose own attention would read masks that are not meant for it."""
+    if not _uses_interface(config):
+        raise ValueError(
+            "attn_implementation: expected a model that takes its attention from transformers' AttentionInterface, got "
+            f"one of {config.__name__}; use attn_implementation='eager'"
+        )
+
+
+@cache
+def _uses_interface(config: type) -> bool:
+    """As transformers itself finds out, which looks at the source of a model."""
+    module = sys.modules.get(config.__module__.replace(".configuration_", ".modeling_"))
+    models = (
+        [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, PreTrainedModel)] if module else []
+    )
+    return all(x._can_set_attn_implementation() for x in models if x.__module__ == module.__name__)

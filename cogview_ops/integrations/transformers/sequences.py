@@ -43,7 +43,9 @@ def mask(
         row, i = torch.arange(batch_size, device=device)[:, None], torch.arange(q_length - 1, device=device) + q_offset
         ahead = mask_function(row, 0, i, i + 1).any()
         if torch.compiler.is_compiling():
-            torch._assert_async(~ahead, "attention_mask: expected a causal mask, got one with tokens that see the next one")
+            torch._assert_async(
+                ~ahead, "attention_mask: expected a causal mask, got one with tokens that see the next one"
+            )
         elif ahead:
             return something_else
         if attention_mask is None and q_length == kv_length:  # transformers packs only then

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from cogview_ops import three_region_attention, three_region_attention_decode, three_region_attention_varlen
@@ -47,25 +48,34 @@ class ThreeRegion:
                 "in several parts name the causal one: "
                 "attn_implementation={'text_config': 'cogview_three_region', 'vision_config': 'sdpa'}"
             )
+        _check_mask(attention_mask, query.shape[2], key.shape[2])
+        dim = value.shape[-1]
+        if dim < query.shape[-1]:  # multi-head latent attention
+            value = pad(value, (0, query.shape[-1] - dim))
+        begins = position_ids, cu_seq_lens_q, cu_seq_lens_k
+        out = self._attend(query, key, value, attention_mask, begins, {**self.pattern, "scale": scaling})
+        return out[..., :dim].contiguous(), None
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, begins: Any, options: dict[str, Any]
+    ) -> Tensor:
         batch, length, keys = query.shape[0], query.shape[2], key.shape[2]
-        _check_mask(attention_mask, length, keys)
-        options = {**self.pattern, "scale": scaling}
-        if keys > length:
-            end = attention_mask[:, 0, 0, -1]
+        if mask is not None and keys > length:
+            end = mask[:, 0, 0, -1]
             if length == 1 or torch.compiler.is_compiling() or int(end[0]) > length:
-                begin = attention_mask[:, 0, 0, 1] if attention_mask.shape[-1] == 3 else None
+                begin = mask[:, 0, 0, 1] if mask.shape[-1] == 3 else None
                 pivots = self.pivots(keys, key.device).expand(batch, -1)
                 out = three_region_attention_decode(query, key, value, pivots, end, cache_leftpad=begin, **options)
-                return out.transpose(1, 2).contiguous(), None
+                return out.transpose(1, 2)
             key, value = key[:, :, :length], value[:, :, :length]  # a static cache that holds nothing else
-        cu_seqlens = self._cu_seqlens(attention_mask, batch, length, position_ids, cu_seq_lens_q, cu_seq_lens_k)
+        cu_seqlens = self._cu_seqlens(mask, batch, length, *begins)
         if cu_seqlens is None:
             pivots = self.pivots(length, key.device).expand(batch, -1)
-            return three_region_attention(query, key, value, pivots, **options).transpose(1, 2).contiguous(), None
+            return three_region_attention(query, key, value, pivots, **options).transpose(1, 2)
         query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
         pivots, max_seqlen = self._once(cu_seqlens, lambda x: self._of_each(x, length))
         out = three_region_attention_varlen(query, key, value, pivots, cu_seqlens, max_seqlen=max_seqlen, **options)
-        return out.unflatten(0, (batch, length)).contiguous(), None
+        return out.unflatten(0, (batch, length))
 
     def _cu_seqlens(
         self,
