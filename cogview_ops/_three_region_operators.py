@@ -34,10 +34,11 @@ def _backward_of(namespace: str, forward: str) -> Any:
     name = forward.removesuffix("fwd") + "bwd"
 
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> Any:
-        others = (None,) * (len(ctx.saved_tensors) + len(ctx.options) - 5)  # all but query, key and value
+        saved = ctx.saved_tensors  # asked for once: checkpointing gives them away
+        others = (None,) * (len(saved) - 5 + len(ctx.options))  # inputs beside query, key and value
         if dout is None and dlse is None:
             return None, None, None, *others
-        return *_dispatch.run(namespace, name, dout, dlse, *ctx.saved_tensors, *ctx.options), *others
+        return *_dispatch.run(namespace, name, dout, dlse, *saved, *ctx.options), *others
 
     return backward
 

@@ -8,25 +8,41 @@
 
 namespace cogview {
 
-inline void check_attention_tensor(const Tensor& x, const char* name, Dtype dtype) {
-  STD_TORCH_CHECK(x.dim() == 4, name, ": expected 4 dimensions, got ", x.dim());
+// Of [B, H, S, D], or of packed sequences [S, H, D], which are seen as a batch of one.
+struct Sizes {
+  int64_t batch, heads, tokens, dim;
+  bool operator==(const Sizes& x) const {
+    return batch == x.batch && heads == x.heads && tokens == x.tokens && dim == x.dim;
+  }
+};
+inline Sizes sizes_of(const Tensor& x) {
+  if (x.dim() == 3) return {1, x.size(1), x.size(0), x.size(2)};
+  return {x.size(0), x.size(1), x.size(2), x.size(3)};
+}
+
+inline void check_attention_tensor(const Tensor& x, const char* name, Dtype dtype, int64_t dims = 4) {
+  STD_TORCH_CHECK(x.dim() == dims, name, ": expected ", dims, " dimensions, got ", x.dim());
   STD_TORCH_CHECK(dtype_of(x, name) == dtype, name, ": expected query's dtype");
-  STD_TORCH_CHECK(x.stride(3) == 1 || x.size(3) <= 1, name, ": expected a contiguous last dimension");
+  STD_TORCH_CHECK(x.stride(-1) == 1 || x.size(-1) <= 1, name, ": expected a contiguous last dimension");
 }
 
 inline Tensor4 view(const Tensor& x) {
   Tensor4 v;
   v.data = const_cast<void*>(x.const_data_ptr());
-  for (int d = 0; d < 3; ++d) v.stride[d] = x.stride(d);
+  if (x.dim() == 3) {
+    v.stride[1] = x.stride(1), v.stride[2] = x.stride(0);
+  } else {
+    for (int d = 0; d < 3; ++d) v.stride[d] = x.stride(d);
+  }
   return v;
 }
 
 // Keys or values: query's dtype and batch, heads that divide query's, `tokens` rows (-1: any).
 inline Tensor4 key_view(const Tensor& x, const char* name, const Tensor& q, int64_t kv_heads, int64_t tokens) {
-  check_attention_tensor(x, name, dtype_of(q, "query"));
-  STD_TORCH_CHECK(
-      x.size(0) == q.size(0) && x.size(1) == kv_heads && x.size(3) == q.size(3) && (tokens < 0 || x.size(2) == tokens),
-      name, ": shape does not match");
+  check_attention_tensor(x, name, dtype_of(q, "query"), q.dim());
+  const Sizes sizes = sizes_of(x), query = sizes_of(q);
+  STD_TORCH_CHECK(sizes == (Sizes{query.batch, kv_heads, tokens < 0 ? sizes.tokens : tokens, query.dim}), name,
+                  ": shape does not match");
   return view(x);
 }
 
@@ -48,30 +64,34 @@ inline Tensor readable(const std::optional<Tensor>& dout, const Tensor& out) {
     return torch::stable::zero_(zeros);
   }
   check_same_shape(*dout, out, "dout");
-  return dout->stride(3) == 1 || dout->size(3) <= 1 ? *dout : as_contiguous(*dout);
+  return dout->stride(-1) == 1 || dout->size(-1) <= 1 ? *dout : as_contiguous(*dout);
 }
 
-// [B, H, S] of statistics: lse or its gradient, contiguous, as `like` is.
+// [B, H, S] of statistics, packed [H, S]: lse or its gradient, contiguous, as `like` is.
 inline void* stat_view(const Tensor& x, const Tensor& like, const char* name) {
   check_same_shape(x, like, name);
   STD_TORCH_CHECK(x.scalar_type() == like.scalar_type() && x.is_contiguous(), name, ": dtype or layout does not match");
   return const_cast<void*>(x.const_data_ptr());
 }
 inline Tensor stat_like(const Tensor& q) {
-  return torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, stat_type(q));
+  const Sizes x = sizes_of(q);
+  if (q.dim() == 3) return torch::stable::new_empty(q, {x.heads, x.tokens}, stat_type(q));
+  return torch::stable::new_empty(q, {x.batch, x.heads, x.tokens}, stat_type(q));
 }
 
 // What every attention is told: query, key and value; the outputs come later. `tokens` of key and value, -1: any.
-inline void describe(Attention* a, const Tensor& q, const Tensor& k, const Tensor& v, int64_t tokens, double scale) {
+inline void describe(Attention* a, const Tensor& q, const Tensor& k, const Tensor& v, int64_t tokens, double scale,
+                     int64_t dims = 4) {
   a->dtype = dtype_of(q, "query");
-  check_attention_tensor(q, "query", a->dtype);
-  check_attention_tensor(k, "key", a->dtype);
-  a->batch = q.size(0), a->heads = q.size(1), a->seqlen_q = q.size(2), a->head_dim = q.size(3);
+  check_attention_tensor(q, "query", a->dtype, dims);
+  check_attention_tensor(k, "key", a->dtype, dims);
+  const Sizes x = sizes_of(q);
+  a->batch = x.batch, a->heads = x.heads, a->seqlen_q = x.tokens, a->head_dim = x.dim;
   a->kv_heads = k.size(1), a->scale = scale;
   STD_TORCH_CHECK(a->kv_heads > 0 && a->heads % a->kv_heads == 0, "key: heads do not divide query's");
   a->q = view(q);
   a->k = key_view(k, "key", q, a->kv_heads, tokens);
-  a->v = key_view(v, "value", q, a->kv_heads, k.size(2));
+  a->v = key_view(v, "value", q, a->kv_heads, sizes_of(k).tokens);
 }
 
 // The rest of a backward; the tensors have to stay.

@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v
   const Tensor pivots = shaped_pivots(pivots_in, q, k);
   check_inputs(q, k, v, pivots);
   return three_region_forward(
-      packed(q), packed(k), packed(v), pivots, block_size, window_blocks, pivot_bias, scale,
+      packed(q), packed(k), packed(v), {pivots, nullptr, 0, block_size, window_blocks, pivot_bias, scale},
       [&](const ThreeRegionAttention& a) {
         check_kernels(a);
         run_cuda(q, [&](cudaStream_t stream) { return cuda::three_region_attention_fwd(a, stream); });
@@ -46,8 +46,8 @@ std::tuple<Tensor, Tensor, Tensor> bwd(const Optional& dout_in, const Optional& 
   STD_TORCH_CHECK(out.dim() == 4, "out: expected 4 dimensions");
   const Tensor dout = CudaAttention::readable(dout_in, out);
   return three_region_backward(
-      dout, dlse, packed(q), packed(k), packed(v), packed(out), lse, pivots, block_size, window_blocks, pivot_bias,
-      scale, [&](const ThreeRegionAttention& a) {
+      dout, dlse, packed(q), packed(k), packed(v), packed(out), lse,
+      {pivots, nullptr, 0, block_size, window_blocks, pivot_bias, scale}, [&](const ThreeRegionAttention& a) {
         check_kernels(a);
         cuda::ThreeRegionScratch scratch;
         const auto floats = [&](int64_t count) { return torch::stable::new_empty(q, {count}, ScalarType::Float); };

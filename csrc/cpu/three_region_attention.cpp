@@ -11,7 +11,7 @@
 //               other group of the same color does, and pivot_dk and pivot_dv of its keys to their gradients, in the
 //               order of the chunks; writes dk and dv, each row once.
 //   finish      reads dq_sums; writes dq.
-// Contents of pivots and cache_seqlens are not trusted: what is out of range is left out or clamped.
+// Contents of pivots are not trusted: what is out of range is left out.
 #include "three_region_attention.h"
 
 #include "kernel.h"
@@ -25,19 +25,20 @@ namespace {
 
 struct Geometry {
   const ThreeRegionAttention& a;
-  int64_t b;
+  const Sequence& s;
+  int64_t first_pivot;
 
-  int64_t window_start(int64_t i) const {
-    const int64_t start = (i / a.block_size - a.window_blocks + 1) * a.block_size;
-    return start < 0 ? 0 : start;
-  }
+  Geometry(const ThreeRegionPlan& plan, int64_t n)
+      : a(plan.problem), s(plan.sequences[n]), first_pivot(n * a.num_pivots) {}
+
+  int64_t window_start(int64_t i) const { return cogview::window_start(a, i); }
   // First query that no longer has key j in its window, and so sees it as a pivot.
   int64_t window_end(int64_t j) const { return (j / a.block_size + a.window_blocks) * a.block_size; }
 
-  int64_t pivot(int64_t n) const { return a.pivots[b * a.num_pivots + n]; }
-  // Number of pivots before position `end`: they ascend, padding is at the back.
+  int64_t pivot(int64_t n) const { return a.pivots[first_pivot + n]; }
+  // Number of pivots before position `end`, of those that are seen: they ascend.
   int64_t pivots_before(int64_t end) const {
-    int64_t lo = 0, hi = a.num_pivots;
+    int64_t lo = 0, hi = s.pivots;
     while (lo < hi) {
       const int64_t mid = (lo + hi) / 2, p = pivot(mid);
       if (p >= 0 && p < end)
@@ -48,36 +49,31 @@ struct Geometry {
     return lo;
   }
 
-  // The pivots [first, first + count) as rows or columns. Contents are not trusted: what is out of range is row 0, and
+  // The pivots [first, end) as rows or columns. Contents are not trusted: what is out of range is the first key, and
   // its bit is missing from the result.
   uint64_t pivot_rows(int64_t first, int64_t end, int64_t* index, int* count) const {
     uint64_t valid = 0;
     *count = int(end - first < kTile ? end - first : kTile);
     for (int c = 0; c < *count; ++c) {
       const int64_t p = pivot(first + c);
-      const bool ok = p >= 0 && p < a.seqlen_k;
-      index[c] = ok ? p : 0;
+      const bool ok = p >= 0 && p < s.keys;
+      index[c] = s.first_key + (ok ? p : 0);
       valid |= uint64_t(ok) << c;
     }
     return valid;
   }
 };
 
-// The queries [first, end) of a sample, and the tiles of keys they see: pivots first, then windows, cut at multiples of
-// 64. Row t stands at position offset + t.
+// The queries [first, end) of a sequence, and the tiles of keys they see: pivots first, then windows, cut at multiples
+// of 64. Row t stands at position offset + t.
 struct Queries {
   const ThreeRegionAttention& a;
-  int64_t b, first, end, offset = 0;
   Geometry geometry;
+  int64_t end, offset;
   int64_t pivots, window;  // how many pivots the last query sees; first key of the first query's window
 
-  Queries(const ThreeRegionAttention& a, int64_t b, int64_t first, int64_t end)
-      : a(a), b(b), first(first), end(end), geometry{a, b} {
-    if (a.cache_seqlens.data) {  // clamped: contents are not trusted
-      const int64_t most = a.seqlen_k - a.seqlen_q;
-      offset = a.cache_seqlens[b] - a.seqlen_q;
-      offset = offset < 0 ? 0 : offset > most ? most : offset;
-    }
+  Queries(const ThreeRegionPlan& plan, int64_t n, int64_t first, int64_t end)
+      : a(plan.problem), geometry(plan, n), end(end), offset(geometry.s.offset) {
     pivots = geometry.pivots_before(geometry.window_start(offset + end - 1));
     window = geometry.window_start(offset + first) / kTile * kTile;
   }
@@ -85,10 +81,13 @@ struct Queries {
   int64_t pivot_tiles() const { return ceil_div(pivots, kTile); }
   int64_t key_tiles() const { return pivot_tiles() + ceil_div(offset + end - window, kTile); }
 
-  // Keys of a tile, of which a cache may hold no more; returns the bits that exist.
+  // Keys of a tile, of which a cache may hold no more; returns the bits that exist. Which pivots are packed together
+  // does not depend on the queries.
   uint64_t keys(int64_t number, int64_t* index, int* count) const {
-    if (number < pivot_tiles()) return geometry.pivot_rows(number * kTile, pivots, index, count);
-    *count = rows_from(window + (number - pivot_tiles()) * kTile, offset + end, index);
+    const Sequence& s = geometry.s;
+    if (number < pivot_tiles()) return geometry.pivot_rows(number * kTile, s.pivots, index, count);
+    const int64_t first = s.first_key + window + (number - pivot_tiles()) * kTile;
+    *count = rows_from(first, s.first_key + offset + end, index);
     return range_bits(0, *count);
   }
 
@@ -135,37 +134,31 @@ struct Queries {
     int64_t index[kTile];
     int count;
     const uint64_t valid = keys(number, index, &count);
+    const int64_t b = geometry.s.b;
     f(rows_of<T>(a.k, b, kv, index, count), rows_of<T>(a.v, b, kv, index, count), valid);
   }
 };
 
-// A group of query tiles of one head: the last ones, which have most keys, come first in the work.
+// A piece of queries of one head.
 struct QueryGroup {
   const ThreeRegionAttention& a;
-  int64_t b, h, kv;
+  const Piece& piece;
+  const Sequence& s;
+  int64_t h, kv;
   Queries queries;
 
   QueryGroup(const ThreeRegionPlan& plan, int64_t item)
       : a(plan.problem),
-        b(item % (a.batch * a.heads) / a.heads),
+        piece(plan.pieces[item / a.heads]),
+        s(plan.sequences[piece.sequence]),
         h(item % a.heads),
         kv(h / (a.heads / a.kv_heads)),
-        queries(a, b, first_of(plan, item), end_of(plan, item)) {}
+        queries(plan, piece.sequence, piece.begin, piece.end) {}
 
-  static int64_t first_of(const ThreeRegionPlan& plan, int64_t item) {
-    const int64_t heads = plan.problem.batch * plan.problem.heads;
-    return (ceil_div(plan.query_tiles(), plan.query_group) - 1 - item / heads) * plan.query_group * kTile;
-  }
-  static int64_t end_of(const ThreeRegionPlan& plan, int64_t item) {
-    const int64_t end = first_of(plan, item) + plan.query_group * kTile;
-    return end < plan.problem.seqlen_q ? end : plan.problem.seqlen_q;
-  }
-  int tiles() const { return int(ceil_div(queries.end - queries.first, kTile)); }
-  // Rows of tile o of the group in a [B, H, S, D] tensor.
-  template <class T>
-  RowSet<T> rows(const Tensor4& x, int o, int64_t* index) const {
-    const int n = rows_from(queries.first + o * kTile, queries.end, index);
-    return rows_of<T>(x, b, h, index, n);
+  int tiles() const { return int(ceil_div(piece.end - piece.begin, kTile)); }
+  // Rows of tile o of the group in the tensors; returns how many.
+  int rows(int o, int64_t* index) const {
+    return rows_from(s.first_query + piece.begin + o * kTile, s.first_query + piece.end, index);
   }
 
   // Shows every tile of keys to every owner that sees it.
@@ -180,7 +173,7 @@ struct QueryGroup {
           });
         },
         [&](Engine<T>& owner, int o, int64_t number, const auto& tile) {
-          queries.see(queries.first + o * kTile, owner.rows, number, tile.valid,
+          queries.see(piece.begin + o * kTile, owner.rows, number, tile.valid,
                       [&](Mask mask, double bias) { owner.step(group.work, tile, mask, bias); });
         });
   }
@@ -188,27 +181,29 @@ struct QueryGroup {
 
 // Some heads that share a key head and queries of each, from the first on: at most 64 rows, head after head.
 struct FewRows {
-  int64_t b, h, kv, first;
+  int64_t sequence, h, kv, first;
   int heads, queries;
   int rows() const { return heads * queries; }
-  FewRows row(int r) const { return {b, h + r / queries, kv, first + r % queries, 1, 1}; }
+  FewRows row(int r) const { return {sequence, h + r / queries, kv, first + r % queries, 1, 1}; }
 };
 
 // Against tiles of keys one after another: show(tile, mask, bias, next tile). Returns what finish_rows does.
 template <class T, class Engine, class Show>
-uint64_t few_rows(const ThreeRegionAttention& a, const FewRows& it, Engine& engine, Show&& show) {
-  const Queries queries(a, it.b, it.first, it.first + it.queries);
+uint64_t few_rows(const ThreeRegionPlan& plan, const FewRows& it, Engine& engine, Show&& show) {
+  const ThreeRegionAttention& a = plan.problem;
+  const Queries queries(plan, it.sequence, it.first, it.first + it.queries);
   const int n = it.queries, rows = it.rows();
+  const int64_t b = queries.geometry.s.b, first = queries.geometry.s.first_query + it.first;
   int64_t offset[kTile];
-  for (int r = 0; r < rows; ++r) offset[r] = r / n * a.q.stride[1] + (it.first + r % n) * a.q.stride[2];
-  engine.begin(RowSet<T>{a.q.at<T>(it.b, it.h), 1, offset, rows}, a.scale);
+  for (int r = 0; r < rows; ++r) offset[r] = r / n * a.q.stride[1] + (first + r % n) * a.q.stride[2];
+  engine.begin(RowSet<T>{a.q.at<T>(b, it.h), 1, offset, rows}, a.scale);
   uint64_t valid[2];
   each_tile<T>(
       queries.key_tiles(),
       [&](int64_t number, int64_t* index) {
         int count;
         valid[number & 1] = queries.keys(number, index, &count);
-        return Columns<T>{rows_of<T>(a.k, it.b, it.kv, index, count), rows_of<T>(a.v, it.b, it.kv, index, count)};
+        return Columns<T>{rows_of<T>(a.k, b, it.kv, index, count), rows_of<T>(a.v, b, it.kv, index, count)};
       },
       [&](int64_t number, const Columns<T>& tile, const Columns<T>& next) {
         queries.see(it.first, n, number, valid[number & 1], [&](Mask mask, double bias) {
@@ -217,17 +212,17 @@ uint64_t few_rows(const ThreeRegionAttention& a, const FewRows& it, Engine& engi
           show(tile, mask ? masks : nullptr, bias, next);
         });
       });
-  return engine.finish([&](int r) { return a.out.at<T>(it.b, it.h + r / n) + (it.first + r % n) * a.out.stride[2]; },
+  return engine.finish([&](int r) { return a.out.at<T>(b, it.h + r / n) + (first + r % n) * a.out.stride[2]; },
                        [](int, Acc<T>) {});
 }
 
 // At most 8 rows.
 template <class T>
-uint64_t narrow_rows(const ThreeRegionAttention& a, const FewRows& it, char* scratch) {
+uint64_t narrow_rows(const ThreeRegionPlan& plan, const FewRows& it, char* scratch) {
   Narrow<T> engine;
   Arena arena{scratch};
-  engine.take(arena, int(a.head_dim));
-  return few_rows<T>(a, it, engine, [&](const Columns<T>& tile, Mask mask, double bias, const Columns<T>& next) {
+  engine.take(arena, int(plan.problem.head_dim));
+  return few_rows<T>(plan, it, engine, [&](const Columns<T>& tile, Mask mask, double bias, const Columns<T>& next) {
     engine.step(tile, mask, bias, next);
   });
 }
@@ -238,21 +233,23 @@ void forward(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
   const QueryGroup it(plan, item);
   Group<T, Forward> group(Arena{scratch}, int(a.head_dim), it.tiles());
   int64_t index[kTile];
-  for (int o = 0; o < it.tiles(); ++o) group.owners[o].begin(it.rows<T>(a.q, o, index), a.scale);
+  for (int o = 0; o < it.tiles(); ++o) {
+    const int n = it.rows(o, index);
+    group.owners[o].begin(rows_of<T>(a.q, it.s.b, it.h, index, n), a.scale);
+  }
   it.meet(group);
-  Acc<T>* lse = stat<T>(a.lse, a, it.b, it.h);
-  const int64_t first = it.queries.first;
+  Acc<T>* lse = stat<T>(a.lse, a, it.s.b, it.h);
   uint64_t spoilt[kGroup];
   for (int o = 0; o < it.tiles(); ++o) {
-    const int64_t top = first + o * kTile;
-    spoilt[o] = group.owners[o].finish([&](int r) { return a.out.at<T>(it.b, it.h) + (top + r) * a.out.stride[2]; },
+    const int64_t top = it.s.first_query + it.piece.begin + o * kTile;
+    spoilt[o] = group.owners[o].finish([&](int r) { return a.out.at<T>(it.s.b, it.h) + (top + r) * a.out.stride[2]; },
                                        [&](int r, Acc<T> value) {
                                          if (lse) lse[top + r] = value;
                                        });
   }
   for (int o = 0; o < it.tiles(); ++o) {
-    const FewRows rows{it.b, it.h, it.kv, first + o * kTile, 1, kTile};
-    each_bit(spoilt[o], [&](int r) { narrow_rows<T>(a, rows.row(r), scratch); });
+    const FewRows rows{it.piece.sequence, it.h, it.kv, it.piece.begin + o * kTile, 1, kTile};
+    each_bit(spoilt[o], [&](int r) { narrow_rows<T>(plan, rows.row(r), scratch); });
   }
 }
 
@@ -266,50 +263,52 @@ void decode(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
   const FewRows it{b, h, kv, 0, heads, int(a.seqlen_q)};
   uint64_t spoilt;
   if (it.rows() <= kNarrow) {
-    spoilt = narrow_rows<T>(a, it, scratch);
+    spoilt = narrow_rows<T>(plan, it, scratch);
   } else {
     Group<T, Forward> one(Arena{scratch}, d, 1);
-    spoilt = few_rows<T>(a, it, one.owners[0], [&](const Columns<T>& tile, Mask mask, double bias, const Columns<T>&) {
-      one.tiles[0].pack(tile.keys, tile.values, d);
-      one.owners[0].step(one.work, one.tiles[0], mask, bias);
-    });
+    spoilt =
+        few_rows<T>(plan, it, one.owners[0], [&](const Columns<T>& tile, Mask mask, double bias, const Columns<T>&) {
+          one.tiles[0].pack(tile.keys, tile.values, d);
+          one.owners[0].step(one.work, one.tiles[0], mask, bias);
+        });
   }
-  if (it.queries > 1) each_bit(spoilt, [&](int r) { narrow_rows<T>(a, it.row(r), scratch); });
+  if (it.queries > 1) each_bit(spoilt, [&](int r) { narrow_rows<T>(plan, it.row(r), scratch); });
 }
 
 // Where the gradient of 64 queries is summed up, transposed.
 template <class T>
-Acc<T>* dq_tile(const ThreeRegionPlan& plan, int64_t b, int64_t h, int64_t number) {
+Acc<T>* dq_tile(const ThreeRegionPlan& plan, const Sequence& s, int64_t h, int64_t number) {
   const ThreeRegionAttention& a = plan.problem;
-  return static_cast<Acc<T>*>(plan.dq_sums) + ((b * a.heads + h) * plan.query_tiles() + number) * dq_tile_size(a);
+  return static_cast<Acc<T>*>(plan.dq_sums) + (s.tiles_before * a.heads + h * s.tiles() + number) * dq_tile_size(a);
 }
 // Where the gradients of the pivots are summed up, by chunk of queries.
 template <class T>
-Acc<T>* pivot_part(void* parts, const ThreeRegionPlan& plan, int64_t b, int64_t kv, int64_t chunk, int64_t p) {
-  const ThreeRegionAttention& a = plan.problem;
-  return static_cast<Acc<T>*>(parts) +
-         (((b * a.kv_heads + kv) * plan.pivot_chunks + chunk) * a.num_pivots + p) * a.head_dim;
+Acc<T>* pivot_part(void* parts, const ThreeRegionPlan& plan, const Sequence& s, int64_t kv, int64_t chunk, int64_t p) {
+  return static_cast<Acc<T>*>(parts) + (s.sums_before + (kv * s.chunks + chunk) * s.pivots + p) * plan.problem.head_dim;
 }
 
 template <class T>
 void prepare(const ThreeRegionPlan& plan, int64_t item, char*) {
   const ThreeRegionAttention& a = plan.problem;
-  const int64_t b = item / plan.query_tiles() / a.heads, h = item / plan.query_tiles() % a.heads;
-  const int64_t number = item % plan.query_tiles();
-  std::memset(static_cast<void*>(dq_tile<T>(plan, b, h, number)), 0, sizeof(Acc<T>) * dq_tile_size(a));
-  int64_t index[kTile];
-  set_delta<T>(a, plan.delta, b, h, index, rows_from(number * kTile, a.seqlen_q, index));
+  const QueryGroup it(plan, item);
+  for (int o = 0; o < it.tiles(); ++o) {
+    Acc<T>* dq = dq_tile<T>(plan, it.s, it.h, it.piece.begin / kTile + o);
+    std::memset(static_cast<void*>(dq), 0, sizeof(Acc<T>) * dq_tile_size(a));
+    int64_t index[kTile];
+    set_delta<T>(a, plan.delta, it.s.b, it.h, index, it.rows(o, index));
+  }
 }
 
 template <class T>
 void finish_query(const ThreeRegionPlan& plan, int64_t item, char*) {
   const ThreeRegionAttention& a = plan.problem;
-  const int64_t b = item / plan.query_tiles() / a.heads, h = item / plan.query_tiles() % a.heads;
-  const int64_t number = item % plan.query_tiles(), first = number * kTile;
-  int64_t index[kTile];
-  const int rows = rows_from(first, a.seqlen_q, index);
-  write_transposed<T>(dq_tile<T>(plan, b, h, number), Acc<T>(a.scale), index, rows, int(a.head_dim), a.dq.at<T>(b, h),
-                      a.dq.stride[2]);
+  const QueryGroup it(plan, item);
+  for (int o = 0; o < it.tiles(); ++o) {
+    int64_t index[kTile];
+    const int rows = it.rows(o, index);
+    write_transposed<T>(dq_tile<T>(plan, it.s, it.h, it.piece.begin / kTile + o), Acc<T>(a.scale), index, rows,
+                        int(a.head_dim), a.dq.at<T>(it.s.b, it.h), a.dq.stride[2]);
+  }
 }
 
 // The queries [lo, hi) that see each row of an owner; rows that nobody sees have none.
@@ -328,7 +327,7 @@ struct Seen {
 
 // Shows the queries [from, to) of every head of key head kv to owners of key rows, in tiles cut at multiples of 64.
 template <class T>
-void meet_queries(const ThreeRegionPlan& plan, int64_t b, int64_t kv, int64_t from, int64_t to, double bias,
+void meet_queries(const ThreeRegionPlan& plan, const Sequence& s, int64_t kv, int64_t from, int64_t to, double bias,
                   Group<T, GradKey>& group, int owners, const Seen* seen) {
   const ThreeRegionAttention& a = plan.problem;
   const int64_t heads = a.heads / a.kv_heads, first = from / kTile;
@@ -337,10 +336,10 @@ void meet_queries(const ThreeRegionPlan& plan, int64_t b, int64_t kv, int64_t fr
         owners, ceil_div(to - first * kTile, kTile),
         [&](int64_t number, auto& tile) {
           int64_t index[kTile];
-          const int n = rows_from((first + number) * kTile, to, index);
-          tile.pack(rows_of<T>(a.q, b, h, index, n), rows_of<T>(a.dout, b, h, index, n), stat<T>(a.lse, a, b, h),
-                    stat<T>(plan.delta, a, b, h), int(a.head_dim));
-          tile.dq = dq_tile<T>(plan, b, h, first + number);
+          const int n = rows_from(s.first_query + (first + number) * kTile, s.first_query + to, index);
+          tile.pack(rows_of<T>(a.q, s.b, h, index, n), rows_of<T>(a.dout, s.b, h, index, n), stat<T>(a.lse, a, s.b, h),
+                    stat<T>(plan.delta, a, s.b, h), int(a.head_dim));
+          tile.dq = dq_tile<T>(plan, s, h, first + number);
         },
         [&](GradKey<T>& owner, int o, int64_t number, const auto& tile) {
           const int64_t i = (first + number) * kTile, end = i + kTile < to ? i + kTile : to;
@@ -358,34 +357,35 @@ void meet_queries(const ThreeRegionPlan& plan, int64_t b, int64_t kv, int64_t fr
 template <class T>
 void grad_pivot(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
   const ThreeRegionAttention& a = plan.problem;
-  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
-  const int64_t chunk = plan.pivot_chunks - 1 - item / pairs;  // the last ones, which see most pivots, first
-  const int64_t begin = chunk * plan.query_tiles() / plan.pivot_chunks * kTile;
-  int64_t to = (chunk + 1) * plan.query_tiles() / plan.pivot_chunks * kTile;
-  if (to > a.seqlen_q) to = a.seqlen_q;
-  const Geometry geometry{a, b};
-  for (int64_t first = 0; first < a.num_pivots; first += plan.key_group * kTile) {
-    const int64_t end = first + plan.key_group * kTile < a.num_pivots ? first + plan.key_group * kTile : a.num_pivots;
+  const Piece& chunk = plan.pieces[item / a.kv_heads];
+  const Geometry geometry(plan, chunk.sequence);
+  const Sequence& s = geometry.s;
+  const int64_t kv = item % a.kv_heads, d = a.head_dim;
+  for (int64_t first = 0; first < s.pivots; first += plan.key_group * kTile) {
+    const int64_t end = first + plan.key_group * kTile < s.pivots ? first + plan.key_group * kTile : s.pivots;
     const int owners = int(ceil_div(end - first, kTile));
     Group<T, GradKey> group(Arena{scratch}, int(d), owners);
     Seen seen[kGroup];
-    int64_t from = to;
+    int64_t from = chunk.end;
     for (int o = 0; o < owners; ++o) {
       int64_t index[kTile];
       int n;
       const uint64_t valid = geometry.pivot_rows(first + o * kTile, end, index, &n);
-      group.owners[o].begin(rows_of<T>(a.k, b, kv, index, n), rows_of<T>(a.v, b, kv, index, n), a.scale);
-      for (int r = 0; r < n; ++r)
-        seen[o].lo[r] = geometry.window_end(index[r]), seen[o].hi[r] = valid >> r & 1 ? a.seqlen_q : 0;
+      group.owners[o].begin(rows_of<T>(a.k, s.b, kv, index, n), rows_of<T>(a.v, s.b, kv, index, n), a.scale);
+      for (int r = 0; r < n; ++r) {
+        seen[o].lo[r] = geometry.window_end(index[r] - s.first_key);
+        seen[o].hi[r] = valid >> r & 1 ? s.queries : 0;
+      }
       seen[o].close(n);
       if (seen[o].first < from) from = seen[o].first;
     }
-    meet_queries<T>(plan, b, kv, from < begin ? begin : from, to, a.pivot_bias, group, owners, seen);
+    if (from < chunk.begin) from = chunk.begin;
+    meet_queries<T>(plan, s, kv, from, chunk.end, a.pivot_bias, group, owners, seen);
     for (int64_t p = first; p < end; ++p) {
       GradKey<T>& owner = group.owners[(p - first) / kTile];
       const int r = int((p - first) % kTile);
-      std::memcpy(pivot_part<T>(plan.pivot_dk, plan, b, kv, chunk, p), owner.dk(r), d * sizeof(Acc<T>));
-      std::memcpy(pivot_part<T>(plan.pivot_dv, plan, b, kv, chunk, p), owner.dv(r), d * sizeof(Acc<T>));
+      std::memcpy(pivot_part<T>(plan.pivot_dk, plan, s, kv, chunk.number, p), owner.dk(r), d * sizeof(Acc<T>));
+      std::memcpy(pivot_part<T>(plan.pivot_dv, plan, s, kv, chunk.number, p), owner.dv(r), d * sizeof(Acc<T>));
     }
   }
 }
@@ -394,36 +394,41 @@ void grad_pivot(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
 template <class T>
 void grad_key(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
   const ThreeRegionAttention& a = plan.problem;
-  const int64_t pairs = a.batch * a.kv_heads, b = item % pairs / a.kv_heads, kv = item % a.kv_heads, d = a.head_dim;
-  const int64_t first = (item / pairs * plan.colors + plan.color) * plan.key_group * kTile;
-  const int64_t end = first + plan.key_group * kTile < a.seqlen_k ? first + plan.key_group * kTile : a.seqlen_k;
-  const int owners = int(ceil_div(end - first, kTile));
-  const Geometry geometry{a, b};
+  const Piece& keys = plan.pieces[item / a.kv_heads];
+  const Geometry geometry(plan, keys.sequence);
+  const Sequence& s = geometry.s;
+  const int64_t kv = item % a.kv_heads, d = a.head_dim;
+  const int owners = int(ceil_div(keys.end - keys.begin, kTile));
   Group<T, GradKey> group(Arena{scratch}, int(d), owners);
   Seen seen[kGroup];
   for (int o = 0; o < owners; ++o) {
-    const int n = rows_from(first + o * kTile, end, seen[o].lo);
-    group.owners[o].begin(rows_of<T>(a.k, b, kv, seen[o].lo, n), rows_of<T>(a.v, b, kv, seen[o].lo, n), a.scale);
-    for (int r = 0; r < n; ++r) seen[o].hi[r] = geometry.window_end(seen[o].lo[r]);
+    int64_t index[kTile];
+    const int n = rows_from(s.first_key + keys.begin + o * kTile, s.first_key + keys.end, index);
+    group.owners[o].begin(rows_of<T>(a.k, s.b, kv, index, n), rows_of<T>(a.v, s.b, kv, index, n), a.scale);
+    for (int r = 0; r < n; ++r) {
+      seen[o].lo[r] = index[r] - s.first_key;
+      seen[o].hi[r] = geometry.window_end(seen[o].lo[r]);
+    }
     seen[o].close(n);
   }
-  const int64_t last = geometry.window_end(end - 1), to = last < a.seqlen_q ? last : a.seqlen_q;
-  meet_queries<T>(plan, b, kv, first, to, 0, group, owners, seen);
+  const int64_t last = geometry.window_end(keys.end - 1), to = last < s.queries ? last : s.queries;
+  meet_queries<T>(plan, s, kv, keys.begin, to, 0, group, owners, seen);
   // a key of this group that is also a pivot of later queries: its other parts, summed here and rounded once
-  for (int64_t p = geometry.pivots_before(first); p < a.num_pivots; ++p) {
+  for (int64_t p = geometry.pivots_before(keys.begin); p < s.pivots; ++p) {
     const int64_t j = geometry.pivot(p);
-    if (j < first || j >= end) break;
-    GradKey<T>& owner = group.owners[(j - first) / kTile];
-    const int r = int((j - first) % kTile);
-    for (int64_t chunk = 0; chunk < plan.pivot_chunks; ++chunk)
+    if (j < keys.begin || j >= keys.end) break;
+    GradKey<T>& owner = group.owners[(j - keys.begin) / kTile];
+    const int r = int((j - keys.begin) % kTile);
+    for (int64_t chunk = 0; chunk < s.chunks; ++chunk)
       for (int64_t c = 0; c < d; ++c) {
-        owner.dk(r)[c] += pivot_part<T>(plan.pivot_dk, plan, b, kv, chunk, p)[c];
-        owner.dv(r)[c] += pivot_part<T>(plan.pivot_dv, plan, b, kv, chunk, p)[c];
+        owner.dk(r)[c] += pivot_part<T>(plan.pivot_dk, plan, s, kv, chunk, p)[c];
+        owner.dv(r)[c] += pivot_part<T>(plan.pivot_dv, plan, s, kv, chunk, p)[c];
       }
   }
-  for (int64_t j = first; j < end; ++j)
-    group.owners[(j - first) / kTile].finish(int((j - first) % kTile), a.dk.at<T>(b, kv) + j * a.dk.stride[2],
-                                             a.dv.at<T>(b, kv) + j * a.dv.stride[2]);
+  for (int64_t j = keys.begin; j < keys.end; ++j)
+    group.owners[(j - keys.begin) / kTile].finish(int((j - keys.begin) % kTile),
+                                                  a.dk.at<T>(s.b, kv) + (s.first_key + j) * a.dk.stride[2],
+                                                  a.dv.at<T>(s.b, kv) + (s.first_key + j) * a.dv.stride[2]);
 }
 
 }  // namespace

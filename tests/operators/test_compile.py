@@ -34,7 +34,7 @@ def ends(batch: int, tokens: int) -> Tensor:
 
 def lengths(k: int) -> tuple[int, ...]:
     """Of more and more sequences."""
-    return 0, *(9 + 2 * n for n in range(2 + k)), 0
+    return 0, *(9 + 2 * n for n in range(3 + k)), 0
 
 
 def packed(k: int) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ FUNCTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     ),
     "three_region_attention_varlen": lambda k: (
         packed(k)
-        | {"pivots": torch.arange(9 - k).repeat(4 + k, 1).where(torch.tensor(lengths(k))[:, None] > 0, -1)}
+        | {"pivots": torch.arange(9 - k).repeat(5 + k, 1).where(torch.tensor(lengths(k))[:, None] > 0, -1)}
         | {"max_seqlen": 30 + k, "block_size": 4 + k, "window_blocks": 2}
     ),
 }
