@@ -32,6 +32,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "Bloom": NAMES_OF_GPT2,
     "DeepseekV3": {**LATENT, **DENSE},
     "Bert": {"attention_probs_dropout_prob": 0.0},
+    "ViT": {"image_size": 16, "patch_size": 4},
     "T5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0},
 }
 
@@ -51,6 +52,7 @@ def small(kind: str, **more: Any) -> Any:
         "Bloom": (transformers.BloomConfig, transformers.BloomForCausalLM),
         "Bert": (transformers.BertConfig, transformers.BertForMaskedLM),
         "T5": (transformers.T5Config, transformers.T5EncoderModel),
+        "ViT": (transformers.ViTConfig, transformers.ViTModel),
     }[kind]
     sizes = {**SIZES, **OTHERWISE.get(kind, {})}
     torch.manual_seed(0)
@@ -77,3 +79,9 @@ def seen(length: int, pivots: Tensor, block_size: int, window_blocks: int) -> Te
 def additive(mask: Tensor) -> Tensor:
     """As eager attention takes it: `[1, 1, S, S]`."""
     return torch.where(mask, 0.0, torch.finfo(torch.float32).min)[None, None]
+
+
+def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
+    """To float32's rounding of the largest entry of each."""
+    for mine, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, right, atol=2e-5 * max(float(right.detach().abs().max()), 0.1), rtol=0)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -31,26 +30,27 @@ def register(
     impl: str = "auto",
 ) -> None:
     """Give transformers three attention implementations, for `model.set_attn_implementation(name)` and
-    `attn_implementation=name`. Called again, it sets all their options anew, also for models that use them already.
+    `attn_implementation=name`. Called again it sets all their options anew, also for models that use them already.
 
     - "cogview_three_region": `three_region_attention` instead of causal self-attention. Every query sees its window of
-      blocks and the pivots before it. Training, evaluation and `generate` use the same pattern, with and without cache
-      (dynamic or static); padding on either side and packed batches count positions from the begin of each sequence.
-      Packed is what `position_ids` that begin anew say, or `cu_seq_lens_q` and `cu_seq_lens_k`; under torch.compile the
-      latter, because a graph does not know how many sequences there are.
-    - "cogview_local_2d": `local_attention_2d` in models whose tokens are `prefix` tokens (class, registers, text) and an
-      image grid. The prefix sees everything, the image the prefix and its neighbourhood; in a causal module all of it
-      is in raster order and the prefix sees the prefix.
-    - "cogview_pb_relax": `pb_relax_attention`, any mask: what eager attention gives, without overflow in float16.
+      blocks and the pivots before it, by the same pattern in training, evaluation and `generate`, whose cache may be
+      dynamic or static. Positions and blocks count from the begin of each sequence, behind padding on the left too.
+      Sequences are packed where `position_ids` begin anew, or as `cu_seq_lens_q` and `cu_seq_lens_k` say, which
+      torch.compile needs: a graph does not know how many sequences it will be given, and raises if they are several.
+    - "cogview_local_2d": `local_attention_2d` in models whose tokens are `prefix` tokens (class, registers, text) and
+      an image grid. The prefix sees everything, the image the prefix and its neighbourhood. In a causal module the
+      image is in raster order and may be unfinished, and the prefix sees the prefix. No padding, no cache.
+    - "cogview_pb_relax": `pb_relax_attention`, with any mask: what eager attention gives, but zeros where a query sees
+      nothing, and no overflow in float16.
 
-    What an operator cannot do (dropout of weights in training, soft capping, sinks, sliding windows, 4D masks of
-    another pattern …) raises when a model asks for it.
+    What an operator cannot do raises when a model asks for it: dropout of weights in training, soft capping, sinks,
+    and of the first two sliding windows, other 4D masks, biases and weights as output.
 
     Args:
         pivots: `pivots(length, device)` returns int64 `[P]`, the pivots of a sequence, ascending. Those of a shorter
-            sequence must be the first of those of a longer one, so that decode sees what prefill saw. By default
-            `block_pivots`: the first block and `pivots_per_block` tokens of each later one, drawn by a hash of the
-            position.
+            sequence must be the first of those of a longer one, so that decoding sees what the prompt saw. By default
+            `block_pivots`: the first block and `pivots_per_block` tokens of each later one, drawn by a hash of their
+            place.
         block_size, window_blocks, pivot_bias: of `three_region_attention`.
         pivots_per_block: of `block_pivots`, by default a 16th of block_size.
         alpha: of `pb_relax_attention`.

@@ -47,7 +47,7 @@ def attend(
         got = f"{length} queries and {key.shape[2]} keys"
         raise ValueError(f"{NAME}: expected self-attention without cache (use_cache=False), got {got}")
     if attention_mask is not None and (
-        attention_mask.dtype != torch.int8 or sequences.of_begins(attention_mask[:, 0, 0].bool()) is not None
+        attention_mask.dtype != torch.int8 or sequences.of_begins(attention_mask, length) is not None
     ):
         raise ValueError(f"{NAME}: expected one whole image a row, got an attention_mask or packed position_ids")
     prefix = min(prefix, length)
@@ -59,8 +59,10 @@ def attend(
     text, image = ([x[:, :, part] for x in tokens] for part in (slice(prefix), slice(prefix, None)))
     if free:  # an image that is not finished: nobody sees what is still to come
         image = [pad(x, (0, 0, 0, free)) for x in image]
-    among = {} if prefix == 0 else {"prefix_key": text[1], "prefix_value": text[2]}
-    out = local_attention_2d(*image, grid=grid, raster_causal=causal, scale=scaling, **among, **window)
+    options: Any = {"grid": grid, "raster_causal": causal, "scale": scaling, **window}
+    if prefix:
+        options |= {"prefix_key": text[1], "prefix_value": text[2]}
+    out = local_attention_2d(image[0], image[1], image[2], **options)
     out = out[:, :, : length - prefix]
     if prefix:
         query, key, value = text if causal else (text[0], key, value)

@@ -15,10 +15,10 @@ Policy = Callable[[int, torch.device], Tensor]
 def block_pivots(
     length: int, device: torch.device | str | None = None, *, block_size: int = 128, pivots_per_block: int = 8
 ) -> Tensor:
-    """All of the first block, and of each later one `pivots_per_block` tokens, one in each of as many equal parts of it.
+    """All of the first block, and `pivots_per_block` tokens of each later one, one in each of as many equal parts.
 
-    Which token of a part, says a hash of the part's number: pivots stand neither at the same place of every block nor
-    elsewhere in another call. With the defaults a 16th of all tokens behind the first 128 are pivots.
+    Which token of a part, says a hash of the part's number: pivots do not stand at the same place of every block, but
+    are the same in every call. With the defaults a 16th of the tokens behind the first 128 are pivots.
 
     Returns:
         int64 `[P]`, ascending, below length; then -1 for what would stand behind the end in the last block.

@@ -49,9 +49,9 @@ def refuse_models_without_interface(config: type) -> None:
 
 @cache
 def _uses_interface(config: type) -> bool:
-    """As transformers itself finds out, which looks at the source of a model."""
-    module = sys.modules.get(config.__module__.replace(".configuration_", ".modeling_"))
-    models = (
-        [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, PreTrainedModel)] if module else []
+    """As transformers itself finds out, by a look at the source of a model."""
+    file = config.__module__.replace(".configuration_", ".modeling_")
+    found: list[Any] = [x for x in vars(sys.modules.get(file, sys)).values() if isinstance(x, type)]
+    return all(
+        x._can_set_attn_implementation() for x in found if issubclass(x, PreTrainedModel) and x.__module__ == file
     )
-    return all(x._can_set_attn_implementation() for x in models if x.__module__ == module.__name__)

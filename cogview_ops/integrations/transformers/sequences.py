@@ -85,17 +85,18 @@ def of_padding(slots: Tensor, length: int) -> Tensor | None:
     return pad(begins.flatten(), (0, 1), value=length * len(slots)).int()
 
 
-def of_begins(begins: Tensor) -> Tensor | None:
-    """cu_seqlens of sequences that begin where `[B, S]` is true, or None where that is at the begin of rows alone."""
+def of_begins(begins: Tensor, length: int) -> Tensor | None:
+    """cu_seqlens of sequences that begin at the ones of `[B, 1, 1, S]`, or None where that is at the begin of rows."""
+    rows = len(begins)
     if torch.compiler.is_compiling():  # where their number is not known
         message = "position_ids: expected one sequence a row, or cu_seq_lens_q and cu_seq_lens_k as well, in a graph"
-        torch._assert_async(begins.sum() == len(begins), message)
+        torch._assert_async(begins.sum() == rows, message)
         return None
     at = begins.flatten().nonzero()[:, 0]
-    return None if len(at) == len(begins) else pad(at, (0, 1), value=begins.numel()).int()
+    return None if len(at) == rows else pad(at, (0, 1), value=rows * length).int()
 
 
 def of_positions(position_ids: Tensor, batch: int) -> Tensor | None:
-    """cu_seqlens of sequences whose positions begin anew."""
+    """cu_seqlens of sequences whose positions, `[B, S]` or `[1, S]`, begin anew."""
     begins = pad(position_ids.diff() != 1, (1, 0), value=True)
-    return of_begins(begins.expand(batch, -1))
+    return of_begins(begins.expand(batch, -1), begins.shape[1])
