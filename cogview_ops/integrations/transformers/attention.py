@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from cogview_ops import _checks
-
+from ... import _checks
 from . import local_2d, pb_relax, sequences, three_region
 from .pivots import Pivots, Policy, block_pivots
 from .refuse import refuse_models_without_interface

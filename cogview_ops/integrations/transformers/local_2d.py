@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.masking_utils import bidirectional_mask_function
 
-from cogview_ops import local_attention_2d
-
+from ...local_attention_2d import local_attention_2d
 from . import sequences
 from .refuse import refuse
 

@@ -7,8 +7,7 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import create_position_bias_mask
 from transformers.masking_utils import sdpa_mask
 
-from cogview_ops import pb_relax_attention
-
+from ...pb_relax_attention import pb_relax_attention
 from .refuse import refuse
 
 NAME = "cogview_pb_relax"

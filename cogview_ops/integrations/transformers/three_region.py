@@ -8,8 +8,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from cogview_ops import three_region_attention, three_region_attention_decode, three_region_attention_varlen
-
+from ...three_region_attention import (
+    three_region_attention,
+    three_region_attention_decode,
+    three_region_attention_varlen,
+)
 from . import sequences
 from .pivots import Pivots
 from .refuse import refuse
