@@ -55,10 +55,10 @@ def resident(field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=2048, help="bytes of a row")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--heads", type=int, default=4, help="of 64 dimensions each, two on one key head")
-    parser.add_argument("--repeats", type=int, default=3, help="steps of each attention that are timed")
+    parser.add_argument("--heads", type=int, default=2, help="of 64 dimensions each, two on one key head")
+    parser.add_argument("--repeats", type=int, default=2, help="steps of each attention that are timed")
     options = parser.parse_args()
 
     torch.manual_seed(0)

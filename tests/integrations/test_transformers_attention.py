@@ -1,6 +1,7 @@
 """cogview_three_region in transformers' models: the pattern, whole models, generation, packing, graphs, refusals."""
 
 import functools
+import gc
 from typing import Any
 
 import pytest
@@ -310,6 +311,30 @@ def test_pivots_of_ones_own() -> None:
         sees(1, 9, attention_mask=None)
 
 
+def test_training_after_inference_mode() -> None:
+    """The pivots that are remembered are no tensors of inference mode."""
+    model, (ids,) = ours(), tokens(LENGTH)
+    with torch.inference_mode():
+        before = model(ids, position_ids=torch.arange(LENGTH)[None]).logits
+    out = model(ids, labels=ids)
+    out.loss.backward()
+    assert torch.equal(out.logits, before)
+
+
+def test_layers_share_what_is_made_of_a_mask() -> None:
+    """Once for all layers of a forward, then forgotten."""
+    attention = transformers.AttentionInterface()[NAME]
+    model, given = ours(), left_padded(*tokens(25, 12))
+    made = []
+    of_each = attention._of_each
+    attention._of_each = lambda *more: made.append(1) or of_each(*more)
+    for _ in range(2):
+        model(**given).logits.sum().backward()
+    assert len(made) == 2
+    gc.collect()
+    assert not attention._known
+
+
 def test_registering_again_changes_models() -> None:
     model, ids = ours(), tokens(LENGTH)[0]
     before = model(ids).logits
@@ -378,6 +403,7 @@ def test_decoding_compiles_as_one_graph() -> None:
 # what it cannot do
 
 MASK = r"expected a causal mask without a pattern of its own, got one of torch.float32 and shape \(1, 1, "
+INTEGERS = MASK.replace("float32", "int32")
 EAGER = "use attn_implementation='eager'"
 TWO = torch.tensor([0, 4, 9])
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
@@ -421,6 +447,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         rf"{NAME}: {MASK}1, 1\); sliding windows, chunks, blocks that see ahead and 4D masks",
     ),
     "a 4D mask": ("Llama", {}, {"attention_mask": additive(torch.ones(9, 9) > 0)}, f"{NAME}: {MASK}9, 9"),
+    "a 4D mask of integers": ("Llama", {}, {"attention_mask": torch.ones(1, 1, 9, 9).int()}, f"{NAME}: {INTEGERS}9, 9"),
+    "a short mask": (
+        *("Llama", {}, {"attention_mask": torch.ones(1, 8)}),
+        "attention_mask: expected a column for each of 9 tokens, those in the cache too, got 8",
+    ),
     "holes": (
         *("Llama", {}, {"attention_mask": torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1, 1]])}),
         "attention_mask: expected padding on the left or right of each row, got a row with zeros between ones",

@@ -87,7 +87,7 @@ def test_compiles_as_one_graph() -> None:
 PICTURE = {"pixel_values": torch.zeros(1, 3, 16, 16)}
 WIDE = {"pixel_values": torch.zeros(1, 3, 12, 24), "interpolate_pos_encoding": True}
 TEXT = {"input_ids": tokens(16)[0]}
-UNPADDED = "expected one whole image a row, got an attention_mask or packed position_ids"
+UNPADDED = "expected one whole image a row, got an attention_mask or packed sequences"
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
     "dropout": (
         *("ViT", {"attention_probs_dropout_prob": 0.1}, {"kernel_size": (3, 3), "prefix": 1}, PICTURE),
@@ -121,6 +121,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], st
         *("Llama", {}, {"kernel_size": (3, 3)}),
         *({**TEXT, "position_ids": torch.arange(8).repeat(1, 2), "use_cache": False}, UNPADDED),
     ),
+    "ends": ("Llama", {}, {"kernel_size": (3, 3)}, {**TEXT, "cu_seq_lens_q": torch.tensor([0, 4, 16])}, UNPADDED),
     "a sliding window": (
         *("Mistral", {"sliding_window": 8}, {"kernel_size": (3, 3)}, TEXT),
         r"expected no sliding_window \(a sliding window of the model's own\), got 8; set config",

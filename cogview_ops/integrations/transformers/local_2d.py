@@ -35,6 +35,7 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
     """`[B, S, H, D]`, and no weights. `window`: kernel_size, dilation, edge and impl of `local_attention_2d`."""
@@ -45,10 +46,11 @@ def attend(
     if key.shape[2] != length:
         got = f"{length} queries and {key.shape[2]} keys"
         raise ValueError(f"{NAME}: expected self-attention without cache (use_cache=False), got {got}")
-    if attention_mask is not None and (
+    several = attention_mask is not None and (
         attention_mask.dtype != torch.int8 or sequences.of_begins(attention_mask, length) is not None
-    ):
-        raise ValueError(f"{NAME}: expected one whole image a row, got an attention_mask or packed position_ids")
+    )
+    if several or (cu_seq_lens_q is not None and len(cu_seq_lens_q) - 1 != len(query)):
+        raise ValueError(f"{NAME}: expected one whole image a row, got an attention_mask or packed sequences")
     prefix = min(prefix, length)
     grid = grid or _square(length - prefix)
     free = math.prod(grid) - (length - prefix)

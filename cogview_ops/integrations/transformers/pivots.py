@@ -52,7 +52,8 @@ class Pivots:
         capacity, row, positions = self._known.get(device, (0, torch.empty(0), []))
         if capacity < length:
             capacity = 1 << (length - 1).bit_length()
-            row, before = self.policy(capacity, device), positions
+            with torch.inference_mode(False):  # it may be of use in training later
+                row, before = self.policy(capacity, device), positions
             positions = [i for i in row.tolist() if i >= 0]
             if positions[: len(before)] != before or positions != sorted({i for i in positions if i < capacity}):
                 raise ValueError(

@@ -53,6 +53,11 @@ def mask(
             return pad(~together, (1, 0), value=True)[:, None, None].to(torch.int8)
     slots = [torch.zeros(batch_size, dtype=torch.int64, device=device)]
     if attention_mask is not None:
+        if isinstance(q_offset, int) and attention_mask.shape[1] < q_offset + q_length:
+            want, got = q_offset + q_length, attention_mask.shape[1]
+            raise ValueError(
+                f"attention_mask: expected a column for each of {want} tokens, those in the cache too, got {got}"
+            )
         begin = _begin(attention_mask)
         if torch.compiler.is_compiling() or begin.any():
             slots.append(begin)

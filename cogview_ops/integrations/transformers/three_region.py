@@ -61,7 +61,7 @@ class ThreeRegion:
                 "in several parts name the causal one: "
                 "attn_implementation={'text_config': 'cogview_three_region', 'vision_config': 'sdpa'}"
             )
-        _check_mask(attention_mask, query.shape[2], key.shape[2])
+        _check_mask(attention_mask, query, key)
         said = Said(attention_mask, position_ids, cu_seq_lens_q, cu_seq_lens_k)
         width = value.shape[3]
         if width < query.shape[3]:  # multi-head latent attention
@@ -123,8 +123,10 @@ class ThreeRegion:
         return made
 
 
-def _check_mask(mask: Tensor | None, length: int, keys: int) -> None:
-    if mask is not None and (mask.ndim != 4 or mask.dtype not in (torch.int32, torch.int8)):
+def _check_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> None:
+    (batch, _, length, _), keys = query.shape, key.shape[2]
+    ours = {torch.int32: (2, 3), torch.int8: (length,)}
+    if mask is not None and not (mask.shape[:3] == (batch, 1, 1) and mask.shape[3] in ours.get(mask.dtype, ())):
         raise ValueError(
             f"{NAME}: expected a causal mask without a pattern of its own, got one of {mask.dtype} and shape "
             f"{tuple(mask.shape)}; sliding windows, chunks, blocks that see ahead and 4D masks are not this pattern: "
