@@ -335,6 +335,24 @@ def test_layers_share_what_is_made_of_a_mask() -> None:
     assert not attention._known
 
 
+def test_positions_may_change_in_place() -> None:
+    positions = torch.arange(9)[None]
+    assert torch.equal(sees(1, 9, attention_mask=None, position_ids=positions)[0], dense(9))
+    positions[:, 4:] -= 4
+    expected = torch.block_diag(dense(4).float(), dense(5).float()) > 0
+    assert torch.equal(sees(1, 9, attention_mask=None, position_ids=positions)[0], expected)
+
+
+def test_the_first_tokens_of_a_static_cache_have_gradients() -> None:
+    """Which decoding has not."""
+    model, given = ours(), left_padded(*tokens(25, 12))
+    grads = []
+    for cache in (None, transformers.StaticCache(model.config, max_cache_len=40)):
+        out = model(**given, labels=given["input_ids"], cache=cache, use_cache=False)
+        grads.append(torch.autograd.grad(out.loss, model.model.layers[-1].self_attn.q_proj.weight))
+    assert_close(*grads)
+
+
 def test_registering_again_changes_models() -> None:
     model, ids = ours(), tokens(LENGTH)[0]
     before = model(ids).logits
