@@ -15,6 +15,7 @@ EXAMPLES: dict[str, tuple[str | None, str]] = {
     "anyup_upsampler": (None, r"attention over copied keys: forward \d+ ms, \d+ MB"),
     "dinat_on_cpu": ("transformers", r"of 200 new pictures (9\d|100)% are told right"),
     "vit_local_attention": ("transformers", r"with a window of the whole picture the outputs differ by \de-0[5-9]"),
+    "llama_three_region": ("transformers", r"three-region attention: .* s a step"),
 }
 
 
@@ -28,6 +29,7 @@ def test_runs(name: str) -> None:
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: pip install '.[integrations]'")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, str(FOLDER / f"{name}.py")], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-W", "error::UserWarning", str(FOLDER / f"{name}.py")]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
     assert re.search(line, run.stdout), run.stdout
