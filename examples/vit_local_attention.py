@@ -55,7 +55,7 @@ def main() -> None:
         config = ViTConfig(**size, num_hidden_layers=options.layers, image_size=16 * side)
         whole, window = ViTModel(config), ViTModel(config)
         window.load_state_dict(whole.state_dict())
-        use_local_attention(window, options.kernel_size)
+        replaced = use_local_attention(window, options.kernel_size)
         pictures = torch.randn(options.batch, 3, 16 * side, 16 * side)
         tokens = torch.randn(options.batch, side * side + 1, 192, requires_grad=True)
         steps = [
@@ -72,6 +72,7 @@ def main() -> None:
         ratios = f"{all_keys / some_keys:.1f}, {model_before / model_after:.1f}"
         print(f"{f'{side} x {side}':<10}{before:<30}{after:<28}{ratios}")
 
+    replaced.remove()
     use_local_attention(window, 2 * max(options.sizes))  # a window of everything: the model as it was
     with torch.no_grad():
         difference = (window(pictures).last_hidden_state - whole(pictures).last_hidden_state).abs().max()
