@@ -309,9 +309,9 @@ def _readable(x: Tensor) -> bool:
     return x.device.type == "cpu" or os.environ.get("COGVIEW_OPS_CHECK") == "1"
 
 
-def mask(x: Any, of: Tensor, shape: Sequence[int]) -> None:
+def mask(x: Any, of: Tensor, shape: Sequence[int], dtypes: Sequence[torch.dtype] = (torch.bool,)) -> None:
     """A mask of scores of this shape: those given, or those of a query."""
-    tensor(x, "mask", (torch.bool,))
+    tensor(x, "mask", dtypes)
     require(x.device == of.device, "mask", lambda: f"device {of.device}", x.device)
     sizes = zip(reversed(x.shape), reversed(shape), strict=False)
     if x.dim() > len(shape) or not all(m in (1, s) for m, s in sizes):

@@ -6,6 +6,7 @@ need no relaxation, because they keep scores in float32.
 
 from typing import Literal, TypedDict, Unpack, overload
 
+import torch
 from torch import Tensor
 
 from . import _checks, _registration
@@ -62,7 +63,8 @@ def pb_relax_attention(
         key, value: `[B, Hkv, Sk, D]`, Sk >= 1, Hkv divides H (grouped queries), in query's dtype. Under
             autocast in any: all are cast to autocast's, as SDPA does.
         alpha: above 0; a power of two rounds nothing more than plain attention does.
-        mask: bool, True = attend, broadcastable to `[B, H, Sq, Sk]`.
+        mask: broadcastable to `[B, H, Sq, Sk]`; bool, True = attend, or float, added to the scaled scores, where its
+            dtype's lowest value and -inf hide a key.
         causal: query i of Sq sees keys j <= i + Sk - Sq: the queries are the last of the keys' tokens. Needs no mask
             tensor. (SDPA's `is_causal` is j <= i, the same where Sq = Sk.)
         scale: `D ** -0.5` by default.
@@ -81,12 +83,15 @@ def pb_relax_attention(
     _checks.require(key.shape[2] >= 1, "key", "at least one token", lambda: f"shape {tuple(key.shape)}")
     alpha = _checks.finite(alpha, "alpha", query.dtype, positive=True)
     if mask is not None:
-        _checks.mask(mask, query, (*query.shape[:3], key.shape[2]))
+        _checks.mask(mask, query, (*query.shape[:3], key.shape[2]), (torch.bool, *_checks.FLOATS))
     scale = _checks.scale(scale, query)
     (batch, heads, queries, dim), (_, kv_heads, keys, _) = query.shape, key.shape
     rows = heads // max(kv_heads, 1) * queries  # of all queries that share a key head
     scores = (query * (scale / alpha)).reshape(batch, kv_heads, rows, dim) @ key.mT
     scores = scores.view(batch, heads, queries, keys)
+    if mask is not None and mask.is_floating_point():
+        bias, mask = mask, mask > torch.finfo(mask.dtype).min
+        scores = scores + (bias.masked_fill(~mask, 0) / alpha).to(scores.dtype)
     weights = pb_relax_softmax(scores, alpha=alpha, mask=mask, causal=causal, impl=impl)
     out = (weights.view(batch, kv_heads, rows, keys) @ value).view(batch, heads, queries, dim)
     return (out, weights) if return_weights else out

@@ -80,6 +80,28 @@ def test_float16_does_not_overflow(impl: str) -> None:
         torch.testing.assert_close(mine.double(), expected, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_float_masks(dtype: torch.dtype) -> None:
+    """Added to the scores, as SDPA's, with a gradient; -inf and a dtype's lowest value hide a key."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, n, 8, dtype=torch.float64, requires_grad=True) for n in (6, 7, 7))
+    mask = torch.randn(2, 1, 6, 7, dtype=torch.float64)
+    mask[0, 0, 2:4, 3], mask[1, 0, :, 6] = -math.inf, torch.finfo(torch.float64).min
+    mask.requires_grad_()
+    truth = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    expected = torch.autograd.grad(truth.sin().sum(), (q, k, v, mask))
+    low = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+    other = mask.detach().to(dtype if dtype == torch.float64 else torch.float32).requires_grad_()
+    out, weights = pb_relax_attention(*low, mask=other, return_weights=True)
+    assert (out.dtype, weights.dtype) == (dtype, dtype)
+    assert not weights[0, :, 2:4, 3].any()
+    assert not weights[1, :, :, 6].any()
+    grads = torch.autograd.grad(out.double().sin().sum(), (*low, other))
+    tolerance = 20 * torch.finfo(dtype).eps
+    for mine, right in zip((out, *grads), (truth, *expected), strict=True):
+        torch.testing.assert_close(mine.double(), right, atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize("layout", [heads_last, gaps, packed])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_layouts(case: Case, layout: Any) -> None:
@@ -131,7 +153,7 @@ def test_autocast() -> None:
         ("alpha", 0.0, ValueError),
         ("alpha", math.inf, ValueError),
         ("scale", math.nan, ValueError),
-        ("mask", torch.ones(3, 5), TypeError),
+        ("mask", torch.ones(3, 5).int(), TypeError),
         ("mask", torch.ones(2, 3, 5, dtype=torch.bool), ValueError),
         ("impl", "fast", ValueError),
     ],
