@@ -468,7 +468,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "a 4D mask of integers": ("Llama", {}, {"attention_mask": torch.ones(1, 1, 9, 9).int()}, f"{NAME}: {INTEGERS}9, 9"),
     "a short mask": (
         *("Llama", {}, {"attention_mask": torch.ones(1, 8)}),
-        "attention_mask: expected a column for each of 9 tokens, those in the cache too, got 8",
+        "attention_mask: expected 9 columns, for the tokens in the cache too, got 8",
     ),
     "holes": (
         *("Llama", {}, {"attention_mask": torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1, 1]])}),
@@ -523,6 +523,7 @@ def test_refuses_keys_that_it_knows_nothing_of() -> None:
         ({"block_size": 0}, "block_size: expected at least 1, got 0"),
         ({"pivots_per_block": 0}, "pivots_per_block: expected at least 1, got 0"),
         ({"block_size": 4, "pivots_per_block": 5}, "pivots_per_block: expected at most block_size 4, got 5"),
+        ({"pivots": block_pivots, "pivots_per_block": 5}, "pivots_per_block: expected None beside pivots, got 5"),
     ],
     ids=str,
 )

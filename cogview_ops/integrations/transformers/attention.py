@@ -51,14 +51,16 @@ def register(
             `block_pivots`: the first block and `pivots_per_block` tokens of each later one, drawn by a hash of their
             place.
         block_size, window_blocks, pivot_bias: of `three_region_attention`.
-        pivots_per_block: of `block_pivots`, by default a 16th of block_size.
+        pivots_per_block: of `block_pivots`, by default a 16th of block_size. Not beside pivots.
         alpha: of `pb_relax_attention`.
         grid: (H, W) of `local_attention_2d`, by default a square.
         kernel_size, dilation, edge: of `local_attention_2d`; kernel_size has no default.
         prefix: how many tokens stand before the image.
         impl: of all three.
     """
-    if pivots is None:
+    if pivots is not None:
+        _checks.require(pivots_per_block is None, "pivots_per_block", "None beside pivots", pivots_per_block)
+    else:
         block_size = _checks.integer(block_size, "block_size", 1)
         each = max(block_size // 16, 1) if pivots_per_block is None else pivots_per_block
         each = _checks.integer(each, "pivots_per_block", 1)

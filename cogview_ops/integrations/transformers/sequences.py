@@ -10,7 +10,7 @@ The mask that comes of it is one of
 - float: something else, which attention refuses if a layer comes with it. (Models ask for masks that none of their
   layers uses.)
 
-None has the size of the scores, and no shape depends on what is padding.
+Nothing has the size of the scores, and no shape depends on what is padding.
 """
 
 from collections.abc import Callable
@@ -53,10 +53,10 @@ def mask(
             return pad(~together, (1, 0), value=True)[:, None, None].to(torch.int8)
     slots = [torch.zeros(batch_size, dtype=torch.int64, device=device)]
     if attention_mask is not None:
-        if isinstance(q_offset, int) and attention_mask.shape[1] < q_offset + q_length:
-            want, got = q_offset + q_length, attention_mask.shape[1]
+        tokens, columns = q_offset + q_length, attention_mask.shape[1]
+        if isinstance(tokens, int) and columns < tokens:
             raise ValueError(
-                f"attention_mask: expected a column for each of {want} tokens, those in the cache too, got {got}"
+                f"attention_mask: expected {tokens} columns, for the tokens in the cache too, got {columns}"
             )
         begin = _begin(attention_mask)
         if torch.compiler.is_compiling() or begin.any():
