@@ -32,7 +32,7 @@ SHIFTED_IN_SMALL = {
 
 
 def attention(**tensors: Tensor | None) -> str | None:
-    """Of query and whatever else has rows; by their names."""
+    """Of query and whatever else has rows, `[B, H, S, D]` or packed `[total, H, D]`; by their names."""
     query = tensors["query"]
     assert query is not None
     if query.device.type == "cuda" and torch.cuda.get_device_capability(query.device) < (8, 0):
@@ -45,8 +45,9 @@ def attention(**tensors: Tensor | None) -> str | None:
         if x is None:
             continue
         most = COARSE if name.startswith("coarse") else TOKENS
-        if x.shape[2] > most:
-            return f"{name}: expected at most {most} tokens, got {x.shape[2]}"
+        tokens = x.shape[2 if x.dim() == 4 else 0]
+        if tokens > most:
+            return f"{name}: expected at most {most} tokens, got {tokens}"
         if not _in_packs(x):
             return f"{name}: expected rows aligned to 16 bytes, got strides {tuple(x.stride())}"
     return None

@@ -191,9 +191,7 @@ def three_region_attention_varlen(
         _checks.packed_pivot_values(pivots, cu_seqlens)
 
     def limits() -> str | None:
-        return _cuda_limits.attention(
-            **{n: x.transpose(0, 1)[None] for n, x in (("query", query), ("key", key), ("value", value))}
-        )
+        return _cuda_limits.attention(query=query, key=key, value=value)
 
     name = "three_region_attention_varlen_fwd"
     namespace = _dispatch.select(name, impl, query, limits)

@@ -73,6 +73,16 @@ THREE_REGION = [
 ]
 
 
+def pivots_of(lengths: tuple[int, ...], kind: str) -> Tensor:
+    """Of packed sequences."""
+    rows = torch.full((len(lengths), some_pivots(kind, 1, max(lengths, default=0)).shape[1]), -1)
+    for row, length in zip(rows, lengths, strict=True):
+        if length:
+            some = some_pivots(kind, 1, length)[0, : len(row)]
+            row[: len(some)] = some
+    return rows
+
+
 def varlen(
     label: str,
     lengths: tuple[int, ...],
@@ -87,12 +97,7 @@ def varlen(
     **options: Any,
 ) -> Case:
     """Sequences of these lengths, packed; `wide`: indices are int64, else int32."""
-    total, room = sum(lengths), max(lengths, default=0)
-    chosen = torch.full((len(lengths), len(some_pivots(pivots, 1, room)[0])), -1)
-    for row, length in zip(chosen, lengths, strict=True):
-        if length:
-            some = some_pivots(pivots, 1, length)[0, : len(row)]
-            row[: len(some)] = some
+    total, chosen = sum(lengths), pivots_of(lengths, pivots)
     ends = torch.tensor((0, *lengths)).cumsum(0)
     index = torch.int64 if wide else torch.int32
     options |= {"pivots": chosen.to(index), "cu_seqlens": ends.to(index)}

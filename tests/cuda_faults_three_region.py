@@ -7,7 +7,7 @@ from typing import Any
 
 import emulated_cuda
 import torch
-from cases import some_pivots
+from cases import pivots_of, some_pivots
 from cuda_faults import AROUND, GONE, Fault, Suite, compared
 from torch import Tensor
 
@@ -28,7 +28,10 @@ def three_region(
     token_major: bool = False,
     dim: int = 32,
     spoil: Callable[[Tensor, Tensor, Tensor], None] = lambda q, k, v: None,
+    lengths: tuple[int, ...] = (),
 ) -> Callable[[Any, int], str]:
+    """`lengths`: of sequences that are packed, `seqlen` tokens in all."""
+
     def run(library: Any, seed: int) -> str:
         generator = torch.Generator().manual_seed(seqlen)
         around = []  # each tensor with what is around it, which is NaN and stays so
@@ -45,10 +48,15 @@ def three_region(
         q, k, v, dout = tensor(heads[0]), tensor(heads[1]), tensor(heads[1]), tensor(heads[0])
         spoil(q, k, v)
         out, dq, dk, dv = (tensor(x, fill=False) for x in (heads[0], *heads, heads[1]))
-        lse, of_lse = torch.full(q.shape[:3], torch.nan), torch.randn(q.shape[:3], generator=generator)
+        around.append(torch.full((q[..., 0].numel() + 2 * AROUND,), torch.nan))
+        lse, of_lse = around[-1][AROUND:-AROUND].view(q.shape[:3]), torch.randn(q.shape[:3], generator=generator)
         chosen = some_pivots(pivots, batch, seqlen) if isinstance(pivots, str) else pivots
+        ends = torch.tensor((0, *lengths)).cumsum(0)
+        if lengths:
+            chosen = pivots_of(lengths, str(pivots)).to(ends.dtype)
         tensors = (q, k, v, out, dout, dq, dk, dv)
-        sizes = (batch, *heads, seqlen, dim, chosen.shape[1], block_size, window_blocks)
+        packed = (len(lengths), max(lengths, default=0))
+        sizes = (batch, *heads, seqlen, dim, chosen.shape[1], block_size, window_blocks, *packed)
         library.three_region.restype = ctypes.c_char_p
         message = library.three_region(
             seed,
@@ -58,7 +66,8 @@ def three_region(
             ctypes.c_void_p(of_lse.data_ptr() if dlse else None),
             ctypes.c_void_p(chosen.data_ptr()),
             chosen.dtype == torch.int64,
-            (ctypes.c_long * 8)(*sizes),
+            (ctypes.c_long * 10)(*sizes),
+            ctypes.c_void_p(ends.data_ptr() if lengths else None),
             ctypes.c_double(bias),
             ctypes.c_double(scale),
         ).decode()
@@ -67,7 +76,13 @@ def three_region(
         if not all(x[:AROUND].isnan().all() and x[-AROUND:].isnan().all() for x in around):
             return "writes where no tensor is"
         exact = [x.double().requires_grad_() for x in (q, k, v)]
-        truth = reference.three_region_attention(*exact, chosen, block_size, window_blocks, bias, scale)
+        numbers = (block_size, window_blocks, bias, scale)
+        if lengths:
+            rows = (x[0].transpose(0, 1) for x in exact)
+            of_all, of_lse_too = reference.three_region_attention_varlen(*rows, chosen, ends, *numbers)
+            truth = of_all.transpose(0, 1)[None], of_lse_too[None]
+        else:
+            truth = reference.three_region_attention(*exact, chosen, *numbers)
         grads = torch.autograd.grad(truth, exact, [dout.double(), of_lse.double() * dlse])
         names = ("out", "lse", "dq", "dk", "dv")
         pairs = zip((out, lse, dq, dk, dv), (*(x.detach() for x in truth), *grads), strict=True)
@@ -89,6 +104,10 @@ def growing(q: Tensor, k: Tensor, v: Tensor) -> None:
     k *= torch.linspace(0.1, 8, k.shape[2])[:, None].bfloat16()
 
 
+def packed(lengths: tuple[int, ...], *pattern: Any, **options: Any) -> Callable[[Any, int], str]:
+    return three_region(sum(lengths), *pattern, lengths=lengths, token_major=True, **options)
+
+
 RUNS = {
     "large bias": three_region(135, 16, 1, bias=100.0),  # e^100 is beyond float32
     "window": three_region(70, 16, 2, "none"),
@@ -106,12 +125,17 @@ RUNS = {
     "growing scores": three_region(150, 128, 2, "none", spoil=growing),
     "only padding": three_region(90, 16, 1, torch.full((1, 20), -1)),
     "overflow": three_region(70, 16, 1, torch.tensor([[0, 3]]), heads=(2, 2), spoil=overflow),
+    "packed": packed((70, 0, 150, 1), 16, 1, bias=0.7),
+    "packed group": packed((0, 90, 140, 0), 16, 1, heads=(4, 2), dlse=False),
+    "packed, many": packed((3,) * 34, 1, 1),  # more than lanes of a warp
+    "packed, all pivots": packed((129, 30, 260), 16, 2, "all", bias=-0.5),
+    "packed, few pivots": packed((40, 300, 70), 16, 1, "few"),
 }
 
 RING, PATTERN = "tile_ring.cuh", "three_region_pattern.cuh"
 FORWARD, GRAD_QUERY = "three_region_forward.cuh", "three_region_grad_query.cuh"
 PASS, GRAD_KEY, TILES = "key_pass.cuh", "three_region_grad_key.cuh", "warp_tiles.cuh"
-MAIN = "three_region_attention.cu"
+MAIN, LAUNCH, PLACE = "three_region_attention.cu", "three_region_launch.cuh", "three_region_place.cuh"
 FAULTS = [
     # the ring
     Fault("no wait for a tile", RING, "«gpu::barrier_wait(full + 8 * slot, turn & 1)»;", GONE, "window"),
@@ -161,7 +185,7 @@ FAULTS = [
     Fault("key pass: no masks", PASS, "|| «!pattern.seen(own, row, tile, at)»)", "false",
           "window"),
     Fault("key pass: the sign of the scale", PASS, "x.flip(«logits.flip»);", "0", "negative scale"),
-    Fault("key pass: statistics of the first head", PASS, "* a.heads + «tile.head») * a.seqlen_q", "0", "group"),
+    Fault("key pass: statistics of the first head", PASS, "+ b) * a.heads + «tile.head») * a.seqlen_q", "0", "group"),
     Fault("key pass: masks before they are there", PASS, "«__syncthreads()»;\n\n    const int own_row", GONE, "window"),
     Fault("key pass: queries that are not there", PASS, "«pattern.query(tile, at) < 0» ||", "false", "large bias"),
     Fault("a head of the group left out", GRAD_KEY, "int tiles() const { return head_tiles * «programs.group»; }", "1",
@@ -184,7 +208,24 @@ FAULTS = [
     Fault("forward: stores while others read", FORWARD, "«__syncthreads()»;  // nobody reads", GONE, "long windows"),
     Fault("grad_query: stores while others read", GRAD_QUERY, "«__syncthreads()»;  // nobody reads", GONE,
           "long windows"),
-    Fault("no splits for the pivots", MAIN, "if (error == cudaSuccess && «scratch.splits»)", "0", "pivots"),
+    Fault("no splits for the pivots", LAUNCH, "if (error == cudaSuccess && «scratch.splits»)", "0", "pivots"),
+    # packed sequences
+    Fault("no rows of their own", PLACE, "(begin / kBlockRows + «number») * kBlockRows", "0", "packed, many"),
+    Fault("the sequence before", PLACE, "return «rows.first(n + 1, begin(n + 1)) <= row»;",
+          "rows.first(n + 1, begin(n + 1)) < row", "packed"),
+    Fault("the first 32 sequences", PLACE, "left = min(«left - whole * step», step - 1);", "0", "packed, many"),
+    Fault("tokens of the first sequence", PLACE, "first = gpu::uniform(«begin(number)»)", "0", "packed"),
+    Fault("a token too many", PLACE, "gpu::uniform(«begin(number + 1)») - first", "begin(number + 1) + 1", "packed"),
+    Fault("a token too few", PLACE, "gpu::uniform(«begin(number + 1)») - first", "begin(number + 1) - 1", "packed"),
+    Fault("statistics of the first sequence", PLACE, "kPacked ? head * a.seqlen_q + «sample»", "0", "packed"),
+    Fault("statistics of the first head", PLACE, "kPacked ? «head» * a.seqlen_q", "0", "packed group"),
+    Fault("samples do not lie a token apart", MAIN, "x->stride[0] = «x->stride[2]»;", "0", "packed"),
+    Fault("pivots of the first sequence", PATTERN, "pivots += «of.number» * a.num_pivots", "0", "packed"),
+    Fault("key pass: statistics of another head", PASS, "(which * a.heads + «tile.head») * a.seqlen_q", "0",
+          "packed group"),
+    Fault("key pass: statistics of another sequence", PASS, "a.seqlen_q + «b»", "0", "packed"),
+    Fault("sums of another sequence's pivots", GRAD_KEY,
+          "kPacked ? «PackedRows(a.num_pivots).first(place.number, place.sample)» : 0", "0", "packed, all pivots"),
 ]  # fmt: skip
 
 SUITE = Suite("three_region", emulated_cuda.three_region, FAULTS, RUNS)

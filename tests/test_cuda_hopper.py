@@ -29,8 +29,8 @@ long = pytest.mark.skipif(not EVERYTHING, reason="compiles long: COGVIEW_TESTS=a
 pytestmark = pytest.mark.skipif(emulated_cuda.missing() is not None, reason=str(emulated_cuda.missing()))
 
 
-def data(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())
+def data(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
 @pytest.fixture(scope="module")
@@ -267,11 +267,10 @@ def attend(
     pointers = (ctypes.c_void_p * 4)(*(x.data_ptr() for x in tensors))
     numbers = (ctypes.c_double * 2)(scale, bias)
     half, wide = q.dtype == torch.float16, pivots.dtype == torch.int64
-    of = (None, False, 0, 0)
-    if ends is not None:
-        longest = ctypes.c_long(max(1, int(ends.diff().max())))
-        of = (data(ends), ends.dtype == torch.int64, ctypes.c_long(len(ends) - 1), longest)
-    message = library.attend(seed, half, wide, sizes, numbers, pointers, strides, data(lse), data(pivots), *of)
+    longest = 0 if ends is None else max(1, int(ends.diff().max()))
+    of = data(ends), ends.dtype == torch.int64 if ends is not None else False
+    counts = ctypes.c_long(len(pivots)), ctypes.c_long(longest)
+    message = library.attend(seed, half, wide, sizes, numbers, pointers, strides, data(lse), data(pivots), *of, *counts)
     return message.decode(), lse
 
 
@@ -292,7 +291,9 @@ def check(
     bias: float = 0.0,
     scale: float | None = None,
     index: torch.dtype = torch.int32,
+    lengths: tuple[int, ...] = (),
 ) -> None:
+    """`lengths`: of sequences that are packed in one sample."""
     generator = torch.Generator().manual_seed(seed)
 
     def rows(heads: int) -> Tensor:  # of [batch, seqlen, heads, dim], with other columns between the heads
@@ -301,12 +302,24 @@ def check(
 
     q, k, v = rows(heads), rows(kv_heads), rows(kv_heads)
     out = torch.full_like(q, torch.nan)
-    pivots = spread(batch, seqlen, count, count if room is None else room).to(index)
+    room = count if room is None else room
+    pivots = spread(batch, seqlen, count, room)
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(index) if lengths else None
+    if lengths:
+        pivots = torch.cat([spread(1, x, min(count, x), room) for x in lengths])
+    pivots = pivots.to(index)
     scale = dim**-0.5 if scale is None else scale
-    message, lse = attend(library, seed, [q, k, v, out], pivots, block, window, bias, scale)
+    message, lse = attend(library, seed, [q, k, v, out], pivots, block, window, bias, scale, ends)
     assert not message
     q, k, v = q.double(), k.double(), v.double()
-    expected, expected_lse = reference.three_region_attention(q, k, v, pivots, block, window, bias, scale)
+    if ends is None:
+        expected, expected_lse = reference.three_region_attention(q, k, v, pivots, block, window, bias, scale)
+    else:
+        rows = (x[0].transpose(0, 1) for x in (q, k, v))
+        expected, expected_lse = reference.three_region_attention_varlen(
+            *rows, pivots, ends, block, window, bias, scale
+        )
+        expected, expected_lse = expected.transpose(0, 1)[None], expected_lse[None]
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-4)
     error = 2**-7 if dtype == torch.bfloat16 else 2**-9  # of weights and of the result
     torch.testing.assert_close(out.double(), expected, rtol=error, atol=error)
@@ -330,6 +343,19 @@ FORWARDS: dict[str, tuple[torch.dtype, int, int, dict[str, Any]]] = {
     "padding only": (BF16, 64, 200, {"count": 0, "room": 150}),
     "wide, large scale": (F16, 128, 300, {"count": 90, "scale": -3.0, "bias": 20.0}),
     "items in turn": (BF16, 64, 140, {"batch": 2, "heads": 5, "count": 20}),  # a block takes several
+}
+
+
+def packed(dtype: torch.dtype, dim: int, *lengths: int, **options: Any) -> tuple[torch.dtype, int, int, dict[str, Any]]:
+    return dtype, dim, sum(lengths), {**options, "lengths": lengths}
+
+
+FORWARDS |= {
+    "packed": packed(BF16, 64, 150, 0, 300, 1, heads=2, count=40, block=32, bias=0.5),
+    "packed, wide": packed(F16, 128, 0, 129, 128, heads=2, kv_heads=1, count=50, block=16, window=1, scale=-0.3),
+    "packed, short": packed(F16, 64, *(20,) * 9, heads=2, count=7, block=4, window=1, index=torch.int64),
+    "packed, all pivots": packed(BF16, 64, 260, 130, count=260, block=64, window=1, bias=-0.7),
+    "packed, a block without work": packed(BF16, 64, *(0,) * 9, 5, *(0,) * 9),  # which the emulator has few of
 }
 
 
@@ -371,9 +397,9 @@ def test_nvcc_leaves_products_asynchronous() -> None:
     assert "Potential Performance Loss" not in report  # C7510 and others: products that wait for each other
     # C7517: at the exit that never is, which keeps exponentials behind the turn
     assert not re.search(r"\(C7\d+\)(?!.*injected.*Li64E)", report)
-    assert len(kernels) == 4
+    assert len(kernels) == 8  # of two dtypes and head_dims, of a batch and of packed sequences
     for kernel in kernels:
-        match = re.search(r"forwardI\w+Li(\d+)E", kernel.symbol)
+        match = re.search(r"forwardI\w+Li(\d+)ELb", kernel.symbol)
         assert match
         assert kernel.registers <= 65536 // (128 * 3)
         assert not kernel.spilled
@@ -447,6 +473,8 @@ FAULTS = {
         "// the fence of proxies",
         "wgmma of warp .* reads what thread",
     ),
+    "what is empty is not skipped": ("if (kPacked && item.empty()) continue;", "", "deadlock"),
+    "the end is not said": ("      Item::put_empty(shared.item(slot));\n", "", "reads|has written|deadlock"),
 }
 
 
@@ -469,6 +497,8 @@ def test_faults_are_caught(name: str) -> None:
     for seed in SEEDS:
         dim = 128 if "join_group" in old else 64  # of which the products read queries from shared memory
         q, k, v = torch.randn(3, 1, 7, 300, dim, generator=torch.Generator().manual_seed(seed)).bfloat16()
-        pivots = spread(1, 300, 100, 100)
-        said, _ = attend(library, seed, [q, k, v, torch.empty_like(q)], pivots, 32, 1, 0.0, -0.125)
+        pivots, ends = spread(1, 300, 100, 100), None
+        if "empty()" in old or "put_empty" in old:
+            pivots, ends = pivots.expand(5, -1).contiguous(), torch.tensor([0, 0, 0, 150, 150, 300])
+        said, _ = attend(library, seed, [q, k, v, torch.empty_like(q)], pivots, 32, 1, 0.0, -0.125, ends)
         assert re.search(message, said), said

@@ -207,3 +207,4 @@ _registration.implement("three_region_attention_varlen_fwd", varlen_forward, DEV
 _registration.implement("three_region_attention_varlen_bwd", varlen_backward, DEVICES)
 _registration.implement("three_region_attention_decode", decode, DEVICES)
 _registration.mix("three_region_attention_fwd", define_forward)
+_registration.mix("three_region_attention_varlen_fwd", define_varlen_forward)

@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from cases import local_2d, three_region
+from cases import local_2d, three_region, varlen
 from common import Case, assert_as_good_as, assert_bitwise, unavailable
 from common import run as run_case
 
 from cogview_ops import _dispatch, _measured
 
-NAME, OPS = "cogview_ops_mixed", ("three_region_attention", "local_attention_2d")
+NAME = "cogview_ops_mixed"
+OPS = "three_region_attention", "three_region_attention_varlen", "local_attention_2d"
 GPU = torch.cuda.is_available()
 DTYPE, DIM = (torch.bfloat16, 32) if GPU else (torch.float32, 8)
 CASES = [
     three_region("tiny", 40, DIM, 4, 2, "text", heads=2, kv_heads=1),
+    varlen("tiny_packed", (23, 0, 9), DIM, 4, 1, heads=2, kv_heads=1),
     local_2d("tiny_local", (3, 4), (3, 3), DIM, batch=2, heads=1, kv_heads=1, prefix=3),
 ]
 FIRST = "cuda" if GPU else "cpp"
