@@ -72,6 +72,7 @@ def norm_weights(*names: str) -> dict[str, Tensor]:
 ATTENTION = modules.ThreeRegionAttention(16, 2, block_size=4, window_blocks=2)
 LOCAL = modules.LocalAttention2d(16, 2, grid=(4, 5), kernel_size=(3, 3), raster_causal=True)
 SANDWICH = modules.SandwichLayerNorm(8, dropout_p=0.25)
+SANDWICH_RMS = modules.SandwichRMSNorm(8, dropout_p=0.25)
 
 
 def append(cache: modules.KVCache, key: Tensor, value: Tensor) -> Tensor:
@@ -99,6 +100,7 @@ FUNCTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     },
     "pb_relax_attention": lambda k: qkv(3 + k, 12 - k) | {"causal": True},
     "pb_relax_softmax": lambda k: {"scores": torch.randn(3 + k, 9 - k, 5 + k), "mask": torch.rand(5 + k) > 0.3},
+    "rms_norm": lambda k: {"x": torch.randn(3 + k, 9 - k, 8), **norm_weights("weight")},
     "sample_pivots": lambda k: {
         "text_mask": (torch.arange(17 + 2 * k) < 4).expand(3 + k, -1),
         "image_mask": (torch.arange(17 + 2 * k) >= 4).expand(3 + k, -1),
@@ -109,6 +111,11 @@ FUNCTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
         **norm_weights("post_weight", "post_bias", "pre_weight", "pre_bias"),
         "dropout_p": 0.25,
         "seed": 2**40 + k,
+    },
+    "sandwich_rms_norm": lambda k: {
+        **{name: torch.randn(3 + k, 9 - k, 8) for name in ("branch", "residual")},
+        **norm_weights("post_weight", "pre_weight"),
+        "branch_scale": torch.rand(3 + k, 1, 1),
     },
     "three_region_attention": lambda k: (
         qkv(3 + k, 17 + k) | {"pivots": some_pivots(3 + k, 17 + k, 9 - k), "block_size": 4 + k, "window_blocks": 2}
@@ -132,8 +139,13 @@ MODULES: dict[str, Callable[[int], Call]] = {
     "LocalAttention2d": lambda k: (LOCAL, {"x": torch.randn(3 + k, 20, 16)}),
     "PBRelaxLayerNorm": lambda k: (SANDWICH.pre, {"input": torch.randn(3 + k, 9 - k, 8)}),
     "PBRelaxSoftmax": lambda k: (modules.PBRelaxSoftmax(), {"scores": torch.randn(3 + k, 9 - k, 5 + k)}),
+    "RMSNorm": lambda k: (SANDWICH_RMS.pre, {"input": torch.randn(3 + k, 9 - k, 8)}),
     "SandwichLayerNorm": lambda k: (
         SANDWICH,
+        {"branch": torch.randn(3 + k, 9 - k, 8), "residual": torch.randn(3 + k, 9 - k, 8)},
+    ),
+    "SandwichRMSNorm": lambda k: (
+        SANDWICH_RMS,
         {"branch": torch.randn(3 + k, 9 - k, 8), "residual": torch.randn(3 + k, 9 - k, 8)},
     ),
     "ThreeRegionAttention": lambda k: (
