@@ -40,13 +40,15 @@ def _swapped(suspected: bool, x: Tensor, name: str) -> str:
     return f"; {name} should be [B, H, S, D], and its shape {tuple(x.shape)} looks like [B, S, H, D]"
 
 
-def tensor(x: Any, name: str, dtypes: Sequence[torch.dtype] = FLOATS, ndim: int | None = None) -> None:
+def tensor(
+    x: Any, name: str, dtypes: Sequence[torch.dtype] = FLOATS, ndim: int | None = None, layout: str = ""
+) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if x.dtype not in dtypes:
         raise TypeError(f"{name}: expected dtype {_names(dtypes)}, got {_names([x.dtype])}")
     if ndim is not None and x.dim() != ndim:
-        layout = {3: " [total, H, D]", 4: " [B, H, S, D]"}.get(ndim, "")
+        layout = layout or (" [B, H, S, D]" if ndim == 4 else "")
         raise ValueError(f"{name}: expected {ndim} dimensions{layout}, got shape {tuple(x.shape)}")
 
 
@@ -176,7 +178,7 @@ def _divides(kv_heads: int, heads: int) -> bool:
 def packed_attention(query: Any, key: Any, value: Any) -> None:
     """query `[total, H, D]` with key and value `[total, Hkv, D]`, Hkv dividing H."""
     for x, name in ((query, "query"), (key, "key"), (value, "value")):
-        tensor(x, name, ndim=3)
+        tensor(x, name, ndim=3, layout=" [total, H, D]")
         last_contiguous(x, name)
     same(key, "key", query, "query")
     same(value, "value", query, "query")
