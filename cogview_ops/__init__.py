@@ -28,6 +28,7 @@ from .pb_relax_attention import pb_relax_attention
 from .pb_relax_softmax import pb_relax_softmax
 from .sample_pivots import sample_pivots
 from .sandwich_layer_norm import layer_norm, sandwich_layer_norm
+from .sandwich_rms_norm import rms_norm, sandwich_rms_norm
 from .three_region_attention import three_region_attention, three_region_attention_decode
 
 __all__ = [
@@ -40,8 +41,10 @@ __all__ = [
     "merge_attentions",
     "pb_relax_attention",
     "pb_relax_softmax",
+    "rms_norm",
     "sample_pivots",
     "sandwich_layer_norm",
+    "sandwich_rms_norm",
     "three_region_attention",
     "three_region_attention_decode",
 ]

@@ -99,7 +99,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "local_attention_2d_decode": _local_2d_decode,
     **{
         f"{name}_{which}": _none
-        for name in ("layer_norm", "pb_relax_softmax", "sandwich_layer_norm")
+        for name in ("layer_norm", "pb_relax_softmax", "rms_norm", "sandwich_layer_norm", "sandwich_rms_norm")
         for which in ("fwd", "bwd")
     },
 }

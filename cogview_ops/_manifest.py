@@ -38,8 +38,10 @@ OPERATORS = {
         Operator("merge_attentions", "torch"),
         Operator("pb_relax_attention", "operators"),
         Operator("pb_relax_softmax", "kernels", cuda=True),
+        Operator("rms_norm", "kernels"),
         Operator("sample_pivots", "torch"),
         Operator("sandwich_layer_norm", "kernels", cuda=True),
+        Operator("sandwich_rms_norm", "kernels"),
         Operator("three_region_attention", "kernels", cuda=True),
         Operator("three_region_attention_decode", "kernels"),
     )

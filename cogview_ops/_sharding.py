@@ -8,6 +8,7 @@ row depends on others: relax="tensor", and dropout, whose mask depends on the pl
 import itertools
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,43 +41,50 @@ def _is_tensor(x: Any) -> bool:
     return hasattr(x, "tensor_meta")
 
 
-def _rows(inputs: Any, dims: Any, weights: set[int], outputs: int, sums: int = 0) -> Any:
-    """Shards of one leading dimension of everything but the weights at these places; `sums`: trailing outputs that are
-    sums over rows."""
+def _rows(inputs: Any, dims: Any, weights: set[int], rows: list[bool], sums: Sequence[bool] = ()) -> Any:
+    """Shards of one leading dimension of everything but the weights at these places. Outputs are `rows`, then `sums`
+    over rows: which there are (others are empty)."""
     from torch.distributed.tensor import Partial, Replicate, Shard
 
-    rules = [_replicated(inputs, outputs + sums)]
+    rules = [_replicated(inputs, len(rows) + len(sums))]
     for dim in dims:
         given = [(Replicate() if k in weights else Shard(dim)) if _is_tensor(x) else None for k, x in enumerate(inputs)]
-        rules.append(([Shard(dim)] * outputs + [Partial()] * sums, given))
+        outputs = [Shard(dim) if there else Replicate() for there in rows]
+        rules.append((outputs + [Partial() if there else Replicate() for there in sums], given))
     return rules
 
 
 def _softmax_fwd(scores: Any, mask: Any, alpha: float, causal: bool) -> Any:
-    return _rows((scores, mask, alpha, causal), range(scores.ndim - 1 - causal), set(), 1)
+    return _rows((scores, mask, alpha, causal), range(scores.ndim - 1 - causal), set(), [True])
 
 
 def _softmax_bwd(dout: Any, out: Any, alpha: float, causal: bool) -> Any:
-    return _rows((dout, out, alpha, causal), range(out.ndim - 1), set(), 1)
+    return _rows((dout, out, alpha, causal), range(out.ndim - 1), set(), [True])
 
 
-def _layer_norm_fwd(*inputs: Any) -> Any:
-    x, _, _, _, relax = inputs
-    return _rows(inputs, range(x.ndim - 1) if relax != 2 else (), {1, 2}, 3)
+def _norm_fwd(*inputs: Any) -> Any:
+    x, _, bias, _, relax, *_ = inputs
+    return _rows(inputs, range(x.ndim - 1) if relax != 2 else (), {1, 2}, [True, _is_tensor(bias), True])
 
 
-def _layer_norm_bwd(*inputs: Any) -> Any:
-    return _rows(inputs, range(inputs[1].ndim - 1), {2}, 1, 2)
+def _norm_bwd(*inputs: Any) -> Any:
+    _, x, _, mean, *_ = inputs
+    return _rows(inputs, range(x.ndim - 1), {2}, [True], [True, _is_tensor(mean)])
 
 
-def _sandwich_fwd(*inputs: Any) -> Any:
-    branch, *_, relax, dropout_p, _ = inputs
-    return _rows(inputs, range(branch.ndim - 1) if relax != 2 and dropout_p == 0 else (), {2, 3, 4, 5, 9}, 6)
+def _step_fwd(*inputs: Any) -> Any:
+    branch, _, *weights, _, _, _, relax, _, _, dropout_p, _, _ = inputs
+    dims = range(branch.ndim - 1) if relax != 2 and dropout_p == 0 else ()
+    post, post_bias, pre, pre_bias = map(_is_tensor, weights)
+    return _rows(inputs, dims, {2, 3, 4, 5, 14}, [True, pre, post_bias, post, pre_bias, pre])
 
 
-def _sandwich_bwd(*inputs: Any) -> Any:
-    branch, dropout_p = inputs[2], inputs[10]
-    return _rows(inputs, range(branch.ndim - 1) if dropout_p == 0 else (), {4, 5, 11}, 2, 4)
+def _step_bwd(*inputs: Any) -> Any:
+    _, dx, branch, _, post, _, pre, row_scale, post_mean, _, pre_mean, *_ = map(_is_tensor, inputs)
+    same_gradient, dropout_p = inputs[12], inputs[15]
+    dims = range(inputs[2 if branch else 1].ndim - 1) if dropout_p == 0 else ()
+    rows = [not same_gradient, dx, row_scale and branch]
+    return _rows(inputs, dims, {4, 5, 6, 17}, rows, [post, post_mean, pre, pre_mean])
 
 
 def _attention(inputs: Any, query: Any, key: Any, outputs: list[bool]) -> Any:
@@ -117,10 +125,14 @@ def _local_bwd(*inputs: Any) -> Any:
 _RULES = {
     "pb_relax_softmax_fwd": _softmax_fwd,
     "pb_relax_softmax_bwd": _softmax_bwd,
-    "layer_norm_fwd": _layer_norm_fwd,
-    "layer_norm_bwd": _layer_norm_bwd,
-    "sandwich_layer_norm_fwd": _sandwich_fwd,
-    "sandwich_layer_norm_bwd": _sandwich_bwd,
+    "layer_norm_fwd": _norm_fwd,
+    "layer_norm_bwd": _norm_bwd,
+    "rms_norm_fwd": _norm_fwd,
+    "rms_norm_bwd": _norm_bwd,
+    "sandwich_layer_norm_fwd": _step_fwd,
+    "sandwich_layer_norm_bwd": _step_bwd,
+    "sandwich_rms_norm_fwd": _step_fwd,
+    "sandwich_rms_norm_bwd": _step_bwd,
     "three_region_attention_fwd": _attention_fwd,
     "three_region_attention_bwd": _attention_bwd,
     "three_region_attention_decode": _attention_decode,

@@ -6,6 +6,7 @@ inside, where a fused kernel accumulates in float32, only where the formula itse
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,7 +38,9 @@ def _softmax_visible(scores: Tensor, mask: Tensor | None, causal: bool) -> Tenso
     return None if mask is None else mask.expand(scores.shape)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, relax: str | None) -> Tensor:
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, relax: str | None, weight_offset: float = 0.0
+) -> Tensor:
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if relax is not None and x.numel():
         peak = x.detach().abs()
@@ -45,7 +48,43 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, relax: st
         x = x / torch.where(c == 0, 1, c)
     centred = x - x.mean(-1, keepdim=True)
     rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return centred * rstd * weight + bias
+    return centred * rstd * (weight + weight_offset) + bias
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, *, eps: float, weight_offset: float = 0.0, round_before_weight: bool = False
+) -> Tensor:
+    wide = x.to(_wide(x))
+    out = wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+    if round_before_weight:
+        out = out.to(x.dtype)
+    return (out * (weight.to(wide.dtype) + weight_offset)).to(x.dtype)
+
+
+def norm_step(
+    branch: Tensor,
+    residual: Tensor,
+    post: Callable[[Tensor], Tensor] | None,
+    pre: Callable[[Tensor], Tensor] | None,
+    branch_scale: float | Tensor = 1.0,
+    dropout_p: float = 0.0,
+    dropout_after_norm: bool = False,
+    seed: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`h = residual + branch_scale * post(dropout(branch))`, `x = pre(h)`; without `pre` h twice."""
+
+    def drop(x: Tensor) -> Tensor:
+        if dropout_p == 0:
+            return x
+        assert seed is not None
+        kept = dropout_mask(tuple(x.shape), dropout_p, seed, x.device)
+        return x * kept / (1 - dropout_p) if dropout_p < 1 else x * 0
+
+    y = branch if dropout_after_norm else drop(branch)
+    y = y if post is None else post(y)
+    y = drop(y) if dropout_after_norm else y
+    h = (residual + branch_scale * y).to(residual.dtype)
+    return h, h if pre is None else pre(h).to(branch.dtype)
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, seed: int | Tensor, device: torch.device) -> Tensor:
@@ -75,27 +114,6 @@ def _mul_hi_lo(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return rest >> 16, ((rest & 0xFFFF) << 16) | (part & 0xFFFF)
 
 
-def sandwich_layer_norm(
-    branch: Tensor,
-    residual: Tensor,
-    post_weight: Tensor,
-    post_bias: Tensor,
-    pre_weight: Tensor,
-    pre_bias: Tensor,
-    *,
-    eps: float,
-    relax: str | None,
-    dropout_p: float,
-    seed: int | Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    if dropout_p > 0:
-        assert seed is not None
-        kept = dropout_mask(tuple(branch.shape), dropout_p, seed, branch.device)
-        branch = branch * kept / (1 - dropout_p) if dropout_p < 1 else branch * 0
-    h = residual + layer_norm(branch, post_weight, post_bias, eps=eps, relax=relax)
-    return h, layer_norm(h, pre_weight, pre_bias, eps=eps, relax=relax).to(branch.dtype)
-
-
 def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, bias: Tensor | float, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -114,14 +132,15 @@ def masked_attention(
     scores = scores.masked_fill(~mask, -math.inf)
     alive = mask.any(-1, keepdim=True).expand(*scores.shape[:-1], 1)
     if scores.shape[-1] == 0:
-        return torch.zeros_like(query), query.sum(-1, dtype=_lse_dtype(query)) * 0 - math.inf
-    wide = scores.to(_lse_dtype(query))
+        return torch.zeros_like(query), query.sum(-1, dtype=_wide(query)) * 0 - math.inf
+    wide = scores.to(_wide(query))
     lse = torch.logsumexp(wide.masked_fill(~alive, 0), -1).masked_fill(~alive[..., 0], -math.inf)
     p = torch.softmax(wide.masked_fill(~alive, 0), -1).masked_fill(~alive, 0)
     return p.to(value.dtype) @ value, lse
 
 
-def _lse_dtype(x: Tensor) -> torch.dtype:
+def _wide(x: Tensor) -> torch.dtype:
+    """What kernels accumulate in."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

@@ -161,16 +161,12 @@ LOCAL_2D = [
     local_2d("tiny_shifted", (3, 13), (3, 5), 8, dilation=(1, 2), edge="shift", heads=1, kv_heads=1, batch=1),
 ]  # fmt: skip
 
+STEP = {"branch": (2, 3, 37), "residual": (2, 3, 37)}
+WEIGHTS = dict.fromkeys(("post_weight", "post_bias", "pre_weight", "pre_bias"), (37,))
 OTHERS = [
     Case("pb_relax_softmax", "softmax", {"scores": (2, 3, 5, 37)}, {"alpha": 8.0, "causal": True}),
     Case("layer_norm", "layer_norm", {"x": (2, 3, 37), "weight": (37,), "bias": (37,)}, {}),
-    Case(
-        "sandwich_layer_norm",
-        "sandwich",
-        {"branch": (2, 3, 37), "residual": (2, 3, 37)}
-        | dict.fromkeys(("post_weight", "post_bias", "pre_weight", "pre_bias"), (37,)),
-        {"dropout_p": 0.25, "seed": 5},
-    ),
+    Case("sandwich_layer_norm", "sandwich", STEP | WEIGHTS, {"dropout_p": 0.25, "seed": 5}),
     Case("layer_norm", "layer_norm_bare", {"x": (2, 3, 37)}, {}),
     Case(
         "sandwich_layer_norm",
@@ -178,6 +174,34 @@ OTHERS = [
         {"branch": (2, 3, 40), "residual": (2, 3, 40), "post_weight": (40,), "pre_weight": (40,)},
         {"relax": "tensor", "dropout_p": 0.25, "seed": 5},
         wide=("residual",),
+    ),
+    Case("rms_norm", "rms_norm", {"x": (2, 3, 37), "weight": (37,)}, {"weight_offset": 1.0}),
+    Case(
+        "sandwich_layer_norm",
+        "layer_pre",
+        {"branch": (2, 3, 40), "residual": (2, 3, 40), "branch_scale": (2, 1, 1), "pre_weight": (40,)},
+        {"norms": "pre", "relax": None, "weight_offset": 0.5},
+    ),
+    Case(
+        "sandwich_layer_norm",
+        "layer_post",
+        {**STEP, "post_weight": (37,), "post_bias": (37,), "branch_scale": (1, 3, 1)},
+        {"norms": "post", "dropout_p": 0.25, "dropout_after_norm": True, "seed": 5},
+        wide=("residual",),
+    ),
+    Case("sandwich_rms_norm", "rms_both", STEP | {"post_weight": (37,), "pre_weight": (37,)}, {"branch_scale": 0.5}),
+    Case(
+        "sandwich_rms_norm",
+        "rms_pre",
+        STEP | {"pre_weight": (37,)},
+        {"norms": "pre", "round_before_weight": True},
+    ),
+    Case(
+        "sandwich_rms_norm",
+        "rms_post",
+        STEP | {"post_weight": (37,), "branch_scale": (2, 3, 1)},
+        {"norms": "post", "weight_offset": 1.0, "dropout_p": 0.25, "seed": 5},
+        wide=("residual", "post_weight"),
     ),
 ]
 

@@ -172,13 +172,13 @@ def test_every_instance_runs(emulated_library: Path, monkeypatch: pytest.MonkeyP
         x, d = torch.randn(2, 1, width).to(dtype)
         weights = torch.ones(4, width, dtype=dtype).unbind()
         ops.pb_relax_softmax_bwd(d, ops.pb_relax_softmax_fwd(x, None, 1.0, False), 1.0, False)
-        _, *stats = ops.layer_norm_fwd(x, *weights[:2], 1e-5, 2)
-        ops.layer_norm_bwd(d, x, weights[0], *stats)
-        h, _, *stats = ops.sandwich_layer_norm_fwd(x, d, *weights, 1e-5, 2, 0.0, None)
-        ops.sandwich_layer_norm_bwd(d, d, x, h, *weights[::2], *stats, 0.0, None)
-        if dtype.itemsize == 2:
-            h, _, *stats = ops.sandwich_layer_norm_fwd(x, d.float(), *weights, 1e-5, 2, 0.0, None)
-            ops.sandwich_layer_norm_bwd(d.float(), d, x, h, *weights[::2], *stats, 0.0, None)
+        _, *stats = ops.layer_norm_fwd(x, *weights[:2], 1e-5, 2, 0.0, False)
+        ops.layer_norm_bwd(d, x, weights[0], *stats, 0.0)
+        ones = weights[0], None, weights[2], None
+        for residual in [d, d.float()] if dtype.itemsize == 2 else [d]:
+            step = None, 1.0, 1e-5, 2, 0.0, False, 0.0, False, None
+            h, _, *stats = ops.sandwich_layer_norm_fwd(x, residual, *weights, *step)
+            ops.sandwich_layer_norm_bwd(residual, d, x, h, *ones, *stats, False, 1.0, 0.0, 0.0, False, None)
     for dtype, dim in itertools.product(TENSOR_CORE_DTYPES, TENSOR_CORE_HEAD_DIMS):
         q, k, v, d = torch.randn(4, 1, 1, 9, dim).to(dtype)
         numbers = torch.arange(9)[None], 2, 1, 0.0, 1.0

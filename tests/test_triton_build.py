@@ -327,13 +327,16 @@ def call_rows(op: str, dtype: torch.dtype, width: int, rows: int = 4096) -> None
         pb_relax_softmax.forward(x, None, 32.0, True)
         pb_relax_softmax.backward(x, x, 32.0, True)
     elif op == "layer_norm":
-        sandwich_layer_norm.layer_norm_forward(x, weight, weight, 1e-5, relax)
-        sandwich_layer_norm.layer_norm_backward(x, x, weight, stats, stats)
+        sandwich_layer_norm.layer_norm_forward(x, weight, weight, 1e-5, relax, 0.0, False)
+        sandwich_layer_norm.layer_norm_backward(x, x, weight, stats, stats, 0.0)
     else:
         h = x.float() if op == "sandwich_wide" else x
-        sandwich_layer_norm.sandwich_forward(x, h, *(weight,) * 4, 1e-5, relax, 0.1, seed)
+        numbers = 1.0, 1e-5, relax, 0.0, False, 0.1, False, seed
+        sandwich_layer_norm.sandwich_forward(x, h, *(weight,) * 4, None, *numbers)
         if relax == sandwich_layer_norm.ROW:  # the backward does not know
-            sandwich_layer_norm.sandwich_backward(h, x, x, h, weight, weight, *(stats,) * 4, 0.1, seed)
+            weights = weight, None, weight, None
+            numbers = False, 1.0, 0.0, 0.1, False, seed
+            sandwich_layer_norm.sandwich_backward(h, x, x, h, *weights, *(stats,) * 4, *numbers)
 
 
 def call_ones(op: str, dtype: torch.dtype, one: int) -> None:

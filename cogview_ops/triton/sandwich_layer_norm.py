@@ -271,7 +271,21 @@ def _forward(grid: tuple[int], config: Config, **given: Any) -> None:
     launch(forward_kernel, grid, config, **arguments)
 
 
-def layer_norm_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relax: int) -> tuple[Tensor, ...]:
+def _not_yet(known: bool) -> None:
+    if not known:
+        raise NotImplementedError("not implemented in Triton yet")
+
+
+def layer_norm_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    relax: int,
+    weight_offset: float,
+    round_before_weight: bool,
+) -> tuple[Tensor, ...]:
+    _not_yet(weight_offset == 0)
     out, mean, rstd = _registration.empty_rows(x), _registration.statistic(x), _registration.statistic(x)
     if x.numel():
         config = _rows.tiling(x.shape[-1], 2 * PACK)
@@ -291,11 +305,18 @@ def sandwich_forward(
     post_bias: Tensor,
     pre_weight: Tensor,
     pre_bias: Tensor,
+    row_scale: Tensor | None,
+    branch_scale: float,
     eps: float,
     relax: int,
+    weight_offset: float,
+    round_before_weight: bool,
     dropout_p: float,
+    dropout_after_norm: bool,
     seed: Tensor | None,
 ) -> tuple[Tensor, ...]:
+    _not_yet(post_weight is not None and pre_weight is not None and row_scale is None)
+    _not_yet(branch_scale == 1 and weight_offset == 0 and not dropout_after_norm)
     h, x = _registration.empty_rows(residual), _registration.empty_rows(branch)
     stats = [_registration.statistic(branch) for _ in range(4)]
     if not branch.numel():
@@ -349,7 +370,9 @@ def _backward(
     return grads, [x.to(weight.dtype, copy=True) for x, weight in zip(sums, weights, strict=True)]
 
 
-def layer_norm_backward(dout: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
+def layer_norm_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, weight_offset: float
+) -> tuple[Tensor, ...]:
     grads, sums = _backward(None, dout, None, x, None, Norm(weight, None, mean, rstd))
     return *grads, *sums
 
@@ -360,17 +383,24 @@ def sandwich_backward(
     branch: Tensor,
     h: Tensor,
     post_weight: Tensor,
+    post_bias: Tensor | None,
     pre_weight: Tensor,
+    row_scale: Tensor | None,
     post_mean: Tensor,
     post_rstd: Tensor,
     pre_mean: Tensor,
     pre_rstd: Tensor,
+    same_gradient: bool,
+    branch_scale: float,
+    weight_offset: float,
     dropout_p: float,
+    dropout_after_norm: bool,
     seed: Tensor | None,
 ) -> tuple[Tensor, ...]:
     post, pre = Norm(post_weight, None, post_mean, post_rstd), Norm(pre_weight, None, pre_mean, pre_rstd)
     grads, sums = _backward(dh, dx, branch, h, post, pre, dropout_p, seed)
-    return *grads, *sums[2:], *sums[:2]
+    absent = h.new_empty(0)
+    return grads[0], absent if dx is None else grads[1], absent.clone(), *sums[2:], *sums[:2]
 
 
 register("cogview_ops_triton")

@@ -9,7 +9,7 @@ namespace {
 struct CudaCall : NormCall<cuda::LayerNormArgs> {
   Tensor post_peak, pre_peak;
 
-  explicit CudaCall(const Tensor& x) : NormCall(x) {
+  explicit CudaCall(const Tensor& x) : NormCall(x, false) {
     STD_TORCH_CHECK(x.is_cuda(), "input: expected on the device of the other tensors");
   }
 
@@ -17,19 +17,29 @@ struct CudaCall : NormCall<cuda::LayerNormArgs> {
 
   // As they are where all have the rows' dtype: kernels widen them.
   template <size_t N>
-  std::array<Tensor, N> parameters(const Tensor& x, const std::array<Named, N>& weights) {
-    for (const auto& [weight, name] : weights) {
-      check_same_cuda(weight, x, name);
-      check_parameter(weight, x, name);
-      a.wide_weights |= weight.scalar_type() != x.scalar_type();
+  std::array<Maybe, N> parameters(const Tensor& x, const std::array<Parameter, N>& given) {
+    for (const auto& [weight, name, offset] : given) {
+      STD_TORCH_CHECK(offset == 0, "weight_offset: not implemented in CUDA C++ yet");
+      if (!weight) continue;
+      check_same_cuda(*weight, x, name);
+      check_parameter(*weight, x, name);
+      a.wide_weights |= weight->scalar_type() != x.scalar_type();
     }
-    std::array<Tensor, N> out;
-    for (size_t i = 0; i < N; ++i)
-      out[i] = a.wide_weights ? widened(weights[i].first, x) : as_contiguous(weights[i].first);
+    std::array<Maybe, N> out;
+    for (size_t i = 0; i < N; ++i) {
+      const Maybe& weight = std::get<0>(given[i]);
+      if (weight) out[i] = a.wide_weights ? widened(*weight, x) : as_contiguous(*weight);
+    }
     return out;
   }
 
+  void check_step() const {
+    const bool known = a.branch_scale == 1 && !a.row_scale && !a.dropout_after_norm;
+    STD_TORCH_CHECK(known && (!a.branch || a.post.weight) && a.pre.weight, "not implemented in CUDA C++ yet");
+  }
+
   void forward(const Tensor& x) {
+    check_step();
     if (a.relax == Relax::tensor && !a.x) {  // of h, on the way
       pre_peak = torch::stable::new_empty(x, {1}, stat_type(x));
       a.pre_peak = pre_peak.mutable_data_ptr();
@@ -45,9 +55,15 @@ struct CudaCall : NormCall<cuda::LayerNormArgs> {
     run_cuda(cuda::layer_norm_peak, a, a.rows, x);
   }
 
-  template <size_t N>
-  std::array<std::array<Tensor, 2>, N> backward(const Tensor& x,
-                                                const std::array<std::pair<Norm&, const Tensor&>, N>& norms) {
+  std::array<std::array<Tensor, 2>, 2> backward(const Tensor& x, const std::array<Maybe, 2>& weights) {
+    check_step();
+    Tensor unused;
+    if (!a.dresidual) {
+      unused =
+          torch::stable::new_empty(x, x.sizes(), a.residual_dtype == Dtype::f32 ? ScalarType::Float : x.scalar_type());
+      a.dresidual = unused.mutable_data_ptr();
+      a.dresidual_rows = rows_of(unused);
+    }
     a.scratch_cols = (a.cols + 7) / 8 * 8;
     int64_t blocks = 0;
     {
@@ -56,21 +72,25 @@ struct CudaCall : NormCall<cuda::LayerNormArgs> {
     }
     const Tensor scratch = torch::stable::new_empty(x, {blocks, a.scratch_cols}, stat_type(x));
     a.scratch = scratch.mutable_data_ptr();
-    std::array<std::array<Tensor, 2>, N> sums, grads;
-    for (size_t i = 0; i < N; ++i) {
-      Norm& norm = norms[i].first;
+    std::array<std::array<Tensor, 2>, 2> sums, grads;
+    for (size_t i = 0; i < 2; ++i) {
+      if (!weights[i]) {
+        for (Tensor& grad : grads[i]) grad = absent(x);
+        continue;
+      }
+      Norm& norm = i ? a.pre : a.post;
       for (Tensor& sum : sums[i]) sum = torch::stable::new_empty(x, {blocks, a.scratch_cols}, stat_type(x));
       norm.dweight = sums[i][0].mutable_data_ptr();
       norm.dbias = sums[i][1].mutable_data_ptr();
       const ScalarType dtype = a.wide_weights ? stat_type(x) : x.scalar_type();
       for (Tensor& grad : grads[i]) grad = torch::stable::new_empty(x, {a.cols}, dtype);
-      const bool post = &norm == &a.post;
-      (post ? a.dpost_weight : a.dpre_weight) = grads[i][0].mutable_data_ptr();
-      (post ? a.dpost_bias : a.dpre_bias) = grads[i][1].mutable_data_ptr();
+      (i ? a.dpre_weight : a.dpost_weight) = grads[i][0].mutable_data_ptr();
+      (i ? a.dpre_bias : a.dpost_bias) = grads[i][1].mutable_data_ptr();
     }
     run_cuda(cuda::sandwich_layer_norm_bwd, a, a.rows, x);
-    for (size_t i = 0; i < N; ++i)
-      for (Tensor& grad : grads[i]) grad = torch::stable::to(grad, norms[i].second.scalar_type());
+    for (size_t i = 0; i < 2; ++i)
+      if (weights[i])
+        for (Tensor& grad : grads[i]) grad = torch::stable::to(grad, weights[i]->scalar_type());
     return grads;
   }
 };
@@ -79,8 +99,8 @@ struct CudaCall : NormCall<cuda::LayerNormArgs> {
 }  // namespace cogview
 
 STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CUDA, m) {
-  m.impl("layer_norm_fwd", TORCH_BOX(&cogview::layer_norm_fwd<cogview::CudaCall>));
-  m.impl("layer_norm_bwd", TORCH_BOX(&cogview::layer_norm_bwd<cogview::CudaCall>));
-  m.impl("sandwich_layer_norm_fwd", TORCH_BOX(&cogview::sandwich_fwd<cogview::CudaCall>));
-  m.impl("sandwich_layer_norm_bwd", TORCH_BOX(&cogview::sandwich_bwd<cogview::CudaCall>));
+  m.impl("layer_norm_fwd", TORCH_BOX(&cogview::norm_fwd<cogview::CudaCall>));
+  m.impl("layer_norm_bwd", TORCH_BOX(&cogview::norm_bwd<cogview::CudaCall>));
+  m.impl("sandwich_layer_norm_fwd", TORCH_BOX(&cogview::step_fwd<cogview::CudaCall>));
+  m.impl("sandwich_layer_norm_bwd", TORCH_BOX(&cogview::step_bwd<cogview::CudaCall>));
 }

@@ -37,6 +37,15 @@ inline Vec<A> first(Vec<A> v, N n) {
     return v;
 }
 
+// As T has it.
+template <class T>
+inline Vec<Acc<T>> rounded(Vec<Acc<T>> v) {
+  if constexpr (std::is_same_v<T, Acc<T>>) return v;
+  T buffer[kLanes<Acc<T>>];
+  store(buffer, v);
+  return load(buffer);
+}
+
 // f(column, how many) for every vector of n columns.
 template <class A, class F>
 inline void each(int64_t n, F&& f) {

@@ -1,4 +1,4 @@
-// LayerNorm and the fused step of a Sandwich-LN transformer on CPU.
+// LayerNorm, RMSNorm and the fused step of a transformer on CPU.
 #pragma once
 
 #include "../sandwich_layer_norm.h"
@@ -6,10 +6,11 @@
 
 namespace cogview {
 
-// Norm::dweight and Norm::dbias are [blocks, cols].
+// Weights have their offset. Norm::dweight and Norm::dbias are [blocks, cols].
 struct NormPlan : NormArgs {
   double peak;  // relax = tensor: the largest |input| of the one norm that a forward then has
-  void* peaks;  // [rows], of the dropped-out branch, or of h without one; of h by the first half without the second
+  void* peaks;  // [rows], of the dropped-out branch, or of h without one; of h by the first half without the second;
+                // null: not wanted
   int64_t block_rows;
   bool stream;    // write h, x and the gradients around the caches
   void* scratch;  // kScratchRows rows of scratch_cols statistics numbers per slot

@@ -50,6 +50,8 @@ EMPTY = [
         ("softmax", "no rows", lambda s: (*s[:2], 0, s[3]), {}),
         ("layer_norm", "no rows", lambda s: (0, *s[1:]) if len(s) > 1 else s, {}),
         ("sandwich", "no rows", lambda s: (0, *s[1:]) if len(s) > 1 else s, {}),
+        ("rms_norm", "no rows", lambda s: (0, *s[1:]) if len(s) > 1 else s, {}),
+        ("rms_both", "no rows", lambda s: (0, *s[1:]) if len(s) > 1 else s, {}),
         ("three_region_decode", "no batch", lambda s: (0, *s[1:]),
          {"pivots": torch.zeros(0, 9, dtype=torch.int32), "cache_seqlens": torch.zeros(0, dtype=torch.int32)}),
         ("local_2d_decode", "no queries", lambda s: (*s[:2], 0, s[3]) if s[1] == 2 else s,

@@ -387,12 +387,14 @@ def test_opcheck_backward(dtype: torch.dtype, wide: tuple[str, ...]) -> None:
     inputs = DROPOUT._replace(wide=wide).inputs(dtype)
     branch, residual, *weights = inputs.values()
     seed = torch.tensor(3)
-    h, x, *stats = torch.ops.cogview_ops.sandwich_layer_norm_fwd(branch, residual, *weights, 1e-5, 1, 0.25, seed)
+    numbers = None, 1.0, 1e-5, 1, 0.0, False, 0.25, False, seed
+    h, x, *stats = torch.ops.cogview_ops.sandwich_layer_norm_fwd(branch, residual, *weights, *numbers)
     for dh, dx in ((h, x), (h, None), (None, x)):
-        args = (dh, dx, branch, h, weights[0], weights[2], *stats, 0.25, seed)
+        given = weights[0], None, weights[2], None
+        args = (dh, dx, branch, h, *given, *stats, False, 1.0, 0.0, 0.25, False, seed)
         torch.library.opcheck(torch.ops.cogview_ops.sandwich_layer_norm_bwd.default, args)
     torch.library.opcheck(
-        torch.ops.cogview_ops.layer_norm_bwd.default, (x.to(h.dtype), h, weights[2].float(), stats[2], stats[3])
+        torch.ops.cogview_ops.layer_norm_bwd.default, (x.to(h.dtype), h, weights[2].float(), stats[2], stats[3], 0.0)
     )
 
 
@@ -532,7 +534,18 @@ def test_residual_is_no_narrower(impl: str, branch: torch.dtype, residual: torch
     seed, weights = torch.tensor(3), [inputs[name] for name in WEIGHTS]
     with pytest.raises(RuntimeError, match="residual: expected branch's dtype, or float32 beside bfloat16 or float16"):
         torch.ops.cogview_ops.sandwich_layer_norm_fwd(
-            inputs["branch"], inputs["residual"].to(residual), *weights, 1e-5, 1, 0.25, seed
+            inputs["branch"],
+            inputs["residual"].to(residual),
+            *weights,
+            None,
+            1.0,
+            1e-5,
+            1,
+            0.0,
+            False,
+            0.25,
+            False,
+            seed,
         )
 
 
