@@ -4,9 +4,9 @@
     print(report)  # which steps and norms, and what was left and why
     report.undo()
 
-A norm is recognised by what it computes (formula.py), a step by the source of its layer's forward (rewrite.py), whatever
-their names are. What is found gets a class derived from its own, of the same name, with another `forward` (steps.py):
-parameters, hooks, names and `state_dict` stay what they are.
+A norm is recognised by what it computes (formula.py), a step by the source of its layer's forward (rewrite.py),
+whatever their names are. What is found gets a class derived from its own, of the same name, with another `forward`
+(steps.py): parameters, hooks, names and `state_dict` stay what they are.
 """
 
 import re
@@ -21,7 +21,7 @@ from torch import nn
 from cogview_ops import _checks, _dispatch
 
 from .formula import Formula, recognise, scales_samples
-from .rewrite import Step, rewrite
+from .rewrite import Sum, rewrite
 from .source import Unknown
 from .steps import Fused, add, add_norm, fused_class, fused_norm, joined, known, watched
 
@@ -62,58 +62,63 @@ class FusedNorms:
 
 
 def fuse_norms(model: nn.Module, *, impl: str = "auto") -> FusedNorms:
-    """Replace the norm steps of `model` by `sandwich_rms_norm` or `sandwich_layer_norm`, its other norms by `rms_norm` or
-    `layer_norm`, in place.
+    """Replace the norm steps of a model by `sandwich_rms_norm` or `sandwich_layer_norm`, its other norms by `rms_norm`
+    or `layer_norm`, in place.
 
-    A step is a residual sum with the norm of its branch, or with the norm that is taken of it, or with both, in one
-    layer: the sum at a layer's end and the next layer's norm are two calls. What a norm computes is measured, to the
-    rounding, and what a layer does is read from the source that it runs; where either is not known exactly, it is left.
-    At run time a fused norm is still called as a module if it has hooks or has been wrapped, as are all in float64.
+    A step is a residual sum with the norm of its branch, or the norm that is taken of it, or both, in one layer: the
+    sum at a layer's end and the next layer's norm are two calls. What a norm computes is measured, to the rounding, and
+    what a layer does is read from the source that it runs; where either is not known exactly, it is left. A fused norm
+    is called as a module where it has hooks or has been wrapped, and is the model's own in float64.
 
     Results are those of the model up to rounding. Dropout and drop-path between a post-norm and the sum are part of the
-    step: dropout draws its numbers from a seed out of torch's generator. A model of which nothing is known is unchanged.
+    step; dropout draws from a seed out of torch's generator.
 
     Args:
-        model: a model, or a part of one, of transformers or of one's own; for FSDP, before or after it is sharded.
+        model: of transformers or of one's own, or a part of one; with FSDP, before or after it is sharded.
         impl: as of the operators.
+
+    Returns:
+        What was replaced, and what was left and why; `undo()` gives the model back as it was. A model in which nothing
+        is known stays as it is.
     """
     _checks.choice(impl, "impl", _dispatch.IMPLS)
     unfuse_norms(model)
     report, modules = FusedNorms(model), dict(model.named_modules())
     norms: dict[nn.Module, type] = {}
     formulas: dict[Any, Any] = {}
-    norm_class = cache(partial(fused_norm, impl=impl))
+    norm_class: Any = cache(partial(fused_norm, impl=impl))
     for name, module in modules.items():
         kind = _kind(module)
         if kind not in formulas:
             formulas[kind] = recognise(module)
-        found = formulas[kind]
-        if isinstance(found, Formula):
-            norms[module] = norm_class(type(module), found)
-        elif found:
-            report.left[name] = found
+        formula = formulas[kind]
+        if isinstance(formula, Formula):
+            norms[module] = norm_class(type(module), formula)
+        elif formula:
+            report.left[name] = formula
 
     layers: dict[type, list[str]] = defaultdict(list)
     for name, module in modules.items():
         if any(child in norms for child in module._modules.values()):
-            layers[type(module)].append(name)
+            if "forward" in vars(module):
+                report.left[name] = "its forward has been replaced"
+            else:
+                layers[type(module)].append(name)
     planned = dict(norms)
-    found_steps: dict[str, list[Step]] = {}
+    found: dict[str, list[Sum]] = {}
     for cls, names in layers.items():
         instances = [modules[name] for name in names]
         try:
-            forward, steps, sums = _rewritten(cls, instances, norms)
+            forward, sums = _rewritten(cls, instances, norms)
         except Unknown as unknown:
             report.left |= dict.fromkeys(names, str(unknown))
             continue
-        if steps:
+        if any(x.runs_in(layer) for x in sums if x.post or x.pre for layer in instances):
             planned |= dict.fromkeys(instances, fused_class(cls, forward))
-            found_steps |= dict.fromkeys(names, steps)
-        if sums:
-            report.left |= dict.fromkeys(names, "; ".join(f"`{total}` has no norm beside it" for total in sums))
+        found |= dict.fromkeys(names, sums)
     for module, cls in planned.items():
         module.__class__ = cls
-    _describe(report, modules, norms, found_steps)
+    _describe(report, modules, norms, found)
     return report
 
 
@@ -140,8 +145,8 @@ def _kind(module: nn.Module) -> tuple[Any, ...]:
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
-def _rewritten(cls: Any, instances: list[nn.Module], norms: dict[nn.Module, type]) -> tuple[Any, list[Step], list[str]]:
-    """The forward of these layers with fused steps, the steps, and sums that are in none."""
+def _rewritten(cls: type, instances: list[nn.Module], norms: dict[nn.Module, type]) -> tuple[Any, list[Sum]]:
+    """The forward of these layers with fused steps, and their sums."""
     if type(cls) is not type:
         raise Unknown("its class has a metaclass")
     children: dict[str, list[nn.Module | None]] = defaultdict(list)
@@ -149,35 +154,43 @@ def _rewritten(cls: Any, instances: list[nn.Module], norms: dict[nn.Module, type
         for name, child in module._modules.items():
             children[name].append(child)
     named = {name for name, modules in children.items() if any(child in norms for child in modules)}
-    rest = [child for name in children.keys() - named for child in children[name] if child is not None]
-    scales = frozenset(type(child) for child in {type(child): child for child in rest}.values() if scales_samples(child))
+    others = {type(child): child for name in children.keys() - named for child in children[name] if child is not None}
+    scales = frozenset(kind for kind, child in others.items() if scales_samples(child))
     idle = {nn.Identity, nn.Dropout, *scales}
     between = {name for name, modules in children.items() if all(type(child) in idle for child in modules)}
-    return rewrite(cls.forward, named, between, partial(add, scales=scales), partial(add_norm, scales=scales))
+    forward = cls.forward  # type: ignore[attr-defined]
+    return rewrite(forward, named, between, partial(add, scales=scales), partial(add_norm, scales=scales))
 
 
 def _describe(
-    report: FusedNorms, modules: dict[str, Any], norms: Iterable[nn.Module], found: dict[str, list[Step]]
+    report: FusedNorms, modules: dict[str, Any], norms: Iterable[nn.Module], found: dict[str, list[Sum]]
 ) -> None:
     """What runs at a call, as the modules are now."""
     in_steps = set()
-    for layer, steps in found.items():
-        for post, pre in steps:
-            a, b = (getattr(modules[layer], name, None) if name else None for name in (post, pre))
-            a, b = (norm if known(norm) else None for norm in (a, b))
-            if a and b and not joined(a, b):
-                b = None  # two calls
-            if a or b:
-                kind = "both" if a and b else "post" if a else "pre"
-                report.steps.append(FusedStep(layer, kind, post if a else None, pre if b else None))
-                in_steps |= {a, b}
+    for layer, sums in found.items():
+        here = [x for x in sums if x.runs_in(modules[layer])]
+        lines: set[int] = set()
+        steps: dict[FusedStep, None] = {}  # each once, where it has several places
+        for x in here:
+            post, pre = (getattr(modules[layer], name, None) if name else None for name in (x.post, x.pre))
+            first, last = known(post), known(pre)
+            post = post if first else None
+            pre = pre if last and not (first and not joined(first, last)) else None  # else by itself
+            if post or pre:
+                kind = "both" if post and pre else "post" if post else "pre"
+                steps[FusedStep(layer, kind, x.post if post else None, x.pre if pre else None)] = None
+                in_steps |= {post, pre}
+                lines.add(x.line)
+        report.steps += steps
+        if rest := [f"`{x.text}` has no norm beside it" for x in here if x.text and x.line not in lines]:
+            report.left[layer] = "; ".join(dict.fromkeys(rest))
     for name, module in modules.items():
-        if module in norms and watched(module):
-            report.left[name] = "it has hooks"
-        elif module in norms and module not in in_steps:
+        if module in norms and module not in in_steps:
             report.norms[name] = type(module).formula
+        if module in norms and watched(module):
+            report.left[name] = "it has hooks, so that it is in no step"
 
 
 def _counted(lines: Iterable[str]) -> list[str]:
-    counts = Counter(re.sub(r"\.\d+(?=[.:])", ".*", line) for line in lines)
+    counts = Counter(re.sub(r"(?<![^.])\d+(?=[.:])", "*", line) for line in lines)
     return [f"  {count} x {line}" for line, count in counts.items()]

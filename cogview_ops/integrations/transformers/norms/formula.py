@@ -7,6 +7,7 @@ training and evaluation, with its gradients. What it gives must be a formula of 
 import copy
 import inspect
 import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -38,28 +39,32 @@ class Formula(NamedTuple):
 
 def recognise(module: nn.Module) -> Formula | str | None:
     """The formula of a norm module; or why it has none; None of what is no norm at all."""
-    named = "norm" in type(module).__name__.lower()
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng([]), torch.inference_mode(False), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            found = _looked_at(module)
+    except Exception as error:  # other people's code: whatever it raises, it is no norm of rows
+        found = f"its forward raises {type(error).__name__}"
+    return found if isinstance(found, Formula) or "norm" in type(module).__name__.lower() else None
+
+
+def _looked_at(module: nn.Module) -> Formula | str | None:
     parameters = dict(module.named_parameters(recurse=False))
     shapes = {tuple(p.shape) for p in parameters.values()}
     eps = [name for name, value in vars(module).items() if type(value) is float and 0 < value < 0.1]
     of_rows = len(parameters) <= 2 and len(shapes) <= 1 and all(len(shape) == 1 for shape in shapes)
     if list(module.children()):
         return None
-    if list(module.buffers(recurse=False)) or not of_rows or not (parameters or named):
-        return "it has more than a weight and a bias of the last dimension" if named else None
-    if len(inspect.signature(type(module).forward).parameters) != 2:
-        return "its forward takes more than the input" if named else None
+    if list(module.buffers(recurse=False)) or not of_rows:
+        return "it has more than a weight and a bias of the last dimension"
     if not eps:
-        return "it has no number that could be eps" if named else None
+        return "it has no number that could be eps"
     if "forward" in vars(module):
         return "its forward has been replaced"
+    if len(inspect.signature(type(module).forward).parameters) != 2:
+        return "its forward takes more than the input"
     width = shapes.pop()[0] if shapes else getattr(module, "normalized_shape", (64,))[-1]
-    try:
-        with torch.random.fork_rng([]), torch.inference_mode(False), torch.enable_grad():
-            found = _probe(module, list(parameters), width, eps)
-    except Exception as error:  # other people's code: whatever it raises, it is no norm of rows
-        found = f"its forward raises {type(error).__name__}"
-    return found if named or isinstance(found, Formula) else None
+    return _probe(module, list(parameters), width, eps)
 
 
 def _probe(module: nn.Module, names: list[str], width: int, eps: list[str]) -> Formula | str:
@@ -188,7 +193,7 @@ def _keeps_dtype(f: Formula, module: nn.Module, x: Tensor, weights: dict[str, Te
 
 def scales_samples(module: nn.Module) -> bool:
     """Whether a module multiplies whole samples by numbers it draws in training (drop-path), and is idle else."""
-    if list(module.children()) or list(module.parameters()) or list(module.buffers()) or "forward" in vars(module):
+    if module._modules or module._parameters or module._buffers or "forward" in vars(module):
         return False
     rates = {name: 0.5 for name, value in vars(module).items() if type(value) is float}  # so that it shows
     x = torch.randn(64, 3, 2, generator=torch.Generator().manual_seed(0))

@@ -7,8 +7,8 @@ A step is a sum with a norm of an operand straight before it, or a norm of it st
     residual = h                     x = self.mlp(n)
     x = self.mlp(self.pre(h))
 
-Between a norm and its sum there may be one module (a dropout) or factor. Only this moves: a norm, whose call has no other
-effect, over copies of names; and a sum, with what follows up to its norm, into both arms of an `if` in between.
+Between a norm and its sum there may be one module (a dropout) or factor. Only this moves: a norm, whose call has no
+other effect, over copies of names; and a sum into both arms of an `if` before or after it, with what is up to its norm.
 """
 
 import ast
@@ -20,31 +20,42 @@ from typing import Any, NamedTuple
 
 from .source import Method, Unknown
 
-LOOKS_AT_NAMES = {"locals", "vars", "eval", "exec"}
+Tests = tuple[tuple[str, bool], ...]
+OURS = "_add", "_add_norm", "_normed"
 
 
-class Step(NamedTuple):
-    """The layer's norms on both sides of a sum."""
+class Sum(NamedTuple):
+    """A residual sum in one place of a forward, and the layer's norms on both sides that are fused with it."""
 
-    post: str | None
-    pre: str | None
+    text: str
+    line: int  # the same in every place that it has been moved to
+    tests: Tests  # under which it runs
+    post: str | None = None
+    pre: str | None = None
+
+    def runs_in(self, layer: Any) -> bool:
+        """Whether it may, by those tests that ask the layer alone."""
+        try:
+            return all(bool(eval(test, {"__builtins__": {}}, {"self": layer})) == truth for test, truth in self.tests)
+        except Exception:  # of a tensor without a value, say
+            return True
 
 
 def rewrite(
     forward: Any, norms: set[str], between: set[str], add: Callable[..., Any], add_norm: Callable[..., Any]
-) -> tuple[FunctionType, list[Step], list[str]]:
-    """`forward` with its steps as calls of `add` and `add_norm`; these steps; residual sums that are in none.
+) -> tuple[FunctionType, list[Sum]]:
+    """`forward` with its steps as calls of `add` and `add_norm`, and its residual sums, those that are in none too.
 
     `norms` are names of attributes that are norms, `between` of modules that may be between a norm and a sum.
     """
     method = Method(forward)
     code, tree = method.function.__code__, method.tree
-    odd = any(isinstance(node, ast.Global | ast.Nonlocal) for node in ast.walk(tree))
-    if odd or LOOKS_AT_NAMES & set(code.co_names):
+    odd = {*code.co_names, *code.co_varnames, *code.co_freevars} & {*OURS, "locals", "vars", "eval", "exec"}
+    if odd or any(isinstance(node, ast.Global | ast.Nonlocal) for node in ast.walk(tree)):
         raise Unknown("its forward looks at its own names")
     writer = _Writer(tree, set(code.co_cellvars), norms, between)
     tree.body = writer.block(tree.body, last=True)
-    return method.made_of(tree, _add=add, _add_norm=add_norm), list(writer.steps), writer.others
+    return method.made_of(tree, _add=add, _add_norm=add_norm), writer.sums
 
 
 class _Post(NamedTuple):
@@ -59,8 +70,8 @@ class _Writer:
         self.me = tree.args.args[0].arg
         self.captured, self.norms, self.between = captured, norms, between
         self.copies = {copied[0] for node in ast.walk(tree) if (copied := _copied(node))}
-        self.steps: dict[Step, None] = {}  # an order, and each once where an `if` has two copies
-        self.others: list[str] = []
+        self.tests: Tests = ()  # that hold where it is writing
+        self.sums: list[Sum] = []
         self.normed: dict[str, str] = {}  # what names of results stand for
 
     def block(self, todo: list[ast.stmt], last: bool) -> list[ast.stmt]:
@@ -68,34 +79,39 @@ class _Writer:
         done: list[ast.stmt] = []
         while todo:
             statement, *todo = todo
-            value: Any = getattr(statement, "value", None)
-            if not _is_sum(value) or not (_target(statement) or isinstance(statement, ast.Return)):
+            if not _is_sum(getattr(statement, "value", None)) or isinstance(statement, ast.Expr | ast.AugAssign):
                 done.append(self.within(statement, last and not todo))
                 continue
             post, at = self.post_of(statement, done, todo, last)
-            used = post.used if post else 0
-            done, moved = done[: len(done) - used], [*done[len(done) - used :], statement]
-            if arms := self.into_arms(moved, todo):
-                todo = arms
+            used = done[len(done) - post.used :] if post else []
+            if not post and (arms := self.after_arms(statement, done, todo)):
+                done, todo = done[:-1], arms
+                continue
+            if arms := self.into_arms([*used, statement], todo):
+                done, todo = done[: len(done) - len(used)], arms
                 continue
             pre = self.pre_of(_target(statement), todo)
             if not (post or pre):
                 self.note(statement)
-                done += [*moved[:-1], self.within(statement, last and not todo)]
+                done.append(self.within(statement, last and not todo))
                 continue
+            done = done[: len(done) - len(used)]
             fused, todo = self.fused(statement, post, at, pre, todo)
             done.append(fused)
         return done
 
     def within(self, statement: ast.stmt, last: bool) -> ast.stmt:
-        """A statement with the steps inside it; in a `try`, names may be read later than they seem to be."""
-        if isinstance(statement, ast.If | ast.With):
-            statement.body = self.block(statement.body, last)
-        if isinstance(statement, ast.For | ast.While):
-            statement.body = self.block(statement.body, False)
-        if isinstance(statement, ast.If | ast.For | ast.While):
-            statement.orelse = self.block(statement.orelse, last)
-        if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return | ast.Expr):
+        """A statement with the steps inside it. In a `try`, names may be read later than they seem to be."""
+        if isinstance(statement, ast.If):
+            before, text = self.tests, re.sub(rf"\b{self.me}\b", "self", ast.unparse(statement.test))
+            decided = _is_pure(statement.test) and _names(statement.test) == {self.me}
+            for field, truth in (("body", True), ("orelse", False)):
+                self.tests = (*before, (text, truth)) if decided else before
+                setattr(statement, field, self.block(getattr(statement, field), last))
+            self.tests = before
+        elif isinstance(statement, ast.With | ast.For | ast.While):
+            statement.body = self.block(statement.body, last and isinstance(statement, ast.With))
+        elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return | ast.Expr):
             return _InPlace(self).visit(statement)
         return statement
 
@@ -106,26 +122,24 @@ class _Writer:
         left, right = statement.value.left, statement.value.right
         for at, operand, other in ((1, right, left), (0, left, right)):
             post = self.peeled(operand, done)
-            if post is None:
-                continue
-            gone = {_target(used) for used in done[len(done) - post.used :]} if post.used else set()
-            still = gone - {_target(statement)}  # which the sum does not give another value
-            if not gone:
+            if post and not post.used:
                 return post, at
-            read_later = any(_reads(todo, name, last) for name in still)
-            if not (gone & (_names(other) | self.captured) or read_later or next(_calls(other), None)):
-                return post, at
+            if post:
+                gone = {_target(used) for used in done[len(done) - post.used :]}
+                read = any(_reads(todo, name, last) for name in gone - {_target(statement)})
+                if not (read or gone & (_names(other) | self.captured) or next(_calls(other), None)):
+                    return post, at
         return None, 1
 
     def peeled(self, e: ast.expr, before: list[ast.stmt], between: ast.expr | None = None) -> _Post | None:
         """`e` as a norm and what is between it and the sum. A name is what the statement just before gave it."""
         if self.calls(e, self.norms):
-            return _Post(e.func, between, e.args[0])
+            return _Post(e.func, between, e.args[0])  # type: ignore[attr-defined]
         if isinstance(e, ast.Name) and before and _target(before[-1]) == e.id:
             post = self.peeled(before[-1].value, before[:-1], between)  # type: ignore[attr-defined]
             return post and post._replace(used=post.used + 1)
         if between is None and self.calls(e, self.between):
-            return self.peeled(e.args[0], before, e.func)
+            return self.peeled(e.args[0], before, e.func)  # type: ignore[attr-defined]
         if between is None and isinstance(e, ast.BinOp) and isinstance(e.op, ast.Mult):
             for x, factor in ((e.left, e.right), (e.right, e.left)):
                 if self.is_mine(factor) or isinstance(factor, ast.Constant):
@@ -141,54 +155,77 @@ class _Writer:
                 continue
             if not isinstance(statement, ast.Assign | ast.AnnAssign | ast.Return | ast.Expr):
                 return None
-            call: Any = next(_calls(statement.value), None)  # nothing has been called that could change h
+            call: Any = next(_calls(statement.value), None)  # the first: nothing before it can have changed h
             found = self.calls(call, self.norms) and isinstance(call.args[0], ast.Name) and call.args[0].id in names
             return (index, call) if found else None
         return None
 
     def into_arms(self, moved: list[ast.stmt], todo: list[ast.stmt]) -> list[ast.stmt] | None:
-        """`moved`, which ends with a sum, in both arms of the `if` after it, if its norm is there or behind it."""
-        target = _target(moved[-1])
-        if not (target and todo and isinstance(todo[0], ast.If) and _is_pure(todo[0].test)):
+        """What is to do with a sum, the end of `moved`, in both arms of the `if` after it, where that is next to its
+        norm."""
+        copies = next((i for i, statement in enumerate(todo) if not _copied(statement)), len(todo))
+        branch = todo[copies] if copies < len(todo) else None
+        if not isinstance(branch, ast.If) or not _is_pure(branch.test):
             return None
-        branch, rest = todo[0], todo[1:]
-        behind = self.pre_of(target, rest)
-        if not (behind or self.pre_of(target, branch.body) or self.pre_of(target, branch.orelse)):
+        target, copied, rest = _target(moved[-1]), todo[:copies], todo[copies + 1 :]
+        behind = self.pre_of(target, [*copied, *rest])
+        if not (behind or any(self.pre_of(target, [*copied, *arm]) for arm in (branch.body, branch.orelse))):
             return None
+        moved = [*moved, *copied]
         if _names(branch.test) & {_target(statement) for statement in moved}:
             return None
-        count = behind[0] + 1 if behind else 0
-        both = copy.deepcopy((moved, rest[:count]))
-        branch.body = [*moved, *branch.body, *rest[:count]]
+        after = rest[: behind[0] + 1 - copies] if behind else []
+        both = copy.deepcopy((moved, after))
+        branch.body = [*moved, *branch.body, *after]
         branch.orelse = [*both[0], *branch.orelse, *both[1]]
-        return [branch, *rest[count:]]
+        return [branch, *rest[len(after) :]]
+
+    def after_arms(self, statement: Any, done: list[ast.stmt], todo: list[ast.stmt]) -> list[ast.stmt] | None:
+        """The same with the `if` before it, where an arm ends with a norm of an operand: with the sum, and with an `if`
+        that is next to its other norm."""
+        branch = done[-1] if done else None
+        if not isinstance(branch, ast.If):
+            return None
+        operands = [e for e in (statement.value.left, statement.value.right) if isinstance(e, ast.Name)]
+        if not any(self.peeled(e, arm) for arm in (branch.body, branch.orelse) for e in operands):
+            return None
+        moved = [statement]
+        if self.into_arms([copy.deepcopy(statement)], copy.deepcopy(todo)):
+            moved += todo[: next(i for i, after in enumerate(todo) if isinstance(after, ast.If)) + 1]
+        branch.orelse = [*branch.orelse, *copy.deepcopy(moved)]
+        branch.body = [*branch.body, *moved]
+        return [branch, *todo[len(moved) - 1 :]]
 
     def fused(
         self, statement: Any, post: _Post | None, at: int, pre: tuple[int, ast.Call] | None, todo: list[ast.stmt]
     ) -> tuple[ast.stmt, list[ast.stmt]]:
-        """A sum and its norms as a call, and what comes after it."""
+        """A sum and its norms as one call, and what comes after it."""
         call = self.call(statement.value, post, at, pre[1].func if pre else None)
         if not pre:
             statement.value = call
             return statement, todo
-        name = f"_normed{len(self.steps)}"
         index, norm = pre
+        name = f"_normed{len(self.normed)}"
         self.normed[name] = ast.unparse(norm)
-        user = _Replace(norm, ast.Name(name, ast.Load())).visit(todo[index])
-        release = [] if isinstance(user, ast.Return) else [ast.Delete([ast.Name(name, ast.Del())])]
-        targets = ast.Tuple([ast.Name(_target(statement), ast.Store()), ast.Name(name, ast.Store())], ast.Store())
+        user: Any = _Replace(norm, ast.Name(name, ast.Load())).visit(todo[index])
+        release = ast.copy_location(ast.Delete([ast.Name(name, ast.Del())]), user)
+        targets = ast.Tuple([ast.Name(x, ast.Store()) for x in (str(_target(statement)), name)], ast.Store())
         new = ast.copy_location(ast.Assign([targets], call), statement)
-        return new, [*todo[:index], user, *[ast.copy_location(x, user) for x in release], *todo[index + 1 :]]
+        returns = isinstance(user, ast.Return)
+        return new, [*todo[:index], user, *([] if returns else [release]), *todo[index + 1 :]]
 
     def call(self, total: ast.BinOp, post: _Post | None, at: int, pre: ast.expr | None) -> ast.Call:
-        operands = [_InPlace(self).visit(x) for x in (total.left, total.right)]
-        given: dict[str, ast.expr | None] = {"pre": pre}
+        operands = [total.left, total.right]
+        given: dict[str, Any] = {"pre": pre}
         if post:
-            operands[at] = _InPlace(self).visit(post.branch)
+            operands[at] = post.branch
             given |= {"post": post.norm, "between": post.between, "at": ast.Constant(at)}
-        self.steps[Step(*(getattr(given.get(side), "attr", None) for side in ("post", "pre")))] = None
+        names = (getattr(given.get(side), "attr", None) for side in ("post", "pre"))
+        self.sums.append(Sum("", total.lineno, self.tests, *names))
         keywords = [ast.keyword(name, value) for name, value in given.items() if value is not None]
-        return ast.copy_location(ast.Call(ast.Name("_add_norm" if pre else "_add", ast.Load()), operands, keywords), total)
+        operands = [_InPlace(self).visit(operand) for operand in operands]
+        function = ast.Name("_add_norm" if pre else "_add", ast.Load())
+        return ast.copy_location(ast.Call(function, operands, keywords), total)
 
     def calls(self, e: Any, names: set[str]) -> bool:
         """Whether e is a call of one of the layer's modules with one argument."""
@@ -198,11 +235,14 @@ class _Writer:
     def is_mine(self, e: Any) -> bool:
         return isinstance(e, ast.Attribute) and isinstance(e.value, ast.Name) and e.value.id == self.me
 
-    def note(self, statement: ast.stmt) -> None:
-        """A sum with what was put aside, or to what it is added to, is a residual sum."""
-        if _names(statement.value) & {*self.copies, _target(statement)}:  # type: ignore[attr-defined]
-            text = ast.unparse(statement)
-            self.others.append(re.sub(r"\b_normed\d+\b", lambda name: self.normed[name[0]], text))
+    def note(self, statement: Any) -> None:
+        """A sum with what was put aside, or that takes the place of an operand, is a residual sum."""
+        operands = statement.value.left, statement.value.right
+        if any(isinstance(e, ast.Tuple | ast.List | ast.Constant) for e in operands):
+            return
+        if _names(statement.value) & ({*self.copies, _target(statement)} - {None}):
+            text = re.sub(r"\b_normed\d+\b", lambda name: self.normed[name[0]], ast.unparse(statement))
+            self.sums.append(Sum(text, statement.value.lineno, self.tests))
 
 
 class _InPlace(ast.NodeTransformer):
@@ -212,12 +252,11 @@ class _InPlace(ast.NodeTransformer):
         self.writer = writer
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        if self.writer.calls(node, self.writer.norms) and _is_sum(node.args[0]):
-            total: Any = node.args[0]
-            post, at = self.writer.post_of(ast.Return(total), [], [], True)
-            call = self.writer.call(total, post, at, node.func)
-            return ast.copy_location(ast.Subscript(call, ast.Constant(1), ast.Load()), node)
-        return self.generic_visit(node)
+        if not (self.writer.calls(node, self.writer.norms) and _is_sum(node.args[0])):
+            return self.generic_visit(node)
+        total: Any = node.args[0]
+        call = self.writer.call(total, *self.writer.post_of(ast.Return(total), [], [], True), node.func)
+        return ast.copy_location(ast.Subscript(call, ast.Constant(1), ast.Load()), node)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         post, at = self.writer.post_of(ast.Return(node), [], [], True) if _is_sum(node) else (None, 1)
@@ -241,12 +280,12 @@ def _target(statement: Any) -> str | None:
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
         target: Any = statement.targets[0]
     else:
-        target = getattr(statement, "target", None) if isinstance(statement, ast.AnnAssign) else None
-    return target.id if isinstance(target, ast.Name) and getattr(statement, "value", None) else None
+        target = statement.target if isinstance(statement, ast.AnnAssign) and statement.value else None
+    return target.id if isinstance(target, ast.Name) else None
 
 
 def _copied(statement: Any) -> tuple[str | None, str | None] | None:
-    """(new name, old name) of a copy; (None, None) of a docstring; None of anything else."""
+    """(new name, old name) of a copy; of a docstring none; None of anything else."""
     value = getattr(statement, "value", None)
     if isinstance(statement, ast.Expr) and isinstance(value, ast.Constant):
         return None, None
@@ -268,7 +307,7 @@ def _reads(statements: list[ast.stmt], name: str | None, last: bool) -> bool:
 
 
 def _is_pure(e: ast.expr) -> bool:
-    """Neither has an effect nor sees one."""
+    """Neither has an effect nor can see one of a sum."""
     allowed = ast.Name, ast.Attribute, ast.Constant, ast.Compare, ast.BoolOp, ast.UnaryOp
     parts = ast.expr_context, ast.cmpop, ast.boolop, ast.unaryop
     return all(isinstance(node, (*allowed, *parts)) for node in ast.walk(e))

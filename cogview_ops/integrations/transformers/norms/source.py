@@ -5,7 +5,6 @@ import __future__
 import ast
 import functools
 import inspect
-from functools import lru_cache
 from collections.abc import Callable
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -76,9 +75,10 @@ def _source(function: FunctionType) -> tuple[ast.FunctionDef, list[ast.stmt]]:
     return ast.increment_lineno(tree, first - 1 - indented), _imports(file)
 
 
-@lru_cache(8)
+@functools.lru_cache(8)
 def _imports(file: str) -> list[ast.stmt]:
-    found, scope = [], list(ast.parse(file).body)
+    found: list[ast.stmt] = []
+    scope = list(ast.parse(file).body)
     while scope:
         node: Any = scope.pop()
         if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "__future__":

@@ -1,12 +1,12 @@
 """What runs in place of norms and steps: the fused operator wherever it computes the same, else the model's modules.
 
-Everything is asked anew at every call. A norm that hooks hang on, or that has been wrapped, replaced, offloaded or given
-another dtype in the meantime, is called as the model would call it.
+Everything is asked anew at every call. A norm that hooks hang on, or that has been wrapped, replaced, offloaded or
+given another dtype in the meantime, is called as the model would call it.
 """
 
 import copyreg
 from collections.abc import Callable, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ HALVES = torch.bfloat16, torch.float16
 DTYPES = torch.float32, *HALVES  # in which formulas have been looked at
 
 
+def _identity(cls: Any) -> Any:
+    return cls
+
+
 class Fused(type):
     """The type of the classes that are put in place of a model's, each a subclass of the one that it replaces."""
 
@@ -29,11 +33,7 @@ class Fused(type):
 
 
 # pickled, a fused module is what it was before
-copyreg.pickle(Fused, lambda cls: (_identity, (cls.original,)) if cls.itself is cls else cls.__qualname__)
-
-
-def _identity(cls: type) -> type:
-    return cls
+copyreg.pickle(Fused, lambda cls: (_identity, (cls.original,)) if cls.itself is cls else cls.__qualname__)  # type: ignore
 
 
 def fused_class(original: type, forward: Callable[..., Any], **members: Any) -> type:
@@ -47,16 +47,51 @@ def fused_norm(original: Any, formula: Formula, impl: str) -> type:
     own = original.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        out = normed(args[0], self) if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else None
+        out = normed(args[0], read(self)) if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else None
         return own(self, *args, **kwargs) if out is None else out
 
     return fused_class(original, forward, formula=formula, impl=impl)
 
 
-def known(module: Any) -> Formula | None:
-    """The formula of a fused norm, if nobody wants to know of its being called."""
+class Norm(NamedTuple):
+    """What a norm is at a call."""
+
+    formula: Formula
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    impl: str
+
+    def keeps(self, x: Tensor) -> bool:
+        """Whether the operator takes such an x, and the module would give it back in its dtype."""
+        if not self.reads(x):
+            return False
+        f, weight = self.formula, self.weight
+        if x.dtype in HALVES and _registration.autocast_dtype(x) is not None:
+            return not (f.widens or (f.native and x.device.type != "cpu"))
+        return weight is None or weight.dtype == x.dtype or f.keeps_dtype
+
+    def reads(self, x: Tensor) -> bool:
+        weight, bias = self.weight, self.bias
+        if x.dtype not in DTYPES or not _rows(x):
+            return False
+        if weight is None:
+            return True
+        fits = weight.shape == x.shape[-1:] and weight.dtype in (x.dtype, torch.float32)
+        return fits and (bias is None or bias.dtype == weight.dtype)
+
+
+def read(module: Any) -> Norm:
     cls: Any = type(module)
-    return cls.formula if getattr(cls, "itself", None) is cls and not watched(module) else None
+    f: Formula = cls.formula
+    weight = None if f.weight is None else getattr(module, f.weight)
+    return Norm(f, weight, None if f.bias is None else getattr(module, f.bias), getattr(module, f.eps), cls.impl)
+
+
+def known(module: Any) -> Norm | None:
+    """A fused norm, if nobody wants to know of its being called."""
+    cls: Any = type(module)
+    return read(module) if getattr(cls, "itself", None) is cls and not watched(module) else None
 
 
 def watched(module: nn.Module) -> bool:
@@ -64,30 +99,28 @@ def watched(module: nn.Module) -> bool:
     return any(hooks) or "forward" in vars(module)
 
 
-def joined(post: Any, pre: Any) -> bool:
-    """Whether one call can do both norms."""
-    f, g = type(post).formula, type(pre).formula
+def joined(post: Norm, pre: Norm) -> bool:
+    """Whether one call can do both."""
+    f, g = post.formula, pre.formula
     same = (f.kind, f.weight_offset, f.round_before_weight) == (g.kind, g.weight_offset, g.round_before_weight)
-    return same and getattr(post, f.eps) == getattr(pre, g.eps)
+    return same and post.eps == pre.eps
 
 
-def normed(x: Tensor, norm: Any) -> Tensor | None:
-    """A fused norm of x; None where that would not be what its module computes."""
-    f: Formula = type(norm).formula
+def normed(x: Tensor, norm: Norm) -> Tensor | None:
+    """The norm of x; None where the operator's would not be what the module computes."""
     autocast = _registration.autocast_dtype(x) is not None
-    if autocast and f.widens and x.dtype in HALVES:
+    if autocast and norm.formula.widens and x.dtype in HALVES:
         x = x.float()
-    if not _keeps(norm, x):
+    if not norm.keeps(x):
         return None
     if not autocast:
-        return _norm(x, norm, f)
-    with torch.autocast(x.device.type, enabled=False):  # it would give its own dtype
-        return _norm(x, norm, f)
+        return _normed(x, norm)
+    with torch.autocast(x.device.type, enabled=False):  # where the operator would give another dtype
+        return _normed(x, norm)
 
 
-def _norm(x: Tensor, norm: Any, f: Formula) -> Tensor:
-    weight, bias = _parameters(norm)
-    eps, impl = getattr(norm, f.eps), type(norm).impl
+def _normed(x: Tensor, norm: Norm) -> Tensor:
+    f, weight, bias, eps, impl = norm
     if f.kind == "layer":
         return layer_norm(x, weight, bias, eps=eps, relax=None, weight_offset=f.weight_offset, impl=impl)
     rounds = f.round_before_weight
@@ -97,15 +130,12 @@ def _norm(x: Tensor, norm: Any, f: Formula) -> Tensor:
 def add(a: Tensor, b: Tensor, *, post: Any, at: int, between: Any = None, scales: Set[type] = frozenset()) -> Tensor:
     """`a + between(post(b))`; with at=0 of a. `scales` are modules like drop-path, which scale whole samples."""
     branch, residual = (a, b) if at == 0 else (b, a)
-    if known(post) and _adds(post, branch, residual):
+    norm = known(post)
+    if norm and _adds(norm, branch, residual):
         options = _options(between, branch, scales)
         if options is not None:
-            return _step(branch, residual, post, None, options)
-    out = post(branch)
-    if isinstance(between, nn.Module):
-        out = between(out)
-    elif between is not None:
-        out = out * between
+            return _step(branch, residual, norm, None, options)
+    out = _by_modules(post, between, branch)
     return out + residual if at == 0 else residual + out
 
 
@@ -120,27 +150,41 @@ def add_norm(
     scales: Set[type] = frozenset(),
 ) -> tuple[Tensor, Tensor]:
     """The same, without `post` of a and b themselves, and `pre` of it."""
+    first, last = None if post is None else known(post), known(pre)
+    if post is not None and first is None:
+        a, b = (_by_modules(post, between, a), b) if at == 0 else (a, _by_modules(post, between, b))
+        post = None
     branch, residual = (a, b) if at == 0 else (b, a)
-    fits = known(pre) and _alike(a, b) and _keeps(pre, a)
-    if fits and post is None:
-        return _step(branch, residual, None, pre, {})
-    if fits and known(post) and joined(post, pre) and _keeps(post, branch):
-        options = _options(between, branch, scales)
+    if last and _alike(a, b) and last.keeps(a):
+        if first is None:
+            return _step(branch, residual, None, last, {})
+        options = _options(between, branch, scales) if joined(first, last) and first.keeps(branch) else None
         if options is not None:
-            return _step(branch, residual, post, pre, options)
+            return _step(branch, residual, first, last, options)
     h = a + b if post is None else add(a, b, post=post, at=at, between=between, scales=scales)
     return h, pre(h)
 
 
-def _step(branch: Tensor, residual: Tensor, post: Any, pre: Any, options: dict[str, Any]) -> Any:
-    norm = pre if post is None else post
-    f = type(norm).formula
-    options |= {"norms": "pre" if post is None else "post" if pre is None else "both", "impl": type(norm).impl}
-    options |= {"eps": getattr(norm, f.eps), "weight_offset": f.weight_offset}
-    weights = [*_parameters(post), *_parameters(pre)]
-    if f.kind == "layer":
-        return sandwich_layer_norm(branch, residual, *weights, relax=None, **options)
-    return sandwich_rms_norm(branch, residual, *weights[::2], round_before_weight=f.round_before_weight, **options)
+def _by_modules(post: Any, between: Any, branch: Tensor) -> Tensor:
+    out = post(branch)
+    if isinstance(between, nn.Module):
+        return between(out)
+    return out if between is None else out * between
+
+
+def _step(branch: Tensor, residual: Tensor, post: Norm | None, pre: Norm | None, options: dict[str, Any]) -> Any:
+    one: Any = post or pre
+    f, post_weight, post_bias, eps, impl = one
+    pre_weight, pre_bias = pre[1:3] if pre else (None, None)
+    if post is None:
+        post_weight = post_bias = None
+    options |= {"norms": "pre" if post is None else "post" if pre is None else "both", "impl": impl}
+    options |= {"eps": eps, "weight_offset": f.weight_offset}
+    if f.kind == "rms":
+        rounds = f.round_before_weight
+        return sandwich_rms_norm(branch, residual, post_weight, pre_weight, round_before_weight=rounds, **options)
+    weights = post_weight, post_bias, pre_weight, pre_bias
+    return sandwich_layer_norm(branch, residual, *weights, relax=None, **options)
 
 
 def _options(between: Any, branch: Tensor, scales: Set[type]) -> dict[str, Any] | None:
@@ -164,13 +208,6 @@ def _options(between: Any, branch: Tensor, scales: Set[type]) -> dict[str, Any] 
     return {"dropout_p": between.p, "dropout_after_norm": True, "seed": seed}
 
 
-def _parameters(norm: Any) -> tuple[Tensor | None, Tensor | None]:
-    if norm is None:
-        return None, None
-    f = type(norm).formula
-    return (f.weight and getattr(norm, f.weight)), (f.bias and getattr(norm, f.bias))
-
-
 def _rows(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dim() > 0 and (x.stride(-1) == 1 or x.shape[-1] == 1)
 
@@ -179,27 +216,9 @@ def _alike(a: Any, b: Any) -> bool:
     return _rows(a) and _rows(b) and a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
-def _reads(norm: Any, x: Tensor) -> bool:
-    """Whether the operator takes such an x with the weights that are there."""
-    weights = [w for w in _parameters(norm) if w is not None]
-    alike = all(w.shape == x.shape[-1:] and w.device == x.device and w.dtype == weights[0].dtype for w in weights)
-    return x.dtype in DTYPES and _rows(x) and alike and (not weights or weights[0].dtype in (x.dtype, torch.float32))
-
-
-def _keeps(norm: Any, x: Tensor) -> bool:
-    """And whether the module gives it back in its dtype."""
-    if not _reads(norm, x):
-        return False
-    f = type(norm).formula
-    if x.dtype in HALVES and _registration.autocast_dtype(x) is not None:
-        return not (f.widens or (f.native and x.device.type != "cpu"))
-    weight = _parameters(norm)[0]
-    return weight is None or weight.dtype == x.dtype or f.keeps_dtype
-
-
-def _adds(post: Any, branch: Tensor, residual: Tensor) -> bool:
-    """Whether the sum has the residual's dtype, whatever of the two the norm gives."""
+def _adds(post: Norm, branch: Tensor, residual: Tensor) -> bool:
+    """Whether the sum has the residual's dtype, whichever of the two the norm gives."""
     if _alike(branch, residual):
-        return _keeps(post, branch)
+        return post.keeps(branch)
     wider = residual.dtype == torch.float32 and branch.dtype in HALVES
-    return wider and branch.shape == residual.shape and _rows(residual) and _reads(post, branch)
+    return wider and branch.shape == residual.shape and _rows(residual) and post.reads(branch)
