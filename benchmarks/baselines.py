@@ -219,11 +219,57 @@ def float32_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return layer_norm(_relaxed(x).float(), weight.float(), bias.float()).to(x.dtype)
 
 
+def gemma_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """Of Gemma 2 and 3 in transformers: the weight is a difference from 1, all in float32."""
+    wide = x.float()
+    out = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return (out * (1.0 + weight.float())).type_as(x)
+
+
+def llama_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """Of Llama and Qwen there: rounded before the weight."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def torch_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """F.rms_norm, whose weight is what it is."""
+    return F.rms_norm(x, x.shape[-1:], weight, 1e-6)
+
+
+def liger_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    return LigerRMSNormFunction.apply(x, weight, 1e-6, 1.0, "gemma", False)
+
+
+def liger_add_rms_norm(branch: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
+
+    return LigerFusedAddRMSNormFunction.apply(branch, residual, weight, 1e-6, 0.0, "llama", False)[::-1]
+
+
 def sandwich(norm: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
     """One step with the given norm: h = residual + norm(branch), x = norm(h)."""
 
     def step(branch: Tensor, residual: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        h = residual + norm(branch, *weights[:2])
-        return h, norm(h, *weights[2:])
+        of_one = len(weights) // 2
+        h = residual + norm(branch, *weights[:of_one])
+        return h, norm(h, *weights[of_one:])
 
     return step
+
+
+def add_norm(norm: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The step with a pre-norm alone."""
+
+    def step(branch: Tensor, residual: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        h = residual + branch
+        return h, norm(h, *weights)
+
+    return step
+
+
+def norm_add(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The step with a post-norm alone."""
+    return lambda branch, residual, *weights: residual + norm(branch, *weights)

@@ -9,12 +9,15 @@ import torch
 
 from .problems import (
     Problem,
+    add_layer_norm,
     cross_resolution,
     dalle,
     layer_norm,
     local_2d,
     local_2d_decode,
+    rms_norm,
     sandwich,
+    sandwich_rms,
     softmax,
     three_region,
     three_region_decode,
@@ -147,6 +150,13 @@ CASES = [
     *widths(2**24),
     *_cases("sandwich_layer_norm", "8704x2560", sandwich, *BOTH[:3]),
     *_cases("sandwich_layer_norm", "33792x2560", partial(sandwich, rows=33792), ("bf16", False)),
+    *_cases("sandwich_layer_norm", "8704x2560-pre", add_layer_norm, *BOTH),
+    *_cases("rms_norm", "2048x4096", rms_norm, *BOTH),
+    *(
+        case
+        for norms, runs in (("both", BOTH), ("pre", BOTH), ("post", BOTH[::2]))
+        for case in _cases("sandwich_rms_norm", f"2048x4096-{norms}", partial(sandwich_rms, norms=norms), *runs)
+    ),
 ]
 # where a GPU is at hand: sizes of the published models, batches of eight as more heads; first those with a target
 GPU_CASES = [

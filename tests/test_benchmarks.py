@@ -38,6 +38,11 @@ SMALL = {
     "pb_relax_softmax": partial(problems.softmax, heads=2, seqlen=33, causal=True),
     "layer_norm": partial(problems.layer_norm, rows=7, dim=24),
     "sandwich_layer_norm": partial(problems.sandwich, rows=7, dim=24),
+    "sandwich_layer_norm-pre": partial(problems.add_layer_norm, rows=7, dim=24),
+    "rms_norm": partial(problems.rms_norm, rows=7, dim=24),
+    "sandwich_rms_norm": partial(problems.sandwich_rms, rows=7, dim=24),
+    "sandwich_rms_norm-pre": partial(problems.sandwich_rms, norms="pre", rows=7, dim=24),
+    "sandwich_rms_norm-post": partial(problems.sandwich_rms, norms="post", rows=7, dim=24),
 }
 
 

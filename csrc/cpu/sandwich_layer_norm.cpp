@@ -347,19 +347,17 @@ void branch_backward(const NormPlan& a, int64_t i, int64_t block, int slot, cons
   T* to = a.stream ? static_cast<T*>(buffer_row(a, slot)) : dbranch;
   const Input<T> branch = branch_of<T>(a, i, factors);
   const auto through = [&](auto dy) {
-    const A sum = norm_backward<K>(a, a.post, i, block, scale_of<A>(a, i), wide, early, late, branch, dy,
-                                   [&](int64_t j, auto count, Vec<A> v) {
-                                     put(to + j, branch.factors ? v * load(branch.factors + j, count) : v, count);
-                                   });
-    if (!a.drow_scale) return;
-    A biased = 0;
-    if constexpr (K::kBias) {
-      const A* bias = static_cast<const A*>(a.post.bias);
-      biased = sums<A, 1>(a.cols, [&](int64_t j, auto count, Vec<A>* acc) {
-                 acc[0] += dy(j, count) * load(bias + j, count);
-               }).at[0];
-    }
-    static_cast<A*>(a.drow_scale)[i] = A(a.branch_scale) * (sum + biased);
+    A total = 0;
+    if constexpr (K::kBias)
+      if (a.drow_scale)  // before the buffer is written
+        total = sums<A, 1>(a.cols, [&](int64_t j, auto count, Vec<A>* acc) {
+                  acc[0] += dy(j, count) * load(static_cast<const A*>(a.post.bias) + j, count);
+                }).at[0];
+    total += norm_backward<K>(a, a.post, i, block, scale_of<A>(a, i), wide, early, late, branch, dy,
+                              [&](int64_t j, auto count, Vec<A> v) {
+                                put(to + j, branch.factors ? v * load(branch.factors + j, count) : v, count);
+                              });
+    if (a.drow_scale) static_cast<A*>(a.drow_scale)[i] = A(a.branch_scale) * total;
   };
   if (a.dropout_after_norm) {
     const A* kept = factors_of(a, i, factors);
