@@ -75,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     },  # the last three on demand
 }
 # of other people's models; nothing imports them
-INTEGRATIONS = {*BASIC, *COMPOSITIONS, "_checks", "integrations"}
+INTEGRATIONS = {*BASIC, *COMPOSITIONS, "_checks", "_dispatch", "_registration", "integrations"}
 TRITON = {
     "patterns",
     "_checks",
