@@ -306,14 +306,15 @@ def call_local_2d(
     lse = torch.empty(batch, heads, side**2, dtype=accumulated(dtype), device="meta")
     mask = torch.empty(batch, prefix, dtype=torch.bool, device="meta")
     lengths = torch.empty(batch, dtype=torch.int64, device="meta")
-    sets = {"local_2d_sets": (text, text, coarse, coarse, mask), "local_2d_shift": (text, text, None, None, None)}
-    others = sets.get(op, (None,) * 5)
+    sets = {"local_2d_sets": (text, text, coarse, coarse, None, mask, None)}
+    sets["local_2d_shift"] = text, text, *(None,) * 5
+    others = sets.get(op, (None,) * 7)
     shift = op == "local_2d_shift"
     window = ([side, side], [min(17, side - 1), 9 if side > 9 else 7], [3, 2] if shift else [1, 1])
     rest = (1.2, [side // 2, side // 2], [7, 7], 0.5, head_dim**-0.5)
     local_attention_2d.forward(x, x, x, *others, *window, not shift, shift, *rest)
     local_attention_2d.backward(x, lse, x, x, x, *others, x, lse, *window, not shift, shift, *rest)
-    local_attention_2d.decode(x[:, :, :1], x, x, *others, lengths, *window, *rest)
+    local_attention_2d.decode(x[:, :, :1], x, x, *others, lengths, None, *window, True, False, *rest)
 
 
 def call_rows(op: str, dtype: torch.dtype, width: int, rows: int = 4096) -> None:
@@ -343,12 +344,11 @@ def call_ones(op: str, dtype: torch.dtype, one: int) -> None:
     call_three_region(op, dtype, one, one, one, 5, one)  # the last four see pivots
     x = torch.empty(one, one, 300, one, dtype=dtype, device="meta")
     lse, key, mask = x[..., 0], x[:, :, :1], torch.empty(one, one, dtype=torch.bool, device="meta")
-    others, options = (key, key, key, key, mask), (1.0, [1, 1], [1, 1], 1.0, 1.0)
+    others, options = (key, key, key, key, None, mask, None), (1.0, [1, 1], [1, 1], 1.0, 1.0)
     local_attention_2d.forward(x, x, x, *others, [1, 300], [1, 3], [1, 1], False, False, *options)
     local_attention_2d.backward(x, lse, x, x, x, *others, x, lse, [1, 300], [1, 3], [1, 1], False, False, *options)
-    local_attention_2d.decode(
-        key, key, key, *others, torch.ones(one, device="meta").long(), [1, 1], [1, 1], [1, 1], *options
-    )
+    places = torch.ones(one, device="meta").long(), None
+    local_attention_2d.decode(key, key, key, *others, *places, [1, 1], [1, 1], [1, 1], True, False, *options)
     for kind in ("softmax", "layer_norm", "sandwich"):
         call_rows(kind, dtype, one, one)
     pb_relax_softmax.forward(x, torch.empty(300, one, dtype=torch.bool, device="meta").expand_as(x), 1.0, False)
