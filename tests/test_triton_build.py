@@ -39,6 +39,9 @@ ATTENTION = [
     ("local_2d", 80, "float16", 64),  # the image alone
     ("local_2d_shift", 90, "bfloat16", 64),  # dilated and shifted, with a prefix without a mask
     ("local_2d_sets", 90, "bfloat16", 64),  # with a prefix and a coarse grid
+    ("local_2d_biased", 80, "float16", 64),  # with a table and a mask, decoding any cells
+    ("local_2d_biased", 90, "bfloat16", 64),
+    ("local_2d_cross", 90, "bfloat16", 64),  # a coarse grid alone
 ]
 # the widest rows of which nothing spills, rows that are no power of two, several of them in a program
 ROWS = [
@@ -51,7 +54,7 @@ ROWS = [
 # sizes of 1, which Triton makes constants: one sample, head, token, row, column, key of a set
 ONES = [("ones", 90, "float32", 1)]
 WIDE = [("local_2d_sets", 90, "float64", 64)]  # all sets, which is where Triton 3.6 has had no float64
-LOCAL = ("local_2d", "local_2d_shift", "local_2d_sets")
+LOCAL = ("local_2d", "local_2d_shift", "local_2d_sets", "local_2d_biased", "local_2d_cross")
 OPS = ("three_region", *LOCAL)
 ALL = [
     *itertools.product(OPS, SHARED_MEMORY, ("bfloat16", "float16", "float32", "float64"), (16, 64, 128, 256)),
@@ -64,6 +67,9 @@ KERNELS = {
     "three_region": "rank_kernel gather_kernel forward_kernel grad_query_kernel grad_pivot_kernel grad_key_kernel "
     "decode_kernel combine_kernel",
     "local_2d": "forward_kernel grad_query_kernel grad_key_kernel decode_kernel combine_kernel",
+    "local_2d_biased": "forward_kernel grad_query_kernel grad_key_kernel grad_table_kernel sum_table_kernel "
+    "decode_kernel combine_kernel",
+    "local_2d_cross": "forward_kernel grad_query_kernel grad_key_kernel",
     "sandwich_wide": "forward_kernel backward_kernel",
     **dict.fromkeys(
         ("local_2d_shift", "local_2d_sets"),
@@ -296,7 +302,8 @@ def call_three_region(
 def call_local_2d(
     op: str, dtype: torch.dtype, head_dim: int, batch: int = 4, heads: int = 40, side: int = 64, prefix: int = 64
 ) -> None:
-    """CogView2's super-resolution from 32 x 32 to 64 x 64; its local part alone; that dilated and shifted, and text."""
+    """CogView2's super-resolution from 32 x 32 to 64 x 64; its local part alone; that dilated and shifted, and text; or
+    with a table, some keys hidden, and queries anywhere; its coarse part alone."""
     from cogview_ops.triton import local_attention_2d
 
     def empty(tokens: int) -> torch.Tensor:
@@ -305,16 +312,25 @@ def call_local_2d(
     x, text, coarse = empty(side**2), empty(prefix), empty(side**2 // 4)
     lse = torch.empty(batch, heads, side**2, dtype=accumulated(dtype), device="meta")
     mask = torch.empty(batch, prefix, dtype=torch.bool, device="meta")
+    key_mask = torch.empty(batch, side**2, dtype=torch.bool, device="meta")
     lengths = torch.empty(batch, dtype=torch.int64, device="meta")
+    kernel = [min(17, side - 1), 9 if side > 9 else 7]
+    table = torch.empty(heads, *(2 * k - 1 for k in kernel), dtype=lse.dtype, device="meta")
     sets = {"local_2d_sets": (text, text, coarse, coarse, None, mask, None)}
     sets["local_2d_shift"] = text, text, *(None,) * 5
+    sets["local_2d_biased"] = *(None,) * 4, table, None, key_mask
+    sets["local_2d_cross"] = None, None, coarse, coarse, *(None,) * 3
     others = sets.get(op, (None,) * 7)
-    shift = op == "local_2d_shift"
-    window = ([side, side], [min(17, side - 1), 9 if side > 9 else 7], [3, 2] if shift else [1, 1])
+    shift, biased, cross = (op.endswith(kind) for kind in ("_shift", "_biased", "_cross"))
+    window = [side, side], [0, 0] if cross else kernel, [3, 2] if shift else [1, 1]
+    edges = (op in ("local_2d", "local_2d_sets"), shift or biased)
     rest = (1.2, [side // 2, side // 2], [7, 7], 0.5, head_dim**-0.5)
-    local_attention_2d.forward(x, x, x, *others, *window, not shift, shift, *rest)
-    local_attention_2d.backward(x, lse, x, x, x, *others, x, lse, *window, not shift, shift, *rest)
-    local_attention_2d.decode(x[:, :, :1], x, x, *others, lengths, None, *window, True, False, *rest)
+    keys = (None, None) if cross else (x, x)
+    local_attention_2d.forward(x, *keys, *others, *window, *edges, *rest)
+    local_attention_2d.backward(x, lse, x, *keys, *others, x, lse, *window, *edges, *rest)
+    places = lengths, lengths[:, None] if biased else None
+    if not cross:
+        local_attention_2d.decode(x[:, :, :1], x, x, *others, *places, *window, not biased, biased, *rest)
 
 
 def call_rows(op: str, dtype: torch.dtype, width: int, rows: int = 4096) -> None:
@@ -388,7 +404,7 @@ def build(target: Target, compilation: Compilation) -> Kernel:
     name = "post_kernel" if constants.get("x", 1) is None else name  # of the two halves of a forward
     shape = constants["SHAPE"]._asdict() if "SHAPE" in constants else constants
     config = configs.Config(shape.get("M", 0), shape.get("N", 0), compilation.warps, compilation.stages)
-    table = {"three_region": "", "local_2d": "local_"}.get(op.removesuffix("_shift").removesuffix("_sets"))
+    table = {"three_region": ""}.get(op, "local_" if op in LOCAL else None)
     row = None
     if table is not None and config.m and config.n:
         kernel = table + name.removesuffix("_kernel").replace("grad_prefix", "grad_key")
