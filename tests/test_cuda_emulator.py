@@ -195,7 +195,7 @@ def test_every_instance_runs(emulated_library: Path, monkeypatch: pytest.MonkeyP
     for name, dim in emulated_cuda.LOCAL_SHAPES:
         for columns, causal, sets in itertools.product((3, 7, 11, 15), (False, True), ("", "sets")):
             q, k, v, d = torch.randn(4, 1, 1, 16, dim).to(half[name])
-            extra = (*torch.randn(4, 1, 1, 1, dim).to(half[name]), None) if sets else (None,) * 5
+            extra = *(torch.randn(4, 1, 1, 1, dim).to(half[name]) if sets else (None,) * 4), *(None,) * 3
             window = [2, 8], [1, columns], [1, 1], causal, False, 0.0, [1, 1] if sets else [], [1, 1] if sets else []
             out, lse = ops.local_attention_2d_fwd(q, k, v, *extra, *window, 0.0, 1.0)
             ops.local_attention_2d_bwd(d, None, q, k, v, *extra, out, lse, *window, 0.0, 1.0)
@@ -204,7 +204,7 @@ def test_every_instance_runs(emulated_library: Path, monkeypatch: pytest.MonkeyP
                 monkeypatch.setenv("COGVIEW_OPS_STRIPS", f"forward=0,0,{rows}")
                 q, k, v = torch.randn(3, 1, 1, 64, dim).to(half[name])
                 ops.local_attention_2d_fwd(
-                    q, k, v, *(None,) * 5, [8, 8], [7, 7], [1, 1], causal, False, 0.0, [], [], 0.0, 1.0
+                    q, k, v, *(None,) * 7, [8, 8], [7, 7], [1, 1], causal, False, 0.0, [], [], 0.0, 1.0
                 )
             monkeypatch.delenv("COGVIEW_OPS_STRIPS")
     launched = (ctypes.c_void_p * 1000)()

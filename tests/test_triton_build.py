@@ -40,6 +40,9 @@ ATTENTION = [
     ("local_2d", 80, "float16", 64),  # the image alone
     ("local_2d_shift", 90, "bfloat16", 64),  # dilated and shifted, with a prefix without a mask
     ("local_2d_sets", 90, "bfloat16", 64),  # with a prefix and a coarse grid
+    ("local_2d_biased", 80, "float16", 64),  # with a table and a mask, decoding any cells
+    ("local_2d_biased", 90, "bfloat16", 64),
+    ("local_2d_cross", 90, "bfloat16", 64),  # a coarse grid alone
 ]
 # the widest rows of which nothing spills, rows that are no power of two, several of them in a program
 ROWS = [
@@ -56,7 +59,7 @@ ROWS = [
 # sizes of 1, which Triton makes constants: one sample, head, token, row, column, key of a set
 ONES = [("ones", 90, "float32", 1)]
 WIDE = [("local_2d_sets", 90, "float64", 64)]  # all sets, which is where Triton 3.6 has had no float64
-LOCAL = ("local_2d", "local_2d_shift", "local_2d_sets")
+LOCAL = ("local_2d", "local_2d_shift", "local_2d_sets", "local_2d_biased", "local_2d_cross")
 THREE_REGION = ("three_region", "three_region_packed")  # the latter with decode in left-padded caches
 OPS = (*THREE_REGION, *LOCAL)
 ALL = [
@@ -73,6 +76,9 @@ KERNELS = {
         "decode_kernel combine_kernel",
     ),
     "local_2d": "forward_kernel grad_query_kernel grad_key_kernel decode_kernel combine_kernel",
+    "local_2d_biased": "forward_kernel grad_query_kernel grad_key_kernel grad_table_kernel sum_table_kernel "
+    "decode_kernel combine_kernel",
+    "local_2d_cross": "forward_kernel grad_query_kernel grad_key_kernel",
     "sandwich_wide": "forward_kernel backward_kernel",
     **dict.fromkeys(
         ("local_2d_shift", "local_2d_sets"),
@@ -326,7 +332,8 @@ def call_three_region(
 def call_local_2d(
     op: str, dtype: torch.dtype, head_dim: int, batch: int = 4, heads: int = 40, side: int = 64, prefix: int = 64
 ) -> None:
-    """CogView2's super-resolution from 32 x 32 to 64 x 64; its local part alone; that dilated and shifted, and text."""
+    """CogView2's super-resolution from 32 x 32 to 64 x 64; its local part alone; that dilated and shifted, and text; or
+    with a table, some keys hidden, and queries anywhere; its coarse part alone."""
     from cogview_ops.triton import local_attention_2d
 
     def empty(tokens: int) -> torch.Tensor:
@@ -335,15 +342,25 @@ def call_local_2d(
     x, text, coarse = empty(side**2), empty(prefix), empty(side**2 // 4)
     lse = torch.empty(batch, heads, side**2, dtype=accumulated(dtype), device="meta")
     mask = torch.empty(batch, prefix, dtype=torch.bool, device="meta")
+    key_mask = torch.empty(batch, side**2, dtype=torch.bool, device="meta")
     lengths = torch.empty(batch, dtype=torch.int64, device="meta")
-    sets = {"local_2d_sets": (text, text, coarse, coarse, mask), "local_2d_shift": (text, text, None, None, None)}
-    others = sets.get(op, (None,) * 5)
-    shift = op == "local_2d_shift"
-    window = ([side, side], [min(17, side - 1), 9 if side > 9 else 7], [3, 2] if shift else [1, 1])
+    kernel = [min(17, side - 1), 9 if side > 9 else 7]
+    table = torch.empty(heads, *(2 * k - 1 for k in kernel), dtype=lse.dtype, device="meta")
+    sets = {"local_2d_sets": (text, text, coarse, coarse, None, mask, None)}
+    sets["local_2d_shift"] = text, text, *(None,) * 5
+    sets["local_2d_biased"] = *(None,) * 4, table, None, key_mask
+    sets["local_2d_cross"] = None, None, coarse, coarse, *(None,) * 3
+    others = sets.get(op, (None,) * 7)
+    shift, biased, cross = (op.endswith(kind) for kind in ("_shift", "_biased", "_cross"))
+    window = [side, side], [0, 0] if cross else kernel, [3, 2] if shift else [1, 1]
+    edges = (op in ("local_2d", "local_2d_sets"), shift or biased)
     rest = (1.2, [side // 2, side // 2], [7, 7], 0.5, head_dim**-0.5)
-    local_attention_2d.forward(x, x, x, *others, *window, not shift, shift, *rest)
-    local_attention_2d.backward(x, lse, x, x, x, *others, x, lse, *window, not shift, shift, *rest)
-    local_attention_2d.decode(x[:, :, :1], x, x, *others, lengths, *window, *rest)
+    keys = (None, None) if cross else (x, x)
+    local_attention_2d.forward(x, *keys, *others, *window, *edges, *rest)
+    local_attention_2d.backward(x, lse, x, *keys, *others, x, lse, *window, *edges, *rest)
+    places = lengths, lengths[:, None] if biased else None
+    if not cross:
+        local_attention_2d.decode(x[:, :, :1], x, x, *others, *places, *window, not biased, biased, *rest)
 
 
 def call_rows(op: str, dtype: torch.dtype, width: int, rows: int = 4096) -> None:
@@ -382,12 +399,11 @@ def call_ones(op: str, dtype: torch.dtype, one: int) -> None:
         call_three_region(kind, dtype, one, one, one, 5, one)  # the last four see pivots
     x = torch.empty(one, one, 300, one, dtype=dtype, device="meta")
     lse, key, mask = x[..., 0], x[:, :, :1], torch.empty(one, one, dtype=torch.bool, device="meta")
-    others, options = (key, key, key, key, mask), (1.0, [1, 1], [1, 1], 1.0, 1.0)
+    others, options = (key, key, key, key, None, mask, None), (1.0, [1, 1], [1, 1], 1.0, 1.0)
     local_attention_2d.forward(x, x, x, *others, [1, 300], [1, 3], [1, 1], False, False, *options)
     local_attention_2d.backward(x, lse, x, x, x, *others, x, lse, [1, 300], [1, 3], [1, 1], False, False, *options)
-    local_attention_2d.decode(
-        key, key, key, *others, torch.ones(one, device="meta").long(), [1, 1], [1, 1], [1, 1], *options
-    )
+    places = torch.ones(one, device="meta").long(), None
+    local_attention_2d.decode(key, key, key, *others, *places, [1, 1], [1, 1], [1, 1], True, False, *options)
     for kind in ("softmax", "layer_norm", "sandwich", "rms_norm", "rms_both"):
         call_rows(kind, dtype, one, one)
     pb_relax_softmax.forward(x, torch.empty(300, one, dtype=torch.bool, device="meta").expand_as(x), 1.0, False)
@@ -427,7 +443,7 @@ def build(target: Target, compilation: Compilation) -> Kernel:
     name = "post_kernel" if constants.get("x", 1) is None else name  # of the two halves of a forward
     shape = constants["SHAPE"]._asdict() if "SHAPE" in constants else constants
     config = configs.Config(shape.get("M", 0), shape.get("N", 0), compilation.warps, compilation.stages)
-    table = {"three_region": "", "local_2d": "local_"}.get(re.sub("_(shift|sets|packed)$", "", op))
+    table = {"three_region": "", "three_region_packed": ""}.get(op, "local_" if op in LOCAL else None)
     row = None
     if table is not None and config.m and config.n:
         kernel = table + name.removesuffix("_kernel").replace("grad_prefix", "grad_key")

@@ -13,14 +13,18 @@ from ._local_2d_pattern import (
     Queries,
     Reach,
     Window,
+    added,
     box_cells,
+    coarse_tile,
     coarse_windows,
     code,
     ends,
-    grid_tile,
+    entry_of,
     inside,
     key_box,
     key_windows,
+    local_tile,
+    mask_of,
     patch,
     prefix_tile,
     query_box,
@@ -28,6 +32,7 @@ from ._local_2d_pattern import (
     raster,
     reach_of,
     sub_image,
+    table_of,
     whole,
 )
 from ._tiles import (
@@ -49,7 +54,12 @@ from ._tiles import (
 
 
 @triton.jit
-def grad_query_tile(acc, x, dx, row_lse, row_delta, keys, tile, scale, bias, ACC: tl.constexpr, SHAPE: tl.constexpr):
+def grad_query_tile(
+    acc, x, dx, row_lse, row_delta, keys, tile, scale, bias, table, ACC: tl.constexpr, SHAPE: tl.constexpr
+):
+    """`table`: what is added to each score in base 2, or None."""
+    if table is not None:
+        bias = table
     y = gather_rows(keys.k.at, keys.k.s, tile.j, tile.read, SHAPE.D, SHAPE.BLOCK_D)
     z = gather_rows(keys.v.at, keys.v.s, tile.j, tile.read, SHAPE.D, SHAPE.BLOCK_D)
     return query_gradient_step(acc, x, dx, y, z, row_lse, row_delta, tile.seen, scale, bias, ACC)
@@ -57,7 +67,7 @@ def grad_query_tile(acc, x, dx, row_lse, row_delta, keys, tile, scale, bias, ACC
 
 @kernel
 def grad_query_kernel(
-    q, local, prefix, mask, coarse, out, lse, dout, dlse, delta, dq,
+    q, local, table, key_mask, prefix, mask, coarse, out, lse, dout, dlse, delta, dq,
     heads, group, tiles, total_heads, section, height, width, kernel_h, kernel_w, dilation_h, dilation_w, bits,
     prefix_len, coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w, scale, step,
     FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
@@ -85,6 +95,8 @@ def grad_query_kernel(
     row_delta = tl.sum(o.to(ACC) * dx.to(ACC), 1)
     if dlse is not None:
         row_delta -= tl.load(dlse + stat, mask=there, other=0.0)
+    if key_mask is not None or local is None:  # the log-sum-exp of no keys has no gradient, whatever came for it
+        row_delta = tl.where(tl.load(lse + stat, mask=there, other=0.0) > float("-inf"), row_delta, 0.0)
     tl.store(delta + stat, row_delta, mask=there)
     row_lse = tl.load(lse + stat, mask=there, other=float("inf")) * LOG2E
 
@@ -94,7 +106,7 @@ def grad_query_kernel(
         bias = exactly(prefix.bias, ACC)
         for t in tl.range(0, tl.cdiv(prefix_len, N)):
             seen = prefix_tile(t, mask, b, prefix_len, N)
-            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, bias, ACC, SHAPE)
+            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, bias, None, ACC, SHAPE)
     if coarse is not None:
         keys = keys_of(coarse.keys, b, kv)
         bias = exactly(coarse.bias, ACC)
@@ -102,22 +114,26 @@ def grad_query_kernel(
         coarse_image, reach = whole(coarse_window), reach_of(coarse_window, height, width)
         low_y, low_x, box = coarse_windows(queries, coarse_image, reach)
         for t in tl.range(0, tl.cdiv(box.rows * box.columns, N)):
-            seen = grid_tile(t, box, coarse_image, low_y, low_x, reach, queries, N, FORM.SMALL, False)
-            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, bias, ACC, SHAPE)
-    keys = keys_of(local, b, kv)
-    reach = Reach(1, 1, kernel_h, kernel_w)
-    box = key_box(corners, reach, image, FORM.CAUSAL, FORM.SHIFT)
-    low_y, low_x = key_windows(y, col, reach, image, FORM.SHIFT)
-    for t in tl.range(0, tl.cdiv(box.rows * box.columns, N)):
-        seen = grid_tile(t, box, image, low_y, low_x, reach, queries, N, FORM.SMALL, FORM.CAUSAL)
-        acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, 0.0, ACC, SHAPE)
+            seen = coarse_tile(t, box, coarse_image, low_y, low_x, reach, N, FORM.SMALL)
+            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, bias, None, ACC, SHAPE)
+    if local is not None:
+        keys = keys_of(local, b, kv)
+        reach = Reach(1, 1, kernel_h, kernel_w)
+        box = key_box(corners, reach, image, FORM.CAUSAL, FORM.SHIFT)
+        low_y, low_x = key_windows(y, col, reach, image, FORM.SHIFT)
+        own, table = entry_of(box.top - y, box.left - col, window), table_of(table, h, window)
+        key_mask = mask_of(key_mask, b, height * width)
+        for t in tl.range(0, tl.cdiv(box.rows * box.columns, N)):
+            seen = local_tile(t, box, low_y, low_x, reach, queries, key_mask, FORM, N)
+            entry = added(table, own, t, box, window, N, FORM.SMALL)
+            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, 0.0, entry, ACC, SHAPE)
     acc *= exactly(step, ACC)
     scatter_rows(dq.at, dq.s, i, there, acc, D, BLOCK_D)
 
 
 @kernel
 def grad_key_kernel(
-    q, keys, mask, bias, dout, lse, delta, parts, grads,
+    q, keys, table, mask, bias, dout, lse, delta, parts, grads,
     kv_heads, group, tiles, total_kv_heads, section, height, width, key_height, key_width, kernel_h, kernel_w,
     dilation_h, dilation_w, bits, splits, scale, step,
     DENSE: tl.constexpr, FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
@@ -144,7 +160,8 @@ def grad_key_kernel(
     n = raster(home, key_y, key_x)
     read = there
     if mask is not None:
-        read &= tl.load(mask + b * key_width + n, mask=there, other=0) != 0
+        mask = mask_of(mask, b, key_width if DENSE else key_height * key_width)
+        read &= (tl.load(mask + n, mask=there, other=0) != 0) == DENSE
     keys = keys_of(keys, b, kv)
     y = gather_rows(keys.k.at, keys.k.s, n, read, D, BLOCK_D)
     z = gather_rows(keys.v.at, keys.v.s, n, read, D, BLOCK_D)
@@ -158,6 +175,7 @@ def grad_key_kernel(
         low, high = ends(low_y, low_x, size_h, size_w, box, image, FORM.SMALL)
         if FORM.CAUSAL:  # from the key itself on
             own = code(key_y - box.top, key_x - box.left, FORM.SMALL)
+        own_entry = entry_of(key_y - box.top, key_x - box.left, window)
     turns = tl.cdiv(cells, M)
     run = tl.cdiv(turns * group, splits)
     q_at = q.at + (b * q.b + kv * group * q.h)
@@ -183,7 +201,10 @@ def grad_key_kernel(
             seen = inside(low, high, cell, FORM.SMALL)
             if FORM.CAUSAL:
                 seen &= cell[None, :] >= own[:, None]
-        sum_k, sum_v = key_gradient_step(sum_k, sum_v, x, dx, y, z, row_lse, row_delta, seen, scale, bias, ACC)
+        entry = bias
+        if table is not None:
+            entry = added(table_of(table, kv * group + g, window), own_entry, turn, box, window, M, FORM.SMALL, True)
+        sum_k, sum_v = key_gradient_step(sum_k, sum_v, x, dx, y, z, row_lse, row_delta, seen, scale, entry, ACC)
         turn, g = next_tile(turn, g, turns)
 
     if mask is not None:  # a row that no query sees has sums of anything

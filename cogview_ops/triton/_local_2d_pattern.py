@@ -1,8 +1,8 @@
 """Which keys a patch of queries sees, and which queries a patch of keys: shared by the kernels of 2D local attention.
 
 A query at (y, x) sees the cells of a key grid that lie in a window: rows [y // ratio_h - kernel_h // 2, + kernel_h),
-columns likewise; a key at (y, x) is seen from rows [(y - kernel_h // 2) * ratio_h, + kernel_h * ratio_h). The ratio is
-1 for the image itself, image over grid for the coarse one. Windows that are shifted start no further out than at the
+columns likewise; a key at (y, x) is seen from rows [(y - (kernel_h - 1) // 2) * ratio_h, + kernel_h * ratio_h). The
+ratio is 1 for the image itself, image over grid for the coarse one. Windows that are shifted start no further out than at the
 edge, and a key is still seen from a rectangle. The windows of a patch fill a box, which is clipped at the edges of the
 grid and walked in raster order, as many cells at a time as a tile has columns: halos are exact, wherever the patch
 lies, and neither is anything permuted nor padded.
@@ -21,6 +21,8 @@ from ._tiles import Keys, Number
 
 SIGNS: tl.constexpr = tl.constexpr(0x80008000 - 2**32)  # of the two halves of a code
 WIDE_SIGNS: tl.constexpr = tl.constexpr(0x8000000080000000 - 2**64)
+FAR: tl.constexpr = tl.constexpr(-(2**30))  # added to a code: above all windows
+WIDE_FAR: tl.constexpr = tl.constexpr(-(2**62))
 
 
 class Biased(NamedTuple):
@@ -40,12 +42,15 @@ class Window(NamedTuple):
 
 
 class Sets(NamedTuple):
-    """What queries may see: an image, and if they are there a prefix and a coarse image.
+    """What queries may see, what is there of it: an image, a prefix, a coarse image.
 
-    The mask is not part of the prefix: Triton 3.6 cannot ask whether a tuple with None in it is None.
+    Masks are not part of keys: Triton 3.6 cannot ask whether a tuple with None in it is None.
     """
 
-    local: Keys
+    local: Any
+    table: Any  # of the image: None, or a pointer to that of a head
+    own: Any  # how far from there those of the queries' heads are
+    key_mask: Any  # of the image: None, or of integers, FAR where hidden
     prefix: Any
     mask: Any  # of the prefix: None, or of integers
     coarse: Any
@@ -61,6 +66,8 @@ class Form(NamedTuple):
     SHIFT: bool
     DILATED: bool
     SMALL: bool  # see `box_cells` and `code`
+    PARTIAL: bool = False  # keys behind `Queries.last` are not there
+    OPEN: bool = False  # boxes are not clipped at the edges of the image
 
 
 class Image(NamedTuple):
@@ -99,7 +106,7 @@ class Box(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Cells (y, x) of a sub-image between corners, their raster indices, the largest of those."""
+    """Cells (y, x) of a sub-image between corners, their raster indices, the last one of a key that they may see."""
 
     image: Image
     corners: Corners
@@ -172,7 +179,7 @@ def key_windows(y, x, reach, grid, SHIFT: tl.constexpr):
 @triton.jit
 def query_windows(y, x, reach, grid, SHIFT: tl.constexpr):
     """First row and column, number of rows and columns of the queries that see keys at (y, x)."""
-    low_y, low_x = (y - reach.kernel_h // 2) * reach.ratio_h, (x - reach.kernel_w // 2) * reach.ratio_w
+    low_y, low_x = (y - ((reach.kernel_h - 1) >> 1)) * reach.ratio_h, (x - ((reach.kernel_w - 1) >> 1)) * reach.ratio_w
     size_h, size_w = reach.ratio_h * reach.kernel_h, reach.ratio_w * reach.kernel_w
     if SHIFT:
         low_y, size_h = shifted_queries(y, reach.kernel_h, grid.rows)
@@ -183,7 +190,7 @@ def query_windows(y, x, reach, grid, SHIFT: tl.constexpr):
 @triton.jit
 def shifted_queries(y, kernel, length):
     """Of one axis: the keys of the window at an edge are seen from the edge on."""
-    low = tl.where(y < kernel, 0, y - kernel // 2)
+    low = tl.where(y < kernel, 0, y - ((kernel - 1) >> 1))
     return low, tl.where(y >= length - kernel, length, y + kernel // 2 + 1) - low
 
 
@@ -237,14 +244,20 @@ def code(y, x, SMALL: tl.constexpr):
 
 
 @triton.jit
+def row_of(c, box, SMALL: tl.constexpr):
+    """The row of a box that its cell number c is in."""
+    if SMALL:  # c // columns, exact where cells * columns < 2**31
+        inverse = (0x7FFFFFFF // box.columns).to(tl.uint32) + 1
+        return tl.umulhi((2 * c).to(tl.uint32), inverse).to(tl.int32)
+    else:
+        return c // box.columns
+
+
+@triton.jit
 def box_cells(t, box, image, N: tl.constexpr, SMALL: tl.constexpr):
     """Cells [t * N, t * N + N) of a box: their codes, raster indices, and which there are."""
     c = t * N + tl.arange(0, N)
-    if SMALL:  # c // columns, exact where cells * columns < 2**31
-        inverse = (0x7FFFFFFF // box.columns).to(tl.uint32) + 1
-        y = tl.umulhi((2 * c).to(tl.uint32), inverse).to(tl.int32)
-    else:
-        y = c // box.columns
+    y = row_of(c, box, SMALL)
     # not by way of x = c - y * columns: a multiplication less for each
     step_h, step_w = image.dilation_h * image.width, image.dilation_w
     j = raster(image, box.top, box.left) + c * step_w + y * (step_h - box.columns * step_w)
@@ -277,12 +290,87 @@ def prefix_tile(t, mask, b, length, N: tl.constexpr):
 
 
 @triton.jit
-def grid_tile(t, box, image, low_y, low_x, reach, queries, N: tl.constexpr, SMALL: tl.constexpr, CAUSAL: tl.constexpr):
-    """Keys [t * N, t * N + N) of a box. Causal: a cache may hold anything behind the last query."""
+def coarse_tile(t, box, image, low_y, low_x, reach, N: tl.constexpr, SMALL: tl.constexpr):
+    """Keys [t * N, t * N + N) of a box."""
     cell, j, read = box_cells(t, box, image, N, SMALL)
     low, high = ends(low_y, low_x, reach.kernel_h, reach.kernel_w, box, image, SMALL)
-    seen = inside(low, high, cell, SMALL)
-    if CAUSAL:
+    return Tile(j, read, inside(low, high, cell, SMALL))
+
+
+@triton.jit
+def local_tile(t, box, low_y, low_x, reach, queries, key_mask, FORM: tl.constexpr, N: tl.constexpr):
+    """Likewise, of the image. Causal: a cache may hold anything behind the last query."""
+    image = queries.image
+    cell, j, read = box_cells(t, box, image, N, FORM.SMALL)
+    if FORM.OPEN:
+        read &= within(box, image, cell, FORM.SMALL)
+    if FORM.CAUSAL or FORM.PARTIAL:
         read &= j <= queries.last
+    # what is not there is far from all windows
+    if FORM.OPEN or FORM.PARTIAL:
+        cell += tl.where(read, 0, FAR if FORM.SMALL else WIDE_FAR)
+    if key_mask is not None:
+        far = tl.load(key_mask + j, mask=read, other=0)
+        read &= far == 0
+        cell += far if FORM.SMALL else far.to(tl.int64) << 32
+    low, high = ends(low_y, low_x, reach.kernel_h, reach.kernel_w, box, image, FORM.SMALL)
+    seen = inside(low, high, cell, FORM.SMALL)
+    if FORM.CAUSAL:
         seen &= j[None, :] <= queries.i[:, None]
     return Tile(j, read, seen)
+
+
+@triton.jit
+def within(box, image, cell, SMALL: tl.constexpr):
+    """Which cells of a box that is not clipped are in the image."""
+    first = code(tl.maximum(-box.top, 0), tl.maximum(-box.left, 0), SMALL)
+    bottom, right = tl.minimum(image.rows - box.top, box.rows), tl.minimum(image.columns - box.left, box.columns)
+    last = code(bottom - 1, right - 1, SMALL)
+    return (((cell - first) | (last - cell)) & (SIGNS if SMALL else WIDE_SIGNS)) == 0
+
+
+@triton.jit
+def mask_of(key_mask, b, cells):
+    """Of sample b."""
+    if key_mask is None:
+        return None
+    else:
+        return key_mask + b * cells
+
+
+@triton.jit
+def table_of(table, h, window):
+    """Of a head: what is added to scores in base 2, by how far a key is from a query. Of none: None."""
+    if table is None:
+        return None
+    else:
+        return table + h * ((2 * window.kernel_h - 1) * (2 * window.kernel_w - 1))
+
+
+@triton.jit
+def entry_of(y, x, window):
+    """In a table: of a key that is so many rows and columns behind the query."""
+    return (y + window.kernel_h - 1) * (2 * window.kernel_w - 1) + x + window.kernel_w - 1
+
+
+@triton.jit
+def steps(t, box, window, N: tl.constexpr, SMALL: tl.constexpr):
+    """How many entries cells [t * N, t * N + N) of a box are behind its first one. It is as well where it is no cell."""
+    c = t * N + tl.arange(0, N)
+    y = row_of(c, box, SMALL)
+    step = c + y * (2 * window.kernel_w - 1 - box.columns)
+    return tl.where(c < box.rows * box.columns, step, 0)
+
+
+@triton.jit
+def added(table, own, t, box, window, N: tl.constexpr, SMALL: tl.constexpr, KEYS: tl.constexpr = False):
+    """What is added to the scores of a tile; `own`: entries of queries and the first key of the box, or of KEYS and its
+    first query. None without a table.
+
+    Of pairs that do not see each other any number: there is room around tables for the entries that they would have.
+    """
+    if table is None:
+        return None
+    else:
+        step = steps(t, box, window, N, SMALL)[None, :]  # pointers by row: one instruction for each address
+        return tl.load((table + own)[:, None] - step if KEYS else (table + own)[:, None] + step)

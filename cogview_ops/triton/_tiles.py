@@ -17,11 +17,11 @@ LOG2E: tl.constexpr = tl.constexpr(1 / math.log(2))
 # Integers that are compiled for any value, not anew for 1 and for multiples of 16 as Triton does it unasked. Strides
 # and the columns of rows are not among them, for wide accesses, nor are block_size and splits, which cost registers.
 SIZES = (
-    "bits", "capacity", "count", "coarse_height", "coarse_kernel_h", "coarse_kernel_w", "coarse_width",
-    "dilation_h", "dilation_w", "group", "heads", "height", "kernel_h", "kernel_w", "key_height", "key_width",
-    "kv_heads", "num_pivots", "pitch", "pivot_tiles", "prefix_len", "room", "row_tiles", "rows", "rows_per_matrix",
-    "section", "seqlen", "sequences", "share_size", "shares", "steps", "threshold", "tiles", "tokens", "total_heads",
-    "total_kv_heads", "width", "window_blocks",
+    "above", "batch", "before", "bits", "capacity", "coarse_height", "coarse_kernel_h", "coarse_kernel_w",
+    "coarse_width", "columns", "count", "dilation_h", "dilation_w", "group", "heads", "height", "kernel_h",
+    "kernel_w", "key_height", "key_width", "kv_heads", "num_pivots", "pitch", "pivot_tiles", "prefix_len", "room",
+    "row_tiles", "rows", "rows_per_matrix", "section", "seqlen", "sequences", "share_size", "shares", "steps",
+    "threshold", "tiles", "tokens", "total_heads", "total_kv_heads", "width", "window_blocks",
 )  # fmt: skip
 LOWEST: tl.constexpr = tl.constexpr(-3.4e38)  # the maximum of nothing: finite, so that differences stay numbers
 
@@ -143,9 +143,10 @@ def softmax_step(acc, top, total, s, v, scale, bias, ACC: tl.constexpr):
 
 @triton.jit
 def query_gradient_step(acc, x, dx, y, z, lse, delta, seen, scale, bias, ACC: tl.constexpr):
-    """Adds keys y with values z to the gradient of queries x, dx that of their outputs; `seen` None: all of them."""
+    """Adds keys y with values z to the gradient of queries x, dx that of their outputs; `seen` None: all of them.
+    `bias`: one, or one for each score."""
     s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
-    p = tl.exp2(s * scale - (lse - bias)[:, None])
+    p = tl.exp2(s * scale - (lse[:, None] - bias))
     if seen is not None:
         p = tl.where(seen, p, 0.0)
     dp = tl.dot(dx, tl.trans(z), input_precision="ieee", out_dtype=ACC)
@@ -157,7 +158,7 @@ def query_gradient_step(acc, x, dx, y, z, lse, delta, seen, scale, bias, ACC: tl
 def key_gradient_step(sum_k, sum_v, x, dx, y, z, lse, delta, seen, scale, bias, ACC: tl.constexpr):
     """Adds queries x to the gradients of keys y and values z, likewise; tiles are [keys, queries]."""
     s = tl.dot(y, tl.trans(x), input_precision="ieee", out_dtype=ACC)
-    p = tl.exp2(s * scale - (lse - bias)[None, :])
+    p = tl.exp2(s * scale - (lse[None, :] - bias))
     if seen is not None:
         p = tl.where(seen, p, 0.0)
     sum_v = tl.dot(p.to(dx.dtype), dx, sum_v, input_precision="ieee", out_dtype=ACC)

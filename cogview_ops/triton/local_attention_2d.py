@@ -26,6 +26,7 @@ from ._local_2d_backward import grad_key_kernel, grad_query_kernel, sum_kernel
 from ._local_2d_call import Call, box_tiles, log2, patch_rows, patches, plus, sizes, sub_image
 from ._local_2d_forward import decode_kernel, forward_kernel
 from ._local_2d_pattern import Form
+from ._local_2d_table import grad_table_kernel, sum_table_kernel
 from ._tiles import (
     DEVICES,
     Keys,
@@ -50,17 +51,18 @@ class _KeySet(NamedTuple):
     ratio: Pair  # rows and columns of queries to one of keys
     bias: Number = number(0.0)
     mask: Tensor | None = None
+    table: Tensor | None = None
     dilation: Pair = (1, 1)
     causal: bool = False
     shift: bool = False
     dense: bool = False
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor | None, v: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
     out, lse = _registration.empty_attention(q)
     if not q.numel():
         return out, lse
-    call = Call(q, k, v, _options(arguments[:TENSORS], arguments[TENSORS:]))
+    call = Call(q, k, v, unflatten(arguments[:TENSORS], arguments[TENSORS:]))
     config = call.config("forward")
     programs, shared = call.patches(config)
     scale = {"scale": scale_of(abs(call.scale)), "NEGATE": call.scale < 0}
@@ -69,7 +71,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, T
 
 
 def backward(
-    dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *arguments: Any
+    dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor | None, v: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, ...]:
     tensors, (out, lse, *numbers) = arguments[:TENSORS], arguments[TENSORS:]
     inputs = (q, k, v, *tensors[:WITH_GRADIENT])
@@ -80,7 +82,7 @@ def backward(
         dout = torch.zeros_like(out)
     elif dout.stride(3) != 1:
         dout = dout.contiguous()
-    call = Call(q, k, v, _options(tensors, numbers))
+    call = Call(q, k, v, unflatten(tensors, tuple(numbers)))
     config = call.config("grad_query")
     programs, shared = call.patches(config)
     rows = {"q": rows_of(q), "dout": rows_of(dout), "lse": lse, "delta": torch.empty_like(lse)}
@@ -95,13 +97,13 @@ def backward(
         dlse=None if dlse is None else dlse.contiguous(),
         dq=rows_of(grads[0]),
     )
-    local = _KeySet(
-        call.local, call.grid, call.kernel, (1, 1), dilation=call.dilation, causal=call.causal, shift=call.shift
-    )
-    owners = [(local, grads[1:3])]
+    owners = []
+    if call.local is not None:
+        form = {"dilation": call.dilation, "causal": call.causal, "shift": call.shift}
+        local = _KeySet(call.local, call.grid, call.kernel, (1, 1), mask=call.key_mask, table=call.table, **form)
+        owners.append((local, grads[1:3]))
     if call.coarse is not None:
-        ratio = call.grid[0] // call.coarse_grid[0], call.grid[1] // call.coarse_grid[1]
-        coarse = _KeySet(call.coarse.keys, call.coarse_grid, call.coarse_kernel, ratio, call.coarse.bias)
+        coarse = _KeySet(call.coarse.keys, call.coarse_grid, call.coarse_kernel, call.ratio, call.coarse.bias)
         owners.insert(0, (coarse, grads[5:7]))
     if call.prefix is not None:  # longest first: every query sees it
         size = 1, call.prefix_len
@@ -109,6 +111,8 @@ def backward(
         owners.insert(0, (prefix, grads[3:5]))
     for keys, (dk, dv) in owners:
         _grad_keys(call, rows, keys, dk, dv)
+    if call.table is not None:
+        _grad_table(call, rows, grads[7])
     return tuple(grads)
 
 
@@ -140,6 +144,7 @@ def _grad_keys(call: Call, rows: dict[str, Any], keys: _KeySet, dk: Tensor, dv: 
         **rows,
         **shared,
         keys=keys.keys,
+        table=keys.table,
         mask=keys.mask,
         bias=keys.bias,
         group=call.group,
@@ -160,28 +165,58 @@ def _grad_keys(call: Call, rows: dict[str, Any], keys: _KeySet, dk: Tensor, dv: 
         launch(sum_kernel, (triton.cdiv(count, 16) * call.pairs,), configs.SMALL, **shared)
 
 
+def _grad_table(call: Call, tensors: dict[str, Any], grad: Tensor) -> None:
+    config = call.config("grad_table")
+    patch, count = call.patch(config)
+    (above, rows), (before, columns) = (call.beside(axis, patch[axis]) for axis in (0, 1))
+    tiles = triton.cdiv(rows * columns, config.n)
+    splits = configs.splits(call.heads * tiles, count, 64, call.device)
+    parts = tensors["lse"].new_empty(splits, call.heads, tiles, config.m, config.n)
+    shared: dict[str, Any] = {"parts": parts, "heads": call.heads, "tiles": tiles, "splits": splits}
+    shared |= {"bits": log2(patch[1]), "above": above, "before": before, "rows": rows, "columns": columns}
+    shared |= {**sizes("kernel_h", "kernel_w", call.kernel), "ACC": call.acc, "SHAPE": call.shape(config)}
+    small = call.small((rows, columns), (rows, columns), config.n)
+    launch(
+        grad_table_kernel,
+        (call.heads * tiles, splits),
+        config,
+        q=tensors["q"],
+        local=call.local,
+        table=call.table,
+        key_mask=call.key_mask,
+        lse=tensors["lse"],
+        dout=tensors["dout"],
+        delta=tensors["delta"],
+        batch=call.batch,
+        group=call.group,
+        count=count,
+        **sizes("height", "width", call.grid),
+        **sizes("dilation_h", "dilation_w", call.dilation),
+        scale=tensors["scale"],
+        **shared,
+        FORM=Form(call.causal, call.shift, call.dilation != (1, 1), small, OPEN=True),
+    )
+    entries = 64
+    blocks = triton.cdiv(grad[0].numel(), entries)
+    launch(sum_table_kernel, (blocks * call.heads,), configs.SMALL, grad=grad, **shared, ENTRIES=entries)
+
+
 def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     out = _registration.empty_decode(q)
     if not q.numel():
         return out
     lengths, query_index, *numbers = arguments[TENSORS:]
-    options = _options(arguments[:TENSORS], numbers)
-    if query_index is not None or options.window.edge == "shift" or not options.window.raster_causal:
-        name = (
-            "query_index" if query_index is not None else "raster_causal" if options.window.edge == "clip" else "edge"
-        )
-        raise NotImplementedError(f"{name}: the Triton kernels do not have it yet; impl='reference' has")
-    call = Call(q, k, v, options)
+    call = Call(q, k, v, unflatten(arguments[:TENSORS], tuple(numbers)))
     config = call.config("decode")
     steps = q.shape[2]
-    # dilated, steps are apart: a tile of rows is of one
-    dilated = call.dilation != (1, 1)
-    pitch = triton.cdiv(call.group, config.m) * config.m if dilated else call.group
+    # dilated or anywhere, steps are apart: a tile of rows is of one
+    apart = call.dilation != (1, 1) or query_index is not None
+    pitch = triton.cdiv(call.group, config.m) * config.m if apart else call.group
     row_tiles = triton.cdiv(steps * pitch, config.m)
-    span = 1 if dilated else min(steps, triton.cdiv(config.m, pitch) + 1)  # steps of a tile; several may cross rows
+    span = 1 if apart else min(steps, triton.cdiv(config.m, pitch) + 1)  # steps of a tile; several may cross rows
     patch = (1, 1) if span == 1 else (1 + triton.cdiv(span - 1, call.grid[1]), call.grid[1])
-    tiles = triton.cdiv(call.prefix_len, config.n)
-    tiles += box_tiles(call.image, (patch[0] + call.kernel[0] // 2, patch[1] + call.kernel[1] - 1), config.n)
+    box = patch[0] + call.kernel[0] // 2 if call.causal else patch[0] + call.kernel[0] - 1, patch[1] + call.kernel[1] - 1
+    tiles = triton.cdiv(call.prefix_len, config.n) + box_tiles(call.image, box, config.n)
     tiles += 0 if call.coarse is None else box_tiles(call.coarse_grid, plus(patch, call.coarse_kernel), config.n)
     shares = configs.splits(call.pairs * row_tiles, tiles, 64, call.device)
     share_size = triton.cdiv(tiles, shares)
@@ -196,8 +231,9 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
         config,
         q=rows_of(q),
         lengths=lengths.contiguous(),
+        query_index=None if query_index is None else query_index.contiguous(),
         **shared,
-        **call.query_side(patch, config),
+        **call.query_side(patch, config, partial=query_index is not None or not call.causal),
         share_size=share_size,
         scale=scale_of(abs(call.scale)),
         NEGATE=call.scale < 0,
@@ -205,19 +241,6 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     shared |= {"out": rows_of(out), "group": call.group, "shares": shares, "SHARES": power_of_4(shares)}
     launch(combine_kernel, (steps * call.group * call.pairs,), configs.SMALL, **shared, SHAPE=call.shape(config))
     return out
-
-
-def _options(tensors: tuple[Any, ...], numbers: Any) -> Options:
-    options = unflatten(tensors, tuple(numbers))
-    kernels = *options.window.kernel_size, *(options.coarse.kernel_size if options.coarse else ())
-    for name, missing in (
-        ("bias", options.bias is not None),
-        ("key_mask", options.key_mask is not None),
-        ("kernel_size", any(k % 2 == 0 for k in kernels)),
-    ):
-        if missing:
-            raise NotImplementedError(f"{name}: the Triton kernels do not have it yet; impl='reference' has")
-    return options
 
 
 register("cogview_ops_triton")

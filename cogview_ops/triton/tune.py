@@ -100,7 +100,7 @@ def three_region_calls(qkv: Tensor, pivots: Tensor, block_size: int, window_bloc
 
 def local_2d_calls(qkv: Tensor, grid: list[int], kernel_size: list[int]) -> Calls:
     (q, k, v), dout = qkv, torch.randn_like(qkv[0])
-    op, no_sets, window = local_attention_2d, (None,) * 5, (grid, kernel_size, [1, 1])
+    op, no_sets, window = local_attention_2d, (None,) * 7, (grid, kernel_size, [1, 1])
     rest = (0.0, [0, 0], [0, 0], 0.0, q.shape[3] ** -0.5)
     out, lse = op.forward(q, k, v, *no_sets, *window, False, False, *rest)
     lengths = torch.full(q.shape[:1], q.shape[2], device=q.device)
@@ -112,7 +112,7 @@ def local_2d_calls(qkv: Tensor, grid: list[int], kernel_size: list[int]) -> Call
         "local_forward": lambda: op.forward(q, k, v, *no_sets, *window, False, False, *rest),
         "local_grad_query": gradients,
         "local_grad_key": gradients,
-        "local_decode": lambda: op.decode(q[:, :, -1:], k, v, *no_sets, lengths, *window, *rest),
+        "local_decode": lambda: op.decode(q[:, :, -1:], k, v, *no_sets, lengths, None, *window, True, False, *rest),
     }
 
 
