@@ -2,8 +2,8 @@
 
 Memory. Tensors come with any strides but a last one of 1, 16 bytes at a time where addresses and strides allow. Forward
 reads q once, the rows of k and v that a patch's box holds once a patch (halos come from cache), and writes out and lse
-once. Of a table each score that is computed reads an entry, from the L1 cache. Decode reads the same for a few queries; a program leaves its share of the keys in `part` and `part_lse`, which
-`combine_kernel` merges in their order.
+once. Of a table each score that is computed reads an entry, from the L1 cache. Decode reads the same for a few
+queries; a program leaves its share of the keys in `part` and `part_lse`, which `combine_kernel` merges in their order.
 """
 
 import math

@@ -2,10 +2,10 @@
 
 A query at (y, x) sees the cells of a key grid that lie in a window: rows [y // ratio_h - kernel_h // 2, + kernel_h),
 columns likewise; a key at (y, x) is seen from rows [(y - (kernel_h - 1) // 2) * ratio_h, + kernel_h * ratio_h). The
-ratio is 1 for the image itself, image over grid for the coarse one. Windows that are shifted start no further out than at the
-edge, and a key is still seen from a rectangle. The windows of a patch fill a box, which is clipped at the edges of the
-grid and walked in raster order, as many cells at a time as a tile has columns: halos are exact, wherever the patch
-lies, and neither is anything permuted nor padded.
+ratio is 1 for the image itself, image over grid for the coarse one. Windows that are shifted start no further out than
+at the edge, and a key is still seen from a rectangle. The windows of a patch fill a box, which is clipped at the edges
+of the grid and walked in raster order, as many cells at a time as a tile has columns: halos are exact, wherever the
+patch lies, and neither is anything permuted nor padded.
 
 Dilation splits the image into sub-images, of the cells that are dilation rows and columns apart, and each of them is
 attended to as if it were the image. A patch lies in one of them; without dilation there is one, and its arithmetic
@@ -355,7 +355,7 @@ def entry_of(y, x, window):
 
 @triton.jit
 def steps(t, box, window, N: tl.constexpr, SMALL: tl.constexpr):
-    """How many entries cells [t * N, t * N + N) of a box are behind its first one. It is as well where it is no cell."""
+    """How many entries cells [t * N, t * N + N) of a box are behind its first one; also where it is no cell."""
     c = t * N + tl.arange(0, N)
     y = row_of(c, box, SMALL)
     step = c + y * (2 * window.kernel_w - 1 - box.columns)

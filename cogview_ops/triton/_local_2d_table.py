@@ -10,7 +10,6 @@ again. Parts are [shares, heads, tiles, M, N] of float32: per head and share the
 included, for each of its M queries. 9 x 9 windows: 4 tiles of 64 keys for 64 queries, 64 KB; 16 heads in 4 shares 4 MB.
 """
 
-import triton
 import triton.language as tl
 
 from ._local_2d_pattern import (

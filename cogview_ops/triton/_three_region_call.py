@@ -12,7 +12,7 @@ from ._three_region_place import PIVOT_ROWS
 from ._tiles import Keys, Shape, accumulator, block_d, check_interpreter, launch, logit, rows_of, section, wide
 
 ROWS = PIVOT_ROWS.value
-BATCH = {"begins": None, "sequences": None, "tokens": None}
+BATCH: dict[str, Any] = {"begins": None, "sequences": None, "tokens": None}
 
 
 def samples(x: Tensor) -> Tensor:
@@ -109,7 +109,8 @@ class Call:
         total = self.batch * self.heads
         launched = {"heads": self.heads, "group": self.group, "total_heads": total}
         launched |= {"section": section(total, self.group, self.keys.k.at), "seqlen": self.seqlen, "room": self.room}
-        shared = {"keys": self.keys, "copies": self.copies(), **launched, **self.packed, **self.pattern, "ACC": self.acc}
+        shared = {"keys": self.keys, "copies": self.copies(), "ACC": self.acc}
+        shared |= {**launched, **self.packed, **self.pattern}
         return self.token_tiles(config.m) * total, shared
 
     def pivot_tiles(self, config: configs.Config) -> tuple[int, int]:

@@ -73,7 +73,7 @@ def forward_kernel(
     scale = exactly(scale, ACC)
     bias = exactly(bias, ACC)
     sequence, first = sequence_of(b, tile * M, seqlen, packed, None, M)
-    if begins is not None:
+    if begins is not None:  # noqa: SIM102 (one is known to the compiler)
         if first >= sequence.seqlen:
             return
     window = Window(sequence.seqlen, block_size, window_blocks)

@@ -124,10 +124,11 @@ def gather_kernel(
     head = tl.program_id(0) // tiles
     b, h = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
     sequence, n = sequence_of(b, tl.program_id(0) % tiles * ROWS, seqlen, packed, room, PIVOT_ROWS)
-    if begins is not None:
+    if begins is not None:  # noqa: SIM102 (one is known to the compiler)
         if n >= pivot_room(sequence, room, packed):
             return
-    index, valid = valid_pivots(pivots + sequence.number * num_pivots, n + tl.arange(0, ROWS), num_pivots, sequence.seqlen)
+    own = pivots + sequence.number * num_pivots
+    index, valid = valid_pivots(own, n + tl.arange(0, ROWS), num_pivots, sequence.seqlen)
     to = (pivot_row(head.to(tl.int64), sequence, room, packed) + n) * BLOCK_D
     keys = keys_of(keys, sequence.sample, h)
     rows = gather_rows(keys.k.at, keys.k.s, index, valid, D, BLOCK_D)
@@ -162,7 +163,7 @@ def runs_of(keys, copies, pair, sequence, kv, room, packed, BLOCK_D: tl.constexp
 
 @triton.jit
 def edge_count(tiles):
-    """How many tiles are not full, and at least one: a loop that may be skipped zeroes the sums on a path of its sequence,
+    """How many tiles are not full, and at least one: a loop that may be skipped zeroes the sums on a path of its own,
     for which ptxas makes every wgmma wait. That one lies behind the last query, its keys are not read."""
     return tl.maximum(tiles.pivots - tiles.full_pivots + tiles.head + tiles.window - tiles.tail, 1)
 

@@ -1,7 +1,7 @@
 """Which sequence a program works on, and where what belongs to it lies: of a batch, and of packed sequences.
 
-In a batch every sequence has as many tiles, and programs divide. Packed ones have tiles of their sequence too, and a program
-finds its sequence by a search of where they begin: number n, from token `begin` on, has rows from
+In a batch every sequence has as many tiles, and programs divide. Packed ones have tiles of their sequence too, and a
+program finds its sequence by a search of where they begin: number n, from token `begin` on, has rows from
 (begin // SIZE + n) * SIZE on, a multiple of SIZE and, since n grows by one for each of them, far enough from the one
 before. So tokens // SIZE + sequences programs do for all lengths, of which one a sequence may find nothing to do, and
 neither the host nor a scan has to look at them.

@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from .. import _registration
-from .._local_options import TENSORS, WITH_GRADIENT, Options, Pair, unflatten
+from .._local_options import TENSORS, WITH_GRADIENT, Pair, unflatten
 from ..local_attention_2d import define_forward, register
 from . import configs
 from ._local_2d_backward import grad_key_kernel, grad_query_kernel, sum_kernel
@@ -99,7 +99,7 @@ def backward(
     )
     owners = []
     if call.local is not None:
-        form = {"dilation": call.dilation, "causal": call.causal, "shift": call.shift}
+        form: dict[str, Any] = {"dilation": call.dilation, "causal": call.causal, "shift": call.shift}
         local = _KeySet(call.local, call.grid, call.kernel, (1, 1), mask=call.key_mask, table=call.table, **form)
         owners.append((local, grads[1:3]))
     if call.coarse is not None:
@@ -215,7 +215,8 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     row_tiles = triton.cdiv(steps * pitch, config.m)
     span = 1 if apart else min(steps, triton.cdiv(config.m, pitch) + 1)  # steps of a tile; several may cross rows
     patch = (1, 1) if span == 1 else (1 + triton.cdiv(span - 1, call.grid[1]), call.grid[1])
-    box = patch[0] + call.kernel[0] // 2 if call.causal else patch[0] + call.kernel[0] - 1, patch[1] + call.kernel[1] - 1
+    above = call.kernel[0] // 2 if call.causal else call.kernel[0] - 1
+    box = patch[0] + above, patch[1] + call.kernel[1] - 1
     tiles = triton.cdiv(call.prefix_len, config.n) + box_tiles(call.image, box, config.n)
     tiles += 0 if call.coarse is None else box_tiles(call.coarse_grid, plus(patch, call.coarse_kernel), config.n)
     shares = configs.splits(call.pairs * row_tiles, tiles, 64, call.device)

@@ -32,6 +32,7 @@ from ._tiles import (
     section,
 )
 
+
 def forward(q: Tensor, k: Tensor, v: Tensor, pivots: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
     out, lse = _registration.empty_attention(q)
     if q.numel():
@@ -61,25 +62,25 @@ def backward(
     dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     lse, pivots, *numbers = rest
-    grads = tuple(_registration.empty_rows(x) for x in (q, k, v))
+    dq, dk, dv = (_registration.empty_rows(x) for x in (q, k, v))
     if not q.numel():
-        return grads[0], grads[1].zero_(), grads[2].zero_()
+        return dq, dk.zero_(), dv.zero_()
     call = Call(q, k, v, pivots, tuple(numbers))
-    _backward(call, q, out, _readable(dout, out), lse, dlse, *grads)
-    return grads
+    _backward(call, q, out, _readable(dout, out), lse, dlse, dq, dk, dv)
+    return dq, dk, dv
 
 
 def varlen_backward(
     dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     lse, pivots, cu_seqlens, max_seqlen, *numbers = rest
-    grads = tuple(_registration.empty_rows(x) for x in (q, k, v))
+    dq, dk, dv = (_registration.empty_rows(x) for x in (q, k, v))
     if not q.numel() or not len(pivots):
-        return grads[0], grads[1].zero_(), grads[2].zero_()
+        return dq, dk.zero_(), dv.zero_()
     call = Call(samples(q), samples(k), samples(v), pivots, tuple(numbers), cu_seqlens, max_seqlen)
-    rows = [samples(x) for x in (q, out, _readable(dout, out))]
-    _backward(call, *rows, lse, dlse, *map(samples, grads))
-    return grads
+    rows = samples(q), samples(out), samples(_readable(dout, out))
+    _backward(call, *rows, lse, dlse, samples(dq), samples(dk), samples(dv))
+    return dq, dk, dv
 
 
 def _readable(dout: Tensor | None, out: Tensor) -> Tensor:
