@@ -157,7 +157,6 @@ def local_attention_2d(
     if namespace is None:
         out, lse = reference.local_attention_2d(query, key, value, unflatten(tensors, numbers))
     else:
-        _not_yet(namespace, query, bias=bias, key_mask=key_mask, kernel_size=kernel_size)
         out, lse = _dispatch.run(namespace, "local_attention_2d_fwd", query, key, value, *tensors, *numbers)
     return (out, lse) if return_lse else out
 
@@ -231,17 +230,8 @@ def local_attention_2d_decode(
         position = cache_seqlens[:, None] - query.shape[2] + new if query_index is None else query_index
         options = unflatten(tensors, numbers)
         return reference.local_attention_2d(query, key_cache, value_cache, options, position, cache_seqlens)[0]
-    window = {"edge": None if edge == "clip" else edge, "raster_causal": None if raster_causal else False}
-    _not_yet(namespace, query, bias=bias, key_mask=key_mask, query_index=query_index, **window)
     places = _sharding.beside(cache_seqlens, query), _sharding.beside(query_index, query)
     return _dispatch.run(namespace, name, query, key_cache, value_cache, *tensors, *places, *numbers, values=values)
-
-
-def _not_yet(namespace: str, query: Tensor, **options: Any) -> None:
-    """What the kernels for CPUs do not have yet."""
-    for name, x in options.items():
-        if namespace == "cogview_ops" and (x is None) == (name == "kernel_size"):
-            raise NotImplementedError(f"{name}: the kernels do not have it yet; impl='reference' has")
 
 
 def _tensors(query: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -305,8 +295,9 @@ def _checked(
 
 
 def _bwd_fake(dout: Any, dlse: Any, query: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    keys = rest[: 2 + WITH_GRADIENT]
-    return tuple(query.new_empty(0) if x is None else _registration.empty_rows(x) for x in (query, *keys))
+    *keys, bias = rest[: 2 + WITH_GRADIENT]
+    grads = [query.new_empty(0) if x is None else _registration.empty_rows(x) for x in (query, *keys)]
+    return *grads, query.new_empty(0) if bias is None else bias.new_empty(bias.shape)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:

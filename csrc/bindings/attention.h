@@ -17,7 +17,7 @@ inline void check_attention_tensor(const Tensor& x, const char* name, Dtype dtyp
 inline Tensor4 view(const Tensor& x) {
   Tensor4 v;
   v.data = const_cast<void*>(x.const_data_ptr());
-  for (int d = 0; d < 3; ++d) v.stride[d] = x.stride(d);
+  for (int d = 0; d < 3 && d < x.dim(); ++d) v.stride[d] = x.stride(d);  // the gradient of nothing has one dimension
   return v;
 }
 

@@ -42,15 +42,15 @@ inline void write_row(const Acc<T>* acc, Acc<T> factor, int d, T* out) {
 }
 
 // One row of scores against its running maximum m: adds to `total`, and hands two vectors of probabilities at a time to
-// put(column, x0, x1). Calls rescale(keep) when the maximum moved.
-template <class T, class Rescale, class Put>
-inline void softmax_row(const Acc<T>* s, uint64_t mask, Acc<T> scale, Acc<T> bias, Acc<T>* m, Vec<Acc<T>>* total,
+// put(column, x0, x1). Calls rescale(keep) when the maximum moved. bias(column) is added to the scores.
+template <class T, class Bias, class Rescale, class Put>
+inline void softmax_row(const Acc<T>* s, uint64_t mask, Acc<T> scale, Bias&& bias, Acc<T>* m, Vec<Acc<T>>* total,
                         Rescale&& rescale, Put&& put) {
   using A = Acc<T>;
   constexpr int l = kLanes<A>, n = kTile / l;
   Vec<A> x[n], top = splat(kNone<A>);
   COGVIEW_UNROLL(c, n) {
-    x[c] = select_bits<A>(mask >> (c * l), load(s + c * l) * scale + bias, kNone<A>);
+    x[c] = select_bits<A>(mask >> (c * l), load(s + c * l) * scale + bias(c * l), kNone<A>);
     top = vmax(x[c], top);
   }
   const A peak = hmax(top);

@@ -23,14 +23,28 @@ struct KeyList {
   A *dk[kListed], *dv[kListed], bias[kListed];
   uint16_t lanes[kListed];
   int count = 0;
+  // In place of `bias`: a number for each lane (in log2), and where its gradient is summed up.
+  bool tables = false;
+  const A* table[kListed];
+  A* dtable[kListed];
 
   // Products are of 8 keys: as many more that no lane sees, whose gradients go to `nowhere`.
   void pad(A* nowhere) {
     for (; count % 8; ++count) {
       k[count] = k[0], v[count] = v[0], dk[count] = dv[count] = nowhere, bias[count] = 0, lanes[count] = 0;
+      if (tables) table[count] = table[0], dtable[count] = dtable[0];
     }
   }
 };
+
+// What is added to the scores of key i in vector v.
+template <bool tables, class T>
+inline auto bias_of(const KeyList<T>& keys, int i, int v) {
+  if constexpr (tables)
+    return load(keys.table[i] + v * kLanes<Acc<T>>);
+  else
+    return keys.bias[i];
+}
 
 // A number for each lane.
 template <class A>
@@ -72,23 +86,14 @@ struct LaneForward {
   void step(KeyList<T>& keys) {
     if (!keys.count) return;
     keys.pad(nullptr);
-    PerLane<A> top = top_;
-    for (int i = 0; i < keys.count; i += kBlockKeys) {
-      Vec<A> s[kBlockKeys][n];
-      dots<T, kBlockKeys>(keys.k + i, packed_, ld_ / kUnit<T>, s);
-      COGVIEW_UNROLL(c, kBlockKeys)
-        COGVIEW_UNROLL(v, n) {
-          const Vec<A> x = select_bits<A>(keys.lanes[i + c] >> (v * l), s[c][v] * scale_ + keys.bias[i + c], kNone<A>);
-          store(p_ + (i + c) * kQueries + v * l, x);
-          top.at[v] = vmax(x, top.at[v]);
-        }
-    }
+    const PerLane<A> top = keys.tables ? scores<true>(keys) : scores<false>(keys);
     if (started_) rescale(top);
     started_ = true, top_ = top;
     // masked scores stay exp2(-inf) = 0, also for a lane without a maximum; NaN stays NaN
-    for (Vec<A>& x : top.at) x = x == kNone<A> ? splat(A(0)) : x;
+    PerLane<A> base = top;
+    for (Vec<A>& x : base.at) x = x == kNone<A> ? splat(A(0)) : x;
     PerLane<A> total = total_, stored = stored_;
-    for (int i = 0; i < keys.count; i += 2) probabilities(i, top, total, stored);
+    for (int i = 0; i < keys.count; i += 2) probabilities(i, base, total, stored);
     total_ = total, stored_ = stored;
     add_products<T, 1, kQueries>(kQueries, keys.count / kUnit<T>, keys.v, p_, out_, ld_);
     keys.count = 0;
@@ -119,6 +124,24 @@ struct LaneForward {
   }
 
  private:
+  // To p_; returns the maxima.
+  template <bool tables>
+  PerLane<A> scores(const KeyList<T>& keys) {
+    PerLane<A> top = top_;
+    for (int i = 0; i < keys.count; i += kBlockKeys) {
+      Vec<A> s[kBlockKeys][n];
+      dots<T, kBlockKeys>(keys.k + i, packed_, ld_ / kUnit<T>, s);
+      COGVIEW_UNROLL(c, kBlockKeys)
+        COGVIEW_UNROLL(v, n) {
+          const Vec<A> x = select_bits<A>(keys.lanes[i + c] >> (v * l),
+                                          s[c][v] * scale_ + bias_of<tables>(keys, i + c, v), kNone<A>);
+          store(p_ + (i + c) * kQueries + v * l, x);
+          top.at[v] = vmax(x, top.at[v]);
+        }
+    }
+    return top;
+  }
+
   // What was summed so far, to new maxima.
   void rescale(const PerLane<A>& top) {
     PerLane<A> keep;
@@ -189,11 +212,15 @@ struct LaneBackward {
     minus_lse_.read(minus_lse), delta_.read(deltas);
   }
 
-  // Adds to the queries' gradient, and to the keys' and the values'; all but the values' in units of 1 / scale.
+  // Adds to the gradients of the queries (and the tables), and of the keys and the values; in units of 1 / scale those
+  // of queries and keys.
   void step(KeyList<T>& keys, bool to_queries, bool to_keys) {
     if (!keys.count) return;
     keys.pad(nowhere_);
-    for (int i = 0; i < keys.count; i += kBlockKeys) gradients(keys, i);
+    if (keys.tables)
+      for (int i = 0; i < keys.count; i += kBlockKeys) gradients<true>(keys, i, to_queries);
+    else
+      for (int i = 0; i < keys.count; i += kBlockKeys) gradients<false>(keys, i, false);
     const A* ds = kPaired<T> ? ds_pairs_ : reinterpret_cast<const A*>(ds_);
     if (to_queries) add_products<T, 1, kQueries>(kQueries, keys.count / kUnit<T>, keys.k, ds, out_, ld_);
     if (to_keys) {
@@ -211,20 +238,28 @@ struct LaneBackward {
 
  private:
   // Probabilities p = 2^(s - lse) and score gradients p (dp - delta) of a block of keys.
-  void gradients(const KeyList<T>& keys, int first) {
+  template <bool tables>
+  void gradients(const KeyList<T>& keys, int first, bool to_tables) {
     Vec<A> p[kBlockKeys][n], ds[kBlockKeys][n];
     const int units = ld_ / kUnit<T>;
     dots<T, kBlockKeys>(keys.k + first, packed_q_, units, p);
     const A scale = scale_ * A(kLog2e);
     COGVIEW_UNROLL(c, kBlockKeys)
       COGVIEW_UNROLL(v, n) {
-        const Vec<A> x = exp2v<kExpDegree<T>>(p[c][v] * scale + (minus_lse_.at[v] + keys.bias[first + c]));
+        const Vec<A> x =
+            exp2v<kExpDegree<T>>(p[c][v] * scale + (minus_lse_.at[v] + bias_of<tables>(keys, first + c, v)));
         p[c][v] = select_bits<A>(keys.lanes[first + c] >> (v * l), x, A(0));
       }
     dots<T, kBlockKeys>(keys.v + first, packed_dout_, units, ds);
     COGVIEW_UNROLL(c, kBlockKeys)
       COGVIEW_UNROLL(v, n)
         ds[c][v] = select_bits<A>(keys.lanes[first + c] >> (v * l), p[c][v] * (ds[c][v] - delta_.at[v]), A(0));
+    if (tables && to_tables)
+      for (int c = 0; c < kBlockKeys; ++c)
+        COGVIEW_UNROLL(v, n) {
+          A* sum = keys.dtable[first + c] + v * l;
+          store(sum, load(sum) + ds[c][v]);
+        }
     const auto at = [&](int c) { return (first + c) * kQueries; };
     if constexpr (kPaired<T>) {
       for (int c = 0; c < kBlockKeys; c += 2) {

@@ -14,6 +14,7 @@
 
 #include "kernel.h"
 #include "lane_engine.h"
+#include "local_bias.h"
 #include "local_cell.h"
 
 namespace cogview {
@@ -30,7 +31,9 @@ struct KeySet {
   const Tensor4 *k, *v;
   double bias;
   bool causal;
-  const bool* exist;  // of each column; null: all
+  const bool* exist;            // of each column; null: all
+  const bool* shown = nullptr;  // of each row of the tensors
+  A* flat = nullptr;            // the bias for each lane, in log2, where the local set has a table
   // The last `ring` rows, converted; null where keys are read where they lie.
   E *k_copy = nullptr, *v_copy = nullptr;
   int64_t ring = 0, copied = 0;
@@ -78,15 +81,20 @@ struct Keys {
   const LocalLanePlan& plan;
   const LocalAttention& a = plan.problem;
   int64_t b, kv, ld;
-  KeySet<T> sets[3];  // local, prefix, coarse
-  int count = 0;
+  KeySet<T> sets[3];                 // local, prefix, coarse
+  int count = 0, shared = 0;         // shared: sets behind the local one
+  BiasVectors<A>* tables = nullptr;  // of each head, for whole strips and for the rest of a line
+  A* nowhere = nullptr;              // for gradients of what has no table
 
   Keys(const LocalLanePlan& plan, int64_t b, int64_t kv, const Phase& phase)
       : plan(plan), b(b), kv(kv), ld(round_up(a.head_dim, kRowPad<T>)) {
     const Prefix& prefix = a.prefix;
     const Coarse& coarse = a.coarse;
-    sets[count++] = {phase.y, phase.x, phase.first, phase.down, phase.right, &a.k, &a.v, 0.0, a.window.raster_causal,
-                     nullptr};
+    if (a.window.kernel.h)
+      sets[count++] = {phase.y, phase.x, phase.first, phase.down, phase.right, &a.k, &a.v, 0.0, a.window.raster_causal,
+                       nullptr};
+    shared = count;
+    if (shared) sets[0].shown = shown_keys(a, b);
     const auto everyone = [](int64_t queries, int64_t keys) {
       return Axis{queries, keys, queries + keys, queries + keys};
     };
@@ -108,8 +116,34 @@ struct Keys {
       s.ring = s.most_rows(plan.strip.h);
       const int64_t n = s.ring * s.x.keys * ld;
       if (!reads_in_place<T>(a.head_dim)) s.k_copy = arena.take<Operand<T>>(n), s.v_copy = arena.take<Operand<T>>(n);
-      if (i == 0 && backward) s.dk = arena.take<A>(n), s.dv = arena.take<A>(n), s.sum_ring = s.ring;
+      if (i < shared && backward) s.dk = arena.take<A>(n), s.dv = arena.take<A>(n), s.sum_ring = s.ring;
     }
+    if (a.bias.table) take_bias(arena, backward);
+  }
+  void take_bias(Arena& arena, bool backward) {
+    nowhere = arena.take<A>(kQueries);
+    for (int i = shared; i < count; ++i) {
+      sets[i].flat = arena.take<A>(kQueries);
+      for (int l = 0; arena.base && l < kQueries; ++l) sets[i].flat[l] = A(sets[i].bias * kLog2e);
+    }
+    // where it only counts, of a phase whose lines have the longest rest
+    const int64_t group = a.heads / a.kv_heads, rest = arena.base ? sets[0].x.queries % plan.strip.w : plan.strip.w;
+    tables = arena.take<BiasVectors<A>>(2 * group);
+    for (int64_t i = 0; i < 2 * group; ++i) {
+      BiasVectors<A> table;
+      if (const int64_t wide = i % 2 ? rest : plan.strip.w) {
+        table.take(arena, plan.bias, {plan.strip.h, wide}, false, backward);
+        if (arena.base) table.fill(a.bias, kv * group + i / 2);
+      }
+      if (arena.base) tables[i] = table;
+    }
+  }
+
+  // Adds what they summed up to a part of the gradient.
+  void add_bias(int64_t slot) const {
+    const int64_t group = a.heads / a.kv_heads;
+    for (int64_t i = 0; i < 2 * group; ++i)
+      if (tables[i].sums) tables[i].add_to(bias_part<A>(plan.bias, a, b, kv * group + i / 2, slot));
   }
 
   // Copies what strips of these lines see, if anything is copied; lines only go forward.
@@ -130,9 +164,15 @@ struct Keys {
   }
   void copy_padded(const T* x, Operand<T>* to) const { copy_row<T>(x, int(a.head_dim), to, int(ld), 0); }
 
-  // Lists the keys of a set in `rows` that a strip sees, and calls full() whenever the list is.
+  // The bias of a head for a strip.
+  const BiasVectors<A>& table_of(int64_t h, const Patch& strip) const {
+    return tables[2 * (h - kv * (a.heads / a.kv_heads)) + (strip.x.size() < plan.strip.w)];
+  }
+
+  // Lists the keys of a set in `rows` that a strip of a head sees, and calls full() whenever the list is.
   template <class Full>
-  void list(const KeySet<T>& s, const Patch& strip, Span rows, bool backward, KeyList<T>& keys, Full&& full) const {
+  void list(const KeySet<T>& s, int64_t h, const Patch& strip, Span rows, bool backward, KeyList<T>& keys,
+            Full&& full) const {
     const Patch window = s.window(strip);
     rows = rows.within(window.y);
     const int wide = int(strip.x.size());
@@ -146,7 +186,7 @@ struct Keys {
     const int64_t next_k = s.k_copy ? ld : s.right * s.k->stride[2], next_v = s.v_copy ? ld : s.right * s.v->stride[2];
     for (int64_t left = window.x.lo; left < window.x.hi; left += kListed) {
       // Of each column that some lane sees: these lanes, those at or behind it in a line, and where it is in a row.
-      uint16_t seen[kListed], behind[kListed];
+      uint16_t seen[kListed], behind[kListed], here[kListed];
       int64_t at_k[kListed], at_v[kListed], at_sum[kListed];
       int n = 0;
       for (int64_t x = left; x < window.x.hi && x < left + kListed; ++x) {
@@ -163,14 +203,29 @@ struct Keys {
         if (!before && !own) continue;
         const Operand<T>*k = s.at(*s.k, s.k_copy, b, kv, y), *v = s.at(*s.v, s.v_copy, b, kv, y);
         A *dk = s.dk + y % s.sum_ring * s.x.keys * ld, *dv = s.dv + y % s.sum_ring * s.x.keys * ld;
-        int count = keys.count;
+        const uint16_t* at_all = seen;
+        if (s.shown) {
+          const bool* row = s.shown + s.first + y * s.down;
+          for (int i = 0; i < n; ++i) here[i] = row[at_sum[i] / ld * s.right] ? seen[i] : uint16_t(0);
+          at_all = here;
+        }
+        const bool some = own || s.shown;  // some of these keys may be seen by no lane
+        const int from = keys.count;
+        int count = from;
         for (int i = 0; i < n; ++i) {
-          const uint16_t lanes = seen[i] & (before | (own & behind[i]));
+          const uint16_t lanes = at_all[i] & (before | (own & behind[i]));
           keys.k[count] = k + at_k[i], keys.v[count] = v + at_v[i], keys.bias[count] = bias, keys.lanes[count] = lanes;
           if (backward) keys.dk[count] = dk + at_sum[i], keys.dv[count] = dv + at_sum[i];
-          count += own ? lanes != 0 : 1;
+          count += some ? lanes != 0 : 1;
         }
         keys.count = count;
+        if (!keys.tables) continue;
+        const BiasVectors<A>& table = table_of(h, strip);
+        for (int i = 0, to = from; i < n; ++i) {
+          const int64_t at = s.flat ? 0 : table.place(strip.y.lo, strip.x.lo, y, at_sum[i] / ld);
+          keys.table[to] = (s.flat ? s.flat : table.values) + at, keys.dtable[to] = s.flat ? nowhere : table.sums + at;
+          to += !some || (at_all[i] & (before | (own & behind[i])));
+        }
       }
     }
   }
@@ -210,9 +265,8 @@ void forward(const LocalLanePlan& plan, int64_t item, char* scratch) {
   LaneForward<T> engine;
   engine.take(arena, int(a.head_dim));
   KeyList<T>& list = *arena.take<KeyList<T>>(1);
-  list.count = 0;
+  list.count = 0, list.tables = a.bias.table;
   const int64_t used = arena.used;
-  const bool causal = a.window.raster_causal;
   each_band(plan, item / pairs, [&](const Band& band) {
     Keys<T> keys(plan, b, kv, band.phase);
     arena.used = used;
@@ -223,12 +277,12 @@ void forward(const LocalLanePlan& plan, int64_t item, char* scratch) {
         int64_t index[kTile];
         engine.begin(rows_of<T>(a.q, b, h, index, strip.list(band.phase, index)), a.scale);
         for (int i = 0; i < keys.count; ++i)
-          keys.list(keys.sets[i], strip, {0, keys.sets[i].y.keys}, false, list, [&] { engine.step(list); });
+          keys.list(keys.sets[i], h, strip, {0, keys.sets[i].y.keys}, false, list, [&] { engine.step(list); });
         engine.step(list);
         Acc<T>* lse = stat<T>(a.lse, a, b, h);
         const uint64_t spoilt = engine.finish([&](int r) { return a.out.at<T>(b, h) + index[r] * a.out.stride[2]; },
                                               [&](int r, Acc<T> value) { lse[index[r]] = value; });
-        each_bit(spoilt, [&](int r) { attend_cell<T>(a, {b, h, kv, index[r], 1}, index[r], causal, arena); });
+        each_bit(spoilt, [&](int r) { attend_cell<T>(a, {b, h, kv, index[r], 1}, index[r], a.seqlen_q, arena); });
       });
     });
   });
@@ -258,17 +312,23 @@ void backward(const LocalLanePlan& plan, int64_t item, char* scratch) {
   LaneBackward<T> engine;
   engine.take(arena, int(a.head_dim));
   KeyList<T>& list = *arena.take<KeyList<T>>(1);
-  list.count = 0;
-  const int64_t used = arena.used;
+  list.count = 0, list.tables = a.bias.table;
+  const int64_t used = arena.used, group = a.heads / a.kv_heads;
+  if (list.tables)
+    for (int64_t h = kv * group; h < (kv + 1) * group; ++h)
+      std::memset(static_cast<void*>(bias_part<A>(plan.bias, a, b, h, item / pairs)), 0, sizeof(A) * plan.bias.size());
   each_band(plan, item / pairs, [&](const Band& band) {
     Keys<T> keys(plan, b, kv, band.phase);
     arena.used = used;
     keys.take(arena, true);
-    KeySet<T>& local = keys.sets[0];
+    KeySet<T>& local = keys.sets[0];  // if there is one
+    const bool has_local = keys.shared > 0;
     const int64_t width = local.x.keys * ld;
-    std::memset(static_cast<void*>(local.dk), 0, sizeof(A) * local.ring * width);
-    std::memset(static_cast<void*>(local.dv), 0, sizeof(A) * local.ring * width);
-    for (int64_t i = 1, at = 0; i < keys.count; ++i) {
+    if (has_local) {
+      std::memset(static_cast<void*>(local.dk), 0, sizeof(A) * local.ring * width);
+      std::memset(static_cast<void*>(local.dv), 0, sizeof(A) * local.ring * width);
+    }
+    for (int64_t i = keys.shared, at = 0; i < keys.count; ++i) {
       KeySet<T>& s = keys.sets[i];
       s.dk = sums + at, s.dv = sums + shared + at, s.sum_ring = s.y.keys;
       at += s.y.keys * s.x.keys * ld;
@@ -288,11 +348,10 @@ void backward(const LocalLanePlan& plan, int64_t item, char* scratch) {
         std::memset(static_cast<void*>(dv), 0, sizeof(A) * width);
       }
     };
-    Span seen_by = local.y.seen_by(band.lines);
-    if (local.causal) seen_by.lo = band.lines.lo;
+    Span seen_by = has_local ? local.y.seen_by(band.lines) : band.lines;
+    if (a.window.raster_causal) seen_by.lo = band.lines.lo;
     each_line(plan.strip.h, band.phase, seen_by, [&](Span lines) {
-      const Span rows = local.window({lines, {0, local.x.queries}}).y;
-      write(rows.lo);
+      if (has_local) write(local.window({lines, {0, local.x.queries}}).y.lo);
       keys.enter(lines);
       const bool own = !lines.within(band.lines).empty();
       each_strip(plan, band.phase, kv, lines, [&](int64_t h, const Patch& strip) {
@@ -307,19 +366,22 @@ void backward(const LocalLanePlan& plan, int64_t item, char* scratch) {
         }
         engine.begin(rows_of<T>(a.q, b, h, index, n), dout, lses, delta, a.scale);
         const auto see = [&](KeySet<T>& s, Span of, bool to_keys) {
-          keys.list(s, strip, of, true, list, [&] { engine.step(list, own, to_keys); });
+          keys.list(s, h, strip, of, true, list, [&] { engine.step(list, own, to_keys); });
         };
-        if (own) {  // keys of other bands
-          see(local, {0, band.lines.lo}, false), see(local, {band.lines.hi, local.y.keys}, false);
-          engine.step(list, true, false);
-          for (int i = 1; i < keys.count; ++i) see(keys.sets[i], {0, keys.sets[i].y.keys}, true);
+        if (own) {
+          if (has_local) {  // keys of other bands
+            see(local, {0, band.lines.lo}, false), see(local, {band.lines.hi, local.y.keys}, false);
+            engine.step(list, true, false);
+          }
+          for (int i = keys.shared; i < keys.count; ++i) see(keys.sets[i], {0, keys.sets[i].y.keys}, true);
         }
-        see(local, band.lines, true);
+        if (has_local) see(local, band.lines, true);
         engine.step(list, own, true);
         if (own) engine.finish([&](int r) { return a.dq.at<T>(b, h) + index[r] * a.dq.stride[2]; });
       });
     });
-    write(band.lines.hi);
+    if (has_local) write(band.lines.hi);
+    if (list.tables) keys.add_bias(item / pairs);
   });
 }
 
@@ -366,11 +428,34 @@ void decode(const LocalDecodePlan& plan, int64_t item, char* scratch) {
   const Grid grid = a.window.grid;
   const int64_t group = a.heads / a.kv_heads, parts = ceil_div(group, plan.heads);
   const int64_t t = item % a.seqlen_q, part = item / a.seqlen_q % parts, pair = item / a.seqlen_q / parts;
-  const int64_t left = group - part * plan.heads, most = grid.h * grid.w - a.seqlen_q;
-  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads, offset = a.cache_seqlens[b] - a.seqlen_q;
+  const int64_t left = group - part * plan.heads, cells = grid.h * grid.w;
+  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads;
   const CellRow row{b, kv * group + part * plan.heads, kv, t, int(left < plan.heads ? left : plan.heads)};
   // clamped: contents are not trusted
-  attend_cell<T>(a, row, (offset < 0 ? 0 : offset > most ? most : offset) + t, true, Arena{scratch});
+  const auto clamp = [](int64_t x, int64_t most) { return x < 0 ? 0 : x > most ? most : x; };
+  const int64_t end = clamp(a.cache_seqlens[b], cells);
+  const int64_t at = a.query_index.data ? clamp(a.query_index[b * a.seqlen_q + t], cells - 1)
+                                        : clamp(a.cache_seqlens[b] - a.seqlen_q, cells - a.seqlen_q) + t;
+  attend_cell<T>(a, row, at, end, Arena{scratch});
+}
+
+// ---- the gradient of a bias table ----
+
+// A head's: its parts, in the order of samples and slots.
+template <class A>
+void finish_bias(const LocalBiasPlan& plan, int64_t h, char*) {
+  const LocalAttention& a = plan.problem;
+  const BiasPlan& bias = plan.bias;
+  const Grid size = a.bias.size;
+  A* table = static_cast<A*>(a.bias.grad) + h * size.h * size.w;
+  std::memset(static_cast<void*>(table), 0, sizeof(A) * size.h * size.w);
+  for (int64_t n = 0; n < a.batch * bias.slots; ++n) {
+    const A* part = bias_part<A>(bias, a, n / bias.slots, h, n % bias.slots);
+    for (int64_t y = bias.y.lo; y < bias.y.hi; ++y) {
+      A* to = table + (size.h / 2 + y) * size.w + size.w / 2;
+      for (int64_t x = bias.x.lo; x < bias.x.hi; ++x) to[x] += *part++;
+    }
+  }
 }
 
 }  // namespace
@@ -386,6 +471,7 @@ int64_t local_lanes_scratch(const LocalLanePlan& plan, bool backward) {
 COGVIEW_KERNEL(local_lanes_fwd, LocalLanePlan, forward<OnVectors<T>>, !kForwardOnTiles<T>)
 COGVIEW_KERNEL(local_lanes_bwd, LocalLanePlan, backward<OnVectors<T>>, !kBackwardOnTiles<T>)
 COGVIEW_KERNEL(local_lanes_finish, LocalLanePlan, finish_shared<OnVectors<T>>, !kBackwardOnTiles<T>)
+COGVIEW_KERNEL(local_finish_bias, LocalBiasPlan, finish_bias<Acc<T>>, true)
 COGVIEW_KERNEL(local_lanes_decode, LocalDecodePlan, decode<T>, true)
 
 }  // namespace COGVIEW_ISA

@@ -8,10 +8,27 @@
 
 namespace cogview {
 
+// The part of a bias table that is used, and where the parts of its gradient are summed up.
+struct BiasPlan {
+  Span y, x;              // of distances
+  int64_t slots = 0;      // parts of the sum of a sample and a head
+  void* parts = nullptr;  // [B, H, slots, y, x] accumulators
+
+  COGVIEW_INLINE int64_t size() const { return y.size() * x.size(); }
+  // Distances from a rectangle of cells that one of them has in reach: vectors of local_bias.h.
+  COGVIEW_INLINE int64_t vectors(Grid cells) const { return (y.size() + cells.h - 1) * (x.size() + cells.w - 1); }
+};
+struct LocalBiasPlan {
+  LocalAttention problem;
+  BiasPlan bias;
+  Scratch scratch;
+};
+
 // Strips of 16 cells, bands of a phase's strips, chunks of all bands of a head.
 struct LocalLanePlan {
   LocalAttention problem;
   Grid strip;
+  BiasPlan bias;
   int64_t bands, chunks;
   void* shared_sums;  // [B, kv_heads, chunks, 2, shared_keys, padded head_dim] accumulators
   Scratch scratch;
@@ -20,6 +37,7 @@ struct LocalLanePlan {
 struct LocalTilePlan {
   LocalAttention problem;
   Patches queries, keys, coarse;
+  BiasPlan bias;
   void* delta;                    // [B, H, seqlen_q]
   void* dq_sums;                  // [B, H, query_patches, dq_tile_size] accumulators
   int64_t prefix_chunks;          // of queries, in the backward of the prefix
@@ -63,6 +81,7 @@ COGVIEW_DECLARE_KERNEL(local_tiles_grad_coarse, LocalTilePlan)  // batch x kv_he
 COGVIEW_DECLARE_KERNEL(local_tiles_grad_key, LocalTilePlan)  // batch x kv_heads x phases x groups of patches, a color
 COGVIEW_DECLARE_KERNEL(local_tiles_finish, LocalTilePlan)    // batch x heads x query_patches: dq
 
+COGVIEW_DECLARE_KERNEL(local_finish_bias, LocalBiasPlan)     // heads: the gradient of their table
 COGVIEW_DECLARE_KERNEL(local_lanes_decode, LocalDecodePlan)  // batch x parts of the heads x seqlen_q
 
 }  // namespace cogview

@@ -8,6 +8,19 @@
 namespace cogview {
 namespace {
 
+// Whether windows are those of the coarse grid.
+bool coarse_only(const LocalAttention& a) { return !a.window.kernel.h && a.coarse.grid.h; }
+
+BiasPlan plan_bias(const LocalAttention& a) {
+  if (!a.bias.table) return {};
+  const Phase first(a, 0);
+  return {first.y.reach(), first.x.reach()};
+}
+void take_parts(BiasPlan* bias, const LocalAttention& a, const Host& host, int64_t slots) {
+  bias->slots = slots;
+  bias->parts = host.memory(a.batch * a.heads * slots * bias->size() * accumulator_bytes(a.dtype));
+}
+
 // ---- on lanes ----
 
 // The shape of 16 cells whose windows hold the fewest keys; a strip costs about as much as 24 of those.
@@ -35,7 +48,8 @@ LocalLanePlan plan_strips(const LocalAttention& a, int64_t chunks) {
   const Phase first(a, 0);
   LocalLanePlan plan{};
   plan.problem = a;
-  plan.strip = choose_strip(first.y, first.x);
+  plan.bias = plan_bias(a);
+  plan.strip = coarse_only(a) ? choose_strip(first.coarse_y, first.coarse_x) : choose_strip(first.y, first.x);
   const int64_t bands = std::max<int64_t>(1, first.y.queries / std::max(plan.strip.h, first.y.size() - 1));
   plan.chunks = std::min(chunks, phases(a.window) * bands);
   plan.bands = ceil_div(plan.chunks, phases(a.window));
@@ -57,8 +71,10 @@ void backward_on_lanes(const LocalAttention& a, const Host& host) {
   const int64_t row = ceil_div(a.head_dim, 32) * 32 * accumulator_bytes(a.dtype);
   plan.shared_sums = host.memory(pairs * plan.chunks * 2 * shared * row);
   plan.scratch = scratch(host, COGVIEW_PICK(local_lanes_scratch)(plan, true));
+  if (a.bias.table) take_parts(&plan.bias, a, host, plan.chunks);
   run_items(host, COGVIEW_PICK(local_lanes_bwd), plan, pairs * plan.chunks);
   run_items(host, COGVIEW_PICK(local_lanes_finish), plan, pairs * shared, 64);
+  if (a.bias.table) run_items(host, COGVIEW_PICK(local_finish_bias), LocalBiasPlan{a, plan.bias, {}}, a.heads);
 }
 
 // ---- on tiles ----
@@ -152,14 +168,23 @@ LocalTilePlan plan_patches(const LocalAttention& a, const Host& host) {
   const int64_t pairs = a.batch * a.kv_heads, n = phases(a.window);
   LocalTilePlan plan{};
   plan.problem = a;
-  choose_patches(first.y, first.x, &plan.queries, &plan.keys);
+  plan.bias = plan_bias(a);
+  if (coarse_only(a))
+    choose_patches(first.coarse_y, first.coarse_x, &plan.queries, &plan.coarse);
+  else
+    choose_patches(first.y, first.x, &plan.queries, &plan.keys);
   plan.queries.forward = choose_group(first.grid(), plan.queries, a.batch * a.heads * n, 16, 4 * host.threads);
   plan.keys.backward = choose_group(first.grid(), plan.keys, pairs * n, 8, kEnough);
   if (a.coarse.grid.h) {
-    choose_patches(first.coarse_y, first.coarse_x, nullptr, &plan.coarse);
+    if (!coarse_only(a)) choose_patches(first.coarse_y, first.coarse_x, nullptr, &plan.coarse);
     plan.coarse.backward = choose_group(a.coarse.grid, plan.coarse, pairs, 8, kEnough);
   }
-  plan.scratch = scratch(host, COGVIEW_PICK(tile_scratch)(a.dtype, a.head_dim));
+  // for the forward of keys, for the backward of queries, with sums
+  const int64_t vectors =
+      a.bias.table ? std::max(plan.bias.vectors(plan.keys.vector()), 2 * plan.bias.vectors(plan.queries.vector()) + 4)
+                   : 0;
+  const int64_t bytes = vectors * kBiasLanes * accumulator_bytes(a.dtype);
+  plan.scratch = scratch(host, COGVIEW_PICK(tile_scratch)(a.dtype, a.head_dim) + bytes);
   return plan;
 }
 
@@ -199,9 +224,15 @@ void backward_on_tiles(const LocalAttention& a, const Host& host) {
     plan.coarse.colors = choose_colors(plan, plan.coarse, true);
     run_colors(host, COGVIEW_PICK(local_tiles_grad_coarse), plan, plan.coarse, a.coarse.grid, pairs);
   }
-  plan.keys.colors = choose_colors(plan, plan.keys, false);
-  run_colors(host, COGVIEW_PICK(local_tiles_grad_key), plan, plan.keys, phase_grid(a.window), pairs * phases(a.window));
+  if (a.window.kernel.h) {
+    const Grid grid = phase_grid(a.window);
+    plan.keys.colors = choose_colors(plan, plan.keys, false);
+    const Grid groups = groups_of_color(grid, plan.keys);  // of the first color, which has most
+    if (a.bias.table) take_parts(&plan.bias, a, host, phases(a.window) * groups.h * groups.w);
+    run_colors(host, COGVIEW_PICK(local_tiles_grad_key), plan, plan.keys, grid, pairs * phases(a.window));
+  }
   run_items(host, COGVIEW_PICK(local_tiles_finish), plan, patches);
+  if (a.bias.table) run_items(host, COGVIEW_PICK(local_finish_bias), LocalBiasPlan{a, plan.bias, {}}, a.heads);
 }
 
 }  // namespace

@@ -35,6 +35,11 @@ struct Axis {
     return Span{first_query(k - behind), first_query(k + before + 1)}.within(queries);
   }
   COGVIEW_INLINE int64_t size() const { return before + behind + 1; }  // of a window
+  // How far keys are from the queries that see them, of keys that are queries too.
+  COGVIEW_INLINE Span reach() const {
+    const int64_t most = keys - 1, up = shift ? size() - 1 : before, down = shift ? size() - 1 : behind;
+    return {-(up < most ? up : most), (down < most ? down : most) + 1};
+  }
   COGVIEW_INLINE Span windows(Span q) const { return {window(q.lo).lo, window(q.hi - 1).hi}; }
   COGVIEW_INLINE Span seen_by(Span k) const { return {seen(k.lo).lo, seen(k.hi - 1).hi}; }
 
@@ -90,12 +95,20 @@ struct Phase {
   }
 };
 
+constexpr int kBiasLanes = 16;  // cells whose bias is a vector
+
 // How a grid is cut into patches, and how many of those along each axis a work item owns.
 struct Patches {
   Cut y, x;
   Grid forward{1, 1}, backward{1, 1};  // each at most 16 in all
   // The backward is a sequence of launches of groups of key patches, in which no two groups share a patch of queries.
   Grid colors{1, 1}, color{0, 0};
+
+  // Rows and columns of the cells of a vector.
+  COGVIEW_INLINE Grid vector() const {
+    const int64_t wide = x.size < kBiasLanes ? x.size : kBiasLanes;
+    return {kBiasLanes / wide, wide};
+  }
 };
 
 // Groups of a grid's patches, some of which a smaller phase may lack.

@@ -26,7 +26,45 @@ struct Patch {
     return n;
   }
   int list(const Phase& p, int64_t* index) const { return list(p.first, p.down, p.right, index); }
+  // Bits of those of its cells that a grid has.
+  uint64_t inside(Grid grid) const {
+    uint64_t bits = 0;
+    const Span columns = x.within(grid.w);
+    for (int64_t i = y.within(grid.h).lo; i < y.hi && i < grid.h; ++i) {
+      const int64_t line = (i - y.lo) * x.size() - x.lo;
+      bits |= range_bits(line + columns.lo, line + columns.hi);
+    }
+    return bits;
+  }
 };
+
+// Which keys of the local set a sample has; null: all.
+inline const bool* shown_keys(const LocalAttention& a, int64_t b) {
+  return a.key_mask ? a.key_mask + b * a.window.grid.h * a.window.grid.w : nullptr;
+}
+inline uint64_t shown_bits(const bool* shown, const int64_t* index, int n) {
+  uint64_t bits = 0;
+  for (int c = 0; c < n; ++c) bits |= uint64_t(shown[index[c]]) << c;
+  return bits;
+}
+
+// Cells of a tile that nobody sees get the place of another one, if there is one: they are multiplied too, and may hold
+// what makes 0 times it NaN.
+inline void replace_unseen(uint64_t seen, int n, int64_t* index) {
+  if (!seen) return;
+  const int64_t some = index[__builtin_ctzll(seen)];
+  each_bit(range_bits(0, n) & ~seen, [&](int c) { index[c] = some; });
+}
+// Lists a patch that may reach beyond the grid of a phase; returns which cells there are, and are shown.
+inline uint64_t list_seen(const Patch& patch, const Phase& phase, const bool* shown, int64_t* index) {
+  const int n = patch.list(phase, index);
+  uint64_t seen = patch.inside(phase.grid());
+  replace_unseen(seen, n, index);
+  if (!shown) return seen;
+  seen &= shown_bits(shown, index, n);
+  replace_unseen(seen, n, index);
+  return seen;
+}
 
 // Patches of a grid in a range of numbers along each axis.
 struct Pieces {
@@ -35,8 +73,11 @@ struct Pieces {
   Span y, x;
   int64_t count() const { return y.empty() || x.empty() ? 0 : y.size() * x.size(); }
   Patch operator[](int64_t n) const {
-    return {cut->y.piece(y.lo + n / x.size()).within(grid.h), cut->x.piece(x.lo + n % x.size()).within(grid.w)};
+    const Patch p = whole(n);
+    return {p.y.within(grid.h), p.x.within(grid.w)};
   }
+  // With cells that the grid does not have.
+  Patch whole(int64_t n) const { return {cut->y.piece(y.lo + n / x.size()), cut->x.piece(x.lo + n % x.size())}; }
   // Number in the whole grid, `across` patches wide.
   int64_t number(int64_t n, int64_t across) const { return (y.lo + n / x.size()) * across + x.lo + n % x.size(); }
 };
@@ -86,6 +127,19 @@ Mask masks(const Patch& rows, const Patch& columns, Order order, uint64_t* mask,
     }
   }
   return all == ~uint64_t(0) ? nullptr : mask - rows.count();
+}
+
+// Masks of so many rows but for the columns that are not `seen`.
+inline Mask only(uint64_t seen, Mask all, int rows, uint64_t* mask) {
+  if (seen == ~uint64_t(0)) return all;
+  for (int r = 0; r < rows; ++r) mask[r] = (all ? all[r] : ~uint64_t(0)) & seen;
+  return mask;
+}
+
+// The same but for the rows that are not.
+inline Mask only_rows(uint64_t seen, Mask all, int rows, uint64_t* mask) {
+  for (int r = 0; r < rows; ++r) mask[r] = seen >> r & 1 ? all ? all[r] : ~uint64_t(0) : 0;
+  return mask;
 }
 
 inline bool meet(const Patch& a, const Patch& b) { return !a.y.within(b.y).empty() && !a.x.within(b.x).empty(); }

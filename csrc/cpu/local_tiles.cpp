@@ -9,9 +9,12 @@
 //   grad_coarse, grad_key  read the same of the queries that see their keys; add to dq_sums of these, which no other
 //                  group of the same color does; write dk and dv, each row once.
 //   finish         reads dq_sums; writes dq.
+// With a bias a tile's columns lie where they lie in a whole patch, also at the edges of the image, for vectors of the
+// table to fit; grad_key then adds to the part of the table's gradient that is the item's own.
 #include "local_attention_2d.h"
 
 #include "kernel.h"
+#include "local_bias.h"
 #include "local_cell.h"
 #include "tile_forward.h"
 #include "tile_grad_key.h"
@@ -19,6 +22,8 @@
 namespace cogview {
 namespace COGVIEW_ISA {
 namespace {
+
+using A = float;  // of all dtypes on tiles
 
 // ---- forward ----
 
@@ -28,6 +33,7 @@ struct QueryGroup {
   int64_t b, kv;
   Phase phase;
   Pieces own, coarse, local;
+  const BiasVectors<A>* bias = nullptr;
 
   QueryGroup(const LocalTilePlan& plan, int64_t b, int64_t kv, int64_t number, Grid groups)
       : a(plan.problem),
@@ -39,14 +45,15 @@ struct QueryGroup {
     if (!own.count()) return;
     const Owner all = owner(bounds(own));
     coarse = pieces_of(plan.coarse, a.coarse.grid, all.coarse.y, all.coarse.x);
-    local = pieces_of(plan.keys, phase.grid(), all.local.y, all.local.x);
+    if (a.window.kernel.h) local = pieces_of(plan.keys, phase.grid(), all.local.y, all.local.x);
   }
   int64_t tiles() const { return prefix_tiles(a) + coarse.count() + local.count(); }
 
   // The patch of a tile of cells.
   Patch patch(int64_t number) const {
     const int64_t n = number - prefix_tiles(a);
-    return n < 0 ? Patch{} : n < coarse.count() ? coarse[n] : local[n - coarse.count()];
+    if (n < coarse.count()) return n < 0 ? Patch{} : coarse[n];
+    return bias ? local.whole(n - coarse.count()) : local[n - coarse.count()];
   }
 
   template <class T>
@@ -60,8 +67,12 @@ struct QueryGroup {
       as(a.prefix.k, a.prefix.v, rows_from(number * kTile, a.prefix.len, index));
     } else if (number < prefix_tiles(a) + coarse.count()) {
       as(a.coarse.k, a.coarse.v, patch.list(0, a.coarse.grid.w, 1, index));
-    } else {
+    } else if (!bias && !a.key_mask) {
+      tile.valid = ~uint64_t(0);
       as(a.k, a.v, patch.list(phase, index));
+    } else {
+      tile.valid = list_seen(patch, phase, shown_keys(a, b), index);
+      if (tile.valid) as(a.k, a.v, patch.count());
     }
   }
 
@@ -90,11 +101,15 @@ struct QueryGroup {
                  owner.rows, tile, Order::none, mask, [&](int64_t y) { return phase.coarse_y.window(y); },
                  [&](int64_t x) { return phase.coarse_x.window(x); }),
              a.coarse.bias);
-    } else if (meet(owner.local, tile)) {
-      step(masks(
-               owner.rows, tile, a.window.raster_causal ? Order::columns_before : Order::none, mask,
-               [&](int64_t y) { return phase.y.window(y); }, [&](int64_t x) { return phase.x.window(x); }),
-           0.0);
+    } else if (valid && meet(owner.local, tile)) {
+      const Mask all = masks(
+          owner.rows, tile, a.window.raster_causal ? Order::columns_before : Order::none, mask,
+          [&](int64_t y) { return phase.y.window(y); }, [&](int64_t x) { return phase.x.window(x); });
+      const Mask seen = only(valid, all, owner.rows.count(), mask);
+      if (!bias) return step(seen, 0.0);
+      int32_t at[kTile * (kTile / kBiasLanes)];
+      bias->places(owner.rows, tile, at);
+      step(seen, TileBias<A>{bias->values, nullptr, at, bias->most});
     }
   }
 };
@@ -103,10 +118,17 @@ template <class T>
 void forward(const LocalTilePlan& plan, int64_t item, char* scratch) {
   const LocalAttention& a = plan.problem;
   const int64_t pairs = a.batch * a.heads, b = item % pairs / a.heads, h = item % a.heads;
-  const QueryGroup it(plan, b, h / (a.heads / a.kv_heads), item / pairs,
-                      groups_of(phase_grid(a.window), plan.queries, plan.queries.forward));
+  QueryGroup it(plan, b, h / (a.heads / a.kv_heads), item / pairs,
+                groups_of(phase_grid(a.window), plan.queries, plan.queries.forward));
   const int owners = int(it.own.count());
-  Group<T, Forward> group(Arena{scratch}, int(a.head_dim), owners);
+  Arena arena{scratch};
+  BiasVectors<A> bias;
+  if (a.bias.table && owners) {
+    bias.take(arena, plan.bias, plan.keys.vector(), true, false);
+    bias.fill(a.bias, h);
+    it.bias = &bias;
+  }
+  Group<T, Forward> group(arena, int(a.head_dim), owners);
   QueryGroup::Owner owner[kGroup];
   Patch patch[kBatch];
   int64_t index[kTile];
@@ -125,7 +147,7 @@ void forward(const LocalTilePlan& plan, int64_t item, char* scratch) {
         },
         [&](Forward<T>& engine, int o, int64_t number, const auto& tile) {
           it.see(owner[o], number, patch[&tile - group.tiles], tile.valid,
-                 [&](Mask mask, double bias) { engine.step(group.work, tile, mask, bias); });
+                 [&](Mask mask, const auto& bias) { engine.step(group.work, tile, mask, bias); });
         });
   Acc<T>* lse = stat<T>(a.lse, a, b, h);
   uint64_t spoilt[kGroup];
@@ -137,23 +159,28 @@ void forward(const LocalTilePlan& plan, int64_t item, char* scratch) {
   for (int o = 0; o < owners; ++o) {
     if (!spoilt[o]) continue;
     owner[o].rows.list(it.phase, index);
-    each_bit(spoilt[o], [&](int r) {
-      attend_cell<T>(a, {b, h, it.kv, index[r], 1}, index[r], a.window.raster_causal, Arena{scratch});
-    });
+    each_bit(spoilt[o],
+             [&](int r) { attend_cell<T>(a, {b, h, it.kv, index[r], 1}, index[r], a.seqlen_q, Arena{scratch}); });
   }
 }
 
 // ---- backward ----
 
-// A patch of queries by its number over all phases; a phase may lack some.
+// A patch of queries by its number over all phases; a phase may lack some. With a bias a whole one.
 struct QueryPatch {
   Phase phase;
   Patch patch;
+  bool whole = false;
   QueryPatch(const LocalTilePlan& plan, int64_t number) : phase(plan.problem, number / plan.patches_of_phase()) {
     const int64_t across = plan.queries.x.count(phase_grid(plan.problem.window).w),
                   n = number % plan.patches_of_phase();
-    patch = {plan.queries.y.piece(n / across).within(phase.y.queries),
-             plan.queries.x.piece(n % across).within(phase.x.queries)};
+    const Patch all{plan.queries.y.piece(n / across), plan.queries.x.piece(n % across)};
+    patch = {all.y.within(phase.y.queries), all.x.within(phase.x.queries)};
+    if (plan.problem.bias.table && patch.count()) patch = all, whole = true;
+  }
+  // Returns bits of the cells that there are.
+  uint64_t list(int64_t* index) const {
+    return whole ? list_seen(patch, phase, nullptr, index) : range_bits(0, patch.list(phase, index));
   }
 };
 
@@ -179,7 +206,8 @@ void prepare(const LocalTilePlan& plan, int64_t item, char*) {
   const QueryPatch it(plan, number);
   std::memset(static_cast<void*>(dq_patch<T>(plan, b, h, number)), 0, sizeof(Acc<T>) * dq_tile_size(a));
   int64_t index[kTile];
-  set_delta<T>(a, plan.delta, b, h, index, it.patch.list(it.phase, index));
+  it.list(index);
+  set_delta<T>(a, plan.delta, b, h, index, it.patch.count());
 }
 
 template <class T>
@@ -189,35 +217,48 @@ void finish(const LocalTilePlan& plan, int64_t item, char*) {
   const int64_t b = item / plan.query_patches() / a.heads;
   const QueryPatch it(plan, number);
   int64_t index[kTile];
-  const int n = it.patch.list(it.phase, index);
-  write_transposed<T>(dq_patch<T>(plan, b, h, number), Acc<T>(a.scale), index, n, int(a.head_dim), a.dq.at<T>(b, h),
-                      a.dq.stride[2]);
+  Acc<T>* dq = dq_patch<T>(plan, b, h, number);
+  const uint64_t there = it.list(index);
+  const int n = __builtin_popcountll(there);
+  if (n < it.patch.count()) {  // of a whole patch those that there are, to the front
+    const auto move = [&](auto* x) {
+      int to = 0;
+      each_bit(there, [&](int c) { x[to++] = x[c]; });
+    };
+    move(index);
+    for (int64_t row = 0; row < a.head_dim; ++row) move(dq + row * kTile);
+  }
+  write_transposed<T>(dq, Acc<T>(a.scale), index, n, int(a.head_dim), a.dq.at<T>(b, h), a.dq.stride[2]);
 }
 
-// Shows n patches of the queries of every head of key head kv to owners of keys: number_of(i) is a patch's number over
-// all phases, see(o, patch, step) calls step(mask) if owner o is seen by any of it.
+// Queries as a tile's columns.
+struct Shown {
+  Patch patch;
+  uint64_t there;
+};
+
+// Shows n patches of the queries of head h to owners of keys: number_of(i) is a patch's number over all phases,
+// see(owner, o, tile, queries) has an owner take its step.
 template <class T, class Number, class See>
-void meet_queries(const LocalTilePlan& plan, int64_t b, int64_t kv, Group<T, GradKey>& group, int owners, int64_t n,
-                  double bias, Number&& number_of, See&& see) {
+void meet_queries(const LocalTilePlan& plan, int64_t b, int64_t h, Group<T, GradKey>& group, int owners, int64_t n,
+                  Number&& number_of, See&& see) {
   const LocalAttention& a = plan.problem;
-  const int64_t heads = a.heads / a.kv_heads;
-  Patch patch[kBatch];
-  for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h)
-    group.meet(
-        owners, n,
-        [&](int64_t i, auto& tile) {
-          const QueryPatch it(plan, number_of(i));
-          int64_t index[kTile];
-          const int count = it.patch.list(it.phase, index);
-          patch[&tile - group.tiles] = it.patch;
-          tile.pack(rows_of<T>(a.q, b, h, index, count), rows_of<T>(a.dout, b, h, index, count),
-                    stat<T>(a.lse, a, b, h), stat<T>(plan.delta, a, b, h), int(a.head_dim));
-          tile.dq = dq_patch<T>(plan, b, h, number_of(i));
-        },
-        [&](GradKey<T>& owner, int o, int64_t, const auto& tile) {
-          const Patch& queries = patch[&tile - group.tiles];
-          if (queries.count()) see(o, queries, [&](Mask mask) { owner.step(group.work, tile, mask, bias); });
-        });
+  Shown shown[kBatch];
+  group.meet(
+      owners, n,
+      [&](int64_t i, auto& tile) {
+        const QueryPatch it(plan, number_of(i));
+        int64_t index[kTile];
+        shown[&tile - group.tiles] = {it.patch, it.list(index)};
+        const int count = it.patch.count();
+        tile.pack(rows_of<T>(a.q, b, h, index, count), rows_of<T>(a.dout, b, h, index, count), stat<T>(a.lse, a, b, h),
+                  stat<T>(plan.delta, a, b, h), int(a.head_dim));
+        tile.dq = dq_patch<T>(plan, b, h, number_of(i));
+      },
+      [&](GradKey<T>& owner, int o, int64_t, const auto& tile) {
+        const Shown& queries = shown[&tile - group.tiles];
+        if (queries.patch.count()) see(owner, o, tile, queries);
+      });
 }
 
 template <class T>
@@ -238,17 +279,21 @@ void grad_prefix(const LocalTilePlan& plan, int64_t item, char* scratch) {
     const int owners = int(left < kGroup ? left : kGroup);
     Group<T, GradKey> group(Arena{scratch}, int(d), owners);
     int64_t index[kTile];
-    for (int o = 0; o < owners; ++o)
-      begin_keys(a, group.owners[o], a.prefix.k, a.prefix.v, b, kv, index,
-                 rows_from(first + o * kTile, a.prefix.len, index));
-    meet_queries<T>(
-        plan, b, kv, group, owners, to - from, a.prefix.bias, [&](int64_t i) { return from + i; },
-        [&](int o, const Patch& queries, auto&& step) {
-          const uint64_t valid = prefix_bits(a.prefix, b, first + o * kTile);
-          uint64_t mask[kTile];
-          for (int r = 0; r < kTile; ++r) mask[r] = valid >> r & 1 ? range_bits(0, queries.count()) : 0;
-          step(mask);
-        });
+    for (int o = 0; o < owners; ++o) {
+      const int n = rows_from(first + o * kTile, a.prefix.len, index);
+      replace_unseen(prefix_bits(a.prefix, b, first + o * kTile), n, index);
+      begin_keys(a, group.owners[o], a.prefix.k, a.prefix.v, b, kv, index, n);
+    }
+    const int64_t heads = a.heads / a.kv_heads;
+    for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h)
+      meet_queries<T>(
+          plan, b, h, group, owners, to - from, [&](int64_t i) { return from + i; },
+          [&](GradKey<T>& owner, int o, const auto& tile, const Shown& queries) {
+            const uint64_t valid = prefix_bits(a.prefix, b, first + o * kTile);
+            uint64_t mask[kTile];
+            for (int r = 0; r < kTile; ++r) mask[r] = valid >> r & 1 ? queries.there : 0;
+            owner.step(group.work, tile, mask, a.prefix.bias);
+          });
     for (int o = 0; o < owners; ++o)
       for (int r = 0; r < group.owners[o].rows; ++r) {
         const int64_t p = first + o * kTile + r;
@@ -284,26 +329,42 @@ struct KeyGrid {
   int64_t first, down, right;
   const Tensor4 &k, &v, &dk, &dv;
   double bias;
+  const bool* shown;  // of each row of the tensors; null: all
 };
 struct Axes {
   const Axis &y, &x;
 };
 
 // Group `number` of the patches of keys of a color, and the queries of the phases [from, to) that see them.
+// `bias_slot`: the part of the table's gradient that is this item's own; -1: without a table.
 template <class T, class AxesOf>
 void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, int64_t number, Grid groups,
-                  int64_t from, int64_t to, Order order, char* scratch, AxesOf&& axes_of) {
+                  int64_t from, int64_t to, Order order, int64_t bias_slot, char* scratch, AxesOf&& axes_of) {
   const LocalAttention& a = plan.problem;
-  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads;
+  const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads, heads = a.heads / a.kv_heads;
   const Patches& cut = keys.cut;
   const Pieces own = group_of(cut, keys.grid, cut.backward, number / groups.w * cut.colors.h + cut.color.h,
                               number % groups.w * cut.colors.w + cut.color.w);
   const int owners = int(own.count());
+  Arena arena{scratch};
+  BiasVectors<A> table;
+  if (bias_slot >= 0) {
+    table.take(arena, plan.bias, plan.queries.vector(), false, true);
+    const bool first = !cut.color.h && !cut.color.w;
+    for (int64_t h = kv * heads; first && h < (kv + 1) * heads; ++h)
+      std::memset(static_cast<void*>(bias_part<A>(plan.bias, a, b, h, bias_slot)), 0, sizeof(A) * plan.bias.size());
+  }
   if (!owners) return;  // a smaller phase
-  Group<T, GradKey> group(Arena{scratch}, int(a.head_dim), owners);
+  Group<T, GradKey> group(arena, int(a.head_dim), owners);
   const auto list = [&](int o, int64_t* index) { return own[o].list(keys.first, keys.down, keys.right, index); };
   int64_t index[kTile];
-  for (int o = 0; o < owners; ++o) begin_keys(a, group.owners[o], keys.k, keys.v, b, kv, index, list(o, index));
+  uint64_t shown[kGroup];
+  for (int o = 0; o < owners; ++o) {
+    const int n = list(o, index);
+    shown[o] = keys.shown ? shown_bits(keys.shown, index, n) : ~uint64_t(0);
+    replace_unseen(shown[o], n, index);
+    begin_keys(a, group.owners[o], keys.k, keys.v, b, kv, index, n);
+  }
   for (int64_t n = from; n < to; ++n) {
     const Phase phase(a, n);
     const Axes axes = axes_of(phase);
@@ -316,18 +377,26 @@ void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, 
     for (int o = 0; o < owners; ++o) rows[o] = own[o], by[o] = seen_by(rows[o]);
     const Patch all = seen_by(bounds(own));
     const Pieces queries = pieces_of(plan.queries, phase.grid(), all.y, all.x);
-    meet_queries<T>(
-        plan, b, kv, group, owners, queries.count(), keys.bias,
-        [&](int64_t i) {
-          return n * plan.patches_of_phase() + queries.number(i, plan.queries.x.count(phase_grid(a.window).w));
-        },
-        [&](int o, const Patch& patch, auto&& step) {
-          if (!meet(by[o], patch)) return;
-          uint64_t mask[kTile];
-          step(masks(
-              rows[o], patch, order, mask, [&](int64_t y) { return axes.y.seen(y); },
-              [&](int64_t x) { return axes.x.seen(x); }));
-        });
+    const auto number_of = [&](int64_t i) {
+      return n * plan.patches_of_phase() + queries.number(i, plan.queries.x.count(phase_grid(a.window).w));
+    };
+    for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h) {
+      if (bias_slot >= 0) table.fill(a.bias, h);
+      meet_queries<T>(plan, b, h, group, owners, queries.count(), number_of,
+                      [&](GradKey<T>& owner, int o, const auto& tile, const Shown& columns) {
+                        if (!meet(by[o], columns.patch)) return;
+                        uint64_t mask[kTile];
+                        Mask seen = masks(
+                            rows[o], columns.patch, order, mask, [&](int64_t y) { return axes.y.seen(y); },
+                            [&](int64_t x) { return axes.x.seen(x); });
+                        if (keys.shown) seen = only_rows(shown[o], seen, rows[o].count(), mask);
+                        if (bias_slot < 0) return owner.step(group.work, tile, seen, keys.bias);
+                        int32_t at[kTile * (kTile / kBiasLanes)];
+                        table.places(rows[o], columns.patch, at);
+                        owner.step(group.work, tile, seen, TileBias<A>{table.values, table.sums, at, table.most});
+                      });
+      if (bias_slot >= 0) table.add_to(bias_part<A>(plan.bias, a, b, h, bias_slot));
+    }
   }
   for (int o = 0; o < owners; ++o) {
     list(o, index);
@@ -340,23 +409,34 @@ void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, 
 template <class T>
 void grad_coarse(const LocalTilePlan& plan, int64_t item, char* scratch) {
   const LocalAttention& a = plan.problem;
+  const Coarse& c = a.coarse;
   const int64_t pairs = a.batch * a.kv_heads;
-  const KeyGrid keys{plan.coarse, a.coarse.grid, 0,           a.coarse.grid.w, 1,
-                     a.coarse.k,  a.coarse.v,    a.coarse.dk, a.coarse.dv,     a.coarse.bias};
+  const KeyGrid keys{plan.coarse, c.grid, 0, c.grid.w, 1, c.k, c.v, c.dk, c.dv, c.bias, nullptr};
   grad_patches<T>(plan, item % pairs, keys, item / pairs, groups_of_color(keys.grid, keys.cut), 0, phases(a.window),
-                  Order::none, scratch, [](const Phase& p) { return Axes{p.coarse_y, p.coarse_x}; });
+                  Order::none, -1, scratch, [](const Phase& p) { return Axes{p.coarse_y, p.coarse_x}; });
 }
 
 template <class T>
 void grad_key(const LocalTilePlan& plan, int64_t item, char* scratch) {
   const LocalAttention& a = plan.problem;
-  const int64_t pairs = a.batch * a.kv_heads;
+  const int64_t pairs = a.batch * a.kv_heads, pair = item % pairs;
   const Grid groups = groups_of_color(phase_grid(a.window), plan.keys);
   const int64_t n = item / pairs / (groups.h * groups.w), number = item / pairs % (groups.h * groups.w);
   const Phase phase(a, n);
-  const KeyGrid keys{plan.keys, phase.grid(), phase.first, phase.down, phase.right, a.k, a.v, a.dk, a.dv, 0.0};
-  grad_patches<T>(plan, item % pairs, keys, number, groups, n, n + 1,
-                  a.window.raster_causal ? Order::columns_after : Order::none, scratch,
+  const KeyGrid keys{plan.keys,
+                     phase.grid(),
+                     phase.first,
+                     phase.down,
+                     phase.right,
+                     a.k,
+                     a.v,
+                     a.dk,
+                     a.dv,
+                     0.0,
+                     shown_keys(a, pair / a.kv_heads)};
+  const int64_t slot = a.bias.table ? n * (plan.bias.slots / phases(a.window)) + number : -1;
+  grad_patches<T>(plan, pair, keys, number, groups, n, n + 1,
+                  a.window.raster_causal ? Order::columns_after : Order::none, slot, scratch,
                   [](const Phase& p) { return Axes{p.y, p.x}; });
 }
 

@@ -58,14 +58,15 @@ class Narrow {
     }
   }
 
-  // Fetches the rows of `next`, whose places no hardware can foresee, on the way.
-  void step(const Columns<T>& tile, Mask mask, double bias, const Columns<T>& next) {
+  // Fetches the rows of `next`, whose places no hardware can foresee, on the way. `biases` [rows, 64], in log2, or
+  // null: what is added to scores besides.
+  void step(const Columns<T>& tile, Mask mask, double bias, const Columns<T>& next, const A* biases = nullptr) {
     if (rows == 1)
-      step_rows<1>(tile, mask, bias, next);
+      step_rows<1>(tile, mask, bias, next, biases);
     else if (rows <= 4)
-      step_rows<4>(tile, mask, bias, next);
+      step_rows<4>(tile, mask, bias, next, biases);
     else
-      step_rows<8>(tile, mask, bias, next);
+      step_rows<8>(tile, mask, bias, next, biases);
   }
 
   // Writes every row r of the output to out(r), and hands its log-sum-exp to lse(r, value); returns what finish_rows
@@ -79,7 +80,7 @@ class Narrow {
 
  private:
   template <int R>
-  void step_rows(const Columns<T>& tile, Mask mask, double bias, const Columns<T>& next) {
+  void step_rows(const Columns<T>& tile, Mask mask, double bias_, const Columns<T>& next, const A* biases) {
     constexpr int w = kLanes<A>;
     const RowSet<T>&keys = tile.keys, &values = tile.values;
     alignas(64) A s[R][kTile] = {};
@@ -94,9 +95,11 @@ class Narrow {
       }
       for (int r = 0; r < R; ++r) store(s[r] + first, sums_of<A>(part[r]));
     }
+    for (int c = 0; biases && c < rows * kTile; c += w) store(s[0] + c, load(s[0] + c) * scale_ + load(biases + c));
+    const A scale = biases ? A(1) : scale_, bias = A(bias_ * kLog2e);
     for (int r = 0; r < rows; ++r)
       softmax_row<T>(
-          s[r], mask ? mask[r] & any : any, scale_, A(bias * kLog2e), &m_[r], &total_[r],
+          s[r], mask ? mask[r] & any : any, scale, [&](int) { return bias; }, &m_[r], &total_[r],
           [&](A keep) {
             for (int j = 0; j < ld_; j += w) store(o_ + r * ld_ + j, load(o_ + r * ld_ + j) * keep);
           },

@@ -53,6 +53,15 @@ struct Workspace {
   }
 };
 
+// What is added to scores, in log2: one number, or vectors (local_bias.h).
+template <class A>
+struct Uniform {
+  A value, most;  // most: its size
+  explicit Uniform(double bias) : value(A(bias * kLog2e)), most(std::abs(value)) {}
+  A of(int, int) const { return value; }
+  void add(int, int, Vec<A>) const {}  // of its gradient
+};
+
 // Parts of an owner's rows in a pipeline: while one is in vectors, the products `before` of the next one and `after` of
 // the last one are under way, so that no product waits for what has just been written. All are told the part and which
 // of the two strips of the workspace it is in; f also a row.

@@ -52,10 +52,11 @@ struct Forward {
     }
   }
 
-  void step(const Workspace<T>& w, const Tile& tile, Mask mask, double bias_) {
-    const A bias = A(bias_ * kLog2e);
+  void step(const Workspace<T>& w, const Tile& tile, Mask mask, double bias) { step(w, tile, mask, Uniform<A>(bias)); }
+  template <class Bias>
+  void step(const Workspace<T>& w, const Tile& tile, Mask mask, const Bias& bias) {
     // no score is larger than the product of the norms (Cauchy-Schwarz); false for NaN
-    if (bounded_ && !(std::sqrt(norm_ * tile.norm) * std::abs(scale_) + std::abs(bias) < A(kBounded))) leave_bounded();
+    if (bounded_ && !(std::sqrt(norm_ * tile.norm) * std::abs(scale_) + bias.most < A(kBounded))) leave_bounded();
     if (!bounded_)
       run(w, tile, mask,
           [&](const Part&, const Strip& x, int r) { running_max(r, x, mask ? mask[r] : ~uint64_t(0), bias); });
@@ -101,14 +102,14 @@ struct Forward {
         });
   }
 
-  template <bool masked>
-  void bounded(int r, const Strip& strip, const Part& part, uint64_t mask, A bias) {
+  template <bool masked, class Bias>
+  void bounded(int r, const Strip& strip, const Part& part, uint64_t mask, const Bias& bias) {
     constexpr int l = kLanes<A>;
     const int at = r % kStrip * kTile;
     Vec<A> sum{}, stored{};
     for (int c = part.lo; c < part.hi; c += 2 * l) {
-      Vec<A> x0 = exp2v<kExpDegree<T>>(load(strip.s + at + c) * scale_ + bias);
-      Vec<A> x1 = exp2v<kExpDegree<T>>(load(strip.s + at + c + l) * scale_ + bias);
+      Vec<A> x0 = exp2v<kExpDegree<T>>(load(strip.s + at + c) * scale_ + bias.of(r, c));
+      Vec<A> x1 = exp2v<kExpDegree<T>>(load(strip.s + at + c + l) * scale_ + bias.of(r, c + l));
       if (masked) {
         x0 = select_bits<A>(mask >> c, x0, A(0));
         x1 = select_bits<A>(mask >> (c + l), x1, A(0));
@@ -120,10 +121,11 @@ struct Forward {
     if (kRounds<T>) stored_[r] += stored;
   }
 
-  void running_max(int r, const Strip& strip, uint64_t mask, A bias) {
+  template <class Bias>
+  void running_max(int r, const Strip& strip, uint64_t mask, const Bias& bias) {
     const int at = r % kStrip * kTile;
     softmax_row<T>(
-        strip.s + at, mask, scale_, bias, &m_[r], &total_[r],
+        strip.s + at, mask, scale_, [&](int c) { return bias.of(r, c); }, &m_[r], &total_[r],
         [&](A keep) {
           for (int j = 0; j < ld_ && started_[r / kStrip]; j += kLanes<A>)
             store(o_ + r * ld_ + j, load(o_ + r * ld_ + j) * keep);

@@ -55,8 +55,9 @@ struct GradKey {
     std::memset(static_cast<void*>(dv_), 0, sizeof(A) * kTile * ld_);
   }
 
-  void step(const Workspace<T>& w, const Tile& tile, Mask mask, double bias_) {
-    const A bias = A(bias_ * kLog2e);
+  void step(const Workspace<T>& w, const Tile& tile, Mask mask, double bias) { step(w, tile, mask, Uniform<A>(bias)); }
+  template <class Bias>
+  void step(const Workspace<T>& w, const Tile& tile, Mask mask, const Bias& bias) {
     const Parts parts(rows, mask);
     const Matrix<T> qt{tile.qt, kTile, plane()}, dot{tile.dot, kTile, plane()};
     const Matrix<T> q{tile.q, ld_, plane()}, dout{tile.dout, ld_, plane()};
@@ -90,20 +91,23 @@ struct GradKey {
   int64_t plane() const { return kTile * ld_; }
 
   // Row r of scores s and dout-products dp, to probabilities p = 2^(s - lse) and score gradients p (dp - delta).
+  template <class Bias>
   void gradients(const Workspace<T>& w, const Tile& tile, const Part& part, const typename Workspace<T>::Strip& strip,
-                 int r, Mask mask, A bias) {
+                 int r, Mask mask, const Bias& bias) {
     constexpr int l = kLanes<A>;
     const A scale = scale_ * A(kLog2e);
     for (int c = part.lo; c < part.hi; c += 2 * l) {
       const int at = r % kStrip * kTile + c;
       Vec<A> p[2], ds[2];
       for (int i = 0; i < 2; ++i) {
-        p[i] = exp2v<kExpDegree<T>>(load(strip.s + at + i * l) * scale + (bias - load(tile.lse + c + i * l)));
+        p[i] = exp2v<kExpDegree<T>>(load(strip.s + at + i * l) * scale +
+                                    (bias.of(r, c + i * l) - load(tile.lse + c + i * l)));
         ds[i] = p[i] * (load(strip.dp + at + i * l) - load(tile.delta + c + i * l));
         if (mask) {
           p[i] = select_bits<A>(mask[r] >> (c + i * l), p[i], A(0));
           ds[i] = select_bits<A>(mask[r] >> (c + i * l), ds[i], A(0));
         }
+        bias.add(r, c + i * l, ds[i]);
       }
       store_pair<T>(strip.p + at, w.plane, p[0], p[1]);
       store_pair<T>(w.ds + r * kTile + c, w.ds_plane, ds[0], ds[1]);

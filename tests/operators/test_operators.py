@@ -145,7 +145,7 @@ def test_offsets_beyond_32_bits(impl: str, case: Case) -> None:
     far = torch.empty(2**31 + x[0].numel(), dtype=x.dtype, device=x.device)
     view = far.as_strided((2, *x.shape[1:]), (2**31, *x.stride()[1:]))
     view.copy_(x[:2])
-    narrow = {k: v[: 2 if v.dim() > 1 else None] for k, v in inputs.items()}
+    narrow = {k: v[: 2 if v.dim() > 1 and k != "bias" else None] for k, v in inputs.items()}
     options = {k: v[:2] if isinstance(v, Tensor) else v for k, v in case.options.items()}
     small = case._replace(options=options)
     assert_bitwise(results(small, {**narrow, name: view}, impl), results(small, narrow, impl))

@@ -19,10 +19,10 @@ NORMS = [
     BY_LABEL["softmax"]._replace(label="softmax_full", options={}),
 ]
 # not those with a single head of keys
-SINGLE = ("tiny", "grouped_32", "sets_32")
+SINGLE = ("tiny", "grouped_32", "sets_32", "tiny_biased")
 CASES = [case for case in [*DIFFERENTIABLE, GROUPED, *NORMS, *DECODE] if case.label not in SINGLE]
 # cases that cannot be sharded in any dimension but the batch, or not at all
-KEPT = {"blocks_of_64": (0,), "tiny_local": (0,), "local_2d_decode": (0,), "softmax": (0, 1)}
+KEPT = {"blocks_of_64": (0,), "softmax": (0, 1), **dict.fromkeys(("tiny_local", "tiny_cross", "local_2d_decode"), (0,))}
 KEPT |= dict.fromkeys(("sandwich", "sandwich_wide", "sandwich_tensor"), ())
 
 
@@ -36,11 +36,13 @@ def check(case: Case, dim: int | None, mesh: Any) -> None:
     inputs = {k: x.requires_grad_(case.differentiable) for k, x in case.inputs(torch.float64).items()}
     expected = case(inputs, "auto")
 
-    def spread(x: Tensor) -> DTensor:
+    def spread(x: Tensor, name: str = "") -> DTensor:
         placement = Replicate() if dim is None or x.dim() < 3 else Shard(dim)
+        if name == "bias":  # of heads alone
+            placement = Shard(0) if dim == 1 else Replicate()
         return distribute_tensor(x.detach(), mesh, [placement]).requires_grad_(x.requires_grad)
 
-    spreads = {k: spread(x) for k, x in inputs.items()}
+    spreads = {k: spread(x, k) for k, x in inputs.items()}
     outputs = case(spreads, "auto")  # type: ignore[arg-type]
     for mine, theirs in zip(outputs, expected, strict=True):
         assert isinstance(mine, DTensor)
