@@ -31,6 +31,8 @@ from ._local_2d_pattern import (
     query_windows,
     raster,
     reach_of,
+    slot_size,
+    steps,
     sub_image,
     table_of,
     whole,
@@ -49,17 +51,13 @@ from ._tiles import (
     next_tile,
     query_gradient_step,
     scatter_rows,
+    score_gradients,
     store_rows,
 )
 
 
 @triton.jit
-def grad_query_tile(
-    acc, x, dx, row_lse, row_delta, keys, tile, scale, bias, table, ACC: tl.constexpr, SHAPE: tl.constexpr
-):
-    """`table`: what is added to each score in base 2, or None."""
-    if table is not None:
-        bias = table
+def grad_query_tile(acc, x, dx, row_lse, row_delta, keys, tile, scale, bias, ACC: tl.constexpr, SHAPE: tl.constexpr):
     y = gather_rows(keys.k.at, keys.k.s, tile.j, tile.read, SHAPE.D, SHAPE.BLOCK_D)
     z = gather_rows(keys.v.at, keys.v.s, tile.j, tile.read, SHAPE.D, SHAPE.BLOCK_D)
     return query_gradient_step(acc, x, dx, y, z, row_lse, row_delta, tile.seen, scale, bias, ACC)
@@ -67,12 +65,13 @@ def grad_query_tile(
 
 @kernel
 def grad_query_kernel(
-    q, local, table, key_mask, prefix, mask, coarse, out, lse, dout, dlse, delta, dq,
+    q, local, table, key_mask, prefix, mask, coarse, out, lse, dout, dlse, delta, dq, slots, first_head,
     heads, group, tiles, total_heads, section, height, width, kernel_h, kernel_w, dilation_h, dilation_w, bits,
     prefix_len, coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w, scale, step,
     FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """dq, and delta = rowsum(dout * out) - dlse for the kernels that own keys."""
+    """dq, and delta = rowsum(dout * out) - dlse for the kernels that own keys; with a table the scores' gradients, from
+    `first_head` on, see `sum_table_kernel`."""
     D: tl.constexpr = SHAPE.D
     BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
     M: tl.constexpr = SHAPE.M
@@ -81,6 +80,9 @@ def grad_query_kernel(
         dilation_h, dilation_w = 1, 1
     window = Window(height, width, kernel_h, kernel_w, dilation_h, dilation_w)
     tile, head = heavy_first(tiles, total_heads, section)
+    if table is not None:
+        place = (head * tiles + tile).to(tl.int64)
+        head += first_head
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     kv = h // group
     scale = exactly(scale, ACC)
@@ -106,7 +108,7 @@ def grad_query_kernel(
         bias = exactly(prefix.bias, ACC)
         for t in tl.range(0, tl.cdiv(prefix_len, N)):
             seen = prefix_tile(t, mask, b, prefix_len, N)
-            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, bias, None, ACC, SHAPE)
+            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, bias, ACC, SHAPE)
     if coarse is not None:
         keys = keys_of(coarse.keys, b, kv)
         bias = exactly(coarse.bias, ACC)
@@ -115,18 +117,30 @@ def grad_query_kernel(
         low_y, low_x, box = coarse_windows(queries, coarse_image, reach)
         for t in tl.range(0, tl.cdiv(box.rows * box.columns, N)):
             seen = coarse_tile(t, box, coarse_image, low_y, low_x, reach, N, FORM.SMALL)
-            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, bias, None, ACC, SHAPE)
+            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, bias, ACC, SHAPE)
     if local is not None:
         keys = keys_of(local, b, kv)
         reach = Reach(1, 1, kernel_h, kernel_w)
         box = key_box(corners, reach, image, FORM.CAUSAL, FORM.SHIFT)
         low_y, low_x = key_windows(y, col, reach, image, FORM.SHIFT)
-        own, table = entry_of(box.top - y, box.left - col, window), table_of(table, h, window)
+        if table is not None:
+            own, table = entry_of(box.top - y, box.left - col, window), table_of(table, h, window)
+            slot_h, slot_w = slot_size(window)
+            row = (place * M + tl.arange(0, M)) * (slot_h * slot_w)
+            first_y, first_x = tl.maximum(low_y, 0), tl.maximum(low_x, 0)
+            slots += row + (box.top - first_y) * slot_w + box.left - first_x
         key_mask = mask_of(key_mask, b, height * width)
         for t in tl.range(0, tl.cdiv(box.rows * box.columns, N)):
             seen = local_tile(t, box, low_y, low_x, reach, queries, key_mask, FORM, N)
-            entry = added(table, own, t, box, window, N, FORM.SMALL)
-            acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, 0.0, entry, ACC, SHAPE)
+            if table is None:
+                acc = grad_query_tile(acc, x, dx, row_lse, row_delta, keys, seen, scale, 0.0, ACC, SHAPE)
+            else:
+                k = gather_rows(keys.k.at, keys.k.s, seen.j, seen.read, D, BLOCK_D)
+                v = gather_rows(keys.v.at, keys.v.s, seen.j, seen.read, D, BLOCK_D)
+                entry = added(table, own, t, box, window, N, FORM.SMALL)
+                ds = score_gradients(x, dx, k, v, row_lse, row_delta, seen.seen, scale, entry, ACC)
+                tl.store(slots[:, None] + steps(t, box, slot_w, N, FORM.SMALL)[None, :], ds, mask=seen.seen)
+                acc = tl.dot(ds.to(k.dtype), k, acc, input_precision="ieee", out_dtype=ACC)
     acc *= exactly(step, ACC)
     scatter_rows(dq.at, dq.s, i, there, acc, D, BLOCK_D)
 

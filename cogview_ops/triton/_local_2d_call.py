@@ -85,7 +85,10 @@ class Call:
         return torch.nn.functional.pad(table.flatten() / math.log(2), (room, room))[room:]
 
     def config(self, kernel: str) -> configs.Config:
-        return configs.lookup(f"local_{kernel}", configs.chip(self.device), self.element_size, block_d(self.dim))
+        chip = configs.chip(self.device)
+        if self.table is not None:  # it takes registers: smaller tiles
+            chip = min(chip, 0)
+        return configs.lookup(f"local_{kernel}", chip, self.element_size, block_d(self.dim))
 
     def shape(self, config: configs.Config) -> Shape:
         return Shape(self.dim, block_d(self.dim), config.m, config.n)
@@ -95,14 +98,12 @@ class Call:
         rows, columns = min(grid[0], size[0]), min(grid[1], size[1])
         return (rows * columns + tile) * columns < 2**31 and 2 * max(size) + tile < 2**15
 
-    def beside(self, axis: int, patch: int) -> tuple[int, int]:
-        """Of any patch of so many rows (0) or columns (1): how many before it, and how many in all, it sees keys in."""
+    def beside(self, axis: int) -> tuple[int, int]:
+        """Of any query: how many rows (0) or columns (1) before it, and how many in all, it may see keys in."""
         n, k = self.image[axis], self.kernel[axis]
         before, behind = (k - 1, k - 1) if self.shift else (k // 2, (k - 1) // 2)
-        if axis == 0 and self.causal:
-            behind = 0
-        before = min(before, (triton.cdiv(n, patch) - 1) * patch)
-        return before, before + min(patch + behind, n)
+        before, behind = min(before, n - 1), min(behind, n - 1)
+        return before, before + 1 + (0 if axis == 0 and self.causal else behind)
 
     def query_side(self, patch: Pair, config: configs.Config, partial: bool = False) -> dict[str, Any]:
         """Arguments of the kernels that own queries."""
@@ -128,22 +129,17 @@ class Call:
             "SHAPE": self.shape(config),
         }
 
-    def patch(self, config: configs.Config) -> tuple[Pair, int]:
-        """Rows and columns of the patches of queries, and how many there are in an image."""
+    def patches(self, config: configs.Config) -> tuple[int, dict[str, Any]]:
+        """Programs, and arguments, of the kernels that own a patch of queries each."""
         kernel, share = self.kernel, (1.0, 1.0)
         if self.local is None:  # by coarse keys, in cells of the image
             (h, w), ratio = self.coarse_kernel, self.ratio
             kernel, share = ((h - 1) * ratio[0] + 1, (w - 1) * ratio[1] + 1), (1 / ratio[0], 1 / ratio[1])
         rows = patch_rows(self.image, kernel, config.m, config.n, self.causal, share)
-        patch = rows, config.m // rows
-        return patch, patches(self.image, patch, self.dilation)
-
-    def patches(self, config: configs.Config) -> tuple[int, dict[str, Any]]:
-        """Programs, and arguments, of the kernels that own a patch of queries each."""
-        patch, count = self.patch(config)
-        total = self.batch * self.heads
+        columns, total = config.m // rows, self.batch * self.heads
+        count = patches(self.image, (rows, columns), self.dilation)
         launched = {"heads": self.heads, "total_heads": total, "section": self.section, "tiles": count}
-        return count * total, {**self.query_side(patch, config), **launched, "bits": log2(patch[1])}
+        return count * total, {**self.query_side((rows, columns), config), **launched, "bits": log2(columns)}
 
 
 def sizes(rows: str, columns: str, pair: Pair) -> dict[str, int]:

@@ -67,7 +67,6 @@ class Form(NamedTuple):
     DILATED: bool
     SMALL: bool  # see `box_cells` and `code`
     PARTIAL: bool = False  # keys behind `Queries.last` are not there
-    OPEN: bool = False  # boxes are not clipped at the edges of the image
 
 
 class Image(NamedTuple):
@@ -302,12 +301,10 @@ def local_tile(t, box, low_y, low_x, reach, queries, key_mask, FORM: tl.constexp
     """Likewise, of the image. Causal: a cache may hold anything behind the last query."""
     image = queries.image
     cell, j, read = box_cells(t, box, image, N, FORM.SMALL)
-    if FORM.OPEN:
-        read &= within(box, image, cell, FORM.SMALL)
     if FORM.CAUSAL or FORM.PARTIAL:
         read &= j <= queries.last
     # what is not there is far from all windows
-    if FORM.OPEN or FORM.PARTIAL:
+    if FORM.PARTIAL:
         cell += tl.where(read, 0, FAR if FORM.SMALL else WIDE_FAR)
     if key_mask is not None:
         far = tl.load(key_mask + j, mask=read, other=0)
@@ -318,15 +315,6 @@ def local_tile(t, box, low_y, low_x, reach, queries, key_mask, FORM: tl.constexp
     if FORM.CAUSAL:
         seen &= j[None, :] <= queries.i[:, None]
     return Tile(j, read, seen)
-
-
-@triton.jit
-def within(box, image, cell, SMALL: tl.constexpr):
-    """Which cells of a box that is not clipped are in the image."""
-    first = code(tl.maximum(-box.top, 0), tl.maximum(-box.left, 0), SMALL)
-    bottom, right = tl.minimum(image.rows - box.top, box.rows), tl.minimum(image.columns - box.left, box.columns)
-    last = code(bottom - 1, right - 1, SMALL)
-    return (((cell - first) | (last - cell)) & (SIGNS if SMALL else WIDE_SIGNS)) == 0
 
 
 @triton.jit
@@ -348,17 +336,23 @@ def table_of(table, h, window):
 
 
 @triton.jit
+def slot_size(window):
+    """Rows and columns of a sub-image that a query sees, at most."""
+    rows, columns = tl.cdiv(window.height, window.dilation_h), tl.cdiv(window.width, window.dilation_w)
+    return tl.minimum(window.kernel_h, rows), tl.minimum(window.kernel_w, columns)
+
+
+@triton.jit
 def entry_of(y, x, window):
     """In a table: of a key that is so many rows and columns behind the query."""
     return (y + window.kernel_h - 1) * (2 * window.kernel_w - 1) + x + window.kernel_w - 1
 
 
 @triton.jit
-def steps(t, box, window, N: tl.constexpr, SMALL: tl.constexpr):
-    """How many entries cells [t * N, t * N + N) of a box are behind its first one; also where it is no cell."""
+def steps(t, box, pitch, N: tl.constexpr, SMALL: tl.constexpr):
+    """How far cells [t * N, t * N + N) of a box are behind its first one in rows of `pitch`; 0 of what is no cell."""
     c = t * N + tl.arange(0, N)
-    y = row_of(c, box, SMALL)
-    step = c + y * (2 * window.kernel_w - 1 - box.columns)
+    step = c + row_of(c, box, SMALL) * (pitch - box.columns)
     return tl.where(c < box.rows * box.columns, step, 0)
 
 
@@ -372,5 +366,5 @@ def added(table, own, t, box, window, N: tl.constexpr, SMALL: tl.constexpr, KEYS
     if table is None:
         return None
     else:
-        step = steps(t, box, window, N, SMALL)[None, :]  # pointers by row: one instruction for each address
+        step = steps(t, box, 2 * window.kernel_w - 1, N, SMALL)[None, :]  # pointers by row: one instruction for each address
         return tl.load((table + own)[:, None] - step if KEYS else (table + own)[:, None] + step)

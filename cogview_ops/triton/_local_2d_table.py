@@ -1,110 +1,72 @@
 """The gradient of 2D local attention's table of biases, deterministic and without atomics.
 
-All pairs of a query m of a patch and a key n of a tile that lies in the same way beside the patch have the same entry,
-whatever patch, sub-image and sample. So a program owns a tile of the box around a patch, of one head, and adds the
-scores' gradients up over a share of all patches and samples, in registers, [M, N]. `sum_table_kernel` then adds up what
-has the same entry, and the shares, in their order.
+`grad_query_kernel` leaves the gradient of each score that a query's window has in a slot of its own, heads after
+heads; for some of them at a time, which stay in the L2 cache. Here each entry's slots are added up, in registers, over
+a share of a head's patches of queries; what heads, samples and shares have of a table is added up by torch, in order.
 
-Memory. Of each patch and tile q, dout and the keys are read again, and two of the backward's seven products computed
-again. Parts are [shares, heads, tiles, M, N] of float32: per head and share the box of a patch, its window's halo
-included, for each of its M queries. 9 x 9 windows: 4 tiles of 64 keys for 64 queries, 64 KB; 16 heads in 4 shares 4 MB.
+Memory. Slots [heads at a time, patches, M, window] of float32, 32 MB or what one head has: written once, read once, 8
+bytes for a pair of query and key. Sums [samples, heads, shares, table].
 """
 
 import triton.language as tl
 
 from ._local_2d_pattern import (
-    Box,
-    Queries,
+    FAR,
+    WIDE_FAR,
     Reach,
     Window,
-    added,
+    code,
     entry_of,
-    key_box,
+    inside,
     key_windows,
-    local_tile,
+    mask_of,
     patch,
     raster,
+    slot_size,
     table_of,
 )
-from ._tiles import LOG2E, exactly, gather_rows, head_of, kernel, keys_of
-
-
-@kernel
-def grad_table_kernel(
-    q, local, table, key_mask, lse, dout, delta, parts,
-    batch, heads, group, count, height, width, kernel_h, kernel_w, dilation_h, dilation_w, bits,
-    above, before, rows, columns, tiles, splits, scale,
-    FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
-):  # fmt: skip
-    """A share of `count` patches. Their boxes begin `above` rows and `before` columns from them."""
-    D: tl.constexpr = SHAPE.D
-    BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
-    M: tl.constexpr = SHAPE.M
-    N: tl.constexpr = SHAPE.N
-    if not FORM.DILATED:
-        dilation_h, dilation_w = 1, 1
-    window = Window(height, width, kernel_h, kernel_w, dilation_h, dilation_w)
-    reach = Reach(1, 1, kernel_h, kernel_w)
-    share = tl.program_id(1)
-    t, h = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
-    scale = exactly(scale, ACC)
-    table = table_of(table, h, window)
-    run = tl.cdiv(count, splits)
-    acc = tl.zeros([M, N], ACC)
-    for number in tl.range(share * run, tl.minimum((share + 1) * run, count)):
-        image, corners, y, x, there = patch(number, window, bits, M)
-        i = raster(image, y, x)
-        queries = Queries(image, corners, y, x, i, raster(image, corners.bottom, corners.right))
-        box = Box(corners.top - above, corners.left - before, rows, columns)
-        low_y, low_x = key_windows(y, x, reach, image, FORM.SHIFT)
-        tile = local_tile(t, box, low_y, low_x, reach, queries, None, FORM, N)
-        entry = added(table, entry_of(box.top - y, box.left - x, window), t, box, window, N, FORM.SMALL)
-        entry = tl.where(tile.seen, entry, float("-inf"))
-        # samples, unless no query sees any of the rows that the tile is in
-        seen = key_box(corners, reach, image, FORM.CAUSAL, FORM.SHIFT)
-        first, last = box.top + t * N // columns, box.top + (t * N + N - 1) // columns
-        some = (last >= seen.top) & (first < seen.top + seen.rows)
-        for b in tl.range(0, tl.where(some, batch, 0)):
-            b = tl.cast(b, tl.int64)
-            of_q, of_dout, keys = head_of(q, b, h), head_of(dout, b, h), keys_of(local, b, h // group)
-            read = tile.read
-            if key_mask is not None:
-                read &= tl.load(key_mask + b * height * width + tile.j, mask=read, other=0) == 0
-            q_rows = gather_rows(of_q.at, of_q.s, i, there, D, BLOCK_D)
-            k_rows = gather_rows(keys.k.at, keys.k.s, tile.j, read, D, BLOCK_D)
-            dout_rows = gather_rows(of_dout.at, of_dout.s, i, there, D, BLOCK_D)
-            v_rows = gather_rows(keys.v.at, keys.v.s, tile.j, read, D, BLOCK_D)
-            stat = (b * heads + h) * height * width + i
-            row_lse = tl.load(lse + stat, mask=there, other=float("inf")) * LOG2E
-            row_delta = tl.load(delta + stat, mask=there, other=0.0)
-            s = tl.dot(q_rows, tl.trans(k_rows), input_precision="ieee", out_dtype=ACC)
-            dp = tl.dot(dout_rows, tl.trans(v_rows), input_precision="ieee", out_dtype=ACC)
-            ds = tl.exp2(s * scale - (row_lse[:, None] - entry)) * (dp - row_delta[:, None])
-            acc += tl.where((entry > float("-inf")) & read[None, :], ds, 0.0)
-    m = tl.arange(0, M)
-    at = ((share * heads + h) * tiles + t) * M + m
-    tl.store(parts + at[:, None] * N + tl.arange(0, N)[None, :], acc)
+from ._tiles import kernel
 
 
 @kernel
 def sum_table_kernel(
-    parts, grad, heads, kernel_h, kernel_w, bits, above, before, rows, columns, tiles, splits,
-    ENTRIES: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
+    slots, key_mask, sums,
+    heads, first_head, tiles, height, width, kernel_h, kernel_w, dilation_h, dilation_w, bits,
+    above, before, rows, columns, splits,
+    ENTRIES: tl.constexpr, FORM: tl.constexpr, ACC: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """ENTRIES entries of a head: of every query of a patch the key that lies so, over the shares."""
+    """ENTRIES entries of a head, of rows x columns that begin `above` rows and `before` columns before a query."""
     M: tl.constexpr = SHAPE.M
-    N: tl.constexpr = SHAPE.N
-    pitch = 2 * kernel_w - 1
-    size = (2 * kernel_h - 1) * pitch
-    blocks = tl.cdiv(size, ENTRIES)
-    h, entry = tl.program_id(0) // blocks, tl.program_id(0) % blocks * ENTRIES + tl.arange(0, ENTRIES)
-    m = tl.arange(0, M)[:, None]
-    y = (m >> bits) + (entry // pitch - kernel_h + 1)[None, :] + above
-    x = (m & ((1 << bits) - 1)) + (entry % pitch - kernel_w + 1)[None, :] + before
-    there = (entry < size)[None, :] & (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
-    cell = y * columns + x
-    at = parts + (cell // N * M + m) * N + cell % N
+    if not FORM.DILATED:
+        dilation_h, dilation_w = 1, 1
+    window = Window(height, width, kernel_h, kernel_w, dilation_h, dilation_w)
+    blocks = tl.cdiv(rows * columns, ENTRIES)
+    number, head = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    share = tl.program_id(1)
+    entry = number * ENTRIES + tl.arange(0, ENTRIES)
+    dy, dx = entry // columns - above, entry % columns - before
+    offset = code(dy, dx, FORM.SMALL)
+    if FORM.CAUSAL:
+        offset += tl.where((dy < 0) | (dx <= 0), 0, FAR if FORM.SMALL else WIDE_FAR)
+    slot_h, slot_w = slot_size(window)
+    size, step = slot_h * slot_w, (dy * slot_w + dx)[None, :]
+    slots += head.to(tl.int64) * tiles * (M * size)
+    mask = mask_of(key_mask, ((first_head + head) // heads).to(tl.int64), height * width)
+    m = tl.arange(0, M)
+    run = tl.cdiv(tiles, splits)
     acc = tl.zeros([M, ENTRIES], ACC)
-    for share in tl.range(0, splits):
-        acc += tl.load(at + (share * heads + h).to(tl.int64) * tiles * M * N, mask=there, other=0.0)
-    tl.store(grad + h.to(tl.int64) * size + entry, tl.sum(acc, 0), mask=entry < size)
+    for tile in tl.range(share * run, tl.minimum((share + 1) * run, tiles)):
+        image, corners, y, x, there = patch(tile, window, bits, M)
+        low_y, low_x = key_windows(y, x, Reach(1, 1, kernel_h, kernel_w), image, FORM.SHIFT)
+        high_y, high_x = tl.minimum(low_y + kernel_h, image.rows), tl.minimum(low_x + kernel_w, image.columns)
+        low_y, low_x = tl.maximum(low_y, 0), tl.maximum(low_x, 0)
+        first = code(low_y - y, low_x - x, FORM.SMALL)
+        last = code(tl.where(there, high_y, low_y) - 1 - y, high_x - 1 - x, FORM.SMALL)
+        seen = inside(first, last, offset, FORM.SMALL)
+        if key_mask is not None:
+            j = raster(image, y, x)[:, None] + (dy * dilation_h * width + dx * dilation_w)[None, :]
+            seen &= tl.load(mask + j, mask=seen, other=1) == 0
+        own = ((y - low_y) * slot_w + x - low_x + m * size)[:, None]
+        acc += tl.load(slots + tl.cast(tile, tl.int64) * (M * size) + (own + step), mask=seen, other=0.0)
+    sums = table_of(sums, ((first_head + head) * splits + share).to(tl.int64), window)
+    tl.store(sums + entry_of(dy, dx, window), tl.sum(acc, 0), mask=entry < rows * columns)

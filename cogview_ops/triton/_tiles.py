@@ -17,8 +17,8 @@ LOG2E: tl.constexpr = tl.constexpr(1 / math.log(2))
 # Integers that are compiled for any value, not anew for 1 and for multiples of 16 as Triton does it unasked. Strides
 # and the columns of rows are not among them, for wide accesses, nor are block_size and splits, which cost registers.
 SIZES = (
-    "above", "batch", "before", "bits", "capacity", "coarse_height", "coarse_kernel_h", "coarse_kernel_w",
-    "coarse_width", "columns", "count", "dilation_h", "dilation_w", "group", "heads", "height", "kernel_h",
+    "above", "before", "bits", "capacity", "coarse_height", "coarse_kernel_h", "coarse_kernel_w",
+    "coarse_width", "columns", "count", "dilation_h", "dilation_w", "first_head", "group", "heads", "height", "kernel_h",
     "kernel_w", "key_height", "key_width", "kv_heads", "num_pivots", "pitch", "pivot_tiles", "prefix_len", "room",
     "row_tiles", "rows", "rows_per_matrix", "section", "seqlen", "sequences", "share_size", "shares", "steps",
     "threshold", "tiles", "tokens", "total_heads", "total_kv_heads", "width", "window_blocks",
@@ -143,15 +143,20 @@ def softmax_step(acc, top, total, s, v, scale, bias, ACC: tl.constexpr):
 
 @triton.jit
 def query_gradient_step(acc, x, dx, y, z, lse, delta, seen, scale, bias, ACC: tl.constexpr):
-    """Adds keys y with values z to the gradient of queries x, dx that of their outputs; `seen` None: all of them.
-    `bias`: one, or one for each score."""
+    """Adds keys y with values z to the gradient of queries x, dx that of their outputs; `seen` None: all of them."""
+    ds = score_gradients(x, dx, y, z, lse, delta, seen, scale, bias, ACC)
+    return tl.dot(ds.to(y.dtype), y, acc, input_precision="ieee", out_dtype=ACC)
+
+
+@triton.jit
+def score_gradients(x, dx, y, z, lse, delta, seen, scale, bias, ACC: tl.constexpr):
+    """`bias`: one, or one for each score."""
     s = tl.dot(x, tl.trans(y), input_precision="ieee", out_dtype=ACC)
     p = tl.exp2(s * scale - (lse[:, None] - bias))
     if seen is not None:
         p = tl.where(seen, p, 0.0)
     dp = tl.dot(dx, tl.trans(z), input_precision="ieee", out_dtype=ACC)
-    ds = p * (dp - delta[:, None])
-    return tl.dot(ds.to(y.dtype), y, acc, input_precision="ieee", out_dtype=ACC)
+    return p * (dp - delta[:, None])
 
 
 @triton.jit

@@ -43,17 +43,14 @@ ANY: Rows = {  # at most 99 KB of shared memory, no wgmma
     ("local_forward", 2): {64: Config(64, 32, 4, 3), 128: Config(64, 32, 8, 2), 256: Config(64, 32, 8, 2)},
     ("local_grad_query", 2): {64: Config(64, 32, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
     ("local_grad_key", 2): {64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1)},
-    ("local_grad_table", 2): {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
     ("local_decode", 2): {128: Config(16, 64, 4, 3), 256: Config(16, 32, 4, 3)},
     ("local_forward", 4): {64: Config(32, 32, 8, 2), 128: Config(32, 16, 8, 1), 256: Config(16, 16, 8, 1)},
     ("local_grad_query", 4): {64: Config(32, 32, 8, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
     ("local_grad_key", 4): {64: Config(32, 32, 8, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 2)},
-    ("local_grad_table", 4): {64: Config(32, 32, 8, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
     ("local_decode", 4): {64: Config(16, 32, 4, 2), 256: Config(16, 16, 8, 1)},
     ("local_forward", 8): {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
     ("local_grad_query", 8): {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(8, 16, 8, 1)},
     ("local_grad_key", 8): {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(16, 4, 1, 1)},
-    ("local_grad_table", 8): {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(8, 16, 8, 1)},
     ("local_decode", 8): {256: Config(16, 16, 8, 1)},
 }
 ROOMY: Rows = {  # where a block has 160 KB

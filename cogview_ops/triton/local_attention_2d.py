@@ -26,7 +26,7 @@ from ._local_2d_backward import grad_key_kernel, grad_query_kernel, sum_kernel
 from ._local_2d_call import Call, box_tiles, log2, patch_rows, patches, plus, sizes, sub_image
 from ._local_2d_forward import decode_kernel, forward_kernel
 from ._local_2d_pattern import Form
-from ._local_2d_table import grad_table_kernel, sum_table_kernel
+from ._local_2d_table import sum_table_kernel
 from ._tiles import (
     DEVICES,
     Keys,
@@ -83,20 +83,10 @@ def backward(
     elif dout.stride(3) != 1:
         dout = dout.contiguous()
     call = Call(q, k, v, unflatten(tensors, tuple(numbers)))
-    config = call.config("grad_query")
-    programs, shared = call.patches(config)
     rows = {"q": rows_of(q), "dout": rows_of(dout), "lse": lse, "delta": torch.empty_like(lse)}
     rows |= {"scale": scale_of(call.scale), "step": number(call.scale)}
-    launch(
-        grad_query_kernel,
-        (programs,),
-        config,
-        **rows,
-        **shared,
-        out=rows_of(out),
-        dlse=None if dlse is None else dlse.contiguous(),
-        dq=rows_of(grads[0]),
-    )
+    own = {"out": rows_of(out), "dlse": None if dlse is None else dlse.contiguous(), "dq": rows_of(grads[0])}
+    _grad_query(call, call.config("grad_query"), rows | own, grads[7])
     owners = []
     if call.local is not None:
         form: dict[str, Any] = {"dilation": call.dilation, "causal": call.causal, "shift": call.shift}
@@ -111,8 +101,6 @@ def backward(
         owners.insert(0, (prefix, grads[3:5]))
     for keys, (dk, dv) in owners:
         _grad_keys(call, rows, keys, dk, dv)
-    if call.table is not None:
-        _grad_table(call, rows, grads[7])
     return tuple(grads)
 
 
@@ -165,40 +153,30 @@ def _grad_keys(call: Call, rows: dict[str, Any], keys: _KeySet, dk: Tensor, dv: 
         launch(sum_kernel, (triton.cdiv(count, 16) * call.pairs,), configs.SMALL, **shared)
 
 
-def _grad_table(call: Call, tensors: dict[str, Any], grad: Tensor) -> None:
-    config = call.config("grad_table")
-    patch, count = call.patch(config)
-    (above, rows), (before, columns) = (call.beside(axis, patch[axis]) for axis in (0, 1))
-    tiles = triton.cdiv(rows * columns, config.n)
-    splits = configs.splits(call.heads * tiles, count, 64, call.device)
-    parts = tensors["lse"].new_empty(splits, call.heads, tiles, config.m, config.n)
-    shared: dict[str, Any] = {"parts": parts, "heads": call.heads, "tiles": tiles, "splits": splits}
-    shared |= {"bits": log2(patch[1]), "above": above, "before": before, "rows": rows, "columns": columns}
-    shared |= {**sizes("kernel_h", "kernel_w", call.kernel), "ACC": call.acc, "SHAPE": call.shape(config)}
-    small = call.small((rows, columns), (rows, columns), config.n)
-    launch(
-        grad_table_kernel,
-        (call.heads * tiles, splits),
-        config,
-        q=tensors["q"],
-        local=call.local,
-        table=call.table,
-        key_mask=call.key_mask,
-        lse=tensors["lse"],
-        dout=tensors["dout"],
-        delta=tensors["delta"],
-        batch=call.batch,
-        group=call.group,
-        count=count,
-        **sizes("height", "width", call.grid),
-        **sizes("dilation_h", "dilation_w", call.dilation),
-        scale=tensors["scale"],
-        **shared,
-        FORM=Form(call.causal, call.shift, call.dilation != (1, 1), small, OPEN=True),
-    )
-    entries = 64
-    blocks = triton.cdiv(grad[0].numel(), entries)
-    launch(sum_table_kernel, (blocks * call.heads,), configs.SMALL, grad=grad, **shared, ENTRIES=entries)
+def _grad_query(call: Call, config: configs.Config, tensors: dict[str, Any], grad: Tensor | None) -> None:
+    """Of queries, and of the table."""
+    programs, shared = call.patches(config)
+    if call.table is None or grad is None:
+        launch(grad_query_kernel, (programs,), config, **tensors, **shared, slots=None, first_head=None)
+        return
+    tiles, window = shared["tiles"], [min(k, n) for k, n in zip(call.kernel, call.image, strict=True)]
+    of_head = tiles * config.m * window[0] * window[1]
+    heads = call.batch * call.heads
+    slots = tensors["lse"].new_empty(min(heads, max(1, 2**23 // of_head)), of_head)
+    (above, rows), (before, columns) = call.beside(0), call.beside(1)
+    entries = 32
+    programs = triton.cdiv(rows * columns, entries)
+    splits = configs.splits(len(slots) * programs, tiles, 16, call.device)
+    sums = slots.new_zeros(heads, splits, *(2 * k - 1 for k in call.kernel))
+    names = "height", "width", "kernel_h", "kernel_w", "dilation_h", "dilation_w", "bits", "heads", "tiles", "key_mask"
+    about = {"slots": slots, "sums": sums} | {name: shared[name] for name in (*names, "FORM", "ACC", "SHAPE")}
+    about |= {"above": above, "before": before, "rows": rows, "columns": columns, "splits": splits}
+    for first in range(0, heads, len(slots)):
+        count = min(len(slots), heads - first)
+        part = {"slots": slots, "first_head": first}
+        launch(grad_query_kernel, (count * tiles,), config, **tensors, **{**shared, **part, "total_heads": count})
+        launch(sum_table_kernel, (count * programs, splits), configs.SMALL, **{**about, **part}, ENTRIES=entries)
+    torch.sum(sums.view(call.batch, call.heads, splits, *sums.shape[2:]), (0, 2), out=grad)
 
 
 def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
