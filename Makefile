@@ -54,7 +54,7 @@ test-all: test oldest build/triton-3.6.0/done
 	@$(PIP) install -e '.[integrations]' --no-build-isolation
 	@$(PY) -m pytest tests/integrations
 	@NATTEN_CUDA_ARCH= $(PIP) install --no-deps --no-build-isolation --upgrade --target build/natten 'natten>=0.21'
-	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten.py
+	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten_functions.py
 	@$(OWN_CACHE) $(OLDEST)/bin/python -m pytest -n auto tests/operators
 	@$(OWN_CACHE) $(OLDEST)/bin/python scripts/gpu_check.py first tests sweep rows --carried --rehearse --out build/rehearsal
 

@@ -75,7 +75,8 @@ ALLOWED: dict[str, set[str]] = {
     },  # the last three on demand
 }
 # of other people's models; nothing imports them
-INTEGRATIONS = {*BASIC, *COMPOSITIONS, "_checks", "_dispatch", "_registration", "integrations"}
+PUBLIC = set(cogview_ops.__all__)
+INTEGRATIONS = {*PUBLIC, "_checks", "_dispatch", "_registration", "integrations"}
 TRITON = {
     "patterns",
     "_checks",

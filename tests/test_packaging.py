@@ -190,9 +190,10 @@ def test_base_needs_torch_alone_and_every_extra_is_used() -> None:
         "triton",
         "cogview",
         "dev",
+        "integrations",
         "wrappers",
     }  # the last: tests/operators/test_wrapped_modules.py
-    assert imported("cogview_ops") == {"torch", "triton"}
+    assert imported("cogview_ops") == {"torch", "triton", "natten"} | named["integrations"]
     assert imported("cogview") | {"tensorboard"} == named["cogview"] | {"torch"}  # tensorboard is torch's to import
 
 

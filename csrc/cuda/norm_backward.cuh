@@ -114,7 +114,8 @@ __device__ void norm_backward(const LayerNormArgs& a, const Norm& norm, const Mo
     load_weights<T, kAligned>(norm.weight, j, elements<W, kAligned>(cols, j), a.wide_weights, weight);
     for (int l = 0; l < W; ++l) {
       y[k][l] = at.template normalised<kRms>(y[k][l]);
-      g[k][l] = d[l] * (weight[l] + A(a.weight_offset));
+      // nothing behind the row, where d may be something
+      g[k][l] = l < elements<W, kAligned>(cols, j) ? d[l] * (weight[l] + A(a.weight_offset)) : A(0);
     }
   };
   A total[2] = {};

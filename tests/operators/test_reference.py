@@ -1,6 +1,7 @@
 """The reference attentions against torch's own attention under the patterns' masks (norms, softmax: their files)."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from cogview_ops import local_attention_2d_decode, patterns, reference, three_re
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """`mask` and `bias` [B, S, K]; torch's formula with -inf in the hidden entries."""
+    """`mask` [B, S, K], `bias` [B, H or 1, S, K]; torch's formula with -inf in the hidden entries, 0 where all are."""
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    scores = bias.double().masked_fill(~mask, -math.inf)[:, None]
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=scores, scale=scale)
+    scores = bias.double().masked_fill(~mask[:, None], -math.inf)
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=scores, scale=scale)
+    return out.masked_fill(~mask.any(-1)[:, None, :, None], 0)
 
 
 @pytest.mark.parametrize("case", THREE_REGION, ids=lambda case: case.label)
@@ -26,7 +28,7 @@ def test_three_region(case: Case) -> None:
     window, pivot = patterns.three_region_masks(
         torch.arange(seqlen)[None], seqlen, options["pivots"], options["block_size"], options["window_blocks"]
     )
-    bias = pivot * torch.tensor(options.get("pivot_bias", 0.0), dtype=torch.float64)
+    bias = (pivot * torch.tensor(options.get("pivot_bias", 0.0), dtype=torch.float64))[:, None]
     expected = sdpa(*inputs, window | pivot, bias, options.get("scale", q.shape[3] ** -0.5))
     out, lse = case({"query": q, "key": k, "value": v}, "reference")
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
@@ -40,22 +42,32 @@ def test_three_region(case: Case) -> None:
 @pytest.mark.parametrize("case", LOCAL_2D, ids=lambda case: case.label)
 def test_local_2d(case: Case) -> None:
     inputs, options = case.inputs(torch.float64), case.options
-    q, grid = inputs["query"], options["grid"]
+    q, grid, kernel_size = inputs["query"], options["grid"], options["kernel_size"]
     i = torch.arange(q.shape[2])[:, None]
-    local = patterns.local_2d(
-        i,
-        i.T,
-        grid=grid,
-        kernel_size=options["kernel_size"],
-        dilation=options.get("dilation", (1, 1)),
-        edge=options.get("edge", "clip"),
-        raster_causal=options.get("raster_causal", False),
-    )
-    masks, keys, biases = [local.expand(len(q), -1, -1)], [""], [0.0]
+    masks: list[Tensor] = []
+    keys: list[str] = []
+    biases: list[Any] = []
+    if kernel_size is not None:
+        dilation = options.get("dilation", (1, 1))
+        local = patterns.local_2d(
+            i,
+            i.T,
+            grid=grid,
+            kernel_size=kernel_size,
+            dilation=dilation,
+            edge=options.get("edge", "clip"),
+            raster_causal=options.get("raster_causal", False),
+        )
+        local = local.expand(len(q), -1, -1)
+        if "key_mask" in options:
+            local = local & options["key_mask"][:, None]
+        masks.append(local)
+        keys.append("")
+        biases.append(_table(inputs.get("bias"), i, grid, kernel_size, dilation))
     if "prefix_key" in inputs:
         count = inputs["prefix_key"].shape[2]
         mask = options.get("prefix_mask", torch.ones(len(q), count, dtype=torch.bool))
-        masks.append(mask[:, None].expand(-1, len(i), -1))
+        masks.append(mask[:, None].expand(len(q), len(i), -1))
         keys.append("prefix_")
         biases.append(options.get("prefix_bias", 0.0))
     if "coarse_key" in inputs:
@@ -66,9 +78,26 @@ def test_local_2d(case: Case) -> None:
         keys.append("coarse_")
         biases.append(options.get("coarse_bias", 0.0))
     key, value = (torch.cat([inputs[name + kind] for name in keys], 2) for kind in ("key", "value"))
-    bias = torch.cat([torch.full(m.shape, b, dtype=torch.float64) for m, b in zip(masks, biases, strict=True)], -1)
+    full = (len(q), q.shape[1], len(i))
+    bias = torch.cat(
+        [
+            torch.as_tensor(b, dtype=torch.float64).expand(*full, m.shape[-1])
+            for m, b in zip(masks, biases, strict=True)
+        ],
+        -1,
+    )
     expected = sdpa(q, key, value, torch.cat(masks, -1), bias, options.get("scale", q.shape[3] ** -0.5))
     torch.testing.assert_close(case(inputs, "reference")[0], expected, atol=1e-12, rtol=0)
+
+
+def _table(table: Tensor | None, i: Tensor, grid: Any, kernel: Any, dilation: Any) -> Any:
+    """Of each pair of an image its entry in a table [heads, 2kh-1, 2kw-1], wherever there is one."""
+    if table is None:
+        return 0.0
+    size = torch.tensor(kernel)[:, None, None]
+    place = torch.stack((i // grid[1], i % grid[1]))
+    y, x = ((place.mT - place) // torch.tensor(dilation)[:, None, None] + size - 1).clamp(min=0).minimum(2 * size - 2)
+    return table[:, y, x]
 
 
 def test_log_sum_exp() -> None:
