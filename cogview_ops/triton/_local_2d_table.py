@@ -56,7 +56,7 @@ def sum_table_kernel(
     run = tl.cdiv(tiles, splits)
     acc = tl.zeros([M, ENTRIES], ACC)
     for tile in tl.range(share * run, tl.minimum((share + 1) * run, tiles)):
-        image, corners, y, x, there = patch(tile, window, bits, M)
+        image, _, y, x, there = patch(tile, window, bits, M)
         low_y, low_x = key_windows(y, x, Reach(1, 1, kernel_h, kernel_w), image, FORM.SHIFT)
         high_y, high_x = tl.minimum(low_y + kernel_h, image.rows), tl.minimum(low_x + kernel_w, image.columns)
         low_y, low_x = tl.maximum(low_y, 0), tl.maximum(low_x, 0)

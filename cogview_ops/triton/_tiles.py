@@ -17,11 +17,11 @@ LOG2E: tl.constexpr = tl.constexpr(1 / math.log(2))
 # Integers that are compiled for any value, not anew for 1 and for multiples of 16 as Triton does it unasked. Strides
 # and the columns of rows are not among them, for wide accesses, nor are block_size and splits, which cost registers.
 SIZES = (
-    "above", "before", "bits", "capacity", "coarse_height", "coarse_kernel_h", "coarse_kernel_w",
-    "coarse_width", "columns", "count", "dilation_h", "dilation_w", "first_head", "group", "heads", "height", "kernel_h",
-    "kernel_w", "key_height", "key_width", "kv_heads", "num_pivots", "pitch", "pivot_tiles", "prefix_len", "room",
-    "row_tiles", "rows", "rows_per_matrix", "section", "seqlen", "sequences", "share_size", "shares", "steps",
-    "threshold", "tiles", "tokens", "total_heads", "total_kv_heads", "width", "window_blocks",
+    "above", "before", "bits", "capacity", "coarse_height", "coarse_kernel_h", "coarse_kernel_w", "coarse_width",
+    "columns", "count", "dilation_h", "dilation_w", "first_head", "group", "heads", "height", "kernel_h", "kernel_w",
+    "key_height", "key_width", "kv_heads", "num_pivots", "pitch", "pivot_tiles", "prefix_len", "room", "row_tiles",
+    "rows", "rows_per_matrix", "section", "seqlen", "sequences", "share_size", "shares", "steps", "threshold", "tiles",
+    "tokens", "total_heads", "total_kv_heads", "width", "window_blocks",
 )  # fmt: skip
 LOWEST: tl.constexpr = tl.constexpr(-3.4e38)  # the maximum of nothing: finite, so that differences stay numbers
 
