@@ -191,6 +191,10 @@ def test_every_instance_runs(emulated_library: Path, monkeypatch: pytest.MonkeyP
         numbers = torch.arange(9)[None], 2, 1, 0.0, 1.0
         out, lse = ops.three_region_attention_fwd(q, k, v, *numbers)
         ops.three_region_attention_bwd(d, None, q, k, v, out, lse, *numbers)
+        qkv = [x[0].transpose(0, 1) for x in (q, k, v)]
+        numbers = numbers[0], torch.tensor([0, 9]), 9, *numbers[1:]
+        out, lse = ops.three_region_attention_varlen_fwd(*qkv, *numbers)
+        ops.three_region_attention_varlen_bwd(d[0].transpose(0, 1), None, *qkv, out, lse, *numbers)
     half = {"bf16": torch.bfloat16, "f16": torch.float16}
     for name, dim in emulated_cuda.LOCAL_SHAPES:
         for columns, causal, sets in itertools.product((3, 7, 11, 15), (False, True), ("", "sets")):
@@ -212,7 +216,7 @@ def test_every_instance_runs(emulated_library: Path, monkeypatch: pytest.MonkeyP
     instances = emulated_cuda.kernels(emulated_library)
     base = min(launched[:count]) - min(instances)
     local = sum(12 + 2 * (dim <= 64) + 3 + 2 + 1 for _, dim in emulated_cuda.LOCAL_SHAPES)
-    assert len(instances) == 158 + 4 * 8 + local
+    assert len(instances) == 158 + 2 * 4 * 8 + local
     assert set(instances.values()) == {instances.get(at - base) for at in launched[:count]}
 
 
