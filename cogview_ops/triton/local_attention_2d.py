@@ -76,6 +76,8 @@ def backward(
     tensors, (out, lse, *numbers) = arguments[:TENSORS], arguments[TENSORS:]
     inputs = (q, k, v, *tensors[:WITH_GRADIENT])
     grads = [q.new_empty(0) if x is None else _registration.empty_rows(x) for x in inputs]
+    if inputs[7] is not None:  # the table's is contiguous
+        grads[7] = grads[7].new_empty(grads[7].shape)
     if not q.numel():
         return tuple(x.zero_() for x in grads)
     if dout is None:
