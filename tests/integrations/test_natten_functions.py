@@ -122,6 +122,15 @@ def test_one_number_for_all_axes_and_out_alone() -> None:
             "dilation (3, 3)",
         ),
         ({"query": torch.zeros(1, 6, 2, 4)}, "query: expected [B, H, W, heads, D], got (1, 6, 2, 4)"),
+        (
+            {"key": torch.zeros(1, 7, 6, 2, 4), "value": torch.zeros(1, 7, 6, 2, 4)},
+            "key: expected query's batch and axes, got (1, 7, 6, 2, 4)",
+        ),
+        ({"additional_keys": torch.zeros(1, 3, 2, 4)}, "additional_values: expected with additional_keys, got None"),
+        (
+            {"additional_keys": torch.zeros(1, 3, 1, 4), "additional_values": torch.zeros(1, 3, 1, 4)},
+            "additional_keys: expected shape (1, 3, 2, 4), got (1, 3, 1, 4)",
+        ),
     ],
 )
 def test_errors(change: dict[str, Any], message: str) -> None:
@@ -212,6 +221,10 @@ def test_gradients_of_the_pair_repeat() -> None:
             "rpb: expected shape (2, 5, 5), got (2, 3, 3)",
         ),
         (lambda q: functional.na2d_av(q, q, 3), "attn: expected shape (1, 2, 6, 7, 9), got (1, 2, 6, 7, 4)"),
+        (
+            lambda q: functional.na2d_qk(q, q, 3, additional_keys=q.new_zeros(1, 2, 5, 3)),
+            "additional_keys: expected shape (1, 2, 5, 4), got (1, 2, 5, 3)",
+        ),
     ],
 )
 def test_errors_of_the_pair(call: Callable[[Tensor], Any], message: str) -> None:

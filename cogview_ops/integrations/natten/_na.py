@@ -102,6 +102,14 @@ def _attention(
             layout = ["[B, N, heads, D]", "[B, H, W, heads, D]"][axes - 1]
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{name}: expected {layout}, got {got}")
+        # a grid of as many tokens but other axes would give other neighbors without a word
+        _checks.require(x.shape[:-2] == qkv[0].shape[:-2], name, "query's batch and axes", tuple(x.shape))
+    more = dict(zip(("additional_keys", "additional_values"), additional, strict=True))
+    _checks.together(**more)
+    for name, tokens in more.items():
+        if tokens is not None:
+            _checks.tensor(tokens, name, ndim=4, layout=" [B, S, heads_kv, D]")
+            _checks.shape(tokens, name, (len(qkv[1]), tokens.shape[1], *qkv[1].shape[-2:]))
     kernel_size, stride, dilation, is_causal = window
     kernel = per_axis(axes, kernel_size, "kernel_size", 2)
     every = per_axis(axes, stride, "stride", 1) == (1,) * axes

@@ -120,6 +120,7 @@ def _scores(
         index = _relative(query.shape[2:-1], kernel, dilations).to(rpb.device)
         scores = scores + F.embedding(index, rpb.flatten(1).mT).movedim(-1, 0).to(scores.dtype)
     if more is not None:
+        _additional(more, "additional_keys", query)
         of_more = query.flatten(2, -2) @ more.mT
         scores = torch.cat((scores, of_more.unflatten(2, query.shape[2:-1])), -1)
     return scores
@@ -131,6 +132,8 @@ def _product(
     kernel, dilations = _window(axes, kernel_size, dilation, causal)
     _grid(axes, value, "value", kernel, dilations)
     _checks.tensor(attn, "attn")
+    if more is not None:
+        _additional(more, "additional_values", value)
     keys = math.prod(kernel)
     _checks.shape(attn, "attn", (*value.shape[:-1], keys + (0 if more is None else more.shape[-2])))
     attn = attn.to(value.dtype)
@@ -153,6 +156,11 @@ def _grid(axes: int, x: Any, name: str, kernel: Sizes, dilation: Sizes) -> None:
     layout = ["[B, heads, N, D]", "[B, heads, H, W, D]"][axes - 1]
     _checks.require(x.dim() == axes + 3, name, layout, tuple(x.shape))
     check_fits(x.shape[2:-1], kernel, dilation)
+
+
+def _additional(x: Any, name: str, of: Tensor) -> None:
+    _checks.tensor(x, name, ndim=4)
+    _checks.shape(x, name, (*of.shape[:2], x.shape[2], of.shape[-1]))
 
 
 def _neighborhoods(x: Tensor, first_axis: int, kernel: Sizes, dilation: Sizes) -> Tensor:
