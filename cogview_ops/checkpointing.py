@@ -41,4 +41,7 @@ def policy(ctx: Any, op: Any, *args: Any, also_save: Sequence[Any] = (), **kwarg
 
 def selective_contexts(also_save: Sequence[Any] = ()) -> Any:
     """The `context_fn` of `torch.utils.checkpoint.checkpoint`; `also_save`: operators, `torch.ops.<…>.default`."""
+    for op in also_save:
+        if not isinstance(op, torch._ops.OpOverload):  # a packet of overloads would be equal to none
+            raise TypeError(f"also_save: expected operators as torch.ops.aten.mm.default, got {op!r}")
     return create_selective_checkpoint_contexts(partial(policy, also_save=tuple(also_save)))

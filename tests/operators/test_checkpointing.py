@@ -106,3 +106,10 @@ def test_inside_a_compiled_function(inputs) -> None:
     grads = torch.autograd.grad(compiled(*inputs).square().sum(), inputs)
     for a, b in zip(grads, plain, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_packet_of_overloads_is_refused() -> None:
+    with pytest.raises(
+        TypeError, match=r"^also_save: expected operators as torch.ops.aten.mm.default, got <OpOverloadP"
+    ):
+        selective_contexts(also_save=(torch.ops.aten.mm,))
