@@ -25,9 +25,9 @@ def attend_patches(qkv: Tensors, before: int, grid: Pair, *, scale: float | None
     """
     query, key, value = qkv
     _checks.require(
-        query.shape[2] == before + grid[0] * grid[1],
+        before >= 0 and query.shape[2] == before + grid[0] * grid[1],
         "grid",
-        lambda: f"rows and columns of {query.shape[2] - before} patches, behind {before} other tokens",
+        lambda: f"rows and columns of {query.shape[2] - max(before, 0)} patches, behind {max(before, 0)} other tokens",
         grid,
     )
     if not before:

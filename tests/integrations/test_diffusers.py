@@ -203,6 +203,11 @@ def test_attention_of_an_autoencoder() -> None:
             "grid: expected rows and columns of 96 patches, behind 5 other tokens",
         ),
         (
+            "flux",
+            {"kernel_size": 3, "grid": (40, 40)},
+            "grid: expected rows and columns of 96 patches, behind 5 other tokens",
+        ),
+        (
             "dit",
             {"kernel_size": 3, "grid": (5, 5)},
             "grid: expected rows and columns of 24 patches, behind 0 other tokens",

@@ -138,6 +138,11 @@ def test_refuses(case: str) -> None:
         model(**given)
 
 
+def test_refuses_a_negative_prefix() -> None:
+    with pytest.raises(ValueError, match=r"^prefix: expected at least 0, got -1$"):
+        register(kernel_size=(3, 3), prefix=-1)
+
+
 def test_refuses_caches() -> None:
     register(kernel_size=(3, 3), grid=(4, 4))
     model = small("Llama", attn_implementation=NAME)

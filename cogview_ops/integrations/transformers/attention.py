@@ -66,6 +66,7 @@ def register(
         each = _checks.integer(each, "pivots_per_block", 1)
         _checks.require(each <= block_size, "pivots_per_block", f"at most block_size {block_size}", each)
         pivots = partial(block_pivots, block_size=block_size, pivots_per_block=each)
+    prefix = _checks.integer(prefix, "prefix", 0)
     pattern = {"block_size": block_size, "window_blocks": window_blocks, "pivot_bias": pivot_bias}
     window = {"kernel_size": kernel_size, "dilation": dilation, "edge": edge}
     functions: dict[str, tuple[Any, Any]] = {
