@@ -120,6 +120,12 @@ def finite(x: Any, name: str, dtype: torch.dtype = torch.float32, *, positive: b
     return x
 
 
+def probability(x: Any, name: str) -> float:
+    x = finite(x, name)
+    require(0 <= x <= 1, name, "a probability", x)
+    return x
+
+
 def _real(x: Any, name: str) -> float:
     _leave_graph()
     if not isinstance(x, Tensor) and getattr(x, "ndim", None) == 0:  # what Dynamo makes of a scalar is an array
@@ -380,10 +386,10 @@ def together(**arguments: Any) -> None:
         raise ValueError(f"{missing[0]}: expected with {', '.join(n for n in arguments if n not in missing)}, got None")
 
 
-def same_heads(x: Tensor, name: str, key: Tensor | None) -> None:
-    if key is not None and x.shape[1] != key.shape[1]:
+def same_heads(x: Tensor, name: str, key: Tensor, key_name: str = "key") -> None:
+    if x.shape[1] != key.shape[1]:
         hint = _swapped(x.shape[2] == key.shape[1], x, name)
-        raise ValueError(f"{name}: expected key's {key.shape[1]} heads, got {x.shape[1]}{hint}")
+        raise ValueError(f"{name}: expected {key_name}'s {key.shape[1]} heads, got {x.shape[1]}{hint}")
 
 
 def grid_tokens(key: Tensor, key_name: str, grid: Any, name: str) -> None:
@@ -414,6 +420,8 @@ def no_window(grid: Any, **others: Any) -> Window:
     defaults = {"dilation": 1, "raster_causal": False, "edge": "clip"}
     for name, x in others.items():
         default = defaults.get(name)
+        if name == "dilation" and x in ((1, 1), [1, 1]):
+            continue
         if x is not default and not (default and x == default):
             raise ValueError(f"{name}: expected {default!r} where kernel_size is None, got {_of(x)}")
     return Window(pair(grid, "grid"), (0, 0))
@@ -473,22 +481,25 @@ def prefix(query: Tensor, keys: Tensor | None, key: Any, value: Any, mask: Any, 
         require(mask is None, "prefix_mask", "prefix_key and prefix_value with it", "none")
         return None
     attention(query, key, value, "prefix_key", "prefix_value")
-    same_heads(key, "prefix_key", keys)
+    if keys is not None:
+        same_heads(key, "prefix_key", keys)
     if mask is not None:
         token_mask(mask, "prefix_mask", query, key.shape[2])
     return Prefix(key, value, mask, bias)
 
 
 def coarse(
-    query: Tensor, keys: Tensor | None, image: Any, key: Any, value: Any, grid: Any, kernel_size: Any, bias: Any
+    query: Tensor, keys: dict[str, Any], image: Any, key: Any, value: Any, grid: Any, kernel_size: Any, bias: Any
 ) -> Coarse | None:
-    """The coarse grid of an attention with `keys` of its own, of an image."""
+    """The coarse grid of an attention with other `keys`, of an image."""
     bias = finite(bias, "coarse_bias", query.dtype)
     together(coarse_key=key, coarse_value=value, coarse_grid=grid, coarse_kernel_size=kernel_size)
     if key is None:
         return None
     attention(query, key, value, "coarse_key", "coarse_value")
-    same_heads(key, "coarse_key", keys)
+    for name, other in keys.items():
+        if other is not None:
+            same_heads(key, "coarse_key", other, name)
     grid_tokens(key, "coarse_key", grid, "coarse_grid")
     return Coarse(key, value, *coarse_window(image, grid, kernel_size), bias)
 

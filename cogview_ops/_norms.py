@@ -133,8 +133,7 @@ def _checked_step(
     _check_weights(branch, **given)
     scale = _check_scale(branch_scale, branch)
     numbers = _check_options(branch, eps, relax, weight_offset, round_before_weight)
-    dropout_p = float(_checks.finite(dropout_p, "dropout_p"))
-    _checks.require(0 <= dropout_p <= 1, "dropout_p", "a probability", dropout_p)
+    dropout_p = float(_checks.probability(dropout_p, "dropout_p"))
     _checks.boolean(dropout_after_norm, "dropout_after_norm")
     drops = dropout_p, dropout_after_norm and norms != "pre" and dropout_p > 0
     complete = (post_weight is not None or norms == "pre") and (pre_weight is not None or norms == "post")

@@ -289,7 +289,7 @@ def _checked(
     if key_mask is not None:
         _checks.token_mask(key_mask, "key_mask", query, key.shape[2])
     prefix = _checks.prefix(query, key, prefix_key, prefix_value, prefix_mask, prefix_bias)
-    keys = prefix_key if key is None else key
+    keys = {names[0]: key, "prefix_key": prefix_key}
     coarse = _checks.coarse(query, keys, grid, coarse_key, coarse_value, coarse_grid, coarse_kernel_size, coarse_bias)
     return flatten(Options(window, prefix, coarse, _checks.scale(scale, query)))
 

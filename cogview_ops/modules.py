@@ -157,7 +157,8 @@ class _Step(nn.Module):
             setattr(self, name, norm() if norms in (name, "both") else None)
         self.norms, self.dropout_after_norm = norms, dropout_after_norm
         self.branch_scale = _checks.finite(branch_scale, "branch_scale")
-        self.dropout_p = _checks.finite(dropout_p, "dropout_p")
+        self.dropout_p = _checks.probability(dropout_p, "dropout_p")
+        _checks.boolean(dropout_after_norm, "dropout_after_norm")
         self._op, self._options = op, options
 
     def forward(
@@ -193,7 +194,8 @@ class _Step(nn.Module):
         return lend(("post", "pre") if self.norms == "both" else (self.norms,), branch, residual, {})
 
     def extra_repr(self) -> str:
-        return f"norms={self.norms!r}, branch_scale={self.branch_scale}, dropout_p={self.dropout_p}"
+        dropout = f"dropout_p={self.dropout_p}, dropout_after_norm={self.dropout_after_norm}"
+        return f"norms={self.norms!r}, branch_scale={self.branch_scale}, {dropout}"
 
 
 class SandwichLayerNorm(_Step):

@@ -459,6 +459,26 @@ SETS = {
 }
 
 
+def test_without_a_local_set() -> None:
+    alone = {"query": Q, "key": None, "value": None, "grid": (3, 4), "kernel_size": None}
+    prefix = {"prefix_key": SMALL, "prefix_value": SMALL}
+    assert torch.equal(
+        local_attention_2d(**alone, **prefix, dilation=(1, 1)), local_attention_2d(**alone, **prefix, dilation=1)
+    )
+    other = SMALL.repeat_interleave(2, 1)
+    sets = {**SETS, "coarse_key": other, "coarse_value": other}
+    expected = f"prefix_key's {SMALL.shape[1]} heads, got {other.shape[1]}"
+    with pytest.raises(ValueError, match=f"^coarse_key: expected {expected}"):
+        local_attention_2d(**alone, **sets)
+    for name, value, message in (
+        ("dilation", (2, 1), r"expected 1 where kernel_size is None, got \(2, 1\)"),
+        ("raster_causal", True, "expected False where kernel_size is None, got True"),
+        ("bias", torch.zeros(4, 5, 5), "expected None where kernel_size is None, got a tensor"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: {message}$"):
+            local_attention_2d(**alone, **prefix, **{name: value})
+
+
 @pytest.mark.parametrize("impl", ["reference", "auto"])
 def test_invalid_arguments(impl: str) -> None:
     arguments = {"query": Q, "key": KV, "value": KV, "grid": (3, 4), "kernel_size": (3, 3), **SETS, "impl": impl}

@@ -23,6 +23,7 @@ from cogview_ops.modules import (
     PBRelaxLayerNorm,
     PBRelaxSoftmax,
     SandwichLayerNorm,
+    SandwichRMSNorm,
     ThreeRegionAttention,
 )
 
@@ -325,6 +326,13 @@ def test_local_decode_equals_the_forward(dtype: torch.dtype) -> None:
     assert_as_good_as(again, truth[rows, columns], full[rows, columns])
     with pytest.raises(ValueError, match=r"^key: expected at most 0 more tokens in a cache of 24, got 1"):
         module(x[:, :1], cache, **sets)
+
+
+def test_steps_refuse() -> None:
+    for step in (SandwichLayerNorm, SandwichRMSNorm):
+        refused(step, {"dim": 20}, "dropout_p", 1.5, ValueError)
+        refused(step, {"dim": 20}, "dropout_after_norm", 1, TypeError)
+        refused(step, {"dim": 20}, "norms", "all", ValueError)
 
 
 def test_local_refuses() -> None:
