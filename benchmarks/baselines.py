@@ -188,7 +188,7 @@ def flex_attention(mask_mod: Callable[..., Tensor], seqlen: int, num_keys: int |
         blocks = make(mask_mod, None, None, seqlen, num_keys, device=device)
         return partial(torch.compile(flex_attention, dynamic=False), block_mask=blocks)
 
-    return lambda query, key, value: compiled(query.device)(query, key, value)
+    return lambda query, key, value, **options: compiled(query.device)(query, key, value, **options)
 
 
 def compile_formula(formula: Callable[..., Any]) -> Callable[..., Any]:

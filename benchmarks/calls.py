@@ -31,14 +31,23 @@ def calls(gradients: bool) -> dict[str, tuple[Call, dict[str, Call]]]:
     pivots, lengths = torch.tensor([[0, 3]], dtype=torch.int32), torch.tensor([12], dtype=torch.int32)
     blocks: dict[str, Any] = {"block_size": 4, "window_blocks": 2}
     window: dict[str, Any] = {"grid": (4, 4), "kernel_size": (3, 3)}
+    packed = [x[0].transpose(0, 1) for x in (q, k, v)]
+    ends = torch.tensor([0, SHAPE[2]], dtype=torch.int32)
     sdpa: dict[str, Call] = {"SDPA": partial(F.scaled_dot_product_attention, q, k, v)}
     norm: dict[str, Call] = {"F.layer_norm": partial(F.layer_norm, q, SHAPE[-1:], weight, bias)}
+    root: dict[str, Call] = {"F.rms_norm": partial(F.rms_norm, q, SHAPE[-1:], weight)}
     found: dict[str, tuple[Call, dict[str, Call]]] = {
         "three_region_attention": (partial(ops.three_region_attention, q, k, v, pivots, **blocks), sdpa),
         "local_attention_2d": (partial(ops.local_attention_2d, q, k, v, **window), sdpa),
         "pb_relax_softmax": (partial(ops.pb_relax_softmax, q), {"torch.softmax": partial(torch.softmax, q, -1)}),
         "layer_norm": (partial(ops.layer_norm, q, weight, bias), norm),
         "sandwich_layer_norm": (partial(ops.sandwich_layer_norm, q, k, weight, bias, weight, bias), norm),
+        "rms_norm": (partial(ops.rms_norm, q, weight), root),
+        "sandwich_rms_norm": (partial(ops.sandwich_rms_norm, q, k, weight, weight), root),
+        "three_region_attention_varlen": (
+            partial(ops.three_region_attention_varlen, *packed, pivots, cu_seqlens=ends, max_seqlen=SHAPE[2], **blocks),
+            sdpa,
+        ),
     }
     if not gradients:
         last = q[:, :, 11:12].contiguous()

@@ -14,6 +14,7 @@ from .problems import (
     dalle,
     layer_norm,
     local_2d,
+    local_2d_bias,
     local_2d_decode,
     rms_norm,
     sandwich,
@@ -22,6 +23,7 @@ from .problems import (
     three_region,
     three_region_decode,
     three_region_varlen,
+    upsampling,
 )
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -120,6 +122,8 @@ CASES = [
         partial(local_2d, kernel=(7, 7), dilation=(4, 4), without=("vanilla", *SLOW)),
         *BOTH[::2],
     ),
+    *_cases("local_attention_2d", "8x56x56x32-7x7-bias", local_2d_bias, *BOTH),
+    *_cases("local_attention_2d", "4x64x64x64-of-16x16-5x5", upsampling, *BOTH),
     *_cases("local_attention_2d", "16x50x50x64", partial(local_2d, grid=(50, 50), without=SLOW), *BOTH[:3]),
     *(
         Case(

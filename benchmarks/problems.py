@@ -202,6 +202,15 @@ def three_region_decode(
     )
 
 
+def _pairs(grid: tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int] = (1, 1)) -> int:
+    """Of queries and keys in windows that end at the edges."""
+    rows, columns = (
+        sum(max(n - abs(o) * d, 0) for o in range(-(k // 2), k // 2 + 1))
+        for n, k, d in zip(grid, kernel, dilation, strict=True)
+    )
+    return rows * columns
+
+
 UNFOLDED = 2**30  # bytes of copied keys up to which F.unfold is run
 
 
@@ -221,11 +230,8 @@ def local_2d(
     """`alone`: without baselines, where only sizes are compared with each other; `without`: some that take long."""
     seqlen = grid[0] * grid[1]
     window: dict[str, Any] = {"grid": grid, "kernel_size": kernel, "dilation": dilation, "raster_causal": causal}
-    rows, columns = (
-        sum(max(n - abs(o) * d, 0) for o in range(-(k // 2), k // 2 + 1))
-        for n, k, d in zip(grid, kernel, dilation, strict=True)
-    )
-    pairs = (rows * columns + seqlen) // 2 if causal else rows * columns
+    pairs = _pairs(grid, kernel, dilation)
+    pairs = (pairs + seqlen) // 2 if causal else pairs
     shifted = baselines.shifted_local(**window)
     same: dict[str, Contestant] = {}
     dense: dict[str, Contestant] = {}
@@ -254,6 +260,87 @@ def flex(mask_mod: Callable[..., Tensor], dtype: torch.dtype, back: bool, *shape
     if dtype != torch.bfloat16:
         return "left out but in bf16, compiling it takes longer than all the timing"
     return baselines.flex_attention(mask_mod, *shape)
+
+
+def local_2d_bias(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim=32, kernel=(7, 7)) -> Problem:
+    """With a learned table by relative position, as in Swin and DiNAT."""
+    window: dict[str, Any] = {"grid": grid, "kernel_size": kernel}
+    seqlen = grid[0] * grid[1]
+    i, j = torch.arange(seqlen)[:, None], torch.arange(seqlen)
+    mask = patterns.local_2d(i, j, **window, raster_causal=False)
+    row, column = patterns.relative_2d(i, j, **window, dilation=(1, 1))
+    query, key, value = torch.randn(3, 1, heads, seqlen, dim, dtype=dtype)
+    table = torch.randn(heads, *(2 * k - 1 for k in kernel), dtype=dtype)
+    whole: Any = flex(lambda b, h, i, j: patterns.local_2d(i, j, **window, raster_causal=False), dtype, back, seqlen)
+
+    def masked(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
+        scores = table[:, row, column].masked_fill(~mask, float("-inf"))
+        return baselines.sdpa(scores[None])(query, key, value)
+
+    def flexible(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
+        def score(score: Tensor, b: Any, h: Any, i: Tensor, j: Tensor) -> Tensor:
+            return score + table[h, row[i, j], column[i, j]]
+
+        return whole(query, key, value, score_mod=score)
+
+    def ours(query: Tensor, key: Tensor, value: Tensor, table: Tensor, **how: Any) -> Any:
+        return ops.local_attention_2d(query, key, value, bias=table, **window, **how)
+
+    without: dict[str, Contestant] = {"no table": lambda *tensors: ops.local_attention_2d(*tensors[:3], **window)}
+    pairs = _pairs(grid, kernel)
+    return Problem(
+        (query, key, value, table),
+        ours,
+        {"masked SDPA": masked, "FlexAttention": whole if isinstance(whole, str) else flexible},
+        {} if back else without,
+        bytes=(12 if back else 4) * query.nbytes,
+        flops=(7 if back else 2) * 2 * pairs * heads * dim,
+        exps=(2 if back else 1) * pairs * heads,
+        tokens=seqlen,
+    )
+
+
+def upsampling(
+    dtype: torch.dtype, back: bool, *, heads=4, grid=(64, 64), dim=64, coarse=(16, 16), cross=(5, 5)
+) -> Problem:
+    """Queries of a fine grid, keys of a coarse one alone, as in AnyUp; or a copy of each key for each query."""
+    how: dict[str, Any] = {"grid": grid, "coarse_grid": coarse}
+    seqlen, cells = grid[0] * grid[1], coarse[0] * coarse[1]
+    ratio = grid[0] // coarse[0], grid[1] // coarse[1]
+
+    def sees(b: Any, h: Any, i: Tensor, j: Tensor) -> Tensor:
+        return patterns.coarse_2d(i, j, **how, kernel_size=cross)
+
+    def ours(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:
+        given: dict[str, Any] = {"kernel_size": None, "coarse_key": key, "coarse_value": value}
+        return ops.local_attention_2d(query, None, None, **given, **how, coarse_kernel_size=cross, **options)
+
+    def copied(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Copies `ratio` rows and columns apart are of the cells around the query's own."""
+        fine = (
+            x.unflatten(2, coarse).repeat_interleave(ratio[0], 2).repeat_interleave(ratio[1], 3).flatten(2, 3)
+            for x in (key, value)
+        )
+        return ops.local_attention_2d(query, *fine, grid=grid, kernel_size=cross, dilation=ratio)
+
+    mask = sees(0, 0, torch.arange(seqlen)[:, None], torch.arange(cells))
+    query = torch.randn(1, heads, seqlen, dim, dtype=dtype)
+    key, value = torch.randn(2, 1, heads, cells, dim, dtype=dtype)
+    pairs = int(mask.sum())
+    return Problem(
+        (query, key, value),
+        ours,
+        {
+            "masked SDPA": baselines.sdpa(mask),
+            "FlexAttention": flex(sees, dtype, back, seqlen, cells),
+            "upsampled keys": copied,
+        },
+        {"global SDPA": baselines.sdpa()},
+        bytes=(6 if back else 2) * (query.nbytes + key.nbytes),
+        flops=(7 if back else 2) * 2 * pairs * heads * dim,
+        exps=(2 if back else 1) * pairs * heads,
+        tokens=seqlen,
+    )
 
 
 def cross_resolution(

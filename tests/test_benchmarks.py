@@ -36,6 +36,10 @@ SMALL = {
     "local_attention_2d-coarse": partial(
         problems.cross_resolution, heads=2, grid=(8, 12), dim=16, kernel=(5, 3), coarse=(4, 6), cross=(3, 1)
     ),
+    "local_attention_2d-bias": partial(problems.local_2d_bias, heads=2, grid=(9, 8), dim=16, kernel=(5, 3)),
+    "local_attention_2d-alone-coarse": partial(
+        problems.upsampling, heads=2, grid=(8, 12), dim=16, coarse=(4, 3), cross=(3, 1)
+    ),
     "local_attention_2d_decode": partial(
         problems.local_2d_decode, heads=2, grid=(8, 12), dim=16, kernel=(5, 3), text=7, coarse=(4, 6), cross=(3, 5)
     ),
