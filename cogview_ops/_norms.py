@@ -99,7 +99,7 @@ def _checked(
     _check_input(x, "x")
     _check_weights(x, weight=weight, bias=bias)
     numbers = _check_options(x, eps, relax, weight_offset, round_before_weight)
-    return numbers, _dtype_of_weights(x, autocast, weight is not None or numbers[2] in (0, 1), weight, bias)
+    return numbers, _dtype_of_weights(x, autocast, weight is not None or numbers[2] in (0, 1), weight=weight, bias=bias)
 
 
 @remembered
@@ -137,7 +137,7 @@ def _checked_step(
     _checks.boolean(dropout_after_norm, "dropout_after_norm")
     drops = dropout_p, dropout_after_norm and norms != "pre" and dropout_p > 0
     complete = (post_weight is not None or norms == "pre") and (pre_weight is not None or norms == "post")
-    dtype = _dtype_of_weights(branch, autocast, complete or numbers[2] in (0, 1), *given.values())
+    dtype = _dtype_of_weights(branch, autocast, complete or numbers[2] in (0, 1), **given)
     return scale, numbers, drops, dtype
 
 
@@ -217,15 +217,18 @@ def _checked_seed(seed: Any, branch: Tensor) -> int | Tensor:
     return seed
 
 
-def _dtype_of_weights(x: Tensor, autocast: torch.dtype | None, exact: bool, *given: Tensor | None) -> torch.dtype:
+def _dtype_of_weights(x: Tensor, autocast: torch.dtype | None, exact: bool, **given: Tensor | None) -> torch.dtype:
     """x's or float32; those given are all alike, but under autocast. Not `exact`: weights that are not given may be
     no number of x's dtype."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    dtypes = {w.dtype for w in given if w is not None} or {x.dtype}
+    there = {name: w.dtype for name, w in given.items() if w is not None}
+    dtypes = set(there.values()) or {x.dtype}
     if len(dtypes) > 1 or not dtypes <= {x.dtype, torch.float32}:
         if autocast is None:
-            got = sorted(str(dtype) for dtype in dtypes)
-            raise TypeError(f"weights and biases: expected all {x.dtype} (the input's) or all float32, got {got}")
+            known, first = (x.dtype, torch.float32), next(iter(there.values()))
+            odd = [n for n, dtype in there.items() if dtype not in known] or [n for n in there if there[n] != first]
+            expected = f"the input's dtype {x.dtype} or torch.float32, the same for all weights and biases"
+            raise TypeError(f"{odd[0]}: expected {expected}, got {there[odd[0]]}")
         return torch.float32
     return dtypes.pop() if exact and wide == torch.float32 else wide
 

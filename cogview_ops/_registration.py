@@ -59,9 +59,12 @@ def _functions(
         setup_context(ctx, args, output)
         return output
 
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(f"{name} has no forward-mode derivative; impl='reference' has")
+
     vmap = _loop_over_batch(partial(_dispatch.run, namespace, name), fake)
-    transformed = {"forward": kernel, "setup_context": setup_context, "backward": backward, "vmap": vmap}
-    recorded = {"forward": forward, "backward": backward}
+    transformed = {"forward": kernel, "setup_context": setup_context, "backward": backward, "jvp": jvp, "vmap": vmap}
+    recorded = {"forward": forward, "backward": backward, "jvp": jvp}
     return _function(name, transformed), _function(name, recorded)
 
 

@@ -4,8 +4,9 @@
     x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False, context_fn=selective_contexts)
 
 A block is computed again in the backward, but for its attentions: of all that a transformer computes they take the
-longest for each byte of output, of these operators (outputs and lse) as of torch's own. Norms, softmax and projections
-are computed again; `also_save` keeps more, all products, say:
+longest for each byte of output, of these operators (outputs and lse) as of SDPA's fused kernels. Norms, softmax and
+projections are computed again, and so are FlexAttention and SDPA's plain formula, which are no operators of their own;
+`also_save` keeps more, all products, say:
 `functools.partial(selective_contexts, also_save=(torch.ops.aten.mm.default,))`.
 """
 

@@ -85,7 +85,8 @@ class RMSNorm(nn.RMSNorm):
 
     Args:
         dim: size D of the last dimension.
-        eps, weight_offset, round_before_weight: as in `cogview_ops.rms_norm`; a new weight is 1 - weight_offset.
+        eps, weight_offset, round_before_weight: as in `cogview_ops.rms_norm`; a new weight is 1 - weight_offset. There
+            is no eps=None.
         elementwise_affine, device, dtype: of the weight, as in `torch.nn.RMSNorm`.
     """
 

@@ -152,7 +152,7 @@ def test_forward_mode_raises(impl: str, case: Case) -> None:
                 case({**inputs, name: dual}, impl)
             outputs = case({**inputs, name: dual}, "reference")
             assert any(torch.autograd.forward_ad.unpack_dual(out).tangent is not None for out in outputs)
-    with pytest.raises(NotImplementedError, match="forward-mode"):
+    with pytest.raises(NotImplementedError, match=f"{case.op}.* has no forward-mode derivative"):
         torch.func.jvp(lambda x: case({**inputs, name: x}, impl)[0], (inputs[name],), (inputs[name],))
 
 
