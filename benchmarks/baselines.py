@@ -191,6 +191,18 @@ def flex_attention(mask_mod: Callable[..., Tensor], seqlen: int, num_keys: int |
     return lambda query, key, value, **options: compiled(query.device)(query, key, value, **options)
 
 
+def natten(grid: tuple[int, int], kernel_size: tuple[int, int]) -> Callable[..., Tensor]:
+    """NATTEN's na2d, whose tensors are [B, H, W, heads, D]."""
+
+    def attention(*tensors: Tensor) -> Tensor:
+        from natten import na2d
+
+        out = na2d(*(x.transpose(1, 2).unflatten(1, grid) for x in tensors), kernel_size)
+        return out.flatten(1, 2).transpose(1, 2)
+
+    return attention
+
+
 def compile_formula(formula: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile of it, at its first call (making the object alone imports the compiler)."""
     compiled = cache(lambda: torch.compile(formula, dynamic=False))

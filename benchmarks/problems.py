@@ -254,12 +254,31 @@ def local_2d(
     return replace(problem, truth=shifted) if alone or seqlen > DENSE else problem  # the reference is quadratic
 
 
+NO_BACKWARD = "left out, on CPU it has no backward"
+
+
 def flex(mask_mod: Callable[..., Tensor], dtype: torch.dtype, back: bool, *shape: int) -> Contestant:
     if back and not on_gpu():
-        return "left out, on CPU it has no backward"
+        return NO_BACKWARD
     if dtype != torch.bfloat16:
         return "left out but in bf16, compiling it takes longer than all the timing"
     return baselines.flex_attention(mask_mod, *shape)
+
+
+def neighborhood(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim=32, kernel=(7, 7)) -> Problem:
+    """NATTEN's: windows that move inward at the edges; sizes of DiNAT's first layers."""
+    window: dict[str, Any] = {"grid": grid, "kernel_size": kernel, "raster_causal": False, "edge": "shift"}
+    seqlen = grid[0] * grid[1]
+
+    def sees(b: Any, h: Any, i: Tensor, j: Tensor) -> Tensor:
+        return patterns.local_2d(i, j, **window)
+
+    mask = sees(0, 0, torch.arange(seqlen)[:, None], torch.arange(seqlen))
+    same: dict[str, Contestant] = {"masked SDPA": baselines.sdpa(mask)}
+    same["FlexAttention"] = flex(sees, dtype, back, seqlen)
+    same["NATTEN"] = NO_BACKWARD if back and not on_gpu() else baselines.natten(grid, kernel)
+    op, pairs = partial(ops.local_attention_2d, **window), seqlen * kernel[0] * kernel[1]
+    return _attention(op, pairs, (heads, seqlen, dim), same, {"global SDPA": baselines.sdpa()}, dtype, back)
 
 
 def local_2d_bias(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim=32, kernel=(7, 7)) -> Problem:
