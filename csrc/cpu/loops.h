@@ -55,15 +55,15 @@ inline void each(int64_t n, F&& f) {
   if (j < n) f(j, int(n - j));
 }
 
-// The same with f(column, how many, accumulators): K vectors of which there are four copies, so that one need not wait
-// for another.
+// The same with f(column, how many, accumulators): K vectors of which there are several copies, so that one need not
+// wait for another.
 constexpr int kCopies = 4;
-template <class A, int K, class F>
-inline void accumulate(int64_t n, Vec<A> (&acc)[kCopies][K], F&& f) {
+template <class A, int K, int C, class F>
+inline void accumulate(int64_t n, Vec<A> (&acc)[C][K], F&& f) {
   constexpr int w = kLanes<A>;
   int64_t j = 0;
-  for (; j + kCopies * w <= n; j += kCopies * w)
-    for (int c = 0; c < kCopies; ++c) f(j + c * w, Whole<A>{}, acc[c]);
+  for (; j + C * w <= n; j += C * w)
+    for (int c = 0; c < C; ++c) f(j + c * w, Whole<A>{}, acc[c]);
   for (; j + w <= n; j += w) f(j, Whole<A>{}, acc[0]);
   if (j < n) f(j, int(n - j), acc[1]);
 }
@@ -71,12 +71,17 @@ template <class A, int K>
 struct Totals {
   A at[K];
 };
-template <class A, int K, class F>
+template <class A, int K, int C = kCopies, class F>
 inline Totals<A, K> sums(int64_t n, F&& f) {
-  Vec<A> acc[kCopies][K] = {};
+  static_assert(C == 2 || C == 4);
+  Vec<A> acc[C][K] = {};
   accumulate<A>(n, acc, f);
   Totals<A, K> total;
-  for (int k = 0; k < K; ++k) total.at[k] = hsum((acc[0][k] + acc[1][k]) + (acc[2][k] + acc[3][k]));
+  for (int k = 0; k < K; ++k) {
+    Vec<A> sum = acc[0][k] + acc[1][k];
+    if constexpr (C == 4) sum += acc[2][k] + acc[3][k];
+    total.at[k] = hsum(sum);
+  }
   return total;
 }
 

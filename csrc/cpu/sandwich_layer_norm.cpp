@@ -34,6 +34,7 @@ struct Ahead {
   const char* row;
   int64_t size;  // of an element
 
+  Ahead() = default;
   template <class T>
   Ahead(const T* row) : row(reinterpret_cast<const char*>(row)), size(sizeof(T)) {}
   void fetch(int64_t j) const { __builtin_prefetch(row + j * size, 0, 2); }
@@ -77,14 +78,14 @@ A scale_of(const NormPlan& a, int64_t i) {
 }
 
 template <class A>
-A* scratch_row(const NormPlan& a, int slot, int k) {
-  return static_cast<A*>(a.scratch) + (int64_t(slot) * kScratchRows + k) * a.scratch_cols;
+A* scratch_row(const NormPlan& a, int slot, ScratchRow kind, int r = 0) {
+  return static_cast<A*>(a.scratch) + (int64_t(slot) * kScratchRows + kind * kGroup + r) * a.scratch_cols;
 }
 
 // Where a row of results waits to be written around the caches.
-void* buffer_row(const NormPlan& a, int slot) {
-  return static_cast<char*>(a.scratch) +
-         (int64_t(slot) * kScratchRows + kBuffer) * a.scratch_cols * accumulator_bytes(a.dtype);
+template <class T>
+T* buffer_row(const NormPlan& a, int slot, int r = 0) {
+  return reinterpret_cast<T*>(scratch_row<Acc<T>>(a, slot, kBuffer, r));
 }
 
 // The power of two that brings c near 1: exact, so LN(x / c) is LN(x * power) with eps * (c * power)^2.
@@ -234,7 +235,6 @@ template <class K, class T, class R>
 void forward_rows(const NormPlan& a, int64_t begin, int64_t end, int slot) {
   using A = Acc<T>;
   const int64_t n = a.cols;
-  void* buffer = buffer_row(a, slot);
   for (int64_t i = begin; i < end; ++i) {
     R* h = row_of<R>(a.h, a.h_rows, i);
     T* x = a.x ? row_of<T>(a.x, a.x_rows, i) : nullptr;
@@ -244,7 +244,7 @@ void forward_rows(const NormPlan& a, int64_t begin, int64_t end, int slot) {
     if (a.branch) {
       const R* residual = row_of<R>(a.residual, a.residual_rows, i);
       const Ahead ahead = row_of<T>(a.branch, a.branch_rows, next);
-      R* to = a.stream ? static_cast<R*>(buffer) : h;
+      R* to = a.stream ? buffer_row<R>(a, slot) : h;
       A* factors = scratch_row<A>(a, slot, kFactors);
       const Input<T> branch = branch_of<T>(a, i, factors);
       const A scale = scale_of<A>(a, i);
@@ -277,7 +277,7 @@ void forward_rows(const NormPlan& a, int64_t begin, int64_t end, int slot) {
     const Ahead ahead = a.branch ? row_of<R>(a.residual, a.residual_rows, next)
                                  : row_of<R>(static_cast<const void*>(a.h), a.h_rows, next);
     const auto y = K::normalise(a, a.pre, i, row, own);
-    T* to = a.stream ? static_cast<T*>(buffer) : x;  // never ahead of what is read: T is not wider
+    T* to = a.stream ? buffer_row<T>(a, slot) : x;  // never ahead of what is read: T is not wider
     each<A>(n, [&](int64_t j, auto count) {
       ahead.fetch(j);
       put(to + j, y(j, count), count);
@@ -299,73 +299,113 @@ void peak_rows(const NormPlan& a, int64_t begin, int64_t end, int slot) {
 
 // ---- backward ----
 
-// Gradient through one norm: of its parameters, times `scale` added to the block's sums, and of its input, times
-// `scale` passed to f(column, how many, gradient). x and dy give vectors of the row; `weighted` is a buffer, and may be
-// where dy reads. What is read next comes to the caches meanwhile: `early` and `late`. Returns the sum of
-// dy * weight * normalised x.
-template <class K, class A, class X, class DY, class F>
-A norm_backward(const NormPlan& a, const Norm& norm, int64_t i, int64_t block, A scale, A* weighted, Ahead early,
-                Ahead late, X x, DY&& dy, F&& f) {
+// Of G rows from i on; null where there is no tensor.
+template <class T, int G>
+struct RowSet {
+  T* at[G];
+  template <class V>
+  RowSet(V* base, const Rows& rows, int64_t i) {
+    for (int r = 0; r < G; ++r) at[r] = base ? row_of<std::remove_const_t<T>>(base, rows, i + r) : nullptr;
+  }
+  T* operator[](int r) const { return at[r]; }
+};
+
+template <int G>
+struct AheadSet {
+  Ahead rows[G];
+  template <class T>
+  AheadSet(const RowSet<T, G>& set) {
+    for (int r = 0; r < G; ++r) rows[r] = set[r];
+  }
+  void fetch(int r, int64_t j) const { rows[r].fetch(j); }
+};
+
+// Gradient through one norm of G rows: of its parameters, times the rows' `scale` added to the block's sums, and of its
+// input x, times `scale` passed to f(row, column, how many, gradient). Rows are taken together so that parameters and
+// their sums come from the second cache once for all of them. `weighted` are buffers, and may be where dy reads. What
+// is read next comes to the caches meanwhile: `early` and `late`. To `products`: sums of dy * weight * normalised x.
+template <class K, int G, class A, class X, class DY, class F>
+void norm_backward(const NormPlan& a, const Norm& norm, int64_t i, int64_t block, const A (&scale)[G], const X (&x)[G],
+                   A* const (&weighted)[G], AheadSet<G> early, AheadSet<G> late, A (&products)[G], DY&& dy, F&& f) {
+  constexpr int S = 1 + K::kBias;
   const A* weight = static_cast<const A*>(norm.weight);
   A* dweight = static_cast<A*>(norm.dweight) + block * a.cols;
   [[maybe_unused]] A* dbias = K::kBias ? static_cast<A*>(norm.dbias) + block * a.cols : nullptr;
-  const auto normalised = K::template again<A>(norm, i, x);
-  const auto total = sums<A, 1 + K::kBias>(a.cols, [&](int64_t j, auto count, Vec<A>* acc) {
-    early.fetch(j);
-    const Vec<A> d = dy(j, count), y = normalised(j, count), g = d * load(weight + j, count), part = d * scale;
-    put(weighted + j, g, count);
-    put(dweight + j, load(dweight + j, count) + part * y, count);
-    acc[0] += g * y;
-    if constexpr (K::kBias) {
-      put(dbias + j, load(dbias + j, count) + part, count);
-      acc[1] += g;
+  typename K::template Again<A, X> normalised[G];
+  for (int r = 0; r < G; ++r) normalised[r] = K::template again<A>(norm, i + r, x[r]);
+  const auto total = sums<A, G * S, 2>(a.cols, [&](int64_t j, auto count, Vec<A>* acc) {
+    const Vec<A> w = load(weight + j, count);
+    Vec<A> dw = load(dweight + j, count), db{};
+    if constexpr (K::kBias) db = load(dbias + j, count);
+    COGVIEW_UNROLL(r, G) {
+      early.fetch(r, j);
+      const Vec<A> d = dy(r, j, count), y = normalised[r](j, count), g = d * w, part = d * scale[r];
+      put(weighted[r] + j, g, count);
+      dw += part * y;
+      acc[r * S] += g * y;
+      if constexpr (K::kBias) {
+        db += part;
+        acc[r * S + 1] += g;
+      }
+    }
+    put(dweight + j, dw, count);
+    if constexpr (K::kBias) put(dbias + j, db, count);
+  });
+  A rstd[G], mean_gy[G], mean_g[G];
+  for (int r = 0; r < G; ++r) {
+    products[r] = total.at[r * S];
+    mean_gy[r] = total.at[r * S] / A(a.cols);
+    mean_g[r] = K::kBias ? total.at[r * S + K::kBias] / A(a.cols) : 0;
+    rstd[r] = static_cast<const A*>(norm.rstd)[i + r] * scale[r];
+  }
+  each<A>(a.cols, [&](int64_t j, auto count) {
+    COGVIEW_UNROLL(r, G) {
+      late.fetch(r, j);
+      Vec<A> g = load(weighted[r] + j, count);
+      if constexpr (K::kBias) g -= mean_g[r];
+      f(r, j, count, (g - normalised[r](j, count) * mean_gy[r]) * rstd[r]);
     }
   });
-  const A rstd = static_cast<const A*>(norm.rstd)[i] * scale, mean_gy = total.at[0] / A(a.cols);
-  [[maybe_unused]] const A mean_g = K::kBias ? total.at[K::kBias] / A(a.cols) : 0;
-  each<A>(a.cols, [&](int64_t j, auto count) {
-    late.fetch(j);
-    Vec<A> g = load(weighted + j, count);
-    if constexpr (K::kBias) g -= mean_g;
-    f(j, count, (g - normalised(j, count) * mean_gy) * rstd);
-  });
-  return total.at[0];
 }
 
-template <class A>
-void zero_sums(const NormPlan& a, const Norm& norm, int64_t block) {
-  for (void* sums : {norm.dweight, norm.dbias})
-    if (sums) std::memset(static_cast<A*>(sums) + block * a.cols, 0, size_t(a.cols) * sizeof(A));
-}
-
-// Of the branch through its norm, from the gradient d of h.
-template <class K, class T>
-void branch_backward(const NormPlan& a, int64_t i, int64_t block, int slot, const Acc<T>* d, Ahead early, Ahead late) {
+// Of G branches through their norm, from the gradients d of h.
+template <class K, int G, class T>
+void branch_backward(const NormPlan& a, int64_t i, int64_t block, int slot, const Acc<T>* const (&d)[G],
+                     Acc<T>* const (&wide)[G], AheadSet<G> early, AheadSet<G> late) {
   using A = Acc<T>;
-  A *wide = scratch_row<A>(a, slot, kWide), *factors = scratch_row<A>(a, slot, kFactors);
-  T* dbranch = row_of<T>(a.dbranch, a.dbranch_rows, i);
-  T* to = a.stream ? static_cast<T*>(buffer_row(a, slot)) : dbranch;
-  const Input<T> branch = branch_of<T>(a, i, factors);
+  const RowSet<T, G> dbranch(a.dbranch, a.dbranch_rows, i);
+  Input<T> branch[G];
+  T* to[G];
+  A scale[G], products[G];
+  for (int r = 0; r < G; ++r) {
+    branch[r] = branch_of<T>(a, i + r, scratch_row<A>(a, slot, kFactors, r));
+    to[r] = a.stream ? buffer_row<T>(a, slot, r) : dbranch[r];
+    scale[r] = scale_of<A>(a, i + r);
+  }
   const auto through = [&](auto dy) {
-    A total = 0;
+    A biased[G]{};
     if constexpr (K::kBias)
-      if (a.drow_scale)  // before the buffer is written
-        total = sums<A, 1>(a.cols, [&](int64_t j, auto count, Vec<A>* acc) {
-                  acc[0] += dy(j, count) * load(static_cast<const A*>(a.post.bias) + j, count);
-                }).at[0];
-    total += norm_backward<K>(a, a.post, i, block, scale_of<A>(a, i), wide, early, late, branch, dy,
-                              [&](int64_t j, auto count, Vec<A> v) {
-                                put(to + j, branch.factors ? v * load(branch.factors + j, count) : v, count);
-                              });
-    if (a.drow_scale) static_cast<A*>(a.drow_scale)[i] = A(a.branch_scale) * total;
+      for (int r = 0; r < G && a.drow_scale; ++r)  // before the buffers are written
+        biased[r] = sums<A, 1>(a.cols, [&](int64_t j, auto count, Vec<A>* acc) {
+                      acc[0] += dy(r, j, count) * load(static_cast<const A*>(a.post.bias) + j, count);
+                    }).at[0];
+    norm_backward<K>(a, a.post, i, block, scale, branch, wide, early, late, products, dy,
+                     [&](int r, int64_t j, auto count, Vec<A> v) {
+                       const A* factors = branch[r].factors;
+                       put(to[r] + j, factors ? v * load(factors + j, count) : v, count);
+                     });
+    for (int r = 0; r < G; ++r) {
+      if (a.stream) stream_row(dbranch[r], to[r], a.cols);
+      if (a.drow_scale) static_cast<A*>(a.drow_scale)[i + r] = A(a.branch_scale) * (products[r] + biased[r]);
+    }
   };
   if (a.dropout_after_norm) {
-    const A* kept = factors_of(a, i, factors);
-    through([&](int64_t j, auto count) { return load(d + j, count) * load(kept + j, count); });
+    const A* kept[G];
+    for (int r = 0; r < G; ++r) kept[r] = factors_of(a, i + r, scratch_row<A>(a, slot, kFactors, r));
+    through([&](int r, int64_t j, auto count) { return load(d[r] + j, count) * load(kept[r] + j, count); });
   } else {
-    through([&](int64_t j, auto count) { return load(d + j, count); });
+    through([&](int r, int64_t j, auto count) { return load(d[r] + j, count); });
   }
-  if (a.stream) stream_row(dbranch, to, a.cols);
 }
 
 // Of a branch that is added without a norm.
@@ -375,7 +415,7 @@ void added_backward(const NormPlan& a, int64_t i, int slot, const Acc<T>* d) {
   const A* factors = a.dropout ? factors_of(a, i, scratch_row<A>(a, slot, kFactors)) : nullptr;
   const T* branch = a.drow_scale ? row_of<T>(a.branch, a.branch_rows, i) : nullptr;
   T* dbranch = a.dbranch ? row_of<T>(a.dbranch, a.dbranch_rows, i) : nullptr;
-  T* to = a.stream ? static_cast<T*>(buffer_row(a, slot)) : dbranch;
+  T* to = a.stream ? buffer_row<T>(a, slot) : dbranch;
   const A scale = scale_of<A>(a, i);
   const auto total = sums<A, 1>(a.cols, [&](int64_t j, auto count, Vec<A>* acc) {
     Vec<A> v = load(d + j, count);
@@ -387,49 +427,70 @@ void added_backward(const NormPlan& a, int64_t i, int slot, const Acc<T>* d) {
   if (dbranch && a.stream) stream_row(dbranch, to, a.cols);
 }
 
-template <class K, class T, class R>
-void backward_row(const NormPlan& a, int64_t i, int64_t next, int64_t block, int slot) {
+// `next`: a row from which on as many are read next.
+template <class K, class T, class R, int G>
+void backward_rows(const NormPlan& a, int64_t i, int64_t next, int64_t block, int slot) {
   using A = Acc<T>;
-  const auto h = [&](int64_t k) { return row_of<R>(static_cast<const void*>(a.h), a.h_rows, k); };
-  const R* dh = a.dh ? row_of<R>(a.dh, a.dh_rows, i) : nullptr;
+  const RowSet<const R, G> dh(a.dh, a.dh_rows, i), next_dh(a.dh, a.dh_rows, next);
+  const RowSet<const R, G> h(a.h, a.h_rows, i), next_h(a.h, a.h_rows, next);
+  const RowSet<const T, G> next_dx(a.dx, a.dx_rows, next);
   const bool onward = a.dbranch || a.drow_scale;
-  A* wide = scratch_row<A>(a, slot, kWide);
-  const A* d = wide;  // the gradient of h, not rounded
+  A* wide[G];
+  const A* d[G];  // the gradients of h, not rounded
+  for (int r = 0; r < G; ++r) d[r] = wide[r] = scratch_row<A>(a, slot, kWide, r);
   if (a.dx) {
-    R* dresidual = row_of<R>(a.dresidual, a.dresidual_rows, i);
-    R* sum = a.stream ? static_cast<R*>(buffer_row(a, slot)) : dresidual;
-    const T* dx = row_of<T>(a.dx, a.dx_rows, i);
-    const Ahead early = a.branch ? Ahead(row_of<T>(a.branch, a.branch_rows, i)) : Ahead(h(next));
-    const Ahead late = a.dh       ? Ahead(row_of<R>(a.dh, a.dh_rows, next))
-                       : a.branch ? early
-                                  : Ahead(row_of<T>(a.dx, a.dx_rows, next));
+    const RowSet<const T, G> dx(a.dx, a.dx_rows, i), branch(a.branch, a.branch_rows, i);
+    const RowSet<R, G> dresidual(a.dresidual, a.dresidual_rows, i);
+    Input<R> x[G];
+    R* to[G];
+    A ones[G], products[G];
+    for (int r = 0; r < G; ++r) {
+      x[r] = input(h[r]);
+      to[r] = a.stream ? buffer_row<R>(a, slot, r) : dresidual[r];
+      ones[r] = 1;
+    }
+    const AheadSet<G> early = a.branch ? AheadSet<G>(branch) : AheadSet<G>(next_h);
+    const AheadSet<G> late = a.dh ? AheadSet<G>(next_dh) : a.branch ? early : AheadSet<G>(next_dx);
     norm_backward<K>(
-        a, a.pre, i, block, A(1), wide, early, late, input(h(i)),
-        [&](int64_t j, auto count) { return load(dx + j, count); },
-        [&](int64_t j, auto count, Vec<A> v) {
-          if (dh) v += load(dh + j, count);
-          put(sum + j, v, count);
-          if (onward) put(wide + j, v, count);
+        a, a.pre, i, block, ones, x, wide, early, late, products,
+        [&](int r, int64_t j, auto count) { return load(dx[r] + j, count); },
+        [&](int r, int64_t j, auto count, Vec<A> v) {
+          if (a.dh) v += load(dh[r] + j, count);
+          put(to[r] + j, v, count);
+          if (onward) put(wide[r] + j, v, count);
         });
-    if (a.stream) stream_row(dresidual, sum, a.cols);
-  } else if constexpr (std::is_same_v<R, A>) {
-    d = dh;
+    if (a.stream)
+      for (int r = 0; r < G; ++r) stream_row(dresidual[r], to[r], a.cols);
   } else {
-    each<A>(a.cols, [&](int64_t j, auto count) { put(wide + j, load(dh + j, count), count); });
+    for (int r = 0; r < G; ++r)
+      if constexpr (std::is_same_v<R, A>)
+        d[r] = dh[r];
+      else
+        each<A>(a.cols, [&](int64_t j, auto count) { put(wide[r] + j, load(dh[r] + j, count), count); });
   }
   if (!onward) return;
-  if (!a.post.weight) return added_backward<T>(a, i, slot, d);
-  const Ahead late = a.dx ? Ahead(row_of<T>(a.dx, a.dx_rows, next)) : Ahead(row_of<T>(a.branch, a.branch_rows, next));
-  branch_backward<K, T>(a, i, block, slot, d, a.dx ? Ahead(h(next)) : Ahead(row_of<R>(a.dh, a.dh_rows, next)), late);
+  if (!a.post.weight) {
+    for (int r = 0; r < G; ++r) added_backward<T>(a, i + r, slot, d[r]);
+  } else if (a.dx) {
+    branch_backward<K, G, T>(a, i, block, slot, d, wide, next_h, next_dx);
+  } else {
+    const RowSet<const T, G> next_branch(a.branch, a.branch_rows, next);
+    branch_backward<K, G, T>(a, i, block, slot, d, wide, next_dh, next_branch);
+  }
 }
 
 template <class K, class T, class R>
 void backward_blocks(const NormPlan& a, int64_t begin, int64_t end, int slot) {
+  const bool together = a.cols <= 8192;  // longer rows would push each other out of the second cache
   for (int64_t block = begin; block < end; ++block) {
-    zero_sums<Acc<T>>(a, a.pre, block);
-    zero_sums<Acc<T>>(a, a.post, block);
+    for (const Norm& norm : {a.pre, a.post})
+      for (void* sums : {norm.dweight, norm.dbias})
+        if (sums) std::memset(static_cast<Acc<T>*>(sums) + block * a.cols, 0, size_t(a.cols) * sizeof(Acc<T>));
     const int64_t from = block * a.block_rows, to = from + a.block_rows < a.rows ? from + a.block_rows : a.rows;
-    for (int64_t i = from; i < to; ++i) backward_row<K, T, R>(a, i, i + 1 < to ? i + 1 : i, block, slot);
+    int64_t i = from;
+    for (; together && i + kGroup <= to; i += kGroup)
+      backward_rows<K, T, R, kGroup>(a, i, i + 2 * kGroup <= to ? i + kGroup : i, block, slot);
+    for (; i < to; ++i) backward_rows<K, T, R, 1>(a, i, i + 1 < to ? i + 1 : i, block, slot);
   }
   if (a.stream) stream_fence();
 }

@@ -16,8 +16,10 @@ struct NormPlan : NormArgs {
   void* scratch;  // kScratchRows rows of scratch_cols statistics numbers per slot
   int64_t scratch_cols;
 };
-// A row in the statistics' dtype, its factors of dropout, a row to be written.
-enum ScratchRow { kWide, kFactors, kBuffer, kScratchRows };
+// Rows in the statistics' dtype, their factors of dropout, rows to be written.
+enum ScratchRow { kWide, kFactors, kBuffer, kScratchKinds };
+constexpr int kGroup = 4;  // rows that the backward takes together
+constexpr int64_t kScratchRows = kScratchKinds * kGroup;
 constexpr int64_t kScratchPad = 64;  // scratch_cols is at least cols + kScratchPad
 
 COGVIEW_DECLARE_KERNEL(layer_norm_peaks, NormPlan)         // items are rows
