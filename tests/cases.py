@@ -233,6 +233,12 @@ LOCAL_2D = [
     local_2d("shifted_64", (9, 10), (9, 5), 64, batch=1, heads=1, kv_heads=1, edge="shift", scale=0.0),
     local_2d("phases_32", (7, 11), (3, 5), 32, batch=1, heads=1, kv_heads=1, dilation=(2, 2), coarse=(7, 1),
              coarse_kernel_size=(1, 1)),
+    local_2d("padded_32", (4, 6), (3, 5), 32, heads=2, kv_heads=1, padded=True, raster_causal=True, prefix=5,
+             masked=True),
+    local_2d("padded_shifted_64", (5, 9), (3, 5), 64, heads=1, kv_heads=1, padded=True, edge="shift"),
+    local_2d("cross_32", (4, 6), None, 32, heads=2, kv_heads=1, prefix=5, masked=True, coarse=(2, 3),
+             coarse_kernel_size=(3, 1), prefix_bias=0.8, scale=-0.2),
+    local_2d("prefix_alone_64", (3, 5), None, 64, heads=2, kv_heads=1, prefix=40, masked=True),
     # small enough for Triton's interpreter, with boxes clipped at all edges and wider than tiles of 16
     local_2d("tiny_local", (3, 4), (3, 3), 8, batch=2, heads=1, kv_heads=1),
     local_2d("tiny_row", (1, 19), (1, 37), 16, batch=1, heads=2, kv_heads=1, prefix=17, scale=-0.4),

@@ -16,14 +16,14 @@ from cogview_ops._local_options import Coarse, Options, Prefix, Window
 DIM = 64
 STRIPS, WALK, OWN, FORWARD = "local_strips.h", "local_walk.cuh", "local_own.cuh", "local_forward.cuh"
 BACKWARD, EXTRA, GRAD_EXTRA = "local_backward.cuh", "local_extra.cuh", "local_grad_extra.cuh"
-MAIN = "local_attention_2d.cu"
+OPTIONS, MAIN = "local_options.cuh", "local_attention_2d.cu"
 
 Pair = tuple[int, int]
 
 
 def local_2d(
     grid: Pair,
-    kernel: Pair,
+    kernel: Pair | None,
     *,
     heads: Pair = (1, 1),
     dilation: Pair = (1, 1),
@@ -31,6 +31,7 @@ def local_2d(
     shift: bool = False,
     prefix: int = 0,
     masked: bool = False,
+    padded: bool = False,
     coarse: Pair | None = None,
     coarse_kernel: Pair = (1, 1),
     scale: float = 0.2,
@@ -58,8 +59,22 @@ def local_2d(
         around.append(torch.full((cells * heads[0] + 2 * AROUND,), torch.nan))
         lse, dlse = around[-1][AROUND:-AROUND].view(q.shape[:3]), torch.randn(q.shape[:3], generator=generator)
         mask = torch.rand(1, max(prefix, 1), generator=generator) < 0.6
+        key_mask = torch.rand(1, cells, generator=generator) < 0.6
+        key_mask[:, : cells // 3] = False  # some queries see no key
         tensors = [q, *keys[0], out, dout, dq, *grads[0], *keys[1], *grads[1], *keys[2], *grads[2]]
-        sizes = [1, *heads, DIM, *grid, *kernel, *dilation, causal, shift, prefix, *(coarse or (0, 0)), *coarse_kernel]
+        sizes = [
+            1,
+            *heads,
+            DIM,
+            *grid,
+            *(kernel or (0, 0)),
+            *dilation,
+            causal,
+            shift,
+            prefix,
+            *(coarse or (0, 0)),
+            *coarse_kernel,
+        ]
         library.local_2d.restype = ctypes.c_char_p
         message = library.local_2d(
             seed,
@@ -68,6 +83,7 @@ def local_2d(
             ctypes.c_void_p(lse.data_ptr()),
             ctypes.c_void_p(dlse.data_ptr()),
             ctypes.c_void_p(mask.data_ptr() if masked else None),
+            ctypes.c_void_p(key_mask.data_ptr() if padded else None),
             (ctypes.c_long * 17)(*map(int, sizes)),
             ctypes.c_double(0.7),
             ctypes.c_double(-0.4),
@@ -79,13 +95,15 @@ def local_2d(
             return "writes where no tensor is"
         exact = [x.double().requires_grad_() for pair in ((q,), *keys) for x in pair]
         options = Options(
-            Window(grid, kernel, dilation, causal, "shift" if shift else "clip"),
+            Window(grid, kernel or (0, 0), dilation, causal, "shift" if shift else "clip"),
             Prefix(exact[3], exact[4], mask if masked else None, 0.7) if prefix else None,
             Coarse(exact[5], exact[6], coarse, coarse_kernel, -0.4) if coarse else None,
             scale,
+            key_mask=key_mask if padded else None,
         )
-        truth = reference.local_attention_2d(*exact[:3], options)
-        named = {"out": (out, truth[0].detach()), "lse": (lse, truth[1].detach())}
+        local = exact[1:3] if kernel else (None, None)
+        truth = reference.local_attention_2d(exact[0], *local, options)
+        named = {"out": (out, truth[0].detach()), "lse": (finite(lse), finite(truth[1].detach()))}
         wanted = torch.autograd.grad(truth, exact, [dout.double(), dlse.double()], allow_unused=True)
         mine = [dq, *(x for pair in grads for x in pair)]
         names = ("dq", "dk", "dv", "prefix_dk", "prefix_dv", "coarse_dk", "coarse_dv")
@@ -95,6 +113,11 @@ def local_2d(
         return compared(named)
 
     return run
+
+
+def finite(lse: Tensor) -> Tensor:
+    """With a number where there are no keys."""
+    return lse.masked_fill(lse == -math.inf, -99.0)
 
 
 def overflow(q: Tensor, k: Tensor) -> None:
@@ -118,6 +141,9 @@ RUNS = {
     "long": local_2d((50, 4), (3, 3), heads=(20, 20)),
     "prefix": local_2d((9, 9), (3, 3), prefix=150, masked=True),
     "coarse": local_2d((24, 10), (3, 3), coarse=(12, 10), coarse_kernel=(5, 3)),
+    "padded": local_2d((13, 9), (5, 7), heads=(2, 1), padded=True),
+    "padded, shifted": local_2d((9, 20), (3, 5), dilation=(1, 2), shift=True, padded=True, prefix=3, masked=True),
+    "alone": local_2d((24, 10), None, prefix=40, masked=True, coarse=(12, 10), coarse_kernel=(5, 3)),
     "negative scale": local_2d((6, 6), (3, 3), scale=-0.3),
     "overflow": local_2d((3, 11), (3, 3), spoil=overflow),
     "growing": local_2d((13, 9), (9, 9), spoil=growing),
@@ -170,6 +196,15 @@ FAULTS = [
     Fault("backward: statistics of the first head", BACKWARD, "item.in(stats, p, «item.other»)", "0", "group"),
     Fault("backward: what is hidden", BACKWARD, "if («!(seen[h][e / 2] >> e % 2 & 1)»)", "false", "window"),
     Fault("backward: rows above the image", BACKWARD, "int from = «max(-top, 0) / 4»", "1", "window"),
+    Fault("masked keys of the image", OPTIONS, "there && «!byte(column + y * o.key_mask.row)»", "false", "padded"),
+    Fault("masked keys: the rows of the other half", OPTIONS, "bits[1] = («lane / 2 % 2 ? of[3] : of[2]») >> shift",
+          "of[2]", "padded"),
+    Fault("masked keys: of the first phase", OPTIONS, "column = «item.in(o.key_mask, p, 0)» + x", "o.key_mask.at",
+          "padded, shifted"),
+    Fault("masked keys: their own gradients", OPTIONS, "return o.key_mask.at && «own.inside(r)» &&", "false", "padded"),
+    Fault("no keys: not 0", FORWARD, "return «kOptions && softmax.sum[r] == 0» ?", "false", "padded"),
+    Fault("no keys: the gradients", BACKWARD, "if («kOptions && lse[r] == -INFINITY») lse[r]", "false", "padded"),
+    Fault("no keys of the image", FORWARD, "u0 < («kOptions && !a.options.local» ? 0 : p.unit_rows)", "false", "alone"),
     Fault("extra keys that have not come", EXTRA, "«gpu::barrier_wait(full(n % 2), n / 2 & 1)»", GONE, "prefix"),
     Fault("extra keys replaced while others read", EXTRA,
           "if (n >= 2) «gpu::barrier_wait(empty(slot), (n / 2 - 1) & 1)»", GONE, "prefix"),

@@ -87,6 +87,16 @@ Extra extra(const LocalAttention& a) {
   return e;
 }
 
+LocalOptions options(const LocalAttention& a) {
+  const Tensor4 mask{const_cast<bool*>(a.key_mask), {a.seqlen_q, 0, 1}};
+  return {a.window.kernel.h > 0, plane(mask, a.window, 1)};
+}
+
+// Keys or values of the image, or one row that is read where there are none.
+Plane local_rows(const LocalAttention& a, const Tensor4& x) {
+  return plane(a.window.kernel.h ? x : Tensor4{a.q.data}, a.window);
+}
+
 int64_t queries(const LocalAttention& a) { return a.batch * a.heads * a.seqlen_q; }
 
 GradExtra grad_prefix(const LocalAttention& a) {
@@ -138,13 +148,14 @@ cudaError_t local_fwd(const LocalAttention& a, const StripChoice& choice, cudaSt
   const Logits logits(a.scale, 0);
   const ForwardArgs args{plan.p,
                          plane(a.q, a.window),
-                         plane(a.k, a.window),
-                         plane(a.v, a.window),
+                         local_rows(a, a.k),
+                         local_rows(a, a.v),
                          plane(a.out, a.window),
                          of_queries(a, a.lse, 4),
                          logits.factor,
                          logits.flip,
-                         extra(a)};
+                         extra(a),
+                         options(a)};
   return by_shape(a, [&](auto t, auto dim) {
     return launch_local_forward<decltype(t), dim()>(plan, device.chip.multiprocessors, args, stream);
   });
@@ -166,7 +177,7 @@ cudaError_t local_bwd(const LocalAttention& a, void* scratch, const StripChoices
   args.lse = static_cast<const float*>(a.lse), args.dlse = static_cast<const float*>(a.dlse);
   const Logits logits(a.scale, 0);
   args.scale = logits.factor, args.step = logits.scale, args.flip = logits.flip;
-  const Plane q = plane(a.q, a.window), k = plane(a.k, a.window), v = plane(a.v, a.window);
+  const Plane q = plane(a.q, a.window), k = local_rows(a, a.k), v = local_rows(a, a.v);
   const Plane dout = plane(a.dout, a.window);
   const auto run = [&](Pass pass, const StripChoice& choice) {
     StripPlan plan;
@@ -178,6 +189,7 @@ cudaError_t local_bwd(const LocalAttention& a, void* scratch, const StripChoices
   };
   args.x = q, args.y = dout, args.a = k, args.b = v;
   args.out = plane(a.out, a.window), args.first = plane(a.dq, a.window), args.extra = extra(a);
+  args.options = options(a);
   args.cells = of_queries(a, nullptr, 1);
   cudaError_t error = run(Pass::grad_query, choices.grad_query);
   if (error != cudaSuccess) return error;
@@ -185,7 +197,7 @@ cudaError_t local_bwd(const LocalAttention& a, void* scratch, const StripChoices
   args.first = plane(a.dk, a.window), args.second = plane(a.dv, a.window);
   args.cells = plane({nullptr, {a.kv_heads * a.seqlen_q, a.seqlen_q, 1}}, a.window, 1);
   args.sums = floats + sizes.stats, args.sums2 = args.sums + sizes.sums / 2;
-  error = run(Pass::grad_key, choices.grad_key);
+  if (a.window.kernel.h) error = run(Pass::grad_key, choices.grad_key);
   const auto run_extra = [&](GradExtra e, double bias, int splits, float* parts) {
     e.splits = splits, e.parts = parts;
     return by_shape(a, [&](auto t, auto dim) {

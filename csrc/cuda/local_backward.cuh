@@ -13,6 +13,7 @@
 #pragma once
 
 #include "local_extra.cuh"
+#include "local_options.cuh"
 #include "local_own.cuh"
 
 namespace cogview::cuda {
@@ -28,6 +29,7 @@ struct BackwardArgs {
   float scale, step;        // > 0, in base 2; what logits are products times
   u32 flip;                 // 0x80008000 to negate x in z
   Extra extra;
+  LocalOptions options;
 };
 
 // What a block has of its queries' statistics: 16 of each unit, then the others of each unit.
@@ -52,7 +54,7 @@ struct Stats {
 
 namespace {
 
-template <class T, int D, bool kKeys, bool kExtra>
+template <class T, int D, bool kKeys, bool kExtra, bool kOptions>
 __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass::grad_query), 1)
     local_backward(const __grid_constant__ BackwardArgs a) {
 #ifndef COGVIEW_BEFORE_SM_80
@@ -127,6 +129,7 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
         if (!own.inside(r)) continue;
         const float2 of_row = gpu::load_shared_pair(own_lse + lane / 4 * 8 + 64 * r);
         lse[r] = of_row.x * kLog2e, delta[r] -= of_row.y;
+        if (kOptions && lse[r] == -INFINITY) lse[r] = delta[r] = 0;  // no keys: whatever came for it
         if (lane % 4) continue;
         float* to = reinterpret_cast<float*>(a.stats.at) + cell_at(r);
         gpu::store_global_float(to, lse[r]);
@@ -172,7 +175,13 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
       const Span reach = p.y.units(s, own.height);
       from = reach.lo - item.steps.origin - walk.v, to = reach.hi - item.steps.origin - walk.v;
     }
+    if (kOptions && !a.options.local) to = from;
     rows.at(p, own, top);
+    if constexpr (kOptions && kKeys) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        if (HiddenKeys::own(a.options, p, item, own, r)) rows.seen[r] = 0;
+    }
 #pragma unroll 1
     for (int uy = from; uy < to; ++uy) {
       const u32 slot = walk.wait(uy), block = slot * p.block + tile_at;
@@ -184,6 +193,13 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
           const u32 bit = 1u << (4 * uy + 2 * h);
           seen[h][r] = rows.seen[r] & bit ? (rows.own[r] & bit ? columns.half : columns.all) : 0;
         }
+      if constexpr (kOptions && !kKeys) {
+        const HiddenKeys hidden(a.options, p, item, top + 4 * uy, 4 * tile - p.x.above, lane);
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+#pragma unroll
+          for (int r = 0; r < 2; ++r) seen[h][r] &= ~hidden.bits[h];
+      }
 #pragma unroll 1
       for (int ux = 0; ux < units; ++ux) {
         const u32 at = walk.base + block + ux * kUnit;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "local_extra.cuh"
+#include "local_options.cuh"
 #include "local_own.cuh"
 
 namespace cogview::cuda {
@@ -18,12 +19,13 @@ struct ForwardArgs {
   float scale;  // > 0, in base 2
   u32 flip;     // 0x80008000 to negate queries
   Extra extra;
+  LocalOptions options;
 };
 
 namespace {
 
-// kUnits: columns of units that a warp sees; kUnitRows: rows of them at once, all or 1
-template <class T, int D, int kUnits, int kUnitRows, bool kCausal, bool kExtra>
+// kUnits: columns of units that a warp sees; kUnitRows: rows of them at once, all or 1, and 1 with options
+template <class T, int D, int kUnits, int kUnitRows, bool kCausal, bool kExtra, bool kOptions>
 __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     local_forward(const __grid_constant__ ForwardArgs a) {
 #ifndef COGVIEW_BEFORE_SM_80
@@ -43,8 +45,9 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
   Own<D> own{lane};
   Item item(p, 0);
   RowBits rows(p, own);
-  char *q, *out, *lse;  // of the tile's columns
-  u32 tile_at;          // of the warp's first unit in a block
+  char *q, *out, *lse;        // of the tile's columns
+  u32 tile_at;                // of the warp's first unit in a block
+  [[maybe_unused]] int left;  // its first column
   float column[kUnits][2], before[kCausal ? kUnits : 1][2];
   const auto begin = [&] {
     item = Item(p, walk.n), ahead.ready = -1;
@@ -53,6 +56,7 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     own.x = 4 * tile;
     const int unit = p.x.axis.shift && own.active() ? p.x.units(tile, own.width).lo : tile;
     tile_at = (unit - origin) * Unit<D>::kBytes;
+    if constexpr (kOptions) left = 4 * unit - p.x.above;
     const Columns seen = Columns::of(p, own, 4 * unit - p.x.above, kCausal);
 #pragma unroll
     for (int u = 0; u < kUnits; ++u)
@@ -87,7 +91,7 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     while (true) {
       softmax.start();
 #pragma unroll 1
-      for (int u0 = 0; u0 < p.unit_rows; u0 += kUnitRows) {
+      for (int u0 = 0; u0 < (kOptions && !a.options.local ? 0 : p.unit_rows); u0 += kUnitRows) {
         float z[kUnitRows * kUnits][2][4];
         u32 values[kUnitRows * kUnits];
         const auto bit = [&](int uy, int h) { return 1u << (4 * (u0 + uy) + 2 * h); };
@@ -121,6 +125,13 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
                 if (!seen || in_column(u / kUnits, u % kUnits, h, e) < 0) z[u][h][e] = -INFINITY;
               }
         }
+        if constexpr (kOptions) {
+          const HiddenKeys hidden(a.options, p, item, top + 4 * u0, left, lane);
+          if (hidden.any) {
+#pragma unroll
+            for (int u = 0; u < kUnits; ++u) hidden.hide(z[u], u);
+          }
+        }
         softmax.template add<T>(z, a.scale, 0.f, as_rows, values, u0 == 0);
       }
       if (exact || !__any_sync(~0u, !(softmax.sum[0] + softmax.sum[1] < INFINITY))) break;
@@ -151,7 +162,10 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
       if (lane % 4 == 0 && own.inside(r))
         gpu::store_global_float(reinterpret_cast<float*>(lse + own.row(r) * a.lse.row), softmax.lse(r));
     __syncwarp();
-    store_rows<T>(softmax.acc, gpu::reciprocal(softmax.sum[0]), gpu::reciprocal(softmax.sum[1]), as_rows, result);
+    const auto over_sum = [&](int r) {  // 0 where no key is seen
+      return kOptions && softmax.sum[r] == 0 ? 0.f : gpu::reciprocal(softmax.sum[r]);
+    };
+    store_rows<T>(softmax.acc, over_sum(0), over_sum(1), as_rows, result);
     __syncwarp();
     own.store(result, out, a.out);
   });

@@ -24,18 +24,22 @@ cudaError_t start_strips(void (*kernel)(Args), const StripPlan& plan, int multip
 template <class T, int D, bool kCausal>
 auto forward_kernel(const StripPlan& plan) -> void (*)(ForwardArgs) {
   if constexpr (has_all_rows(D, 3, kCausal ? 2 : 3, kCausal, false))
-    if (plan.unit_rows > 1) return local_forward < T, D, 3, kCausal ? 2 : 3, kCausal, false > ;
+    if (plan.unit_rows > 1) return local_forward < T, D, 3, kCausal ? 2 : 3, kCausal, false, false > ;
+  if (plan.options)
+    return plan.units == 3 ? local_forward<T, D, 3, 1, kCausal, true, true>
+                           : local_forward<T, D, 5, 1, kCausal, true, true>;
   if (plan.extra)
-    return plan.units == 3 ? local_forward<T, D, 3, 1, kCausal, true> : local_forward<T, D, 5, 1, kCausal, true>;
+    return plan.units == 3 ? local_forward<T, D, 3, 1, kCausal, true, false>
+                           : local_forward<T, D, 5, 1, kCausal, true, false>;
   switch (plan.units) {
     case 2:
-      return local_forward<T, D, 2, 1, kCausal, false>;
+      return local_forward<T, D, 2, 1, kCausal, false, false>;
     case 3:
-      return local_forward<T, D, 3, 1, kCausal, false>;
+      return local_forward<T, D, 3, 1, kCausal, false, false>;
     case 4:
-      return local_forward<T, D, 4, 1, kCausal, false>;
+      return local_forward<T, D, 4, 1, kCausal, false, false>;
     default:
-      return local_forward<T, D, 5, 1, kCausal, false>;
+      return local_forward<T, D, 5, 1, kCausal, false, false>;
   }
 }
 
@@ -49,10 +53,13 @@ cudaError_t launch_local_forward(const StripPlan& plan, int multiprocessors, con
 template <class T, int D>
 cudaError_t launch_local_backward(const StripPlan& plan, int multiprocessors, const BackwardArgs& args,
                                   cudaStream_t stream) {
-  const auto kernel = plan.p.y.keys ? local_backward<T, D, true, false>
-                      : plan.extra  ? local_backward<T, D, false, true>
-                                    : local_backward<T, D, false, false>;
-  return start_strips(kernel, plan, multiprocessors, args, stream);
+  const auto kernel = [&] {
+    if (plan.options)
+      return plan.p.y.keys ? local_backward<T, D, true, false, true> : local_backward<T, D, false, true, true>;
+    if (plan.p.y.keys) return local_backward<T, D, true, false, false>;
+    return plan.extra ? local_backward<T, D, false, true, false> : local_backward<T, D, false, false, false>;
+  };
+  return start_strips(kernel(), plan, multiprocessors, args, stream);
 }
 
 template <class T, int D, template <class> class Keys>
