@@ -61,8 +61,6 @@ def local_2d(window: tuple[Any, Any, Any, str], options: dict[str, Any], **tenso
     query = tensors["query"]
     assert query is not None
     grid, kernel_size, dilation, edge = window
-    if options.get("bias") is not None:
-        return "bias: expected None, got a tensor"
     for name, kernel in (("kernel_size", kernel_size), ("coarse_kernel_size", options.get("coarse_kernel_size"))):
         if kernel is not None and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0):
             return f"{name}: expected odd sizes, got {tuple(kernel)}"

@@ -7,6 +7,7 @@
 #include "local_backward.cuh"
 #include "local_forward.cuh"
 #include "local_grad_extra.cuh"
+#include "local_grad_table.cuh"
 #include "pack.cuh"
 
 namespace cogview::cuda {
@@ -18,6 +19,8 @@ template <class T, int D>
 cudaError_t launch_local_backward(const StripPlan&, int, const BackwardArgs&, cudaStream_t);
 template <class T, int D>
 cudaError_t launch_grad_extra(const Attention&, const GradExtra&, const float*, const Logits&, cudaStream_t);
+template <class T, int D>
+cudaError_t launch_grad_table(const GradTableArgs&, cudaStream_t);
 
 namespace {
 
@@ -89,7 +92,8 @@ Extra extra(const LocalAttention& a) {
 
 LocalOptions options(const LocalAttention& a) {
   const Tensor4 mask{const_cast<bool*>(a.key_mask), {a.seqlen_q, 0, 1}};
-  return {a.window.kernel.h > 0, plane(mask, a.window, 1)};
+  return {a.window.kernel.h > 0, plane(mask, a.window, 1), static_cast<const float*>(a.bias.table),
+          static_cast<int>(a.bias.size.h), static_cast<int>(a.bias.size.w)};
 }
 
 // Keys or values of the image, or one row that is read where there are none.
@@ -115,10 +119,26 @@ GradExtra grad_coarse(const LocalAttention& a) {
   return e;
 }
 
+// But for addresses.
+GradTableArgs grad_table(const LocalAttention& a, int multiprocessors) {
+  const Window& w = a.window;
+  GradTableArgs t{};
+  t.y = reach(w, true, false).axis, t.x = reach(w, false, false).axis, t.ordered = w.raster_causal;
+  t.above = t.y.radius * (w.shift ? 2 : 1), t.left = t.right = t.x.radius * (w.shift ? 2 : 1);
+  t.below = w.raster_causal ? 0 : t.above;
+  t.heads = static_cast<int>(a.heads), t.group = static_cast<int>(a.heads / a.kv_heads);
+  t.tiles = a.batch * t.y.dilation * t.x.dilation * t.tiles_down() * t.tiles_across();
+  const int64_t blocks = a.heads * t.units_down() * t.runs();
+  // eight on each multiprocessor, each with two tiles for each of its warps
+  const int64_t wished = (8 * multiprocessors + blocks - 1) / blocks, room = t.tiles / (2 * t.kWarps);
+  t.splits = static_cast<int>(std::max<int64_t>(1, std::min(wished, room)));
+  return t;
+}
+
 // Floats of scratch, one after the other: two statistics of each query; sums of keys where heads share them; the parts
-// of the gradients of prefix and coarse keys.
+// of the gradients of prefix and coarse keys, and of the table.
 struct Scratch {
-  int64_t stats, sums = 0, prefix = 0, coarse = 0;
+  int64_t stats, sums = 0, prefix = 0, coarse = 0, table = 0;
   int prefix_splits, coarse_splits;
   Scratch(const LocalAttention& a, int multiprocessors) : stats(2 * queries(a)) {
     if (a.heads != a.kv_heads) sums = 2 * a.batch * a.kv_heads * a.seqlen_q * a.head_dim;
@@ -128,8 +148,11 @@ struct Scratch {
       return 2 * *splits * a.batch * a.kv_heads * keys * a.head_dim;
     };
     prefix = parts(a.prefix.len, &prefix_splits), coarse = parts(a.coarse.grid.h * a.coarse.grid.w, &coarse_splits);
+    if (!a.bias.grad) return;
+    const GradTableArgs t = grad_table(a, multiprocessors);
+    table = static_cast<int64_t>(t.splits) * t.heads * t.units_down() * t.units_across() * 256;
   }
-  int64_t bytes() const { return 4 * (stats + sums + prefix + coarse); }
+  int64_t bytes() const { return 4 * (stats + sums + prefix + coarse + table); }
 };
 
 }  // namespace
@@ -209,6 +232,13 @@ cudaError_t local_bwd(const LocalAttention& a, void* scratch, const StripChoices
     error = run_extra(grad_prefix(a), a.prefix.bias, sizes.prefix_splits, parts);
   if (error == cudaSuccess && a.coarse.grid.h)
     error = run_extra(grad_coarse(a), a.coarse.bias, sizes.coarse_splits, parts + sizes.prefix);
+  if (error == cudaSuccess && a.bias.grad) {
+    GradTableArgs t = grad_table(a, device.chip.multiprocessors);
+    t.q = q, t.k = k, t.v = v, t.dout = dout, t.stats = args.stats, t.second_stats = args.second_stats;
+    t.options = args.options, t.scale = args.scale, t.flip = args.flip;
+    t.parts = parts + sizes.prefix + sizes.coarse, t.grad = static_cast<float*>(a.bias.grad);
+    error = by_shape(a, [&](auto type, auto dim) { return launch_grad_table<decltype(type), dim()>(t, stream); });
+  }
   return error;
 }
 

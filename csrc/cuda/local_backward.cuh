@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
     if (kKeys && item.repeat) each_sum([](const float2* from, float* x) { x[0] = from->x, x[1] = from->y; });
 
     // what a unit adds to the gradients
-    const auto add = [&](float (&z)[2][4], u32 a_at, u32 b_at, auto lse_of, auto start) {
+    const auto add = [&](float (&z)[2][4], u32 a_at, u32 b_at, float scale, auto lse_of, auto start) {
       float dp[2][4];
 #pragma unroll
       for (int h = 0; h < 2; ++h)
@@ -165,10 +165,11 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
         for (int e = 0; e < 4; ++e) dp[h][e] = start(h, e);
       add_scores<T>(dp, y, as_columns, b_at);
       u32 w[4], ds[4];
-      grad_scores<T>(w, ds, z, dp, a.scale, lse_of);
+      grad_scores<T>(w, ds, z, dp, scale, lse_of);
       add_rows<T>(acc, ds, as_rows, a_at);
       if constexpr (kKeys) add_rows<T>(acc2, w, as_rows, b_at);
     };
+    const float scale = kOptions && a.options.table ? 1.f : a.scale;  // of scores that have their biases
     const int top = 4 * (item.steps.origin + walk.v) - p.y.above;
     int from = max(-top, 0) / 4, to = min(p.unit_rows, (own.height - top + 3) / 4);
     if (p.y.axis.shift) {
@@ -205,6 +206,13 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
         const u32 at = walk.base + block + ux * kUnit;
         float z[2][4];
         add_scores<T, true>(z, x, as_columns, at);
+        if constexpr (kOptions) {
+          if (a.options.table) {
+            const Biases biases(a.options, kKeys ? item.other : item.owner);
+            constexpr int kSign = kKeys ? -1 : 1;
+            biases.add<kSign>(z, a.scale, biases.first<kSign>(own, top + 4 * uy, 4 * (tile + ux) - p.x.above));
+          }
+        }
 #pragma unroll
         for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -221,10 +229,12 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
             start[h] = gpu::load_shared_pair(of + 32 * h + 64 * p.units);
           }
           add(
-              z, at, at + p.values, [&](int h, int e) { return e % 2 ? lse_of[h].y : lse_of[h].x; },
+              z, at, at + p.values, scale, [&](int h, int e) { return e % 2 ? lse_of[h].y : lse_of[h].x; },
               [&](int h, int e) { return e % 2 ? start[h].y : start[h].x; });
         } else {
-          add(z, at, at + p.values, [&](int, int e) { return lse[e / 2]; }, [&](int, int e) { return -delta[e / 2]; });
+          add(
+              z, at, at + p.values, scale, [&](int, int e) { return lse[e / 2]; },
+              [&](int, int e) { return -delta[e / 2]; });
         }
       }
     }
@@ -242,7 +252,7 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
           add_scores<T, true>(z, x, as_columns, keys + u * kUnit);
           extra.hide(z, seen, u);
           add(
-              z, keys + u * kUnit, keys + ExtraStream<D>::kValues + u * kUnit,
+              z, keys + u * kUnit, keys + ExtraStream<D>::kValues + u * kUnit, a.scale,
               [&](int, int e) { return lse[e / 2] - bias; }, [&](int, int e) { return -delta[e / 2]; });
         }
         extra.release(i, lane);

@@ -114,6 +114,14 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
             values[uy * kUnits + ux] = block + p.values + ux * Unit<D>::kBytes;
           }
         }
+        if constexpr (kOptions) {
+          if (a.options.table) {
+            const Biases biases(a.options, item.owner);
+#pragma unroll
+            for (int u = 0; u < kUnits; ++u)
+              biases.add<1>(z[u], a.scale, biases.first<1>(own, top + 4 * u0, left + 4 * u));
+          }
+        }
         if (exact) {
 #pragma unroll
           for (int u = 0; u < kUnitRows * kUnits; ++u)
@@ -132,7 +140,7 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
             for (int u = 0; u < kUnits; ++u) hidden.hide(z[u], u);
           }
         }
-        softmax.template add<T>(z, a.scale, 0.f, as_rows, values, u0 == 0);
+        softmax.template add<T>(z, kOptions && a.options.table ? 1.f : a.scale, 0.f, as_rows, values, u0 == 0);
       }
       if (exact || !__any_sync(~0u, !(softmax.sum[0] + softmax.sum[1] < INFINITY))) break;
       exact = true;

@@ -8,6 +8,7 @@
 #include "local_backward.cuh"
 #include "local_forward.cuh"
 #include "local_grad_extra.cuh"
+#include "local_grad_table.cuh"
 #include "local_plan.h"
 
 namespace cogview::cuda {
@@ -87,6 +88,17 @@ cudaError_t launch_grad_extra(const Attention& a, const GradExtra& e, const floa
                   : start_grad_extra<T, D, PrefixKeys>(a, e, stats, logits, stream);
 }
 
+template <class T, int D>
+cudaError_t launch_grad_table(const GradTableArgs& a, cudaStream_t stream) {
+  const int64_t blocks = static_cast<int64_t>(a.runs()) * a.units_down() * a.heads;
+  const int64_t entries = static_cast<int64_t>(a.heads) * a.options.height * a.options.width;
+  if (blocks > INT_MAX || entries > INT_MAX || a.tiles > INT_MAX / 2) return cudaErrorInvalidConfiguration;
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(a.splits));
+  const cudaError_t error = start(grad_table<T, D>, grid, 32 * a.kWarps, 0, stream, a);
+  if (error != cudaSuccess) return error;
+  return start(add_table_parts<256>, dim3(static_cast<unsigned>((entries + 255) / 256)), 256, 0, stream, a);
+}
+
 }  // namespace cogview::cuda
 
 #define COGVIEW_LOCAL_INSTANCES(T, D)                                                                           \
@@ -95,4 +107,5 @@ cudaError_t launch_grad_extra(const Attention& a, const GradExtra& e, const floa
   template cudaError_t launch_local_backward<T, D>(const StripPlan&, int, const BackwardArgs&, cudaStream_t);   \
   template cudaError_t launch_grad_extra<T, D>(const Attention&, const GradExtra&, const float*, const Logits&, \
                                                cudaStream_t);                                                   \
+  template cudaError_t launch_grad_table<T, D>(const GradTableArgs&, cudaStream_t);                             \
   }

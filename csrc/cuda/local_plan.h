@@ -58,7 +58,7 @@ inline Reach reach(const Window& w, bool rows, bool keys) {
 }
 
 // Whether the image's keys have more to them than windows, or there are none of them.
-inline bool has_options(const LocalAttention& a) { return a.key_mask || !a.window.kernel.h; }
+inline bool has_options(const LocalAttention& a) { return a.key_mask || a.bias.table || !a.window.kernel.h; }
 
 // Units that `tiles` tiles side by side need of one axis, at most.
 inline int units_at_once(const Reach& r, int tiles) {
