@@ -141,7 +141,7 @@ struct Scratch {
   int64_t stats, sums = 0, prefix = 0, coarse = 0, table = 0;
   int prefix_splits, coarse_splits;
   Scratch(const LocalAttention& a, int multiprocessors) : stats(2 * queries(a)) {
-    if (a.heads != a.kv_heads) sums = 2 * a.batch * a.kv_heads * a.seqlen_q * a.head_dim;
+    if (a.heads != a.kv_heads && a.window.kernel.h) sums = 2 * a.batch * a.kv_heads * a.seqlen_q * a.head_dim;
     const auto parts = [&](int64_t keys, int* splits) {  // of blocks of 128 keys, two on each multiprocessor
       const int64_t blocks = std::max<int64_t>(1, (keys + 127) / 128 * a.batch * a.kv_heads);
       *splits = static_cast<int>(std::min<int64_t>(16, (2 * multiprocessors + blocks - 1) / blocks));

@@ -65,8 +65,9 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
   Also also{};
   if constexpr (kKeys) also.stats = a.stats, also.second = a.second_stats;
   Walk<D, 0, Also> walk(p, a.a, a.b, also);
-  [[maybe_unused]] ExtraStream<D> extra(
-      a.extra, walk.base + p.extra + walk.group * (kExtra ? ExtraStream<D>::kBytes : 0), kExtra ? walk.thread : ~0u);
+  [[maybe_unused]] ExtraStream<D> extra(a.extra,
+                                        walk.base + p.extra + walk.group * (kExtra ? ExtraStream<D>::kBytes : 0),
+                                        kExtra && (!kOptions || a.extra.any()) ? walk.thread : ~0u);
   RowsAhead ahead(p, walk.base, walk.warp, walk.lane);
   __syncthreads();
   walk.start();

@@ -33,8 +33,9 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
   constexpr u32 kOwn = own_bytes(D, Pass::forward);
   constexpr int kBox = kUnits + Strip<D>::kTiles - 1;
   Walk<D, kBox> walk(p, a.k, a.v);
-  [[maybe_unused]] ExtraStream<D> extra(
-      a.extra, walk.base + p.extra + walk.group * (kExtra ? ExtraStream<D>::kBytes : 0), kExtra ? walk.thread : ~0u);
+  [[maybe_unused]] ExtraStream<D> extra(a.extra,
+                                        walk.base + p.extra + walk.group * (kExtra ? ExtraStream<D>::kBytes : 0),
+                                        kExtra && (!kOptions || a.extra.any()) ? walk.thread : ~0u);
   RowsAhead ahead(p, walk.base, walk.warp, walk.lane);
   __syncthreads();
   walk.start();

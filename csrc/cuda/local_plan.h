@@ -91,13 +91,14 @@ inline bool plan_strips(const LocalAttention& a, Pass pass, const Chip& chip, co
     return false;
   if (plan->units > kMostUnits || p.unit_rows > 8 || units_at_once(p.x, 1) > 8) return false;
   plan->options = has_options(a);
-  plan->extra = !keys && (a.prefix.len || a.coarse.grid.h || plan->options);
+  const bool extra_keys = !keys && (a.prefix.len || a.coarse.grid.h);
+  plan->extra = extra_keys || (!keys && plan->options);
   if (pass == Pass::forward && plan->extra) {  // fewer instances
     const int more = (plan->units <= 3 ? 3 : kMostUnits) - plan->units;
     plan->units += more, p.units += more;
   }
 
-  const int own = own_bytes(dim, pass), extra = plan->extra ? extra_bytes(dim) : 0;
+  const int own = own_bytes(dim, pass), extra = extra_keys ? extra_bytes(dim) : 0;
   p.block = p.units * unit, p.row_block = keys ? p.units * 128 : 0;
   const int most = most_threads(dim, pass) / (32 * tiles), slot = 2 * p.block + p.row_block;
   const auto fixed = [&](int groups) {
