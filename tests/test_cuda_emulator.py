@@ -218,7 +218,7 @@ def test_every_instance_runs(emulated_library: Path, monkeypatch: pytest.MonkeyP
     count = ctypes.CDLL(str(emulated_library)).cuda_emulator_launched(launched, len(launched))
     instances = emulated_cuda.kernels(emulated_library)
     base = min(launched[:count]) - min(instances)
-    local = sum(16 + 2 * (dim <= 64) + 5 + 2 + 1 + 2 for _, dim in emulated_cuda.LOCAL_SHAPES)
+    local = sum(14 + 2 * (dim <= 64) + 5 + 2 + 1 + 2 for _, dim in emulated_cuda.LOCAL_SHAPES)
     assert len(instances) == 158 + 2 * 4 * 8 + local
     assert set(instances.values()) == {instances.get(at - base) for at in launched[:count]}
 

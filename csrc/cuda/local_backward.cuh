@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
 #pragma unroll
         for (int h = 0; h < 2; ++h)
 #pragma unroll
-          for (int r = 0; r < 2; ++r) seen[h][r] &= ~hidden.bits[h];
+          for (int r = 0; r < 2; ++r) seen[h][r] = hidden.seen(rows, columns, 4 * uy, h, r);
       }
 #pragma unroll 1
       for (int ux = 0; ux < units; ++ux) {

@@ -24,7 +24,8 @@ struct ForwardArgs {
 
 namespace {
 
-// kUnits: columns of units that a warp sees; kUnitRows: rows of them at once, all or 1, and 1 with options
+// kUnits: columns of units that a warp sees; kUnitRows: rows of them at once, all or 1. With options masks come after
+// products, in any order of keys, of one row of units.
 template <class T, int D, int kUnits, int kUnitRows, bool kCausal, bool kExtra, bool kOptions>
 __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     local_forward(const __grid_constant__ ForwardArgs a) {
@@ -46,10 +47,12 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
   Own<D> own{lane};
   Item item(p, 0);
   RowBits rows(p, own);
-  char *q, *out, *lse;        // of the tile's columns
-  u32 tile_at;                // of the warp's first unit in a block
-  [[maybe_unused]] int left;  // its first column
-  float column[kUnits][2], before[kCausal ? kUnits : 1][2];
+  char *q, *out, *lse;  // of the tile's columns
+  u32 tile_at;          // of the warp's first unit in a block
+  // of columns that are seen, the first of which is at `left`: as bits, or 0 and -inf
+  [[maybe_unused]] int left;
+  [[maybe_unused]] Columns seen;
+  [[maybe_unused]] float column[kUnits][2], before[kCausal ? kUnits : 1][2];
   const auto begin = [&] {
     item = Item(p, walk.n), ahead.ready = -1;
     own.height = item.height, own.width = item.width;
@@ -57,10 +60,10 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     own.x = 4 * tile;
     const int unit = p.x.axis.shift && own.active() ? p.x.units(tile, own.width).lo : tile;
     tile_at = (unit - origin) * Unit<D>::kBytes;
-    if constexpr (kOptions) left = 4 * unit - p.x.above;
-    const Columns seen = Columns::of(p, own, 4 * unit - p.x.above, kCausal);
+    left = 4 * unit - p.x.above;
+    seen = Columns::of(p, own, left, kOptions ? p.ordered : kCausal);
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u)
+    for (int u = 0; u < (kOptions ? 0 : kUnits); ++u)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         column[u][j] = seen.all >> (4 * u + j) & 1 ? 0.f : -INFINITY;
@@ -110,7 +113,8 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
             for (int h = 0; h < 2; ++h)
 #pragma unroll
               for (int e = 0; e < 4; ++e)
-                score[h][e] = (rows.seen[e / 2] & bit(uy, h) ? 0.f : -INFINITY) + in_column(uy, ux, h, e);
+                score[h][e] =
+                    kOptions ? 0.f : (rows.seen[e / 2] & bit(uy, h) ? 0.f : -INFINITY) + in_column(uy, ux, h, e);
             add_scores<T>(score, x, columns, block + ux * Unit<D>::kBytes);
             values[uy * kUnits + ux] = block + p.values + ux * Unit<D>::kBytes;
           }
@@ -122,8 +126,19 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
             for (int u = 0; u < kUnits; ++u)
               biases.add<1>(z[u], a.scale, biases.first<1>(own, top + 4 * u0, left + 4 * u));
           }
-        }
-        if (exact) {
+          const HiddenKeys hidden(a.options, p, item, top + 4 * u0, left, lane);
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+              const u32 bits = hidden.seen(rows, seen, 4 * u0, h, r);
+#pragma unroll
+              for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+                  if (!(bits >> (4 * u + j) & 1)) z[u][h][2 * r + j] = -INFINITY;
+            }
+        } else if (exact) {
 #pragma unroll
           for (int u = 0; u < kUnitRows * kUnits; ++u)
 #pragma unroll
@@ -134,16 +149,9 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
                 if (!seen || in_column(u / kUnits, u % kUnits, h, e) < 0) z[u][h][e] = -INFINITY;
               }
         }
-        if constexpr (kOptions) {
-          const HiddenKeys hidden(a.options, p, item, top + 4 * u0, left, lane);
-          if (hidden.any) {
-#pragma unroll
-            for (int u = 0; u < kUnits; ++u) hidden.hide(z[u], u);
-          }
-        }
         softmax.template add<T>(z, kOptions && a.options.table ? 1.f : a.scale, 0.f, as_rows, values, u0 == 0);
       }
-      if (exact || !__any_sync(~0u, !(softmax.sum[0] + softmax.sum[1] < INFINITY))) break;
+      if (kOptions || exact || !__any_sync(~0u, !(softmax.sum[0] + softmax.sum[1] < INFINITY))) break;
       exact = true;
     }
     if (s + 1 == end) walk.release();

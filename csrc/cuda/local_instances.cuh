@@ -26,9 +26,6 @@ template <class T, int D, bool kCausal>
 auto forward_kernel(const StripPlan& plan) -> void (*)(ForwardArgs) {
   if constexpr (has_all_rows(D, 3, kCausal ? 2 : 3, kCausal, false))
     if (plan.unit_rows > 1) return local_forward < T, D, 3, kCausal ? 2 : 3, kCausal, false, false > ;
-  if (plan.options)
-    return plan.units == 3 ? local_forward<T, D, 3, 1, kCausal, true, true>
-                           : local_forward<T, D, 5, 1, kCausal, true, true>;
   if (plan.extra)
     return plan.units == 3 ? local_forward<T, D, 3, 1, kCausal, true, false>
                            : local_forward<T, D, 5, 1, kCausal, true, false>;
@@ -47,8 +44,13 @@ auto forward_kernel(const StripPlan& plan) -> void (*)(ForwardArgs) {
 template <class T, int D>
 cudaError_t launch_local_forward(const StripPlan& plan, int multiprocessors, const ForwardArgs& args,
                                  cudaStream_t stream) {
-  const auto kernel = plan.p.ordered ? forward_kernel<T, D, true>(plan) : forward_kernel<T, D, false>(plan);
-  return start_strips(kernel, plan, multiprocessors, args, stream);
+  const auto kernel = [&] {
+    if (plan.options)
+      return plan.units == 3 ? local_forward<T, D, 3, 1, false, true, true>
+                             : local_forward<T, D, 5, 1, false, true, true>;
+    return plan.p.ordered ? forward_kernel<T, D, true>(plan) : forward_kernel<T, D, false>(plan);
+  };
+  return start_strips(kernel(), plan, multiprocessors, args, stream);
 }
 
 template <class T, int D>

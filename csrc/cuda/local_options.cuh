@@ -56,10 +56,9 @@ struct Biases {
   }
 };
 
-// Which keys of a row of units are hidden from a lane's columns, bit 4 u + j of half h as Columns has them.
+// Which keys of a row of units are masked, of a lane's columns: bit 4 u + j of half h as Columns has them.
 struct HiddenKeys {
   u32 bits[2] = {};
-  bool any = false;
   // Of the rows at `top`, the columns at `left`.
   __device__ HiddenKeys(const LocalOptions& o, const Strips& p, const Item& item, int top, int left, u32 lane) {
     if (!o.key_mask.at) return;
@@ -72,17 +71,13 @@ struct HiddenKeys {
       const bool there = x >= 0 && x < item.width && y >= 0 && y < item.height;
       of[i] = gpu::lanes_where(there && !attends(column + y * o.key_mask.row));
     }
-    any = (of[0] | of[1] | of[2] | of[3]) != 0;
     const u32 shift = lane % 2 * 2;
     bits[0] = (lane / 2 % 2 ? of[1] : of[0]) >> shift, bits[1] = (lane / 2 % 2 ? of[3] : of[2]) >> shift;
   }
-  // Of scores of unit u.
-  __device__ void hide(float (&z)[2][4], int u) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (bits[h] >> (4 * u + e % 2) & 1) z[h][e] = -INFINITY;
+  // What half h of the row of units at `row` of the box shows to row r.
+  __device__ u32 seen(const RowBits& rows, const Columns& columns, int row, int h, int r) const {
+    const u32 bit = 1u << (row + 2 * h);
+    return rows.seen[r] & bit ? (rows.own[r] & bit ? columns.half : columns.all) & ~bits[h] : 0;
   }
   // Whether a lane's own key, which is inside, is hidden.
   template <int D>
