@@ -54,7 +54,7 @@ def attention(**tensors: Tensor | None) -> str | None:
 
 
 def local_2d(window: tuple[Any, Any, Any, str], options: dict[str, Any], **tensors: Tensor | None) -> str | None:
-    """`window`: grid, kernel_size, dilation, edge; `options`: others that some kernel has, by their names."""
+    """`window`: grid, kernel_size, dilation, edge; `options`: others, by their names."""
     why = attention(**tensors)
     if why is not None:
         return why
