@@ -54,21 +54,18 @@ def attention(**tensors: Tensor | None) -> str | None:
 
 
 def local_2d(window: tuple[Any, Any, Any, str], options: dict[str, Any], **tensors: Tensor | None) -> str | None:
-    """`window`: grid, kernel_size, dilation, edge; `options`: others that some kernel has, by their names."""
+    """`window`: grid, kernel_size, dilation, edge; `options`: others, by their names."""
     why = attention(**tensors)
     if why is not None:
         return why
     query = tensors["query"]
     assert query is not None
     grid, kernel_size, dilation, edge = window
-    for name in ("bias", "key_mask"):
-        if options.get(name) is not None:
-            return f"{name}: expected None, got a tensor"
-    if kernel_size is None:
-        return "kernel_size: expected that of a local set, got None"
     for name, kernel in (("kernel_size", kernel_size), ("coarse_kernel_size", options.get("coarse_kernel_size"))):
         if kernel is not None and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0):
             return f"{name}: expected odd sizes, got {tuple(kernel)}"
+    if kernel_size is None:
+        return None
     dilation = (dilation, dilation) if isinstance(dilation, int) else dilation
     small = any(n // d < 2 * k + 3 for n, k, d in zip(grid, kernel_size, dilation, strict=True))
     table = CLIPPED if edge != "shift" else SHIFTED_IN_SMALL if small else SHIFTED

@@ -5,8 +5,9 @@
 
 namespace cogview::cuda {
 namespace {
-template __global__ void local_forward<__nv_bfloat16, 64, 3, 1, false, false>(const __grid_constant__ ForwardArgs);
-template __global__ void local_backward<__nv_bfloat16, 64, false, false>(const __grid_constant__ BackwardArgs);
-template __global__ void local_backward<__nv_bfloat16, 64, true, false>(const __grid_constant__ BackwardArgs);
+template __global__ void local_forward<__nv_bfloat16, 64, 3, 1, false, false, false>(
+    const __grid_constant__ ForwardArgs);
+template __global__ void local_backward<__nv_bfloat16, 64, false, false, false>(const __grid_constant__ BackwardArgs);
+template __global__ void local_backward<__nv_bfloat16, 64, true, false, false>(const __grid_constant__ BackwardArgs);
 }  // namespace
 }  // namespace cogview::cuda

@@ -16,14 +16,14 @@ from cogview_ops._local_options import Coarse, Options, Prefix, Window
 DIM = 64
 STRIPS, WALK, OWN, FORWARD = "local_strips.h", "local_walk.cuh", "local_own.cuh", "local_forward.cuh"
 BACKWARD, EXTRA, GRAD_EXTRA = "local_backward.cuh", "local_extra.cuh", "local_grad_extra.cuh"
-MAIN = "local_attention_2d.cu"
+GRAD_TABLE, OPTIONS, MAIN = "local_grad_table.cuh", "local_options.cuh", "local_attention_2d.cu"
 
 Pair = tuple[int, int]
 
 
 def local_2d(
     grid: Pair,
-    kernel: Pair,
+    kernel: Pair | None,
     *,
     heads: Pair = (1, 1),
     dilation: Pair = (1, 1),
@@ -31,6 +31,8 @@ def local_2d(
     shift: bool = False,
     prefix: int = 0,
     masked: bool = False,
+    padded: bool = False,
+    biased: bool = False,
     coarse: Pair | None = None,
     coarse_kernel: Pair = (1, 1),
     scale: float = 0.2,
@@ -58,8 +60,26 @@ def local_2d(
         around.append(torch.full((cells * heads[0] + 2 * AROUND,), torch.nan))
         lse, dlse = around[-1][AROUND:-AROUND].view(q.shape[:3]), torch.randn(q.shape[:3], generator=generator)
         mask = torch.rand(1, max(prefix, 1), generator=generator) < 0.6
+        key_mask = torch.rand(1, cells, generator=generator) < 0.6
+        key_mask[:, : cells // 3] = False  # some queries see no key
+        rows, columns = (2 * k - 1 for k in kernel or (1, 1))
+        table = torch.randn(heads[0], rows, columns, generator=generator)
+        around.append(torch.full((table.numel() + 2 * AROUND,), torch.nan))
+        dtable = around[-1][AROUND:-AROUND].view(table.shape)
         tensors = [q, *keys[0], out, dout, dq, *grads[0], *keys[1], *grads[1], *keys[2], *grads[2]]
-        sizes = [1, *heads, DIM, *grid, *kernel, *dilation, causal, shift, prefix, *(coarse or (0, 0)), *coarse_kernel]
+        sizes = [
+            1,
+            *heads,
+            DIM,
+            *grid,
+            *(kernel or (0, 0)),
+            *dilation,
+            causal,
+            shift,
+            prefix,
+            *(coarse or (0, 0)),
+            *coarse_kernel,
+        ]
         library.local_2d.restype = ctypes.c_char_p
         message = library.local_2d(
             seed,
@@ -68,6 +88,9 @@ def local_2d(
             ctypes.c_void_p(lse.data_ptr()),
             ctypes.c_void_p(dlse.data_ptr()),
             ctypes.c_void_p(mask.data_ptr() if masked else None),
+            ctypes.c_void_p(key_mask.data_ptr() if padded else None),
+            ctypes.c_void_p(table.data_ptr() if biased else None),
+            ctypes.c_void_p(dtable.data_ptr() if biased else None),
             (ctypes.c_long * 17)(*map(int, sizes)),
             ctypes.c_double(0.7),
             ctypes.c_double(-0.4),
@@ -77,24 +100,32 @@ def local_2d(
             return message
         if not all(x[:AROUND].isnan().all() and x[-AROUND:].isnan().all() for x in around):
             return "writes where no tensor is"
-        exact = [x.double().requires_grad_() for pair in ((q,), *keys) for x in pair]
+        exact = [x.double().requires_grad_() for pair in ((q,), *keys, (table,)) for x in pair]
         options = Options(
-            Window(grid, kernel, dilation, causal, "shift" if shift else "clip"),
+            Window(grid, kernel or (0, 0), dilation, causal, "shift" if shift else "clip"),
             Prefix(exact[3], exact[4], mask if masked else None, 0.7) if prefix else None,
             Coarse(exact[5], exact[6], coarse, coarse_kernel, -0.4) if coarse else None,
             scale,
+            exact[7] if biased else None,
+            key_mask if padded else None,
         )
-        truth = reference.local_attention_2d(*exact[:3], options)
-        named = {"out": (out, truth[0].detach()), "lse": (lse, truth[1].detach())}
+        local = exact[1:3] if kernel else (None, None)
+        truth = reference.local_attention_2d(exact[0], *local, options)
+        named = {"out": (out, truth[0].detach()), "lse": (finite(lse), finite(truth[1].detach()))}
         wanted = torch.autograd.grad(truth, exact, [dout.double(), dlse.double()], allow_unused=True)
-        mine = [dq, *(x for pair in grads for x in pair)]
-        names = ("dq", "dk", "dv", "prefix_dk", "prefix_dv", "coarse_dk", "coarse_dv")
+        mine = [dq, *(x for pair in grads for x in pair), dtable]
+        names = ("dq", "dk", "dv", "prefix_dk", "prefix_dv", "coarse_dk", "coarse_dv", "dtable")
         for name, actual, expected in zip(names, mine, wanted, strict=True):
             if expected is not None:
                 named[name] = actual, expected
         return compared(named)
 
     return run
+
+
+def finite(lse: Tensor) -> Tensor:
+    """With a number where there are no keys."""
+    return lse.masked_fill(lse == -math.inf, -99.0)
 
 
 def overflow(q: Tensor, k: Tensor) -> None:
@@ -118,6 +149,12 @@ RUNS = {
     "long": local_2d((50, 4), (3, 3), heads=(20, 20)),
     "prefix": local_2d((9, 9), (3, 3), prefix=150, masked=True),
     "coarse": local_2d((24, 10), (3, 3), coarse=(12, 10), coarse_kernel=(5, 3)),
+    "padded": local_2d((13, 9), (5, 7), heads=(2, 1), padded=True),
+    "padded, shifted": local_2d((9, 20), (3, 5), dilation=(1, 2), shift=True, padded=True, prefix=3, masked=True),
+    "biased": local_2d((21, 22), (9, 5), heads=(4, 2), biased=True, coarse=(3, 2), coarse_kernel=(3, 3), scale=0.1),
+    "biased, causal": local_2d((9, 14), (5, 7), dilation=(2, 1), causal=True, padded=True, biased=True),
+    "biased, shifted": local_2d((13, 21), (9, 5), shift=True, biased=True, scale=-0.2),
+    "alone": local_2d((24, 10), None, prefix=40, masked=True, coarse=(12, 10), coarse_kernel=(5, 3)),
     "negative scale": local_2d((6, 6), (3, 3), scale=-0.3),
     "overflow": local_2d((3, 11), (3, 3), spoil=overflow),
     "growing": local_2d((13, 9), (9, 9), spoil=growing),
@@ -170,6 +207,42 @@ FAULTS = [
     Fault("backward: statistics of the first head", BACKWARD, "item.in(stats, p, «item.other»)", "0", "group"),
     Fault("backward: what is hidden", BACKWARD, "if («!(seen[h][e / 2] >> e % 2 & 1)»)", "false", "window"),
     Fault("backward: rows above the image", BACKWARD, "int from = «max(-top, 0) / 4»", "1", "window"),
+    Fault("masked keys of the image", OPTIONS, "there && «!attends(column + y * o.key_mask.row)»", "false", "padded"),
+    Fault("masked keys: the rows of the other half", OPTIONS, "bits[1] = («lane / 2 % 2 ? of[3] : of[2]») >> shift",
+          "of[2]", "padded"),
+    Fault("masked keys: of the first phase", OPTIONS, "column = «item.in(o.key_mask, p, 0)» + x", "o.key_mask.at",
+          "padded, shifted"),
+    Fault("masked keys: their own gradients", OPTIONS, "return o.key_mask.at && «own.inside(r)» &&", "false", "padded"),
+    Fault("no keys: not 0", FORWARD, "return «kOptions && softmax.sum[r] == 0» ?", "false", "padded"),
+    Fault("no keys: the gradients", BACKWARD, "if («kOptions && lse[r] == -INFINITY») lse[r]", "false", "padded"),
+    Fault("no keys of the image", FORWARD, "u0 < («kOptions && !a.options.local» ? 0 : p.unit_rows)", "false", "alone"),
+    Fault("biases of the first head", OPTIONS, "at(o.table + «static_cast<int64_t>(head) * o.height * o.width»)", "0",
+          "biased"),
+    Fault("biases of another row", OPTIONS, "index = «first + kSign * (2 * (i - 1) * width + j)»",
+          "first + kSign * j", "biased"),
+    Fault("biases of keys: the other way", OPTIONS, "center + «kSign» * (down", "1", "biased"),
+    Fault("scaled twice", FORWARD, "(z, «kOptions && a.options.table ? 1.f : a.scale»", "a.scale", "biased"),
+    Fault("backward: scaled twice", BACKWARD, "scale = «kOptions && a.options.table ? 1.f : a.scale»", "a.scale",
+          "biased"),
+    Fault("backward: biases of the key's head", BACKWARD, "«kKeys ? item.other : item.owner»", "item.owner", "biased"),
+    Fault("gradient of biases: cells that no window has", GRAD_TABLE, "of >= rows.lo && «of < rows.hi»", "true",
+          "biased"),
+    Fault("gradient of biases: keys behind in their own row", GRAD_TABLE, "!(same[h][r] && «x > own.column()»)",
+          "false", "biased, causal"),
+    Fault("gradient of biases: masked keys", GRAD_TABLE,
+          "if (there && mask.at) there = «attends(in(mask, 0) + y * mask.row + x * mask.cell)»", "true",
+          "biased, causal"),
+    Fault("gradient of biases: every phase is the first", GRAD_TABLE, "(static_cast<int64_t>(«phase_y») * a.x.size",
+          "0", "biased, causal"),
+    Fault("gradient of biases: the tiles of one warp", GRAD_TABLE, "t < end; t += «kWarps»", "2 * kWarps", "biased"),
+    Fault("gradient of biases: a share twice", GRAD_TABLE,
+          "t = static_cast<int>(«a.tiles * blockIdx.y / a.splits») + warp", "0", "biased"),
+    Fault("gradient of biases: the keys of another head", GRAD_TABLE, "rows.load(h, in(plane, «head / a.group»)", "0",
+          "biased"),
+    Fault("gradient of biases: the sign of the scale", GRAD_TABLE, "q.flip(«a.flip»)", "0u", "biased, shifted"),
+    Fault("gradient of biases: sums before they are there", GRAD_TABLE, "«__syncthreads()»", GONE, "biased"),
+    Fault("gradient of biases: offsets of shifted windows", MAIN, "t.above = t.y.radius * («w.shift ? 2 : 1»)", "1",
+          "biased, shifted"),
     Fault("extra keys that have not come", EXTRA, "«gpu::barrier_wait(full(n % 2), n / 2 & 1)»", GONE, "prefix"),
     Fault("extra keys replaced while others read", EXTRA,
           "if (n >= 2) «gpu::barrier_wait(empty(slot), (n / 2 - 1) & 1)»", GONE, "prefix"),

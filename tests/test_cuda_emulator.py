@@ -197,10 +197,13 @@ def test_every_instance_runs(emulated_library: Path, monkeypatch: pytest.MonkeyP
         ops.three_region_attention_varlen_bwd(d[0].transpose(0, 1), None, *qkv, out, lse, *numbers)
     half = {"bf16": torch.bfloat16, "f16": torch.float16}
     for name, dim in emulated_cuda.LOCAL_SHAPES:
-        for columns, causal, sets in itertools.product((3, 7, 11, 15), (False, True), ("", "sets")):
+        mask = torch.ones(1, 16, dtype=torch.bool)
+        for columns, causal, sets in itertools.product((3, 7, 11, 15), (False, True), ("", "sets", "mask")):
             q, k, v, d = torch.randn(4, 1, 1, 16, dim).to(half[name])
-            extra = *(torch.randn(4, 1, 1, 1, dim).to(half[name]) if sets else (None,) * 4), *(None,) * 3
-            window = [2, 8], [1, columns], [1, 1], causal, False, 0.0, [1, 1] if sets else [], [1, 1] if sets else []
+            extra = torch.randn(4, 1, 1, 1, dim).to(half[name]) if sets == "sets" else (None,) * 4
+            extra = *extra, *((torch.ones(1, 1, 2 * columns - 1), None, mask) if sets == "mask" else (None,) * 3)
+            one = [1, 1] if sets == "sets" else []
+            window = [2, 8], [1, columns], [1, 1], causal, False, 0.0, one, one
             out, lse = ops.local_attention_2d_fwd(q, k, v, *extra, *window, 0.0, 1.0)
             ops.local_attention_2d_bwd(d, None, q, k, v, *extra, out, lse, *window, 0.0, 1.0)
         if dim <= 64:
@@ -215,7 +218,7 @@ def test_every_instance_runs(emulated_library: Path, monkeypatch: pytest.MonkeyP
     count = ctypes.CDLL(str(emulated_library)).cuda_emulator_launched(launched, len(launched))
     instances = emulated_cuda.kernels(emulated_library)
     base = min(launched[:count]) - min(instances)
-    local = sum(12 + 2 * (dim <= 64) + 3 + 2 + 1 for _, dim in emulated_cuda.LOCAL_SHAPES)
+    local = sum(14 + 2 * (dim <= 64) + 5 + 2 + 1 + 2 for _, dim in emulated_cuda.LOCAL_SHAPES)
     assert len(instances) == 158 + 2 * 4 * 8 + local
     assert set(instances.values()) == {instances.get(at - base) for at in launched[:count]}
 

@@ -29,8 +29,8 @@ void check_fits(const LocalAttention& a, cuda::Pass pass, const char* name, cons
 
 struct CudaCall : CudaAttention {
   static void check_options(const LocalAttention& a) {
-    STD_TORCH_CHECK(!a.bias.table && !a.key_mask, "bias, key_mask: expected none");
-    STD_TORCH_CHECK(a.window.kernel.h % 2 && a.window.kernel.w % 2, "kernel_size: expected odd sizes");
+    STD_TORCH_CHECK(!a.window.kernel.h || (a.window.kernel.h % 2 && a.window.kernel.w % 2),
+                    "kernel_size: expected odd sizes");
     STD_TORCH_CHECK(!a.coarse.grid.h || (a.coarse.kernel.h % 2 && a.coarse.kernel.w % 2),
                     "coarse_kernel_size: expected odd sizes");
   }

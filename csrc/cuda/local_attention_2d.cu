@@ -7,6 +7,7 @@
 #include "local_backward.cuh"
 #include "local_forward.cuh"
 #include "local_grad_extra.cuh"
+#include "local_grad_table.cuh"
 #include "pack.cuh"
 
 namespace cogview::cuda {
@@ -18,6 +19,8 @@ template <class T, int D>
 cudaError_t launch_local_backward(const StripPlan&, int, const BackwardArgs&, cudaStream_t);
 template <class T, int D>
 cudaError_t launch_grad_extra(const Attention&, const GradExtra&, const float*, const Logits&, cudaStream_t);
+template <class T, int D>
+cudaError_t launch_grad_table(const GradTableArgs&, cudaStream_t);
 
 namespace {
 
@@ -87,6 +90,17 @@ Extra extra(const LocalAttention& a) {
   return e;
 }
 
+LocalOptions options(const LocalAttention& a) {
+  const Tensor4 mask{const_cast<bool*>(a.key_mask), {a.seqlen_q, 0, 1}};
+  return {a.window.kernel.h > 0, plane(mask, a.window, 1), static_cast<const float*>(a.bias.table),
+          static_cast<int>(a.bias.size.h), static_cast<int>(a.bias.size.w)};
+}
+
+// Keys or values of the image, or one row that is read where there are none.
+Plane local_rows(const LocalAttention& a, const Tensor4& x) {
+  return plane(a.window.kernel.h ? x : Tensor4{a.q.data}, a.window);
+}
+
 int64_t queries(const LocalAttention& a) { return a.batch * a.heads * a.seqlen_q; }
 
 GradExtra grad_prefix(const LocalAttention& a) {
@@ -105,21 +119,40 @@ GradExtra grad_coarse(const LocalAttention& a) {
   return e;
 }
 
+// But for addresses.
+GradTableArgs grad_table(const LocalAttention& a, int multiprocessors) {
+  const Window& w = a.window;
+  GradTableArgs t{};
+  t.y = reach(w, true, false).axis, t.x = reach(w, false, false).axis, t.ordered = w.raster_causal;
+  t.above = t.y.radius * (w.shift ? 2 : 1), t.left = t.right = t.x.radius * (w.shift ? 2 : 1);
+  t.below = w.raster_causal ? 0 : t.above;
+  t.heads = static_cast<int>(a.heads), t.group = static_cast<int>(a.heads / a.kv_heads);
+  t.tiles = a.batch * t.y.dilation * t.x.dilation * t.tiles_down() * t.tiles_across();
+  const int64_t blocks = a.heads * t.units_down() * t.runs();
+  // eight on each multiprocessor, each with two tiles for each of its warps
+  const int64_t wished = (8 * multiprocessors + blocks - 1) / blocks, room = t.tiles / (2 * t.kWarps);
+  t.splits = static_cast<int>(std::max<int64_t>(1, std::min(wished, room)));
+  return t;
+}
+
 // Floats of scratch, one after the other: two statistics of each query; sums of keys where heads share them; the parts
-// of the gradients of prefix and coarse keys.
+// of the gradients of prefix and coarse keys, and of the table.
 struct Scratch {
-  int64_t stats, sums = 0, prefix = 0, coarse = 0;
+  int64_t stats, sums = 0, prefix = 0, coarse = 0, table = 0;
   int prefix_splits, coarse_splits;
   Scratch(const LocalAttention& a, int multiprocessors) : stats(2 * queries(a)) {
-    if (a.heads != a.kv_heads) sums = 2 * a.batch * a.kv_heads * a.seqlen_q * a.head_dim;
+    if (a.heads != a.kv_heads && a.window.kernel.h) sums = 2 * a.batch * a.kv_heads * a.seqlen_q * a.head_dim;
     const auto parts = [&](int64_t keys, int* splits) {  // of blocks of 128 keys, two on each multiprocessor
       const int64_t blocks = std::max<int64_t>(1, (keys + 127) / 128 * a.batch * a.kv_heads);
       *splits = static_cast<int>(std::min<int64_t>(16, (2 * multiprocessors + blocks - 1) / blocks));
       return 2 * *splits * a.batch * a.kv_heads * keys * a.head_dim;
     };
     prefix = parts(a.prefix.len, &prefix_splits), coarse = parts(a.coarse.grid.h * a.coarse.grid.w, &coarse_splits);
+    if (!a.bias.grad) return;
+    const GradTableArgs t = grad_table(a, multiprocessors);
+    table = static_cast<int64_t>(t.splits) * t.heads * t.units_down() * t.units_across() * 256;
   }
-  int64_t bytes() const { return 4 * (stats + sums + prefix + coarse); }
+  int64_t bytes() const { return 4 * (stats + sums + prefix + coarse + table); }
 };
 
 }  // namespace
@@ -138,13 +171,14 @@ cudaError_t local_fwd(const LocalAttention& a, const StripChoice& choice, cudaSt
   const Logits logits(a.scale, 0);
   const ForwardArgs args{plan.p,
                          plane(a.q, a.window),
-                         plane(a.k, a.window),
-                         plane(a.v, a.window),
+                         local_rows(a, a.k),
+                         local_rows(a, a.v),
                          plane(a.out, a.window),
                          of_queries(a, a.lse, 4),
                          logits.factor,
                          logits.flip,
-                         extra(a)};
+                         extra(a),
+                         options(a)};
   return by_shape(a, [&](auto t, auto dim) {
     return launch_local_forward<decltype(t), dim()>(plan, device.chip.multiprocessors, args, stream);
   });
@@ -166,7 +200,7 @@ cudaError_t local_bwd(const LocalAttention& a, void* scratch, const StripChoices
   args.lse = static_cast<const float*>(a.lse), args.dlse = static_cast<const float*>(a.dlse);
   const Logits logits(a.scale, 0);
   args.scale = logits.factor, args.step = logits.scale, args.flip = logits.flip;
-  const Plane q = plane(a.q, a.window), k = plane(a.k, a.window), v = plane(a.v, a.window);
+  const Plane q = plane(a.q, a.window), k = local_rows(a, a.k), v = local_rows(a, a.v);
   const Plane dout = plane(a.dout, a.window);
   const auto run = [&](Pass pass, const StripChoice& choice) {
     StripPlan plan;
@@ -178,6 +212,7 @@ cudaError_t local_bwd(const LocalAttention& a, void* scratch, const StripChoices
   };
   args.x = q, args.y = dout, args.a = k, args.b = v;
   args.out = plane(a.out, a.window), args.first = plane(a.dq, a.window), args.extra = extra(a);
+  args.options = options(a);
   args.cells = of_queries(a, nullptr, 1);
   cudaError_t error = run(Pass::grad_query, choices.grad_query);
   if (error != cudaSuccess) return error;
@@ -185,7 +220,7 @@ cudaError_t local_bwd(const LocalAttention& a, void* scratch, const StripChoices
   args.first = plane(a.dk, a.window), args.second = plane(a.dv, a.window);
   args.cells = plane({nullptr, {a.kv_heads * a.seqlen_q, a.seqlen_q, 1}}, a.window, 1);
   args.sums = floats + sizes.stats, args.sums2 = args.sums + sizes.sums / 2;
-  error = run(Pass::grad_key, choices.grad_key);
+  if (a.window.kernel.h) error = run(Pass::grad_key, choices.grad_key);
   const auto run_extra = [&](GradExtra e, double bias, int splits, float* parts) {
     e.splits = splits, e.parts = parts;
     return by_shape(a, [&](auto t, auto dim) {
@@ -197,6 +232,13 @@ cudaError_t local_bwd(const LocalAttention& a, void* scratch, const StripChoices
     error = run_extra(grad_prefix(a), a.prefix.bias, sizes.prefix_splits, parts);
   if (error == cudaSuccess && a.coarse.grid.h)
     error = run_extra(grad_coarse(a), a.coarse.bias, sizes.coarse_splits, parts + sizes.prefix);
+  if (error == cudaSuccess && a.bias.grad) {
+    GradTableArgs t = grad_table(a, device.chip.multiprocessors);
+    t.q = q, t.k = k, t.v = v, t.dout = dout, t.stats = args.stats, t.second_stats = args.second_stats;
+    t.options = args.options, t.scale = args.scale, t.flip = args.flip;
+    t.parts = parts + sizes.prefix + sizes.coarse, t.grad = static_cast<float*>(a.bias.grad);
+    error = by_shape(a, [&](auto type, auto dim) { return launch_grad_table<decltype(type), dim()>(t, stream); });
+  }
   return error;
 }
 

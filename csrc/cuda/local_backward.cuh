@@ -13,6 +13,7 @@
 #pragma once
 
 #include "local_extra.cuh"
+#include "local_options.cuh"
 #include "local_own.cuh"
 
 namespace cogview::cuda {
@@ -28,6 +29,7 @@ struct BackwardArgs {
   float scale, step;        // > 0, in base 2; what logits are products times
   u32 flip;                 // 0x80008000 to negate x in z
   Extra extra;
+  LocalOptions options;
 };
 
 // What a block has of its queries' statistics: 16 of each unit, then the others of each unit.
@@ -52,7 +54,7 @@ struct Stats {
 
 namespace {
 
-template <class T, int D, bool kKeys, bool kExtra>
+template <class T, int D, bool kKeys, bool kExtra, bool kOptions>
 __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass::grad_query), 1)
     local_backward(const __grid_constant__ BackwardArgs a) {
 #ifndef COGVIEW_BEFORE_SM_80
@@ -63,8 +65,9 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
   Also also{};
   if constexpr (kKeys) also.stats = a.stats, also.second = a.second_stats;
   Walk<D, 0, Also> walk(p, a.a, a.b, also);
-  [[maybe_unused]] ExtraStream<D> extra(
-      a.extra, walk.base + p.extra + walk.group * (kExtra ? ExtraStream<D>::kBytes : 0), kExtra ? walk.thread : ~0u);
+  [[maybe_unused]] ExtraStream<D> extra(a.extra,
+                                        walk.base + p.extra + walk.group * (kExtra ? ExtraStream<D>::kBytes : 0),
+                                        kExtra && (!kOptions || a.extra.any()) ? walk.thread : ~0u);
   RowsAhead ahead(p, walk.base, walk.warp, walk.lane);
   __syncthreads();
   walk.start();
@@ -127,6 +130,7 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
         if (!own.inside(r)) continue;
         const float2 of_row = gpu::load_shared_pair(own_lse + lane / 4 * 8 + 64 * r);
         lse[r] = of_row.x * kLog2e, delta[r] -= of_row.y;
+        if (kOptions && lse[r] == -INFINITY) lse[r] = delta[r] = 0;  // no keys: whatever came for it
         if (lane % 4) continue;
         float* to = reinterpret_cast<float*>(a.stats.at) + cell_at(r);
         gpu::store_global_float(to, lse[r]);
@@ -154,7 +158,7 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
     if (kKeys && item.repeat) each_sum([](const float2* from, float* x) { x[0] = from->x, x[1] = from->y; });
 
     // what a unit adds to the gradients
-    const auto add = [&](float (&z)[2][4], u32 a_at, u32 b_at, auto lse_of, auto start) {
+    const auto add = [&](float (&z)[2][4], u32 a_at, u32 b_at, float scale, auto lse_of, auto start) {
       float dp[2][4];
 #pragma unroll
       for (int h = 0; h < 2; ++h)
@@ -162,17 +166,24 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
         for (int e = 0; e < 4; ++e) dp[h][e] = start(h, e);
       add_scores<T>(dp, y, as_columns, b_at);
       u32 w[4], ds[4];
-      grad_scores<T>(w, ds, z, dp, a.scale, lse_of);
+      grad_scores<T>(w, ds, z, dp, scale, lse_of);
       add_rows<T>(acc, ds, as_rows, a_at);
       if constexpr (kKeys) add_rows<T>(acc2, w, as_rows, b_at);
     };
+    const float scale = kOptions && a.options.table ? 1.f : a.scale;  // of scores that have their biases
     const int top = 4 * (item.steps.origin + walk.v) - p.y.above;
     int from = max(-top, 0) / 4, to = min(p.unit_rows, (own.height - top + 3) / 4);
     if (p.y.axis.shift) {
       const Span reach = p.y.units(s, own.height);
       from = reach.lo - item.steps.origin - walk.v, to = reach.hi - item.steps.origin - walk.v;
     }
+    if (kOptions && !a.options.local) to = from;
     rows.at(p, own, top);
+    if constexpr (kOptions && kKeys) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        if (HiddenKeys::own(a.options, p, item, own, r)) rows.seen[r] = 0;
+    }
 #pragma unroll 1
     for (int uy = from; uy < to; ++uy) {
       const u32 slot = walk.wait(uy), block = slot * p.block + tile_at;
@@ -184,11 +195,25 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
           const u32 bit = 1u << (4 * uy + 2 * h);
           seen[h][r] = rows.seen[r] & bit ? (rows.own[r] & bit ? columns.half : columns.all) : 0;
         }
+      if constexpr (kOptions && !kKeys) {
+        const HiddenKeys hidden(a.options, p, item, top + 4 * uy, 4 * tile - p.x.above, lane);
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+#pragma unroll
+          for (int r = 0; r < 2; ++r) seen[h][r] = hidden.seen(rows, columns, 4 * uy, h, r);
+      }
 #pragma unroll 1
       for (int ux = 0; ux < units; ++ux) {
         const u32 at = walk.base + block + ux * kUnit;
         float z[2][4];
         add_scores<T, true>(z, x, as_columns, at);
+        if constexpr (kOptions) {
+          if (a.options.table) {
+            const Biases biases(a.options, kKeys ? item.other : item.owner);
+            constexpr int kSign = kKeys ? -1 : 1;
+            biases.add<kSign>(z, a.scale, biases.first<kSign>(own, top + 4 * uy, 4 * (tile + ux) - p.x.above));
+          }
+        }
 #pragma unroll
         for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -205,10 +230,12 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
             start[h] = gpu::load_shared_pair(of + 32 * h + 64 * p.units);
           }
           add(
-              z, at, at + p.values, [&](int h, int e) { return e % 2 ? lse_of[h].y : lse_of[h].x; },
+              z, at, at + p.values, scale, [&](int h, int e) { return e % 2 ? lse_of[h].y : lse_of[h].x; },
               [&](int h, int e) { return e % 2 ? start[h].y : start[h].x; });
         } else {
-          add(z, at, at + p.values, [&](int, int e) { return lse[e / 2]; }, [&](int, int e) { return -delta[e / 2]; });
+          add(
+              z, at, at + p.values, scale, [&](int, int e) { return lse[e / 2]; },
+              [&](int, int e) { return -delta[e / 2]; });
         }
       }
     }
@@ -226,7 +253,7 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
           add_scores<T, true>(z, x, as_columns, keys + u * kUnit);
           extra.hide(z, seen, u);
           add(
-              z, keys + u * kUnit, keys + ExtraStream<D>::kValues + u * kUnit,
+              z, keys + u * kUnit, keys + ExtraStream<D>::kValues + u * kUnit, a.scale,
               [&](int, int e) { return lse[e / 2] - bias; }, [&](int, int e) { return -delta[e / 2]; });
         }
         extra.release(i, lane);

@@ -19,6 +19,7 @@ struct Extra {
   const bool* mask;  // [batch, length] or null
   int length;
   int height, width, ratio_y, ratio_x, radius_y, radius_x;  // of the coarse image; height 0: none
+  __device__ bool any() const { return length || height; }
 };
 
 // i / n for 0 <= i < kMostCoarse

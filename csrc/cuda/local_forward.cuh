@@ -7,6 +7,7 @@
 #pragma once
 
 #include "local_extra.cuh"
+#include "local_options.cuh"
 #include "local_own.cuh"
 
 namespace cogview::cuda {
@@ -18,12 +19,14 @@ struct ForwardArgs {
   float scale;  // > 0, in base 2
   u32 flip;     // 0x80008000 to negate queries
   Extra extra;
+  LocalOptions options;
 };
 
 namespace {
 
-// kUnits: columns of units that a warp sees; kUnitRows: rows of them at once, all or 1
-template <class T, int D, int kUnits, int kUnitRows, bool kCausal, bool kExtra>
+// kUnits: columns of units that a warp sees; kUnitRows: rows of them at once, all or 1. With options masks come after
+// products, in any order of keys, of one row of units.
+template <class T, int D, int kUnits, int kUnitRows, bool kCausal, bool kExtra, bool kOptions>
 __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     local_forward(const __grid_constant__ ForwardArgs a) {
 #ifndef COGVIEW_BEFORE_SM_80
@@ -31,8 +34,9 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
   constexpr u32 kOwn = own_bytes(D, Pass::forward);
   constexpr int kBox = kUnits + Strip<D>::kTiles - 1;
   Walk<D, kBox> walk(p, a.k, a.v);
-  [[maybe_unused]] ExtraStream<D> extra(
-      a.extra, walk.base + p.extra + walk.group * (kExtra ? ExtraStream<D>::kBytes : 0), kExtra ? walk.thread : ~0u);
+  [[maybe_unused]] ExtraStream<D> extra(a.extra,
+                                        walk.base + p.extra + walk.group * (kExtra ? ExtraStream<D>::kBytes : 0),
+                                        kExtra && (!kOptions || a.extra.any()) ? walk.thread : ~0u);
   RowsAhead ahead(p, walk.base, walk.warp, walk.lane);
   __syncthreads();
   walk.start();
@@ -45,7 +49,10 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
   RowBits rows(p, own);
   char *q, *out, *lse;  // of the tile's columns
   u32 tile_at;          // of the warp's first unit in a block
-  float column[kUnits][2], before[kCausal ? kUnits : 1][2];
+  // of columns that are seen, the first of which is at `left`: as bits, or 0 and -inf
+  [[maybe_unused]] int left;
+  [[maybe_unused]] Columns seen;
+  [[maybe_unused]] float column[kUnits][2], before[kCausal ? kUnits : 1][2];
   const auto begin = [&] {
     item = Item(p, walk.n), ahead.ready = -1;
     own.height = item.height, own.width = item.width;
@@ -53,9 +60,10 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     own.x = 4 * tile;
     const int unit = p.x.axis.shift && own.active() ? p.x.units(tile, own.width).lo : tile;
     tile_at = (unit - origin) * Unit<D>::kBytes;
-    const Columns seen = Columns::of(p, own, 4 * unit - p.x.above, kCausal);
+    left = 4 * unit - p.x.above;
+    seen = Columns::of(p, own, left, kOptions ? p.ordered : kCausal);
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u)
+    for (int u = 0; u < (kOptions ? 0 : kUnits); ++u)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         column[u][j] = seen.all >> (4 * u + j) & 1 ? 0.f : -INFINITY;
@@ -87,7 +95,7 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
     while (true) {
       softmax.start();
 #pragma unroll 1
-      for (int u0 = 0; u0 < p.unit_rows; u0 += kUnitRows) {
+      for (int u0 = 0; u0 < (kOptions && !a.options.local ? 0 : p.unit_rows); u0 += kUnitRows) {
         float z[kUnitRows * kUnits][2][4];
         u32 values[kUnitRows * kUnits];
         const auto bit = [&](int uy, int h) { return 1u << (4 * (u0 + uy) + 2 * h); };
@@ -105,12 +113,32 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
             for (int h = 0; h < 2; ++h)
 #pragma unroll
               for (int e = 0; e < 4; ++e)
-                score[h][e] = (rows.seen[e / 2] & bit(uy, h) ? 0.f : -INFINITY) + in_column(uy, ux, h, e);
+                score[h][e] =
+                    kOptions ? 0.f : (rows.seen[e / 2] & bit(uy, h) ? 0.f : -INFINITY) + in_column(uy, ux, h, e);
             add_scores<T>(score, x, columns, block + ux * Unit<D>::kBytes);
             values[uy * kUnits + ux] = block + p.values + ux * Unit<D>::kBytes;
           }
         }
-        if (exact) {
+        if constexpr (kOptions) {
+          if (a.options.table) {
+            const Biases biases(a.options, item.owner);
+#pragma unroll
+            for (int u = 0; u < kUnits; ++u)
+              biases.add<1>(z[u], a.scale, biases.first<1>(own, top + 4 * u0, left + 4 * u));
+          }
+          const HiddenKeys hidden(a.options, p, item, top + 4 * u0, left, lane);
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+              const u32 bits = hidden.seen(rows, seen, 4 * u0, h, r);
+#pragma unroll
+              for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+                  if (!(bits >> (4 * u + j) & 1)) z[u][h][2 * r + j] = -INFINITY;
+            }
+        } else if (exact) {
 #pragma unroll
           for (int u = 0; u < kUnitRows * kUnits; ++u)
 #pragma unroll
@@ -121,9 +149,9 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
                 if (!seen || in_column(u / kUnits, u % kUnits, h, e) < 0) z[u][h][e] = -INFINITY;
               }
         }
-        softmax.template add<T>(z, a.scale, 0.f, as_rows, values, u0 == 0);
+        softmax.template add<T>(z, kOptions && a.options.table ? 1.f : a.scale, 0.f, as_rows, values, u0 == 0);
       }
-      if (exact || !__any_sync(~0u, !(softmax.sum[0] + softmax.sum[1] < INFINITY))) break;
+      if (kOptions || exact || !__any_sync(~0u, !(softmax.sum[0] + softmax.sum[1] < INFINITY))) break;
       exact = true;
     }
     if (s + 1 == end) walk.release();
@@ -151,7 +179,10 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
       if (lane % 4 == 0 && own.inside(r))
         gpu::store_global_float(reinterpret_cast<float*>(lse + own.row(r) * a.lse.row), softmax.lse(r));
     __syncwarp();
-    store_rows<T>(softmax.acc, gpu::reciprocal(softmax.sum[0]), gpu::reciprocal(softmax.sum[1]), as_rows, result);
+    const auto over_sum = [&](int r) {  // 0 where no key is seen
+      return kOptions && softmax.sum[r] == 0 ? 0.f : gpu::reciprocal(softmax.sum[r]);
+    };
+    store_rows<T>(softmax.acc, over_sum(0), over_sum(1), as_rows, result);
     __syncwarp();
     own.store(result, out, a.out);
   });

@@ -8,6 +8,7 @@
 #include "local_backward.cuh"
 #include "local_forward.cuh"
 #include "local_grad_extra.cuh"
+#include "local_grad_table.cuh"
 #include "local_plan.h"
 
 namespace cogview::cuda {
@@ -24,35 +25,44 @@ cudaError_t start_strips(void (*kernel)(Args), const StripPlan& plan, int multip
 template <class T, int D, bool kCausal>
 auto forward_kernel(const StripPlan& plan) -> void (*)(ForwardArgs) {
   if constexpr (has_all_rows(D, 3, kCausal ? 2 : 3, kCausal, false))
-    if (plan.unit_rows > 1) return local_forward < T, D, 3, kCausal ? 2 : 3, kCausal, false > ;
+    if (plan.unit_rows > 1) return local_forward < T, D, 3, kCausal ? 2 : 3, kCausal, false, false > ;
   if (plan.extra)
-    return plan.units == 3 ? local_forward<T, D, 3, 1, kCausal, true> : local_forward<T, D, 5, 1, kCausal, true>;
+    return plan.units == 3 ? local_forward<T, D, 3, 1, kCausal, true, false>
+                           : local_forward<T, D, 5, 1, kCausal, true, false>;
   switch (plan.units) {
     case 2:
-      return local_forward<T, D, 2, 1, kCausal, false>;
+      return local_forward<T, D, 2, 1, kCausal, false, false>;
     case 3:
-      return local_forward<T, D, 3, 1, kCausal, false>;
+      return local_forward<T, D, 3, 1, kCausal, false, false>;
     case 4:
-      return local_forward<T, D, 4, 1, kCausal, false>;
+      return local_forward<T, D, 4, 1, kCausal, false, false>;
     default:
-      return local_forward<T, D, 5, 1, kCausal, false>;
+      return local_forward<T, D, 5, 1, kCausal, false, false>;
   }
 }
 
 template <class T, int D>
 cudaError_t launch_local_forward(const StripPlan& plan, int multiprocessors, const ForwardArgs& args,
                                  cudaStream_t stream) {
-  const auto kernel = plan.p.ordered ? forward_kernel<T, D, true>(plan) : forward_kernel<T, D, false>(plan);
-  return start_strips(kernel, plan, multiprocessors, args, stream);
+  const auto kernel = [&] {
+    if (plan.options)
+      return plan.units == 3 ? local_forward<T, D, 3, 1, false, true, true>
+                             : local_forward<T, D, 5, 1, false, true, true>;
+    return plan.p.ordered ? forward_kernel<T, D, true>(plan) : forward_kernel<T, D, false>(plan);
+  };
+  return start_strips(kernel(), plan, multiprocessors, args, stream);
 }
 
 template <class T, int D>
 cudaError_t launch_local_backward(const StripPlan& plan, int multiprocessors, const BackwardArgs& args,
                                   cudaStream_t stream) {
-  const auto kernel = plan.p.y.keys ? local_backward<T, D, true, false>
-                      : plan.extra  ? local_backward<T, D, false, true>
-                                    : local_backward<T, D, false, false>;
-  return start_strips(kernel, plan, multiprocessors, args, stream);
+  const auto kernel = [&] {
+    if (plan.options)
+      return plan.p.y.keys ? local_backward<T, D, true, false, true> : local_backward<T, D, false, true, true>;
+    if (plan.p.y.keys) return local_backward<T, D, true, false, false>;
+    return plan.extra ? local_backward<T, D, false, true, false> : local_backward<T, D, false, false, false>;
+  };
+  return start_strips(kernel(), plan, multiprocessors, args, stream);
 }
 
 template <class T, int D, template <class> class Keys>
@@ -80,6 +90,17 @@ cudaError_t launch_grad_extra(const Attention& a, const GradExtra& e, const floa
                   : start_grad_extra<T, D, PrefixKeys>(a, e, stats, logits, stream);
 }
 
+template <class T, int D>
+cudaError_t launch_grad_table(const GradTableArgs& a, cudaStream_t stream) {
+  const int64_t blocks = static_cast<int64_t>(a.runs()) * a.units_down() * a.heads;
+  const int64_t entries = static_cast<int64_t>(a.heads) * a.options.height * a.options.width;
+  if (blocks > INT_MAX || entries > INT_MAX || a.tiles > INT_MAX / 2) return cudaErrorInvalidConfiguration;
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(a.splits));
+  const cudaError_t error = start(grad_table<T, D>, grid, 32 * a.kWarps, 0, stream, a);
+  if (error != cudaSuccess) return error;
+  return start(add_table_parts<256>, dim3(static_cast<unsigned>((entries + 255) / 256)), 256, 0, stream, a);
+}
+
 }  // namespace cogview::cuda
 
 #define COGVIEW_LOCAL_INSTANCES(T, D)                                                                           \
@@ -88,4 +109,5 @@ cudaError_t launch_grad_extra(const Attention& a, const GradExtra& e, const floa
   template cudaError_t launch_local_backward<T, D>(const StripPlan&, int, const BackwardArgs&, cudaStream_t);   \
   template cudaError_t launch_grad_extra<T, D>(const Attention&, const GradExtra&, const float*, const Logits&, \
                                                cudaStream_t);                                                   \
+  template cudaError_t launch_grad_table<T, D>(const GradTableArgs&, cudaStream_t);                             \
   }

@@ -44,7 +44,7 @@ struct StripPlan {
   Strips p;
   int units, unit_rows;  // of a warp, at once in the forward
   int threads, bytes;    // shared
-  bool extra;
+  bool extra, options;   // kernels of which kind
 };
 
 constexpr int kMostUnits = 5;  // columns of units that a warp sees: 17 columns of cells
@@ -56,6 +56,9 @@ inline Reach reach(const Window& w, bool rows, bool keys) {
   const bool ordered = rows && w.raster_causal;
   return {axis, ordered && keys ? 0 : axis.radius, ordered && !keys ? 0 : axis.radius, keys};
 }
+
+// Whether the image's keys have more to them than windows, or there are none of them.
+inline bool has_options(const LocalAttention& a) { return a.key_mask || a.bias.table || !a.window.kernel.h; }
 
 // Units that `tiles` tiles side by side need of one axis, at most.
 inline int units_at_once(const Reach& r, int tiles) {
@@ -87,13 +90,15 @@ inline bool plan_strips(const LocalAttention& a, Pass pass, const Chip& chip, co
   if (a.coarse.grid.h * a.coarse.grid.w >= kMostCoarse || a.window.grid.h * a.window.grid.w >= INT32_MAX / 2)
     return false;
   if (plan->units > kMostUnits || p.unit_rows > 8 || units_at_once(p.x, 1) > 8) return false;
-  plan->extra = !keys && (a.prefix.len || a.coarse.grid.h);
+  plan->options = has_options(a);
+  const bool extra_keys = !keys && (a.prefix.len || a.coarse.grid.h);
+  plan->extra = extra_keys || (!keys && plan->options);
   if (pass == Pass::forward && plan->extra) {  // fewer instances
     const int more = (plan->units <= 3 ? 3 : kMostUnits) - plan->units;
     plan->units += more, p.units += more;
   }
 
-  const int own = own_bytes(dim, pass), extra = plan->extra ? extra_bytes(dim) : 0;
+  const int own = own_bytes(dim, pass), extra = extra_keys ? extra_bytes(dim) : 0;
   p.block = p.units * unit, p.row_block = keys ? p.units * 128 : 0;
   const int most = most_threads(dim, pass) / (32 * tiles), slot = 2 * p.block + p.row_block;
   const auto fixed = [&](int groups) {

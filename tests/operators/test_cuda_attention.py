@@ -5,6 +5,7 @@ Without a GPU on the emulator. COGVIEW_TESTS=all breaks them too, one thing at a
 
 import ctypes
 import itertools
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from common import (
     gaps,
     heads_last,
     results,
+    run,
     unavailable,
 )
 from torch import Tensor
@@ -54,8 +56,8 @@ def suite(request: pytest.FixtureRequest) -> cuda_faults.Suite:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_runs_under_any_schedule(suite: cuda_faults.Suite, seed: int) -> None:
     library = cuda_faults.library(suite)
-    for label, run in suite.runs.items():
-        message = run(library, seed)
+    for label, call in suite.runs.items():
+        message = call(library, seed)
         assert not message, f"{label}: {message}"
 
 
@@ -99,6 +101,26 @@ def test_strips_that_are_empty_in_some_phases(impl: str) -> None:
     case = local_2d("phases", (10, 129), (1, 3), 32, batch=1, heads=1, kv_heads=1, dilation=(1, 8), coarse=(10, 129),
                     coarse_kernel_size=(7, 1))  # fmt: skip
     assert_true(case, torch.bfloat16, impl)
+
+
+@on_cuda
+@pytest.mark.parametrize("edge", ["clip", "shift"])
+def test_entries_of_biases_that_no_window_has_do_not_matter(impl: str, edge: str) -> None:
+    """And have no gradient; others may hide keys, here those to the left. The same bits twice."""
+    case = local_2d("unseen", (5, 9), (3, 5), 32, batch=1, heads=2, kv_heads=1, biased="wide", edge=edge)
+    inputs = case.inputs(torch.bfloat16, device_of(impl))
+    inputs["bias"][:, :, :4] = -math.inf
+    bad = inputs["bias"].clone()
+    if edge == "clip":
+        bad[:, [0, 4]] = bad[:, :, [0, 1, 7, 8]] = math.nan
+    outputs, grads = run(case, inputs, impl)
+    again, bad_grads = run(case, inputs | {"bias": bad}, impl)
+    assert_bitwise([*again, *bad_grads.values()], [*outputs, *grads.values()])
+    for k, truth in enumerate(case({k: x.double() for k, x in inputs.items()}, "reference")):
+        torch.testing.assert_close(outputs[k].double(), truth, rtol=2e-2, atol=2e-2)
+    unseen = bad.isnan() | inputs["bias"].isinf()
+    assert not grads["bias"][unseen].any()
+    assert grads["bias"][~unseen].all()
 
 
 @on_cuda
