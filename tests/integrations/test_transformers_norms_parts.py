@@ -3,6 +3,7 @@
 Models of transformers are in test_transformers_norms.py.
 """
 
+import abc
 import copy
 import functools
 import pickle
@@ -89,6 +90,38 @@ class GatedNorm(Norm):
         return super().forward(x if gate is None else x * gate)
 
 
+class CalledNorm(Norm):
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * super().__call__(x)
+
+
+class KeepingNorm(Norm):
+    last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x
+        return super().forward(x)
+
+
+class ListingNorm(Norm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return super().forward(x)
+
+
+class AbstractNorm(Norm, abc.ABC):
+    pass
+
+
+class CountedNorm(Norm):
+    def __init_subclass__(cls, *, number: int) -> None:
+        super().__init_subclass__()
+
+
 KNOWN: list[tuple[Callable[[], nn.Module], str]] = [
     (Norm, "RMSNorm, x^.to(dtype) * w"),
     (RoundsOnceNorm, "RMSNorm, x^ * w"),
@@ -108,6 +141,9 @@ UNKNOWN: list[tuple[Callable[[], nn.Module], str | None]] = [
     (ShapeNorm, "its rows depend on the shape"),
     (FirstDimensionNorm, "its forward raises RuntimeError"),
     (GatedNorm, "its forward takes more than the input"),
+    (CalledNorm, "it is called in a way of its own"),
+    (KeepingNorm, "its forward changes its attributes"),
+    (ListingNorm, "its forward changes its attributes"),
     (functools.partial(Norm, eps=0.0), "it has no number that could be eps"),
     (functools.partial(nn.GroupNorm, 4, WIDTH), "it computes no formula that is known, in torch.float32"),
     (functools.partial(nn.BatchNorm1d, WIDTH), "it has more than a weight and a bias of the last dimension"),
@@ -131,6 +167,30 @@ def test_what_is_almost_a_norm(make: Callable[[], nn.Module], why: str | None) -
     assert not report.steps
     assert not report.norms
     assert report.left == ({"n": why} if why else {})
+
+
+@pytest.mark.parametrize(
+    ("norm", "why"),
+    [
+        (AbstractNorm, "its class has a metaclass"),
+        (CountedNorm, "its class cannot be derived from: TypeError"),
+        (KeepingNorm, "its forward changes its attributes"),
+        (ListingNorm, "its forward changes its attributes"),
+    ],
+)
+def test_norm_that_is_left_in_its_step(norm: type[Norm], why: str) -> None:
+    layer, x = example(Sandwich)
+    layer.post = norm()
+    before = results(layer, x)
+    seen = len(getattr(layer.post, "seen", []))
+    report = fuse_norms(layer)
+    assert report.left["post"] == why
+    assert [step[1:] for step in report.steps] == [("pre", None, "next")]
+    assert len(getattr(layer.post, "seen", [])) == seen
+    torch.testing.assert_close(results(layer, x), before, rtol=1e-4, atol=1e-4)
+    assert type(layer.post) is norm
+    assert len(getattr(layer.post, "seen", [])) == 2 * seen
+    assert getattr(layer.post, "last", x) is not None
 
 
 def test_looking_at_a_norm_changes_nothing() -> None:
@@ -318,6 +378,18 @@ class Tried(Layer):
         return y
 
 
+class ChangedByTheOther(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.f(x)
+        h = self.post(y) + y.neg_()
+        return self.next(h)
+
+
+class OfANumber(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + self.post(self.f(x)))
+
+
 class Broadcast(Layer):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.post(self.f(x[:, :1]))
@@ -365,6 +437,7 @@ LAYERS: list[tuple[type[Layer], Steps, int]] = [  # and how many norms are in no
     (AfterArms, [("post", "post", None)], 2),
     (Loop, [("pre", None, "next")], 2),  # y could be read in the next round
     (Tried, [], 3),
+    (OfANumber, [("post", "post", None)], 2),
     (Broadcast, [("both", "post", "next")], 1),
     (OfBase, [("both", "post", "next")], 1),
     (Decorated, [("both", "post", "next")], 1),
@@ -399,6 +472,14 @@ def test_layer(kind: type[Layer], expected: Steps, others: int) -> None:
     assert kind.forward is forward
     assert type(layer.post) is Norm
     assert all(map(torch.equal, results(layer, x), before))
+
+
+@torch.no_grad()
+def test_a_norm_is_not_moved_over_what_changes_its_input() -> None:
+    layer, x = example(ChangedByTheOther)
+    before = layer(x)
+    assert [step[1:] for step in fuse_norms(layer).steps] == [("pre", None, "next")]
+    torch.testing.assert_close(layer(x), before, rtol=1e-4, atol=1e-4)
 
 
 def test_both_arms() -> None:
@@ -447,6 +528,10 @@ def exotic() -> dict[str, tuple[type, str]]:
     made: dict[str, Any] = {"Layer": Layer}
     exec("class Made(Layer):\n    def forward(self, x):\n        return self.next(x + self.f(x))\n", made)
 
+    class Counted(Sandwich):
+        def __init_subclass__(cls, *, number: int) -> None:
+            super().__init_subclass__()
+
     class Meta(type):
         pass
 
@@ -458,6 +543,7 @@ def exotic() -> dict[str, tuple[type, str]]:
         "object": (NoFunction, "its forward is no Python function"),
         "private": (Private, "the source of its forward is not what runs"),
         "watching": (Watching, "its forward looks at its own names"),
+        "counted": (Counted, "its class cannot be derived from: TypeError"),
         "made": (made["Made"], "the source of its forward is not at hand"),
         "meta": (WithMeta, "its class has a metaclass"),
     }
@@ -584,6 +670,30 @@ def test_hooks(called: list[str], name: str, steps_then: str, late: bool) -> Non
     handle.remove()
     layer(x)
     assert called == STEP
+
+
+def test_hooks_of_all_modules(called: list[str]) -> None:
+    layer, x = example(Sandwich)
+    fuse_norms(layer)
+    seen: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: seen.append(module))
+    layer(x)
+    handle.remove()
+    assert [layer.pre, layer.post, layer.next] == [module for module in seen if isinstance(module, Norm)]
+    assert called == ["rms_norm"] * 3
+    called.clear()
+    layer(x)
+    assert called == STEP
+
+
+def test_undone_below_a_wrapped_forward() -> None:
+    """As accelerate wraps forwards of modules."""
+    (layer, x), (own, _) = example(Sandwich), example(Sandwich)
+    report = fuse_norms(layer)
+    for module in (layer.post, layer):
+        module.forward = functools.partial(module.forward)  # type: ignore[method-assign]
+    report.undo()
+    assert all(map(torch.equal, results(layer, x), results(own, x)))
 
 
 def test_backward_hooks(called: list[str]) -> None:

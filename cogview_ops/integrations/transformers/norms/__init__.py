@@ -93,7 +93,10 @@ def fuse_norms(model: nn.Module, *, impl: str = "auto") -> FusedNorms:
             formulas[kind] = recognise(module)
         formula = formulas[kind]
         if isinstance(formula, Formula):
-            norms[module] = norm_class(type(module), formula)
+            try:
+                norms[module] = norm_class(type(module), formula)
+            except Unknown as unknown:
+                report.left[name] = str(unknown)
         elif formula:
             report.left[name] = formula
 
@@ -110,11 +113,11 @@ def fuse_norms(model: nn.Module, *, impl: str = "auto") -> FusedNorms:
         instances = [modules[name] for name in names]
         try:
             forward, sums = _rewritten(cls, instances, norms)
+            if any(x.runs_in(layer) for x in sums if x.post or x.pre for layer in instances):
+                planned |= dict.fromkeys(instances, fused_class(cls, forward))
         except Unknown as unknown:
             report.left |= dict.fromkeys(names, str(unknown))
             continue
-        if any(x.runs_in(layer) for x in sums if x.post or x.pre for layer in instances):
-            planned |= dict.fromkeys(instances, fused_class(cls, forward))
         found |= dict.fromkeys(names, sums)
     for module, cls in planned.items():
         module.__class__ = cls
@@ -147,8 +150,6 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 def _rewritten(cls: type, instances: list[nn.Module], norms: dict[nn.Module, type]) -> tuple[Any, list[Sum]]:
     """The forward of these layers with fused steps, and their sums."""
-    if type(cls) is not type:
-        raise Unknown("its class has a metaclass")
     children: dict[str, list[nn.Module | None]] = defaultdict(list)
     for module in instances:
         for name, child in module._modules.items():

@@ -122,12 +122,11 @@ class _Writer:
         left, right = statement.value.left, statement.value.right
         for at, operand, other in ((1, right, left), (0, left, right)):
             post = self.peeled(operand, done)
-            if post and not post.used:
-                return post, at
-            if post:
+            moves = post and (post.used or at == 0)  # over what the other operand does
+            if post and not (moves and next(_calls(other), None)):
                 gone = {_target(used) for used in done[len(done) - post.used :]}
                 read = any(_reads(todo, name, last) for name in gone - {_target(statement)})
-                if not (read or gone & (_names(other) | self.captured) or next(_calls(other), None)):
+                if not (read or gone & (_names(other) | self.captured)):
                     return post, at
         return None, 1
 

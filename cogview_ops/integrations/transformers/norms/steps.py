@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from cogview_ops import _registration, layer_norm, rms_norm, sandwich_layer_norm, sandwich_rms_norm
 
 from .formula import Formula
+from .source import Unknown
 
 HALVES = torch.bfloat16, torch.float16
 DTYPES = torch.float32, *HALVES  # in which formulas have been looked at
@@ -37,8 +39,13 @@ copyreg.pickle(Fused, lambda cls: (_identity, (cls.original,)) if cls.itself is 
 
 
 def fused_class(original: type, forward: Callable[..., Any], **members: Any) -> type:
+    if type(original) is not type:
+        raise Unknown("its class has a metaclass")
     named = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-    cls = Fused(original.__name__, (original,), {**named, "forward": forward, "original": original, **members})
+    try:
+        cls = Fused(original.__name__, (original,), {**named, "forward": forward, "original": original, **members})
+    except Exception as error:  # of an __init_subclass__
+        raise Unknown(f"its class cannot be derived from: {type(error).__name__}") from error
     cls.itself = cls
     return cls
 
@@ -47,7 +54,9 @@ def fused_norm(original: Any, formula: Formula, impl: str) -> type:
     own = original.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        out = normed(args[0], read(self)) if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else None
+        alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        fused = hasattr(type(self), "formula")  # not undone since, with this forward held by a wrapper
+        out = normed(args[0], read(self)) if alone and fused else None
         return own(self, *args, **kwargs) if out is None else out
 
     return fused_class(original, forward, formula=formula, impl=impl)
@@ -96,7 +105,7 @@ def known(module: Any) -> Norm | None:
 
 def watched(module: nn.Module) -> bool:
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks) or "forward" in vars(module)
+    return any(hooks) or "forward" in vars(module) or _has_any_global_hook()
 
 
 def joined(post: Norm, pre: Norm) -> bool:
@@ -220,5 +229,6 @@ def _adds(post: Norm, branch: Tensor, residual: Tensor) -> bool:
     """Whether the sum has the residual's dtype, whichever of the two the norm gives."""
     if _alike(branch, residual):
         return post.keeps(branch)
-    wider = residual.dtype == torch.float32 and branch.dtype in HALVES
-    return wider and branch.shape == residual.shape and _rows(residual) and post.reads(branch)
+    if not (_rows(branch) and _rows(residual) and branch.shape == residual.shape):
+        return False
+    return residual.dtype == torch.float32 and branch.dtype in HALVES and post.reads(branch)
