@@ -523,6 +523,19 @@ def test_refuses_keys_that_it_knows_nothing_of() -> None:
         ({"block_size": 0}, "block_size: expected at least 1, got 0"),
         ({"pivots_per_block": 0}, "pivots_per_block: expected at least 1, got 0"),
         ({"block_size": 4, "pivots_per_block": 5}, "pivots_per_block: expected at most block_size 4, got 5"),
+        ({"block_size": 0, "pivots": block_pivots}, "block_size: expected at least 1, got 0"),
+        ({"window_blocks": 0}, "window_blocks: expected at least 1, got 0"),
+        ({"pivot_bias": float("inf")}, "pivot_bias: expected a finite number, got inf"),
+        ({"alpha": 0}, "alpha: expected a number above 0, got 0"),
+        ({"impl": "fast"}, "impl: expected 'auto' or 'reference' or 'cpp' or 'cuda' or 'triton', got 'fast'"),
+        ({"edge": "wrap"}, "edge: expected 'clip' or 'shift', got 'wrap'"),
+        ({"kernel_size": (3, 0)}, "kernel_size: expected at least 1, got 0"),
+        ({"dilation": 0}, "dilation: expected at least 1, got 0"),
+        ({"grid": (4, 0)}, "grid: expected at least 1, got 0"),
+        (
+            {"grid": (4, 4), "kernel_size": (9, 9)},
+            r"kernel_size: expected at most \(7, 7\) \(2 \* ceil\(grid / dilation\) - 1\), got \(9, 9\)",
+        ),
         ({"pivots": block_pivots, "pivots_per_block": 5}, "pivots_per_block: expected None beside pivots, got 5"),
     ],
     ids=str,
@@ -530,3 +543,10 @@ def test_refuses_keys_that_it_knows_nothing_of() -> None:
 def test_register_checks(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         register(**given)
+
+
+def test_register_checks_types() -> None:
+    with pytest.raises(TypeError, match=r"^kernel_size: expected a pair of ints \(rows, columns\), got 3$"):
+        register(kernel_size=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^window_blocks: expected an int, got float$"):
+        register(window_blocks=2.0)  # type: ignore[arg-type]

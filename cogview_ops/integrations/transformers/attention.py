@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from ... import _checks
+from ... import _checks, _dispatch
 from . import local_2d, pb_relax, sequences, three_region
 from .pivots import Pivots, Policy, block_pivots
 from .refuse import refuse_models_without_interface
+
+ANY_GRID = 2**31, 2**31
 
 
 def register(
@@ -57,16 +59,27 @@ def register(
         kernel_size, dilation, edge: of `local_attention_2d`; kernel_size has no default.
         prefix: how many tokens stand before the image.
         impl: of all three.
+
+    Raises:
+        ValueError, TypeError: for an option that no model could be given. What depends on the model, such as a grid of
+            another number of tokens, raises when a model runs.
     """
+    block_size = _checks.integer(block_size, "block_size", 1)
+    window_blocks = _checks.integer(window_blocks, "window_blocks", 1)
+    pivot_bias = _checks.finite(pivot_bias, "pivot_bias")
+    alpha = _checks.finite(alpha, "alpha", positive=True)
+    prefix = _checks.integer(prefix, "prefix", 0)
+    _checks.choice(impl, "impl", _dispatch.IMPLS)
+    _checks.local_window(
+        ANY_GRID if grid is None else grid, (1, 1) if kernel_size is None else kernel_size, dilation, edge=edge
+    )
     if pivots is not None:
         _checks.require(pivots_per_block is None, "pivots_per_block", "None beside pivots", pivots_per_block)
     else:
-        block_size = _checks.integer(block_size, "block_size", 1)
         each = max(block_size // 16, 1) if pivots_per_block is None else pivots_per_block
         each = _checks.integer(each, "pivots_per_block", 1)
         _checks.require(each <= block_size, "pivots_per_block", f"at most block_size {block_size}", each)
         pivots = partial(block_pivots, block_size=block_size, pivots_per_block=each)
-    prefix = _checks.integer(prefix, "prefix", 0)
     pattern = {"block_size": block_size, "window_blocks": window_blocks, "pivot_bias": pivot_bias}
     window = {"kernel_size": kernel_size, "dilation": dilation, "edge": edge}
     functions: dict[str, tuple[Any, Any]] = {
