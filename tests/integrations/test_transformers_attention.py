@@ -260,6 +260,30 @@ def test_a_training_step_of_several_sequences_is_that_of_each(padded: bool, use_
     assert_close(grads, expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("left", [0, 5])
+@pytest.mark.parametrize("right", [0, 3])
+def test_packed_rows_may_be_padded(left: int, right: int) -> None:
+    model, rows = ours(), tokens(19, 8)
+    ids = torch.nn.functional.pad(torch.cat(rows, 1), (left, right))
+    positions = torch.cat([torch.arange(n) for n in (left, 19, 8, right)])[None]
+    whole = torch.nn.functional.pad(tokens(27 + left)[0], (0, right))  # beside it a row of one sequence
+    given = {"attention_mask": torch.cat([ids, whole]) > 0}
+    given["position_ids"] = torch.cat([positions, torch.arange(ids.shape[1])[None]])
+    logits = model(torch.cat([ids, whole]), **given).logits
+    expected = [*(model(row).logits[0] for row in rows), model(whole[:, : 27 + left]).logits[0]]
+    parts = logits[0, left : left + 19], logits[0, left + 19 : left + 27], logits[1, : 27 + left]
+    torch.testing.assert_close(list(parts), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_packs_stand_in_no_cache() -> None:
+    model, ids, ends = ours(), tokens(9)[0], torch.tensor([0, 2, 4])
+    cache = transformers.DynamicCache()
+    model(ids, cache=cache, use_cache=True)
+    with pytest.raises(ValueError, match=f"^{NAME}: expected cu_seq_lens_q and the same .* and cache$"):
+        model(ids[:, :4], cache=cache, cu_seq_lens_q=ends, cu_seq_lens_k=torch.tensor([0, 9, 13]))
+
+
 def test_flash_attentions_arguments_pack() -> None:
     """As DataCollatorWithFlattening gives them."""
     model, rows = ours(), [row[0].tolist() for row in tokens(19, 34, 8)]

@@ -82,12 +82,18 @@ def _begin(attention_mask: Tensor) -> Tensor:
     return begin.where(~empty, 0)
 
 
-def of_padding(slots: Tensor, length: int) -> Tensor | None:
-    """cu_seqlens `[2 * B + 1]` of such a mask, for B rows of that length, or None where there is no padding."""
+def of_padding(slots: Tensor, length: int, position_ids: Tensor | None = None) -> Tensor | None:
+    """cu_seqlens `[2 * B + 1]` of such a mask, for B rows of that length, or None where there is no padding; longer
+    where positions behind the padding begin anew."""
     if slots.shape[-1] == 2:
         return None
     begins = slots[:, 0, 0, :2] + length * torch.arange(len(slots), device=slots.device)[:, None]
-    return pad(begins.flatten(), (0, 1), value=length * len(slots)).int()
+    cu_seqlens = pad(begins.flatten(), (0, 1), value=length * len(slots)).int()
+    if position_ids is None or torch.compiler.is_compiling():  # where their number is not known
+        return cu_seqlens
+    behind = torch.arange(length, device=slots.device) > slots[:, 0, 0, 1:2]
+    anew = (_anew(position_ids) & behind).flatten().nonzero()[:, 0]
+    return torch.cat([cu_seqlens, anew.int()]).sort().values if len(anew) else cu_seqlens
 
 
 def of_begins(begins: Tensor, length: int) -> Tensor | None:
@@ -103,5 +109,9 @@ def of_begins(begins: Tensor, length: int) -> Tensor | None:
 
 def of_positions(position_ids: Tensor, batch: int) -> Tensor | None:
     """cu_seqlens of sequences whose positions, `[B, S]` or `[1, S]`, begin anew."""
-    begins = pad(position_ids.diff() != 1, (1, 0), value=True)
+    begins = _anew(position_ids)
     return of_begins(begins.expand(batch, -1), begins.shape[1])
+
+
+def _anew(position_ids: Tensor) -> Tensor:
+    return pad(position_ids.diff() != 1, (1, 0), value=True)

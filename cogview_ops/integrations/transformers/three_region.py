@@ -74,6 +74,8 @@ class ThreeRegion:
         if said.mask is not None and keys > length:
             end = said.mask[:, 0, 0, -1]
             if length == 1 or torch.compiler.is_compiling() or int(end[0]) > length:
+                if said.cu_seq_lens_q is not None:
+                    raise ValueError(PACKED)
                 options["cache_leftpad"] = said.mask[:, 0, 0, 1] if said.mask.shape[3] == 3 else None
                 pivots = self.pivots(keys, key.device).expand(batch, -1)
                 return three_region_attention_decode(query, key, value, pivots, end, **options).transpose(1, 2)
@@ -95,11 +97,14 @@ class ThreeRegion:
             if padded or cu_seq_lens_k is None:
                 raise ValueError(PACKED)
             return cu_seq_lens_q
-        if mask is not None:
-            of_mask = sequences.of_padding if padded else sequences.of_begins
-            return self._once(mask, lambda x: of_mask(x, length))
+        if position_ids is not None and position_ids.ndim != 2:
+            position_ids = None
+        if mask is not None:  # made anew in every forward, as are positions
+            if padded:
+                return self._once(mask, lambda x: sequences.of_padding(x, length, position_ids))
+            return self._once(mask, lambda x: sequences.of_begins(x, length))
         # with a cache transformers does not look whether positions begin anew
-        if position_ids is None or position_ids.ndim != 2:
+        if position_ids is None:
             return None
         return self._once(position_ids, lambda x: sequences.of_positions(x, batch), batch)
 
