@@ -43,6 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sliding windows": ("Gemma3", {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}, ALONE),
     "both directions": ("Bert", {}, {**ALONE, "attention_mask": (torch.arange(LENGTH) < 17)[None].long()}),
     "position bias": ("T5", {}, padded(21, 8)),
+    "values narrower than keys": ("DeepseekV3", {}, padded(21, 8)),
     "pictures": ("ViT", {}, PICTURES),
 }
 

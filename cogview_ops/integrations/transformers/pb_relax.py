@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.integrations.sdpa_attention import create_position_bias_mask
 from transformers.masking_utils import sdpa_mask
 
@@ -47,6 +48,9 @@ def attend(
     if position_bias is not None:
         attention_mask = create_position_bias_mask(position_bias, attention_mask, causal, query, key)
         causal = False
+    width = value.shape[3]
+    if width < query.shape[3]:  # multi-head latent attention
+        value = pad(value, (0, query.shape[3] - width))
     seen: dict[str, Any] = {"mask": attention_mask, "causal": causal, "scale": scaling, "return_weights": True}
     out, weights = pb_relax_attention(query, key, value, **seen, **options)
-    return out.transpose(1, 2).contiguous(), weights
+    return out[..., :width].transpose(1, 2).contiguous(), weights
