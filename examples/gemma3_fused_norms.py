@@ -10,6 +10,7 @@ the model back. Weights are random here, so that nothing is downloaded; a pretra
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ def step(model: Gemma3ForCausalLM, tokens: Tensor) -> Tensor:
     return loss.detach()
 
 
+@torch.no_grad()
+def forward(model: Gemma3ForCausalLM, tokens: Tensor) -> None:
+    model(input_ids=tokens, use_cache=False)
+
+
 def kept_for_backward(model: Gemma3ForCausalLM, tokens: Tensor) -> int:
     """Bytes that a forward keeps for its backward, parameters aside."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -48,13 +54,13 @@ def kept_for_backward(model: Gemma3ForCausalLM, tokens: Tensor) -> int:
     return sum(kept.values())
 
 
-def interleaved(models: dict[str, Any], tokens: Tensor, times: int) -> dict[str, float]:
-    """Median seconds of a step of each, in turns: what else the machine does is shared by both."""
+def interleaved(run: Callable[..., Any], models: dict[str, Any], tokens: Tensor, times: int) -> dict[str, float]:
+    """Median seconds of `run` of each, in turns: what else the machine does is shared by both."""
     took: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(times + 1):
         for name, model in models.items():
             start = time.perf_counter()
-            step(model, tokens)
+            run(model, tokens)
             if turn:  # the first warms up
                 took[name].append(time.perf_counter() - start)
     return {name: statistics.median(seconds) for name, seconds in took.items()}
@@ -78,12 +84,13 @@ def main() -> None:
 
     losses = {name: float(step(model, tokens)) for name, model in models.items()}
     kept = {name: kept_for_backward(model, tokens) / 1e6 for name, model in models.items()}
-    seconds = interleaved(models, tokens, given.times)
+    forwards, steps = (interleaved(run, models, tokens, given.times) for run in (forward, step))
     for name in models:
-        numbers = f"loss {losses[name]:.4f}, {1e3 * seconds[name]:.1f} ms a step, {kept[name]:.1f} MB kept for backward"
-        print(f"{name}: {numbers}")
+        times = f"{1e3 * forwards[name]:.1f} ms a forward, {1e3 * steps[name]:.1f} ms a step"
+        print(f"{name}: loss {losses[name]:.4f}, {times}, {kept[name]:.1f} MB kept for backward")
+    faster = [f"{seconds['before'] / seconds['after']:.2f}" for seconds in (forwards, steps)]
     less = 1 - kept["after"] / kept["before"]
-    print(f"{seconds['before'] / seconds['after']:.2f} times as fast, {less:.0%} less kept")
+    print(f"{faster[0]} times as fast forward, {faster[1]} times as fast a step, {less:.0%} less kept")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def main() -> None:
     register()
     width = 64 * options.heads
     sizes = {"vocab_size": 256, "hidden_size": width, "intermediate_size": 3 * width, "use_cache": False}
-    heads = {"num_attention_heads": options.heads, "num_key_value_heads": options.heads // 2}
+    heads = {"num_attention_heads": options.heads, "num_key_value_heads": max(options.heads // 2, 1)}
     config = LlamaConfig(**sizes, **heads, num_hidden_layers=options.layers, max_position_embeddings=options.length)
     model = LlamaForCausalLM(config)
     model.set_attn_implementation("cogview_three_region")
