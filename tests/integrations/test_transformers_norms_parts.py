@@ -385,6 +385,13 @@ class ChangedByTheOther(Layer):
         return self.next(h)
 
 
+class ChangesTheOther(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.f(x)
+        z = self.post(y.neg_())
+        return self.next(x + y + z)
+
+
 class OfANumber(Layer):
     def forward(self, x: Tensor) -> Tensor:
         return x * (1 + self.post(self.f(x)))
@@ -475,8 +482,9 @@ def test_layer(kind: type[Layer], expected: Steps, others: int) -> None:
 
 
 @torch.no_grad()
-def test_a_norm_is_not_moved_over_what_changes_its_input() -> None:
-    layer, x = example(ChangedByTheOther)
+@pytest.mark.parametrize("kind", [ChangedByTheOther, ChangesTheOther])
+def test_operands_that_change_each_other(kind: type[Layer]) -> None:
+    layer, x = example(kind)
     before = layer(x)
     assert [step[1:] for step in fuse_norms(layer).steps] == [("pre", None, "next")]
     torch.testing.assert_close(layer(x), before, rtol=1e-4, atol=1e-4)
@@ -520,6 +528,11 @@ def exotic() -> dict[str, tuple[type, str]]:
             self.__h = x + self.f(x)
             return self.next(self.__h)
 
+    class Naming(Layer):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.post(h := x + self.f(x))
+            return self.next(h + y)
+
     class Watching(Layer):
         def forward(self, x: Tensor) -> Tensor:
             h = x + self.f(x)
@@ -542,6 +555,7 @@ def exotic() -> dict[str, tuple[type, str]]:
         "kept": (Kept, "its forward is decorated by what does not hold it in a closure"),
         "object": (NoFunction, "its forward is no Python function"),
         "private": (Private, "the source of its forward is not what runs"),
+        "naming": (Naming, "its forward gives names values inside of expressions"),
         "watching": (Watching, "its forward looks at its own names"),
         "counted": (Counted, "its class cannot be derived from: TypeError"),
         "made": (made["Made"], "the source of its forward is not at hand"),

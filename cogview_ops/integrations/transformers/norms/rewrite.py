@@ -53,6 +53,8 @@ def rewrite(
     odd = {*code.co_names, *code.co_varnames, *code.co_freevars} & {*OURS, "locals", "vars", "eval", "exec"}
     if odd or any(isinstance(node, ast.Global | ast.Nonlocal) for node in ast.walk(tree)):
         raise Unknown("its forward looks at its own names")
+    if any(isinstance(node, ast.NamedExpr) for node in ast.walk(tree)):
+        raise Unknown("its forward gives names values inside of expressions")
     writer = _Writer(tree, set(code.co_cellvars), norms, between)
     tree.body = writer.block(tree.body, last=True)
     return method.made_of(tree, _add=add, _add_norm=add_norm), writer.sums
@@ -122,8 +124,12 @@ class _Writer:
         left, right = statement.value.left, statement.value.right
         for at, operand, other in ((1, right, left), (0, left, right)):
             post = self.peeled(operand, done)
-            moves = post and (post.used or at == 0)  # over what the other operand does
-            if post and not (moves and next(_calls(other), None)):
+            if not post:
+                continue
+            overtaken = [other] if post.used or at == 0 else []  # by the norm
+            if post.used and at == 1 and not isinstance(other, ast.Name):
+                overtaken.append(post.branch)  # by the other operand
+            if not any(next(_calls(e), None) for e in overtaken):
                 gone = {_target(used) for used in done[len(done) - post.used :]}
                 read = any(_reads(todo, name, last) for name in gone - {_target(statement)})
                 if not (read or gone & (_names(other) | self.captured)):
