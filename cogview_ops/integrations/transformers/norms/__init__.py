@@ -69,6 +69,7 @@ def fuse_norms(model: nn.Module, *, impl: str = "auto") -> FusedNorms:
     sum at a layer's end and the next layer's norm are two calls. What a norm computes is measured, to the rounding, and
     what a layer does is read from the source that it runs; where either is not known exactly, it is left. A fused norm
     is called as a module where it has hooks or has been wrapped, and is the model's own in float64.
+    A forward that is put into a class afterwards has no effect on what is fused: patch first, or fuse again.
 
     Results are those of the model up to rounding. Dropout and drop-path between a post-norm and the sum are part of the
     step; dropout draws from a seed out of torch's generator.
