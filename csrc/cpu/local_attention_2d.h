@@ -17,6 +17,14 @@ struct BiasPlan {
   COGVIEW_INLINE int64_t size() const { return y.size() * x.size(); }
   // Distances from a rectangle of cells that one of them has in reach: vectors of local_bias.h.
   COGVIEW_INLINE int64_t vectors(Grid cells) const { return (y.size() + cells.h - 1) * (x.size() + cells.w - 1); }
+  // Entries of a table with as much around it as lanes go through.
+  COGVIEW_INLINE int64_t padded(Grid cells) const {
+    return (y.size() + 2 * cells.h - 2) * (x.size() + 2 * cells.w - 2 + kBiasLanes);
+  }
+  // Accumulators that all of it takes.
+  COGVIEW_INLINE int64_t room(Grid cells, bool gradient) const {
+    return padded(cells) + ((gradient ? 2 : 1) * (vectors(cells) + 1) + 3) * kBiasLanes;
+  }
 };
 struct LocalBiasPlan {
   LocalAttention problem;

@@ -180,10 +180,8 @@ LocalTilePlan plan_patches(const LocalAttention& a, const Host& host) {
     plan.coarse.backward = choose_group(a.coarse.grid, plan.coarse, pairs, 8, kEnough);
   }
   // for the forward of keys, for the backward of queries, with sums
-  const int64_t vectors =
-      a.bias.table ? std::max(plan.bias.vectors(plan.keys.vector()), 2 * plan.bias.vectors(plan.queries.vector()) + 4)
-                   : 0;
-  const int64_t bytes = vectors * kBiasLanes * accumulator_bytes(a.dtype);
+  const int64_t room = std::max(plan.bias.room(plan.keys.vector(), false), plan.bias.room(plan.queries.vector(), true));
+  const int64_t bytes = a.bias.table ? room * accumulator_bytes(a.dtype) : 0;
   plan.scratch = scratch(host, COGVIEW_PICK(tile_scratch)(a.dtype, a.head_dim) + bytes);
   return plan;
 }
