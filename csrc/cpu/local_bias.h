@@ -19,6 +19,12 @@ inline A* bias_part(const BiasPlan& plan, const LocalAttention& a, int64_t b, in
   return static_cast<A*>(plan.parts) + ((b * a.heads + h) * plan.slots + slot) * plan.size();
 }
 
+// The values of a head on tiles.
+template <class A>
+inline A* bias_values(const BiasPlan& plan, int64_t h) {
+  return static_cast<A*>(plan.values) + h * plan.lanes(plan.cells);
+}
+
 // Of the vectors of a tile's columns for one row: where each begins.
 constexpr int kVectors = kTile / kBiasLanes;
 typedef int32_t Places __attribute__((vector_size(4 * kVectors)));
@@ -27,23 +33,24 @@ template <class A>
 class BiasVectors {
  public:
   A *values = nullptr, *sums = nullptr;
-  A most = 0;  // the largest of the values
 
-  // Lane l is cell (l / cells.w, l % cells.w) of a rectangle, of queries or of keys.
-  void take(Arena& arena, const BiasPlan& plan, Grid cells, bool of_keys, bool gradient) {
+  // Lane l is cell (l / cells.w, l % cells.w) of a rectangle, of queries or of keys. `filled`: where values are
+  // already.
+  void take(Arena& arena, const BiasPlan& plan, Grid cells, bool of_keys, bool gradient, A* filled = nullptr) {
     y_ = plan.y, x_ = plan.x, cells_ = cells, sign_ = of_keys ? 1 : -1;
     first_y_ = of_keys ? y_.lo - cells.h + 1 : y_.lo, first_x_ = of_keys ? x_.lo - cells.w + 1 : x_.lo;
-    columns_ = x_.size() + cells.w - 1, rows_ = plan.vectors(cells) / columns_;
+    columns_ = x_.size() + cells.w - 1, rows_ = y_.size() + cells.h - 1;
     pitch_ = columns_ + cells.w - 1 + kBiasLanes;
     padded_ = arena.take<A>(plan.padded(cells));
-    values = arena.take<A>((plan.vectors(cells) + 1) * kBiasLanes);
-    sums = gradient ? arena.take<A>((plan.vectors(cells) + 1) * kBiasLanes) : nullptr;
+    values = filled ? filled : arena.take<A>(plan.lanes(cells));
+    sums = gradient ? arena.take<A>(plan.lanes(cells)) : nullptr;
   }
 
-  // With the table of a head, in log2; sums start at zero.
+  // With the table of a head, in log2.
   void fill(const Bias& bias, int64_t h) {
     const A* middle = static_cast<const A*>(bias.table) + (h * bias.size.h + bias.size.h / 2) * bias.size.w;
-    clear(padded_, padded_size()), most = 0;
+    A most = 0;
+    clear(padded_, (rows_ + cells_.h - 1) * pitch_);
     each_padded([&](int64_t y, int64_t x, A& to) {
       to = middle[y * bias.size.w + bias.size.w / 2 + x] * A(kLog2e);
       most = std::abs(to) > most ? std::abs(to) : most;
@@ -52,12 +59,15 @@ class BiasVectors {
     each_line([&](const A* from, int64_t at) {
       for (int64_t j = 0; j < cells_.w; j += kLanes<A>) store(values + at + j, load(from + j));
     });
-    if (sums) clear(sums, rows_ * columns_ * kBiasLanes);
+    values[vector(rows_, 0)] = most;
   }
+  A most() const { return values[vector(rows_, 0)]; }  // the largest size of a value
+
+  void clear_sums() { clear(sums, vector(rows_, 0)); }
 
   // Adds the sums to a part of the gradient, [distances in rows, in columns].
   void add_to(A* part) const {
-    clear(padded_, padded_size());
+    clear(padded_, (rows_ + cells_.h - 1) * pitch_);
     each_line([&](A* to, int64_t at) {
       cogview::COGVIEW_ISA::each<A>(
           cells_.w, [&](int64_t j, auto n) { put(to + j, load(to + j, n) + load(sums + at + j, n), n); });
@@ -90,7 +100,6 @@ class BiasVectors {
 
  private:
   int64_t vector(int64_t row, int64_t column) const { return (row * columns_ + column) * kBiasLanes; }
-  int64_t padded_size() const { return (rows_ + cells_.h - 1) * pitch_; }
   static void clear(A* x, int64_t n) { std::memset(static_cast<void*>(x), 0, n * sizeof(A)); }
 
   // The table as far as it is in reach, zeros around it, in the order in which lanes go through it: lane (i, j) of a

@@ -25,6 +25,14 @@ namespace {
 
 using A = float;  // of all dtypes on tiles
 
+template <class T>
+void fill_bias(const LocalTilePlan& plan, int64_t h, char* scratch) {
+  Arena arena{scratch};
+  BiasVectors<A> table;
+  table.take(arena, plan.bias, plan.bias.cells, plan.bias.of_keys, false, bias_values<A>(plan.bias, h));
+  table.fill(plan.problem.bias, h);
+}
+
 // ---- forward ----
 
 // A group of query patches of one head, and the tiles of keys they see: prefix, coarse, local, this one with a table or
@@ -111,7 +119,7 @@ struct QueryGroup {
       if constexpr (kTable) {
         Places at[kTile];
         bias.places(owner.rows, tile, at);
-        step(seen, TileBias<A>{bias.values, nullptr, at, bias.most});
+        step(seen, TileBias<A>{bias.values, nullptr, at, bias.most()});
       } else {
         step(seen, 0.0);
       }
@@ -127,10 +135,7 @@ void forward_group(const LocalTilePlan& plan, int64_t item, char* scratch) {
                         groups_of(phase_grid(a.window), plan.queries, plan.queries.forward));
   const int owners = int(it.own.count());
   Arena arena{scratch};
-  if (kTable && owners) {
-    it.bias.take(arena, plan.bias, plan.keys.vector(), true, false);
-    it.bias.fill(a.bias, h);
-  }
+  if (kTable) it.bias.take(arena, plan.bias, plan.bias.cells, true, false, bias_values<A>(plan.bias, h));
   Group<T, Forward> group(arena, int(a.head_dim), owners);
   typename QueryGroup<kTable>::Owner owner[kGroup];
   Patch patch[kBatch];
@@ -357,7 +362,7 @@ void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, 
   Arena arena{scratch};
   BiasVectors<A> table;
   if (kTable) {
-    table.take(arena, plan.bias, plan.queries.vector(), false, true);
+    table.take(arena, plan.bias, plan.bias.cells, false, true, bias_values<A>(plan.bias, kv * heads));
     const bool first = !cut.color.h && !cut.color.w;
     for (int64_t h = kv * heads; first && h < (kv + 1) * heads; ++h)
       std::memset(static_cast<void*>(bias_part<A>(plan.bias, a, b, h, slot)), 0, sizeof(A) * plan.bias.size());
@@ -389,7 +394,7 @@ void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, 
       return n * plan.patches_of_phase() + queries.number(i, plan.queries.x.count(phase_grid(a.window).w));
     };
     for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h) {
-      if (kTable) table.fill(a.bias, h);
+      if (kTable) table.values = bias_values<A>(plan.bias, h), table.clear_sums();
       meet_queries<T>(plan, b, h, group, owners, queries.count(), number_of,
                       [&](GradKey<T>& owner, int o, const auto& tile, const Shown& columns) {
                         if (!meet(by[o], columns.patch)) return;
@@ -401,7 +406,7 @@ void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, 
                         if constexpr (kTable) {
                           Places at[kTile];
                           table.places(rows[o], columns.patch, at);
-                          owner.step(group.work, tile, seen, TileBias<A>{table.values, table.sums, at, table.most});
+                          owner.step(group.work, tile, seen, TileBias<A>{table.values, table.sums, at, table.most()});
                         } else {
                           owner.step(group.work, tile, seen, keys.bias);
                         }
@@ -457,6 +462,7 @@ void grad_key(const LocalTilePlan& plan, int64_t item, char* scratch) {
 
 }  // namespace
 
+COGVIEW_KERNEL(local_tiles_bias, LocalTilePlan, fill_bias<T>, kForwardOnTiles<T>)
 COGVIEW_KERNEL(local_tiles_fwd, LocalTilePlan, forward<T>, kForwardOnTiles<T>)
 COGVIEW_KERNEL(local_tiles_prepare, LocalTilePlan, prepare<T>, kBackwardOnTiles<T>)
 COGVIEW_KERNEL(local_tiles_grad_prefix, LocalTilePlan, grad_prefix<T>, kBackwardOnTiles<T>)
