@@ -74,7 +74,7 @@ inline void softmax_row(const Acc<T>* s, uint64_t mask, Acc<T> scale, Bias&& bia
 
 // The sums of w vectors of w lanes, as one vector.
 template <class A>
-[[gnu::always_inline]] inline Vec<A> sums_of(Vec<A>* x) {
+inline Vec<A> sums_of(Vec<A>* x) {
   constexpr int w = kLanes<A>;
   Vec<A> sum{};
   if constexpr (kVecBytes == 64 && sizeof(A) == 4) {

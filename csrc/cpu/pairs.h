@@ -62,7 +62,7 @@ inline void separate(Pairs x, BFloat16* even, BFloat16* odd) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(odd), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
 }
 // 16 x 16 pairs.
-[[gnu::always_inline]] inline void transpose_pairs(Pairs* x) { transpose_block(reinterpret_cast<__m512i*>(x)); }
+inline void transpose_pairs(Pairs* x) { transpose_block(reinterpret_cast<__m512i*>(x)); }
 // One pair, 16 times.
 inline Pairs spread_pair(const void* pair) {
   int32_t bits;

@@ -289,8 +289,8 @@ inline auto hsum(V v) {
 }
 
 #if defined(__AVX512F__)
-// 16 x 16 of 32-bit elements. In registers, however large a kernel file grows.
-[[gnu::always_inline]] inline void transpose_block(__m512i* r) {
+// 16 x 16 of 32-bit elements.
+inline void transpose_block(__m512i* r) {
   __m512i t[16];
   COGVIEW_UNROLL(i, 8) {
     t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
@@ -320,7 +320,7 @@ inline auto hsum(V v) {
 
 // w vectors of w accumulators, transposed.
 template <class A>
-[[gnu::always_inline]] inline void transpose(Vec<A>* x) {
+inline void transpose(Vec<A>* x) {
   constexpr int w = kLanes<A>;
 #if defined(__AVX512F__)
   if constexpr (w == 16) {
