@@ -198,12 +198,12 @@ struct Keys {
     for (int64_t left = window.x.lo; left < window.x.hi; left += kListed) {
       // Of each column that some lane sees: these lanes, those at or behind it in a line, and where it is in a row.
       uint16_t seen[kListed], behind[kListed], here[kListed];
-      int64_t at_k[kListed], at_v[kListed], at_sum[kListed];
+      int64_t at_x[kListed], at_k[kListed], at_v[kListed], at_sum[kListed];
       int n = 0;
       for (int64_t x = left; x < window.x.hi && x < left + kListed; ++x) {
         seen[n] = s.exist && !s.exist[x] ? uint16_t(0) : across(s.x.seen(x).within(strip.x));
         behind[n] = s.causal ? across(Span{x, strip.x.hi}.within(strip.x)) : uint16_t(0);
-        at_k[n] = x * next_k, at_v[n] = x * next_v, at_sum[n] = x * ld;
+        at_x[n] = x, at_k[n] = x * next_k, at_v[n] = x * next_v, at_sum[n] = x * ld;
         n += seen[n] != 0;
       }
       for (int64_t y = rows.lo; y < rows.hi; ++y) {
@@ -217,7 +217,7 @@ struct Keys {
         const uint16_t* at_all = seen;
         if (s.shown) {
           const bool* row = s.shown + s.first + y * s.down;
-          for (int i = 0; i < n; ++i) here[i] = row[at_sum[i] / ld * s.right] ? seen[i] : uint16_t(0);
+          for (int i = 0; i < n; ++i) here[i] = row[at_x[i] * s.right] ? seen[i] : uint16_t(0);
           at_all = here;
         }
         const bool some = own || s.shown;  // some of these keys may be seen by no lane
@@ -233,7 +233,7 @@ struct Keys {
         if (!keys.tables) continue;
         const BiasVectors<A>& table = tables.find(h - kv * tables.heads, wide);
         for (int i = 0, to = from; i < n; ++i) {
-          const int64_t at = s.flat ? 0 : table.place(strip.y.lo, strip.x.lo, y, at_sum[i] / ld);
+          const int64_t at = s.flat ? 0 : table.place(strip.y.lo, strip.x.lo, y, at_x[i]);
           keys.table[to] = (s.flat ? s.flat : table.values) + at, keys.dtable[to] = s.flat ? nowhere : table.sums + at;
           to += !some || (at_all[i] & (before | (own & behind[i])));
         }

@@ -184,7 +184,7 @@ LocalTilePlan plan_patches(const LocalAttention& a, const Host& host, bool backw
     plan.bias.cells = (backward ? plan.queries : plan.keys).vector(), plan.bias.of_keys = !backward;
     const int64_t lanes = plan.bias.lanes(plan.bias.cells);
     plan.bias.values = host.memory(a.heads * lanes * accumulator_bytes(a.dtype));
-    room = plan.bias.padded(plan.bias.cells) + lanes + 2 * kBiasLanes;
+    room = plan.bias.padded(plan.bias.cells) + lanes + 4 * kBiasLanes;
   }
   plan.scratch = scratch(host, COGVIEW_PICK(tile_scratch)(a.dtype, a.head_dim) + room * accumulator_bytes(a.dtype));
   if (a.bias.table)  // small tables at once, that no thread has to be woken up for

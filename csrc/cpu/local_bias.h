@@ -69,8 +69,7 @@ class BiasVectors {
   void add_to(A* part) const {
     clear(padded_, (rows_ + cells_.h - 1) * pitch_);
     each_line([&](A* to, int64_t at) {
-      cogview::COGVIEW_ISA::each<A>(
-          cells_.w, [&](int64_t j, auto n) { put(to + j, load(to + j, n) + load(sums + at + j, n), n); });
+      each<A>(cells_.w, [&](int64_t j, auto n) { put(to + j, load(to + j, n) + load(sums + at + j, n), n); });
     });
     each_padded([&](int64_t y, int64_t x, A& from) { part[(y - y_.lo) * x_.size() + x - x_.lo] += from; });
   }
@@ -137,11 +136,12 @@ struct TileBias {
   A* sums;
   const Places* at;  // of each row
   A most;
-  Vec<A> of(int r, int c) const { return load(values + at[r][c / kBiasLanes]); }
-  void add(int r, int c, Vec<A> ds) const {
-    A* sum = sums + at[r][c / kBiasLanes];
-    store(sum, load(sum) + ds);
-  }
+  Vec<A> of(int r, int c) const { return load(values + place(r, c)); }
+  void add(int r, int c, Vec<A> ds) const { store(sums + place(r, c), load(sums + place(r, c)) + ds); }
+
+ private:
+  static_assert(kLanes<A> <= kBiasLanes);
+  int64_t place(int r, int c) const { return at[r][c / kBiasLanes] + c % kBiasLanes; }
 };
 
 }  // namespace

@@ -35,15 +35,13 @@ void fill_bias(const LocalTilePlan& plan, int64_t h, char* scratch) {
 
 // ---- forward ----
 
-// A group of query patches of one head, and the tiles of keys they see: prefix, coarse, local, this one with a table or
-// without.
-template <bool kTable>
+// A group of query patches of one head, and the tiles of keys they see: prefix, coarse, local.
 struct QueryGroup {
   const LocalAttention& a;
   int64_t b, kv;
   Phase phase;
   Pieces own, coarse, local;
-  BiasVectors<A> bias;
+  BiasVectors<A> bias;  // if there is a table
 
   QueryGroup(const LocalTilePlan& plan, int64_t b, int64_t kv, int64_t number, Grid groups)
       : a(plan.problem),
@@ -63,7 +61,7 @@ struct QueryGroup {
   Patch patch(int64_t number) const {
     const int64_t n = number - prefix_tiles(a);
     if (n < coarse.count()) return n < 0 ? Patch{} : coarse[n];
-    return kTable ? local.in_place(n - coarse.count()) : local[n - coarse.count()];
+    return a.bias.table ? local.in_place(n - coarse.count()) : local[n - coarse.count()];
   }
 
   template <class T>
@@ -77,7 +75,7 @@ struct QueryGroup {
       as(a.prefix.k, a.prefix.v, rows_from(number * kTile, a.prefix.len, index));
     } else if (number < prefix_tiles(a) + coarse.count()) {
       as(a.coarse.k, a.coarse.v, patch.list(0, a.coarse.grid.w, 1, index));
-    } else if (!kTable && !a.key_mask) {
+    } else if (!a.bias.table && !a.key_mask) {
       tile.valid = ~uint64_t(0);
       as(a.k, a.v, patch.list(phase, index));
     } else {
@@ -116,28 +114,25 @@ struct QueryGroup {
           owner.rows, tile, a.window.raster_causal ? Order::columns_before : Order::none, mask,
           [&](int64_t y) { return phase.y.window(y); }, [&](int64_t x) { return phase.x.window(x); });
       const Mask seen = only(valid, all, owner.rows.count(), mask);
-      if constexpr (kTable) {
-        Places at[kTile];
-        bias.places(owner.rows, tile, at);
-        step(seen, TileBias<A>{bias.values, nullptr, at, bias.most()});
-      } else {
-        step(seen, 0.0);
-      }
+      if (!a.bias.table) return step(seen, 0.0);
+      Places at[kTile];
+      bias.places(owner.rows, tile, at);
+      step(seen, TileBias<A>{bias.values, nullptr, at, bias.most()});
     }
   }
 };
 
-template <class T, bool kTable>
-void forward_group(const LocalTilePlan& plan, int64_t item, char* scratch) {
+template <class T>
+void forward(const LocalTilePlan& plan, int64_t item, char* scratch) {
   const LocalAttention& a = plan.problem;
   const int64_t pairs = a.batch * a.heads, b = item % pairs / a.heads, h = item % a.heads;
-  QueryGroup<kTable> it(plan, b, h / (a.heads / a.kv_heads), item / pairs,
-                        groups_of(phase_grid(a.window), plan.queries, plan.queries.forward));
+  QueryGroup it(plan, b, h / (a.heads / a.kv_heads), item / pairs,
+                groups_of(phase_grid(a.window), plan.queries, plan.queries.forward));
   const int owners = int(it.own.count());
   Arena arena{scratch};
-  if (kTable) it.bias.take(arena, plan.bias, plan.bias.cells, true, false, bias_values<A>(plan.bias, h));
+  if (a.bias.table) it.bias.take(arena, plan.bias, plan.bias.cells, true, false, bias_values<A>(plan.bias, h));
   Group<T, Forward> group(arena, int(a.head_dim), owners);
-  typename QueryGroup<kTable>::Owner owner[kGroup];
+  QueryGroup::Owner owner[kGroup];
   Patch patch[kBatch];
   int64_t index[kTile];
   for (int o = 0; o < owners; ++o) {
@@ -151,7 +146,7 @@ void forward_group(const LocalTilePlan& plan, int64_t item, char* scratch) {
         [&](int64_t number, auto& tile) {
           Patch& place = patch[&tile - group.tiles];
           place = it.patch(number);
-          it.template pack<T>(number, place, tile);
+          it.pack<T>(number, place, tile);
         },
         [&](Forward<T>& engine, int o, int64_t number, const auto& tile) {
           it.see(owner[o], number, patch[&tile - group.tiles], tile.valid,
@@ -170,11 +165,6 @@ void forward_group(const LocalTilePlan& plan, int64_t item, char* scratch) {
     each_bit(spoilt[o],
              [&](int r) { attend_cell<T>(a, {b, h, it.kv, index[r], 1}, index[r], a.seqlen_q, Arena{scratch}); });
   }
-}
-
-template <class T>
-void forward(const LocalTilePlan& plan, int64_t item, char* scratch) {
-  plan.problem.bias.table ? forward_group<T, true>(plan, item, scratch) : forward_group<T, false>(plan, item, scratch);
 }
 
 // ---- backward ----
@@ -349,10 +339,10 @@ struct Axes {
 };
 
 // Group `number` of the patches of keys of a color, and the queries of the phases [from, to) that see them; with a
-// table also the item's own part of its gradient, number `slot`.
-template <class T, bool kTable, class AxesOf>
+// table also the item's own part of its gradient, number `bias_slot`; -1: without.
+template <class T, class AxesOf>
 void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, int64_t number, Grid groups,
-                  int64_t from, int64_t to, Order order, int64_t slot, char* scratch, AxesOf&& axes_of) {
+                  int64_t from, int64_t to, Order order, int64_t bias_slot, char* scratch, AxesOf&& axes_of) {
   const LocalAttention& a = plan.problem;
   const int64_t b = pair / a.kv_heads, kv = pair % a.kv_heads, heads = a.heads / a.kv_heads;
   const Patches& cut = keys.cut;
@@ -361,11 +351,11 @@ void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, 
   const int owners = int(own.count());
   Arena arena{scratch};
   BiasVectors<A> table;
-  if (kTable) {
+  if (bias_slot >= 0) {
     table.take(arena, plan.bias, plan.bias.cells, false, true, bias_values<A>(plan.bias, kv * heads));
     const bool first = !cut.color.h && !cut.color.w;
     for (int64_t h = kv * heads; first && h < (kv + 1) * heads; ++h)
-      std::memset(static_cast<void*>(bias_part<A>(plan.bias, a, b, h, slot)), 0, sizeof(A) * plan.bias.size());
+      std::memset(static_cast<void*>(bias_part<A>(plan.bias, a, b, h, bias_slot)), 0, sizeof(A) * plan.bias.size());
   }
   if (!owners) return;  // a smaller phase
   Group<T, GradKey> group(arena, int(a.head_dim), owners);
@@ -394,7 +384,7 @@ void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, 
       return n * plan.patches_of_phase() + queries.number(i, plan.queries.x.count(phase_grid(a.window).w));
     };
     for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h) {
-      if (kTable) table.values = bias_values<A>(plan.bias, h), table.clear_sums();
+      if (bias_slot >= 0) table.values = bias_values<A>(plan.bias, h), table.clear_sums();
       meet_queries<T>(plan, b, h, group, owners, queries.count(), number_of,
                       [&](GradKey<T>& owner, int o, const auto& tile, const Shown& columns) {
                         if (!meet(by[o], columns.patch)) return;
@@ -403,15 +393,12 @@ void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, 
                             rows[o], columns.patch, order, mask, [&](int64_t y) { return axes.y.seen(y); },
                             [&](int64_t x) { return axes.x.seen(x); });
                         if (keys.shown) seen = only_rows(shown[o], seen, rows[o].count(), mask);
-                        if constexpr (kTable) {
-                          Places at[kTile];
-                          table.places(rows[o], columns.patch, at);
-                          owner.step(group.work, tile, seen, TileBias<A>{table.values, table.sums, at, table.most()});
-                        } else {
-                          owner.step(group.work, tile, seen, keys.bias);
-                        }
+                        if (bias_slot < 0) return owner.step(group.work, tile, seen, keys.bias);
+                        Places at[kTile];
+                        table.places(rows[o], columns.patch, at);
+                        owner.step(group.work, tile, seen, TileBias<A>{table.values, table.sums, at, table.most()});
                       });
-      if (kTable) table.add_to(bias_part<A>(plan.bias, a, b, h, slot));
+      if (bias_slot >= 0) table.add_to(bias_part<A>(plan.bias, a, b, h, bias_slot));
     }
   }
   for (int o = 0; o < owners; ++o) {
@@ -428,9 +415,8 @@ void grad_coarse(const LocalTilePlan& plan, int64_t item, char* scratch) {
   const Coarse& c = a.coarse;
   const int64_t pairs = a.batch * a.kv_heads;
   const KeyGrid keys{plan.coarse, c.grid, 0, c.grid.w, 1, c.k, c.v, c.dk, c.dv, c.bias, nullptr};
-  grad_patches<T, false>(plan, item % pairs, keys, item / pairs, groups_of_color(keys.grid, keys.cut), 0,
-                         phases(a.window), Order::none, 0, scratch,
-                         [](const Phase& p) { return Axes{p.coarse_y, p.coarse_x}; });
+  grad_patches<T>(plan, item % pairs, keys, item / pairs, groups_of_color(keys.grid, keys.cut), 0, phases(a.window),
+                  Order::none, -1, scratch, [](const Phase& p) { return Axes{p.coarse_y, p.coarse_x}; });
 }
 
 template <class T>
@@ -451,13 +437,10 @@ void grad_key(const LocalTilePlan& plan, int64_t item, char* scratch) {
                      a.dv,
                      0.0,
                      shown_keys(a, pair / a.kv_heads)};
-  const Order order = a.window.raster_causal ? Order::columns_after : Order::none;
-  const auto run = [&](auto table) {
-    const int64_t slot = n * (plan.bias.slots / phases(a.window)) + number;
-    grad_patches<T, table.value>(plan, pair, keys, number, groups, n, n + 1, order, slot, scratch,
-                                 [](const Phase& p) { return Axes{p.y, p.x}; });
-  };
-  a.bias.table ? run(std::true_type{}) : run(std::false_type{});
+  const int64_t slot = a.bias.table ? n * (plan.bias.slots / phases(a.window)) + number : -1;
+  grad_patches<T>(plan, pair, keys, number, groups, n, n + 1,
+                  a.window.raster_causal ? Order::columns_after : Order::none, slot, scratch,
+                  [](const Phase& p) { return Axes{p.y, p.x}; });
 }
 
 }  // namespace
