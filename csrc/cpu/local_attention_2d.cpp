@@ -74,20 +74,56 @@ struct Band {
   }
 };
 
+// What a bias table adds, of each head of a group: for whole strips and for what is left of a line, of which phases
+// have two lengths.
+template <class A>
+struct Tables {
+  BiasVectors<A>* of = nullptr;
+  int64_t heads = 0, wide[3] = {};
+
+  void take(Arena& arena, const LocalLanePlan& plan, int64_t kv, bool backward) {
+    const LocalAttention& a = plan.problem;
+    const int64_t longest = phase_grid(a.window).w, w = plan.strip.w;
+    heads = a.heads / a.kv_heads;
+    wide[0] = longest < w ? 0 : w, wide[1] = longest % w,
+    wide[2] = a.window.grid.w % a.window.dilation.w ? (longest - 1) % w : 0;
+    of = arena.take<BiasVectors<A>>(3 * heads);
+    for (int64_t i = 0; i < 3 * heads; ++i) {
+      BiasVectors<A> table;
+      if (wide[i % 3]) table.take(arena, plan.bias, {plan.strip.h, wide[i % 3]}, false, backward);
+      if (!arena.base) continue;
+      of[i] = table;
+      if (wide[i % 3]) table.fill(a.bias, kv * heads + i / 3);
+      if (table.sums) table.clear_sums();
+    }
+  }
+  const BiasVectors<A>& find(int64_t head, int64_t width) const {
+    return of[3 * head + (width == wide[0] ? 0 : width == wide[1] ? 1 : 2)];
+  }
+  // What they summed up, as a part of the gradient.
+  void write(const LocalLanePlan& plan, int64_t b, int64_t kv, int64_t slot) const {
+    for (int64_t i = 0; i < 3 * heads; ++i) {
+      A* part = bias_part<A>(plan.bias, plan.problem, b, kv * heads + i / 3, slot);
+      if (i % 3 == 0) std::memset(static_cast<void*>(part), 0, sizeof(A) * plan.bias.size());
+      if (wide[i % 3]) of[i].add_to(part);
+    }
+  }
+};
+
 // What a thread works with: the keys of one head.
 template <class T>
 struct Keys {
   using A = Acc<T>;
   const LocalLanePlan& plan;
   const LocalAttention& a = plan.problem;
+  const Tables<A>& tables;
   int64_t b, kv, ld;
-  KeySet<T> sets[3];                 // local, prefix, coarse
-  int count = 0, shared = 0;         // shared: sets behind the local one
-  BiasVectors<A>* tables = nullptr;  // of each head, for whole strips and for the rest of a line
-  A* nowhere = nullptr;              // for gradients of what has no table
+  KeySet<T> sets[3];          // local, prefix, coarse
+  int count = 0, shared = 0;  // shared: sets behind the local one
+  A* nowhere = nullptr;       // for gradients of what has no table
 
-  Keys(const LocalLanePlan& plan, int64_t b, int64_t kv, const Phase& phase)
-      : plan(plan), b(b), kv(kv), ld(round_up(a.head_dim, kRowPad<T>)) {
+  Keys(const LocalLanePlan& plan, const Tables<A>& tables, int64_t b, int64_t kv, const Phase& phase)
+      : plan(plan), tables(tables), b(b), kv(kv), ld(round_up(a.head_dim, kRowPad<T>)) {
     const Prefix& prefix = a.prefix;
     const Coarse& coarse = a.coarse;
     if (a.window.kernel.h)
@@ -118,32 +154,12 @@ struct Keys {
       if (!reads_in_place<T>(a.head_dim)) s.k_copy = arena.take<Operand<T>>(n), s.v_copy = arena.take<Operand<T>>(n);
       if (i < shared && backward) s.dk = arena.take<A>(n), s.dv = arena.take<A>(n), s.sum_ring = s.ring;
     }
-    if (a.bias.table) take_bias(arena, backward);
-  }
-  void take_bias(Arena& arena, bool backward) {
+    if (!a.bias.table) return;
     nowhere = arena.take<A>(kQueries);
     for (int i = shared; i < count; ++i) {
       sets[i].flat = arena.take<A>(kQueries);
       for (int l = 0; arena.base && l < kQueries; ++l) sets[i].flat[l] = A(sets[i].bias * kLog2e);
     }
-    // where it only counts, of a phase whose lines have the longest rest
-    const int64_t group = a.heads / a.kv_heads, rest = arena.base ? sets[0].x.queries % plan.strip.w : plan.strip.w;
-    tables = arena.take<BiasVectors<A>>(2 * group);
-    for (int64_t i = 0; i < 2 * group; ++i) {
-      BiasVectors<A> table;
-      if (const int64_t wide = i % 2 ? rest : plan.strip.w) {
-        table.take(arena, plan.bias, {plan.strip.h, wide}, false, backward);
-        if (arena.base) table.fill(a.bias, kv * group + i / 2);
-      }
-      if (arena.base) tables[i] = table;
-    }
-  }
-
-  // Adds what they summed up to a part of the gradient.
-  void add_bias(int64_t slot) const {
-    const int64_t group = a.heads / a.kv_heads;
-    for (int64_t i = 0; i < 2 * group; ++i)
-      if (tables[i].sums) tables[i].add_to(bias_part<A>(plan.bias, a, b, kv * group + i / 2, slot));
   }
 
   // Copies what strips of these lines see, if anything is copied; lines only go forward.
@@ -164,11 +180,6 @@ struct Keys {
   }
   void copy_padded(const T* x, Operand<T>* to) const { copy_row<T>(x, int(a.head_dim), to, int(ld), 0); }
 
-  // The bias of a head for a strip.
-  const BiasVectors<A>& table_of(int64_t h, const Patch& strip) const {
-    return tables[2 * (h - kv * (a.heads / a.kv_heads)) + (strip.x.size() < plan.strip.w)];
-  }
-
   // Lists the keys of a set in `rows` that a strip of a head sees, and calls full() whenever the list is.
   template <class Full>
   void list(const KeySet<T>& s, int64_t h, const Patch& strip, Span rows, bool backward, KeyList<T>& keys,
@@ -187,12 +198,12 @@ struct Keys {
     for (int64_t left = window.x.lo; left < window.x.hi; left += kListed) {
       // Of each column that some lane sees: these lanes, those at or behind it in a line, and where it is in a row.
       uint16_t seen[kListed], behind[kListed], here[kListed];
-      int64_t at_k[kListed], at_v[kListed], at_sum[kListed];
+      int64_t at_x[kListed], at_k[kListed], at_v[kListed], at_sum[kListed];
       int n = 0;
       for (int64_t x = left; x < window.x.hi && x < left + kListed; ++x) {
         seen[n] = s.exist && !s.exist[x] ? uint16_t(0) : across(s.x.seen(x).within(strip.x));
         behind[n] = s.causal ? across(Span{x, strip.x.hi}.within(strip.x)) : uint16_t(0);
-        at_k[n] = x * next_k, at_v[n] = x * next_v, at_sum[n] = x * ld;
+        at_x[n] = x, at_k[n] = x * next_k, at_v[n] = x * next_v, at_sum[n] = x * ld;
         n += seen[n] != 0;
       }
       for (int64_t y = rows.lo; y < rows.hi; ++y) {
@@ -206,7 +217,7 @@ struct Keys {
         const uint16_t* at_all = seen;
         if (s.shown) {
           const bool* row = s.shown + s.first + y * s.down;
-          for (int i = 0; i < n; ++i) here[i] = row[at_sum[i] / ld * s.right] ? seen[i] : uint16_t(0);
+          for (int i = 0; i < n; ++i) here[i] = row[at_x[i] * s.right] ? seen[i] : uint16_t(0);
           at_all = here;
         }
         const bool some = own || s.shown;  // some of these keys may be seen by no lane
@@ -220,9 +231,9 @@ struct Keys {
         }
         keys.count = count;
         if (!keys.tables) continue;
-        const BiasVectors<A>& table = table_of(h, strip);
+        const BiasVectors<A>& table = tables.find(h - kv * tables.heads, wide);
         for (int i = 0, to = from; i < n; ++i) {
-          const int64_t at = s.flat ? 0 : table.place(strip.y.lo, strip.x.lo, y, at_sum[i] / ld);
+          const int64_t at = s.flat ? 0 : table.place(strip.y.lo, strip.x.lo, y, at_x[i]);
           keys.table[to] = (s.flat ? s.flat : table.values) + at, keys.dtable[to] = s.flat ? nowhere : table.sums + at;
           to += !some || (at_all[i] & (before | (own & behind[i])));
         }
@@ -266,9 +277,11 @@ void forward(const LocalLanePlan& plan, int64_t item, char* scratch) {
   engine.take(arena, int(a.head_dim));
   KeyList<T>& list = *arena.take<KeyList<T>>(1);
   list.count = 0, list.tables = a.bias.table;
+  Tables<Acc<T>> tables;
+  if (list.tables) tables.take(arena, plan, kv, false);
   const int64_t used = arena.used;
   each_band(plan, item / pairs, [&](const Band& band) {
-    Keys<T> keys(plan, b, kv, band.phase);
+    Keys<T> keys(plan, tables, b, kv, band.phase);
     arena.used = used;
     keys.take(arena, false);
     each_line(plan.strip.h, band.phase, band.lines, [&](Span lines) {
@@ -313,12 +326,11 @@ void backward(const LocalLanePlan& plan, int64_t item, char* scratch) {
   engine.take(arena, int(a.head_dim));
   KeyList<T>& list = *arena.take<KeyList<T>>(1);
   list.count = 0, list.tables = a.bias.table;
-  const int64_t used = arena.used, group = a.heads / a.kv_heads;
-  if (list.tables)
-    for (int64_t h = kv * group; h < (kv + 1) * group; ++h)
-      std::memset(static_cast<void*>(bias_part<A>(plan.bias, a, b, h, item / pairs)), 0, sizeof(A) * plan.bias.size());
+  Tables<A> tables;
+  if (list.tables) tables.take(arena, plan, kv, true);
+  const int64_t used = arena.used;
   each_band(plan, item / pairs, [&](const Band& band) {
-    Keys<T> keys(plan, b, kv, band.phase);
+    Keys<T> keys(plan, tables, b, kv, band.phase);
     arena.used = used;
     keys.take(arena, true);
     KeySet<T>& local = keys.sets[0];  // if there is one
@@ -381,8 +393,8 @@ void backward(const LocalLanePlan& plan, int64_t item, char* scratch) {
       });
     });
     if (has_local) write(band.lines.hi);
-    if (list.tables) keys.add_bias(item / pairs);
   });
+  tables.write(plan, b, kv, item / pairs);
 }
 
 // A prefix or coarse key: its sums, in the order of the chunks.
@@ -414,7 +426,9 @@ int64_t scratch_bytes(const LocalLanePlan& plan, bool back) {
     LaneForward<T>().take(arena, int(a.head_dim));
   }
   arena.take<KeyList<T>>(1);
-  Keys<T>(plan, 0, 0, Phase(a, 0)).take(arena, back);  // the largest phase
+  Tables<Acc<T>> tables;
+  if (a.bias.table) tables.take(arena, plan, 0, back);
+  Keys<T>(plan, tables, 0, 0, Phase(a, 0)).take(arena, back);  // the largest phase
   if (!back) Narrow<T>().take(arena, int(a.head_dim));
   return arena.used;
 }

@@ -13,10 +13,21 @@ struct BiasPlan {
   Span y, x;              // of distances
   int64_t slots = 0;      // parts of the sum of a sample and a head
   void* parts = nullptr;  // [B, H, slots, y, x] accumulators
+  // On tiles: a vector is of these cells, of keys or of queries.
+  Grid cells;
+  bool of_keys = false;
+  void* values = nullptr;  // [H, lanes(cells)] accumulators, which all work items read
 
   COGVIEW_INLINE int64_t size() const { return y.size() * x.size(); }
-  // Distances from a rectangle of cells that one of them has in reach: vectors of local_bias.h.
-  COGVIEW_INLINE int64_t vectors(Grid cells) const { return (y.size() + cells.h - 1) * (x.size() + cells.w - 1); }
+  // Accumulators that take the vectors of local_bias.h, one for each distance from a rectangle of cells that one of
+  // them has in reach, and one behind them.
+  COGVIEW_INLINE int64_t lanes(Grid cells) const {
+    return ((y.size() + cells.h - 1) * (x.size() + cells.w - 1) + 1) * kBiasLanes;
+  }
+  // Those for the table with as much around it as lanes go through.
+  COGVIEW_INLINE int64_t padded(Grid cells) const {
+    return (y.size() + 2 * cells.h - 2) * (x.size() + 2 * cells.w - 2 + kBiasLanes);
+  }
 };
 struct LocalBiasPlan {
   LocalAttention problem;
@@ -73,6 +84,7 @@ COGVIEW_DECLARE_KERNEL(local_lanes_fwd, LocalLanePlan)     // items: batch x kv_
 COGVIEW_DECLARE_KERNEL(local_lanes_bwd, LocalLanePlan)     // batch x kv_heads x chunks
 COGVIEW_DECLARE_KERNEL(local_lanes_finish, LocalLanePlan)  // batch x kv_heads x shared keys
 
+COGVIEW_DECLARE_KERNEL(local_tiles_bias, LocalTilePlan)           // heads: bias.values
 COGVIEW_DECLARE_KERNEL(local_tiles_fwd, LocalTilePlan)            // batch x heads x phases x groups of query patches
 COGVIEW_DECLARE_KERNEL(local_tiles_prepare, LocalTilePlan)        // batch x heads x query_patches: delta, dq_sums = 0
 COGVIEW_DECLARE_KERNEL(local_tiles_grad_prefix, LocalTilePlan)    // batch x kv_heads x prefix_chunks

@@ -163,7 +163,7 @@ Grid choose_colors(const LocalTilePlan& plan, const Patches& p, bool coarse) {
 
 // Patches of the queries, the keys and the coarse keys. What the backward uses of them depends on the shape alone, so
 // that results do not depend on the number of threads.
-LocalTilePlan plan_patches(const LocalAttention& a, const Host& host) {
+LocalTilePlan plan_patches(const LocalAttention& a, const Host& host, bool backward) {
   const Phase first(a, 0);
   const int64_t pairs = a.batch * a.kv_heads, n = phases(a.window);
   LocalTilePlan plan{};
@@ -179,17 +179,21 @@ LocalTilePlan plan_patches(const LocalAttention& a, const Host& host) {
     if (!coarse_only(a)) choose_patches(first.coarse_y, first.coarse_x, nullptr, &plan.coarse);
     plan.coarse.backward = choose_group(a.coarse.grid, plan.coarse, pairs, 8, kEnough);
   }
-  // for the forward of keys, for the backward of queries, with sums
-  const int64_t vectors =
-      a.bias.table ? std::max(plan.bias.vectors(plan.keys.vector()), 2 * plan.bias.vectors(plan.queries.vector()) + 4)
-                   : 0;
-  const int64_t bytes = vectors * kBiasLanes * accumulator_bytes(a.dtype);
-  plan.scratch = scratch(host, COGVIEW_PICK(tile_scratch)(a.dtype, a.head_dim) + bytes);
+  int64_t room = 0;
+  if (a.bias.table) {
+    plan.bias.cells = (backward ? plan.queries : plan.keys).vector(), plan.bias.of_keys = !backward;
+    const int64_t lanes = plan.bias.lanes(plan.bias.cells);
+    plan.bias.values = host.memory(a.heads * lanes * accumulator_bytes(a.dtype));
+    room = plan.bias.padded(plan.bias.cells) + lanes + 4 * kBiasLanes;
+  }
+  plan.scratch = scratch(host, COGVIEW_PICK(tile_scratch)(a.dtype, a.head_dim) + room * accumulator_bytes(a.dtype));
+  if (a.bias.table)  // small tables at once, that no thread has to be woken up for
+    run_items(host, COGVIEW_PICK(local_tiles_bias), plan, a.heads, 1 + (1 << 16) / room);
   return plan;
 }
 
 void forward_on_tiles(const LocalAttention& a, const Host& host) {
-  const LocalTilePlan plan = plan_patches(a, host);
+  const LocalTilePlan plan = plan_patches(a, host, false);
   const Grid groups = groups_of(phase_grid(a.window), plan.queries, plan.queries.forward);
   run_items(host, COGVIEW_PICK(local_tiles_fwd), plan, a.batch * a.heads * phases(a.window) * groups.h * groups.w);
 }
@@ -205,7 +209,7 @@ void run_colors(const Host& host, void (*kernel)(const LocalTilePlan&, int64_t, 
 }
 
 void backward_on_tiles(const LocalAttention& a, const Host& host) {
-  LocalTilePlan plan = plan_patches(a, host);
+  LocalTilePlan plan = plan_patches(a, host, true);
   const int64_t pairs = a.batch * a.kv_heads, heads = a.batch * a.heads, patches = heads * plan.query_patches();
   const int64_t size = accumulator_bytes(a.dtype);
   plan.delta = host.memory(heads * a.seqlen_q * size);

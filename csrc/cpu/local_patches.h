@@ -78,6 +78,11 @@ struct Pieces {
   }
   // With cells that the grid does not have.
   Patch whole(int64_t n) const { return {cut->y.piece(y.lo + n / x.size()), cut->x.piece(x.lo + n % x.size())}; }
+  // With those before and beside its own alone, so that these lie where they lie in the whole.
+  Patch in_place(int64_t n) const {
+    const Patch p = whole(n);
+    return {{p.y.lo, p.y.within(grid.h).hi}, p.x};
+  }
   // Number in the whole grid, `across` patches wide.
   int64_t number(int64_t n, int64_t across) const { return (y.lo + n / x.size()) * across + x.lo + n % x.size(); }
 };

@@ -25,6 +25,14 @@ namespace {
 
 using A = float;  // of all dtypes on tiles
 
+template <class T>
+void fill_bias(const LocalTilePlan& plan, int64_t h, char* scratch) {
+  Arena arena{scratch};
+  BiasVectors<A> table;
+  table.take(arena, plan.bias, plan.bias.cells, plan.bias.of_keys, false, bias_values<A>(plan.bias, h));
+  table.fill(plan.problem.bias, h);
+}
+
 // ---- forward ----
 
 // A group of query patches of one head, and the tiles of keys they see: prefix, coarse, local.
@@ -33,7 +41,7 @@ struct QueryGroup {
   int64_t b, kv;
   Phase phase;
   Pieces own, coarse, local;
-  const BiasVectors<A>* bias = nullptr;
+  BiasVectors<A> bias;  // if there is a table
 
   QueryGroup(const LocalTilePlan& plan, int64_t b, int64_t kv, int64_t number, Grid groups)
       : a(plan.problem),
@@ -53,7 +61,7 @@ struct QueryGroup {
   Patch patch(int64_t number) const {
     const int64_t n = number - prefix_tiles(a);
     if (n < coarse.count()) return n < 0 ? Patch{} : coarse[n];
-    return bias ? local.whole(n - coarse.count()) : local[n - coarse.count()];
+    return a.bias.table ? local.in_place(n - coarse.count()) : local[n - coarse.count()];
   }
 
   template <class T>
@@ -67,7 +75,7 @@ struct QueryGroup {
       as(a.prefix.k, a.prefix.v, rows_from(number * kTile, a.prefix.len, index));
     } else if (number < prefix_tiles(a) + coarse.count()) {
       as(a.coarse.k, a.coarse.v, patch.list(0, a.coarse.grid.w, 1, index));
-    } else if (!bias && !a.key_mask) {
+    } else if (!a.bias.table && !a.key_mask) {
       tile.valid = ~uint64_t(0);
       as(a.k, a.v, patch.list(phase, index));
     } else {
@@ -106,10 +114,10 @@ struct QueryGroup {
           owner.rows, tile, a.window.raster_causal ? Order::columns_before : Order::none, mask,
           [&](int64_t y) { return phase.y.window(y); }, [&](int64_t x) { return phase.x.window(x); });
       const Mask seen = only(valid, all, owner.rows.count(), mask);
-      if (!bias) return step(seen, 0.0);
-      int32_t at[kTile * (kTile / kBiasLanes)];
-      bias->places(owner.rows, tile, at);
-      step(seen, TileBias<A>{bias->values, nullptr, at, bias->most});
+      if (!a.bias.table) return step(seen, 0.0);
+      Places at[kTile];
+      bias.places(owner.rows, tile, at);
+      step(seen, TileBias<A>{bias.values, nullptr, at, bias.most()});
     }
   }
 };
@@ -122,12 +130,7 @@ void forward(const LocalTilePlan& plan, int64_t item, char* scratch) {
                 groups_of(phase_grid(a.window), plan.queries, plan.queries.forward));
   const int owners = int(it.own.count());
   Arena arena{scratch};
-  BiasVectors<A> bias;
-  if (a.bias.table && owners) {
-    bias.take(arena, plan.bias, plan.keys.vector(), true, false);
-    bias.fill(a.bias, h);
-    it.bias = &bias;
-  }
+  if (a.bias.table) it.bias.take(arena, plan.bias, plan.bias.cells, true, false, bias_values<A>(plan.bias, h));
   Group<T, Forward> group(arena, int(a.head_dim), owners);
   QueryGroup::Owner owner[kGroup];
   Patch patch[kBatch];
@@ -176,7 +179,7 @@ struct QueryPatch {
                   n = number % plan.patches_of_phase();
     const Patch all{plan.queries.y.piece(n / across), plan.queries.x.piece(n % across)};
     patch = {all.y.within(phase.y.queries), all.x.within(phase.x.queries)};
-    if (plan.problem.bias.table && patch.count()) patch = all, whole = true;
+    if (plan.problem.bias.table && patch.count()) patch.x = all.x, whole = true;
   }
   // Returns bits of the cells that there are.
   uint64_t list(int64_t* index) const {
@@ -335,8 +338,8 @@ struct Axes {
   const Axis &y, &x;
 };
 
-// Group `number` of the patches of keys of a color, and the queries of the phases [from, to) that see them.
-// `bias_slot`: the part of the table's gradient that is this item's own; -1: without a table.
+// Group `number` of the patches of keys of a color, and the queries of the phases [from, to) that see them; with a
+// table also the item's own part of its gradient, number `bias_slot`; -1: without.
 template <class T, class AxesOf>
 void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, int64_t number, Grid groups,
                   int64_t from, int64_t to, Order order, int64_t bias_slot, char* scratch, AxesOf&& axes_of) {
@@ -349,7 +352,7 @@ void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, 
   Arena arena{scratch};
   BiasVectors<A> table;
   if (bias_slot >= 0) {
-    table.take(arena, plan.bias, plan.queries.vector(), false, true);
+    table.take(arena, plan.bias, plan.bias.cells, false, true, bias_values<A>(plan.bias, kv * heads));
     const bool first = !cut.color.h && !cut.color.w;
     for (int64_t h = kv * heads; first && h < (kv + 1) * heads; ++h)
       std::memset(static_cast<void*>(bias_part<A>(plan.bias, a, b, h, bias_slot)), 0, sizeof(A) * plan.bias.size());
@@ -381,7 +384,7 @@ void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, 
       return n * plan.patches_of_phase() + queries.number(i, plan.queries.x.count(phase_grid(a.window).w));
     };
     for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h) {
-      if (bias_slot >= 0) table.fill(a.bias, h);
+      if (bias_slot >= 0) table.values = bias_values<A>(plan.bias, h), table.clear_sums();
       meet_queries<T>(plan, b, h, group, owners, queries.count(), number_of,
                       [&](GradKey<T>& owner, int o, const auto& tile, const Shown& columns) {
                         if (!meet(by[o], columns.patch)) return;
@@ -391,9 +394,9 @@ void grad_patches(const LocalTilePlan& plan, int64_t pair, const KeyGrid& keys, 
                             [&](int64_t x) { return axes.x.seen(x); });
                         if (keys.shown) seen = only_rows(shown[o], seen, rows[o].count(), mask);
                         if (bias_slot < 0) return owner.step(group.work, tile, seen, keys.bias);
-                        int32_t at[kTile * (kTile / kBiasLanes)];
+                        Places at[kTile];
                         table.places(rows[o], columns.patch, at);
-                        owner.step(group.work, tile, seen, TileBias<A>{table.values, table.sums, at, table.most});
+                        owner.step(group.work, tile, seen, TileBias<A>{table.values, table.sums, at, table.most()});
                       });
       if (bias_slot >= 0) table.add_to(bias_part<A>(plan.bias, a, b, h, bias_slot));
     }
@@ -442,6 +445,7 @@ void grad_key(const LocalTilePlan& plan, int64_t item, char* scratch) {
 
 }  // namespace
 
+COGVIEW_KERNEL(local_tiles_bias, LocalTilePlan, fill_bias<T>, kForwardOnTiles<T>)
 COGVIEW_KERNEL(local_tiles_fwd, LocalTilePlan, forward<T>, kForwardOnTiles<T>)
 COGVIEW_KERNEL(local_tiles_prepare, LocalTilePlan, prepare<T>, kBackwardOnTiles<T>)
 COGVIEW_KERNEL(local_tiles_grad_prefix, LocalTilePlan, grad_prefix<T>, kBackwardOnTiles<T>)
