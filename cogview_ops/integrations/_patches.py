@@ -18,6 +18,12 @@ def pair(x: Any, name: str) -> Pair:
     return _checks.pair(tuple(x) if isinstance(x, (tuple, list)) else (x, x), name)
 
 
+def window(kernel_size: int | Pair, dilation: int | Pair, edge: str) -> dict[str, Any]:
+    """Of `local`, checked as far as can be without a picture."""
+    _checks.choice(edge, "edge", ("clip", "shift"))
+    return {"kernel_size": pair(kernel_size, "kernel_size"), "dilation": pair(dilation, "dilation"), "edge": edge}
+
+
 def attend_patches(qkv: Tensors, before: int, grid: Pair, *, scale: float | None = None, **window: Any) -> Tensor:
     """`[B, N, heads, D]` of three `[B, heads, N, D]`: `before` tokens, and then the patches of a grid.
 

@@ -94,6 +94,9 @@ def test_layers() -> None:
         assert replaced.names == [f"layers.{i}.attention" for i in layers]
         want.append(call(x))
         replaced.remove()
+    replaced = use_local_attention(model, 3, layers=(i for i in [1, 0]))
+    assert len(replaced.names) == 2
+    replaced.remove()
     both = [use_local_attention(model, 3, layers=[i]) for i in (0, 1)]
     assert torch.equal(call(x), want[2])
     with pytest.raises(
@@ -157,6 +160,7 @@ def test_refused(options: dict[str, Any], arguments: dict[str, Any], message: st
     [
         ({"kernel_size": 0}, "kernel_size: expected at least 1, got 0"),
         ({"kernel_size": 3, "layers": [2]}, "layers: expected numbers from 0 to 1, got 2"),
+        ({"kernel_size": 3, "layers": []}, "layers: expected at least one, got none"),
         (
             {"kernel_size": 3, "grid": (5, 7)},
             "grid: expected rows and columns of 36 patches, behind 1 other tokens, got (5, 7)",
@@ -171,6 +175,22 @@ def test_errors(options: dict[str, Any], message: str) -> None:
     model, call = build("vit")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         use_local_attention(model, **options) and call(picture())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"edge": "wrap"}, "edge: expected 'clip' or 'shift', got 'wrap'"),
+        ({"dilation": 0}, "dilation: expected at least 1, got 0"),
+        ({"grid": (6, 0)}, "grid: expected at least 1, got 0"),
+        ({"prefix_tokens": -1}, "prefix_tokens: expected at least 0, got -1"),
+    ],
+)
+def test_options_are_checked_when_given(options: dict[str, Any], message: str) -> None:
+    model, _ = build("vit")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        use_local_attention(model, 3, **options)
+    assert not any(hasattr(module, "local_attention") for module in model.modules())
 
 
 def test_other_models() -> None:
