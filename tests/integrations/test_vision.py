@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cogview_ops import patterns
+from cogview_ops.integrations._patches import attend_patches
 from cogview_ops.integrations.vision import use_local_attention
 
 transformers: Any = pytest.importorskip("transformers")
@@ -130,6 +131,41 @@ def test_compile_and_autocast() -> None:
     model.float()
     with torch.autocast("cpu", torch.bfloat16):
         assert (call(x.float()) - want).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_gradients_of_tokens_and_patches(heads_first: bool) -> None:
+    """Against all scores and a mask; the query's in its layout; again, of the same graph; transformed and compiled."""
+    shape = (2, 3, 32, 8) if heads_first else (2, 32, 3, 8)
+    generator = torch.Generator().manual_seed(0)
+    qkv = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    i = torch.arange(30)
+    seen = torch.ones(32, 32, dtype=torch.bool)
+    seen[2:, 2:] = patterns.local_2d(i[:, None], i, grid=(5, 6), kernel_size=(3, 3), edge="clip", raster_causal=False)
+
+    def local(*qkv: Tensor) -> Tensor:
+        query, key, value = (x if heads_first else x.transpose(1, 2) for x in qkv)
+        out = attend_patches((query, key, value), 2, (5, 6), kernel_size=(3, 3), dilation=(1, 1), edge="clip")
+        return out.square().sum()
+
+    def masked(*qkv: Tensor) -> Tensor:
+        query, key, value = (x if heads_first else x.transpose(1, 2) for x in qkv)
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, seen).square().sum()
+
+    want = torch.autograd.grad(masked(*qkv), qkv)
+    with torch.no_grad():
+        torch.testing.assert_close(local(*qkv), masked(*qkv))
+    loss = local(*qkv)
+    first = torch.autograd.grad(loss, qkv, retain_graph=True)
+    second = torch.autograd.grad(loss, qkv)
+    transformed = torch.func.grad(local, (0, 1, 2))(*qkv)
+    compiled = torch.autograd.grad(torch.compile(local, fullgraph=True, backend="aot_eager")(*qkv), qkv)
+    assert first[0].stride() == qkv[0].stride()
+    for a, b, c, d, y in zip(first, second, transformed, compiled, want, strict=True):
+        torch.testing.assert_close(a, y)
+        assert torch.equal(a, b)
+        torch.testing.assert_close(c, y)
+        torch.testing.assert_close(d, y)
 
 
 @pytest.mark.parametrize(
