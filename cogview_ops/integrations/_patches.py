@@ -39,7 +39,7 @@ def attend_patches(qkv: Tensors, before: int, grid: Pair, *, scale: float | None
     if not before:
         return local(qkv, grid, scale=scale, **window).transpose(1, 2)
     first, query = _split(query, before)
-    # recording costs 50 us
+    # not recorded where there is nothing to derive: that takes time of its own
     read: Any = _ReadTwice.apply if torch.is_grad_enabled() else _ReadTwice.forward
     key, prefix_key, patch_key, value, prefix_value, patch_value = read(key, value, before)
     window |= {"prefix_key": prefix_key, "prefix_value": prefix_value}
