@@ -18,6 +18,12 @@ def pair(x: Any, name: str) -> Pair:
     return _checks.pair(tuple(x) if isinstance(x, (tuple, list)) else (x, x), name)
 
 
+def window(kernel_size: int | Pair, dilation: int | Pair, edge: str) -> dict[str, Any]:
+    """Of `local`, checked as far as can be without a picture."""
+    _checks.choice(edge, "edge", ("clip", "shift"))
+    return {"kernel_size": pair(kernel_size, "kernel_size"), "dilation": pair(dilation, "dilation"), "edge": edge}
+
+
 def attend_patches(qkv: Tensors, before: int, grid: Pair, *, scale: float | None = None, **window: Any) -> Tensor:
     """`[B, N, heads, D]` of three `[B, heads, N, D]`: `before` tokens, and then the patches of a grid.
 
@@ -32,13 +38,46 @@ def attend_patches(qkv: Tensors, before: int, grid: Pair, *, scale: float | None
     )
     if not before:
         return local(qkv, grid, scale=scale, **window).transpose(1, 2)
-    # split, not sliced: one copy in the backward, not two full of zeros
-    sizes = before, query.shape[2] - before
-    (first, query), (prefix_key, patch_key), (prefix_value, patch_value) = (x.split(sizes, 2) for x in qkv)
+    first, query = _split(query, before)
+    # not recorded where there is nothing to derive: that takes time of its own
+    read: Any = _ReadTwice.apply if torch.is_grad_enabled() else _ReadTwice.forward
+    key, prefix_key, patch_key, value, prefix_value, patch_value = read(key, value, before)
     window |= {"prefix_key": prefix_key, "prefix_value": prefix_value}
     out = local((query, patch_key, patch_value), grid, scale=scale, **window)
     own = F.scaled_dot_product_attention(first, key, value, scale=scale)
     return torch.cat((own.transpose(1, 2), out.transpose(1, 2)), 1)
+
+
+def _split(x: Tensor, before: int) -> tuple[Tensor, Tensor]:
+    """Along tokens, `[B, heads, N, D]`, as they lie in memory: so the gradient, a cat, lies as x does."""
+    sizes = before, x.shape[2] - before
+    if x.stride(1) < x.stride(2):
+        first, others = x.transpose(1, 2).split(sizes, 1)
+        return first.transpose(1, 2), others.transpose(1, 2)
+    first, others = x.split(sizes, 2)
+    return first, others
+
+
+class _ReadTwice(torch.autograd.Function):
+    """Keys and values: all of them, those before the patches, and the patches'. The gradients of the parts are added
+    into that of the whole, where autograd would join them in a tensor of their own first."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(key: Tensor, value: Tensor, before: int) -> tuple[Tensor, ...]:
+        return tuple(part for x in (key, value) for part in (x.view_as(x), x[:, :, :before], x[:, :, before:]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.before = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        for whole, prefix, patches in (grads[:3], grads[3:]):
+            whole[:, :, : ctx.before] += prefix
+            whole[:, :, ctx.before :] += patches
+        return grads[0], grads[3], None
 
 
 def local(

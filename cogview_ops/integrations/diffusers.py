@@ -1,6 +1,6 @@
 """2D local attention in diffusers: attention processors for UNets, and for transformers of the DiT, SD3 and Flux kinds.
 
-`use_local_attention(pipe.unet, 9)` sets them; by hand it is `attn.set_processor(LocalAttnProcessor(9, grid=(64, 96)))`.
+`use_local_attention(pipe.unet, 9)` sets them; by hand: `attn.set_processor(LocalUNetAttnProcessor(9, grid=(64, 96)))`.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, _g
 from torch import Tensor
 
 from .. import _checks
-from ._patches import Pair, Tensors, attend_patches, pair
+from ._patches import Pair, Tensors, attend_patches, pair, window
 from ._replaced import Replaced
 
 
@@ -26,8 +26,8 @@ class _Window:
         kernel_size: rows and columns, or one for both; where it is larger than the picture, all of the picture.
             None: the processor of diffusers that this one replaces.
         dilation, edge: as in `cogview_ops.local_attention_2d`.
-        grid: rows and columns of the model's latents (of a transformer's patches), where it is set without
-            `use_local_attention`. A UNet's levels find their own: half of it, a quarter, and so on, rounded up.
+        grid: rows and columns of what attends, where it is set without `use_local_attention`: of a transformer's
+            patches, of a UNet's latents.
     """
 
     def __init__(
@@ -39,14 +39,8 @@ class _Window:
         grid: Pair | None = None,
     ) -> None:
         super().__init__()
-        self.grid = grid
-        self.window: dict[str, Any] = {}
-        if kernel_size is not None:
-            self.window = {
-                "kernel_size": pair(kernel_size, "kernel_size"),
-                "dilation": pair(dilation, "dilation"),
-                "edge": edge,
-            }
+        self.grid = None if grid is None else _checks.pair(grid, "grid")
+        self.window = {} if kernel_size is None else window(kernel_size, dilation, edge)
 
     def _attend(self, qkv: Tensors, before: int, grid: Pair | None, mask: Any) -> Tensor:
         """`[B, N, heads * D]` of three `[B, N, heads, D]`; `before` tokens are no patches."""
@@ -55,14 +49,15 @@ class _Window:
         if grid is None:
             raise ValueError(f"grid: expected rows and columns of the latents in {type(self).__name__}, got None")
         query, key, value = (x.transpose(1, 2) for x in qkv)
-        level = grid
-        while level[0] * level[1] > query.shape[2] - before:
-            level = (level[0] + 1) // 2, (level[1] + 1) // 2
-        return attend_patches((query, key, value), before, level, **self.window).flatten(2)
+        grid = self._level(grid, query.shape[2] - before)
+        return attend_patches((query, key, value), before, grid, **self.window).flatten(2)
+
+    def _level(self, grid: Pair, cells: int) -> Pair:
+        return grid
 
 
 class LocalAttnProcessor(_Window, AttnProcessor2_0):
-    """In place of `AttnProcessor2_0`: self-attention of UNets, DiT and PixArt. Cross attention stays as it is."""
+    """In place of `AttnProcessor2_0`, of DiT and PixArt. Cross attention stays as it is."""
 
     def __call__(
         self,
@@ -91,6 +86,15 @@ class LocalAttnProcessor(_Window, AttnProcessor2_0):
         return out / attn.rescale_output_factor
 
 
+class LocalUNetAttnProcessor(LocalAttnProcessor):
+    """`LocalAttnProcessor` of UNets, whose levels find their grids: half of the latents', a quarter, rounded up."""
+
+    def _level(self, grid: Pair, cells: int) -> Pair:
+        while grid[0] * grid[1] > cells:
+            grid = (grid[0] + 1) // 2, (grid[1] + 1) // 2
+        return grid
+
+
 class LocalJointAttnProcessor(_Window, JointAttnProcessor2_0):
     """In place of `JointAttnProcessor2_0`, as SD3 has it: every patch sees all of the text too, in the same softmax,
     and the text sees everything."""
@@ -104,7 +108,8 @@ class LocalJointAttnProcessor(_Window, JointAttnProcessor2_0):
         patch_grid: Pair | None = None,
     ) -> Any:
         if not self.window:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+            inherited: Any = super().__call__
+            return inherited(attn, hidden_states, encoder_hidden_states, attention_mask)
         x, text = hidden_states, encoder_hidden_states
         qkv = _heads(attn, attn.to_q(x), attn.to_k(x), attn.to_v(x), attn.norm_q, attn.norm_k)
         if text is None:
@@ -130,7 +135,8 @@ class LocalFluxAttnProcessor(_Window, FluxAttnProcessor):
         patch_grid: Pair | None = None,
     ) -> Any:
         if not self.window:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            inherited: Any = super().__call__
+            return inherited(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         text = encoder_hidden_states
         query, key, value, text_q, text_k, text_v = _get_qkv_projections(attn, hidden_states, text)
         query, key, value = _heads(attn, query, key, value, attn.norm_q, attn.norm_k)
@@ -188,6 +194,9 @@ def use_local_attention(
             latents, also of ones that are not square. Flux, whose latents are rows of patches, must be told.
         where: of which attention layers, by their names: `lambda name: "down_blocks.0" in name`.
     """
+    window(kernel_size, dilation, edge)  # before anything is replaced
+    if grid is not None:
+        grid = _checks.pair(grid, "grid")
     attention = {n: m for n, m in model.named_modules() if hasattr(m, "set_processor")}
     chosen = [n for n, m in attention.items() if where(n) and not getattr(m, "is_cross_attention", False)]
     _checks.require(len(chosen) > 0, "where", "one self-attention layer at least", "none")
@@ -196,10 +205,11 @@ def use_local_attention(
         kind = type(module.processor)
         _checks.require(kind in _LOCAL, name, f"the processor {known}", kind.__name__)
     replaced = Replaced()
+    kinds = _LOCAL | ({AttnProcessor2_0: LocalUNetAttnProcessor} if hasattr(model, "down_blocks") else {})
     for name, module in attention.items():  # those that are not chosen are told the grid too
         size = kernel_size if name in chosen else None
         replaced.add(name if name in chosen else None, partial(module.set_processor, module.processor))
-        module.set_processor(_LOCAL[type(module.processor)](size, dilation=dilation, edge=edge))
+        module.set_processor(kinds[type(module.processor)](size, dilation=dilation, edge=edge))
     parameters = list(inspect.signature(model.forward).parameters)
     more = next(name for name in parameters if name.endswith("attention_kwargs"))
     patch = pair(getattr(model.config, "patch_size", None) or 1, "patch_size")

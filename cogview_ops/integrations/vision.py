@@ -6,7 +6,7 @@ window of Swin's; weights stay where they are, and `.remove()` puts the attentio
 
 import copy
 import inspect
-from collections.abc import Collection
+from collections.abc import Iterable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks
-from ._patches import attend_patches, local, pair
+from ._patches import attend_patches, local, pair, window
 from ._replaced import Replaced
 
 # tokens before the patches, of models whose attention goes through transformers' AttentionInterface
@@ -30,7 +30,7 @@ def use_local_attention(
     *,
     dilation: int | tuple[int, int] = 1,
     edge: str = "clip",
-    layers: Collection[int] | None = None,
+    layers: Iterable[int] | None = None,
     grid: tuple[int, int] | None = None,
     prefix_tokens: int | None = None,
 ) -> Replaced:
@@ -52,23 +52,25 @@ def use_local_attention(
         model: a model of transformers, or one with a head around it.
         kernel_size: rows and columns, or one for both; where it is larger than the picture, all of the picture.
         dilation, edge: as in `cogview_ops.local_attention_2d`.
-        layers: which, counted from 0 through the model; by default all.
+        layers: which, at least one, counted from 0 through the model; by default all.
         grid: rows and columns of patches; by default those of pixel_values at each call, whatever its shape.
         prefix_tokens: tokens before the patches; by default what is known of the model's type.
     """
-    window = {"kernel_size": pair(kernel_size, "kernel_size"), "dilation": pair(dilation, "dilation"), "edge": edge}
+    asked = window(kernel_size, dilation, edge)
+    if grid is not None:
+        grid = _checks.pair(grid, "grid")
     # DINOv3's base_model is its encoder
     base = next(m for m in (model.base_model, model) if "pixel_values" in inspect.signature(m.forward).parameters)
     if base.config.model_type == "swin":
         _checks.require(grid is None, "grid", "None: Swin's layers are told it", grid)
-        return _in_swin(base, window, layers)
-    return _by_interface(base, window, layers, grid, prefix_tokens)
+        return _in_swin(base, asked, layers)
+    return _by_interface(base, asked, layers, grid, prefix_tokens)
 
 
 def _by_interface(
     base: Any,
-    window: dict[str, Any],
-    layers: Collection[int] | None,
+    asked: dict[str, Any],
+    layers: Iterable[int] | None,
     grid: tuple[int, int] | None,
     prefix_tokens: int | None,
 ) -> Replaced:
@@ -79,6 +81,7 @@ def _by_interface(
         names = f"swin, {', '.join(_BEFORE_PATCHES)}, or another with prefix_tokens"
         _checks.require(config.model_type in _BEFORE_PATCHES, "model", names, config.model_type)
         prefix_tokens = _BEFORE_PATCHES[config.model_type] + getattr(config, "num_register_tokens", 0)
+    prefix_tokens = _checks.integer(prefix_tokens, "prefix_tokens", 0)
     attention = {n: m for n, m in base.named_modules() if all(hasattr(m, f"{x}_proj") for x in "qkv")}
     chosen = _chosen(attention, layers)
     replaced = Replaced()
@@ -87,7 +90,7 @@ def _by_interface(
         own = module.config
         module.config = copy.copy(own)
         module.config._attn_implementation = _NAME
-        module.local_attention = {"prefix_tokens": prefix_tokens, **window}
+        module.local_attention = {"prefix_tokens": prefix_tokens, **asked}
         replaced.add(name, partial(setattr, module, "config", own), partial(delattr, module, "local_attention"))
 
     def tell_grid(module: Any, args: Any, kwargs: Any) -> Any:
@@ -124,16 +127,16 @@ def _attend(
     return attend_patches((query, key, value), before, patch_grid, **options, scale=scaling), None
 
 
-def _in_swin(base: Any, window: dict[str, Any], layers: Collection[int] | None) -> Replaced:
+def _in_swin(base: Any, asked: dict[str, Any], layers: Iterable[int] | None) -> Replaced:
     known = base.config.window_size
-    most = known if window["edge"] == "shift" else 2 * known - 1
-    kernel = window["kernel_size"]
+    most = known if asked["edge"] == "shift" else 2 * known - 1
+    kernel = asked["kernel_size"]
     _checks.require(max(kernel) <= most, "kernel_size", f"at most {most}, what the position bias knows", kernel)
     blocks = {n: m for n, m in base.named_modules() if hasattr(m, "attention") and hasattr(m, "shift_size")}
     chosen = _chosen(blocks, layers)
     replaced = Replaced()
     for name, layer in chosen.items():
-        layer.local_attention = window
+        layer.local_attention = asked
         layer.forward = MethodType(_swin_layer, layer)
         replaced.add(name, partial(delattr, layer, "forward"), partial(delattr, layer, "local_attention"))
     return replaced
@@ -169,11 +172,13 @@ def _swin_bias(table: Any, kernel: tuple[int, int]) -> Tensor:
     return F.pad(bias, (more[1], more[1], more[0], more[0]))
 
 
-def _chosen(modules: dict[str, Any], layers: Collection[int] | None) -> dict[str, Any]:
+def _chosen(modules: dict[str, Any], layers: Iterable[int] | None) -> dict[str, Any]:
     _checks.require(len(modules) > 0, "model", "attention layers", "none")
-    for layer in layers or ():
+    numbers = list(range(len(modules)) if layers is None else layers)
+    _checks.require(len(numbers) > 0, "layers", "at least one", "none")
+    for layer in numbers:
         _checks.require(layer in range(len(modules)), "layers", f"numbers from 0 to {len(modules) - 1}", layer)
-    chosen = {name: x for i, (name, x) in enumerate(modules.items()) if layers is None or i in layers}
+    chosen = {name: x for i, (name, x) in enumerate(modules.items()) if i in numbers}
     for name, module in chosen.items():
         _checks.require(not hasattr(module, "local_attention"), "layers", "layers with attention of their own", name)
     return chosen

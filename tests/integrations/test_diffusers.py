@@ -129,7 +129,7 @@ def test_who_sees_whom(name: str) -> None:
     where = {"unet": "down_blocks.0.attentions.0.transformer_blocks.0.attn1", "sd3": "transformer_blocks.0.attn"}
     attn = model.get_submodule(where.get(name, "transformer_blocks.0.attn"))
     kind = {
-        "unet": local.LocalAttnProcessor,
+        "unet": local.LocalUNetAttnProcessor,
         "sd3": local.LocalJointAttnProcessor,
         "flux": local.LocalFluxAttnProcessor,
     }
@@ -212,6 +212,13 @@ def test_attention_of_an_autoencoder() -> None:
             {"kernel_size": 3, "grid": (5, 5)},
             "grid: expected rows and columns of 24 patches, behind 0 other tokens",
         ),
+        (  # of its latents: a transformer has no levels
+            "dit",
+            {"kernel_size": 3, "grid": (8, 12)},
+            "grid: expected rows and columns of 24 patches, behind 0 other tokens",
+        ),
+        ("dit", {"kernel_size": 3, "grid": (8, 0)}, "grid: expected at least 1, got 0"),
+        ("dit", {"kernel_size": 3, "edge": "wrap"}, "edge: expected 'clip' or 'shift', got 'wrap'"),
     ],
 )
 def test_errors(name: str, options: dict[str, Any], message: str) -> None:
@@ -224,7 +231,7 @@ def test_refused() -> None:
     model, _ = build("unet")
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
     attn = model.get_submodule(name)
-    attn.set_processor(local.LocalAttnProcessor(3, grid=(8, 12)))
+    attn.set_processor(local.LocalUNetAttnProcessor(3, grid=(8, 12)))
     with pytest.raises(ValueError, match=r"^attention_mask: expected None under local attention, got one$"):
         attn(draw(2, 96, 8), attention_mask=torch.ones(2, 96))
     attn.set_processor(diffusers.models.attention_processor.SlicedAttnProcessor(1))

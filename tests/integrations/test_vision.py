@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cogview_ops import patterns
+from cogview_ops.integrations._patches import attend_patches
 from cogview_ops.integrations.vision import use_local_attention
 
 transformers: Any = pytest.importorskip("transformers")
@@ -94,6 +95,9 @@ def test_layers() -> None:
         assert replaced.names == [f"layers.{i}.attention" for i in layers]
         want.append(call(x))
         replaced.remove()
+    replaced = use_local_attention(model, 3, layers=(i for i in [1, 0]))
+    assert len(replaced.names) == 2
+    replaced.remove()
     both = [use_local_attention(model, 3, layers=[i]) for i in (0, 1)]
     assert torch.equal(call(x), want[2])
     with pytest.raises(
@@ -129,6 +133,41 @@ def test_compile_and_autocast() -> None:
         assert (call(x.float()) - want).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_gradients_of_tokens_and_patches(heads_first: bool) -> None:
+    """Against all scores and a mask; the query's in its layout; again, of the same graph; transformed and compiled."""
+    shape = (2, 3, 32, 8) if heads_first else (2, 32, 3, 8)
+    generator = torch.Generator().manual_seed(0)
+    qkv = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    i = torch.arange(30)
+    seen = torch.ones(32, 32, dtype=torch.bool)
+    seen[2:, 2:] = patterns.local_2d(i[:, None], i, grid=(5, 6), kernel_size=(3, 3), edge="clip", raster_causal=False)
+
+    def local(*qkv: Tensor) -> Tensor:
+        query, key, value = (x if heads_first else x.transpose(1, 2) for x in qkv)
+        out = attend_patches((query, key, value), 2, (5, 6), kernel_size=(3, 3), dilation=(1, 1), edge="clip")
+        return out.square().sum()
+
+    def masked(*qkv: Tensor) -> Tensor:
+        query, key, value = (x if heads_first else x.transpose(1, 2) for x in qkv)
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, seen).square().sum()
+
+    want = torch.autograd.grad(masked(*qkv), qkv)
+    with torch.no_grad():
+        torch.testing.assert_close(local(*qkv), masked(*qkv))
+    loss = local(*qkv)
+    first = torch.autograd.grad(loss, qkv, retain_graph=True)
+    second = torch.autograd.grad(loss, qkv)
+    transformed = torch.func.grad(local, (0, 1, 2))(*qkv)
+    compiled = torch.autograd.grad(torch.compile(local, fullgraph=True, backend="aot_eager")(*qkv), qkv)
+    assert first[0].stride() == qkv[0].stride()
+    for a, b, c, d, y in zip(first, second, transformed, compiled, want, strict=True):
+        torch.testing.assert_close(a, y)
+        assert torch.equal(a, b)
+        torch.testing.assert_close(c, y)
+        torch.testing.assert_close(d, y)
+
+
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
@@ -157,6 +196,7 @@ def test_refused(options: dict[str, Any], arguments: dict[str, Any], message: st
     [
         ({"kernel_size": 0}, "kernel_size: expected at least 1, got 0"),
         ({"kernel_size": 3, "layers": [2]}, "layers: expected numbers from 0 to 1, got 2"),
+        ({"kernel_size": 3, "layers": []}, "layers: expected at least one, got none"),
         (
             {"kernel_size": 3, "grid": (5, 7)},
             "grid: expected rows and columns of 36 patches, behind 1 other tokens, got (5, 7)",
@@ -171,6 +211,22 @@ def test_errors(options: dict[str, Any], message: str) -> None:
     model, call = build("vit")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         use_local_attention(model, **options) and call(picture())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"edge": "wrap"}, "edge: expected 'clip' or 'shift', got 'wrap'"),
+        ({"dilation": 0}, "dilation: expected at least 1, got 0"),
+        ({"grid": (6, 0)}, "grid: expected at least 1, got 0"),
+        ({"prefix_tokens": -1}, "prefix_tokens: expected at least 0, got -1"),
+    ],
+)
+def test_options_are_checked_when_given(options: dict[str, Any], message: str) -> None:
+    model, _ = build("vit")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        use_local_attention(model, 3, **options)
+    assert not any(hasattr(module, "local_attention") for module in model.modules())
 
 
 def test_other_models() -> None:
