@@ -224,7 +224,7 @@ LOCAL_2D = [
     local_2d("prefix_alone", (5, 9), None, 20, prefix=17, masked=True, prefix_bias=0.3),
     local_2d("without_local", (16, 16), None, 32, prefix=5, coarse=(2, 4), coarse_kernel_size=(3, 5), heads=6),
     local_2d("even", (9, 13), (4, 6), 64, prefix=3, biased="same"),
-    local_2d("even_shifted", (9, 14), (4, 2), 32, dilation=(2, 3), edge="shift", biased="wide"),
+    local_2d("even_shifted", (9, 14), (4, 2), 32, dilation=(2, 3), edge="shift", biased="same"),
     local_2d("even_causal", (7, 8), (6, 4), 16, raster_causal=True, coarse=(7, 4), coarse_kernel_size=(2, 4)),
     # for CUDA's tensor cores, in its emulator
     local_2d("sets_32", (4, 6), (3, 5), 32, heads=2, kv_heads=1, raster_causal=True, prefix=5, masked=True,
