@@ -143,6 +143,23 @@ def test_refuses_a_negative_prefix() -> None:
         register(kernel_size=(3, 3), prefix=-1)
 
 
+@pytest.mark.parametrize("kind", ["GPT2", "Bart"])
+def test_refuses_cross_attention(kind: str) -> None:
+    """Also where an encoder gives as many tokens as there are queries."""
+    register(kernel_size=(3, 3))
+    more = {"add_cross_attention": True} if kind == "GPT2" else {}
+    model = small(kind, **more, attn_implementation=NAME)
+    seen: Any = (
+        {"encoder_hidden_states": torch.zeros(1, 16, 32)}
+        if kind == "GPT2"
+        else {"decoder_input_ids": TEXT["input_ids"]}
+    )
+    with pytest.raises(
+        ValueError, match=f"^{NAME}: expected self-attention, got the cross-attention of {kind}Attention$"
+    ):
+        model(**TEXT, **seen, use_cache=False)
+
+
 def test_refuses_caches() -> None:
     register(kernel_size=(3, 3), grid=(4, 4))
     model = small("Llama", attn_implementation=NAME)

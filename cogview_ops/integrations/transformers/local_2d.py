@@ -43,6 +43,10 @@ def attend(
     if window["kernel_size"] is None:
         raise ValueError(f"{NAME}: expected register(kernel_size=(kh, kw)), got none")
     length, causal = query.shape[2], getattr(module, "is_causal", True) if is_causal is None else is_causal
+    # that an encoder's tokens are as many as the decoder's does not make one image of them
+    across = getattr(module, "is_decoder", False) and not causal
+    if across or getattr(module, "is_cross_attention", False):
+        raise ValueError(f"{NAME}: expected self-attention, got the cross-attention of {type(module).__name__}")
     if key.shape[2] != length:
         got = f"{length} queries and {key.shape[2]} keys"
         raise ValueError(f"{NAME}: expected self-attention without cache (use_cache=False), got {got}")
