@@ -60,7 +60,9 @@ def use_local_attention(
     if grid is not None:
         grid = _checks.pair(grid, "grid")
     # DINOv3's base_model is its encoder
-    base = next(m for m in (model.base_model, model) if "pixel_values" in inspect.signature(m.forward).parameters)
+    seeing = [m for m in (model.base_model, model) if "pixel_values" in inspect.signature(m.forward).parameters]
+    _checks.require(len(seeing) > 0, "model", "one whose forward takes pixel_values", type(model).__name__)
+    base = seeing[0]
     if base.config.model_type == "swin":
         _checks.require(grid is None, "grid", "None: Swin's layers are told it", grid)
         return _in_swin(base, asked, layers)

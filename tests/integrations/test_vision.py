@@ -235,6 +235,10 @@ def test_other_models() -> None:
         ValueError, match=r"^model: expected swin, vit, .* or another with prefix_tokens, got data2vec-vision$"
     ):
         use_local_attention(model, 3)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = transformers.LlamaModel(transformers.LlamaConfig(vocab_size=4, **sizes))
+    with pytest.raises(ValueError, match=r"^model: expected one whose forward takes pixel_values, got LlamaModel$"):
+        use_local_attention(model, 3)
     model, _ = build("vit")
     use_local_attention(model, 3)
     with pytest.raises(
