@@ -561,6 +561,7 @@ def test_refuses_keys_that_it_knows_nothing_of() -> None:
             r"kernel_size: expected at most \(7, 7\) \(2 \* ceil\(grid / dilation\) - 1\), got \(9, 9\)",
         ),
         ({"pivots": block_pivots, "pivots_per_block": 5}, "pivots_per_block: expected None beside pivots, got 5"),
+        ({"pivots": 3}, "pivots: expected a function of a length and a device, got 3"),
     ],
     ids=str,
 )

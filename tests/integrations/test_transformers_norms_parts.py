@@ -403,6 +403,51 @@ class Broadcast(Layer):
         return self.next(x)
 
 
+class Numbers(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        total: Any = 0
+        for _ in range(2):
+            total = total + self.post(self.f(x))
+        return total * (1 + self.next(self.g(x)))
+
+
+class KeptByAMethod(Layer):
+    def branch(self, x: Tensor) -> Tensor:
+        self.kept = 3 * x
+        return self.f(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.post(self.branch(x))
+        h = self.kept + x
+        return self.next(h)
+
+
+class FactorOfAMethod(KeptByAMethod):
+    def branch(self, x: Tensor) -> Tensor:
+        self.factor = 4.0
+        return self.f(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.factor = 0.5
+        return x + self.factor * self.post(self.branch(x)) + self.next(self.branch(x)) * self.factor
+
+
+class FlagOfAMethod(KeptByAMethod):
+    flag = True
+
+    def branch(self, x: Tensor) -> Tensor:
+        self.flag = False
+        return self.f(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.flag = True
+        y = self.post(self.branch(x))
+        h = x + y
+        if self.flag:
+            h = 2 * self.next(h)
+        return h
+
+
 class OfBase(Sandwich):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.post(super().forward(x))
@@ -446,6 +491,10 @@ LAYERS: list[tuple[type[Layer], Steps, int]] = [  # and how many norms are in no
     (Tried, [], 3),
     (OfANumber, [("post", "post", None)], 2),
     (Broadcast, [("both", "post", "next")], 1),
+    (Numbers, [("post", "post", None), ("post", "next", None)], 1),
+    (KeptByAMethod, [("pre", None, "next")], 2),
+    (FactorOfAMethod, [("post", "next", None)], 2),
+    (FlagOfAMethod, [("post", "post", None)], 2),
     (OfBase, [("both", "post", "next")], 1),
     (Decorated, [("both", "post", "next")], 1),
 ]
@@ -582,6 +631,18 @@ def test_forward_that_has_been_replaced() -> None:
     report = fuse_norms(layer)
     assert report.left == {"": "its forward has been replaced", "post": "its forward has been replaced"}
     assert set(report.norms) == {"pre", "next"}
+
+
+def test_differentiated_twice() -> None:
+    layer, x = example(Sandwich)
+    second = []
+    for impl in (None, "reference"):
+        if impl:
+            fuse_norms(layer, impl=impl)
+        x = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(layer(x).sin().sum(), x, create_graph=True)
+        second += torch.autograd.grad(grad.square().sum(), x)
+    torch.testing.assert_close(*second, rtol=1e-3, atol=1e-3)
 
 
 def test_nothing_that_is_known() -> None:

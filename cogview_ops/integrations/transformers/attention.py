@@ -75,6 +75,7 @@ def register(
     )
     if pivots is not None:
         _checks.require(pivots_per_block is None, "pivots_per_block", "None beside pivots", pivots_per_block)
+        _checks.require(callable(pivots), "pivots", "a function of a length and a device", lambda: repr(pivots))
     else:
         each = max(block_size // 16, 1) if pivots_per_block is None else pivots_per_block
         each = _checks.integer(each, "pivots_per_block", 1)

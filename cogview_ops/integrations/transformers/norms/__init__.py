@@ -72,7 +72,7 @@ def fuse_norms(model: nn.Module, *, impl: str = "auto") -> FusedNorms:
     A forward that is put into a class afterwards has no effect on what is fused: patch first, or fuse again.
 
     Results are those of the model up to rounding. Dropout and drop-path between a post-norm and the sum are part of the
-    step; dropout draws from a seed out of torch's generator.
+    step; dropout draws from a seed out of torch's generator. What differentiates twice takes impl="reference".
 
     Args:
         model: of transformers or of one's own, or a part of one; with FSDP, before or after it is sharded.
@@ -161,7 +161,8 @@ def _rewritten(cls: type, instances: list[nn.Module], norms: dict[nn.Module, typ
     idle = {nn.Identity, nn.Dropout, *scales}
     between = {name for name, modules in children.items() if all(type(child) in idle for child in modules)}
     forward = cls.forward  # type: ignore[attr-defined]
-    return rewrite(forward, named, between, partial(add, scales=scales), partial(add_norm, scales=scales))
+    steps = partial(add, scales=scales), partial(add_norm, scales=scales)
+    return rewrite(forward, set(children), named, between, *steps)
 
 
 def _describe(

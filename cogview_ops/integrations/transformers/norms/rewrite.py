@@ -42,11 +42,17 @@ class Sum(NamedTuple):
 
 
 def rewrite(
-    forward: Any, norms: set[str], between: set[str], add: Callable[..., Any], add_norm: Callable[..., Any]
+    forward: Any,
+    modules: set[str],
+    norms: set[str],
+    between: set[str],
+    add: Callable[..., Any],
+    add_norm: Callable[..., Any],
 ) -> tuple[FunctionType, list[Sum]]:
     """`forward` with its steps as calls of `add` and `add_norm`, and its residual sums, those that are in none too.
 
-    `norms` are names of attributes that are norms, `between` of modules that may be between a norm and a sum.
+    `modules` are names of attributes that are modules, `norms` of norms, `between` of what may be between a norm and a
+    sum.
     """
     method = Method(forward)
     code, tree = method.function.__code__, method.tree
@@ -55,7 +61,7 @@ def rewrite(
         raise Unknown("its forward looks at its own names")
     if any(isinstance(node, ast.NamedExpr) for node in ast.walk(tree)):
         raise Unknown("its forward gives names values inside of expressions")
-    writer = _Writer(tree, set(code.co_cellvars), norms, between)
+    writer = _Writer(tree, set(code.co_cellvars), modules, norms, between)
     tree.body = writer.block(tree.body, last=True)
     return method.made_of(tree, _add=add, _add_norm=add_norm), writer.sums
 
@@ -68,9 +74,11 @@ class _Post(NamedTuple):
 
 
 class _Writer:
-    def __init__(self, tree: ast.FunctionDef, captured: set[str], norms: set[str], between: set[str]) -> None:
+    def __init__(
+        self, tree: ast.FunctionDef, captured: set[str], modules: set[str], norms: set[str], between: set[str]
+    ) -> None:
         self.me = tree.args.args[0].arg
-        self.captured, self.norms, self.between = captured, norms, between
+        self.captured, self.modules, self.norms, self.between = captured, modules, norms, between
         self.copies = {copied[0] for node in ast.walk(tree) if (copied := _copied(node))}
         self.tests: Tests = ()  # that hold where it is writing
         self.sums: list[Sum] = []
@@ -147,7 +155,8 @@ class _Writer:
             return self.peeled(e.args[0], before, e.func)  # type: ignore[attr-defined]
         if between is None and isinstance(e, ast.BinOp) and isinstance(e.op, ast.Mult):
             for x, factor in ((e.left, e.right), (e.right, e.left)):
-                if self.is_mine(factor) or isinstance(factor, ast.Constant):
+                overtaken = factor is e.left and not self.changes_nothing(x)
+                if (self.is_mine(factor) and not overtaken) or isinstance(factor, ast.Constant):
                     return self.peeled(x, before, factor)
         return None
 
@@ -178,6 +187,9 @@ class _Writer:
             return None
         moved = [*moved, *copied]
         if _names(branch.test) & {_target(statement) for statement in moved}:
+            return None
+        asks = any(isinstance(node, ast.Attribute) for node in ast.walk(branch.test))
+        if asks and not all(map(self.changes_nothing, moved)):
             return None
         after = rest[: behind[0] + 1 - copies] if behind else []
         both = copy.deepcopy((moved, after))
@@ -236,6 +248,11 @@ class _Writer:
         """Whether e is a call of one of the layer's modules with one argument."""
         one = isinstance(e, ast.Call) and len(e.args) == 1 and not e.keywords and not isinstance(e.args[0], ast.Starred)
         return one and self.is_mine(e.func) and e.func.attr in names
+
+    def changes_nothing(self, e: ast.AST) -> bool:
+        """Whether it leaves the layer's attributes alone: its methods may not, its modules do not know it."""
+        calls = [node for node in ast.walk(e) if isinstance(node, ast.Call)]
+        return all(self.is_mine(call.func) and call.func.attr in self.modules for call in calls)  # type: ignore[attr-defined]
 
     def is_mine(self, e: Any) -> bool:
         return isinstance(e, ast.Attribute) and isinstance(e.value, ast.Name) and e.value.id == self.me
