@@ -16,7 +16,14 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 def test_each_call_runs_its_kernel_at_the_sizes_tried() -> None:
-    from cogview_ops.triton import _three_region_call, configs, local_attention_2d, three_region_attention, tune
+    from cogview_ops.triton import (
+        _local_2d_gradients,
+        _three_region_call,
+        configs,
+        local_attention_2d,
+        three_region_attention,
+        tune,
+    )
 
     x = torch.randn(3, 1, 1, 24, 16, device="meta")
     pivots = torch.zeros(1, 5, dtype=torch.int32, device="meta")
@@ -29,6 +36,7 @@ def test_each_call_runs_its_kernel_at_the_sizes_tried() -> None:
         mock.patch.object(three_region_attention, "launch", caught),
         mock.patch.object(_three_region_call, "launch", caught),
         mock.patch.object(local_attention_2d, "launch", caught),
+        mock.patch.object(_local_2d_gradients, "launch", caught),
     ):
         calls = tune.three_region_calls(x, pivots, 4, 2) | tune.local_2d_calls(x, [4, 6], [3, 3])
         assert sorted(calls) == sorted(tune.KERNELS) == sorted({name for name, _ in configs.ANY})
