@@ -401,6 +401,9 @@ def grid_tokens(key: Tensor, key_name: str, grid: Any, name: str) -> None:
         raise ValueError(f"{name}: expected {key_name}'s {key.shape[2]} tokens, got {grid}: {count}{hint}")
 
 
+ANY_GRID = 2**31, 2**31  # one that is not known yet, in which every window fits
+
+
 def local_window(grid: Any, kernel_size: Any, dilation: Any, raster_causal: Any = False, edge: Any = "clip") -> Window:
     """A window of `local_attention_2d`; one dilation may stand for both axes."""
     grid = pair(grid, "grid")

@@ -53,15 +53,15 @@ def attention(**tensors: Tensor | None) -> str | None:
     return None
 
 
-def local_2d(window: tuple[Any, Any, Any, str], options: dict[str, Any], **tensors: Tensor | None) -> str | None:
-    """`window`: grid, kernel_size, dilation, edge; `options`: others, by their names."""
+def local_2d(window: tuple[Any, Any, Any, str], coarse_kernel_size: Any, **tensors: Tensor | None) -> str | None:
+    """`window`: grid, kernel_size, dilation, edge."""
     why = attention(**tensors)
     if why is not None:
         return why
     query = tensors["query"]
     assert query is not None
     grid, kernel_size, dilation, edge = window
-    for name, kernel in (("kernel_size", kernel_size), ("coarse_kernel_size", options.get("coarse_kernel_size"))):
+    for name, kernel in (("kernel_size", kernel_size), ("coarse_kernel_size", coarse_kernel_size)):
         if kernel is not None and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0):
             return f"{name}: expected odd sizes, got {tuple(kernel)}"
     if kernel_size is None:

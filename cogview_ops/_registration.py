@@ -64,7 +64,7 @@ def _functions(
 
     vmap = _loop_over_batch(partial(_dispatch.run, namespace, name), fake)
     transformed = {"forward": kernel, "setup_context": setup_context, "backward": backward, "jvp": jvp, "vmap": vmap}
-    recorded = {"forward": forward, "backward": backward, "jvp": jvp}
+    recorded = {"forward": forward, "backward": backward}
     return _function(name, transformed), _function(name, recorded)
 
 

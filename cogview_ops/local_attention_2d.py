@@ -132,7 +132,7 @@ def local_attention_2d(
         scale: `D ** -0.5` by default.
         return_lse: also return the log-sum-exp of each row, `[B, heads, H*W]` float32 (float64 for float64).
         impl: "auto", "reference", "cpp", "cuda" or "triton". "cuda" takes bfloat16 and float16, head_dim 32, 64, 96 or
-            128, rows aligned to 16 bytes, odd windows of up to 17 columns, and neither bias nor key_mask.
+            128, rows aligned to 16 bytes, odd windows of up to 17 columns.
 
     Returns:
         `[B, heads, H*W, D]` in query's dtype and layout; with `return_lse` the pair (out, lse), both differentiable.
@@ -150,8 +150,7 @@ def local_attention_2d(
     def limits() -> str | None:
         rows = {"query": query, "key": key, "value": value, "prefix_key": prefix_key, "prefix_value": prefix_value}
         rows |= {"coarse_key": coarse_key, "coarse_value": coarse_value}
-        options = {"bias": bias, "key_mask": key_mask, "coarse_kernel_size": coarse_kernel_size}
-        return _cuda_limits.local_2d((grid, kernel_size, dilation, edge), options, **rows)
+        return _cuda_limits.local_2d((grid, kernel_size, dilation, edge), coarse_kernel_size, **rows)
 
     namespace = _dispatch.select("local_attention_2d_fwd", impl, query, limits)
     if namespace is None:

@@ -238,7 +238,7 @@ def skip_beyond_limits(impl: str, op: str, query: Tensor, options: dict[str, Any
         pytest.skip(f"{name} with heads of {head_dim} is emulated under COGVIEW_TESTS=all")
     edge, dilation = options.get("edge", "clip"), options.get("dilation", 1)
     window = options["grid"], options["kernel_size"], dilation, edge
-    if why := _cuda_limits.local_2d(window, options, query=query):
+    if why := _cuda_limits.local_2d(window, options.get("coarse_kernel_size"), query=query):
         pytest.skip(why)
 
 

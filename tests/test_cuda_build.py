@@ -121,10 +121,10 @@ def test_local_attention_spills_nothing() -> None:
 @pytest.mark.skipif(not EVERYTHING, reason="takes minutes: COGVIEW_TESTS=all")
 @pytest.mark.parametrize("file", sorted((CSRC / "cuda" / "instances").glob("local*.cu")), ids=lambda p: p.stem)
 def test_every_instance_of_local_attention_compiles(file: Path) -> None:
-    """Some spill: with extra keys and an order, or with all rows of units at once, 640 bytes at most."""
+    """Some spill: with extra keys and an order, or with all rows of units at once, 610 bytes at most."""
     for kernel in compiled(file, "90a"):
         assert kernel.registers <= 255, kernel.symbol
-        assert kernel.spilled <= 640, kernel.symbol
+        assert kernel.spilled <= 610, kernel.symbol
 
 
 def wide_accesses(code: str) -> tuple[int, int]:

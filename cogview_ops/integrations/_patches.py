@@ -20,8 +20,10 @@ def pair(x: Any, name: str) -> Pair:
 
 def window(kernel_size: int | Pair, dilation: int | Pair, edge: str) -> dict[str, Any]:
     """Of `local`, checked as far as can be without a picture."""
-    _checks.choice(edge, "edge", ("clip", "shift"))
-    return {"kernel_size": pair(kernel_size, "kernel_size"), "dilation": pair(dilation, "dilation"), "edge": edge}
+    given = _checks.local_window(
+        _checks.ANY_GRID, pair(kernel_size, "kernel_size"), pair(dilation, "dilation"), edge=edge
+    )
+    return {"kernel_size": given.kernel_size, "dilation": given.dilation, "edge": edge}
 
 
 def attend_patches(qkv: Tensors, before: int, grid: Pair, *, scale: float | None = None, **window: Any) -> Tensor:

@@ -366,7 +366,6 @@ def added(table, own, t, box, window, N: tl.constexpr, SMALL: tl.constexpr, KEYS
     if table is None:
         return None
     else:
-        step = steps(t, box, 2 * window.kernel_w - 1, N, SMALL)[
-            None, :
-        ]  # pointers by row: one instruction for each address
+        # pointers by row: one instruction for each address
+        step = steps(t, box, 2 * window.kernel_w - 1, N, SMALL)[None, :]
         return tl.load((table + own)[:, None] - step if KEYS else (table + own)[:, None] + step)

@@ -12,8 +12,6 @@ from . import local_2d, pb_relax, sequences, three_region
 from .pivots import Pivots, Policy, block_pivots
 from .refuse import refuse_models_without_interface
 
-ANY_GRID = 2**31, 2**31
-
 
 def register(
     *,
@@ -70,9 +68,8 @@ def register(
     alpha = _checks.finite(alpha, "alpha", positive=True)
     prefix = _checks.integer(prefix, "prefix", 0)
     _checks.choice(impl, "impl", _dispatch.IMPLS)
-    _checks.local_window(
-        ANY_GRID if grid is None else grid, (1, 1) if kernel_size is None else kernel_size, dilation, edge=edge
-    )
+    size = (1, 1) if kernel_size is None else kernel_size
+    _checks.local_window(_checks.ANY_GRID if grid is None else grid, size, dilation, edge=edge)
     if pivots is not None:
         _checks.require(pivots_per_block is None, "pivots_per_block", "None beside pivots", pivots_per_block)
         _checks.require(callable(pivots), "pivots", "a function of a length and a device", lambda: repr(pivots))
