@@ -191,16 +191,13 @@ __global__ void __launch_bounds__(most_threads(D, kKeys ? Pass::grad_key : Pass:
 #pragma unroll
       for (int h = 0; h < 2; ++h)
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const u32 bit = 1u << (4 * uy + 2 * h);
-          seen[h][r] = rows.seen[r] & bit ? (rows.own[r] & bit ? columns.half : columns.all) : 0;
-        }
+        for (int r = 0; r < 2; ++r) seen[h][r] = rows.of(columns, r, 1u << (4 * uy + 2 * h));
       if constexpr (kOptions && !kKeys) {
         const HiddenKeys hidden(a.options, p, item, top + 4 * uy, 4 * tile - p.x.above, lane);
 #pragma unroll
         for (int h = 0; h < 2; ++h)
 #pragma unroll
-          for (int r = 0; r < 2; ++r) seen[h][r] = hidden.seen(rows, columns, 4 * uy, h, r);
+          for (int r = 0; r < 2; ++r) seen[h][r] &= ~hidden.bits[h];
       }
 #pragma unroll 1
       for (int ux = 0; ux < units; ++ux) {

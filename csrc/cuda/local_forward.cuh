@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(most_threads(D, Pass::forward), 1)
           for (int h = 0; h < 2; ++h)
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-              const u32 bits = hidden.seen(rows, seen, 4 * u0, h, r);
+              const u32 bits = rows.of(seen, r, bit(0, h)) & ~hidden.bits[h];
 #pragma unroll
               for (int u = 0; u < kUnits; ++u)
 #pragma unroll

@@ -74,11 +74,6 @@ struct HiddenKeys {
     const u32 shift = lane % 2 * 2;
     bits[0] = (lane / 2 % 2 ? of[1] : of[0]) >> shift, bits[1] = (lane / 2 % 2 ? of[3] : of[2]) >> shift;
   }
-  // What half h of the row of units at `row` of the box shows to row r.
-  __device__ u32 seen(const RowBits& rows, const Columns& columns, int row, int h, int r) const {
-    const u32 bit = 1u << (row + 2 * h);
-    return rows.seen[r] & bit ? (rows.own[r] & bit ? columns.half : columns.all) & ~bits[h] : 0;
-  }
   // Whether a lane's own key, which is inside, is hidden.
   template <int D>
   __device__ static bool own(const LocalOptions& o, const Strips& p, const Item& item, const Own<D>& own, int r) {

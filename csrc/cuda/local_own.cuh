@@ -130,6 +130,10 @@ struct RowBits {
       seen[0] = window[0] & inside, seen[1] = window[1] & inside;
     }
   }
+  // The columns that row r sees of the half of a unit row that has this bit.
+  __device__ u32 of(const Columns& columns, int r, u32 bit) const {
+    return seen[r] & bit ? (own[r] & bit ? columns.half : columns.all) : 0;
+  }
 };
 
 }  // namespace cogview::cuda
