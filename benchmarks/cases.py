@@ -1,4 +1,4 @@
-"""What is timed, as data: operator, shape, dtype, direction, and the problem (problems.py)."""
+"""What is timed, as data: operator, shape, dtype, direction, and the problem (problems.py, row_problems.py)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,23 +9,18 @@ import torch
 
 from .problems import (
     Problem,
-    add_layer_norm,
     cross_resolution,
     dalle,
-    layer_norm,
     local_2d,
     local_2d_bias,
     local_2d_decode,
     neighborhood,
-    rms_norm,
-    sandwich,
-    sandwich_rms,
-    softmax,
     three_region,
     three_region_decode,
     three_region_varlen,
     upsampling,
 )
+from .row_problems import add_layer_norm, layer_norm, rms_norm, sandwich, sandwich_rms, softmax
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from . import cases, implementations, machine, problems, report
+from . import cases, implementations, machine, problems, report, row_problems
 from .cases import DTYPES, GPU_CASES, Case
 from .targets import DENSE, TARGETS
 from .test_bench import contestants
@@ -159,7 +159,10 @@ def measure(
 
 def rehearsal() -> list[Case]:
     """Small cases under the names of real ones, which need no GPU."""
-    norm, attention = partial(problems.layer_norm, rows=64, dim=64), partial(problems.three_region, heads=1, seqlen=256)
+    norm, attention = (
+        partial(row_problems.layer_norm, rows=64, dim=64),
+        partial(problems.three_region, heads=1, seqlen=256),
+    )
     return [
         Case("layer_norm", "33792x2560", "bf16", False, norm),
         Case("layer_norm", "33792x2560", "bf16", True, norm),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import three_region
 
-from benchmarks import baselines, cases, machine, problems, report
+from benchmarks import baselines, cases, machine, problems, report, row_problems
 from benchmarks.cases import Case
 from benchmarks.test_bench import contestants, measure
 from cogview_ops import patterns
@@ -46,14 +46,14 @@ SMALL = {
     ),
     "dalle_attention": partial(problems.dalle, kind="convolutional", heads=2, text=9, grid=(13, 12), dim=16),
     "dalle_attention-wrap": partial(problems.dalle, kind="row", wrap=True, heads=2, text=9, grid=(6, 5), dim=16),
-    "pb_relax_softmax": partial(problems.softmax, heads=2, seqlen=33, causal=True),
-    "layer_norm": partial(problems.layer_norm, rows=7, dim=24),
-    "sandwich_layer_norm": partial(problems.sandwich, rows=7, dim=24),
-    "sandwich_layer_norm-pre": partial(problems.add_layer_norm, rows=7, dim=24),
-    "rms_norm": partial(problems.rms_norm, rows=7, dim=24),
-    "sandwich_rms_norm": partial(problems.sandwich_rms, rows=7, dim=24),
-    "sandwich_rms_norm-pre": partial(problems.sandwich_rms, norms="pre", rows=7, dim=24),
-    "sandwich_rms_norm-post": partial(problems.sandwich_rms, norms="post", rows=7, dim=24),
+    "pb_relax_softmax": partial(row_problems.softmax, heads=2, seqlen=33, causal=True),
+    "layer_norm": partial(row_problems.layer_norm, rows=7, dim=24),
+    "sandwich_layer_norm": partial(row_problems.sandwich, rows=7, dim=24),
+    "sandwich_layer_norm-pre": partial(row_problems.add_layer_norm, rows=7, dim=24),
+    "rms_norm": partial(row_problems.rms_norm, rows=7, dim=24),
+    "sandwich_rms_norm": partial(row_problems.sandwich_rms, rows=7, dim=24),
+    "sandwich_rms_norm-pre": partial(row_problems.sandwich_rms, norms="pre", rows=7, dim=24),
+    "sandwich_rms_norm-post": partial(row_problems.sandwich_rms, norms="post", rows=7, dim=24),
 }
 
 
@@ -161,7 +161,7 @@ def benchmark(benchmark):
 
 def small_row(benchmark, ours=None) -> dict:
     def build(dtype: torch.dtype, backward: bool) -> problems.Problem:
-        problem = problems.softmax(dtype, backward, heads=1, seqlen=16)
+        problem = row_problems.softmax(dtype, backward, heads=1, seqlen=16)
         keep = {"eager formula": problem.baselines["eager formula"], "broken": lambda x: x[..., :1] / 0}
         return dataclasses.replace(problem, baselines=keep, ours=ours or problem.ours)
 
