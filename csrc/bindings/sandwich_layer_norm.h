@@ -9,6 +9,7 @@
 #include <cmath>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "common.h"
 #include "rows.h"
@@ -35,14 +36,6 @@ inline Tensor absent(const Tensor& like) { return torch::stable::new_empty(like,
 
 inline void* data_of(const Maybe& x) { return x ? const_cast<void*>(x->const_data_ptr()) : nullptr; }
 
-inline void* statistic_data(const Maybe& statistic, const Tensor& x, const char* name) {
-  if (!statistic) return nullptr;
-  const bool ok = statistic->scalar_type() == stat_type(x) && statistic->is_contiguous() &&
-                  statistic->numel() * x.size(-1) == x.numel();
-  STD_TORCH_CHECK(ok, name, ": expected one statistic per row, contiguous");
-  return data_of(statistic);
-}
-
 inline Tensor gradient_rows(const Tensor& grad, const Tensor& like, const char* name) {
   check_same_shape(grad, like, name);
   return rows_contiguous(grad);
@@ -51,6 +44,7 @@ inline Tensor gradient_rows(const Tensor& grad, const Tensor& like, const char* 
 template <class Args>
 struct NormCall {
   Args a{};
+  std::vector<Tensor> kept;  // what was copied for the kernels
 
   NormCall(const Tensor& x, bool rms) {
     a.rms = rms;
@@ -75,6 +69,15 @@ struct NormCall {
     const bool wider = a.residual_dtype == Dtype::f32 && (a.dtype == Dtype::bf16 || a.dtype == Dtype::f16);
     STD_TORCH_CHECK(wider || a.residual_dtype == a.dtype, name,
                     ": expected branch's dtype, or float32 beside bfloat16 or float16");
+  }
+
+  // Numbers of the rows of x, in any layout: a shard of them may be a slice.
+  void* of_rows(const Maybe& numbers, const Tensor& x, const char* name) {
+    if (!numbers) return nullptr;
+    const bool ok = numbers->scalar_type() == stat_type(x) && numbers->numel() * x.size(-1) == x.numel();
+    STD_TORCH_CHECK(ok, name, ": expected one statistic per row");
+    kept.push_back(as_contiguous(*numbers));
+    return const_cast<void*>(kept.back().const_data_ptr());
   }
 
   // `seed`, of the caller's, is read when the kernels run.
@@ -159,7 +162,7 @@ Six step_fwd(const Tensor& branch, const Tensor& residual, const Maybe& post_wei
   Tensor h = empty_rows(residual), x = pre_weight ? empty_rows(branch) : absent(branch);
   auto& a = call.a;
   a.branch_scale = branch_scale;
-  a.row_scale = statistic_data(row_scale, branch, "row_scale");
+  a.row_scale = call.of_rows(row_scale, branch, "row_scale");
   a.branch = branch.const_data_ptr();
   a.branch_rows = rows_of(branch);
   a.residual = residual.const_data_ptr();
@@ -202,8 +205,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_bwd(const Tensor& dout_in, const Tensor&
   auto& a = call.a;
   a.weight_offset = weight_offset;
   a.pre.weight = data_of(parameters[0]);
-  a.pre.mean = statistic_data(mean, x, "mean");
-  a.pre.rstd = statistic_data(rstd, x, "rstd");
+  a.pre.mean = call.of_rows(mean, x, "mean");
+  a.pre.rstd = call.of_rows(rstd, x, "rstd");
   a.h = const_cast<void*>(x.const_data_ptr());
   a.h_rows = rows_of(x);
   a.dx = dout.const_data_ptr();
@@ -244,15 +247,15 @@ Seven step_bwd(const Maybe& dh_in, const Maybe& dx_in, const Maybe& branch, cons
   auto& a = call.a;
   a.weight_offset = weight_offset;
   a.branch_scale = branch_scale;
-  a.row_scale = statistic_data(row_scale, like, "row_scale");
+  a.row_scale = call.of_rows(row_scale, like, "row_scale");
   a.post.weight = data_of(parameters[0]);
   call.dropout(dropout_p, dropout_after_norm, seed);
   a.post.bias = data_of(parameters[2]);
-  a.post.mean = statistic_data(post_mean, like, "post_mean");
-  a.post.rstd = statistic_data(post_rstd, like, "post_rstd");
+  a.post.mean = call.of_rows(post_mean, like, "post_mean");
+  a.post.rstd = call.of_rows(post_rstd, like, "post_rstd");
   a.pre.weight = data_of(parameters[1]);
-  a.pre.mean = statistic_data(pre_mean, like, "pre_mean");
-  a.pre.rstd = statistic_data(pre_rstd, like, "pre_rstd");
+  a.pre.mean = call.of_rows(pre_mean, like, "pre_mean");
+  a.pre.rstd = call.of_rows(pre_rstd, like, "pre_rstd");
   if (branch) {
     a.branch = branch->const_data_ptr();
     a.branch_rows = rows_of(*branch);
