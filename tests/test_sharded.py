@@ -1,8 +1,11 @@
 """Every layer and the root wrapped by FSDP2: two processes train to the losses of one."""
 
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from common import in_two_processes, needs_processes
 from test_transformer import recipe_of
 
 from cogview.recipes.recipe import Recipe
@@ -32,26 +35,24 @@ def _losses(model: torch.nn.Module, part: Batch, total: torch.Tensor, ranks: int
     return losses
 
 
-def _rank(rank: int, folder: str) -> None:
+def _rank(mesh: Any, folder: Path) -> None:
     from torch.distributed.fsdp import fully_shard
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for attention in ATTENTIONS:
         _, model, batch = _problem(attention)
         for layer in model.stack.layers:
-            fully_shard(layer)
-        fully_shard(model)
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
         assert {type(p.data).__name__ for p in model.parameters()} == {"DTensor"}
-        losses = torch.stack(_losses(model, batch.chunk(2)[rank], batch.weights.sum(), 2))
-        dist.all_reduce(losses)
-        if rank == 0:
-            torch.save(losses, f"{folder}/{attention}.pt")
-    dist.destroy_process_group()
+        losses = torch.stack(_losses(model, batch.chunk(2)[mesh.get_rank()], batch.weights.sum(), 2))
+        torch.distributed.all_reduce(losses)
+        if mesh.get_rank() == 0:
+            torch.save(losses, folder / f"{attention}.pt")
 
 
-def test_two_ranks_train_to_the_losses_of_one(tmp_path):
-    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+@needs_processes
+def test_two_ranks_train_to_the_losses_of_one(tmp_path: Path) -> None:
+    in_two_processes(partial(_rank, folder=tmp_path))
     for attention in ATTENTIONS:
         _, model, batch = _problem(attention)
         expected = torch.stack(_losses(model, batch, batch.weights.sum(), 1))
