@@ -6,9 +6,9 @@ strides, poisoned allocations, opcheck and the instruction sets.
 
 import math
 import os
-import socket
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -112,16 +112,13 @@ needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reaso
 
 def in_two_processes(work: Callable[[Any], None]) -> None:
     """work(their mesh) in each, a function of a module that can be imported."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_one_of_two, (port, work), nprocs=2)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_one_of_two, (f"file://{folder}/store", work), nprocs=2)
 
 
-def _one_of_two(rank: int, port: int, work: Callable[[Any], None]) -> None:
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+def _one_of_two(rank: int, store: str, work: Callable[[Any], None]) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     work(torch.distributed.init_device_mesh("cpu", (2,)))
     # gloo's threads may still hold tensors; they would abort an interpreter that ends (pytorch/pytorch#179291)
     os._exit(0)
