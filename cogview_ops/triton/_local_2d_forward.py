@@ -97,10 +97,14 @@ def attend(x, queries, b, kv, begin, end, sets, scale, FORM: tl.constexpr, ACC: 
         box = key_box(queries.corners, reach, queries.image, FORM.CAUSAL, FORM.SHIFT)
         low_y, low_x = key_windows(queries.y, queries.x, reach, queries.image, FORM.SHIFT)
         own = entry_of(box.top - queries.y, box.left - queries.x, window) + sets.own
-        key_mask = mask_of(sets.key_mask, b, window.height * window.width)
+        key_mask = sets.key_mask
+        if key_mask is not None:
+            key_mask = mask_of(key_mask, b, window.height * window.width)
         for t in tl.range(begin, tl.minimum(end, tl.cdiv(box.rows * box.columns, N))):
             tile = local_tile(t, box, low_y, low_x, reach, queries, key_mask, FORM, N)
-            table = added(sets.table, own, t, box, window, N, FORM.SMALL)
+            table = sets.table
+            if table is not None:
+                table = added(table, own, t, box, window, N, FORM.SMALL)
             acc, top, total = forward_tile(acc, top, total, x, keys, tile, scale, 0.0, table, ACC, SHAPE)
     return acc / tl.where(total > 0, total, 1.0)[:, None], log_sum(top, total)
 
@@ -125,7 +129,8 @@ def forward_kernel(
         x = -x
     queries = Queries(image, corners, y, col, i, raster(image, corners.bottom, corners.right))
     coarse_window = Window(coarse_height, coarse_width, coarse_kernel_h, coarse_kernel_w)
-    table = table_of(table, h, window)
+    if table is not None:
+        table = table_of(table, h, window)
     sets = Sets(local, table, 0, key_mask, prefix, mask, coarse, window, prefix_len, coarse_window)
     acc, value = attend(x, queries, b, h // group, 0, 0x7FFFFFFF, sets, scale, FORM, ACC, SHAPE)
     scatter_rows(out.at, out.s, i, there, acc, SHAPE.D, SHAPE.BLOCK_D)

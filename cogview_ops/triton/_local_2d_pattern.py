@@ -320,19 +320,13 @@ def local_tile(t, box, low_y, low_x, reach, queries, key_mask, FORM: tl.constexp
 @triton.jit
 def mask_of(key_mask, b, cells):
     """Of sample b."""
-    if key_mask is None:
-        return None
-    else:
-        return key_mask + b * cells
+    return key_mask + b * cells
 
 
 @triton.jit
 def table_of(table, h, window):
-    """Of a head: what is added to scores in base 2, by how far a key is from a query. Of none: None."""
-    if table is None:
-        return None
-    else:
-        return table + h * ((2 * window.kernel_h - 1) * (2 * window.kernel_w - 1))
+    """Of a head: what is added to scores in base 2, by how far a key is from a query."""
+    return table + h * ((2 * window.kernel_h - 1) * (2 * window.kernel_w - 1))
 
 
 @triton.jit
@@ -359,13 +353,10 @@ def steps(t, box, pitch, N: tl.constexpr, SMALL: tl.constexpr):
 @triton.jit
 def added(table, own, t, box, window, N: tl.constexpr, SMALL: tl.constexpr, KEYS: tl.constexpr = False):
     """What is added to the scores of a tile; `own`: entries of queries and the first key of the box, or of KEYS and its
-    first query. None without a table.
+    first query.
 
     Of pairs that do not see each other any number: there is room around tables for the entries that they would have.
     """
-    if table is None:
-        return None
-    else:
-        # pointers by row: one instruction for each address
-        step = steps(t, box, 2 * window.kernel_w - 1, N, SMALL)[None, :]
-        return tl.load((table + own)[:, None] - step if KEYS else (table + own)[:, None] + step)
+    # pointers by row: one instruction for each address
+    step = steps(t, box, 2 * window.kernel_w - 1, N, SMALL)[None, :]
+    return tl.load((table + own)[:, None] - step if KEYS else (table + own)[:, None] + step)

@@ -51,7 +51,8 @@ def sum_table_kernel(
     slot_h, slot_w = slot_size(window)
     size, step = slot_h * slot_w, (dy * slot_w + dx)[None, :]
     slots += head.to(tl.int64) * tiles * (M * size)
-    mask = mask_of(key_mask, ((first_head + head) // heads).to(tl.int64), height * width)
+    if key_mask is not None:
+        key_mask = mask_of(key_mask, ((first_head + head) // heads).to(tl.int64), height * width)
     m = tl.arange(0, M)
     run = tl.cdiv(tiles, splits)
     acc = tl.zeros([M, ENTRIES], ACC)
@@ -65,7 +66,7 @@ def sum_table_kernel(
         seen = inside(first, last, offset, FORM.SMALL)
         if key_mask is not None:
             j = raster(image, y, x)[:, None] + (dy * dilation_h * width + dx * dilation_w)[None, :]
-            seen &= tl.load(mask + j, mask=seen, other=1) == 0
+            seen &= tl.load(key_mask + j, mask=seen, other=1) == 0
         own = ((y - low_y) * slot_w + x - low_x + m * size)[:, None]
         acc += tl.load(slots + tl.cast(tile, tl.int64) * (M * size) + (own + step), mask=seen, other=0.0)
     sums = table_of(sums, ((first_head + head) * splits + share).to(tl.int64), window)
