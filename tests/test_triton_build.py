@@ -176,11 +176,11 @@ def test_nothing_returns_none() -> None:
                 assert "return None" not in returned, f"{path.name}: {function.name}"
 
 
-def test_nothing_spills(kernels: list[Kernel]) -> None:
-    """But where a packed sequence's rows are, which is asked before and behind the loops, and beside a table: 16 bytes,
-    of Triton 3.6's 112."""
+def test_nothing_spills(kernels: list[Kernel], request: pytest.FixtureRequest) -> None:
+    """But where a packed sequence's rows are, which is asked before and behind the loops, and beside a table."""
+    beside_table = {"installed": 16, "3.6.0": 112}[request.node.callspec.params["kernels"]]
     for kernel in kernels:
-        assert kernel.spilled <= {"three_region_packed": 64, "local_2d_biased": 112}.get(kernel.op, 0), kernel
+        assert kernel.spilled <= {"three_region_packed": 64, "local_2d_biased": beside_table}.get(kernel.op, 0), kernel
 
 
 def test_ptxas_does_not_complain(kernels: list[Kernel]) -> None:

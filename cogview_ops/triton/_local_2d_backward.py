@@ -24,7 +24,6 @@ from ._local_2d_pattern import (
     key_box,
     key_windows,
     local_tile,
-    mask_of,
     patch,
     prefix_tile,
     query_box,
@@ -130,7 +129,7 @@ def grad_query_kernel(
             first_y, first_x = tl.maximum(low_y, 0), tl.maximum(low_x, 0)
             slots += row + (box.top - first_y) * slot_w + box.left - first_x
         if key_mask is not None:
-            key_mask = mask_of(key_mask, b, height * width)
+            key_mask += b * height * width
         for t in tl.range(0, tl.cdiv(box.rows * box.columns, N)):
             seen = local_tile(t, box, low_y, low_x, reach, queries, key_mask, FORM, N)
             if table is None:
@@ -175,7 +174,7 @@ def grad_key_kernel(
     n = raster(home, key_y, key_x)
     read = there
     if mask is not None:
-        mask = mask_of(mask, b, key_width if DENSE else key_height * key_width)
+        mask += b * (key_width if DENSE else key_height * key_width)
         read &= (tl.load(mask + n, mask=there, other=0) != 0) == DENSE
     keys = keys_of(keys, b, kv)
     y = gather_rows(keys.k.at, keys.k.s, n, read, D, BLOCK_D)

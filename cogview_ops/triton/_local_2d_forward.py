@@ -24,7 +24,6 @@ from ._local_2d_pattern import (
     key_box,
     key_windows,
     local_tile,
-    mask_of,
     patch,
     prefix_tile,
     raster,
@@ -99,7 +98,7 @@ def attend(x, queries, b, kv, begin, end, sets, scale, FORM: tl.constexpr, ACC: 
         own = entry_of(box.top - queries.y, box.left - queries.x, window) + sets.own
         key_mask = sets.key_mask
         if key_mask is not None:
-            key_mask = mask_of(key_mask, b, window.height * window.width)
+            key_mask += b * window.height * window.width
         for t in tl.range(begin, tl.minimum(end, tl.cdiv(box.rows * box.columns, N))):
             tile = local_tile(t, box, low_y, low_x, reach, queries, key_mask, FORM, N)
             table = sets.table

@@ -318,12 +318,6 @@ def local_tile(t, box, low_y, low_x, reach, queries, key_mask, FORM: tl.constexp
 
 
 @triton.jit
-def mask_of(key_mask, b, cells):
-    """Of sample b."""
-    return key_mask + b * cells
-
-
-@triton.jit
 def table_of(table, h, window):
     """Of a head: what is added to scores in base 2, by how far a key is from a query."""
     return table + h * ((2 * window.kernel_h - 1) * (2 * window.kernel_w - 1))

@@ -19,7 +19,6 @@ from ._local_2d_pattern import (
     entry_of,
     inside,
     key_windows,
-    mask_of,
     patch,
     raster,
     slot_size,
@@ -52,7 +51,7 @@ def sum_table_kernel(
     size, step = slot_h * slot_w, (dy * slot_w + dx)[None, :]
     slots += head.to(tl.int64) * tiles * (M * size)
     if key_mask is not None:
-        key_mask = mask_of(key_mask, ((first_head + head) // heads).to(tl.int64), height * width)
+        key_mask += ((first_head + head) // heads).to(tl.int64) * height * width
     m = tl.arange(0, M)
     run = tl.cdiv(tiles, splits)
     acc = tl.zeros([M, ENTRIES], ACC)
