@@ -315,6 +315,20 @@ def run(
     return tuple(out.detach() for out in outputs), results
 
 
+def spread_out(monkeypatch: pytest.MonkeyPatch, shape: torch.Size) -> list[Tensor]:
+    """What kernels are given of this shape from now on lies apart in memory, as torch's shards may. All of it."""
+    below, given = _dispatch.below_autograd, []
+
+    def spread(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.shape != shape:
+            return x
+        given.append(torch.stack((x, x.new_full(x.shape, torch.nan)), -1)[..., 0])
+        return given[-1]
+
+    monkeypatch.setattr(_dispatch, "below_autograd", lambda *args: below(*map(spread, args)))
+    return given
+
+
 def assert_true(case: Case, dtype: torch.dtype, impl: str, which: Sequence[int] | None = None) -> None:
     """Outputs and gradients of one case are as near the float64 truth as the plain formula in the same dtype."""
     skip_uncomputable(dtype, impl, case.op)

@@ -249,6 +249,18 @@ def rows_of(x: torch.Tensor) -> Rows:
     return Rows(x, *x.stride()[:3])
 
 
+def readable(dout: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+    """With a contiguous last dimension; zeros where only lse has a gradient."""
+    if dout is None:
+        return torch.zeros_like(out)
+    return dout if dout.stride(-1) == 1 else dout.contiguous()
+
+
+def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+    """Of numbers that kernels read by their place: a shard of them may be a slice."""
+    return None if x is None else x.contiguous()
+
+
 def number(x: float) -> Number:
     high = ctypes.c_float(x).value
     return Number(high, x - high)

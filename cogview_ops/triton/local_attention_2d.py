@@ -25,7 +25,18 @@ from . import configs
 from ._local_2d_call import Call, box_tiles, plus
 from ._local_2d_forward import decode_kernel, forward_kernel
 from ._local_2d_gradients import KeySet, grad_keys, grad_query
-from ._tiles import DEVICES, block_d, combine_kernel, launch, number, power_of_4, rows_of, scale_of
+from ._tiles import (
+    DEVICES,
+    block_d,
+    combine_kernel,
+    contiguous,
+    launch,
+    number,
+    power_of_4,
+    readable,
+    rows_of,
+    scale_of,
+)
 
 
 def forward(q: Tensor, k: Tensor | None, v: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -50,14 +61,12 @@ def backward(
         grads[7] = grads[7].new_empty(grads[7].shape)
     if not q.numel():
         return tuple(x.zero_() for x in grads)
-    if dout is None:
-        dout = torch.zeros_like(out)
-    elif dout.stride(3) != 1:
-        dout = dout.contiguous()
+    dout = readable(dout, out)
     call = Call(q, k, v, unflatten(tensors, tuple(numbers)))
+    lse = lse.contiguous()
     rows = {"q": rows_of(q), "dout": rows_of(dout), "lse": lse, "delta": torch.empty_like(lse)}
     rows |= {"scale": scale_of(call.scale), "step": number(call.scale)}
-    own = {"out": rows_of(out), "dlse": None if dlse is None else dlse.contiguous(), "dq": rows_of(grads[0])}
+    own = {"out": rows_of(out), "dlse": contiguous(dlse), "dq": rows_of(grads[0])}
     grad_query(call, rows | own, grads[7])
     if call.prefix is not None:  # longest first: every query sees it
         size = 1, call.prefix_len
@@ -104,7 +113,7 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
         config,
         q=rows_of(q),
         lengths=lengths.contiguous(),
-        query_index=None if query_index is None else query_index.contiguous(),
+        query_index=contiguous(query_index),
         **shared,
         **call.query_side(patch, config, partial=query_index is not None or not call.causal),
         share_size=share_size,

@@ -12,7 +12,7 @@ from .._norm_operators import KINDS, register
 from . import _rows
 from ._norm_kernels import Dropout, Norm, backward_kernel, forward_kernel, peak_kernel
 from ._rows import Matrix, matrix
-from ._tiles import DEVICES, Number, launch, number
+from ._tiles import DEVICES, Number, contiguous, launch, number
 from .configs import Config
 
 ROW, TENSOR = 1, 2  # relax, as in cogview_ops._norms
@@ -110,7 +110,7 @@ def step_forward(
     first: dict[str, Any] = {
         "branch": rows,
         "residual": matrix(residual),
-        "row_scale": _contiguous(row_scale),
+        "row_scale": contiguous(row_scale),
         "scale": _unless(1, branch_scale),
     }
     first |= {**drop, **numbers, "POST": has_post, "AFTER": dropout_after_norm and dropout_p > 0}
@@ -144,11 +144,6 @@ def _backward(
     return [x.to(weight.dtype, copy=True) for x, weight in zip(sums, parts, strict=True)]
 
 
-def _contiguous(numbers: Tensor | None) -> Tensor | None:
-    """Of rows: a shard of them may be a slice."""
-    return None if numbers is None else numbers.contiguous()
-
-
 def _no_rows(kind: str, weight: Tensor) -> list[Tensor]:
     return [torch.zeros_like(weight) for _ in range(2 if kind == "layer_norm" else 1)]
 
@@ -160,7 +155,7 @@ def norm_backward(
     if not x.numel():
         return grad, *_no_rows(kind, weight), *absent
     config = _rows.tiling(x.shape[-1], PACK)
-    made, pre = matrix(grad), Norm(weight, None, _contiguous(mean), _contiguous(rstd))
+    made, pre = matrix(grad), Norm(weight, None, contiguous(mean), contiguous(rstd))
     given = {"h": x, "dx": dout, "dh": None, "branch": None}
     others = dict.fromkeys(("dbranch", "row_scale", "drow_scale", "scale"))
     numbers = {"offset": _unless(0, weight_offset), "AFTER": False, **_dropout(x, 0.0, None)}
@@ -198,7 +193,7 @@ def step_backward(
     dbranch = absent() if same_gradient else _registration.empty_rows(like)
     dresidual = absent() if dx is None or h is None else _registration.empty_rows(h)
     row_scale, post_mean, post_rstd, pre_mean, pre_rstd = map(
-        _contiguous, (row_scale, post_mean, post_rstd, pre_mean, pre_rstd)
+        contiguous, (row_scale, post_mean, post_rstd, pre_mean, pre_rstd)
     )
     drow_scale = absent() if row_scale is None or branch is None else torch.empty_like(row_scale)
     norms = {}

@@ -24,9 +24,11 @@ from ._tiles import (
     Keys,
     block_d,
     combine_kernel,
+    contiguous,
     launch,
     number,
     power_of_4,
+    readable,
     rows_of,
     scale_of,
     section,
@@ -66,7 +68,7 @@ def backward(
     if not q.numel():
         return dq, dk.zero_(), dv.zero_()
     call = Call(q, k, v, pivots, tuple(numbers))
-    _backward(call, q, out, _readable(dout, out), lse, dlse, dq, dk, dv)
+    _backward(call, q, out, readable(dout, out), lse, dlse, dq, dk, dv)
     return dq, dk, dv
 
 
@@ -78,15 +80,9 @@ def varlen_backward(
     if not q.numel() or not len(pivots):
         return dq, dk.zero_(), dv.zero_()
     call = Call(samples(q), samples(k), samples(v), pivots, tuple(numbers), cu_seqlens, max_seqlen)
-    rows = samples(q), samples(out), samples(_readable(dout, out))
+    rows = samples(q), samples(out), samples(readable(dout, out))
     _backward(call, *rows, lse, dlse, samples(dq), samples(dk), samples(dv))
     return dq, dk, dv
-
-
-def _readable(dout: Tensor | None, out: Tensor) -> Tensor:
-    if dout is None:
-        return torch.zeros_like(out)
-    return dout if dout.stride(-1) == 1 else dout.contiguous()
 
 
 def _backward(
@@ -100,7 +96,7 @@ def _backward(
     dk: Tensor,
     dv: Tensor,
 ) -> None:
-    tensors = q, call.keys.k.at, call.keys.v.at, dout, out
+    tensors, lse = (q, call.keys.k.at, call.keys.v.at, dout, out), lse.contiguous()
     rows = {"q": rows_of(q), "rank": call.rank(), "dout": rows_of(dout), "lse": lse, "delta": torch.empty_like(lse)}
     rows |= {"scale": scale_of(call.scale), "step": number(call.scale)}
     config = call.config("grad_query")
@@ -112,7 +108,7 @@ def _backward(
         **rows,
         **shared,
         out=rows_of(out),
-        dlse=None if dlse is None else dlse.contiguous(),
+        dlse=contiguous(dlse),
         dq=rows_of(dq),
         SHAPE=call.shape(config, *tensors),
     )
@@ -184,7 +180,7 @@ def decode(
         keys=call.keys,
         pivots=call.pivots,
         lengths=cache_seqlens.contiguous(),
-        leftpad=None if cache_leftpad is None else cache_leftpad.contiguous(),
+        leftpad=contiguous(cache_leftpad),
         **shared,
         num_pivots=call.num_pivots,
         capacity=call.seqlen,

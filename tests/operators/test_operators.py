@@ -28,6 +28,7 @@ from common import (
     skip_emulated,
     skip_slow,
     skip_uncomputable,
+    spread_out,
     unavailable,
 )
 from torch import Tensor
@@ -134,6 +135,17 @@ def test_gradient_layouts(impl: str, case: Case) -> None:
         strange = torch.autograd.grad(outputs, list(inputs.values()), grads, retain_graph=True)
         plain = torch.autograd.grad(outputs, list(inputs.values()), [g.contiguous() for g in grads])
         assert_same(strange, plain, impl)
+
+
+@each([case for case in DIFFERENTIABLE if "attention" in case.op])
+def test_statistics_in_any_layout(impl: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch slices what it shards."""
+    dtype = computable(torch.float32, impl, case.op)
+    inputs = case.inputs(dtype, device_of(impl))
+    expected, grads = run(case, inputs, impl)
+    spread = spread_out(monkeypatch, expected[1].shape)
+    assert_same(run(case, inputs, impl)[1].values(), grads.values(), impl)
+    assert spread
 
 
 @each(EMPTY)
