@@ -26,7 +26,7 @@ LOCAL_RACE = f"{LOCAL}::test_phases_that_skip_coarse_keys_share_no_query -k bflo
 THREE_RACE = f"{THREE}::test_groups_of_keys_share_no_query -k bfloat16"
 LOCAL_HEADS = f"{LOCAL}::test_many_heads_share_packed_tiles -k bfloat16"  # on poisoned memory
 PACKED = f"{VARLEN}::test_mask_across_tiles -k cpp-torch.bfloat16"
-LEFTPAD = f"{VARLEN}::test_decode_of_left_padded_caches_equals_varlen -k bfloat16"
+LEFTPAD = "tests/operators/test_three_region_leftpad.py::test_decode_of_left_padded_caches_equals_varlen -k bfloat16"
 THREE_HEADS = f"{THREE}::test_many_heads_share_packed_tiles -k bfloat16"
 
 

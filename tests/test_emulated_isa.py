@@ -23,6 +23,7 @@ FILES = [
         "natten",
         "sequence_attention",
         "three_region_attention",
+        "three_region_leftpad",
         "three_region_varlen",
     )
 ]

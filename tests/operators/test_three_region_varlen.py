@@ -1,5 +1,5 @@
-"""three_region_attention_varlen, left-padded decoding and pivots of packed sequences: truth, mask, the batch form,
-neighbours, arguments. What all operators share is in test_operators.py."""
+"""three_region_attention_varlen: truth, mask, the batch form, neighbours, arguments. What all operators share is in
+test_operators.py."""
 
 import itertools
 import math
@@ -11,7 +11,6 @@ from cases import BY_LABEL, VARLEN, some_pivots, varlen
 from common import (
     DTYPES,
     Case,
-    assert_as_good_as,
     assert_bitwise,
     assert_probed,
     assert_true,
@@ -30,7 +29,6 @@ from common import (
     skip_uncomputable,
 )
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from cogview_ops import (
@@ -297,60 +295,6 @@ def test_uneven_work_on_any_number_of_threads(dtype: torch.dtype, threads: None)
         assert_bitwise(found[-1], found[0])
 
 
-# --- left-padded caches ----------------------------------------------------------------------------------------------
-
-
-@each_impl("three_region_attention_decode")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("steps", [1, 3, 70])
-def test_decode_of_left_padded_caches_equals_varlen(impl: str, dtype: torch.dtype, steps: int) -> None:
-    """Token by token or several at once, of which some may stand in the padding and give 0; what lies before the
-    sequences and behind them is NaN."""
-    skip_uncomputable(dtype, impl)
-    skip_slow(impl, unless=(steps, dtype) == (3, torch.float16))
-    lengths, capacity, device = (130, 41, 90), 150, device_of(impl)
-    case = varlen("leftpad", lengths, 16, 16, 2, heads=4, kv_heads=2, pivot_bias=0.4)
-    options = {k: case.options[k] for k in ("block_size", "window_blocks", "pivot_bias")}
-    inputs = case.inputs(dtype, device)
-    truth = case({k: x.double() for k, x in inputs.items()}, "reference")[0]
-    formula, pivots = case(inputs, "reference")[0], case.options["pivots"].to(device)
-    for end in (steps, 100, 139) if not interpreted(impl) else (100,):  # the cache is filled up to here
-        begins = [139 - length for length in lengths]
-        caches = [x.new_full((3, 2, capacity, 16), math.nan) for x in (inputs["key"], inputs["value"])]
-        query = torch.randn(3, 4, steps, 16, device=device).to(dtype)
-        expected = [torch.zeros(3, 4, steps, 16, device=device, dtype=x.dtype) for x in (truth, formula)]
-        for b, (begin, (first, _)) in enumerate(zip(begins, spans(case), strict=True)):
-            there = max(0, end - begin)  # tokens of the sequence
-            for cache, name in zip(caches, ("key", "value"), strict=True):
-                cache[b, :, begin : begin + there] = inputs[name][first : first + there].transpose(0, 1)
-            new = min(steps, there)
-            last = slice(first + there - new, first + there)
-            query[b, :, steps - new :] = inputs["query"][last].transpose(0, 1)
-            for mine, whole in zip(expected, (truth, formula), strict=True):
-                mine[b, :, steps - new :] = whole[last].transpose(0, 1)
-        ends, pads = torch.full((3,), end, device=device), torch.tensor(begins, device=device).clamp(max=end)
-        for impls in (impl, "reference"):
-            out = three_region_attention_decode(query, *caches, pivots, ends, cache_leftpad=pads, **options, impl=impls)
-            assert_as_good_as(out, *expected, f"cache up to {end}, {impls}")
-
-
-@each_impl("three_region_attention_decode")
-def test_no_padding_is_as_none_given(impl: str) -> None:
-    case = BY_LABEL["three_region_decode"]
-    inputs = case.inputs(torch.float32, device_of(impl))
-    padded = case._replace(options={**case.options, "cache_leftpad": torch.zeros(2, dtype=torch.int32)})
-    assert torch.equal(case(inputs, impl)[0], padded(inputs, impl)[0])
-
-
-@every_isa
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_left_padded_decode_on_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
-    case = BY_LABEL["three_region_decode_leftpad"]
-    inputs = case.inputs(dtype)
-    truth = case({k: x.double() for k, x in inputs.items()}, "reference")
-    assert_as_good_as(case(inputs, "cpp")[0], truth[0], case(inputs, "reference")[0])
-
-
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 Q, KV = torch.zeros(12, 4, 8), torch.zeros(12, 2, 8)
@@ -410,25 +354,6 @@ def test_invalid_arguments(impl: str) -> None:
         refused(three_region_attention_varlen, arguments, name, value, error)
         with pytest.raises(error, match=f"^{name}: expected .*{text}"):
             three_region_attention_varlen(**{**arguments, name: value})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("impl", ["reference", "auto"])
-def test_invalid_padding(impl: str) -> None:
-    cache = torch.zeros(2, 2, 12, 8)
-    arguments = {"query": torch.zeros(2, 4, 2, 8), "key_cache": cache, "value_cache": cache, "pivots": GOOD[:2]}
-    arguments |= {"cache_seqlens": torch.tensor([12, 9]), "impl": impl}  # type: ignore[dict-item]
-    table: list[tuple[Any, type[Exception], str]] = [
-        (3, TypeError, "a tensor, got int"),
-        (torch.zeros(2), TypeError, "dtype int32 or int64, got float32"),
-        (torch.zeros(1, dtype=torch.int32), ValueError, r"shape \(2,\), got \(1,\)"),
-        (torch.zeros(2, 1, dtype=torch.int32), ValueError, "1 dimensions"),
-        (torch.zeros(2, dtype=torch.int32, device="meta"), ValueError, "query's device cpu, got meta"),
-        (torch.tensor([0, -1]), ValueError, r"places from 0 to cache_seqlens \[12, 9\], got \[0, -1\]"),
-        (torch.tensor([0, 10]), ValueError, r"places from 0 to cache_seqlens \[12, 9\], got \[0, 10\]"),
-    ]
-    for value, error, text in table:
-        with pytest.raises(error, match=f"^cache_leftpad: expected .*{text}"):
-            three_region_attention_decode(**arguments, cache_leftpad=value)  # type: ignore[arg-type]
 
 
 def test_indices_are_looked_at_in_every_call() -> None:
@@ -508,86 +433,3 @@ def test_flops_of_equal_lengths() -> None:
     with FlopCounterMode(display=False) as counter:
         case(case.inputs(torch.float32), "cpp")
     assert counter.get_total_flops() == 4 * 2 * 8 * 3 * (32 * 33 // 2)
-
-
-# --- pivots ----------------------------------------------------------------------------------------------------------
-
-ROWS = ("tttiiiiiiiiiiiiiiiii", "", "tttttttt....iiiiiiii", "iiii", ".....", "titititititititititi", "")
-TEXT, IMAGE = (torch.tensor([c == kind for c in "".join(ROWS)]) for kind in "ti")
-BEGINS = torch.tensor([0, *itertools.accumulate(map(len, ROWS))])
-
-
-@pytest.mark.parametrize("count", [10, 11, 19, 20, 30])
-def test_what_is_drawn(count: int) -> None:
-    for seed in range(5):
-        generator = torch.Generator().manual_seed(seed)
-        pivots = sample_pivots(TEXT, IMAGE, count, cu_seqlens=BEGINS, generator=generator)
-        assert pivots.shape == (len(ROWS), count)
-        assert pivots.dtype == torch.int32
-        for row, drawn in zip(ROWS, pivots.tolist(), strict=True):
-            chosen = [p for p in drawn if p >= 0]
-            assert drawn == chosen + [-1] * (count - len(chosen))
-            assert chosen == sorted(set(chosen))
-            assert {p for p, kind in enumerate(row) if kind == "t"} <= set(chosen)
-            assert all(row[p] in "ti" for p in chosen)
-            assert len(chosen) == min(count, sum(kind in "ti" for kind in row))
-    other = sample_pivots(TEXT, IMAGE, 10, cu_seqlens=BEGINS, generator=torch.Generator().manual_seed(9))
-    again = sample_pivots(TEXT, IMAGE, 10, cu_seqlens=BEGINS.int(), generator=torch.Generator().manual_seed(9))
-    assert torch.equal(other, again)
-
-
-def test_every_image_token_is_equally_likely() -> None:
-    row, draws, count = "tttt" + "i" * 16 + "....", 4000, 10
-    text, image = (torch.tensor([c == kind for c in row]).repeat(draws) for kind in "ti")
-    ends = torch.arange(draws + 1) * len(row)
-    pivots = sample_pivots(text, image, count, cu_seqlens=ends, generator=torch.Generator().manual_seed(0))
-    frequency = torch.zeros(24).index_add_(0, pivots.flatten().long(), torch.ones(draws * count)) / draws
-    assert (frequency[:4] == 1).all()
-    assert (frequency[20:] == 0).all()
-    p = 6 / 16
-    assert ((frequency[4:20] - p).abs() < 5 * (p * (1 - p) / draws) ** 0.5).all()
-    together = ((pivots == 4).any(1) & (pivots == 19).any(1)).float().mean()
-    assert abs(together - 6 / 16 * 5 / 15) < 0.03
-
-
-def test_drawing_never_waits_for_the_device() -> None:
-    """One graph, then one for all sizes, and nothing read from the tensors: on a GPU there is no synchronisation."""
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(sample_pivots, fullgraph=True, backend=counter)
-    for n in range(2, 6):
-        lengths = BEGINS.diff().repeat(n)
-        ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-        pivots = compiled(TEXT.repeat(n), IMAGE.repeat(n), 10 + n, cu_seqlens=ends)
-        assert pivots.shape == (n * len(ROWS), 10 + n)
-        assert pivots[len(ROWS), :3].tolist() == [0, 1, 2]
-    assert counter.frame_count <= 2
-    on_meta = sample_pivots(TEXT.to("meta"), IMAGE.to("meta"), 1, cu_seqlens=BEGINS.to("meta"))
-    assert on_meta.shape == (len(ROWS), 1)
-
-
-@pytest.mark.parametrize("sequences", [0, 3])
-def test_nothing_to_draw_from(sequences: int) -> None:
-    mask, ends = torch.zeros(0, dtype=torch.bool), torch.zeros(sequences + 1, dtype=torch.int32)
-    expected = torch.full((sequences, 4), -1, dtype=torch.int32)
-    assert torch.equal(sample_pivots(mask, mask, 4, cu_seqlens=ends), expected)
-
-
-def test_invalid_masks() -> None:
-    table: list[tuple[str, type[Exception], dict[str, Any]]] = [
-        ("text_mask", ValueError, {"text_mask": TEXT[None]}),
-        ("image_mask", ValueError, {"image_mask": IMAGE[:-1]}),
-        ("image_mask", ValueError, {"image_mask": IMAGE | TEXT}),
-        ("num_pivots", ValueError, {"num_pivots": 9}),
-        ("cu_seqlens", TypeError, {"cu_seqlens": 3}),
-        ("cu_seqlens", TypeError, {"cu_seqlens": BEGINS.float()}),
-        ("cu_seqlens", ValueError, {"cu_seqlens": BEGINS[None]}),
-        ("cu_seqlens", ValueError, {"cu_seqlens": BEGINS[:-2]}),
-        ("cu_seqlens", ValueError, {"cu_seqlens": BEGINS.flip(0)}),
-        ("cu_seqlens", ValueError, {"cu_seqlens": BEGINS.to("meta")}),
-    ]
-    good = {"text_mask": TEXT, "image_mask": IMAGE, "num_pivots": 10, "cu_seqlens": BEGINS}
-    sample_pivots(**good)  # type: ignore[arg-type]
-    for name, error, changed in table:
-        with pytest.raises(error, match=rf"^{name}: expected .+, got .+"):
-            sample_pivots(**{**good, **changed})  # type: ignore[arg-type]
