@@ -20,6 +20,7 @@ from cogview.device import available
 from cogview.generate import generate_batches
 from cogview.inputs import BadCaption, Captions, Pictures, images, listed, texts
 from cogview.loss import check_finite, row_means
+from cogview.parts.quantized import int8_weights
 from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes import named
 from cogview.recipes.recipe import Recipe
@@ -103,9 +104,14 @@ class System:
         *,
         name: str | None = None,
         step: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        int8: bool = False,
+        compile: bool = False,
     ) -> "System":
         """Reads a run's folder. name: of its model, default the one trained last. step: of its checkpoint, default the
         best by held-out loss, or the newest; where that one is damaged the next is taken, and `source.why` says so.
+        dtype: of the model. int8: its linear layers' weights in 8 bits, by torchao. compile: see
+        `Transformer.compile_step`.
 
         ValueError in one sentence where a part is missing or does not fit the others, or torch cannot use the device.
         """
@@ -115,11 +121,15 @@ class System:
         for source in tried:
             try:
                 _check_tokenizers(folder, source.path, text, image)
-                parts = load_model(source.path, device=device)
+                recipe, model = load_model(source.path, device=device, dtype=dtype)
             except checkpoint.Damaged as error:
                 damaged = damaged or error
             else:
-                return cls(text, image.to(device).eval(), *parts, source)
+                if int8:
+                    int8_weights(model)
+                if compile:
+                    model.compile_step()
+                return cls(text, image.to(device).eval(), recipe, model, source)
         raise damaged or ValueError(f"{folder} holds no trained model")
 
     def encode(self, captions: Captions) -> list[list[int]]:
