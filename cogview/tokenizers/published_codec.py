@@ -122,7 +122,8 @@ class CodecConfig:
     settings: dict[str, Any]  # of its class
 
     def __post_init__(self):
-        require(self.kind in KINDS, "kind", f"one of {', '.join(KINDS)}", self.kind)
+        require(self.kind in tuple(KINDS), "kind", f"one of {', '.join(KINDS)}", self.kind)
+        require(isinstance(self.settings, dict), "settings", "an object", self.settings)
         for name in ("codebook_size", "downsample"):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, name, "a positive number", value)
@@ -184,10 +185,9 @@ class PublishedCodec(nn.Module):
         sizes, tensors = stored.read(path, FORMAT)
         try:
             config = CodecConfig(**sizes)
-            model = without_weights(class_of(config.kind), config.settings)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"path: {str(path)!r} has no valid config ({error})") from error
-        codec = cls(model, config)
+        codec = cls(without_weights(class_of(config.kind), config.settings), config)
         stored.give(codec, tensors, path)
         return codec.float()
 
