@@ -22,7 +22,8 @@ from cogview.tokenizers.image_tokenizer import check_codes, check_images
 
 FORMAT = "cogview-codec-1"
 _AT_ONCE = 1 << 16  # pixels that go through a codec together: of 256 channels and 4 frames, 256 MB a layer
-_MOST = 100  # layers that a config may ask for
+_MOST = 100  # layers that a config may ask for, by a list or these
+_COUNTS = ("num_res_blocks", "layers_per_block")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Kind:
 
 
 def _encode_janus(model: Any, images: Tensor) -> Tensor:
+    """As transformers has it: nearest by plain distance. Janus' own code divides latents and codes by their norms
+    before; what codes decode to is the same in both."""
     return model.encode(images).image_tokens
 
 
@@ -98,11 +101,9 @@ def settings_of(made: Any, config: dict[str, Any]) -> dict[str, Any]:
 
 def without_weights(made: Any, settings: dict[str, Any]) -> Any:
     """A model on the meta device; ValueError where the settings make none."""
-    for name, value in settings.items():
-        layers = (
-            len(value) if isinstance(value, list) else value if name in ("num_res_blocks", "layers_per_block") else 0
-        )
-        require(isinstance(layers, int) and layers <= _MOST, name, f"at most {_MOST} layers", value)
+    lists = {name: len(value) for name, value in settings.items() if isinstance(value, list)}
+    for name, count in (lists | {name: settings[name] for name in _COUNTS if name in settings}).items():
+        require(isinstance(count, int) and count <= _MOST, name, f"at most {_MOST} layers", count)
     try:
         with torch.device("meta"):
             return made(made.config_class(**settings)) if hasattr(made, "config_class") else made(**settings)

@@ -412,6 +412,25 @@ def test_a_run_with_a_codec(of_transformers, tmp_path, capsys) -> None:
     assert TokenDataset(tmp_path / "second" / "tokens" / "train").tokenizers == data.tokenizers
 
 
+def test_a_stopped_run_goes_on(of_transformers, tmp_path, monkeypatch) -> None:
+    a, run, encode = shard(tmp_path / "a.tar"), tmp_path / "run", PublishedCodec.encode
+
+    def stopped(self: PublishedCodec, images: Tensor) -> Tensor:
+        if len(images) == 12:
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    command = ("tokenize", a, "--run", run, "--image-size", 8, "--codec", of_transformers)
+    with monkeypatch.context() as patch:
+        patch.setattr(PublishedCodec, "encode", stopped)
+        with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+            cogview(*command)
+    before = (run / "vqvae.safetensors").read_bytes()
+    cogview(*command)
+    assert len(TokenDataset(run / "tokens" / "train")) == 12
+    assert (run / "vqvae.safetensors").read_bytes() == before
+
+
 def test_codecs_and_runs_that_do_not_fit(of_transformers, of_diffusers, tmp_path, capsys) -> None:
     a, run = shard(tmp_path / "a.tar"), tmp_path / "run"
     with pytest.raises(SystemExit, match="image_size: expected a multiple of 4, got 6"):
