@@ -27,7 +27,8 @@ from cogview.recipes.recipe import Recipe
 from cogview.runs import Source, sources
 from cogview.sampling import Sampling, check_seed
 from cogview.sequence import Batch, pad_text
-from cogview.tokenizers.image import VQVAE
+from cogview.tokenizers.image_tokenizer import ImageTokenizer
+from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint
 from cogview.train.identity import other_tokenizers
@@ -80,7 +81,7 @@ class System:
     """Both tokenizers and the model between them; where they come from, if they were loaded."""
 
     text: TextTokenizer
-    image: VQVAE
+    image: ImageTokenizer
     recipe: Recipe
     model: Transformer
     source: Source | None = None
@@ -117,7 +118,7 @@ class System:
         """
         folder, damaged, device = Path(folder), None, available(device)
         tried = sources(folder, name, step)
-        text, image = TextTokenizer.load(folder / "text.model"), VQVAE.load(folder / "vqvae.safetensors")
+        text, image = TextTokenizer.load(folder / "text.model"), load_image_tokenizer(folder / "vqvae.safetensors")
         for source in tried:
             try:
                 _check_tokenizers(folder, source.path, text, image)
@@ -256,7 +257,7 @@ def _are_whole(values: Tensor) -> bool:
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
-def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: VQVAE) -> None:
+def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: ImageTokenizer) -> None:
     """ValueError unless a checkpoint's model was trained on tokens of these tokenizers."""
     trained_on = checkpoint.read_header(path).get("tokenizers")
     if not isinstance(trained_on, list) or len(trained_on) != 2:
