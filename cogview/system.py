@@ -114,7 +114,7 @@ class System:
         text, image = TextTokenizer.load(folder / "text.model"), VQVAE.load(folder / "vqvae.safetensors")
         for source in tried:
             try:
-                _check_tokenizers(folder, source.path, text, image)
+                check_tokenizers(folder, source.path, text, image)
                 parts = load_model(source.path, device=device)
             except checkpoint.Damaged as error:
                 damaged = damaged or error
@@ -246,7 +246,7 @@ def _are_whole(values: Tensor) -> bool:
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
-def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: VQVAE) -> None:
+def check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: VQVAE) -> None:
     """ValueError unless a checkpoint's model was trained on tokens of these tokenizers."""
     trained_on = checkpoint.read_header(path).get("tokenizers")
     if not isinstance(trained_on, list) or len(trained_on) != 2:
