@@ -21,6 +21,7 @@ from cogview.parts.published import published_names
 from cogview.progress import progress, track
 from cogview.published import cuts
 from cogview.published.image import read_vqvae, write_vqvae
+from cogview.published.torch_file import all_finite
 from cogview.published.transformer import TRACKER, WORDS, Published, part_path
 from cogview.recipes.cogview import CogViewConfig
 from cogview.recipes.recipe import Recipe
@@ -157,7 +158,7 @@ def _halves(recipe: Recipe, tensors: dict[str, Tensor], tell: Tell) -> dict[str,
     for ours, theirs in track(published_names(recipe.config.num_layers).items(), "converting"):
         value = tensors.pop(f"model.{ours}")
         halves[theirs] = value.half()
-        require(bool(halves[theirs].isfinite().all()), ours, "values that float16 has", "larger ones")
+        require(all_finite(halves[theirs]), ours, "values that float16 has", "larger ones")
         if value.dtype != torch.float16:
             changed += int((halves[theirs].to(value.dtype) != value).sum())
         total += value.numel()
