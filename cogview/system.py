@@ -50,9 +50,9 @@ def _tuples(value: Any) -> Any:
 
 
 def load_model(
-    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> tuple[Recipe, Transformer]:
-    """Recipe and model of a checkpoint, the model in evaluation mode."""
+    """Recipe and model of a checkpoint, the model in evaluation mode. dtype: None: as it is stored."""
     tensors, header = checkpoint.read(path, prefix="model.")
     recipe = recipe_of(path, header)
     layers = recipe.config.num_layers
@@ -103,9 +103,11 @@ class System:
         *,
         name: str | None = None,
         step: int | None = None,
+        dtype: torch.dtype | None = torch.float32,
     ) -> "System":
         """Reads a run's folder. name: of its model, default the one trained last. step: of its checkpoint, default the
         best by held-out loss, or the newest; where that one is damaged the next is taken, and `source.why` says so.
+        dtype: of its weights, None: as they are stored.
 
         ValueError in one sentence where a part is missing or does not fit the others, or torch cannot use the device.
         """
@@ -114,8 +116,8 @@ class System:
         text, image = TextTokenizer.load(folder / "text.model"), VQVAE.load(folder / "vqvae.safetensors")
         for source in tried:
             try:
-                check_tokenizers(folder, source.path, text, image)
-                parts = load_model(source.path, device=device)
+                _check_tokenizers(folder, source.path, text, image)
+                parts = load_model(source.path, device=device, dtype=dtype)
             except checkpoint.Damaged as error:
                 damaged = damaged or error
             else:
@@ -246,7 +248,7 @@ def _are_whole(values: Tensor) -> bool:
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
-def check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: VQVAE) -> None:
+def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: VQVAE) -> None:
     """ValueError unless a checkpoint's model was trained on tokens of these tokenizers."""
     trained_on = checkpoint.read_header(path).get("tokenizers")
     if not isinstance(trained_on, list) or len(trained_on) != 2:

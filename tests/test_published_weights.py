@@ -320,6 +320,12 @@ def test_what_cannot_be_exported(files, run, tmp_path):
     refused(r"stack\.first_norm\.bias: expected values that float16 has", of=folder)
     checkpoint.save(path, stored, head | {"tokenizers": ["1", "2"]})
     refused("the text and the image tokenizer were trained again", of=folder)
+    for there in (Path("latest_checkpointed_iteration.txt"), Path("20", "mp_rank_01_model_states.pt")):
+        (tmp_path / "some" / there).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "some" / there).touch()
+        with pytest.raises(SystemExit, match="out: expected a folder without a released model"):
+            cli.main(["export-weights", str(run), "--out", str(tmp_path / "some")])
+        (tmp_path / "some" / there).unlink()
 
 
 def test_trained_weights_are_rounded_and_it_is_said(files, run, tmp_path, capsys):

@@ -18,15 +18,16 @@ from torch import Tensor
 from cogview.config import require
 from cogview.data.files import written_beside
 from cogview.parts.published import published_names
+from cogview.parts.transformer import Transformer
 from cogview.progress import progress, track
 from cogview.published import cuts
-from cogview.published.image import read_vqvae, write_vqvae
-from cogview.published.torch_file import all_finite
+from cogview.published.image import read_vqvae
+from cogview.published.torch_file import all_finite, save
 from cogview.published.transformer import TRACKER, WORDS, Published, part_path
 from cogview.recipes.cogview import CogViewConfig
 from cogview.recipes.recipe import Recipe
-from cogview.runs import folder_of, sources
-from cogview.system import check_tokenizers, recipe_of
+from cogview.runs import folder_of
+from cogview.system import System
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint, record
@@ -79,7 +80,11 @@ def import_model(
         if not path.exists():
             tokenizer.save(path)
     step = published.iteration
-    about = {"recipe": recipe, "preset": "cogview-4b", "published": {"folder": str(source), "iteration": step}}
+    about = {
+        "recipe": recipe,
+        "preset": "cogview-4b",
+        "published": {"folder": str(source.resolve()), "iteration": step},
+    }
     about |= {"config": dataclasses.asdict(c), "tokenizers": [text_tokenizer.sha256, image_tokenizer.sha256]}
     path = checkpoint.path_of(folder, step)
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,43 +110,27 @@ def export_run(
 ) -> Path:
     """Writes a run's model and tokenizers as CogView's released files, the model in so many tensor-parallel parts; the
     folder of the parts. ValueError where CogView's code would not compute what the run's model does."""
-    text, image = TextTokenizer.load(run / TEXT), VQVAE.load(run / IMAGE)
-    tensors, recipe, source = _read(run, name, step)
-    check_tokenizers(run, source, text, image)
+    system = System.load(run, name=name, step=step, dtype=None)
+    recipe, source = system.recipe, system.source
+    assert source is not None
     _check(recipe, parts)
-    step = checkpoint.step_of(source)
-    folder = out / str(step)
-    require(not folder.exists(), "out", "a folder without this iteration", str(folder))
-    halves = _halves(recipe, tensors, tell)
+    folder = out / str(source.step)
+    paths = [part_path(folder, rank) for rank in range(parts)]
+    free = not (out / TRACKER).exists() and not set(folder.glob("mp_rank_*")).difference(paths)
+    require(free, "out", "a folder without a released model", str(out))
+    halves = _halves(system.model, tell)
     if (rows := cuts.padded(recipe.vocab.size, parts) - recipe.vocab.size) > 0:
         tell(f"added: {rows} rows of zeros that pad the token table for {parts} parts")
         halves[WORDS] = torch.cat([halves[WORDS], halves[WORDS].new_zeros(rows, recipe.config.hidden_size)])
     whole = {key: cuts.cut(key, value, parts) for key, value in halves.items()}
-    for rank in track(range(parts), "writing"):
+    for rank, path in enumerate(track(paths, "writing")):
         module = {key: pieces[rank] for key, pieces in whole.items()}
-        with written_beside(part_path(folder, rank)) as beside, beside.open("wb") as file:
-            torch.save({"module": module, "iteration": step, "mp_world_size": parts}, file)
-    with written_beside(out / TRACKER) as beside:
-        beside.write_text(str(step))
-    text.save(out / RELEASED_TEXT)
-    write_vqvae(image, out / RELEASED_IMAGE)
+        save({"module": module, "iteration": source.step, "mp_world_size": parts}, path)
+    system.text.save(out / RELEASED_TEXT)
+    save(system.image.state_dict(), out / RELEASED_IMAGE)
+    with written_beside(out / TRACKER) as beside:  # the last: what it is missing beside is not whole
+        beside.write_text(str(source.step))
     return folder
-
-
-def _read(run: Path, name: str | None, step: int | None) -> tuple[dict[str, Tensor], Recipe, Path]:
-    """The tensors, recipe and path of the checkpoint that is taken."""
-    damaged: checkpoint.Damaged | None = None
-    for source in sources(run, name, step):
-        try:
-            tensors, header = checkpoint.read(source.path, prefix="model.")
-        except checkpoint.Damaged as error:
-            damaged = damaged or error
-            continue
-        recipe = recipe_of(source.path, header)
-        with torch.device("meta"):
-            checkpoint.check_shapes(source.path, tensors, recipe.model().state_dict())
-        return tensors, recipe, source.path
-    raise damaged or ValueError(f"{run} holds no trained model")
 
 
 def _check(recipe: Recipe, parts: int) -> None:
@@ -152,18 +141,18 @@ def _check(recipe: Recipe, parts: int) -> None:
     require(1 <= parts <= 99 and c.num_heads % parts == 0, "parts", f"a divisor of {c.num_heads} heads", parts)
 
 
-def _halves(recipe: Recipe, tensors: dict[str, Tensor], tell: Tell) -> dict[str, Tensor]:
-    """In float16 by published names; what that changes is told."""
+def _halves(model: Transformer, tell: Tell) -> dict[str, Tensor]:
+    """A model's tensors in float16 by published names; what that changes is told."""
     halves, changed, total = dict[str, Tensor](), 0, 0
-    for ours, theirs in track(published_names(recipe.config.num_layers).items(), "converting"):
-        value = tensors.pop(f"model.{ours}")
+    for ours, theirs in track(published_names(model.config.num_layers).items(), "converting"):
+        value = model.get_parameter(ours).detach()  # files have tensors, not parameters
         halves[theirs] = value.half()
-        require(all_finite(halves[theirs]), ours, "values that float16 has", "larger ones")
+        require(all_finite(halves[theirs]), ours, "values that float16 has", "others")
         if value.dtype != torch.float16:
             changed += int((halves[theirs].to(value.dtype) != value).sum())
         total += value.numel()
     if changed:
         tell(f"rounded to float16: {changed:,} of {total:,} values")
-    if (relax := recipe.config.relax) != "tensor":
+    if (relax := model.config.relax) != "tensor":
         tell(f"its norms are those of relax {relax}; CogView's code divides by the largest of the whole tensor instead")
     return halves

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cogview.data.files import written_beside
 from cogview.published.torch_file import Stored, TorchFile
 from cogview.tokenizers.image import VQVAE, VQConfig
 
@@ -35,12 +34,6 @@ def read_vqvae(path: Path) -> VQVAE:
     model = VQVAE(config)
     model.load_state_dict(found)
     return model.eval()
-
-
-def write_vqvae(model: VQVAE, path: Path) -> None:
-    """The same tensors as torch.save has them, never half of them."""
-    with written_beside(path) as beside, beside.open("wb") as file:
-        torch.save(model.state_dict(), file)
 
 
 def _config(path: Path, stored: dict[str, Stored]) -> VQConfig:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cogview.data.files import written_beside
+
 MAX_PICKLE_BYTES = 64 << 20
 _LEGACY = 0x1950A86A20F9469CFC6C, 1001  # magic number and version of the format before zip files
 _STORAGES = {
@@ -120,6 +122,15 @@ class _Unpickler(pickle._Unpickler):
         if type(storage_type) is not _StorageType:
             return Inert()
         return self.storages.setdefault(key, _Storage(storage_type.dtype, key, count))
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """As torch.save, never half of it; OSError in one sentence when it cannot."""
+    try:
+        with written_beside(path) as beside, beside.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # a full disk comes as either
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def all_finite(x: Tensor) -> bool:
