@@ -137,18 +137,18 @@ def test_nothing_is_called_in_the_legacy_format(tmp_path, mark):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize(
-    "known",
-    [
-        b"ctorch._utils\n_rebuild_tensor_v2\n",
-        b"ctorch._utils\n_rebuild_parameter\n",
-        b"ccollections\nOrderedDict\n",
-        b"ccollections\nOrderedDict\n)R",
-        b"ctorch\nHalfStorage\n",
-        b"cno\nThing\n",
-        b"cno\nThing\n)R",
-    ],
-)
+KNOWN = {
+    "tensor": b"ctorch._utils\n_rebuild_tensor_v2\n",
+    "parameter": b"ctorch._utils\n_rebuild_parameter\n",
+    "dict": b"ccollections\nOrderedDict\n",
+    "a dict": b"ccollections\nOrderedDict\n)R",
+    "storage": b"ctorch\nHalfStorage\n",
+    "other": b"cno\nThing\n",
+    "another": b"cno\nThing\n)R",
+}
+
+
+@pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
 def test_what_is_known_cannot_be_changed(tmp_path, known):
     kinds = (Stored, Mapping, Inert)
     before = [dict(vars(kind)) for kind in kinds]
@@ -208,33 +208,48 @@ def only_tensor(path: Path) -> torch.Tensor:
     return file.tensor(file.content if isinstance(file.content, Stored) else Stored(), "x")
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (described(b"K\x07\x85", b"K\x01\x85"), "x is larger than what is stored of it"),
-        (described(b"K\x06\x85", b"K\x01\x85", b"K\x01"), "x is larger than what is stored of it"),
-        (described(b"K\x02K\x03\x86", b"K\x04K\x01\x86"), "x is larger than what is stored of it"),
-        (described(b"K\x09\x85", b"K\x00\x85"), "x is larger than what is stored of it"),
-        (described(b"K\x02\x85", b"J\xff\xff\xff\xff\x85"), "x has no proper shape"),
-        (described(b"K\x02\x85", b"K\x01\x85", b"J\xff\xff\xff\xff"), "x has no proper shape"),
-        (described(b"K\x02\x85", b"K\x01K\x01\x86"), "x has no proper shape"),
-        (described(b"K\x02\x85", b"]"), "x has no proper shape"),
-        (described(b"\x88\x85", b"K\x01\x85"), "x has no proper shape"),
-        (described(b"K\x06\x85", b"K\x01\x85", count=b"K\x07"), "fewer than its tensors"),
-        (described(b"K\x06\x85", b"K\x01\x85", count=b"J\xff\xff\xff\xff"), "unknown reference 'storage'"),
-        (described(b"K\x06\x85", b"K\x01\x85").replace(text("0"), text("9")), "data/9 is missing"),
-        (described(b"K\x06\x85", b"K\x01\x85").replace(text("0"), text("../../data.pkl")), "is missing"),
-        (b"\x80\x02}r\xff\xff\xff\x7f.", "x is not described"),  # 32 GB of memo, for pickle's C code
-        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00abc.", "no whole file"),
-        (b"\x80\x02\x82\x01.", "no whole file"),
-        (b"\x80\x02" + text("a") + text("b") + b"Q.", "no whole file"),
-    ],
-)
+LIES = {
+    "too long": (described(b"K\x07\x85", b"K\x01\x85"), "x is larger than what is stored of it"),
+    "behind the end": (described(b"K\x06\x85", b"K\x01\x85", b"K\x01"), "x is larger than what is stored of it"),
+    "strides": (described(b"K\x02K\x03\x86", b"K\x04K\x01\x86"), "x is larger than what is stored of it"),
+    "one for many": (described(b"K\x09\x85", b"K\x00\x85"), "x is larger than what is stored of it"),
+    "stride below 0": (described(b"K\x02\x85", b"J\xff\xff\xff\xff\x85"), "x has no proper shape"),
+    "offset below 0": (described(b"K\x02\x85", b"K\x01\x85", b"J\xff\xff\xff\xff"), "x has no proper shape"),
+    "other lengths": (described(b"K\x02\x85", b"K\x01K\x01\x86"), "x has no proper shape"),
+    "a list": (described(b"K\x02\x85", b"]"), "x has no proper shape"),
+    "bool": (described(b"\x88\x85", b"K\x01\x85"), "x has no proper shape"),
+    "count": (described(b"K\x06\x85", b"K\x01\x85", count=b"K\x07"), "fewer than its tensors"),
+    "count below 0": (described(b"K\x06\x85", b"K\x01\x85", count=b"J\xff\xff\xff\xff"), "unknown reference 'storage'"),
+    "missing": (described(b"K\x06\x85", b"K\x01\x85").replace(text("0"), text("9")), "data/9 is missing"),
+    "a path": (described(b"K\x06\x85", b"K\x01\x85").replace(text("0"), text("../../data.pkl")), "is missing"),
+    "huge memo": (b"\x80\x02}r\xff\xff\xff\x7f.", "x is not described"),  # 32 GB of memo, for pickle's C code
+    "huge bytes": (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00abc.", "no whole file"),
+    "extension": (b"\x80\x02\x82\x01.", "no whole file"),
+    "no reference": (b"\x80\x02" + text("a") + text("b") + b"Q.", "no whole file"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), LIES.values(), ids=LIES)
 def test_tensors_that_are_not_there(tmp_path, content, said):
     """Sizes, places and references that a file lies about."""
     path = with_pickle(tmp_path / "a.pt", content, {"a": torch.arange(6.0).half()})
     with pytest.raises(ValueError, match=said):
         only_tensor(path)
+
+
+def test_an_archive_that_lies(tmp_path):
+    """A member that would go on behind the end of the file."""
+    torch.save({"a": torch.zeros(100).half()}, path := tmp_path / "a.pt")
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        member = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
+    entry = whole.rindex(b"PK\1\2", 0, whole.rindex(b"/data/0"))  # of the list at the end
+    for at, value in ((24, 1 << 30), (20, 1 << 30)):
+        assert struct.unpack_from("<I", whole, entry + at) == (member.file_size,)
+        whole = whole[: entry + at] + struct.pack("<I", value) + whole[entry + at + 4 :]
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="ends behind the end of the file"):
+        TorchFile(path)
 
 
 def test_a_whole_file_by_the_same_words(tmp_path):
