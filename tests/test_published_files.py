@@ -15,7 +15,8 @@ import released
 import torch
 from safetensors.torch import save_file
 
-from cogview.published.torch_file import Inert, Mapping, Stored, TorchFile
+from cogview.published.inert import Inert, Mapping, Stored
+from cogview.published.torch_file import TorchFile
 from cogview.published.transformer import Published
 
 ZIPPED = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -8,8 +8,10 @@ import tyro
 
 from cogview.commands.console import console
 from cogview.commands.presets import option
+from cogview.published.transformer import PRESET
 from cogview.recipes import RECIPES
 
+RELEASED = tuple(name for name, recipe in RECIPES.items() if PRESET in recipe.presets)
 KINDS = {"cogview-sr": ("sr", "superresolution"), "cogview-caption": ("caption", "caption")}
 """Names and recipes of what was released, by its folder; of others gpt and cogview."""
 
@@ -30,7 +32,7 @@ class ImportWeights:
     """Text tokenizer, cog-pretrain.model (SentencePiece)."""
     name: Annotated[str | None, option("NAME", "gpt; sr of cogview-sr, caption of cogview-caption")] = None
     """Of the model in the run."""
-    recipe: Annotated[Literal[*RECIPES] | None, option("{" + ",".join(RECIPES) + "}", "by the folder's name")] = None  # type: ignore[valid-type]
+    recipe: Annotated[Literal[*RELEASED] | None, option("{" + ",".join(RELEASED) + "}", "by the folder's name")] = None  # type: ignore[valid-type]
     """What the model is for."""
     heads: Annotated[int | None, option("INT", "width / 64")] = None
     """Attention heads, which the files do not tell."""
@@ -52,7 +54,7 @@ class ImportWeights:
             image_grid=self.image_grid,
             tell=console.print,
         )
-        console.print(f"{path}; next: cogview generate --run {self.run_folder} --name {path.parent.name} --captions …")
+        console.print(f"imported as {path}")
 
 
 @dataclass(frozen=True)

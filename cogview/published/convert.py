@@ -23,7 +23,7 @@ from cogview.progress import progress, track
 from cogview.published import cuts
 from cogview.published.image import read_vqvae
 from cogview.published.torch_file import all_finite, save
-from cogview.published.transformer import TRACKER, WORDS, Published, part_path
+from cogview.published.transformer import PRESET, TRACKER, WORDS, Published, part_path
 from cogview.recipes.cogview import CogViewConfig
 from cogview.recipes.recipe import Recipe
 from cogview.runs import folder_of
@@ -65,13 +65,14 @@ def import_model(
     published = Published.read(source)
     sizes = image_tokenizer.config.codebook_size, text_tokenizer.vocab_size
     made = published.recipe(recipe, *sizes, heads=heads, image_grid=image_grid)
-    c = made.config
+    c, count = made.config, len(published.files)
     tell(
         f"{recipe}: {c.num_layers} layers of width {c.hidden_size} with {c.num_heads} heads, {c.image_grid} x "
-        f"{c.image_grid} image tokens and up to {c.max_text} of text, of {len(published.files)} part(s)"
+        f"{c.image_grid} image tokens and up to {c.max_text} of text, of {count} part{'s' if count > 1 else ''}"
     )
     if published.others:
-        tell(f"not read: {', '.join(published.others)}")
+        more = len(published.others) - 20
+        tell(f"not read: {', '.join(published.others[:20])}{f' and {more:,} more' if more > 0 else ''}")
     if (spare := published.rows - made.vocab.size) > 0:
         tell(f"left out: {spare} rows that pad the token table for its parts")
     reading = track(published.tensors(made), "reading", len(published.modules[0]))
@@ -82,7 +83,7 @@ def import_model(
     step = published.iteration
     about = {
         "recipe": recipe,
-        "preset": "cogview-4b",
+        "preset": PRESET,
         "published": {"folder": str(source.resolve()), "iteration": step},
     }
     about |= {"config": dataclasses.asdict(c), "tokenizers": [text_tokenizer.sha256, image_tokenizer.sha256]}

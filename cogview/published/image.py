@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cogview.published.torch_file import Stored, TorchFile
+from cogview.published.inert import Stored
+from cogview.published.torch_file import TorchFile
 from cogview.tokenizers.image import VQVAE, VQConfig
 
 _PREFIX = "module."
@@ -15,10 +16,7 @@ _CODEBOOK, _FIRST = "quantize_t.embed", "enc_b.blocks.0.weight"
 def read_vqvae(path: Path) -> VQVAE:
     """The tokenizer of a file of tensors by name, all of them with or without "module." before it, in float32."""
     file = TorchFile(path)
-    stored = file.content
-    flat = isinstance(stored, dict) and all(type(n) is str and isinstance(t, Stored) for n, t in stored.items())
-    if not flat:
-        raise ValueError(f"{path}: expected an image tokenizer's tensors by name, got something else")
+    stored = file.named(file.content, "image tokenizer")
     if all(name.startswith(_PREFIX) for name in stored):
         stored = {name.removeprefix(_PREFIX): value for name, value in stored.items()}
     config = _config(path, stored)

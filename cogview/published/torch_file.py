@@ -1,15 +1,11 @@
 """Files of torch.save, of both its formats, read without running anything that they name.
 
-A pickle calls what it names. Here the names of tensors, their storages and OrderedDict stand for classes of this file
-that only take notes, and every other name for `Inert`, which takes everything and does nothing: no code from outside
-is looked up, imported or called. torch.load(weights_only=True) would be as safe, but refuses the random states and
-trainer settings that released checkpoints have beside their weights. Tensors are parts of the mapped file: read from
-the disk where they are used, never all held.
+Tensors are parts of the mapped file: read from the disk where they are used, never all held.
 """
 
 import io
 import math
-import pickle
+import re
 import struct
 import zipfile
 from functools import cached_property
@@ -20,108 +16,11 @@ import torch
 from torch import Tensor
 
 from cogview.data.files import written_beside
+from cogview.data.report import printable
+from cogview.published.inert import Storage, Stored, Unpickler
 
 MAX_PICKLE_BYTES = 64 << 20
 _LEGACY = 0x1950A86A20F9469CFC6C, 1001  # magic number and version of the format before zip files
-_STORAGES = {
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "ByteStorage": torch.uint8,
-    "CharStorage": torch.int8,
-    "ShortStorage": torch.int16,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-    "BoolStorage": torch.bool,
-}
-
-
-class Inert:
-    """What a name in a pickle stands for: can be made, called and filled in every way, and keeps nothing. What pickles
-    get into their hands is of this kind altogether, so that none can give it attributes either."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self
-
-    def __setstate__(*state: Any) -> None:  # called on the class itself as well
-        pass
-
-    __setitem__ = append = extend = add = __setstate__
-
-
-class Mapping(dict):
-    """OrderedDict without attributes."""
-
-    def __setstate__(*state: Any) -> None:
-        pass
-
-
-class _Storage(Inert):
-    """`count` elements from `offset` of the file on."""
-
-    def __init__(self, dtype: torch.dtype, key: str, count: int):
-        self.dtype, self.key, self.count, self.offset = dtype, key, count, -1
-
-
-class _StorageType(Inert):
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
-
-
-class Stored(Inert):
-    """A tensor as its pickle describes it: what torch's _rebuild_tensor_v2 would be called with, unchecked."""
-
-    described: tuple[Any, ...] = ()
-
-    def __init__(self, *described: Any, **more: Any):
-        self.described = described
-
-    @property
-    def shape(self) -> list[int]:
-        """[] also where there is no proper one, which `TorchFile.tensor` says."""
-        size = self.described[2] if len(self.described) > 2 else ()
-        return list(size) if isinstance(size, tuple) and all(type(n) is int for n in size) else []
-
-
-class _Parameter(Inert):
-    def __new__(cls, data: Any = None, *more: Any) -> Any:
-        return data
-
-
-_KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): Mapping,
-    ("torch._utils", "_rebuild_tensor_v2"): Stored,
-    ("torch._utils", "_rebuild_parameter"): _Parameter,
-}
-
-
-class _Unpickler(pickle._Unpickler):
-    """That in Python, since the one in C takes gigabytes where a few bytes ask for them."""
-
-    def __init__(self, file: Any):
-        super().__init__(file)
-        self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _STORAGES:
-            return _StorageType(_STORAGES[name])
-        return _KNOWN.get((module, name), Inert)
-
-    def persistent_load(self, pid: Any) -> Any:
-        kind, storage_type, key, _, count, *view = pid
-        known = kind == "storage" and type(key) is str and type(count) is int and count >= 0
-        if not known or any(part is not None for part in view):
-            raise pickle.UnpicklingError(f"unknown reference {kind!r}")
-        if type(storage_type) is not _StorageType:
-            return Inert()
-        return self.storages.setdefault(key, _Storage(storage_type.dtype, key, count))
 
 
 def save(content: dict[str, Any], path: Path) -> None:
@@ -157,7 +56,7 @@ class TorchFile:
         except OSError:
             raise
         except Exception as error:  # a pickle can fail in every way
-            said = " ".join(str(error).split())[:200] or type(error).__name__
+            said = printable(str(error), 200) or type(error).__name__
             raise ValueError(f"{path} is no whole file of torch.save: {said}") from error
 
     def _unzipped(self, file: Any) -> Any:
@@ -165,7 +64,7 @@ class TorchFile:
             members = {info.filename: info for info in archive.infolist()}
         found = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(found) != 1:
-            raise ValueError("expected one data.pkl in it, which safetensors, TorchScript and other zip files have not")
+            raise ValueError("expected one data.pkl in it, which other zip files have not")
         folder = found[0].removesuffix("data.pkl")
 
         def place(name: str) -> tuple[int, int]:
@@ -190,7 +89,7 @@ class TorchFile:
 
         if f"{folder}byteorder" in members and content(f"{folder}byteorder") != b"little":
             raise ValueError("its numbers are not little-endian")
-        unpickler = _Unpickler(io.BytesIO(content(found[0])))
+        unpickler = Unpickler(io.BytesIO(content(found[0])))
         root = unpickler.load()
         for key, storage in unpickler.storages.items():
             if (name := f"{folder}data/{key}") not in members:
@@ -201,12 +100,12 @@ class TorchFile:
         return root
 
     def _legacy(self, file: Any) -> Any:
-        if tuple(_Unpickler(file).load() for _ in range(2)) != _LEGACY:
+        if tuple(Unpickler(file).load() for _ in range(2)) != _LEGACY:
             raise ValueError("it does not begin as one")
-        if not _Unpickler(file).load()["little_endian"]:
+        if not Unpickler(file).load()["little_endian"]:
             raise ValueError("its numbers are not little-endian")
-        unpickler = _Unpickler(file)
-        root, order = unpickler.load(), _Unpickler(file).load()
+        unpickler = Unpickler(file)
+        root, order = unpickler.load(), Unpickler(file).load()
         if sorted(order) != sorted(unpickler.storages):
             raise ValueError("its list of tensors is another one than its tensors")
         for storage in map(unpickler.storages.__getitem__, order):
@@ -223,7 +122,7 @@ class TorchFile:
 
     def tensor(self, stored: Stored, name: str) -> Tensor:
         """The tensor that `name` has in errors; a view of the file where it lies on whole elements there."""
-        if len(stored.described) < 4 or not isinstance(stored.described[0], _Storage):
+        if len(stored.described) < 4 or not isinstance(stored.described[0], Storage):
             raise ValueError(f"{self.path}: {name} is not described as a tensor")
         storage, offset, size, stride = stored.described[:4]
         lists = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
@@ -246,3 +145,12 @@ class TorchFile:
         if not found.is_floating_point() or not found.numel() or not all_finite(found):
             raise ValueError(f"{self.path}: {name}: expected finite floating-point values, got others")
         return found
+
+    def named(self, tensors: Any, what: str) -> dict[str, Stored]:
+        """Tensors by name, of what is said to be so; ValueError calls it `what`."""
+        if not isinstance(tensors, dict):
+            raise ValueError(f"{self.path}: {what}: expected tensors by name, got none")
+        for name, value in tensors.items():
+            if type(name) is not str or not re.fullmatch(r"[\w.]{1,200}", name) or not isinstance(value, Stored):
+                raise ValueError(f"{self.path}: {what}: expected tensors by name, got {printable(repr(name), 100)}")
+        return tensors

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from cogview.config import require
+from cogview.data.report import printable
 from cogview.parts.published import published_names
 from cogview.published import cuts
-from cogview.published.torch_file import Stored, TorchFile
+from cogview.published.inert import Stored
+from cogview.published.torch_file import TorchFile
 from cogview.recipes import named, preset
 from cogview.recipes.recipe import Recipe
 from cogview.sequence import COMMANDS, Vocabulary
 
+PRESET = "cogview-4b"  # of each recipe that there are released weights of
 TRACKER = "latest_checkpointed_iteration.txt"
 WORDS, POSITIONS = "word_embeddings.weight", "transformer.position_embeddings.weight"
 HEAD_DIM = 64
@@ -45,8 +48,7 @@ def part_paths(source: Path) -> list[Path]:
         for path in (folder.iterdir() if folder.is_dir() else ())
         if (found := re.fullmatch(r"mp_rank_(\d{2})_model_states\.pt", path.name))
     )
-    first = f"{part_path(Path(), 0)}"
-    require(bool(ranks), "source", f"{TRACKER}, or {first}, in it", str(folder))
+    require(bool(ranks), "source", f"{TRACKER}, or {part_path(Path(), 0)}, in it", str(folder))
     if missing := sorted(set(range(ranks[-1] + 1)) - set(ranks)):
         raise ValueError(f"{folder}: {part_path(Path(), missing[0])} is missing beside {part_path(Path(), ranks[-1])}")
     return [part_path(folder, rank) for rank in ranks]
@@ -64,15 +66,13 @@ class Published:
     def read(cls, source: Path) -> "Published":
         """Its descriptions; tensors are read when they are asked for."""
         files = [TorchFile(path) for path in part_paths(source)]
-        modules = [_module(file) for file in files]
-        world = files[0].content.get("mp_world_size", len(files))
-        if type(world) is int and world != len(files):
-            raise ValueError(f"{files[0].path.parent}: expected {world} parts, as the first one says, got {len(files)}")
+        contents = [file.content if isinstance(file.content, dict) else {} for file in files]
+        modules = [file.named(content.get("module"), "module") for file, content in zip(files, contents, strict=True)]
         names = [set(module) for module in modules]
         for file, there in zip(files, names, strict=True):
             if other := sorted(there ^ names[0]):
                 raise ValueError(f"{file.path}: {other[0]} is in one of the parts and not in another")
-        found = dict.fromkeys(str(key) for file in files for key in file.content if key != "module")
+        found = dict.fromkeys(printable(str(key), 40) for content in contents for key in content if key != "module")
         return cls(files, modules, list(found))
 
     @property
@@ -96,6 +96,7 @@ class Published:
         sizes = sorted({vocab.size, cuts.padded(vocab.size, count)})
         expected = " or ".join(f"{size:,}" for size in sizes)
         wanted = f"{expected} rows for {codes:,} image codes, {text:,} text pieces and {len(COMMANDS)} commands"
+        wanted += f", of {count} part{'s' if count > 1 else ''} together"
         require(rows in sizes, WORDS, wanted, rows)
         if heads is None:
             require(hidden % HEAD_DIM == 0, "heads", f"--heads, since the width {hidden} is no multiple of 64", heads)
@@ -108,7 +109,7 @@ class Published:
             image_grid = fitting[-1]
         layers = 1 + max((int(found[1]) for key in self.modules[0] if (found := _LAYER.match(key))), default=-1)
         require(1 <= layers <= len(self.modules[0]), "layers", "at least 1, none left out", layers)
-        config, _ = preset("cogview-4b", name)
+        config, _ = preset(PRESET, name)
         config = dataclasses.replace(
             config,
             num_layers=layers,
@@ -160,15 +161,3 @@ class Published:
                 )
             if not cuts.is_cut(name) and not torch.equal(piece, pieces[0]):
                 raise ValueError(f"{file.path}: {name}: expected what {self.files[0].path.name} has, got other values")
-
-
-def _module(file: TorchFile) -> dict[str, Stored]:
-    """The weights of a part, by name."""
-    content = file.content
-    module = content.get("module") if isinstance(content, dict) else None
-    if not isinstance(module, dict):
-        raise ValueError(f"{file.path}: expected weights as `module`, got none")
-    for name, value in module.items():
-        if type(name) is not str or not isinstance(value, Stored):
-            raise ValueError(f"{file.path}: module: expected tensors by name, got {name!r}")
-    return module
