@@ -52,9 +52,9 @@ def _tuples(value: Any) -> Any:
 
 
 def load_model(
-    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> tuple[Recipe, Transformer]:
-    """Recipe and model of a checkpoint, the model in evaluation mode."""
+    """Recipe and model of a checkpoint, the model in evaluation mode. dtype: None: as it is stored."""
     tensors, header = checkpoint.read(path, prefix="model.")
     recipe = recipe_of(path, header)
     layers = recipe.config.num_layers
@@ -105,14 +105,14 @@ class System:
         *,
         name: str | None = None,
         step: int | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         int8: bool = False,
         compile: bool = False,
     ) -> "System":
         """Reads a run's folder. name: of its model, default the one trained last. step: of its checkpoint, default the
         best by held-out loss, or the newest; where that one is damaged the next is taken, and `source.why` says so.
-        dtype: of the model. int8: its linear layers' weights in 8 bits, by torchao. compile: see
-        `Transformer.compile_step`.
+        dtype: of the model, None: as its weights are stored. int8: its linear layers' weights in 8 bits, by torchao.
+        compile: see `Transformer.compile_step`.
 
         ValueError in one sentence where a part is missing or does not fit the others, or torch cannot use the device.
         """

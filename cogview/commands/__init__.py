@@ -12,6 +12,7 @@ from cogview.commands.generate import Generate
 from cogview.commands.info import Info
 from cogview.commands.tokenize import Tokenize
 from cogview.commands.train import Train
+from cogview.commands.weights import ExportWeights, ImportWeights
 from cogview.train.interrupts import Interrupted
 
 Command = (
@@ -21,6 +22,8 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[ImportWeights, tyro.conf.subcommand("import-weights")]
+    | Annotated[ExportWeights, tyro.conf.subcommand("export-weights")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
