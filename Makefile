@@ -52,7 +52,7 @@ test-all: test oldest build/triton-3.6.0/done
 	  tests/test_cuda_hopper.py tests/test_emulated_isa.py tests/test_packaging.py tests/operators/test_export.py
 	@$(PIP) install -e '.[wrappers]' --no-build-isolation
 	@$(PY) -m pytest tests/operators/test_wrapped_modules.py
-	@$(PIP) install -e '.[integrations]' --no-build-isolation
+	@$(PIP) install -e '.[integrations,int8]' --no-build-isolation
 	@$(PY) -m pytest tests/integrations
 	@NATTEN_CUDA_ARCH= $(PIP) install --no-deps --no-build-isolation --upgrade --target build/natten 'natten>=0.21'
 	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten_functions.py

@@ -190,11 +190,14 @@ def test_base_needs_torch_alone_and_every_extra_is_used() -> None:
         "triton",
         "cogview",
         "dev",
+        "int8",
         "integrations",
         "wrappers",
     }  # the last: tests/operators/test_wrapped_modules.py
     assert imported("cogview_ops") == {"torch", "triton", "natten"} | named["integrations"]
-    assert imported("cogview") | {"tensorboard"} == named["cogview"] | {"torch"}  # tensorboard is torch's to import
+    assert imported("cogview") | {"tensorboard"} == named["cogview"] | named["int8"] | {
+        "torch"
+    }  # tensorboard is torch's to import
 
 
 HIDE = """
@@ -208,7 +211,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Hide
 
 
 def test_without_the_extra_operators_run_and_cogview_says_what_it_needs() -> None:
-    extra = imported("cogview") - {"torch"} | {"tensorboard"}
+    extra = imported("cogview") - {"torch", "torchao"} | {"tensorboard"}
     code = HIDE.replace("{hidden}", repr(extra)) + "import torch, cogview_ops\n"
     code += "print(cogview_ops.pb_relax_softmax(torch.zeros(1, 4)).tolist())\nimport cogview.parts.transformer"
     failed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -9,5 +9,5 @@ def int8_weights(model: nn.Module) -> None:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
-        raise ValueError("int8: expected torchao (pip install torchao), got a Python without it") from error
+        raise ValueError("int8: needs the package torchao, which is missing here: `pip install torchao`") from error
     quantize_(model, Int8WeightOnlyConfig(version=2))

@@ -1,0 +1,33 @@
+"""Drawing with 8-bit weights, by torchao."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_transformer import make
+
+from cogview.generate import generate
+from cogview.parts.quantized import int8_weights
+
+pytest.importorskip("torchao")
+
+
+def test_logits_are_near_and_weights_a_quarter():
+    recipe, model = make("dense", num_layers=2)
+    model.eval().requires_grad_(False)
+    small = copy.deepcopy(model)
+    int8_weights(small)
+    text, codes = torch.randint(10, (3, 5)), torch.randint(20, (3, 16))
+    batch = recipe.batch(text, codes)
+    wanted, got = (m(batch.inputs, batch.context) for m in (model, small))
+    assert 0 < (got - wanted).std() < 0.05 * wanted.std()
+    for name, weight in small.stack.named_parameters():
+        if weight.ndim == 2:
+            assert weight.qdata.dtype == torch.int8, name
+    assert generate(recipe, small, [[1, 2], []]).shape == (2, 4, 4)
+    small.compile_step()
+    assert torch.equal(generate(recipe, small, [[1], [2]], top_k=1), generate(recipe, small, [[1], [2]], top_k=1))
