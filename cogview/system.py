@@ -187,8 +187,7 @@ class System:
         if not found:
             return Likelihood(*torch.zeros(2, 0))
         nll, targets = map(torch.cat, zip(*found, strict=True))
-        is_caption = (targets >= vocab.image_size) & (targets < vocab.image_size + vocab.text_size)
-        return Likelihood(-row_means(nll, vocab.is_image(targets)), -row_means(nll, is_caption))
+        return Likelihood(-row_means(nll, vocab.is_image(targets)), -row_means(nll, vocab.is_caption(targets)))
 
     def choose(self, pictures: Pictures, captions: Captions | Sequence[Sequence[str]], *, seed: int = 0) -> Tensor:
         """int64 [N]: for each picture (or its codes) the number of the caption that makes it likeliest, of the same

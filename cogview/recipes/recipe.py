@@ -42,6 +42,8 @@ class Recipe:
     """Of the command line and of checkpoints."""
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {}
+    begins_from: ClassVar[tuple[str, ...]] = ()
+    """Names of recipes whose weights a training may begin with, beside its own."""
 
     def __init__(self, config: ModelConfig):
         self.config = config
@@ -73,6 +75,11 @@ class Recipe:
     def drawn_shape(self) -> tuple[int, ...]:
         """Of what is drawn for one prompt."""
         return (self.config.image_grid, self.config.image_grid)
+
+    @classmethod
+    def begun(cls, config: ModelConfig) -> Any:
+        """The config of a model that begins with the weights of one of `begins_from` with this config."""
+        return cls.Config(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
     @classmethod
     def fit(cls, config: Any, **sizes: int) -> Any:
