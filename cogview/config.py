@@ -108,6 +108,8 @@ class TrainConfig:
     image_weight: float = 1.0
     hide_context: float = 0.0
     """Share of sequences that see only a random part of their own image tokens, so that the text has to tell."""
+    drop_text: float = 0.0
+    """Share of sequences that lose their caption, for drawing with guidance (classifier-free, arXiv 2207.12598)."""
     truncate_text: bool = False
     """Cut captions that are too long, and count them; off: they are an error."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -141,7 +143,7 @@ class TrainConfig:
         rate = self.learning_rate
         require(0 < rate < math.inf, "learning_rate", "a positive and finite number", rate)
         require(0 <= self.seed < 2**63, "seed", "a whole number from 0 to 2^63 - 1", self.seed)
-        for name in ("final_rate", "hide_context"):
+        for name in ("final_rate", "hide_context", "drop_text"):
             require(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
         require(0 <= self.warmup < 1, "warmup", "a number in [0, 1)", self.warmup)
         for name in ("weight_decay", "text_weight", "image_weight"):

@@ -6,83 +6,20 @@ a token and then for what its recipe's context draws.
 
 import dataclasses
 import math
-import numbers
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cogview.config import require
 from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes.recipe import Prompt, Recipe
-from cogview.sequence import pad_text
+from cogview.sampling import Sampling, check_seeds, sample_token
+from cogview.sequence import Context, pad_text
+from cogview_ops.modules import KVCache
 
-_GREEDY, _UNIFORM = 1e-30, 1e30  # temperatures beyond which only the largest logit counts, or none does
-
-
-def sample_token(logits: Tensor, allowed: Tensor, uniform: Tensor, *, temperature: float, top_k: int) -> Tensor:
-    """Token ids int64 [B] drawn from logits [B, V] among `allowed` (bool [V]), by inverting the cumulated
-    probabilities of the top_k at `uniform` (float [B] in [0, 1)). Waits for no device."""
-    if temperature < _GREEDY:
-        temperature, top_k = 1.0, 1
-    values, ids = logits.float().masked_fill(~allowed, -torch.inf).topk(min(top_k, logits.shape[-1]))
-    scaled = (values - values[:, :1]) / min(temperature, _UNIFORM)  # the largest is 0, and nothing overflows upwards
-    cumulated = scaled.softmax(dim=-1).cumsum(dim=-1)
-    # The last sum may round below 1, so the target is scaled to it: always inside, never the next token.
-    target = uniform[:, None].to(cumulated) * cumulated[:, -1:]
-    last = allowed.sum().clamp_max(ids.shape[1]) - 1
-    place = torch.searchsorted(cumulated, target, right=True).minimum(last)
-    return ids.gather(1, place)[:, 0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. Published CogView: temperature 1, top_k 200."""
-
-    temperature: float = 1.0
-    """Close to 0: nearly always the likeliest token."""
-    top_k: int = 200
-    """Only so many of the likeliest tokens are drawn; 1 is greedy."""
-    batch_size: int = 32
-    """Rows at once."""
-
-    def __post_init__(self):
-        real = isinstance(self.temperature, numbers.Real) and not isinstance(self.temperature, bool)
-        require(
-            real and 0 < self.temperature < math.inf, "temperature", "a positive and finite number", self.temperature
-        )
-        for name in ("top_k", "batch_size"):
-            value = getattr(self, name)
-            require(_is_whole(value) and value >= 1, name, "a whole number, at least 1", value)
-
-
-def check_seed(seed: int) -> int:
-    """The seed; ValueError unless it is a number that a random stream can begin from."""
-    fits = _is_whole(seed) and 0 <= seed < 2**63
-    require(fits, "seed", "a whole number from 0 to 2^63 - 1", seed)
-    return operator.index(seed)
-
-
-def check_seeds(seeds: Sequence[int], count: int) -> list[int]:
-    """The seeds; ValueError unless they are `count` numbers that random streams can begin from."""
-    several = isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str | bytes)
-    require(
-        several and getattr(seeds, "ndim", 1) == 1,
-        "seeds",
-        f"a list of whole numbers, one for each caption ({count})",
-        seeds,
-    )
-    require(len(seeds) == count, "seeds", f"as many as captions ({count})", len(seeds))
-    for seed in seeds:
-        require(_is_whole(seed) and 0 <= seed < 2**63, "seeds", "whole numbers from 0 to 2^63 - 1", seed)
-    return [operator.index(seed) for seed in seeds]
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+Update = Callable[[int], None]
+_ASKED = 8  # steps between questions whether all rows have stopped, for which a device has to wait
 
 
 def generate(
@@ -91,16 +28,14 @@ def generate(
     captions: Sequence[Sequence[int]],
     *,
     seeds: Sequence[int] | None = None,
-    temperature: float = 1.0,
-    top_k: int = 200,
-    batch_size: int = 32,
+    **how: Any,
 ) -> Tensor:
     """Tokens int64 [N, *recipe.drawn_shape], of image codes [N, h, w], for N captions given as raw text ids.
 
-    `seeds`: one per caption, default 0..N-1. top_k=1 is greedy. ValueError where the logits are not finite.
+    `seeds`: one per caption, default 0..N-1. how: as in Sampling; top_k=1 is greedy. ValueError where the logits are
+    not finite.
     """
-    how = Sampling(temperature, top_k, batch_size)
-    parts = list(generate_batches(recipe, model, captions, how, seeds=seeds))
+    parts = list(generate_batches(recipe, model, captions, Sampling(**how), seeds=seeds))
     return torch.cat(parts) if parts else torch.zeros(0, *recipe.drawn_shape, dtype=torch.int64)
 
 
@@ -111,7 +46,7 @@ def generate_batches(
     how: Sampling,
     *,
     seeds: Sequence[int] | None = None,
-    update: Callable[[int], None] = lambda tokens: None,
+    update: Update = lambda tokens: None,
 ) -> Iterator[Tensor]:
     """The same a batch after the other, as each is drawn. `update` is told how many tokens are, of all rows.
 
@@ -124,12 +59,7 @@ def generate_batches(
 
 
 def _batches(
-    recipe: Recipe,
-    model: Transformer,
-    text: Tensor,
-    how: Sampling,
-    seeds: Sequence[int],
-    update: Callable[[int], None],
+    recipe: Recipe, model: Transformer, text: Tensor, how: Sampling, seeds: Sequence[int], update: Update
 ) -> Iterator[Tensor]:
     count = math.prod(recipe.drawn_shape)
     for start in range(0, len(text), how.batch_size):
@@ -137,41 +67,123 @@ def _batches(
         streams = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
         uniforms = torch.stack([torch.rand(count, generator=g) for g in streams])
         prompt = recipe.prompt(text[part], streams)
+        against = None if how.guidance == 1 else recipe.prompt(text[part][:, :0], streams)
 
         def told(tokens: int, before: int = start, rows: int = len(streams)) -> None:
             update(before * count + rows * tokens)
 
-        with evaluating(model):
-            drawn = _draw(model, prompt, uniforms, how, told)
-        yield drawn.view(-1, *recipe.drawn_shape)
+        tokens = fill(model, prompt, uniforms, how, told, against)
+        yield tokens[prompt.drawn].view(-1, *recipe.drawn_shape)
 
 
 @torch.no_grad()
-def _draw(model: Transformer, prompt: Prompt, uniforms: Tensor, how: Sampling, update: Callable[[int], None]) -> Tensor:
-    """Tokens int64 [B, count], one for each of uniforms [B, count], on the CPU."""
-    batch, count = uniforms.shape
-    longest, places = int(prompt.starts.max()), torch.arange(count) + prompt.starts[:, None]
-    positions = prompt.context.positions.expand(prompt.inputs.shape)
-    before = dataclasses.replace(prompt.context, positions=positions[:, :longest], prompt=True).to(model.device)
-    steps = dataclasses.replace(prompt.context, positions=positions.gather(1, places)).to(model.device)
-    starts, allowed, uniforms = (x.to(model.device) for x in (prompt.starts, prompt.allowed, uniforms))
+def fill(
+    model: Transformer,
+    prompt: Prompt,
+    uniforms: Tensor,
+    how: Sampling,
+    update: Update = lambda tokens: None,
+    against: Prompt | None = None,
+) -> Tensor:
+    """The prompt's whole sequences, int64 [B, S] on the CPU, with what is drawn in its places; behind a `stop` that was
+    drawn there are only further ones. ValueError where logits are not finite.
 
-    cache = model.make_cache(batch, prompt.inputs.shape[1])
-    logits = model(prompt.inputs[:, :longest].to(model.device), before, at=starts - 1, cache=cache)
-    # Prompts are fed padded to the longest; the padding is now forgotten, later tokens overwrite it.
-    for layer in cache:
-        layer.lengths.copy_(starts)
-    tokens = torch.empty(batch, count, dtype=torch.int64, device=model.device)
-    finite = torch.empty(count, dtype=torch.bool, device=model.device)  # asked for once, at the end: asking waits
-    for n in range(count):
-        finite[n] = logits.isfinite().all()
-        tokens[:, n] = sample_token(logits, allowed, uniforms[:, n], temperature=how.temperature, top_k=how.top_k)
-        update(n + 1)
-        if n + 1 < count:
-            context = dataclasses.replace(steps, positions=steps.positions[:, n : n + 1])
-            logits = model(tokens[:, n : n + 1], context, cache=cache)[:, 0]
+    uniforms: float [B, N] in [0, 1), N the most places that are drawn of a row. `update` is told the places done of a
+    row. against: the prompt, with as many places drawn of each row, that guidance leads away from.
+
+    What is given between drawn tokens goes into the model together with the drawn one before it, so there are N
+    forwards whatever is given. Rows whose prompts are the same are computed once.
+    """
+    rows, device = len(prompt.inputs), model.device
+    both = prompt if against is None else prompt.beside(against)
+    walk = _Walk(both.drawn)
+    low, high = both.span
+    allowed, uniforms = both.allowed[low:high].to(device), uniforms.to(device)
+    tokens, positions = both.inputs.to(device), both.context.positions.expand(both.inputs.shape).to(device)
+    places, context = walk.places.to(device), both.context.to(device)
+    stop = prompt.stop
+    if stop is not None:
+        tokens.masked_fill_(both.drawn.to(device), stop)
+    stopped = torch.zeros(rows, dtype=torch.bool, device=device)
+    finite = torch.empty(walk.count, dtype=torch.bool, device=device)  # asked for once, at the end: asking waits
+    with evaluating(model):
+        cache = model.make_cache(len(both.inputs), tokens.shape[1] + walk.widest - 1)
+        logits = _begin(model, both, tokens, positions, context, cache, slice(low, high))
+        for n in range(walk.count):
+            if against is not None:
+                logits = torch.lerp(logits[rows:], logits[:rows], how.guidance)
+            finite[n] = logits.isfinite().all()
+            drawn = low + sample_token(
+                logits, allowed, uniforms[:, n], temperature=how.temperature, top_k=how.top_k, top_p=how.top_p
+            )
+            if stop is not None:
+                drawn = drawn.masked_fill(stopped, stop)
+                stopped |= drawn == stop
+            at, drawn = places[:, n : n + 1], drawn[:, None].repeat(len(places) // rows, 1)
+            if walk.waiting[n]:
+                drawn = torch.where(walk.waits[:, n : n + 1].to(device), tokens.gather(1, at), drawn)
+            tokens.scatter_(1, at, drawn)
+            update(n + 1)
+            if n + 1 == walk.count or (stop is not None and n % _ASKED == _ASKED - 1 and bool(stopped.all())):
+                finite = finite[: n + 1]
+                break
+            if not walk.steady[n]:
+                for layer in cache:
+                    layer.lengths.copy_(at[:, 0])
+            fed = (at + torch.arange(walk.widths[n], device=device)).clamp_max(tokens.shape[1] - 1)
+            now = dataclasses.replace(context, positions=positions.gather(1, fed))
+            last = walk.lengths[:, n].to(device) - 1
+            logits = model(tokens.gather(1, fed), now, at=last, cache=cache, among=slice(low, high))
     if not bool(finite.all()):
         raise ValueError(
-            f"the model's logits are not finite, at token {int(finite.int().argmin()) + 1} of {count} drawn"
+            f"the model's logits are not finite, at token {int(finite.int().argmin()) + 1} of {walk.count} drawn"
         )
-    return tokens.cpu()
+    return tokens[:rows].cpu()
+
+
+class _Walk:
+    """How a model goes through sequences of which `drawn` places (bool [B, S]) are drawn, one a step in each row; rows
+    with fewer of them wait at their last."""
+
+    def __init__(self, drawn: Tensor):
+        counts = drawn.sum(dim=1)
+        self.count = int(counts.max()) if len(counts) else 0
+        ordered = (~drawn).int().argsort(dim=1, stable=True)[:, : max(1, self.count)]
+        last = ordered.gather(1, (counts - 1).clamp_min(0)[:, None])
+        self.waits = torch.arange(ordered.shape[1]) >= counts[:, None]
+        """bool [B, N]: a row has been drawn to its end before."""
+        self.waiting = self.waits.any(dim=0).tolist()
+        self.places = torch.where(self.waits, last, ordered)
+        """int64 [B, N]: what is drawn in step n."""
+        self.lengths = self.places.diff(dim=1).clamp_min(1)
+        """int64 [B, N - 1]: tokens from the one drawn in step n to before the next that is."""
+        self.widths = self.lengths.amax(dim=0).tolist()
+        self.widest = max([1, *self.widths])
+        self.steady = [False, *((self.places.diff(dim=1) == self.lengths.amax(dim=0)).all(dim=0).tolist())]
+        """Whether the cache ends where step n's token belongs: nothing was padded, no row waited."""
+
+
+def _begin(
+    model: Transformer,
+    prompt: Prompt,
+    tokens: Tensor,
+    positions: Tensor,
+    context: Context,
+    cache: list[KVCache],
+    among: slice,
+) -> Tensor:
+    """Logits [B, V] of the first drawn places, and the cache filled with what stands before them."""
+    starts = prompt.starts
+    longest, first = int(starts.max()), torch.arange(len(starts)) if prompt.same is None else prompt.same
+    chosen, which = first.unique(return_inverse=True)
+    chosen, which = chosen.to(model.device), which.to(model.device)
+    begun = model.make_cache(len(chosen), tokens.shape[1]) if len(chosen) < len(starts) else cache
+    attention = {name: values[chosen] for name, values in context.attention.items()}
+    before = dataclasses.replace(context, positions=positions[chosen, :longest], attention=attention, prompt=True)
+    at = starts.to(model.device)[chosen] - 1
+    logits = model(tokens[chosen, :longest], before, at=at, cache=begun, among=among)
+    if begun is not cache:
+        for whole, part in zip(cache, begun, strict=True):
+            whole.keys[:, :, :longest] = part.keys[which, :, :longest]
+            whole.values[:, :, :longest] = part.values[which, :, :longest]
+    return logits[which]

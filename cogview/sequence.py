@@ -147,6 +147,12 @@ class Context:
         attention = {name: values[rows] for name, values in self.attention.items()}
         return dataclasses.replace(self, positions=positions, attention=attention)
 
+    def beside(self, other: "Context", rows: int) -> "Context":
+        """Of the rows of both, `rows` each."""
+        positions = torch.cat([p.expand(rows, -1) for p in (self.positions, other.positions)])
+        attention = {name: torch.cat([values, other.attention[name]]) for name, values in self.attention.items()}
+        return dataclasses.replace(self, positions=positions, attention=attention)
+
     def to(self, device: torch.device | str) -> "Context":
         attention = {name: values.to(device) for name, values in self.attention.items()}
         return dataclasses.replace(self, positions=self.positions.to(device), attention=attention)

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from cogview.config import require
 from cogview.device import available
-from cogview.generate import Sampling, check_seed, generate_batches
+from cogview.generate import generate_batches
 from cogview.inputs import BadCaption, Captions, Pictures, images, listed, texts
 from cogview.loss import check_finite, row_means
 from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes import named
 from cogview.recipes.recipe import Recipe
 from cogview.runs import Source, sources
+from cogview.sampling import Sampling, check_seed
 from cogview.sequence import Batch, pad_text
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.text import TextTokenizer
@@ -149,7 +150,7 @@ class System:
 
     def draw(self, captions: Captions, *, seeds: Sequence[int] | None = None, **how: Any) -> Tensor:
         """Pictures uint8 [N, 3, H, W] of captions. seeds: one each, default 0 to N - 1; the same one draws the same
-        picture in any batch. how: temperature, top_k and batch_size, see `generate.Sampling`."""
+        picture in any batch. how: temperature, top_k, top_p, guidance and batch_size, see `Sampling`."""
         parts = list(self.draw_batches(captions, Sampling(**how), seeds=seeds))
         side = self._side
         return torch.cat(parts) if parts else torch.zeros(0, 3, side, side, dtype=torch.uint8)

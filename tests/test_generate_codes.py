@@ -8,7 +8,8 @@ import torch
 from test_transformer import ATTENTIONS, make
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cogview.generate import Sampling, generate, generate_batches, sample_token
+from cogview.generate import fill, generate, generate_batches
+from cogview.sampling import Sampling, sample_token
 from cogview.sequence import pad_text
 
 CAPTIONS = [[1, 2, 3, 4, 5], [], [6], [7, 8, 9, 0, 1, 2, 3, 4, 5]]
@@ -190,3 +191,122 @@ def test_logits_that_are_not_finite_are_an_error(value):
         words[start] = value
         with pytest.raises(ValueError, match="the model's logits are not finite, at token 1 of 16 drawn"):
             generate(recipe, model, [[1]], top_k=1)
+
+
+def by_full_forwards(recipe, model, prompt, guidance=1.0, against=None):
+    """The likeliest tokens, one at a time, by a forward over everything for each."""
+    prompts, found = [prompt] if against is None else [prompt, against], []
+    model.eval()
+    for row in range(len(prompt.inputs)):
+        tokens = [p.inputs[row].clone() for p in prompts]
+        for places in zip(*(p.drawn[row].nonzero().flatten().tolist() for p in prompts), strict=True):
+            logits = [
+                model(t[None], p.context.rows(slice(row, row + 1)))[0, place - 1]
+                for t, p, place in zip(tokens, prompts, places, strict=True)
+            ]
+            best = logits[0] if against is None else logits[1] + guidance * (logits[0] - logits[1])
+            drawn = int(best.masked_fill(~prompt.allowed, -torch.inf).argmax())
+            for t, place in zip(tokens, places, strict=True):
+                t[place] = drawn
+            if drawn == prompt.stop:
+                tokens[0][prompt.drawn[row] & (torch.arange(len(tokens[0])) > places[0])] = drawn
+                break
+        found.append(tokens[0])
+    return torch.stack(found)
+
+
+def some_given(recipe, share=0.5):
+    """A prompt of which some image tokens are given, others in each row, and rows have different numbers of them."""
+    streams = [torch.Generator().manual_seed(seed) for seed in range(len(CAPTIONS))]
+    prompt = recipe.prompt(pad_text(CAPTIONS), streams)
+    kept = torch.rand(prompt.drawn.shape, generator=torch.Generator().manual_seed(7)) < share
+    inputs = torch.where(prompt.drawn & kept, torch.randint(20, prompt.inputs.shape), prompt.inputs)
+    prompt = dataclasses.replace(prompt, inputs=inputs, drawn=prompt.drawn & ~kept, same=None)
+    assert len(prompt.drawn.sum(1).unique()) > 2
+    return prompt
+
+
+@pytest.mark.parametrize("attention", [kind for kind in ATTENTIONS if kind != "dalle"])
+def test_given_tokens_between_drawn_ones(attention):
+    """Whatever is given where, what is drawn is what full forwards give; and there are as many of them as places."""
+    recipe, model = make(attention)
+    for share in (0.5, 0.9):
+        prompt, forwards = some_given(recipe, share), []
+        most = int(prompt.drawn.sum(1).max())
+        hook = model.stack.register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
+        tokens = fill(model, prompt, torch.rand(4, most), Sampling(top_k=1))
+        hook.remove()
+        assert len(forwards) == most
+        last = prompt.drawn.int().cumsum(1) == prompt.drawn.sum(1, keepdim=True)
+        before = last.int().cumsum(1) <= 1  # what stands behind the last one drawn does not matter
+        assert torch.equal(tokens * before, by_full_forwards(recipe, model, prompt) * before)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_guidance_leads_away_from_no_caption(attention):
+    recipe, model = make(attention)
+    text = pad_text(CAPTIONS)
+    streams = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    prompt, against = recipe.prompt(text, streams), recipe.prompt(text[:, :0], streams)
+    tokens = fill(model, prompt, torch.rand(4, 16), Sampling(top_k=1, guidance=3.0), against=against)
+    wanted = by_full_forwards(recipe, model, prompt, 3.0, against)
+    assert torch.equal(tokens[prompt.drawn], wanted[prompt.drawn])
+    assert not torch.equal(tokens, fill(model, prompt, torch.rand(4, 16), Sampling(top_k=1)))
+    seeds = {"seeds": [0, 1, 2, 3], "top_k": 1}
+    guided = generate(recipe, model, CAPTIONS, guidance=3.0, **seeds)
+    assert torch.equal(guided, generate(recipe, model, CAPTIONS, guidance=3.0, batch_size=3, **seeds))
+
+
+def test_a_row_stops_at_the_stop_token():
+    recipe, model = make()
+    prompt = recipe.prompt(pad_text(CAPTIONS))
+    free = fill(model, prompt, torch.rand(4, 16), Sampling(top_k=1))[prompt.drawn].view(4, 16)
+    stop = int(free[0, 5])
+    prompt = dataclasses.replace(prompt, stop=stop)
+    drawn = fill(model, prompt, torch.rand(4, 16), Sampling(top_k=1))[prompt.drawn].view(4, 16)
+    for got, all_of_it in zip(drawn, free, strict=True):
+        end = (all_of_it == stop).nonzero().flatten().tolist()[:1] or [15]
+        assert torch.equal(got[: end[0] + 1], all_of_it[: end[0] + 1])
+        assert (got[end[0] + 1 :] == stop).all()
+    assert (drawn[0, 5:] == stop).all()
+    alone = dataclasses.replace(prompt, allowed=torch.arange(recipe.vocab.size) == stop)
+    told = []
+    fill(model, alone, torch.rand(4, 16), Sampling(), told.append)
+    assert len(told) == 8  # all have stopped, which is asked for every eight steps
+
+
+def test_equal_prompts_are_computed_once():
+    both, seen = make("three_region"), []
+    hook = both[1].stack.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    repeated = [CAPTIONS[0]] * 3 + [CAPTIONS[2]] + [CAPTIONS[0]]
+    together = generate(*both, repeated)
+    hook.remove()
+    assert seen[:2] == [2, 5]
+    alone = [generate(*both, [caption], seeds=[n]) for n, caption in enumerate(repeated)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_top_p_keeps_the_likeliest():
+    torch.manual_seed(0)
+    p = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
+    logits, allowed, uniform = p.log().expand(20000, 5), torch.ones(5, dtype=torch.bool), torch.rand(20000)
+    for top_p, top_k, kept in (
+        (0.6, 5, [1, 3]),
+        (0.66, 5, [1, 3, 4]),
+        (0.6, 2, [1]),
+        (1e-9, 5, [1]),
+        (1.0, 5, range(5)),
+    ):
+        drawn = sample_token(logits, allowed, uniform, temperature=1.0, top_k=top_k, top_p=top_p)
+        wanted = torch.zeros(5)
+        wanted[list(kept)] = p[list(kept)]
+        torch.testing.assert_close(torch.bincount(drawn, minlength=5) / 20000, wanted / wanted.sum(), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["top_p", "guidance"])
+def test_bad_shares(name):
+    for value in (0, -1.0, float("nan"), True, "much"):
+        with pytest.raises(ValueError, match=f"{name}: expected a positive and finite number, got"):
+            Sampling(**{name: value})
+    with pytest.raises(ValueError, match=r"top_p: expected at most 1, got 1.5"):
+        Sampling(top_p=1.5)

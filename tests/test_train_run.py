@@ -115,6 +115,20 @@ def test_hidden_context_is_image_only_and_of_the_asked_share(tmp_path):
     assert not (held_out.inputs == vocab["MASK"]).any()
 
 
+def test_dropped_captions(tmp_path):
+    """In training about the share of rows that was asked for have no text, and are laid out so."""
+    task = trainer(tmp_path, dataclasses.replace(TRAIN, drop_text=0.25)).task
+    rows, draws = np.zeros(2000, np.int64), torch.Generator().manual_seed(0)
+    kept = task.recipe.batch(*task.data.batch(rows[:1])).inputs
+    empty = task.recipe.batch(task.data.text[:1, :0], task.data.codes[:1]).inputs
+    inputs = task.batch(task.data, rows, draws).inputs
+    dropped = (inputs == empty).all(1)
+    assert abs(float(dropped.float().mean()) - 0.25) < 0.04
+    assert (inputs == kept).all(1).logical_or(dropped).all()
+    task.model.eval()
+    assert torch.equal(task.batch(task.data, rows[:1], draws).inputs, kept)
+
+
 def test_accumulation_gives_the_same_step(tmp_path):
     model = dataclasses.replace(CONFIG, dropout=0.0)
     one, four = (trainer(tmp_path, dataclasses.replace(TRAIN, accumulate=n, text_weight=0.3), model) for n in (1, 4))

@@ -44,6 +44,11 @@ class Generate:
     """Below 1 likely tokens become likelier, above 1 less likely."""
     top_k: int = 200
     """Of the likeliest tokens so many may be drawn; 1: always the likeliest."""
+    top_p: float = 1.0
+    """And of those only the likeliest whose probabilities come to this share."""
+    guidance: float = 1.0
+    """Above 1 pictures keep closer to their captions and vary less (classifier-free guidance), in twice the time; for
+    models trained with --drop-text."""
     seed: int = 0
     """Of each caption's first picture; the others have the following ones. The same seed draws the same picture."""
     batch_size: int = 32
@@ -52,10 +57,10 @@ class Generate:
     """Where to compute: cpu, cuda, cuda:1."""
 
     def run(self) -> None:
-        from cogview.generate import Sampling
         from cogview.inputs import BadCaption
         from cogview.pictures import picture_path
         from cogview.runs import last_run
+        from cogview.sampling import Sampling
         from cogview.system import System
 
         captions = [caption.strip() for group in self.captions for caption in group]
@@ -65,7 +70,7 @@ class Generate:
         require(self.count >= 1, "count", "at least 1", self.count)
         last = f"2^63 - {self.count}"  # that of the last picture is below 2^63 then
         require(0 <= self.seed <= 2**63 - self.count, "seed", f"a whole number from 0 to {last}", self.seed)
-        how = Sampling(self.temperature, self.top_k, self.batch_size)
+        how = Sampling(self.temperature, self.top_k, self.top_p, self.guidance, self.batch_size)
         sheet = picture_path(self.out)
 
         folder = last_run() if self.run_folder is None else self.run_folder

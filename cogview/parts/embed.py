@@ -23,9 +23,9 @@ class Embedding(nn.Module):
         h = torch.lerp(h.detach(), h, self.grad_scale)  # value h, gradient times the scale
         return F.dropout(h, self.dropout, self.training)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """float32 [..., V] of states [..., C]."""
-        return F.linear(x, self.words.weight).float()
+    def logits(self, x: Tensor, among: slice = slice(None)) -> Tensor:
+        """float32 [..., V] of states [..., C], or of some ids alone: the others' rows of the table are not read."""
+        return F.linear(x, self.words.weight[among]).float()
 
     def nll(self, x: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood, float32 [B, S], of targets [B, S] from states [B, S, C]."""

@@ -45,12 +45,13 @@ class Transformer(nn.Module):
         *,
         targets: Tensor | None = None,
         at: Tensor | None = None,
+        among: slice = slice(None),
         cache: Sequence[KVCache] | None = None,
         checkpoint_activations: bool = False,
     ) -> Tensor:
         """Of inputs int64 [B, S]: float32 logits [B, S, V]; with targets int64 [B, S] their negative log-likelihoods
-        [B, S]; with `at` int64 [B] the logits [B, V] of one place of each row alone. With a cache, see `make_cache`,
-        the tokens continue its rows."""
+        [B, S]; with `at` int64 [B] the logits [B, V] of one place of each row alone; of the ids `among` alone. With a
+        cache, see `make_cache`, the tokens continue its rows."""
         self._check(inputs, context, cache)
         h = self.embedding(inputs, context.positions)
         x = self.stack(h, context, cache, checkpoint_activations)
@@ -58,7 +59,7 @@ class Transformer(nn.Module):
             return self.embedding.nll(x, targets)
         if at is not None:
             x = x[torch.arange(len(x), device=x.device), at]
-        return self.embedding.logits(x)
+        return self.embedding.logits(x, among)
 
     def make_cache(self, batch_size: int, tokens: int) -> list[KVCache]:
         """An empty cache for each layer, with room for `tokens` of every row."""

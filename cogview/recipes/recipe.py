@@ -23,16 +23,51 @@ Draws = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass(frozen=True)
 class Prompt:
-    """What generation starts from: whole sequences, with placeholders from `starts` on for what is drawn."""
+    """What generation starts from: whole sequences, with placeholders for what is drawn."""
 
     inputs: Tensor
     """int64 [B, S]."""
     context: Context
     """Of all of them."""
-    starts: Tensor
-    """int64 [B]: the place of each row's first drawn token."""
+    drawn: Tensor
+    """bool [B, S]: the places that are drawn, at least one of each row and never the first. What stands behind the last
+    one does not matter."""
     allowed: Tensor
     """bool [V]: those that may be drawn."""
+    stop: int | None = None
+    """A token behind which nothing of a row is drawn any more."""
+    same: Tensor | None = None
+    """int64 [B]: a row whose states before its first drawn place are this one's, so that they are computed once."""
+
+    @property
+    def starts(self) -> Tensor:
+        """int64 [B]: the place of each row's first drawn token."""
+        return self.drawn.int().argmax(dim=1)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first id that may be drawn, and the one behind the last."""
+        ids = self.allowed.nonzero()
+        return int(ids[0]), int(ids[-1]) + 1
+
+    def beside(self, other: "Prompt") -> "Prompt":
+        """The rows of both, of one recipe."""
+        inputs, drawn = (torch.cat([getattr(p, name) for p in (self, other)]) for name in ("inputs", "drawn"))
+        own, theirs = (torch.arange(len(p.inputs)) if p.same is None else p.same for p in (self, other))
+        same = torch.cat([own, len(self.inputs) + theirs])
+        return dataclasses.replace(
+            self, inputs=inputs, drawn=drawn, same=same, context=self.context.beside(other.context, len(drawn) // 2)
+        )
+
+
+def first_alike(rows: Tensor) -> Tensor:
+    """int64 [B]: for each of rows [B, n] the number of the first one that equals it."""
+    _, group = torch.cat([rows.new_zeros(len(rows), 1), rows], dim=1).unique(
+        dim=0, return_inverse=True
+    )  # also without columns
+    first = group.new_full((int(group.max()) + 1,), len(rows)) if len(rows) else group
+    first.scatter_reduce_(0, group, torch.arange(len(rows)), "amin")
+    return first[group]
 
 
 class Recipe:
@@ -66,10 +101,13 @@ class Recipe:
 
     def prompt(self, text: Tensor, draws: Draws = None) -> Prompt:
         """To draw an image after each row of text [B, T]. All that is text is known, so what is drawn of the context is
-        drawn once, and every step sees what a full forward would."""
+        drawn once, and every step sees what a full forward would; no token of the text sees any of what is drawn."""
         inputs, _ = self.layout(text, text.new_zeros(len(text), self.config.image_tokens))
         starts = (inputs == self.vocab["BOI1"]).int().argmax(dim=1) + 1
-        return Prompt(inputs, self.context(inputs, draws), starts, self.vocab.allowed_after("BOI1"))
+        place = torch.arange(inputs.shape[1]) - starts[:, None]
+        drawn = (place >= 0) & (place < self.config.image_tokens)
+        allowed, same = self.vocab.allowed_after("BOI1"), first_alike(text)
+        return Prompt(inputs, self.context(inputs, draws), drawn, allowed, same=same)
 
     @property
     def drawn_shape(self) -> tuple[int, ...]:

@@ -42,7 +42,8 @@ def write(folder: Path, step: int, settings: dict[str, Any]) -> None:
     if old:
         changed = _changed("", old, settings)
         before = [*before, {"until_step": step, **changed}]
-        said = [f"{name.removeprefix('training.')} was {value}" for name, value in changed.items() if "." in name]
+        told = {name: value for name, value in changed.items() if "." in name and value != "absent"}  # that is older
+        said = [f"{name.removeprefix('training.')} was {value}" for name, value in told.items()]
         said = [words for words in said if not words.startswith("versions.")]
         if said:
             print(f"other settings than before: {', '.join(said)}")

@@ -57,6 +57,9 @@ class TokenTask:
         if c.truncate_text:
             text, cut = truncate_text(text, recipe.config.max_text)
             self.counts["truncated"] += cut if samples is self.data else 0
+        if c.drop_text and self.model.training:
+            dropped = torch.rand(len(text), generator=draws, device=draws.device) < c.drop_text
+            text = text.masked_fill(dropped.cpu()[:, None], -1)
         weights: dict[str, Any] = {"text_weight": c.text_weight, "image_weight": c.image_weight}
         batch = recipe.batch(text, *codes, draws=draws, device=self.model.device, **weights)
         return self._hide_context(batch, draws) if self.model.training else batch
