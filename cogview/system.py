@@ -217,8 +217,8 @@ class System:
     ) -> list[str]:
         """A caption of each picture (or its codes), by a model of recipe caption; one that it ends at once is "".
 
-        seeds: one each, default 0 to N - 1. longest: tokens of a caption. how: as in `draw`. bad: takes what is wrong with some of the pictures, see
-        `inputs.images`, whose captions are "" then; without it one such is a ValueError.
+        seeds: one each, default 0 to N - 1. longest: tokens of a caption. how: as in `draw`. bad: takes what is wrong
+        with some of the pictures, see `inputs.images`, whose captions are "" then; without it one such is a ValueError.
         """
         codes = self._codes(pictures, bad)
         found = describe(self._captioning(), self.model, codes, Sampling(**how), seeds=seeds, longest=longest)
