@@ -14,6 +14,7 @@ from test_train_run import Pairs
 from cogview.commands.study import Reranking
 from cogview.config import TrainConfig
 from cogview.demo import demo
+from cogview.recipes.cogview import CogView
 from cogview.studies import contrastive
 from cogview.studies.contrastive import Contrastive, ContrastiveConfig, ContrastiveTask
 from cogview.studies.paired import best_of, compare, mcnemar, order_right
@@ -124,6 +125,9 @@ def small(monkeypatch):
         "IMAGE": VQConfig(codebook_size=32, dim=8, hidden=8),
     }.items():
         monkeypatch.setattr(demo, name, value)
+    config, training = CogView.presets["tiny"]
+    config = dataclasses.replace(config, num_layers=1, hidden_size=64, num_heads=1)
+    monkeypatch.setitem(CogView.presets, "tiny", (config, training))
 
 
 SIZES = {"captions": 3, "candidates": 2, "on_sheet": 3, "base_steps": 2, "caption_steps": 1, "contrastive_steps": 1}
@@ -147,6 +151,7 @@ def test_the_study_of_reranking(small, tmp_path, capsys):
     assert (first / "gpt" / "log.jsonl").read_text() == log
     assert json.loads((first / "figures.json").read_text())["share_right"] == figures["share_right"]
     Reranking(out=second, source=first, **SIZES).run()
+    Reranking(out=second, **SIZES).run()  # goes on with what was copied
     assert json.loads((second / "figures.json").read_text())["share_right"] == figures["share_right"]
     with pytest.raises(ValueError, match="candidates: expected a power of two, got 3"):
         Reranking(out=second, source=first, **SIZES | {"candidates": 3}).run()

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cogview.config import TrainConfig, require
-from cogview.data.files import save_tensors
+from cogview.data.files import save_tensors, written_beside
 from cogview.data.images import pixels
 from cogview.data.tokens import TokenDataset
 from cogview.demo import demo
@@ -105,19 +105,21 @@ def language_of(number: int) -> str:
 
 
 def _tokens(out: Path, source: Path | None) -> tuple[TokenDataset, TokenDataset]:
-    """Of a finished demo, whose tokenizers and tokens are copied, or made here."""
-    if source is not None and not (out / "tokens" / "test" / "meta.json").exists():
+    """Those that are there; else of a finished demo, whose tokenizers are copied too, or made here."""
+    train, test = (out / "tokens" / split for split in ("train", "test"))
+    if source is not None and not (test / "meta.json").exists():
         there = all((source / part).exists() for part in ("scenes/scenes.json", "tokens/train", "tokens/test"))
         require(there, "from", "the folder of a demo with its tokens", str(source))
-        out.mkdir(parents=True, exist_ok=True)
         for name in ("text.model", "vqvae.safetensors"):
-            shutil.copyfile(source / name, out / name)
-        for split in ("train", "test"):
-            shutil.copytree(source / "tokens" / split, out / "tokens" / split, dirs_exist_ok=True)
-    if source is None:
-        data, held_out, _ = demo.scene_tokens(out, TrainConfig(steps=demo.IMAGE_STEPS, **TRAINING))
-        return data, held_out
-    return TokenDataset(out / "tokens" / "train"), TokenDataset(out / "tokens" / "test")
+            with written_beside(out / name) as beside:
+                shutil.copyfile(source / name, beside)
+        for folder in (train, test):
+            beside = folder.with_name(f".{folder.name}.tmp")
+            shutil.copytree(source / "tokens" / folder.name, beside, dirs_exist_ok=True)
+            beside.rename(folder)
+    elif not (test / "meta.json").exists():
+        demo.scene_tokens(out, TrainConfig(steps=demo.IMAGE_STEPS, **TRAINING))
+    return TokenDataset(train), TokenDataset(test)
 
 
 def _base(out: Path, data: TokenDataset, held_out: TokenDataset, steps: int) -> Result:
