@@ -62,9 +62,10 @@ def test_picks():
     ]
     assert order_right(scores, right) == pytest.approx(sum(by_hand) / len(by_hand))
     assert math.isnan(order_right(scores, right | True))
-    figures = measure(right, {"CapLoss": scores, "contrastive": -scores})
+    figures = measure(right, scores, {"CapLoss": scores, "contrastive": -scores})
     assert figures["share_right"]["4"] == {"oracle": 1.0, "CapLoss": 0.5, "contrastive": 1.0, "random": 0.5}
     assert figures["share_right"]["1"]["CapLoss"] == figures["share_right"]["1"]["oracle"] == 0.5
+    assert figures["psnr"]["2"] == {"oracle": (3 + 2 + 1 + 3) / 4, "CapLoss": 0.75, "contrastive": 2.25, "random": 1.5}
 
 
 def test_the_contrastive_loss_is_its_formula():

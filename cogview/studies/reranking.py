@@ -54,7 +54,7 @@ class Sizes:
     on_sheet: int = 60
     base_steps: int = 950
     caption_steps: int = 500
-    contrastive_steps: int = 600
+    contrastive_steps: int = 300
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -69,6 +69,8 @@ class Found:
 
     right: Tensor
     """bool [N, M]: everything that was asked for is there."""
+    psnr: Tensor
+    """dB to the true picture."""
     caploss: Tensor
     similarity: Tensor
 
@@ -96,7 +98,8 @@ def run(out: Path, source: Path | None, sizes: Sizes) -> str:
         "threads": torch.get_num_threads(),
         "minutes_this_time": (time.monotonic() - begun) / 60,
     }
-    return reranking_report.write(out, found.right, {"CapLoss": found.caploss, "contrastive": -found.similarity}, facts)
+    scores = {"CapLoss": found.caploss, "contrastive": -found.similarity}
+    return reranking_report.write(out, found.right, found.psnr, scores, facts)
 
 
 def language_of(number: int) -> str:
@@ -190,7 +193,9 @@ def _measured(
     rows = []
     for scene, text, some in track(list(zip(scenes, captions, codes, strict=True)), "judging candidates"):
         similarity = nearest.similarity(system.encode(text) * len(some), some)
-        rows.append((_right(system.pictures(some), scene), ranks.caploss(text, some), similarity))
+        drawn, true = system.pictures(some), pixels(render(scene), SIZE)
+        squared = (drawn.float() - true).div(255).square().mean(dim=(1, 2, 3))
+        rows.append((_right(drawn, scene), -10 * squared.log10(), ranks.caploss(text, some), similarity))
     return Found(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
 
 
