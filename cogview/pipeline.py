@@ -19,6 +19,7 @@ from cogview.data.shards import PairDataset
 from cogview.data.tokens import VERSION, PartWriter, Rows, TokenDataset, complete, group, has_part, part_name
 from cogview.progress import progress
 from cogview.tokenizers.image import VQVAE, VQConfig
+from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.tokenizers.text import TextTokenizer
 from cogview.tokenizers.train_image import VQReport, train_vqvae, trained_on
 from cogview.train.identity import AnotherRun
@@ -97,7 +98,7 @@ def _held_out(data: PairDataset, decoded: Decoded) -> np.ndarray | None:
 def tokenize_pairs(
     data: PairDataset,
     text_tokenizer: TextTokenizer,
-    vqvae: VQVAE,
+    vqvae: ImageTokenizer,
     out: str | Path,
     *,
     image_size: int = 64,
@@ -175,7 +176,7 @@ def _texts(data: PairDataset, numbers: range, tokenizer: TextTokenizer, most: in
 
 
 def _codes(
-    data: PairDataset, numbers: list[int], vqvae: VQVAE, size: int, batch: int, decoded: Decoded | None
+    data: PairDataset, numbers: list[int], vqvae: ImageTokenizer, size: int, batch: int, decoded: Decoded | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(number, codes int32 [h w]) of the samples whose pictures can be read."""
     found = _pictures(data, numbers, size, decoded)

@@ -44,7 +44,10 @@ class Reranking:
 class Study:
     """Run an experiment and write its report, figures and pictures."""
 
-    command: Annotated[Reranking, tyro.conf.subcommand("reranking")]
+    command: (
+        Annotated[Reranking, tyro.conf.subcommand("reranking")]
+        | Annotated[Reranking, tyro.conf.subcommand("self-reranking")]  # as the paper says; tyro wants two at least
+    )
 
     def run(self) -> None:
         self.command.run()
