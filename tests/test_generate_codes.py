@@ -1,17 +1,15 @@
-"""Generation with a cache equals the full forward; seeds, batches and CapLoss."""
+"""Generation with a cache equals the full forward; seeds and batches."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from test_transformer import ATTENTIONS, make
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cogview.generate import fill, generate, generate_batches
-from cogview.recipes.caption import caploss, caption_batch
 from cogview.sampling import Sampling, sample_token
 from cogview.sequence import pad_text
 
@@ -135,8 +133,6 @@ def test_bad_requests():
             ValueError, match="captions: expected lists of token ids, got text, which the methods of Sys"
         ):
             generate(*both, text)
-        with pytest.raises(ValueError, match="captions: expected lists of token ids, got text"):
-            caploss(both[0].config, both[1], torch.zeros(len(text), 4, 4, dtype=torch.int64), text)
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), -float("inf"), "warm", None])
@@ -193,33 +189,9 @@ def test_logits_that_are_not_finite_are_an_error(value):
         model.embedding.positions.weight[7] = value  # of the fourth token behind one of text; the fifth comes from it
         with pytest.raises(ValueError, match="the model's logits are not finite, at token 5 of 16 drawn"):
             generate(recipe, model, [[1]], top_k=1)
-        with pytest.raises(ValueError, match="the model's logits are not finite, in row 0 of 1"):
-            caploss(recipe.config, model, torch.zeros(1, 4, 4, dtype=torch.int64), [[1]])
         words[start] = value
         with pytest.raises(ValueError, match="the model's logits are not finite, at token 1 of 16 drawn"):
             generate(recipe, model, [[1]], top_k=1)
-
-
-def test_caploss_is_the_mean_over_the_text():
-    recipe, model = make("dense")
-    model.eval()
-    codes = torch.randint(20, (2, 4, 4))
-    scores = caploss(recipe.config, model, codes, [[1, 2, 3], [4]])
-    batch = caption_batch(recipe.config, torch.tensor([[1, 2, 3], [4, -1, -1]]), codes.flatten(1))
-    p = F.log_softmax(model(batch.inputs, batch.context), -1)
-    expected = [-(p[0, 19, 21] + p[0, 20, 22] + p[0, 21, 23]) / 3, -p[1, 19, 24]]
-    torch.testing.assert_close(scores, torch.stack(expected))
-
-
-def test_caploss_does_not_depend_on_the_batch():
-    recipe, model = make("three_region")
-    codes = torch.randint(20, (3, 4, 4))
-    together = caploss(recipe.config, model, codes, [[1, 2, 3], [4], [5, 6]])
-    torch.testing.assert_close(together[1:2], caploss(recipe.config, model, codes[1:2], [[4]]))
-    with pytest.raises(ValueError, match="captions: expected none that is empty"):
-        caploss(recipe.config, model, codes, [[1], [], [2]])
-    with pytest.raises(ValueError, match=r"codes: expected \[2, 4, 4\], one image a caption, got \[3, 4, 4\]"):
-        caploss(recipe.config, model, codes, [[1], [2]])
 
 
 def by_full_forwards(recipe, model, prompt, guidance=1.0, against=None):

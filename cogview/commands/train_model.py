@@ -109,7 +109,9 @@ def recipe_for(before: Before | None, tokens: Tokens, asked: dict[str, Any]) -> 
         return _new(chosen, tokens, name, asked)
     recipe, shape = before.recipe, {}
     if chosen is not type(recipe):
-        before.refuse("recipe", chosen.name, recipe.name)
+        if before.own or recipe.name not in chosen.begins_from:
+            before.refuse("recipe", chosen.name, recipe.name)
+        recipe = chosen(chosen.begun(recipe.config))
     if asked["preset"] is not None:
         shape = {option: getattr(preset(name, recipe.name)[0], field, None) for option, field in SHAPE.items()}
     for option, value in {**shape, **{option: asked[option] for option in SHAPE if asked[option] is not None}}.items():
