@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cogview.config import require
 from cogview.parts.transformer import Transformer, evaluating
+from cogview.recipes.caption import Caption
 from cogview.recipes.recipe import Prompt, Recipe
 from cogview.sampling import Sampling, check_seeds, sample_token
 from cogview.sequence import Context, pad_text
@@ -55,25 +57,45 @@ def generate_batches(
     text = pad_text(captions)
     seeds = check_seeds(range(len(captions)) if seeds is None else seeds, len(captions))
     recipe.layout(text, torch.zeros(len(text), recipe.config.image_tokens, dtype=torch.int64))  # checks the ids
-    return _batches(recipe, model, text, how, seeds, update)
+    return draw_batches(recipe, model, text, how, seeds, update)
 
 
-def _batches(
-    recipe: Recipe, model: Transformer, text: Tensor, how: Sampling, seeds: Sequence[int], update: Update
+def draw_batches(
+    recipe: Recipe, model: Transformer, given: Tensor, how: Sampling, seeds: Sequence[int], update: Update
 ) -> Iterator[Tensor]:
+    """Tokens int64 [B, *recipe.drawn_shape], a batch after the other, of what the recipe's prompts are made of,
+    [N, ...]: text, or whatever it takes in its stead."""
     count = math.prod(recipe.drawn_shape)
-    for start in range(0, len(text), how.batch_size):
+    for start in range(0, len(given), how.batch_size):
         part = slice(start, start + how.batch_size)
         streams = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
         uniforms = torch.stack([torch.rand(count, generator=g) for g in streams])
-        prompt = recipe.prompt(text[part], streams)
-        against = None if how.guidance == 1 else recipe.prompt(text[part][:, :0], streams)
+        prompt = recipe.prompt(given[part], streams)
+        against = None if how.guidance == 1 else recipe.prompt(given[part][:, :0], streams)
 
         def told(tokens: int, before: int = start, rows: int = len(streams)) -> None:
             update(before * count + rows * tokens)
 
         tokens = fill(model, prompt, uniforms, how, told, against)
         yield tokens[prompt.drawn].view(-1, *recipe.drawn_shape)
+
+
+def describe(
+    recipe: Caption, model: Transformer, codes: Tensor, how: Sampling, *, seeds: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Raw text ids of a caption for each picture of codes int64 [N, h, w], how.batch_size at once; none where the model
+    ends it at once.
+
+    `seeds`: one a picture, default 0..N-1; what is drawn depends on no other.
+    """
+    seeds = check_seeds(range(len(codes)) if seeds is None else seeds, len(codes))
+    require(how.guidance == 1, "guidance", "1 for captions", how.guidance)
+    flat, found = codes.flatten(1), list[list[int]]()
+    recipe.layout(flat[:, :0], flat)  # checks the ids
+    for drawn in draw_batches(recipe, model, flat, how, seeds, lambda tokens: None):
+        lengths = recipe.vocab.is_caption(drawn).int().cumprod(dim=1).sum(dim=1)  # up to the first [SEP]
+        found += [(row[:n] - recipe.config.image_vocab).tolist() for row, n in zip(drawn, lengths, strict=True)]
+    return found
 
 
 @torch.no_grad()

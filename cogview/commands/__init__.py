@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from cogview.commands.caption import Caption, Rerank
 from cogview.commands.compare import Compare
 from cogview.commands.data import Build, Data
 from cogview.commands.demo import Demo
@@ -21,6 +22,8 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Caption, tyro.conf.subcommand("caption")]
+    | Annotated[Rerank, tyro.conf.subcommand("rerank")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 

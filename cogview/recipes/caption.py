@@ -20,6 +20,7 @@ from cogview.config import ModelConfig, TrainConfig, require
 from cogview.loss import row_means
 from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes.cogview import CogView, CogViewConfig
+from cogview.recipes.recipe import Draws, Prompt, first_alike
 from cogview.sequence import pad_text
 
 
@@ -38,6 +39,7 @@ _PUBLISHED: dict[str, Any] = {"steps": 3000, "batch_size": 512, "accumulate": 8,
 
 class Caption(CogView):
     name = "caption"
+    draws = "captions"
     Config = CaptionConfig
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {
         name: (
@@ -62,6 +64,23 @@ class Caption(CogView):
         """All places of the longest text: what is drawn has its pivots before its length is known, as in training."""
         image = self.vocab.is_image(inputs)
         return ~image, image
+
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        return (self.config.max_text,)
+
+    def prompt(self, codes: Tensor, draws: Draws = None) -> Prompt:
+        """To draw a text behind each picture of codes [B, N]."""
+        c, vocab = self.config, self.vocab
+        fits = codes.ndim == 2 and codes.shape[1] == c.image_tokens
+        require(fits, "codes", f"{c.image_tokens} of each picture", list(codes.shape))
+        tokens = vocab.caption(codes.new_zeros(len(codes), c.max_text), codes, c.max_positions, stop=False)
+        drawn = (torch.arange(c.max_positions) >= c.image_tokens + 4).expand(tokens.shape)
+        allowed = vocab.allowed_after("ROI1")
+        allowed[vocab["SEP"]] = c.stop
+        context = self.context(tokens, draws)
+        before = torch.cat([codes, *(values.flatten(1) for values in context.attention.values())], dim=1)
+        return Prompt(tokens, context, drawn, allowed, vocab["SEP"] if c.stop else None, first_alike(before))
 
     def kinds(self, targets: Tensor) -> dict[str, Tensor]:
         """ "text" has the mean that CapLoss is."""

@@ -77,6 +77,8 @@ class Recipe:
     """Of the command line and of checkpoints."""
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {}
+    draws: ClassVar[str] = "pictures"
+    """What it draws behind a prompt."""
     begins_from: ClassVar[tuple[str, ...]] = ()
     """Names of recipes whose weights a training may begin with, beside its own."""
     sizes: ClassVar[int] = 1
