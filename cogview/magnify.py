@@ -66,8 +66,8 @@ def magnify_batches(
     pictures. `update` is told how many of all N 16 n^2 tokens are drawn. Everything is checked before the first is
     drawn; ValueError where logits are not finite.
     """
-    require(isinstance(recipe, SuperResolution), "model", "one of recipe superresolution", recipe.name)
-    assert isinstance(recipe, SuperResolution)
+    if not isinstance(recipe, SuperResolution):
+        raise ValueError(f"model: expected one of recipe superresolution, got {recipe.name}")
     grid = recipe.config.image_grid
     require(grid % 4 == 0, "image_grid", "a multiple of 4, for the windows to lie on the picture's grid", grid)
     text, seeds = pad_text(captions), check_seeds(range(len(captions)) if seeds is None else seeds, len(captions))

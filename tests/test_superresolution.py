@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused():
     model, tokens = recipe.model(), torch.zeros(1, 38, dtype=torch.int64)
     with pytest.raises(ValueError, match="inputs: expected at most 37 tokens, got 38"):
         model(tokens, recipe.context(tokens))
-    with pytest.raises(ValueError, match="recipe: expected one that draws behind text, got superresolution"):
+    with pytest.raises(ValueError, match="recipe: expected one that draws behind text alone, got superresolution"):
         recipe.prompt(TEXT)
 
 

@@ -78,7 +78,7 @@ class Recipe:
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {}
     draws: ClassVar[str] = "pictures"
-    """What it draws behind a prompt."""
+    """What it draws: pictures, captions, or larger pictures."""
     begins_from: ClassVar[tuple[str, ...]] = ()
     """Names of recipes whose weights a training may begin with, beside its own."""
     sizes: ClassVar[int] = 1

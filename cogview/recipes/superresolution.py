@@ -44,6 +44,7 @@ _PUBLISHED: dict[str, Any] = {"steps": 4000, "batch_size": 512, "accumulate": 16
 
 class SuperResolution(CogView):
     name = "superresolution"
+    draws = "larger pictures"
     Config = SuperResolutionConfig
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {}
     """Those of CogView whose windows lie on its grid."""
@@ -85,7 +86,7 @@ class SuperResolution(CogView):
         return Prompt(inputs, self.context(inputs, draws), drawn, self.vocab.allowed_after("BOI2"))
 
     def prompt(self, text: Tensor, draws: Draws = None) -> Prompt:
-        raise ValueError("recipe: expected one that draws behind text, got superresolution, which magnifies pictures")
+        raise ValueError("recipe: expected one that draws behind text alone, got superresolution: see cogview.magnify")
 
     def kinds(self, targets: Tensor) -> dict[str, Tensor]:
         large = self.is_large(targets)
