@@ -81,19 +81,28 @@ def draw_batches(
 
 
 def describe(
-    recipe: Caption, model: Transformer, codes: Tensor, how: Sampling, *, seeds: Sequence[int] | None = None
+    recipe: Caption,
+    model: Transformer,
+    codes: Tensor,
+    how: Sampling,
+    *,
+    seeds: Sequence[int] | None = None,
+    longest: int | None = None,
 ) -> list[list[int]]:
     """Raw text ids of a caption for each picture of codes int64 [N, h, w], how.batch_size at once; none where the model
     ends it at once.
 
-    `seeds`: one a picture, default 0..N-1; what is drawn depends on no other.
+    `seeds`: one a picture, default 0..N-1; what is drawn depends on no other. `longest`: what a caption is cut to, for
+    models that know no end (the original: 20 tokens).
     """
+    require(longest is None or longest >= 1, "longest", "at least 1", longest)
     seeds = check_seeds(range(len(codes)) if seeds is None else seeds, len(codes))
     require(how.guidance == 1, "guidance", "1 for captions", how.guidance)
     flat, found = codes.flatten(1), list[list[int]]()
     recipe.layout(flat[:, :0], flat)  # checks the ids
     for drawn in draw_batches(recipe, model, flat, how, seeds, lambda tokens: None):
         lengths = recipe.vocab.is_caption(drawn).int().cumprod(dim=1).sum(dim=1)  # up to the first [SEP]
+        lengths = lengths if longest is None else lengths.clamp_max(longest)
         found += [(row[:n] - recipe.config.image_vocab).tolist() for row, n in zip(drawn, lengths, strict=True)]
     return found
 

@@ -59,8 +59,13 @@ def _ordered(
         yield Candidates(system.pictures(codes[order]), caploss[order], codes[order])
 
 
-def candidate_sheet(candidates: Candidates, path: Path, note: str) -> int:
-    """Writes all candidates in their order, each above its CapLoss, as in figure 6; returns how many are on it."""
-    rows = [(f"{score:.3f}", [picture]) for picture, score in zip(candidates.pictures, candidates.caploss, strict=True)]
+def candidate_sheet(candidates: Candidates, path: Path, note: str, marks: Sequence[str] | None = None) -> int:
+    """Writes all candidates in their order, each above its CapLoss, as in figure 6, and a mark if there are some;
+    returns how many are on it."""
+    marks = [""] * len(candidates.pictures) if marks is None else marks
+    rows = [
+        (f"{score:.3f} {mark}", [picture])
+        for picture, score, mark in zip(candidates.pictures, candidates.caploss.tolist(), marks, strict=True)
+    ]
     zoom = max(1, round(_SHOWN / candidates.pictures.shape[-1]))
     return contact_sheet(rows, path, columns=_COLUMNS, zoom=zoom, note=note)

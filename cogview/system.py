@@ -232,28 +232,41 @@ class System:
         return map(self.pictures, magnify_batches(self.recipe, self.model, ids, codes, how, seeds=seeds, update=update))
 
     def caption(
-        self, pictures: Pictures, *, seeds: Sequence[int] | None = None, bad: Bad | None = None, **how: Any
+        self,
+        pictures: Pictures,
+        *,
+        seeds: Sequence[int] | None = None,
+        longest: int | None = None,
+        bad: Bad | None = None,
+        **how: Any,
     ) -> list[str]:
         """A caption of each picture (or its codes), by a model of recipe caption; one that it ends at once is "".
 
-        seeds: one each, default 0 to N - 1. how: as in `draw`. bad: takes what is wrong with some of the pictures, see
-        `inputs.images`, whose captions are "" then; without it one such is a ValueError.
+        seeds: one each, default 0 to N - 1. longest: tokens of a caption. how: as in `draw`. bad: takes what is wrong
+        with some of the pictures, see `inputs.images`, whose captions are "" then; without it one such is a ValueError.
         """
         codes = self._codes(pictures, bad)
-        found = describe(self._captioning(), self.model, codes, Sampling(**how), seeds=seeds)
+        found = describe(self._captioning(), self.model, codes, Sampling(**how), seeds=seeds, longest=longest)
         return ["" if number in (bad or ()) else self._words(ids) for number, ids in enumerate(found)]
 
     def describe(
-        self, pictures: Pictures, count: int = 1, *, seed: int = 0, bad: Bad | None = None, **how: Any
+        self,
+        pictures: Pictures,
+        count: int = 1,
+        *,
+        seed: int = 0,
+        longest: int | None = None,
+        bad: Bad | None = None,
+        **how: Any,
     ) -> list[list[Described]]:
         """Of each picture (or its codes) the captions among `count` drawn ones that are not the same, those of low
         CapLoss first; none where the model ended all of them at once. seed: of the first, the others have the following
-        ones. bad: as in `caption`; those have none."""
+        ones. The rest as in `caption`; those of `bad` have none."""
         require(count >= 1, "count", "at least 1", count)
         recipe, sampling, codes = self._captioning(), Sampling(**how), self._codes(pictures, bad)
         seeds = check_seeds(range(check_seed(seed), seed + count), count)
         rows = codes.repeat_interleave(count, dim=0)
-        drawn = describe(recipe, self.model, rows, sampling, seeds=seeds * len(codes))
+        drawn = describe(recipe, self.model, rows, sampling, seeds=seeds * len(codes), longest=longest)
         there = [n for n, ids in enumerate(drawn) if ids and n // count not in (bad or ())]
         ids = [drawn[n] for n in there]  # and not of their words, of which a tokenizer may make others
         losses = caploss(recipe, self.model, rows[there], ids, batch_size=sampling.batch_size)

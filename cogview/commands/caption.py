@@ -43,6 +43,8 @@ class Caption:
     `cogview data pack --captions` takes them."""
     count: int = 1
     """Captions drawn of each picture, shown from the lowest CapLoss on; what is drawn twice is shown once."""
+    longest: Annotated[int | None, option("INT", "as the model has room for")] = None
+    """Tokens of a caption at most; models that learned no end, as the released one, take 20."""
     temperature: float = 0.7
     """Below 1 likely tokens become likelier, above 1 less likely."""
     top_k: int = 200
@@ -67,7 +69,7 @@ class Caption:
         records, left, at_once = list[dict[str, Any]](), 0, max(1, self.batch_size // self.count)
         for start in range(0, len(self.pictures), at_once):
             some, bad = self.pictures[start : start + at_once], dict[int, str]()
-            found = system.describe(list(some), self.count, seed=self.seed, bad=bad, **vars(how))
+            found = system.describe(list(some), self.count, seed=self.seed, longest=self.longest, bad=bad, **vars(how))
             left += report(some, bad)
             for number in (n for n in range(len(some)) if n not in bad):
                 captions = found[number] or [Described("", math.nan)]
