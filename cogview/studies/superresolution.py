@@ -6,10 +6,8 @@ The bound is the true picture after the image tokenizer.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,23 +20,18 @@ from cogview.data.crops import Crops, half
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset, tokens_of
 from cogview.demo.demo import IMAGE, LANGUAGES, TEXT_PIECES
-from cogview.demo.scenes import SIZE, Scene, build_scene_shards, caption, render, sample_scenes
-from cogview.pipeline import decode, image_tokenizer, sizes_of, text_tokenizer, tokenize_pairs
+from cogview.demo.scenes import SIZE, build_scene_shards, caption, render, sample_scenes
+from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
 from cogview.progress import progress, track
-from cogview.recipes import preset
-from cogview.recipes.cogview import CogView
 from cogview.recipes.superresolution import SuperResolution
 from cogview.sampling import Sampling
-from cogview.studies import superresolution_report
-from cogview.system import System, load_model
+from cogview.studies import models, superresolution_report
+from cogview.system import System
 from cogview.tokenizers.train_image import TRAINING
-from cogview.train import checkpoint
-from cogview.train.finetune import start_from
-from cogview.train.interrupts import Interrupted
-from cogview.train.loop import Result, Trainer
-from cogview.train.token_task import TokenTask
 
 BASE, LENS = "gpt", "sr"  # names of the models
+_HELD_OUT = 600  # scenes
+_IMAGE = replace(IMAGE, codebook_size=2048)  # tiles at two sizes
 HOW = {
     "greedy": Sampling(top_k=1, batch_size=64),
     "temperature 0.5": Sampling(temperature=0.5, batch_size=64),
@@ -54,7 +47,7 @@ class Sizes:
     scenes: int = 6_000
     crops: int = 3
     tested: int = 128
-    image_steps: int = 800
+    image_steps: int = 1_000
     base_steps: int = 900
     steps: int = 1_400
 
@@ -67,8 +60,9 @@ def run(out: Path, sizes: Sizes) -> str:
     """Does what is not done yet and writes report.md, figures.json and pictures; returns what they come to."""
     begun = time.monotonic()
     _tokens(out, sizes)
-    base = _base(out, sizes.base_steps)
-    lens = _finetuned(out, sizes.steps)
+    data = [[TokenDataset(tokens_of(out, split, n)) for split in ("train", "test")] for n in (1, 2)]
+    base = models.drawing(out / BASE, sizes.base_steps, *data[0])
+    lens = models.finetuned(out / LENS, SuperResolution, out / BASE, sizes.steps, *data[1])
     system = System.load(out, name=LENS)
     scenes = sample_scenes("test", sizes.tested)
     true = torch.stack([torch.from_numpy(np.array(render(s, 2))).permute(2, 0, 1) for s in scenes])
@@ -83,7 +77,7 @@ def run(out: Path, sizes: Sizes) -> str:
     pictures["bound"] = system.pictures(system.image.encode(true.float() / 255))
     facts = {
         "sizes": asdict(sizes),
-        "models": {name: _fact(result) for name, result in ((BASE, base), (LENS, lens))},
+        "models": {name: models.fact(result) for name, result in ((BASE, base), (LENS, lens))},
         "parameters": sum(p.numel() for p in system.model.parameters()),
         "seconds_per_picture": seconds,
         "threads": torch.get_num_threads(),
@@ -106,53 +100,15 @@ def repeated(codes: Tensor) -> Tensor:
 def _tokens(out: Path, sizes: Sizes) -> None:
     """Tokenizers, and the tokens of both splits at one size and at two."""
     scenes = build_scene_shards(
-        out / "scenes", sizes.scenes, 600, progress=lambda work: track(work, "composing scenes"), scale=2
+        out / "scenes", sizes.scenes, _HELD_OUT, progress=lambda work: track(work, "composing scenes"), scale=2
     )
     data = {split: PairDataset(paths, languages=LANGUAGES) for split, paths in scenes.items()}
     text = text_tokenizer(data["train"], out, TEXT_PIECES)
     pictures = decode(data["train"], out, 2 * SIZE)
     training = TrainConfig(steps=sizes.image_steps, **TRAINING)
-    image, _ = image_tokenizer(data["train"], pictures, out, IMAGE, training, halves=True)
+    image, _ = image_tokenizer(data["train"], pictures, out, _IMAGE, training, halves=True)
     for split, pairs in data.items():
         tokenize_pairs(pairs, text, image, tokens_of(out, split))
         known = pictures if split == "train" else None
         tokenize_pairs(pairs, text, image, tokens_of(out, split, 2), crops=Crops(sizes.crops), decoded=known)
     decoded.remove(out / "pixels")
-
-
-def _base(out: Path, steps: int) -> Result:
-    data, held_out = (TokenDataset(tokens_of(out, split)) for split in ("train", "test"))
-    config, training = preset("tiny")
-    recipe, training = CogView(CogView.fit(config, **sizes_of(data, held_out))), _of(training, steps)
-    torch.manual_seed(training.seed)
-    return _trained(out / BASE, TokenTask(recipe, recipe.model(), data, training, held_out), training)
-
-
-def _finetuned(out: Path, steps: int) -> Result:
-    data, held_out = (TokenDataset(tokens_of(out, split, 2)) for split in ("train", "test"))
-    best = checkpoint.best(out / BASE)
-    assert best is not None
-    before, training = load_model(best)[0].config, _of(preset("tiny", SuperResolution.name)[1], steps)
-    recipe = SuperResolution(SuperResolution.begun(before))
-    torch.manual_seed(training.seed)
-    model = recipe.model()
-    start_from(best, before, model)
-    return _trained(out / LENS, TokenTask(recipe, model, data, training, held_out), training)
-
-
-def _of(training: TrainConfig, steps: int) -> TrainConfig:
-    return replace(training, steps=steps, seconds=None)
-
-
-def _trained(folder: Path, task: TokenTask, training: TrainConfig) -> Result:
-    """To its end, from where it was stopped."""
-    trainer = Trainer(task, training, folder)
-    trainer.resume()
-    result = trainer.run()
-    if not result.finished:
-        raise Interrupted
-    return result
-
-
-def _fact(result: Result) -> dict[str, Any]:
-    return {"steps": result.state.step, "seconds": result.state.elapsed, "held_out": result.validation}

@@ -94,10 +94,9 @@ class PictureTask:
     def batch(self, samples: Pictures, indices: np.ndarray, draws: torch.Generator) -> Tensor:
         images = samples.images[samples.rows[indices]]
         if self.model.training and self.halves:
-            some = len(images) // 2
-            images = torch.cat(
-                [_halved(_crops(images[:some], 2 * self.crop, draws)), _crops(images[some:], self.crop, draws)]
-            )
+            some, step = len(images) // 2, self.model.config.downsample  # on the grid of the codes, as pairs are
+            small = _halved(_crops(images[:some], 2 * self.crop, draws, 2 * step))
+            images = torch.cat([small, _crops(images[some:], self.crop, draws, step)])
         elif self.model.training:
             images = _crops(images, self.crop, draws)
         return images.float().div_(255).contiguous(memory_format=torch.channels_last)
@@ -238,12 +237,14 @@ def save_comparison(path: str | Path, originals: Tensor, rebuilt: Tensor) -> Non
         sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(beside, "PNG")
 
 
-def _crops(images: Tensor, side: int, draws: torch.Generator) -> Tensor:
-    """A square of each picture, from a random place."""
-    room = [max(0, n - side) + 1 for n in images.shape[2:]]
+def _crops(images: Tensor, side: int, draws: torch.Generator, step: int = 1) -> Tensor:
+    """A square of each picture, from a random place of those `step` pixels apart."""
+    room = [max(0, n - side) // step + 1 for n in images.shape[2:]]
     if room == [1, 1]:
         return images
-    tops, lefts = (torch.randint(n, (len(images),), generator=draws, device=draws.device).tolist() for n in room)
+    tops, lefts = (
+        (step * torch.randint(n, (len(images),), generator=draws, device=draws.device)).tolist() for n in room
+    )
     return torch.stack([x[:, t : t + side, l : l + side] for x, t, l in zip(images, tops, lefts, strict=True)])
 
 
