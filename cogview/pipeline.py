@@ -4,7 +4,7 @@ import heapq
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cogview.config import TrainConfig, require
 from cogview.data.ahead import cores
-from cogview.data.crops import Crops
+from cogview.data.crops import Crops, Row, Squares, Whole
 from cogview.data.decoded import Decoded
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import VERSION, PartWriter, Rows, TokenDataset, complete, group, has_part, part_name
@@ -155,13 +155,9 @@ def tokenize_pairs(
                 with PartWriter(out, name, {key: grid**2 for key, grid in grids.items()}) as writer:
                     texts, skipped = _texts(data, range(first, last), text_tokenizer, max_text)
                     pictures = _pictures(data, list(texts), image_size * (1 if crops is None else 2), decoded)
-                    if crops is None:
-                        squares = ((k, {"codes": picture[None]}) for k, picture in pictures)
-                    else:
-                        key = int(shard.digest[:15], 16)
-                        squares = ((k, _pairs(crops, picture, step, key, k - first)) for k, picture in pictures)
+                    rows_of = Whole() if crops is None else Squares(crops, step, int(shard.digest[:15], 16), first)
                     begun = time.monotonic()
-                    for done, (k, rows) in enumerate(_codes(squares, vqvae, batch), 1):
+                    for done, (k, rows) in enumerate(_codes(pictures, rows_of, vqvae, batch), 1):
                         ids, hashed = texts.pop(k)
                         for caption, codes in itertools.product(ids, rows):
                             writer.write(caption, codes, hashed)
@@ -198,27 +194,19 @@ def _texts(data: PairDataset, numbers: range, tokenizer: TextTokenizer, most: in
     return found, skipped
 
 
-Squares = dict[str, Tensor]
-"""uint8 [n, 3, H, W] of a picture, by the array that its codes are for."""
 _META = {"codes": "grid", "small": "small_grid"}
 
 
-def _pairs(crops: Crops, picture: Tensor, step: int, *key: int) -> Squares:
-    large, small = crops.of(picture, step, *key)
-    return {"codes": large, "small": small}
-
-
 def _codes(
-    pictures: Iterable[tuple[int, Squares]], vqvae: VQVAE, batch: int
-) -> Iterator[tuple[int, list[dict[str, np.ndarray]]]]:
-    """(number, codes int32 [h w] by their array of each square) of pictures, `batch` of which are encoded at once."""
-    found = iter(pictures)
-    while some := list(itertools.islice(found, batch)):
-        numbers, squares = zip(*some, strict=True)
-        rows = {key: _encoded(vqvae, torch.cat([of[key] for of in squares])) for key in squares[0]}
-        each = len(next(iter(rows.values()))) // len(numbers)
-        for n, number in enumerate(numbers):
-            yield number, [{key: codes[k] for key, codes in rows.items()} for k in range(n * each, (n + 1) * each)]
+    pictures: Iterator[tuple[int, Tensor]], of: Whole, vqvae: VQVAE, batch: int
+) -> Iterator[tuple[int, list[Row]]]:
+    """(number, rows) of pictures, `batch` of which are encoded at once."""
+    while some := list(itertools.islice(pictures, batch)):
+        parts = [of.pictures(number, picture) for number, picture in some]
+        codes = {key: _encoded(vqvae, torch.cat([part[key] for part in parts])) for key in parts[0]}
+        for n, (number, _) in enumerate(some):
+            each = {key: len(parts[0][key]) for key in codes}
+            yield number, of.rows(number, {key: c[n * each[key] : (n + 1) * each[key]] for key, c in codes.items()})
 
 
 def _encoded(vqvae: VQVAE, images: Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ from PIL import Image
 from test_train_command import SMALL, header
 
 from cogview import cli
-from cogview.data.crops import Crops
+from cogview.data.crops import Crops, half
 from cogview.data.images import pixels
 from cogview.data.shards import PairDataset, ShardWriter
 from cogview.data.tokens import TokenDataset, read_meta
@@ -36,14 +36,14 @@ def test_crops_are_squares_on_the_grid_and_their_halves():
     picture = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
     places = [(y, x) for y in (0, 16, 32) for x in (0, 16, 32)]
     squares = [picture[:, y : y + 32, x : x + 32] for y, x in places]
-    large, small = Crops(9).of(picture, 16, 5, 6)
+    large, small = Crops(9).of_picture(picture, 16, 5, 6)
     assert sorted(map(repr, large.tolist())) == sorted(map(repr, (s.tolist() for s in squares)))
-    for square, half in zip(large, small, strict=True):
+    for square, less in zip(large, small, strict=True):
         image = Image.fromarray(square.permute(1, 2, 0).numpy())
-        assert torch.equal(half, pixels(image, 16))
-    again, _ = Crops(3).of(picture, 16, 5, 6)
+        assert torch.equal(less, pixels(image, 16))
+    again, _ = Crops(3).of_picture(picture, 16, 5, 6)
     assert torch.equal(again, large[:3])  # more are others beside them
-    firsts = {repr(Crops(1, seed).of(picture, 16, 5, n)[0].tolist()) for seed in range(3) for n in range(10)}
+    firsts = {repr(Crops(1, seed).of_picture(picture, 16, 5, n)[0].tolist()) for seed in range(3) for n in range(10)}
     assert len(firsts) > 5
     with pytest.raises(ValueError, match="crops: expected 1 to 9, got 10"):
         Crops(10).check(32, 16)
@@ -61,12 +61,12 @@ def test_both_sets_of_tokens_are_of_one_square(tmp_path):
         "grid": [4, 4],
         "small_grid": [2, 2],
         "image_size": 32,
-        "crops": {"count": 2, "seed": 7},
+        "crops": {"count": 2, "seed": 7, "cut": "pictures"},
     }
     ids, small, large = tokens.batch(range(12))
     key = int(data.shards[0].digest[:15], 16)
     for number in range(6):
-        squares, halves = Crops(2, 7).of(data.picture(number, 64), 16, key, number)
+        squares, halves = Crops(2, 7).of_picture(data.picture(number, 64), 16, key, number)
         with torch.no_grad():
             assert torch.equal(large[2 * number : 2 * number + 2], vqvae.encode(squares.float() / 255).flatten(1))
             assert torch.equal(small[2 * number : 2 * number + 2], vqvae.encode(halves.float() / 255).flatten(1))
@@ -83,6 +83,29 @@ def test_both_sets_of_tokens_are_of_one_square(tmp_path):
     assert torch.equal(tokenize_pairs(data, text, vqvae, tmp_path / "tokens", **whole).batch(range(12))[1], small)
     with pytest.raises(ValueError, match="image_size: expected a multiple of 16 for pairs, got 24"):
         tokenize_pairs(data, text, vqvae, tmp_path / "tokens", image_size=24, crops=Crops())
+
+
+def test_squares_of_codes_know_their_surroundings(tmp_path):
+    data = PairDataset([shard(tmp_path / "a.tar", 5)])
+    text = TextTokenizer.train([f"picture number {n}" for n in range(30)], 300)
+    torch.manual_seed(0)
+    vqvae, crops = VQVAE(VQConfig(codebook_size=64, dim=8, hidden=8)).eval(), Crops(9, cut="codes")
+    tokens = tokenize_pairs(data, text, vqvae, tmp_path / "tokens", image_size=32, crops=crops, batch=2)
+    _, small, large = (part.view(5, 9, -1) for part in tokens.batch(range(45)))
+    for number in range(5):
+        picture = data.picture(number, 64)
+        with torch.no_grad():
+            codes = vqvae.encode(picture[None].float() / 255)[0]
+            less = vqvae.encode(half(picture)[None].float() / 255)[0]
+        wanted = [
+            (
+                less[i : i + 2, k : k + 2].flatten().tolist(),
+                codes[2 * i : 2 * i + 4, 2 * k : 2 * k + 4].flatten().tolist(),
+            )
+            for i in range(3)
+            for k in range(3)
+        ]
+        assert sorted(zip(small[number].tolist(), large[number].tolist(), strict=True)) == sorted(wanted)
 
 
 @pytest.fixture(scope="module")

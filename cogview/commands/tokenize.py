@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -46,6 +46,8 @@ class Tokenize:
     """With --pairs: squares of each picture."""
     crop_seed: int = 0
     """With --pairs: of their places."""
+    cut: Literal["pictures", "codes"] = "pictures"
+    """With --pairs: squares of the pictures, as published, or of the codes of whole ones, which know what is around."""
     max_text: int = 64
     """Longest caption in tokens; longer ones are left out and counted."""
     text_pieces: Annotated[int | None, option("INT", "by the captions")] = None
@@ -80,7 +82,7 @@ class Tokenize:
         step = VQConfig.downsample * (2 if self.pairs else 1)
         require(size % step == 0, "image_size", f"a multiple of {step}{' for pairs' if self.pairs else ''}", size)
         if self.pairs:
-            Crops(self.crops, self.crop_seed).check(size, step)
+            Crops(self.crops, self.crop_seed, self.cut).check(size, step)
         for _ in track(ahead(lambda shard: shard.digest, data.shards), "reading the shards", len(data.shards)):
             pass
         if self.split == "train":
@@ -90,7 +92,7 @@ class Tokenize:
         image, pictures = self._image_tokenizer(data, size)
         check_made_by(folder, [text.sha256, image.sha256])
         out = tokens_of(folder, self.split, 2 if self.pairs else 1)
-        crops = Crops(self.crops, self.crop_seed) if self.pairs else None
+        crops = Crops(self.crops, self.crop_seed, self.cut) if self.pairs else None
         sizes = {"image_size": size, "max_text": self.max_text}
         tokens = tokenize_pairs(data, text, image, out, **sizes, decoded=pictures, crops=crops)
         decoded.remove(folder / "pixels")
@@ -110,7 +112,7 @@ class Tokenize:
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, "a positive number", value)
         if not self.pairs:
-            for name in ("crops", "crop_seed"):
+            for name in ("crops", "crop_seed", "cut"):
                 given = getattr(self, name) != DEFAULTS[name]
                 require(not given, name, "none without --pairs", getattr(self, name))
         if self.retrain_tokenizers:
