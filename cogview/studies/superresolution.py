@@ -2,12 +2,13 @@
 them at 64, one finetuned from it on squares of both sizes, which magnifies held-out scenes from 64 pixels to 128.
 
 Against it stand the decoded small picture enlarged bicubically, and what its codes give when each of them is repeated.
-The bound is the true picture after the image tokenizer.
+The bound is the true picture after the image tokenizer. Two such models differ in how the squares were cut.
 """
 
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogview.config import TrainConfig, require
-from cogview.data import decoded
+from cogview.data import decoded as on_disk
 from cogview.data.crops import Crops, half
 from cogview.data.shards import PairDataset
-from cogview.data.tokens import TokenDataset, tokens_of
+from cogview.data.tokens import TokenDataset
 from cogview.demo.demo import IMAGE, LANGUAGES, TEXT_PIECES
 from cogview.demo.scenes import SIZE, build_scene_shards, caption, render, sample_scenes
 from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
@@ -27,9 +28,11 @@ from cogview.recipes.superresolution import SuperResolution
 from cogview.sampling import Sampling
 from cogview.studies import models, superresolution_report
 from cogview.system import System
-from cogview.tokenizers.train_image import TRAINING
+from cogview.tokenizers.train_image import TRAINING, reconstruct
 
-BASE, LENS = "gpt", "sr"  # names of the models
+BASE = "gpt"
+LENSES: dict[str, Literal["pictures", "codes"]] = {"sr": "pictures", "sr-codes": "codes"}
+"""Names of the models that magnify, and what the squares that they are trained on are cut out of, see `Crops`."""
 _HELD_OUT = 600  # scenes
 _IMAGE = replace(IMAGE, codebook_size=2048)  # tiles at two sizes
 HOW = {
@@ -60,35 +63,46 @@ def run(out: Path, sizes: Sizes) -> str:
     """Does what is not done yet and writes report.md, figures.json and pictures; returns what they come to."""
     begun = time.monotonic()
     _tokens(out, sizes)
-    data = [[TokenDataset(tokens_of(out, split, n)) for split in ("train", "test")] for n in (1, 2)]
-    base = models.drawing(out / BASE, sizes.base_steps, *data[0])
-    lens = models.finetuned(out / LENS, SuperResolution, out / BASE, sizes.steps, *data[1])
-    system = System.load(out, name=LENS)
+    trained = {BASE: models.drawing(out / BASE, sizes.base_steps, *_splits(out, "whole"))}
+    for name, cut in LENSES.items():
+        squares = _splits(out, cut)
+        trained[name] = models.finetuned(out / name, SuperResolution, out / BASE, sizes.steps, *squares)
     scenes = sample_scenes("test", sizes.tested)
     true = torch.stack([torch.from_numpy(np.array(render(s, 2))).permute(2, 0, 1) for s in scenes])
-    codes = system.tokenize(torch.stack([half(picture) for picture in true]))
-    pictures = {"bicubic": bicubic(system.pictures(codes)), "codes repeated": system.pictures(repeated(codes))}
-    texts, seconds = [caption(s, LANGUAGES[k // 2 % len(LANGUAGES)]) for k, s in enumerate(scenes)], {}
-    for name, how in HOW.items():
-        started = time.monotonic()
-        with progress(f"magnifying, {name}", 4 * codes.numel()) as update:
-            pictures[name] = torch.cat(list(system.magnify_batches(texts, codes, how, update=update)))
-        seconds[name] = (time.monotonic() - started) / len(texts)
-    pictures["bound"] = system.pictures(system.image.encode(true.float() / 255))
+    small = torch.stack([half(picture) for picture in true])
+    texts = [caption(s, LANGUAGES[k // 2 % len(LANGUAGES)]) for k, s in enumerate(scenes)]
+    systems, seconds = {name: System.load(out, name=name) for name in LENSES}, dict[str, float]()
+    system = systems["sr"]
+    codes = system.tokenize(small)
+    decoded = system.pictures(codes)
+    pictures = {"bicubic": bicubic(decoded), "codes repeated": system.pictures(repeated(codes))}
+    for name, cut in LENSES.items():
+        for way, how in HOW.items():
+            started, said = time.monotonic(), f"cut from {cut}, {way}"
+            with progress(f"magnifying: {said}", 4 * codes.numel()) as update:
+                drawn = systems[name].magnify_batches(texts, codes, how, update=update)
+                pictures[said] = torch.cat(list(drawn))
+            seconds[said] = (time.monotonic() - started) / len(texts)
+    rebuilt, _ = reconstruct(system.image, true)
+    pictures |= {"true small, bicubic": bicubic(small), "bound": rebuilt}
     facts = {
         "sizes": asdict(sizes),
-        "models": {name: models.fact(result) for name, result in ((BASE, base), (LENS, lens))},
+        "models": {name: models.fact(result) for name, result in trained.items()},
         "parameters": sum(p.numel() for p in system.model.parameters()),
         "seconds_per_picture": seconds,
         "threads": torch.get_num_threads(),
         "minutes_this_time": (time.monotonic() - begun) / 60,
     }
-    return superresolution_report.write(out, scenes, texts, system.pictures(codes), true, pictures, facts)
+    return superresolution_report.write(out, scenes, texts, decoded, true, pictures, facts)
+
+
+def _splits(out: Path, cut: str) -> list[TokenDataset]:
+    return [TokenDataset(out / "tokens" / f"{cut}-{split}") for split in ("train", "test")]
 
 
 def bicubic(pictures: Tensor) -> Tensor:
     """uint8 [N, 3, H, W] at twice the side."""
-    large = F.interpolate(pictures.float(), scale_factor=2, mode="bicubic")
+    large = F.interpolate(pictures.float(), scale_factor=2, mode="bicubic", antialias=True)  # the kernel of Pillow
     return large.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -108,7 +122,9 @@ def _tokens(out: Path, sizes: Sizes) -> None:
     training = TrainConfig(steps=sizes.image_steps, **TRAINING)
     image, _ = image_tokenizer(data["train"], pictures, out, _IMAGE, training, halves=True)
     for split, pairs in data.items():
-        tokenize_pairs(pairs, text, image, tokens_of(out, split))
-        known = pictures if split == "train" else None
-        tokenize_pairs(pairs, text, image, tokens_of(out, split, 2), crops=Crops(sizes.crops), decoded=known)
-    decoded.remove(out / "pixels")
+        folder, known = out / "tokens", pictures if split == "train" else None
+        tokenize_pairs(pairs, text, image, folder / f"whole-{split}")
+        for cut in LENSES.values():
+            crops = Crops(sizes.crops, cut=cut)
+            tokenize_pairs(pairs, text, image, folder / f"{cut}-{split}", crops=crops, decoded=known)
+    on_disk.remove(out / "pixels")

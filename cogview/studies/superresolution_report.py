@@ -17,6 +17,7 @@ from cogview.studies.seams import KINDS, borders, jumps
 
 SHOWN = 18  # scenes on the sheet
 AGAINST = ("bicubic", "codes repeated")
+BOUNDS = ("true small, bicubic", "bound")
 _STEP = 8  # pixels of a code
 _MOST = 48  # mean error of 255 that a map shows as white
 
@@ -32,8 +33,8 @@ def write(
 ) -> str:
     """Writes report.md, figures.json and pictures of both into `out`; returns what they come to.
 
-    small: uint8 [N, 3, H, W], decoded. true and each of `pictures`: uint8 [N, 3, 2 H, 2 W]; of these the "bound" and
-    those of AGAINST are no drawings.
+    small: uint8 [N, 3, H, W], decoded. true and each of `pictures`: uint8 [N, 3, 2 H, 2 W]; those
+    of AGAINST and BOUNDS are no drawings.
     """
     inside, kinds = tile_masks(scenes, true.shape[-1]), borders(true.shape[-1] // _STEP // 4, _STEP)
     figures: dict[str, dict[str, Any]] = {
@@ -46,7 +47,7 @@ def write(
         }
         for name, some in pictures.items()
     }
-    drawn = [name for name in pictures if name not in (*AGAINST, "bound")]
+    drawn = [name for name in pictures if name not in (*AGAINST, *BOUNDS)]
     best = max(drawn, key=lambda name: figures[name]["psnr"])
     ours = decibels(pictures[best], true)
     above = {name: compare(ours, decibels(pictures[name], true)) for name in AGAINST}
@@ -148,7 +149,13 @@ def _page(
         jumped = " | ".join(f"{f['jumps'][kind]:.2f}" for kind in KINDS)
         inside, sharp = f["psnr_inside_tiles"], f["sharpness"]
         rows.append(f"| {name} | {f['psnr']:.2f} | {inside:.2f} | {sharp:.2f} | {f['all']:.0%} | {jumped} |")
-    base, lens = facts["models"]["gpt"], facts["models"]["sr"]
+    trained, base = dict(facts["models"]), facts["models"]["gpt"]
+    lenses = [
+        f"{name} {m['steps']:,} steps in {m['seconds'] / 60:.1f} minutes, held-out loss of the large picture "
+        f"{m['held_out']['image_loss']:.3f}, of the small one {m['held_out']['small_loss']:.3f}"
+        for name, m in trained.items()
+        if name != "gpt"
+    ]
     each = ", ".join(f"{name} {seconds:.2f}" for name, seconds in facts["seconds_per_picture"].items())
     sizes = facts["sizes"]
     return f"""{verdict}
@@ -176,7 +183,8 @@ more than code borders, and than the bound has there. The bound is the true pict
 - Image tokenizer: {sizes["image_steps"]:,} steps on {sizes["scenes"]:,} scenes of 128 pixels, half of them at 64.
 - The model that draws at 64 pixels: {base["steps"]:,} steps in {base["seconds"] / 60:.1f} minutes, held-out image loss
   {base["held_out"]["image_loss"]:.3f}. Finetuned on {sizes["crops"]} squares of each scene, 4 x 4 codes to 8 x 8:
-  {lens["steps"]:,} steps in {lens["seconds"] / 60:.1f} minutes, held-out loss of the large picture
-  {lens["held_out"]["image_loss"]:.3f}, of the small one {lens["held_out"]["small_loss"]:.3f}.
+  {"; ".join(lenses)}.
+- Cut from pictures: a square is tokenised by itself, as published. Cut from codes: the whole picture is, at either
+  size, and squares are taken of its codes; these know what is around, as those do that magnification is given.
 - Seconds a picture: {each} ({facts["threads"]} threads).
 """
