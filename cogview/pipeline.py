@@ -117,7 +117,6 @@ def tokenize_pairs(
     crops: of each picture at twice image_size some squares of image_size, as two sets of tokens: of the square, and of
     the square at half its size.
 
-
     A caption of more than max_text tokens gives no row; meta.json counts those and what cannot be read. Shards whose
     tokens are there already, made with these tokenizers, are kept. batch: pictures that are encoded at once, default as
     many as 128 of 64 x 64 have pixels. decoded: some pictures that are.
