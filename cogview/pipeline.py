@@ -21,6 +21,7 @@ from cogview.data.shards import PairDataset
 from cogview.data.tokens import VERSION, PartWriter, Rows, TokenDataset, complete, group, has_part, part_name
 from cogview.progress import progress
 from cogview.tokenizers.image import VQVAE, VQConfig
+from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.tokenizers.text import TextTokenizer
 from cogview.tokenizers.train_image import VQReport, train_vqvae, trained_on
 from cogview.train.identity import AnotherRun
@@ -103,7 +104,7 @@ def _held_out(data: PairDataset, decoded: Decoded) -> np.ndarray | None:
 def tokenize_pairs(
     data: PairDataset,
     text_tokenizer: TextTokenizer,
-    vqvae: VQVAE,
+    vqvae: ImageTokenizer,
     out: str | Path,
     *,
     image_size: int = 64,
@@ -197,7 +198,7 @@ _META = {"codes": "grid", "small": "small_grid"}
 
 
 def _codes(
-    pictures: Iterator[tuple[int, Tensor]], of: Whole, vqvae: VQVAE, batch: int
+    pictures: Iterator[tuple[int, Tensor]], of: Whole, vqvae: ImageTokenizer, batch: int
 ) -> Iterator[tuple[int, list[Row]]]:
     """(number, rows) of pictures, `batch` of which are encoded at once."""
     while some := list(itertools.islice(pictures, batch)):
@@ -208,7 +209,7 @@ def _codes(
             yield number, of.rows(number, {key: c[n * each[key] : (n + 1) * each[key]] for key, c in codes.items()})
 
 
-def _encoded(vqvae: VQVAE, images: Tensor) -> np.ndarray:
+def _encoded(vqvae: ImageTokenizer, images: Tensor) -> np.ndarray:
     """int32 [N, h w] of uint8 images."""
     with torch.inference_mode():
         return vqvae.encode(images.float() / 255).flatten(1).to(torch.int32).numpy()

@@ -21,6 +21,7 @@ from cogview.generate import describe, generate_batches
 from cogview.inputs import Bad, BadCaption, Captions, Pictures, images, listed, texts
 from cogview.loss import check_finite, row_means
 from cogview.magnify import magnify_batches
+from cogview.parts.quantized import int8_weights
 from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes import RECIPES, named
 from cogview.recipes.caption import Caption, caploss
@@ -29,7 +30,8 @@ from cogview.recipes.superresolution import SuperResolution
 from cogview.runs import Source, sources
 from cogview.sampling import Sampling, check_seed, check_seeds
 from cogview.sequence import Batch, pad_text
-from cogview.tokenizers.image import VQVAE
+from cogview.tokenizers.image_tokenizer import ImageTokenizer
+from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint
 from cogview.train.identity import other_tokenizers
@@ -53,9 +55,9 @@ def _tuples(value: Any) -> Any:
 
 
 def load_model(
-    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> tuple[Recipe, Transformer]:
-    """Recipe and model of a checkpoint, the model in evaluation mode."""
+    """Recipe and model of a checkpoint, the model in evaluation mode. dtype: None: as it is stored."""
     tensors, header = checkpoint.read(path, prefix="model.")
     recipe = recipe_of(path, header)
     layers = recipe.config.num_layers
@@ -98,7 +100,7 @@ class System:
     """Both tokenizers and the model between them; where they come from, if they were loaded."""
 
     text: TextTokenizer
-    image: VQVAE
+    image: ImageTokenizer
     recipe: Recipe
     model: Transformer
     source: Source | None = None
@@ -123,24 +125,33 @@ class System:
         name: str | None = None,
         step: int | None = None,
         draws: str | None = None,
+        dtype: torch.dtype | None = torch.float32,
+        int8: bool = False,
+        compile: bool = False,
     ) -> "System":
         """Reads a run's folder. name: of its model, default the one trained last. step: of its checkpoint, default the
         best by held-out loss, or the newest; where that one is damaged the next is taken, and `source.why` says so.
-        draws: what the model is to draw, pictures, captions or larger pictures; default whatever it does.
+        draws: what the model is to draw, pictures, captions or larger pictures; default whatever it does. dtype: of the
+        model, None: as its weights are stored. int8: its linear layers' weights in 8 bits, by torchao. compile: see
+        `Transformer.compile_step`.
 
         ValueError in one sentence where a part is missing or does not fit the others, or torch cannot use the device.
         """
         folder, damaged, device = Path(folder), None, available(device)
         recipes = None if draws is None else [name for name, recipe in RECIPES.items() if recipe.draws == draws]
         tried = sources(folder, name, step, recipes=recipes)
-        text, image = TextTokenizer.load(folder / "text.model"), VQVAE.load(folder / "vqvae.safetensors")
+        text, image = TextTokenizer.load(folder / "text.model"), load_image_tokenizer(folder / "vqvae.safetensors")
         for source in tried:
             try:
                 _check_tokenizers(folder, source.path, text, image)
-                recipe, model = load_model(source.path, device=device)
+                recipe, model = load_model(source.path, device=device, dtype=dtype)
             except checkpoint.Damaged as error:
                 damaged = damaged or error
             else:
+                if int8:
+                    int8_weights(model)
+                if compile:
+                    model.compile_step()
                 found = cls(text, image.to(device).eval(), recipe, model, source)
                 return found if draws is None else found.which_draws(draws)
         raise damaged or ValueError(f"{folder} holds no trained model")
@@ -397,7 +408,7 @@ def _are_whole(values: Tensor) -> bool:
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
-def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: VQVAE) -> None:
+def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: ImageTokenizer) -> None:
     """ValueError unless a checkpoint's model was trained on tokens of these tokenizers."""
     trained_on = checkpoint.read_header(path).get("tokenizers")
     if not isinstance(trained_on, list) or len(trained_on) != 2:

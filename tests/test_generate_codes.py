@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_transformer import ATTENTIONS, make
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cogview.generate import fill, generate, generate_batches
@@ -77,7 +78,7 @@ def test_sampling_follows_the_probabilities():
     allowed = torch.tensor([True, True, True, True, False])
     uniform = torch.rand(20000)
     for temperature, top_k in ((1.0, 5), (0.5, 5), (1.0, 2)):
-        drawn = sample_token(logits, allowed, uniform, temperature=temperature, top_k=top_k)
+        drawn = sample_token(logits, allowed, uniform, Sampling(temperature, top_k))
         kept = torch.tensor([1.0, 3.0, 2.0, 0.0])
         kept[torch.tensor([1.0, 3.0, 2.0, 0.0]).argsort(descending=True)[top_k:]] = -torch.inf
         frequency = torch.bincount(drawn, minlength=5) / 20000
@@ -95,21 +96,21 @@ def test_a_tiny_temperature_is_greedy(temperature):
         if temperature < 1e-30:
             logits[:, 7] = logits[:, 9] = logits.amax(1)
         uniform = torch.rand(50)
-        greedy = sample_token(logits, allowed, uniform, temperature=1.0, top_k=1)
-        assert torch.equal(sample_token(logits, allowed, uniform, temperature=temperature, top_k=200), greedy)
+        greedy = sample_token(logits, allowed, uniform, Sampling(1.0, 1))
+        assert torch.equal(sample_token(logits, allowed, uniform, Sampling(temperature, 200)), greedy)
 
 
 @pytest.mark.parametrize("temperature", [1e20, 1e38, 1e308])
 def test_a_huge_temperature_is_uniform(temperature):
     logits, allowed = torch.tensor([[3.0, -2.0, 0.0, 9.0, 1.0]]).expand(4, 5), torch.tensor([1, 1, 0, 1, 1]).bool()
-    drawn = sample_token(logits, allowed, torch.tensor([0.1, 0.3, 0.6, 0.9]), temperature=temperature, top_k=9)
+    drawn = sample_token(logits, allowed, torch.tensor([0.1, 0.3, 0.6, 0.9]), Sampling(temperature, 9))
     assert drawn.tolist() == [3, 0, 4, 1]  # from the largest logit on
 
 
 def test_sampling_at_the_ends_stays_inside():
     logits, allowed = torch.randn(2, 300) * 5, torch.arange(300) < 200
     for u in (0.0, 1 - 2**-24):
-        drawn = sample_token(logits, allowed, torch.full((2,), u), temperature=1.0, top_k=1000)
+        drawn = sample_token(logits, allowed, torch.full((2,), u), Sampling(1.0, 1000))
         assert (drawn < 200).all()
 
 
@@ -117,7 +118,7 @@ def test_sampling_waits_for_no_device():
     """Nothing in it asks for a tensor's value: tensors without any are enough."""
     with FakeTensorMode():
         logits, allowed, uniform = torch.zeros(2, 300), torch.ones(300, dtype=torch.bool), torch.zeros(2)
-        drawn = sample_token(logits, allowed, uniform, temperature=1.0, top_k=20)
+        drawn = sample_token(logits, allowed, uniform, Sampling(1.0, 20))
     assert drawn.shape == (2,)
 
 
@@ -297,7 +298,7 @@ def test_top_p_keeps_the_likeliest():
         (1e-9, 5, [1]),
         (1.0, 5, range(5)),
     ):
-        drawn = sample_token(logits, allowed, uniform, temperature=1.0, top_k=top_k, top_p=top_p)
+        drawn = sample_token(logits, allowed, uniform, Sampling(1.0, top_k, top_p))
         wanted = torch.zeros(5)
         wanted[list(kept)] = p[list(kept)]
         torch.testing.assert_close(torch.bincount(drawn, minlength=5) / 20000, wanted / wanted.sum(), rtol=0, atol=0.01)
@@ -310,3 +311,16 @@ def test_bad_shares(name):
             Sampling(**{name: value})
     with pytest.raises(ValueError, match=r"top_p: expected at most 1, got 1.5"):
         Sampling(top_p=1.5)
+
+
+def test_a_compiled_step_draws_the_same():
+    recipe, model = make("three_region")
+    model.requires_grad_(False)
+    prompt = recipe.prompt(pad_text(CAPTIONS), [torch.Generator().manual_seed(seed) for seed in range(4)])
+    plain = fill(model, prompt, torch.full((4, 16), 0.5), Sampling(top_k=1))
+    model.compile_step()
+    torch._dynamo.reset()
+    counters.clear()
+    for _ in range(2):
+        assert torch.equal(plain, fill(model, prompt, torch.full((4, 16), 0.5), Sampling(top_k=1)))
+    assert counters["stats"]["unique_graphs"] == 1  # one of all steps of both

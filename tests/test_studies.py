@@ -14,6 +14,7 @@ from test_train_run import Pairs
 from cogview.commands.study import Reranking
 from cogview.config import TrainConfig
 from cogview.demo import demo
+from cogview.recipes.cogview import CogView
 from cogview.studies import contrastive
 from cogview.studies.contrastive import Contrastive, ContrastiveConfig, ContrastiveTask
 from cogview.studies.paired import best_of, compare, mcnemar, order_right
@@ -61,9 +62,10 @@ def test_picks():
     ]
     assert order_right(scores, right) == pytest.approx(sum(by_hand) / len(by_hand))
     assert math.isnan(order_right(scores, right | True))
-    figures = measure(right, {"CapLoss": scores, "contrastive": -scores})
+    figures = measure(right, scores, {"CapLoss": scores, "contrastive": -scores})
     assert figures["share_right"]["4"] == {"oracle": 1.0, "CapLoss": 0.5, "contrastive": 1.0, "random": 0.5}
     assert figures["share_right"]["1"]["CapLoss"] == figures["share_right"]["1"]["oracle"] == 0.5
+    assert figures["psnr"]["2"] == {"oracle": (3 + 2 + 1 + 3) / 4, "CapLoss": 0.75, "contrastive": 2.25, "random": 1.5}
 
 
 def test_the_contrastive_loss_is_its_formula():
@@ -124,6 +126,9 @@ def small(monkeypatch):
         "IMAGE": VQConfig(codebook_size=32, dim=8, hidden=8),
     }.items():
         monkeypatch.setattr(demo, name, value)
+    config, training = CogView.presets["tiny"]
+    config = dataclasses.replace(config, num_layers=1, hidden_size=64, num_heads=1)
+    monkeypatch.setitem(CogView.presets, "tiny", (config, training))
 
 
 SIZES = {"captions": 3, "candidates": 2, "on_sheet": 3, "base_steps": 2, "caption_steps": 1, "contrastive_steps": 1}
@@ -147,6 +152,7 @@ def test_the_study_of_reranking(small, tmp_path, capsys):
     assert (first / "gpt" / "log.jsonl").read_text() == log
     assert json.loads((first / "figures.json").read_text())["share_right"] == figures["share_right"]
     Reranking(out=second, source=first, **SIZES).run()
+    Reranking(out=second, **SIZES).run()  # goes on with what was copied
     assert json.loads((second / "figures.json").read_text())["share_right"] == figures["share_right"]
     with pytest.raises(ValueError, match="candidates: expected a power of two, got 3"):
         Reranking(out=second, source=first, **SIZES | {"candidates": 3}).run()

@@ -14,6 +14,7 @@ from cogview.commands.info import Info
 from cogview.commands.study import Study
 from cogview.commands.tokenize import Tokenize
 from cogview.commands.train import Train
+from cogview.commands.weights import ExportWeights, ImportWeights
 from cogview.train.interrupts import Interrupted
 
 Command = (
@@ -26,6 +27,8 @@ Command = (
     | Annotated[Caption, tyro.conf.subcommand("caption")]
     | Annotated[Rerank, tyro.conf.subcommand("rerank")]
     | Annotated[Study, tyro.conf.subcommand("study")]
+    | Annotated[ImportWeights, tyro.conf.subcommand("import-weights")]
+    | Annotated[ExportWeights, tyro.conf.subcommand("export-weights")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 

@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from torch import Tensor
 
@@ -63,6 +64,12 @@ class Generate:
     """Pictures drawn at once: more are faster and take more memory."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the model: 16 bits take half the memory and less time."""
+    int8: bool = False
+    """Keep the weights of its linear layers in 8 bits (torchao)."""
+    compile: bool = False
+    """Compile the step that draws a token, half a minute for each size of a batch: worth it for many pictures."""
 
     def run(self) -> None:
         from cogview.inputs import BadCaption
@@ -85,11 +92,14 @@ class Generate:
         sheet = picture_path(self.out)
 
         folder = last_run() if self.run_folder is None else self.run_folder
-        system = System.load(folder, self.device, name=self.name, step=self.step, draws="pictures")
-        judge = None if self.rerank is None else System.load(folder, self.device, name=self.rerank, draws="captions")
+        faster: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "int8": self.int8, "compile": self.compile}
+        system = System.load(folder, self.device, name=self.name, step=self.step, draws="pictures", **faster)
+        judge = None
+        if self.rerank is not None:
+            judge = System.load(folder, self.device, name=self.rerank, draws="captions", **faster)
         lens = None
         if self.magnify is not None:
-            lens = System.load(folder, self.device, name=self.magnify, draws="larger pictures")
+            lens = System.load(folder, self.device, name=self.magnify, draws="larger pictures", **faster)
             require(lens.side == system.side, "magnify", f"a model of pictures of {system.side} pixels", lens.side)
         try:
             system.encode(captions)  # what is wrong with them is said before a folder is made

@@ -28,8 +28,8 @@ class Reranking:
     """Steps of the model that draws, few enough to err."""
     caption_steps: int = 500
     """Steps of its finetuning to captions."""
-    contrastive_steps: int = 600
-    """Steps of the contrastive model, of 128 pairs."""
+    contrastive_steps: int = 300
+    """Steps of the contrastive model, of 128 pairs: as much time as the finetuning takes."""
 
     def run(self) -> None:
         from cogview.studies import reranking

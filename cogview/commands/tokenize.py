@@ -19,7 +19,10 @@ from cogview.data.decoded import Decoded
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import read_meta, tokens_of
 from cogview.progress import progress, track
-from cogview.tokenizers.image import VQVAE, VQConfig
+from cogview.tokenizers import codec_folder
+from cogview.tokenizers.image import VQConfig
+from cogview.tokenizers.image_tokenizer import ImageTokenizer
+from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
 from cogview.tokenizers.train_image import TRAINING, passes_of, seconds_a_step, steps_for
 
@@ -62,6 +65,9 @@ class Tokenize:
     """How often it sees every pixel."""
     image_seconds: Annotated[float | None, option("SECONDS", "no limit")] = None
     """Time that its training may take."""
+    codec: Annotated[Path | None, option("FOLDER", "none, train one")] = None
+    """Take a published codec as the image tokenizer: a folder of transformers' JanusVQVAE or Emu3VQVAE, alone or in the
+    whole model, or of diffusers' VQModel."""
     from_run: Annotated[Path | None, option("PATH", "none", name="from")] = None
     """Take the tokenizers of this run, for a model that goes on from one of its models (train --from)."""
     retrain_tokenizers: bool = False
@@ -79,7 +85,8 @@ class Tokenize:
         if self.from_run is not None:
             adopt(self.from_run, folder)
         size = self.image_size or size_of(folder) or 64
-        step = VQConfig.downsample * (2 if self.pairs else 1)
+        known = self._known_image_tokenizer()
+        step = (VQConfig.downsample if known is None else known.config.downsample) * (2 if self.pairs else 1)
         require(size % step == 0, "image_size", f"a multiple of {step}{' for pairs' if self.pairs else ''}", size)
         if self.pairs:
             Crops(self.crops, self.crop_seed, self.cut).check(size, step)
@@ -87,9 +94,10 @@ class Tokenize:
             pass
         if self.split == "train":
             shards = [str(path.absolute()) for path in self.shards]
-            begin(folder, {"shards": shards, "languages": list(self.languages)}, self.retrain_tokenizers)
+            of = {} if self.codec is None or known is None else {"codec": known.sha256}
+            begin(folder, {"shards": shards, "languages": list(self.languages), **of}, self.retrain_tokenizers)
         text = self._text_tokenizer(data, captions)
-        image, pictures = self._image_tokenizer(data, size)
+        image, pictures = self._image_tokenizer(data, size, known)
         check_made_by(folder, [text.sha256, image.sha256])
         out = tokens_of(folder, self.split, 2 if self.pairs else 1)
         crops = Crops(self.crops, self.crop_seed, self.cut) if self.pairs else None
@@ -111,6 +119,7 @@ class Tokenize:
         for name in ("image_size", "max_text", "codebook", "code_dim", "hidden", "image_passes", "image_seconds"):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, "a positive number", value)
+        require(self.from_run is None or self.codec is None, "codec", "no --from, which takes another", str(self.codec))
         if not self.pairs:
             for name in ("crops", "crop_seed", "cut"):
                 given = getattr(self, name) != DEFAULTS[name]
@@ -136,15 +145,35 @@ class Tokenize:
         require(shortest <= self.max_text, "max_text", f"at least {shortest}, of the shortest caption", self.max_text)
         return text
 
-    def _image_tokenizer(self, data: PairDataset, size: int) -> tuple[VQVAE, Decoded | None]:
+    def _known_image_tokenizer(self) -> ImageTokenizer | None:
+        """The codec, or that of the run; None where one is to be trained."""
+        path = self.run_folder / TOKENIZERS[1]
+        there = load_image_tokenizer(path) if path.exists() and not self.retrain_tokenizers else None
+        if self.codec is None:
+            return there
+        with progress("reading the codec"):
+            codec = codec_folder.read(self.codec)
+        if there is not None and there.sha256 != codec.sha256:
+            raise ValueError(
+                f"codec: {self.run_folder} has another image tokenizer than {self.codec}: name another run, or "
+                "--retrain-tokenizers sets that aside"
+            )
+        return codec
+
+    def _image_tokenizer(
+        self, data: PairDataset, size: int, known: ImageTokenizer | None
+    ) -> tuple[ImageTokenizer, Decoded | None]:
         """That of the run, or one that is trained now, with the pictures that it was trained on."""
         from cogview import pipeline
 
-        folder = self.run_folder
-        if (path := folder / TOKENIZERS[1]).exists():
-            image = VQVAE.load(path)
-            console.print(f"image tokenizer: {image.config.codebook_size:,} codes, in {folder}")
-            unused = [f"--{name.replace('_', '-')}" for name in TRAINING_ONLY if getattr(self, name) != DEFAULTS[name]]
+        folder, path = self.run_folder, self.run_folder / TOKENIZERS[1]
+        if self.codec is not None and known is not None and not path.exists():
+            known.save(path)
+        if path.exists():
+            image, of = load_image_tokenizer(path), "" if self.codec is None else f", of {self.codec}"
+            console.print(f"image tokenizer: {image.config.codebook_size:,} codes, in {folder}{of}")
+            names = TRAINING_ONLY if self.codec is None else TRAINING_ONLY[1:]
+            unused = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) != DEFAULTS[name]]
             if unused:
                 console.print(f"not used, since the tokenizers are there: {', '.join(unused)}")
             return image, None

@@ -9,7 +9,7 @@ from cogview.commands.console import console
 from cogview.config import require
 from cogview.data.files import write_json, written_beside
 from cogview.data.tokens import read_meta
-from cogview.tokenizers.image import VQVAE
+from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
 
 TOKENIZERS = ("text.model", "vqvae.safetensors")
@@ -58,7 +58,7 @@ def check_made_by(folder: Path, tokenizers: list[str]) -> None:
 
 def adopt(source: Path, folder: Path) -> None:
     """Copies the tokenizers of a run; ValueError where the folder has others, or those are not whole."""
-    for name, load in zip(TOKENIZERS, (TextTokenizer.load, VQVAE.load), strict=True):
+    for name, load in zip(TOKENIZERS, (TextTokenizer.load, load_image_tokenizer), strict=True):
         ours, theirs = folder / name, source / name
         require(theirs.exists(), "from", f"{name} in it", str(source))
         load(theirs)

@@ -6,7 +6,8 @@ from typing import Any
 
 from cogview.commands.tokenizers import UNFINISHED
 from cogview.data.tokens import Rows, TokenDataset, read_meta, tokens_of
-from cogview.tokenizers.image import VQVAE
+from cogview.tokenizers.image_tokenizer import ImageTokenizer
+from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
 
 SAME = {
@@ -70,7 +71,7 @@ class Tokens:
 
 def _check_tokenizers(run: Path, data: TokenDataset) -> None:
     """ValueError where those in the run folder, if they are there, did not make the tokens."""
-    loads: tuple[Callable[[Path], TextTokenizer | VQVAE], ...] = TextTokenizer.load, VQVAE.load
+    loads: tuple[Callable[[Path], TextTokenizer | ImageTokenizer], ...] = TextTokenizer.load, load_image_tokenizer
     files = zip(("text", "image"), ("text.model", "vqvae.safetensors"), loads, data.tokenizers, strict=True)
     for kind, name, load, made_by in files:
         if (run / name).exists() and load(run / name).sha256 != made_by:

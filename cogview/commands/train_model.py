@@ -63,6 +63,8 @@ def before(folder: Path, source: Path | None) -> Before | None:
     """What a training in a model folder goes on from, or begins with; None: new weights."""
     begun = next(checkpoint.readable(folder), None)
     if begun is not None:
+        if "published" in begun[1]:
+            raise ValueError(f"{folder} has released weights, which stay as they are. {advice(folder)}")
         origin = begun[1].get("from")
         same = source is None or (origin is not None and Path(origin["folder"]).resolve() in _meant(source))
         was = "new weights" if origin is None else f"those of {origin['folder']}"

@@ -27,12 +27,12 @@ def compare(first: Tensor, second: Tensor, seed: int = 0) -> dict[str, Any]:
     return {"difference": float(differences.mean()), "interval": [float(low), float(high)]}
 
 
-def best_of(scores: Tensor, right: Tensor, count: int) -> Tensor:
-    """float [N]: how often the pick of the lowest of `count` scores is right, over all groups that the candidates
-    [N, M] fall into, one after the other; M a multiple of count."""
+def best_of(scores: Tensor, values: Tensor, count: int) -> Tensor:
+    """float [N]: the mean value of the candidate of the lowest of `count` scores, over all groups that the candidates
+    [N, M] fall into, one after the other; M a multiple of count. Values: whether it is right, say."""
     shape = (len(scores), -1, count)
     picks = scores.reshape(shape).argmin(dim=2, keepdim=True)
-    return right.reshape(shape).gather(2, picks)[..., 0].float().mean(dim=1)
+    return values.reshape(shape).gather(2, picks)[..., 0].float().mean(dim=1)
 
 
 def order_right(scores: Tensor, right: Tensor) -> float:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cogview.config import TrainConfig, require
-from cogview.data.files import save_tensors
+from cogview.data.files import save_tensors, written_beside
 from cogview.data.images import pixels
 from cogview.data.tokens import TokenDataset
 from cogview.demo import demo
@@ -46,7 +46,7 @@ class Sizes:
     on_sheet: int = 60
     base_steps: int = 950
     caption_steps: int = 500
-    contrastive_steps: int = 600
+    contrastive_steps: int = 300
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -61,6 +61,8 @@ class Found:
 
     right: Tensor
     """bool [N, M]: everything that was asked for is there."""
+    psnr: Tensor
+    """dB to the true picture."""
     caploss: Tensor
     similarity: Tensor
 
@@ -88,7 +90,8 @@ def run(out: Path, source: Path | None, sizes: Sizes) -> str:
         "threads": torch.get_num_threads(),
         "minutes_this_time": (time.monotonic() - begun) / 60,
     }
-    return reranking_report.write(out, found.right, {"CapLoss": found.caploss, "contrastive": -found.similarity}, facts)
+    scores = {"CapLoss": found.caploss, "contrastive": -found.similarity}
+    return reranking_report.write(out, found.right, found.psnr, scores, facts)
 
 
 def language_of(number: int) -> str:
@@ -97,19 +100,21 @@ def language_of(number: int) -> str:
 
 
 def _tokens(out: Path, source: Path | None) -> tuple[TokenDataset, TokenDataset]:
-    """Of a finished demo, whose tokenizers and tokens are copied, or made here."""
-    if source is not None and not (out / "tokens" / "test" / "meta.json").exists():
+    """Those that are there; else of a finished demo, whose tokenizers are copied too, or made here."""
+    train, test = (out / "tokens" / split for split in ("train", "test"))
+    if source is not None and not (test / "meta.json").exists():
         there = all((source / part).exists() for part in ("scenes/scenes.json", "tokens/train", "tokens/test"))
         require(there, "from", "the folder of a demo with its tokens", str(source))
-        out.mkdir(parents=True, exist_ok=True)
         for name in ("text.model", "vqvae.safetensors"):
-            shutil.copyfile(source / name, out / name)
-        for split in ("train", "test"):
-            shutil.copytree(source / "tokens" / split, out / "tokens" / split, dirs_exist_ok=True)
-    if source is None:
-        data, held_out, _ = demo.scene_tokens(out, TrainConfig(steps=demo.IMAGE_STEPS, **TRAINING))
-        return data, held_out
-    return TokenDataset(out / "tokens" / "train"), TokenDataset(out / "tokens" / "test")
+            with written_beside(out / name) as beside:
+                shutil.copyfile(source / name, beside)
+        for folder in (train, test):
+            beside = folder.with_name(f".{folder.name}.tmp")
+            shutil.copytree(source / "tokens" / folder.name, beside, dirs_exist_ok=True)
+            beside.rename(folder)
+    elif not (test / "meta.json").exists():
+        demo.scene_tokens(out, TrainConfig(steps=demo.IMAGE_STEPS, **TRAINING))
+    return TokenDataset(train), TokenDataset(test)
 
 
 def _contrastive(out: Path, data: TokenDataset, held_out: TokenDataset, steps: int) -> Result:
@@ -148,7 +153,9 @@ def _measured(
     rows = []
     for scene, text, some in track(list(zip(scenes, captions, codes, strict=True)), "judging candidates"):
         similarity = nearest.similarity(system.encode(text) * len(some), some)
-        rows.append((_right(system.pictures(some), scene), ranks.caploss(text, some), similarity))
+        drawn, true = system.pictures(some), pixels(render(scene), SIZE)
+        squared = (drawn.float() - true).div(255).square().mean(dim=(1, 2, 3))
+        rows.append((_right(drawn, scene), -10 * squared.log10(), ranks.caploss(text, some), similarity))
     return Found(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
 
 

@@ -1,1 +1,1 @@
-"""Text (SentencePiece) and image (VQ-VAE) tokenizers."""
+"""Text (SentencePiece) and image tokenizers: VQ-VAEs that are trained here, and published codecs."""

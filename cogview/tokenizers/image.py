@@ -6,17 +6,15 @@ averages of the vectors assigned to each code (van den Oord et al., arXiv 1711.0
 shapes of the parameters are those of CogView's released `vqvae_hard_biggerset_011.pt`.
 """
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from cogview.data.files import save_tensors
+from cogview.tokenizers import stored
+from cogview.tokenizers.image_tokenizer import check_codes, check_images
 
 FORMAT = "cogview-vqvae-1"
 MEAN = (0.79093, 0.76271, 0.75340)  # of CogView's training pictures; kept for its released weights
@@ -180,11 +178,7 @@ class VQVAE(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes: int64 [B, h, w]. Pictures: float32 [B, 3, h * downsample, w * downsample] in [0, 1]."""
-        n = self.config.codebook_size
-        if codes.dim() != 3 or codes.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"codes: expected integers [B, h, w], got {codes.dtype} {tuple(codes.shape)}")
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < n:
-            raise ValueError(f"codes: expected 0 to {n - 1}, got {int(codes.min())} to {int(codes.max())}")
+        check_codes(codes, self.config.codebook_size)
         return self._pictures(self.quantize_t.embed.t()[codes.long()]).clamp(0, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -209,11 +203,7 @@ class VQVAE(nn.Module):
 
     def _vectors(self, images: Tensor) -> Tensor:
         """Encoder output, float32 [B, h, w, dim]."""
-        step = self.config.downsample
-        if images.dim() != 4 or images.shape[1] != 3 or images.shape[2] % step or images.shape[3] % step:
-            raise ValueError(f"images: expected [B, 3, H, W], H and W multiples of {step}, got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise TypeError(f"images: expected floating point in [0, 1], got {images.dtype}")
+        check_images(images, self.config.downsample)
         normal = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         return self.enc_b(normal).permute(0, 2, 3, 1).float().contiguous()
 
@@ -224,39 +214,20 @@ class VQVAE(nn.Module):
     @property
     def sha256(self) -> str:
         """Of sizes and weights: names the model in files made with it."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config)).encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return stored.digest(asdict(self.config), self.state_dict())
 
     def save(self, path: str | Path) -> None:
         """Writes weights and config as safetensors, never half of it."""
-        metadata = {"format": FORMAT, "config": json.dumps(asdict(self.config)), "sha256": self.sha256}
-        save_tensors(path, self.state_dict(), metadata)
+        stored.write(path, FORMAT, asdict(self.config), self.state_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "VQVAE":
         """Reads what `save` wrote; ValueError in one sentence if it is anything else."""
-        if not Path(path).is_file():
-            raise ValueError(f"path: no image tokenizer at {str(path)!r}")
+        sizes, tensors = stored.read(path, FORMAT)
         try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"path: {str(path)!r} is not a safetensors file ({error})") from error
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"path: expected {FORMAT} in {str(path)!r}, got {metadata.get('format')!r}")
-        try:
-            config = VQConfig(**json.loads(metadata.get("config", "")))
+            config = VQConfig(**sizes)
         except (ValueError, TypeError) as error:
             raise ValueError(f"path: {str(path)!r} has no valid config ({error})") from error
         model = cls(config)
-        for name, expected in model.state_dict().items():
-            got = tuple(tensors[name].shape) if name in tensors else "nothing"
-            if got != tuple(expected.shape):
-                raise ValueError(f"path: {str(path)!r}: {name}: expected {tuple(expected.shape)}, got {got}")
-        model.load_state_dict(tensors)
-        if (written := metadata.get("sha256")) is not None and written != model.sha256:  # version 0.1 wrote none
-            raise ValueError(f"path: {str(path)!r} is damaged: its checksum is wrong")
+        stored.give(model, tensors, path)
         return model.eval()

@@ -24,6 +24,7 @@ from cogview.config import TrainConfig, require
 from cogview.data.files import written_beside
 from cogview.data.shuffle import permutation
 from cogview.tokenizers.image import VQVAE, VQConfig
+from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.train import checkpoint
 from cogview.train.loop import Trainer, Watch
 
@@ -221,7 +222,7 @@ def newest_checkpoint(out: Path) -> Path | None:
 
 
 @torch.no_grad()
-def reconstruct(model: VQVAE, images: Tensor) -> tuple[Tensor, Tensor]:
+def reconstruct(model: ImageTokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
     """images: uint8 [N, 3, H, W]. Their reconstructions, alike, and codes int64 [N, h, w]."""
     batch_size = max(1, 64**3 // (images.shape[2] * images.shape[3]))
     codes = torch.cat([model.encode(part.float() / 255) for part in images.split(batch_size)])
