@@ -14,9 +14,9 @@ CAPTIONS = [[5, 6, 7], [], [1]]
 PLAIN = [(0, 0, 6), (0, 4, 6), (0, 8, 6), (4, 4, 6), (4, 0, 6), (4, 8, 6), (8, 0, 8), (8, 4, 8), (8, 8, 8)]
 
 
-def make(attention="dense", **change):
+def make(attention="dense", num_layers=2, **change):
     torch.manual_seed(0)
-    recipe = recipe_of(attention, image_grid=8, max_positions=77, **change)
+    recipe = recipe_of(attention, image_grid=8, max_positions=77, num_layers=num_layers, **change)
     model = recipe.model()
     for p in model.parameters():  # away from the symmetric start: every parameter matters
         torch.nn.init.normal_(p, std=0.7)
@@ -98,7 +98,7 @@ def test_windows_of_a_level_wait_for_none_of_it(n):
 
 
 def test_a_picture_depends_on_its_seed_alone():
-    recipe, model = make("three_region", num_pivots=50)
+    recipe, model = make("three_region", num_layers=1, num_pivots=50)
     codes, how = torch.randint(20, (3, 8, 8)), {"temperature": 1.0, "top_k": 20}
     together = torch.cat(list(magnify_batches(recipe, model, CAPTIONS, codes, Sampling(**how), seeds=[3, 4, 5])))
     alone = next(magnify_batches(recipe, model, CAPTIONS[1:2], codes[1:2], Sampling(**how), seeds=[4]))
@@ -108,7 +108,7 @@ def test_a_picture_depends_on_its_seed_alone():
 
 
 def test_guidance_leads_away_from_no_caption():
-    recipe, model = make()
+    recipe, model = make(num_layers=1)
     codes = torch.randint(20, (1, 8, 8))
     with_text, none = ([[5, 6, 7]], [[]])
     how = {"temperature": 2.0}

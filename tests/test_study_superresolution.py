@@ -12,8 +12,9 @@ from cogview.data.crops import half
 from cogview.demo.measure import score
 from cogview.demo.scenes import Scene, render, sample_scenes
 from cogview.magnify import windows
+from cogview.recipes import preset
 from cogview.sampling import Sampling
-from cogview.studies import superresolution
+from cogview.studies import models, superresolution
 from cogview.studies.seams import KINDS, borders, jumps, owners
 from cogview.studies.superresolution_report import decibels, error_map, sharpness, tile_masks
 from cogview.tokenizers.image import VQVAE, VQConfig
@@ -99,6 +100,12 @@ def test_an_image_tokenizer_learns_two_sizes():
 
 def test_the_study_in_small(tmp_path, monkeypatch):
     monkeypatch.setattr(superresolution, "_IMAGE", VQConfig(codebook_size=16, dim=4, hidden=4))
+
+    def small(*names):
+        config, training = preset(*names)
+        return dataclasses.replace(config, num_layers=1, hidden_size=32, num_heads=2), training
+
+    monkeypatch.setattr(models, "preset", small)
     monkeypatch.setattr(superresolution, "_HELD_OUT", 4)
     monkeypatch.setattr(superresolution, "HOW", {"greedy": Sampling(top_k=1)})
     sizes = {"scenes": 12, "crops": 1, "tested": 2, "image_steps": 2, "base_steps": 1, "steps": 1}

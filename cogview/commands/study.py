@@ -57,7 +57,7 @@ class Superresolution:
     """Steps of the image tokenizer."""
     base_steps: int = 900
     """Steps of the model that draws."""
-    steps: int = 1_000
+    steps: int = 800
     """Steps of its finetuning to super-resolution."""
 
     def run(self) -> None:

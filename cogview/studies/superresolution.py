@@ -52,7 +52,7 @@ class Sizes:
     tested: int = 128
     image_steps: int = 1_000
     base_steps: int = 900
-    steps: int = 1_000
+    steps: int = 800
 
     def __post_init__(self):
         for name, value in asdict(self).items():
