@@ -5,6 +5,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from cogview.config import TrainConfig, require
 from cogview.data.ahead import cores
+from cogview.data.crops import Crops, Row, Squares, Whole
 from cogview.data.decoded import Decoded
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import VERSION, PartWriter, Rows, TokenDataset, complete, group, has_part, part_name
@@ -59,14 +61,18 @@ def image_tokenizer(
     config: VQConfig,
     training: TrainConfig,
     *,
+    halves: bool = False,
     watch: Watch | None = None,
 ) -> tuple[VQVAE, VQReport]:
-    """The VQ-VAE in folder/vqvae.safetensors, trained to its end from where it was stopped; else Interrupted."""
+    """The VQ-VAE in folder/vqvae.safetensors, trained to its end from where it was stopped; else Interrupted.
+
+    halves: on pictures of half the size, too."""
     held = _held_out(data, decoded)
     if trained_on(folder) == len(decoded):  # a training that was begun before any were held out
         held = None
     try:
-        report = train_vqvae(decoded.images, config, training, folder, held_out=held, name=decoded.name, watch=watch)
+        about: dict[str, Any] = {"held_out": held, "name": decoded.name, "halves": halves, "watch": watch}
+        report = train_vqvae(decoded.images, config, training, folder, **about)
     except AnotherRun as error:
         raise ValueError(
             f"{error}. An image tokenizer is half trained there: the pictures and options of before go on with it, "
@@ -105,8 +111,12 @@ def tokenize_pairs(
     max_text: int = 64,
     batch: int | None = None,
     decoded: Decoded | None = None,
+    crops: Crops | None = None,
 ) -> TokenDataset:
     """Tokenises all captions and pictures into the folder `out`, with progress.
+
+    crops: of each picture at twice image_size some squares of image_size, as two sets of tokens: of the square, and of
+    the square at half its size.
 
     A caption of more than max_text tokens gives no row; meta.json counts those and what cannot be read. Shards whose
     tokens are there already, made with these tokenizers, are kept. batch: pictures that are encoded at once, default as
@@ -123,8 +133,14 @@ def tokenize_pairs(
         "text_sha256": text_tokenizer.sha256,
         "image_sha256": vqvae.sha256,
     }
+    grids, step = {"codes": side}, 2 * vqvae.config.downsample
+    if crops is not None:
+        require(image_size % step == 0, "image_size", f"a multiple of {step} for pairs", image_size)
+        crops.check(image_size, step)
+        grids["small"] = side // 2
+        made_with["crops"] = asdict(crops)
     vqvae.eval()
-    batch = max(1, (128 * 64**2) // image_size**2) if batch is None else batch
+    batch = max(1, (128 * 64**2) // image_size**2 // (1 if crops is None else crops.count)) if batch is None else batch
     parts: list[str] = []
     with progress(f"tokenising {out.name}", max(1, len(data))) as update:
         last = 0
@@ -136,12 +152,14 @@ def tokenize_pairs(
                 continue
             parts.append(name)
             if not has_part(out, name):
-                with PartWriter(out, name, (side, side)) as writer:
+                with PartWriter(out, name, {key: grid**2 for key, grid in grids.items()}) as writer:
                     texts, skipped = _texts(data, range(first, last), text_tokenizer, max_text)
+                    pictures = _pictures(data, list(texts), image_size * (1 if crops is None else 2), decoded)
+                    rows_of = Whole() if crops is None else Squares(crops, step, int(shard.digest[:15], 16), first)
                     begun = time.monotonic()
-                    for done, (k, codes) in enumerate(_codes(data, list(texts), vqvae, image_size, batch, decoded), 1):
+                    for done, (k, rows) in enumerate(_codes(pictures, rows_of, vqvae, batch), 1):
                         ids, hashed = texts.pop(k)
-                        for caption in ids:
+                        for caption, codes in itertools.product(ids, rows):
                             writer.write(caption, codes, hashed)
                         if done % batch == 0:
                             rate = done / (time.monotonic() - begun)
@@ -150,8 +168,9 @@ def tokenize_pairs(
                     shard.check_unchanged()
                     writer.finish(skipped)
             update(last)
-    sizes = {"text_vocab_size": text_tokenizer.vocab_size, "codebook_size": vqvae.config.codebook_size}
-    return complete(out, parts, {**made_with, **sizes, "grid": [side, side]})
+    sizes: dict[str, Any] = {"text_vocab_size": text_tokenizer.vocab_size, "codebook_size": vqvae.config.codebook_size}
+    sizes |= {_META[key]: [grid, grid] for key, grid in grids.items()}
+    return complete(out, parts, {**made_with, **sizes})
 
 
 Texts = dict[int, tuple[list[list[int]], int]]
@@ -175,16 +194,25 @@ def _texts(data: PairDataset, numbers: range, tokenizer: TextTokenizer, most: in
     return found, skipped
 
 
+_META = {"codes": "grid", "small": "small_grid"}
+
+
 def _codes(
-    data: PairDataset, numbers: list[int], vqvae: ImageTokenizer, size: int, batch: int, decoded: Decoded | None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, codes int32 [h w]) of the samples whose pictures can be read."""
-    found = _pictures(data, numbers, size, decoded)
-    while some := list(itertools.islice(found, batch)):
-        images = torch.stack([picture for _, picture in some])
-        with torch.inference_mode():
-            codes = vqvae.encode(images.float() / 255).flatten(1).to(torch.int32).numpy()
-        yield from zip((number for number, _ in some), codes, strict=True)
+    pictures: Iterator[tuple[int, Tensor]], of: Whole, vqvae: ImageTokenizer, batch: int
+) -> Iterator[tuple[int, list[Row]]]:
+    """(number, rows) of pictures, `batch` of which are encoded at once."""
+    while some := list(itertools.islice(pictures, batch)):
+        parts = [of.pictures(number, picture) for number, picture in some]
+        codes = {key: _encoded(vqvae, torch.cat([part[key] for part in parts])) for key in parts[0]}
+        for n, (number, _) in enumerate(some):
+            each = {key: len(parts[0][key]) for key in codes}
+            yield number, of.rows(number, {key: c[n * each[key] : (n + 1) * each[key]] for key, c in codes.items()})
+
+
+def _encoded(vqvae: ImageTokenizer, images: Tensor) -> np.ndarray:
+    """int32 [N, h w] of uint8 images."""
+    with torch.inference_mode():
+        return vqvae.encode(images.float() / 255).flatten(1).to(torch.int32).numpy()
 
 
 def _pictures(

@@ -22,6 +22,8 @@ class Candidates(NamedTuple):
     """uint8 [n, 3, H, W]."""
     caploss: Tensor
     """float32 [n], ascending."""
+    codes: Tensor | None = None
+    """int64 [n, h, w], where they were drawn."""
 
 
 def draw_candidates(
@@ -54,7 +56,7 @@ def _ordered(
             waiting = torch.cat([waiting, next(batches)])
         codes, waiting = waiting[:count], waiting[count:]
         order, caploss = judge.rerank(caption, codes)
-        yield Candidates(system.pictures(codes[order]), caploss[order])
+        yield Candidates(system.pictures(codes[order]), caploss[order], codes[order])
 
 
 def candidate_sheet(candidates: Candidates, path: Path, note: str, marks: Sequence[str] | None = None) -> int:

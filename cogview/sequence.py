@@ -6,6 +6,7 @@ of 128. Layouts:
     text2image   [ROI1] text [BASE] [BOI1] image [EOI1] [PAD]...
     fixed_text   [ROI1] text [BASE] [PAD]... [BOI1] image    every image at the same place, as in DALL-E
     caption      [BASE] [BOI1] image [EOI1] [ROI1] text [SEP] [PAD]...      [SEP]: nothing follows
+    magnified    [ROI1] text [BASE] [BOI1] small image [EOI1] [ROI2] [POS0] [BASE] [BOI2] large image [EOI2] [PAD]...
 
 Captions come as raw text ids padded with -1, images as raw codes; layouts check them and add the offsets. Shapes: B
 batch, S tokens, L layers, P pivots, T longest text.
@@ -65,33 +66,40 @@ class Vocabulary:
 
     def text2image(self, text: Tensor, codes: Tensor, length: int) -> Tensor:
         """Stored sequences int64 [B, length] of text [B, T] (-1 padded) and codes [B, N]."""
-        return self._pack(["ROI1", text, "BASE", "BOI1", codes, "EOI1"], text, codes, length)
+        return self._pack(["ROI1", text, "BASE", "BOI1", codes, "EOI1"], text, [codes], length)
 
     def caption(self, text: Tensor, codes: Tensor, length: int, *, stop: bool = True) -> Tensor:
         """As text2image, with the image before its text, and a token that ends it; the released weights know none."""
         parts: list[str | Tensor] = ["BASE", "BOI1", codes, "EOI1", "ROI1", text]
-        return self._pack([*parts, "SEP"] if stop else parts, text, codes, length)
+        return self._pack([*parts, "SEP"] if stop else parts, text, [codes], length)
 
     def fixed_text(self, text: Tensor, codes: Tensor, max_text: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, int64 [B, max_text + 3 + N], with the image's codes [B, N] from place max_text + 3 on
         whatever the length of the text [B, T]. The holes before [BOI1] predict nothing: their targets are [PAD]."""
-        self._check(text, codes, max_text + codes.shape[1] + 4)
+        self._check(text, [codes], max_text + codes.shape[1] + 4)
         codes = codes.long()
         left = self._join(["ROI1", text, "BASE"], text, max_text + 2)
         following = self._join([text, "BASE", "BOI1"], text, max_text + 2)
         begin, end = (codes.new_full((len(codes), 1), self[name]) for name in ("BOI1", "EOI1"))
         return torch.cat([left, begin, codes], dim=1), torch.cat([following, codes, end], dim=1)
 
-    def fixed_positions(self, tokens: Tensor, max_text: int, max_positions: int) -> Tensor:
-        """Rows of a table of max_positions, int64 [B, S], for tokens [B, S]: from [ROI1] on those from 0 on, and from
-        [BOI1] on those behind the longest possible text, whichever comes first."""
-        place = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        image = tokens == self["BOI1"]
-        begin = torch.where(image | (tokens == self["ROI1"]), place, 0).cummax(dim=1).values
-        return (place - begin + image.gather(1, begin) * (max_text + 2)).clamp_max(max_positions - 1)
+    def magnified(self, text: Tensor, small: Tensor, large: Tensor, length: int) -> Tensor:
+        """A picture at two sizes, codes [B, N] and [B, M], behind its text."""
+        first: list[str | Tensor] = ["ROI1", text, "BASE", "BOI1", small, "EOI1"]
+        return self._pack([*first, "ROI2", "POS0", "BASE", "BOI2", large, "EOI2"], text, [small, large], length)
 
-    def _pack(self, parts: list[str | Tensor], text: Tensor, codes: Tensor, length: int) -> Tensor:
-        self._check(text, codes, length, sum(isinstance(part, str) for part in parts))
+    def positions(self, tokens: Tensor, begins: Mapping[str, int], rows: int) -> Tensor:
+        """Rows of a table of `rows`, int64 [B, S], for tokens [B, S]: one after the other, from 0 on, and from each of
+        some commands on those from its row on. begins: these rows, by the commands' names."""
+        place = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        first, begun = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
+        for name, row in begins.items():
+            first, begun = first.masked_fill(tokens == self[name], row), begun | (tokens == self[name])
+        begin = torch.where(begun, place, 0).cummax(dim=1).values
+        return (place - begin + first.gather(1, begin)).clamp_max(rows - 1)
+
+    def _pack(self, parts: list[str | Tensor], text: Tensor, images: list[Tensor], length: int) -> Tensor:
+        self._check(text, images, length, sum(isinstance(part, str) for part in parts))
         return self._join(parts, text, length)
 
     def _join(self, parts: list[str | Tensor], text: Tensor, length: int) -> Tensor:
@@ -109,22 +117,24 @@ class Vocabulary:
         tokens[:, : joined.shape[1]] = joined.where(joined >= 0, self["PAD"])
         return tokens
 
-    def _check(self, text: Tensor, codes: Tensor, length: int, commands: int = 4) -> None:
-        if text.ndim != 2 or codes.ndim != 2 or len(text) != len(codes):
-            shapes = f"{list(text.shape)} and {list(codes.shape)}"
-            raise ValueError(f"text, codes: expected [B, T] and [B, N], got {shapes}")
-        for name, ids, size in (("text", text, self.text_size), ("codes", codes, self.image_size)):
+    def _check(self, text: Tensor, images: list[Tensor], length: int, commands: int = 4) -> None:
+        for codes in images:
+            if text.ndim != 2 or codes.ndim != 2 or len(text) != len(codes):
+                shapes = f"{list(text.shape)} and {list(codes.shape)}"
+                raise ValueError(f"text, codes: expected [B, T] and [B, N], got {shapes}")
+        for name, ids, size in (("text", text, self.text_size), *(("codes", c, self.image_size) for c in images)):
             low = -1 if name == "text" else 0
             if ids.numel() and not (low <= int(ids.min()) and int(ids.max()) < size):
                 raise ValueError(f"{name}: expected ids {low} to {size - 1}, got {int(ids.min())} to {int(ids.max())}")
         if bool((text[:, 1:] > text[:, :-1]).logical_and(text[:, :-1] < 0).any()):
             raise ValueError("text: expected -1 at the end of a row only, got -1 before a token")
-        room = length - codes.shape[1] - commands
+        count = sum(codes.shape[1] for codes in images)
+        room = length - count - commands
         lengths = text_lengths(text)
         if bool((lengths > room).any()):
             row = int(lengths.argmax())
             raise ValueError(
-                f"text: expected at most {room} tokens beside {codes.shape[1]} image tokens in {length}, "
+                f"text: expected at most {room} tokens beside {count} image tokens in {length}, "
                 f"got {int(lengths[row])} in caption {row}"
             )
 

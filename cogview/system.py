@@ -20,11 +20,13 @@ from cogview.device import available
 from cogview.generate import describe, generate_batches
 from cogview.inputs import Bad, BadCaption, Captions, Pictures, images, listed, texts
 from cogview.loss import check_finite, row_means
+from cogview.magnify import magnify_batches
 from cogview.parts.quantized import int8_weights
 from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes import RECIPES, named
 from cogview.recipes.caption import Caption, caploss
 from cogview.recipes.recipe import Recipe
+from cogview.recipes.superresolution import SuperResolution
 from cogview.runs import Source, sources
 from cogview.sampling import Sampling, check_seed, check_seeds
 from cogview.sequence import Batch, pad_text
@@ -129,8 +131,8 @@ class System:
     ) -> "System":
         """Reads a run's folder. name: of its model, default the one trained last. step: of its checkpoint, default the
         best by held-out loss, or the newest; where that one is damaged the next is taken, and `source.why` says so.
-        draws: what the model is to draw, pictures or captions; default whatever it does. dtype: of the model, None: as
-        its weights are stored. int8: its linear layers' weights in 8 bits, by torchao. compile: see
+        draws: what the model is to draw, pictures, captions or larger pictures; default whatever it does. dtype: of the
+        model, None: as its weights are stored. int8: its linear layers' weights in 8 bits, by torchao. compile: see
         `Transformer.compile_step`.
 
         ValueError in one sentence where a part is missing or does not fit the others, or torch cannot use the device.
@@ -216,6 +218,29 @@ class System:
         """Their codes int64 [B, h, w]."""
         ids = self.which_draws("pictures").encode(captions)
         return generate_batches(self.recipe, self.model, ids, how, seeds=seeds, update=update)
+
+    def magnify(
+        self, captions: Captions, pictures: Pictures, *, seeds: Sequence[int] | None = None, **how: Any
+    ) -> Tensor:
+        """Pictures uint8 [N, 3, 2 H, 2 W] of pictures (or their codes) and their captions, one each, at twice the side,
+        by a model of recipe superresolution. seeds and how: as in `draw`."""
+        parts = list(self.magnify_batches(captions, self._codes(pictures), Sampling(**how), seeds=seeds))
+        side = 2 * self.side
+        return torch.cat(parts) if parts else torch.zeros(0, 3, side, side, dtype=torch.uint8)
+
+    def magnify_batches(
+        self,
+        captions: Captions,
+        codes: Tensor,
+        how: Sampling,
+        *,
+        seeds: Sequence[int] | None = None,
+        update: Callable[[int], None] = lambda tokens: None,
+    ) -> Iterator[Tensor]:
+        """The same of codes [N, h, w], batch by batch. `update` is told how many tokens are drawn of all, 4 N h w."""
+        ids = self.which_draws(SuperResolution.draws).encode(captions)
+        codes = self._codes(codes)
+        return map(self.pictures, magnify_batches(self.recipe, self.model, ids, codes, how, seeds=seeds, update=update))
 
     def caption(
         self,

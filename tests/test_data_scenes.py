@@ -2,11 +2,13 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cogview.data.shards import PairDataset
 from cogview.demo.scenes import (
     BACKGROUNDS,
     NOUNS,
+    PLACES,
     SIZE,
     Scene,
     build_scene_shards,
@@ -104,3 +106,23 @@ def test_shards_hold_the_sample_and_resume(tmp_path):
     with pytest.raises(ValueError, match="other settings"):
         build_scene_shards(tmp_path, 20, 4, seed=4)
     assert json.loads((tmp_path / "scenes.json").read_text())["seed"] == 3
+
+
+def test_scenes_of_twice_the_size(tmp_path):
+    """The same, of tiles that are as large as the emoji come."""
+    paths = build_scene_shards(tmp_path, 4, 1, scale=2)
+    dataset = PairDataset(paths["train"])
+    for number, scene in enumerate(sample_scenes("train", 4)):
+        image = dataset[number].image
+        assert image.size == (128, 128)
+        assert image.tobytes() == render(scene, 2).tobytes()
+        (x, y), colour = PLACES[scene.placed[0][1]][0], BACKGROUNDS[scene.background][0]
+        tile = load_emoji([NOUNS[scene.first][0]])[NOUNS[scene.first][0]].image
+        expected = Image.new("RGB", (64, 64), colour)
+        expected.paste(tile, (0, 0), tile)
+        found = image.crop((2 * x, 2 * y, 2 * x + 64, 2 * y + 64))
+        assert abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 2  # transparent parts are resampled
+    with pytest.raises(ValueError, match="other settings"):
+        build_scene_shards(tmp_path, 4, 1)
+    with pytest.raises(ValueError, match="scale: expected one of 1, 2, got 3"):
+        build_scene_shards(tmp_path / "three", 4, 1, scale=3)

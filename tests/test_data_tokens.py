@@ -255,9 +255,9 @@ def test_mismatch_and_damage_are_refused(parts, tmp_path):
 def test_parts_without_rows(tmp_path):
     """Of shards with nothing to tokenise; some, but not all."""
     for name, count in (("a" * 32, 0), ("b" * 32, 3), ("c" * 32, 0)):
-        with PartWriter(tmp_path, name, (2, 2)) as writer:
+        with PartWriter(tmp_path, name, {"codes": 4}) as writer:
             for k in range(count):
-                writer.write([k] * (k + 1), np.full(4, k, np.int32), k)
+                writer.write([k] * (k + 1), {"codes": np.full(4, k, np.int32)}, k)
             writer.finish(Counter({"kind": 1 - count % 2}))
     sizes = {"grid": [2, 2], "codebook_size": 9, "text_vocab_size": 9, "image_size": 16}
     sizes |= {"text_sha256": "1", "image_sha256": "2"}

@@ -182,7 +182,7 @@ def test_a_sheet_that_fails_loses_no_picture(run, monkeypatch):
 
 def test_a_picture_is_written_as_soon_as_it_is_drawn(run, monkeypatch):
     """What comes before an error in a later batch is there."""
-    batches, there = System.draw_batches, []
+    batches, there = System.code_batches, []
 
     def two(self, *args, **how):
         drawn = batches(self, *args, **how)
@@ -190,7 +190,7 @@ def test_a_picture_is_written_as_soon_as_it_is_drawn(run, monkeypatch):
         there.extend(files(run / "pictures"))
         raise ValueError("the end")
 
-    monkeypatch.setattr(System, "draw_batches", two)
+    monkeypatch.setattr(System, "code_batches", two)
     with pytest.raises(SystemExit, match="the end"):
         command("--captions", "a", "b", "--count", 2, "--batch-size", 3)
     assert there == files(run / "pictures") == ["001-1-a.png", "001-2-a.png", "002-1-b.png"]

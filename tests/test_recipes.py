@@ -45,7 +45,7 @@ def test_published_shapes():
 
 
 def test_every_recipe_has_presets():
-    assert list(RECIPES) == ["cogview", "dalle", "caption"]
+    assert list(RECIPES) == ["cogview", "dalle", "caption", "superresolution"]
     for recipe in RECIPES.values():
         assert all(isinstance(shape, recipe.Config) for shape, _ in recipe.presets.values())
     assert preset("tiny") == CogView.presets["tiny"]
@@ -53,7 +53,9 @@ def test_every_recipe_has_presets():
     assert named("dalle") is Dalle
     with pytest.raises(ValueError, match=r"preset: expected one of tiny, cogview-4b, .*, got 'huge'"):
         preset("huge")
-    with pytest.raises(ValueError, match="recipe: expected one of cogview, dalle, caption, got 'imagen'"):
+    with pytest.raises(
+        ValueError, match="recipe: expected one of cogview, dalle, caption, superresolution, got 'imagen'"
+    ):
         preset("tiny", "imagen")
 
 
@@ -64,7 +66,7 @@ def test_every_recipe_has_presets():
         ({"num_layers": 0}, "num_layers: expected at least 1, got 0"),
         ({"max_positions": 68}, "max_positions: expected at least 69 for 64 image tokens, got 68"),
         ({"attention": "sparse"}, "attention: expected one of .*, got 'sparse'"),
-        ({"num_pivots": 32}, r"num_pivots: expected at least all text and command tokens \(33\), got 32"),
+        ({"num_pivots": 32}, r"num_pivots: expected at least all that always are pivots \(33\), got 32"),
         ({"relax": "head"}, "relax: expected row, tensor or None, got 'head'"),
         ({"image_positions": "random"}, "image_positions: expected following or fixed, got 'random'"),
         ({"init_std": 0.0}, "init_std: expected a positive and finite number, got 0.0"),

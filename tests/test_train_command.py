@@ -31,10 +31,12 @@ def tokens(run, split="train", count=40, length=5, seed=0, grid=4, **meta):
     settings = {"image_size": 8 * grid, "max_text": 64, "languages": ["en"], "grid": [grid, grid]}
     settings |= {"text_sha256": "1" * 64, "image_sha256": "2" * 64, "codebook_size": 20, "text_vocab_size": 300} | meta
     name = part_name(split=split, count=count, length=length, seed=seed, grid=grid, **meta)
-    with PartWriter(run / "tokens" / split, name, (grid, grid)) as part:
+    with PartWriter(run / "tokens" / split, name, {"codes": grid**2}) as part:
         for _ in range(count):
             group = int(g.integers(2**63)) * 2
-            part.write(g.integers(300, size=length).tolist(), g.integers(20, size=grid**2).astype(np.int32), group)
+            part.write(
+                g.integers(300, size=length).tolist(), {"codes": g.integers(20, size=grid**2).astype(np.int32)}, group
+            )
         part.finish({})
     return complete(run / "tokens" / split, [name], settings)
 

@@ -35,12 +35,14 @@ class Build:
     """Scenes of combinations that training never sees."""
     seed: int = 0
     """Of the scenes: another one composes others."""
+    scale: int = 1
+    """1: pictures of 64 x 64 pixels; 2: the same of 128 x 128, for super-resolution."""
 
     def run(self) -> None:
         from cogview.demo.scenes import build_scene_shards
 
         shards = build_scene_shards(
-            self.out, self.train, self.test, self.seed, lambda work: track(work, "composing scenes")
+            self.out, self.train, self.test, self.seed, lambda work: track(work, "composing scenes"), self.scale
         )
         for split, paths in shards.items():
             console.print(f"{split}: {len(paths)} shards in {self.out}")

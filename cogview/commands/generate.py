@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -55,6 +55,9 @@ class Generate:
     folder also gets a sheet of each caption's candidates in their order."""
     candidates: int = 60
     """Drawn of each caption with --rerank."""
+    magnify: Annotated[str | None, option("NAME", "none")] = None
+    """Draw the pictures at twice their side with this super-resolution model of the run (train --recipe
+    superresolution)."""
     seed: int = 0
     """Of each caption's first picture; the others have the following ones. The same seed draws the same picture."""
     batch_size: int = 32
@@ -94,6 +97,10 @@ class Generate:
         judge = None
         if self.rerank is not None:
             judge = System.load(folder, self.device, name=self.rerank, draws="captions", **faster)
+        lens = None
+        if self.magnify is not None:
+            lens = System.load(folder, self.device, name=self.magnify, draws="larger pictures", **faster)
+            require(lens.side == system.side, "magnify", f"a model of pictures of {system.side} pixels", lens.side)
         try:
             system.encode(captions)  # what is wrong with them is said before a folder is made
         except BadCaption as error:
@@ -105,20 +112,27 @@ class Generate:
         console.print(str(system.source))
         if judge is not None:
             console.print(f"ranked by {judge.source}")
-        self._draw(system, judge, captions, range(self.seed, self.seed + drawn), how, sheet)
+        if lens is not None:
+            console.print(f"magnified by {lens.source}")
+        self._draw(system, judge, lens, captions, range(self.seed, self.seed + drawn), how, sheet)
 
-    def _draw(self, system, judge, captions: Sequence[str], seeds: Sequence[int], how, sheet: Path) -> None:
+    def _draw(self, system, judge, lens, captions: Sequence[str], seeds: Sequence[int], how, sheet: Path) -> None:
         from cogview.pictures import image_of, save_image
         from cogview.progress import progress
 
         repeated = [caption for caption in captions for _ in range(self.count)]
         paths, kept = picture_paths(captions, self.count, sheet), list[Tensor]()
-        total = len(captions) * len(seeds) * system.recipe.config.image_tokens
+        of_one = system.recipe.config.image_tokens
+        total = len(captions) * len(seeds) * of_one + (0 if lens is None else 4 * len(repeated) * of_one)
         with progress("drawing", total) as update:
+            told = Sum(update)
             if judge is None:
-                batches = system.draw_batches(repeated, how, seeds=list(seeds) * len(captions), update=update)
+                codes = system.code_batches(repeated, how, seeds=list(seeds) * len(captions), update=told.part())
             else:
-                batches = self._best(system, judge, captions, seeds, how, sheet, update)
+                codes = self._best(system, judge, captions, seeds, how, sheet, told.part())
+            batches: Iterator[Tensor] = map(system.pictures, codes)
+            if lens is not None:
+                batches = self._larger(lens, repeated, codes, list(seeds)[: self.count] * len(captions), how, told)
             for picture in (picture for batch in batches for picture in batch):
                 save_image(image_of(picture), next(paths))
                 if len(kept) * picture[0].numel() < _SHEET_PIXELS:
@@ -137,14 +151,23 @@ class Generate:
         console.print(f"{pictures} in {sheet.with_suffix('')}{os.sep}, {some} on {sheet}")
 
     def _best(self, system, judge, captions, seeds, how, sheet: Path, update) -> Iterator[Tensor]:
-        """The best candidates of one caption after the other; writes a sheet of all of them beside."""
+        """Codes of the best candidates of one caption after the other; writes a sheet of all of them beside."""
         from cogview.reranking import candidate_sheet, draw_candidates
 
         found = draw_candidates(system, judge, captions, how, seeds=seeds, update=update)
         paths = picture_paths(captions, 1, sheet)
         for caption, candidates, path in zip(captions, found, paths, strict=True):
             candidate_sheet(candidates, path.with_stem(f"{path.stem}-candidates"), caption)
-            yield candidates.pictures[: self.count]
+            assert candidates.codes is not None
+            yield candidates.codes[: self.count]
+
+    def _larger(self, lens, captions: Sequence[str], codes, seeds: Sequence[int], how, told: "Sum") -> Iterator[Tensor]:
+        """Pictures at twice the side of batches of codes and their captions."""
+        first = 0
+        for some in codes:
+            rows = slice(first, first + len(some))
+            yield from lens.magnify_batches(captions[rows], some, how, seeds=seeds[rows], update=told.part())
+            first += len(some)
 
     def _sheet(self, rows: list, sheet: Path) -> int:
         from cogview.pictures import contact_sheet
@@ -152,6 +175,23 @@ class Generate:
         side = rows[0][1][0].shape[-1]
         zoom = max(1, round(_SHOWN / side))
         return contact_sheet(rows, sheet, columns=max(1, _WIDE // (min(self.count, 8) * side * zoom)), zoom=zoom)
+
+
+class Sum:
+    """Adds up how far several pieces of work are, each of which tells it of its own."""
+
+    def __init__(self, update: Callable[[int], None]):
+        self.update, self.parts = update, list[int]()
+
+    def part(self) -> Callable[[int], None]:
+        number = len(self.parts)
+        self.parts.append(0)
+
+        def told(count: int) -> None:
+            self.parts[number] = count
+            self.update(sum(self.parts))
+
+        return told
 
 
 def read_captions(path: Path) -> list[tuple[int, str]]:

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,9 +14,10 @@ from cogview.commands.tokenizers import TOKENIZERS, UNFINISHED, adopt, begin, ch
 from cogview.config import TrainConfig, require
 from cogview.data import decoded
 from cogview.data.ahead import ahead
+from cogview.data.crops import Crops
 from cogview.data.decoded import Decoded
 from cogview.data.shards import PairDataset
-from cogview.data.tokens import read_meta
+from cogview.data.tokens import read_meta, tokens_of
 from cogview.progress import progress, track
 from cogview.tokenizers import codec_folder
 from cogview.tokenizers.image import VQConfig
@@ -41,6 +42,15 @@ class Tokenize:
     """Captions to use: fields of the pairs' JSON; "caption" is the text of a .txt, too."""
     image_size: Annotated[int | None, option("INT", "64, or as the run's other tokens")] = None
     """Pixels of a side; others are cropped to a square and resized."""
+    pairs: bool = False
+    """Make the tokens that super-resolution is trained on: of squares of image_size from pictures at twice that, and of
+    the same at half the size. An image tokenizer trained here sees both sizes, so begin with these."""
+    crops: int = 1
+    """With --pairs: squares of each picture."""
+    crop_seed: int = 0
+    """With --pairs: of their places."""
+    cut: Literal["pictures", "codes"] = "pictures"
+    """With --pairs: squares of the pictures, as published, or of the codes of whole ones, which know what is around."""
     max_text: int = 64
     """Longest caption in tokens; longer ones are left out and counted."""
     text_pieces: Annotated[int | None, option("INT", "by the captions")] = None
@@ -76,8 +86,10 @@ class Tokenize:
             adopt(self.from_run, folder)
         size = self.image_size or size_of(folder) or 64
         known = self._known_image_tokenizer()
-        step = VQConfig.downsample if known is None else known.config.downsample
-        require(size % step == 0, "image_size", f"a multiple of {step}", size)
+        step = (VQConfig.downsample if known is None else known.config.downsample) * (2 if self.pairs else 1)
+        require(size % step == 0, "image_size", f"a multiple of {step}{' for pairs' if self.pairs else ''}", size)
+        if self.pairs:
+            Crops(self.crops, self.crop_seed, self.cut).check(size, step)
         for _ in track(ahead(lambda shard: shard.digest, data.shards), "reading the shards", len(data.shards)):
             pass
         if self.split == "train":
@@ -87,9 +99,10 @@ class Tokenize:
         text = self._text_tokenizer(data, captions)
         image, pictures = self._image_tokenizer(data, size, known)
         check_made_by(folder, [text.sha256, image.sha256])
-        out = folder / "tokens" / self.split
+        out = tokens_of(folder, self.split, 2 if self.pairs else 1)
+        crops = Crops(self.crops, self.crop_seed, self.cut) if self.pairs else None
         sizes = {"image_size": size, "max_text": self.max_text}
-        tokens = tokenize_pairs(data, text, image, out, **sizes, decoded=pictures)
+        tokens = tokenize_pairs(data, text, image, out, **sizes, decoded=pictures, crops=crops)
         decoded.remove(folder / "pixels")
         (folder / UNFINISHED).unlink(missing_ok=True)
         console.print(f"{len(tokens):,} sequences in {out}")
@@ -99,7 +112,7 @@ class Tokenize:
             console.print(f"  {data.report.counts[kind]:,} {kind}, first {first.where}")
 
     def _check(self) -> None:
-        require(bool(re.fullmatch(r"\w[\w-]*", self.split)), "split", "a name, as train or test", self.split)
+        require(bool(re.fullmatch(r"(?!pairs-)\w[\w-]*", self.split)), "split", "a name, as train or test", self.split)
         folder = self.run_folder
         require(folder.is_dir() or not folder.exists(), "run", "a folder, or a new one", str(folder))
         require(self.text_pieces is None or self.text_pieces >= 300, "text_pieces", "at least 300", self.text_pieces)
@@ -107,6 +120,10 @@ class Tokenize:
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, "a positive number", value)
         require(self.from_run is None or self.codec is None, "codec", "no --from, which takes another", str(self.codec))
+        if not self.pairs:
+            for name in ("crops", "crop_seed", "cut"):
+                given = getattr(self, name) != DEFAULTS[name]
+                require(not given, name, "none without --pairs", getattr(self, name))
         if self.retrain_tokenizers:
             require(self.split == "train", "retrain_tokenizers", "split train, which trains them", self.split)
             require(self.from_run is None, "retrain_tokenizers", "no --from, which takes others", str(self.from_run))
@@ -160,6 +177,7 @@ class Tokenize:
             if unused:
                 console.print(f"not used, since the tokenizers are there: {', '.join(unused)}")
             return image, None
+        size *= 2 if self.pairs else 1
         pictures = pipeline.decode(data, folder, size)
         config = VQConfig(codebook_size=self.codebook, dim=self.code_dim, hidden=self.hidden)
         steps, count = steps_for(len(pictures), size, self.image_passes), len(pictures)
@@ -169,7 +187,7 @@ class Tokenize:
             f"{size} x {size}, about {minutes:.1f} minutes"
         )
         training = TrainConfig(steps=steps, seconds=self.image_seconds, **TRAINING)
-        image, report = pipeline.image_tokenizer(data, pictures, folder, config, training)
+        image, report = pipeline.image_tokenizer(data, pictures, folder, config, training, halves=self.pairs)
         judged = f"held-out pictures ({report.held_out})" if report.held_out else "pictures that it was trained on"
         console.print(
             f"image tokenizer: {report.psnr:.1f} dB on {judged}, {report.used_codes:,} of {self.codebook:,} codes used "
@@ -189,5 +207,5 @@ DEFAULTS = {field.name: field.default for field in fields(Tokenize)}
 
 def size_of(folder: Path) -> int | None:
     """Of the pictures of a run's tokens, if it has some."""
-    found = (read_meta(folder / "tokens" / split) for split in ("train", "test"))
+    found = (read_meta(tokens_of(folder, split, sizes)) for sizes in (1, 2) for split in ("train", "test"))
     return next((meta["image_size"] for meta in found if meta is not None and "image_size" in meta), None)

@@ -12,7 +12,7 @@ import tyro
 
 from cogview.commands.console import console
 from cogview.commands.presets import of_preset, option
-from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, check_room, recipe_for
+from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, check_room, chosen_recipe, recipe_for
 from cogview.config import TrainConfig, require
 from cogview.device import available
 from cogview.progress import progress
@@ -33,7 +33,7 @@ class Train:
     A run that is there already and --from have a recipe and sizes, which are not asked for again."""
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run")] = Path("runs/mine")
-    """Folder of the run, with tokens/train and maybe tokens/test."""
+    """Folder of the run, with tokens/train and maybe tokens/test, or for superresolution tokens/pairs-train."""
     name: str = "gpt"
     """Of the model: its checkpoints, log and config.json are in RUN/NAME, so that a run can have several."""
     source: Annotated[Path | None, option("PATH", "new weights", name="from")] = None
@@ -112,7 +112,8 @@ class Train:
         self._check()
         folder, device = folder_of(self.run_folder, self.name), available(self.device)
         known = before(folder, self.source)
-        tokens = Tokens(self.run_folder, self.hold_out, known.header if known is not None and known.own else None)
+        header = known.header if known is not None and known.own else None
+        tokens = Tokens(self.run_folder, self.hold_out, header, chosen_recipe(known, self.recipe).sizes)
         asked = {name: getattr(self, name) for name in ("recipe", "preset", "dropout", *SHAPE)}
         recipe, name, said = recipe_for(known, tokens, asked)
         training = self._training(preset(name, recipe.name)[1])

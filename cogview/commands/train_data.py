@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cogview.commands.tokenizers import UNFINISHED
-from cogview.data.tokens import Rows, TokenDataset
+from cogview.data.tokens import Rows, TokenDataset, read_meta, tokens_of
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
@@ -13,7 +13,7 @@ from cogview.tokenizers.text import TextTokenizer
 SAME = {
     "text tokenizer": ("text_sha256", "text_vocab_size"),
     "image tokenizer": ("image_sha256", "codebook_size"),
-    "image size": ("image_size", "grid"),
+    "image size": ("image_size", "grid", "small_grid"),
 }
 """What tokens of two splits have in common, and where meta.json says it."""
 
@@ -21,12 +21,17 @@ SAME = {
 class Tokens:
     """Of a run folder: `data`, `held_out` or None, both as `TokenDataset`; what they are in words, `said`."""
 
-    def __init__(self, run: Path, hold_out: float, header: dict[str, Any] | None):
-        """hold_out: the share to hold out where there is no tokens/test. header: of a checkpoint to go on from."""
-        train, test = (run / "tokens" / split for split in ("train", "test"))
+    def __init__(self, run: Path, hold_out: float, header: dict[str, Any] | None, sizes: int = 1):
+        """hold_out: the share to hold out where there is no tokens/test. header: of a checkpoint to go on from. sizes:
+        of a picture, as the recipe has them."""
+        train, test = (tokens_of(run, split, sizes) for split in ("train", "test"))
         if (run / UNFINISHED).exists():
             raise ValueError(
                 f"{run}: its tokenizers are being trained: `cogview tokenize` has to go on to its end first"
+            )
+        if sizes > 1 and read_meta(train) is None and (run / "tokens").exists():
+            raise ValueError(
+                f"{run}: this recipe takes pictures at two sizes: `cogview tokenize --pairs` makes {train}"
             )
         self.all = TokenDataset(train)
         self.data: TokenDataset | Rows = self.all

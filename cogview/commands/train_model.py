@@ -98,10 +98,15 @@ def _meant(source: Path) -> list[Path]:
     return [source.resolve(), *(path.resolve() for path in (source.iterdir() if source.is_dir() else ()))]
 
 
+def chosen_recipe(before: Before | None, asked: str | None) -> type[Recipe]:
+    """The one asked for, or that of what goes on."""
+    return named(asked or ("cogview" if before is None else before.recipe.name))
+
+
 def recipe_for(before: Before | None, tokens: Tokens, asked: dict[str, Any]) -> tuple[Recipe, str, str]:
     """A recipe that fits the tokens, the preset that it is of, and what is to be said of it. asked: the options recipe,
     preset, dropout and those of SHAPE, None where it was not."""
-    chosen = named(asked["recipe"] or ("cogview" if before is None else before.recipe.name))
+    chosen = chosen_recipe(before, asked["recipe"])
     fits = asked["attention"] is None or "attention" in {f.name for f in dataclasses.fields(chosen.Config)}
     require(fits, "attention", f"none with recipe {chosen.name}, which has its own", asked["attention"])
     name = asked["preset"] or ("tiny" if before is None else before.header.get("preset", "tiny"))

@@ -2,6 +2,7 @@
 
     part-<name>.text.npy    int32 [N, T], -1 padded
     part-<name>.codes.npy   int32 [N, h w]
+    part-<name>.small.npy   int32 [N, h/2 w/2], of the same at half the size, where meta.json has its "small_grid"
     part-<name>.groups.npy  uint64 [N], a hash of the pair's caption
     part-<name>.json        rows, what was left out, and CRC-32s of the files; written last
 
@@ -16,10 +17,10 @@ import re
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -30,8 +31,13 @@ from cogview.data.files import write_json, written_beside
 from cogview.data.shuffle import permutation
 
 VERSION = 2
-_ARRAYS = {"text": np.int32, "codes": np.int32, "groups": np.uint64}
+_ARRAYS = {"text": np.int32, "codes": np.int32, "small": np.int32, "groups": np.uint64}
 _PART = re.compile(r"[0-9a-f]{32}")
+
+
+def tokens_of(run: Path, split: str, sizes: int = 1) -> Path:
+    """The folder of a split's tokens in a run, of pictures at one size or two."""
+    return run / "tokens" / (split if sizes == 1 else f"pairs-{split}")
 
 
 def part_name(**made_of: Any) -> str:
@@ -45,16 +51,20 @@ def group(caption: str) -> int:
 
 
 class PartWriter:
-    """Writes one part row by row; it exists only when complete. Use as a context manager: `write` rows, `finish`."""
+    """Writes one part row by row; it exists only when complete. Use as a context manager: `write` rows, `finish`.
 
-    def __init__(self, folder: Path, name: str, grid: tuple[int, int]):
-        self.folder, self.name, self.grid = folder, name, grid
+    sizes: codes of a row by the name of their array, "codes" and maybe "small"."""
+
+    def __init__(self, folder: Path, name: str, sizes: Mapping[str, int]):
+        self.folder, self.name, self.sizes = folder, name, sizes
         self._texts, self._lengths, self._groups, self._stack = array("i"), array("i"), array("Q"), ExitStack()
+        self._codes: dict[str, IO[bytes]] = {}
 
     def __enter__(self) -> "PartWriter":
-        beside = self._stack.enter_context(written_beside(self._path("codes.npy")))
-        self._codes = self._stack.enter_context(open(beside, "wb"))
-        self._write_header()
+        for name in self.sizes:
+            beside = self._stack.enter_context(written_beside(self._path(f"{name}.npy")))
+            self._codes[name] = self._stack.enter_context(open(beside, "wb"))
+        self._write_headers()
         return self
 
     def __exit__(self, *error) -> None:
@@ -63,17 +73,19 @@ class PartWriter:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def write(self, text: Sequence[int], codes: np.ndarray, group: int) -> None:
-        """One row: text ids, and codes int32 [h w]."""
+    def write(self, text: Sequence[int], codes: Mapping[str, np.ndarray], group: int) -> None:
+        """One row: text ids, and int32 codes, by the names of `sizes`."""
         self._texts.extend(text)
         self._lengths.append(len(text))
         self._groups.append(group)
-        self._codes.write(codes.tobytes())
+        for name, file in self._codes.items():
+            file.write(codes[name].tobytes())
 
     def finish(self, skipped: Counter[str]) -> None:
         """Completes the files; what was left out is counted."""
-        self._codes.seek(0)
-        self._write_header()
+        for file in self._codes.values():
+            file.seek(0)
+        self._write_headers()
         self._stack.close()
         padded = np.full((len(self), max(self._lengths, default=0)), -1, np.int32)
         padded[np.arange(padded.shape[1]) < np.array(self._lengths)[:, None]] = np.array(self._texts, np.int32)
@@ -81,25 +93,27 @@ class PartWriter:
             with written_beside(self._path(f"{name}.npy")) as beside, open(beside, "wb") as file:
                 np.save(file, values)
         counts = {kind: n for kind, n in skipped.items() if n}
-        sums = {name: _sum(self._path(f"{name}.npy")) for name in _ARRAYS}
+        sums = {name: _sum(self._path(f"{name}.npy")) for name in ("text", *self.sizes, "groups")}
         part = {"rows": len(self), "text_length": padded.shape[1], "skipped": counts, "crc32": sums}
         write_json(self._path("json"), part)
 
     def _path(self, ending: str) -> Path:
         return self.folder / f"part-{self.name}.{ending}"
 
-    def _write_header(self) -> None:
-        """An .npy header; NumPy pads it so that the number of rows can grow in place."""
-        header = {"descr": "<i4", "fortran_order": False, "shape": (len(self), self.grid[0] * self.grid[1])}
-        np.lib.format.write_array_header_1_0(self._codes, header)
+    def _write_headers(self) -> None:
+        """Of .npy files; NumPy pads them so that the number of rows can grow in place."""
+        for name, file in self._codes.items():
+            header = {"descr": "<i4", "fortran_order": False, "shape": (len(self), self.sizes[name])}
+            np.lib.format.write_array_header_1_0(file, header)
 
 
 def has_part(folder: Path, name: str) -> bool:
     """Whether a part is there, and as it was written."""
     try:
         sums = _read_part(folder, name)["crc32"]
-        return all(sums[key] == _sum(folder / f"part-{name}.{key}.npy") for key in _ARRAYS)
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = {"text", "codes", "groups"} <= sums.keys() <= _ARRAYS.keys()
+        return whole and all(sums[key] == _sum(folder / f"part-{name}.{key}.npy") for key in sums)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -120,7 +134,7 @@ def complete(folder: Path, parts: Sequence[str], settings: dict[str, Any]) -> "T
     """Makes a folder's tokens those of these parts, in their order, and removes all others.
 
     settings: what they were made with and the sizes: version, image_size, max_text, languages, text_sha256,
-    image_sha256, grid, codebook_size, text_vocab_size.
+    image_sha256, grid, codebook_size, text_vocab_size, and of pictures at two sizes small_grid.
     """
     found = [_read_part(folder, name) for name in parts]
     skipped = Counter[str]()
@@ -160,7 +174,7 @@ def _read_meta(path: Path) -> dict:
 
 
 class TokenDataset:
-    """Rows of tokens, read from disk as needed. `meta` holds the sizes: "text_length", "grid",
+    """Rows of tokens, read from disk as needed. `meta` holds the sizes: "text_length", "grid", maybe "small_grid",
     "codebook_size", "text_vocab_size"; ValueError if the files do not agree with it.
 
     tokenizers: hashes of the text and image tokenizer that made it."""
@@ -189,11 +203,13 @@ class TokenDataset:
         if name is not None and not _PART.fullmatch(name):
             raise ValueError(f"parts: expected names of 32 digits, got {name!r}")
         paths = {key: self.folder / (f"part-{name}.{key}.npy" if name else f"{key}.npy") for key in _ARRAYS}
-        if name is None:
-            del paths["groups"]
+        grids = {"codes": self.meta["grid"], "small": self.meta.get("small_grid")}
+        for key in ("groups",) * (name is None) + ("small",) * (grids["small"] is None):
+            del paths[key]
         found = {key: np.load(path, mmap_mode="r", allow_pickle=False) for key, path in paths.items()}
-        rows, grid = len(found["text"]), self.meta["grid"]
-        wanted = {"text": (rows, found["text"].shape[-1]), "codes": (rows, grid[0] * grid[1]), "groups": (rows,)}
+        rows = len(found["text"])
+        wanted = {"text": (rows, found["text"].shape[-1]), "groups": (rows,)}
+        wanted |= {key: (rows, grid[0] * grid[1]) for key, grid in grids.items() if grid is not None}
         for key, values in found.items():
             fits = values.shape == wanted[key] and values.dtype == _ARRAYS[key]
             got = f"{values.dtype} {values.shape}"
@@ -208,20 +224,26 @@ class TokenDataset:
         """Names the rows; "" of version 1."""
         return part_name(parts=self.meta["parts"]) if "parts" in self.meta else ""
 
-    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-        """Text int64 [B, T], -1 padded, and codes int64 [B, h w] of some rows. Layouts check the ids."""
+    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, ...]:
+        """Text int64 [B, T], -1 padded, and codes int64 [B, h w] of some rows, those at half the size before them if
+        there are some. Layouts check the ids."""
         indices = np.asarray(indices, np.int64)
         if indices.ndim != 1 or (len(indices) and not 0 <= indices.min() <= indices.max() < len(self)):
             raise ValueError(f"indices: expected a list of 0 to {len(self) - 1}, got {indices}")
         text = np.full((len(indices), self.meta["text_length"]), -1, np.int64)
-        codes = np.empty((len(indices), self.meta["grid"][0] * self.meta["grid"][1]), np.int64)
+        codes = {
+            key: np.empty((len(indices), self._parts[0][key].shape[1]), np.int64)
+            for key in ("small", "codes")
+            if key in self._parts[0]
+        }
         places = np.searchsorted(self._starts, indices, side="right") - 1
         for number in np.unique(places):
             mine, part = places == number, self._parts[number]
             rows = indices[mine] - self._starts[number]
             text[mine, : part["text"].shape[1]] = part["text"][rows]
-            codes[mine] = part["codes"][rows]
-        return torch.from_numpy(text), torch.from_numpy(codes)
+            for key, values in codes.items():
+                values[mine] = part[key][rows]
+        return torch.from_numpy(text), *map(torch.from_numpy, codes.values())
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """A permutation of the rows, int64, a function of (seed, epoch) alone."""
@@ -256,7 +278,7 @@ class Rows:
         """Names the rows."""
         return hashlib.sha256(self.data.digest.encode() + self.numbers.tobytes()).hexdigest()[:32]
 
-    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, ...]:
         return self.data.batch(self.numbers[np.asarray(indices, np.int64)])
 
     def order(self, seed: int, epoch: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 A picture is explained as a scene: the background is the median of its corners, where no emoji ever stands;
 then, for every place and emoji, how much better the tile over that background fits the picture than the
 background alone (squared error). The explanation is the best of the seven layouts: five places of one
-emoji, two of two.
+emoji, two of two. Pictures are 64 x 64, or 128 x 128 of scenes at twice the scale.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogview.data.shuffle import permutation
-from cogview.demo.scenes import BACKGROUNDS, NOUNS, PLACES, RELATIONS, SIZE, TILE, Scene, tiles
+from cogview.demo.scenes import BACKGROUNDS, NOUNS, PLACES, RELATIONS, SCALES, SIZE, TILE, Scene, tiles
 
 Picture = Image.Image | Tensor
 _NOUNS, _PLACES, _COLOURS = list(NOUNS), list(PLACES), list(BACKGROUNDS)
@@ -33,7 +33,7 @@ def judge(image: Picture, scene: Scene) -> dict[str, float]:
 
 
 def score(images: Sequence[Picture] | Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
-    """The means of `judge` over pictures: RGB of 64 x 64, or tensors [3, 64, 64], uint8 or float to 1."""
+    """The means of `judge` over pictures, all of a size: RGB, or tensors [3, H, W], uint8 or float to 1."""
     explained = _explain(_stack(images))
     if len(explained) != len(scenes):
         raise ValueError(f"scenes: expected one for each of {len(explained)} images, got {len(scenes)}")
@@ -58,21 +58,23 @@ def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _stack(images: Sequence[Picture] | Tensor) -> Tensor:
-    """Float32 [B, 3, SIZE, SIZE] in 0..255."""
-    tensors = []
+    """Float32 [B, 3, H, W] in 0..255."""
+    tensors, wanted = [], [(3, SIZE * scale, SIZE * scale) for scale in SCALES]
     for image in images:
         if isinstance(image, Image.Image):
             image = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        if tuple(image.shape) != (3, SIZE, SIZE):
-            raise ValueError(f"images: expected 3 x {SIZE} x {SIZE}, got {tuple(image.shape)}")
+        if tuple(image.shape) not in wanted:
+            sizes = " or ".join(" x ".join(map(str, size)) for size in wanted)
+            raise ValueError(f"images: expected {sizes}, all alike, got {tuple(image.shape)}")
+        wanted = [tuple(image.shape)]
         tensors.append(image.float() * 255 if image.is_floating_point() else image.float())
     return torch.stack(tensors) if tensors else torch.empty(0, 3, SIZE, SIZE)
 
 
 @cache
-def _templates() -> tuple[Tensor, Tensor]:
-    """Colours [N, 3, TILE, TILE] in 0..255 and alphas [N, 1, TILE, TILE] in 0..1 of all nouns' tiles."""
-    rgba = torch.stack([torch.from_numpy(np.array(tiles()[n])).permute(2, 0, 1).float() for n in _NOUNS])
+def _templates(scale: int) -> tuple[Tensor, Tensor]:
+    """Colours [N, 3, T, T] in 0..255 and alphas [N, 1, T, T] in 0..1 of all nouns' tiles."""
+    rgba = torch.stack([torch.from_numpy(np.array(tiles(scale)[n])).permute(2, 0, 1).float() for n in _NOUNS])
     return rgba[:, :3], rgba[:, 3:] / 255
 
 
@@ -82,19 +84,20 @@ def _explain(images: Tensor) -> list[tuple[Tensor, dict[str, str], str]]:
 
 
 def _explain_part(images: Tensor) -> list[tuple[Tensor, dict[str, str], str]]:
-    colours, alphas = _templates()
-    c = _CORNER
+    scale = images.shape[-1] // SIZE
+    colours, alphas = _templates(scale)
+    c, side = _CORNER * scale, TILE * scale
     corners = [images[:, :, y, x] for y in (slice(c), slice(-c, None)) for x in (slice(c), slice(-c, None))]
     ground = torch.cat([corner.flatten(2) for corner in corners], dim=2).median(dim=2).values  # [B, 3]
     known = torch.tensor([BACKGROUNDS[name][0] for name in _COLOURS], dtype=torch.float32)
     nearest = torch.cdist(ground, known).argmin(dim=1)
     above = images - ground[:, :, None, None]
-    tile = alphas * (colours - ground[:, None, :, None, None])  # [B, N, 3, TILE, TILE]: what each noun adds
+    tile = alphas * (colours - ground[:, None, :, None, None])  # [B, N, 3, T, T]: what each noun adds
     energy = tile.square().flatten(2).sum(2)
     excess = torch.empty(len(images), len(_PLACES), len(_NOUNS))
     for number, place in enumerate(_PLACES):
-        x, y = PLACES[place][0]
-        patch = above[:, :, y : y + TILE, x : x + TILE]
+        x, y = (scale * n for n in PLACES[place][0])
+        patch = above[:, :, y : y + side, x : x + side]
         excess[:, number] = energy - 2 * torch.einsum("bchw,bnchw->bn", patch, tile)
     explained = []
     for number in range(len(images)):

@@ -1,7 +1,8 @@
 """The demo's world: pictures of one or two emoji on a coloured background, with English and Chinese captions.
 
 64 x 64 pixels; every emoji is a 32-pixel tile at a multiple of 16, so that it always falls alike on the
-8 x 8 cells of the image tokens. A scene says everything about its picture.
+8 x 8 cells of the image tokens. A scene says everything about its picture. At scale 2 all of that is twice
+as large, which has all the detail that the emoji have.
 
 Split by content: of pictures with one emoji an eighth of the combinations (emoji, place, background) are
 "test"; of those with two, an eighth of the unordered pairs of emoji, whatever the relation and background.
@@ -26,6 +27,7 @@ from cogview.emoji import load_emoji
 VERSION = 1
 SIZE = 64  # pixels of a side
 TILE = 32  # pixels of an emoji's side
+SCALES = (1, 2)
 SCENES_PER_SHARD = 4096
 _SALT = "2908"  # with it every emoji is in some test scene of either kind, and none in many
 
@@ -102,18 +104,19 @@ class Scene:
 
 
 @cache
-def tiles() -> dict[str, Image.Image]:
-    """The emoji of every English noun, RGBA, TILE x TILE."""
+def tiles(scale: int = 1) -> dict[str, Image.Image]:
+    """The emoji of every English noun, RGBA, TILE x TILE times the scale."""
     emoji = load_emoji([noun[0] for noun in NOUNS.values()])
-    size, filter_ = (TILE, TILE), Image.Resampling.LANCZOS
+    size, filter_ = (TILE * scale, TILE * scale), Image.Resampling.LANCZOS
     return {name: emoji[n[0]].image.convert("RGBa").resize(size, filter_).convert("RGBA") for name, n in NOUNS.items()}
 
 
-def render(scene: Scene) -> Image.Image:
-    """The picture of a scene, RGB, SIZE x SIZE."""
-    picture = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[scene.background][0])
+def render(scene: Scene, scale: int = 1) -> Image.Image:
+    """The picture of a scene, RGB, SIZE x SIZE times the scale."""
+    picture = Image.new("RGB", (SIZE * scale, SIZE * scale), BACKGROUNDS[scene.background][0])
     for name, place in scene.placed:
-        picture.paste(tiles()[name], PLACES[place][0], tiles()[name])
+        (x, y), tile = PLACES[place][0], tiles(scale)[name]
+        picture.paste(tile, (x * scale, y * scale), tile)
     return picture
 
 
@@ -174,7 +177,9 @@ def sample_scenes(split: str, n: int, seed: int = 0) -> list[Scene]:
 _order = cache(permutation)
 
 
-def build_scene_shards(folder: str | Path, n_train: int, n_test: int, seed: int = 0, progress=iter) -> dict:
+def build_scene_shards(
+    folder: str | Path, n_train: int, n_test: int, seed: int = 0, progress=iter, scale: int = 1
+) -> dict:
     """Writes `{train,test}-00000.tar`, … into `folder`: PNG, and JSON with both captions and the scene.
 
     Key i of a split is `sample_scenes(split, n, seed)[i]`. Shards already there are kept: the same call goes
@@ -185,7 +190,10 @@ def build_scene_shards(folder: str | Path, n_train: int, n_test: int, seed: int 
     for name, n in (("n_train", n_train), ("n_test", n_test)):
         if n < 1:
             raise ValueError(f"{name}: expected at least 1, got {n}")
+    if scale not in SCALES:
+        raise ValueError(f"scale: expected one of {', '.join(map(str, SCALES))}, got {scale}")
     settings = {"version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
+    settings |= {"scale": scale} if scale != 1 else {}
     record = folder / "scenes.json"
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) != settings:
         raise ValueError(f"folder: {str(folder)!r} holds scenes built with other settings; name another or remove it")
@@ -199,15 +207,15 @@ def build_scene_shards(folder: str | Path, n_train: int, n_test: int, seed: int 
             work.append((path, split, start, min(start + SCENES_PER_SHARD, n)))
     for path, split, start, end in progress(work):
         if not path.exists():
-            _write_shard(path, sample_scenes(split, end, seed)[start:], start)
+            _write_shard(path, sample_scenes(split, end, seed)[start:], start, scale)
     return paths
 
 
-def _write_shard(path: Path, scenes: list[Scene], start: int) -> None:
+def _write_shard(path: Path, scenes: list[Scene], start: int, scale: int) -> None:
     with ShardWriter(path) as shard:
         for number, scene in enumerate(scenes, start):
             png = io.BytesIO()
-            render(scene).save(png, "PNG", compress_level=3)
+            render(scene, scale).save(png, "PNG", compress_level=3)
             fields = {language: caption(scene, language) for language in ("en", "zh")} | {"scene": asdict(scene)}
             contents = json.dumps(fields, ensure_ascii=False).encode()
             shard.write(f"{number:07d}", {"png": png.getvalue(), "json": contents})

@@ -111,14 +111,16 @@ def record_weights(model: nn.Module) -> Iterator[list[Tensor]]:
 class ThreeRegion(Attention):
     """A window of blocks and the layer's own pivots (CogView paper, appendix B).
 
-    Each pivot stands for floor(S / P) tokens of the S fed.
+    Each pivot stands for floor(S / P) tokens of the S fed, in training `fed`.
     """
 
     takes = ("pivots",)
 
-    def __init__(self, config: ModelConfig, index: int, *, block_size: int, window_blocks: int, num_pivots: int):
+    def __init__(
+        self, config: ModelConfig, index: int, *, block_size: int, window_blocks: int, num_pivots: int, fed: int
+    ):
         super().__init__(config, index)
-        bias = math.log(max(1, (config.max_positions - 1) // num_pivots))
+        bias = math.log(max(1, fed // num_pivots))
         self.num_layers = config.num_layers
         self.pattern: dict[str, Any] = {"block_size": block_size, "window_blocks": window_blocks, "pivot_bias": bias}
 

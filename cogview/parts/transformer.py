@@ -23,9 +23,10 @@ class Transformer(nn.Module):
     records_steps = False
     """Whether steps are recorded as CUDA graphs, see `compile_step`."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, attentions: Iterable[Attention]):
+    def __init__(self, config: ModelConfig, vocab_size: int, attentions: Iterable[Attention], longest: int):
+        """longest: tokens of a sequence, more than there are positions where these begin anew."""
         super().__init__()
-        self.config = config
+        self.config, self.longest = config, longest
         self.embedding = Embedding(config, vocab_size)
         self.stack = Stack(config, attentions)
         attends = [module for module in self.modules() if isinstance(module, Attention)]
@@ -91,8 +92,8 @@ class Transformer(nn.Module):
         c = self.config
         if inputs.ndim != 2:
             raise ValueError(f"inputs: expected [B, S], got {list(inputs.shape)}")
-        if inputs.shape[1] > c.max_positions:
-            raise ValueError(f"inputs: expected at most {c.max_positions} tokens, got {inputs.shape[1]}")
+        if inputs.shape[1] > self.longest:
+            raise ValueError(f"inputs: expected at most {self.longest} tokens, got {inputs.shape[1]}")
         if context.positions.shape[-1] != inputs.shape[1]:
             raise ValueError(f"positions: expected {inputs.shape[1]}, got {list(context.positions.shape)}")
         if context.attention.keys() != self.takes:

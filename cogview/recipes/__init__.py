@@ -7,8 +7,9 @@ from cogview.recipes.caption import Caption
 from cogview.recipes.cogview import CogView
 from cogview.recipes.dalle import Dalle
 from cogview.recipes.recipe import Recipe
+from cogview.recipes.superresolution import SuperResolution
 
-RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (CogView, Dalle, Caption)}
+RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (CogView, Dalle, Caption, SuperResolution)}
 
 
 def named(name: str) -> type[Recipe]:

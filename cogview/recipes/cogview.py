@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -36,9 +36,13 @@ class CogViewConfig(ModelConfig):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         kinds = get_args(Kind)
         require(self.attention in kinds, "attention", f"one of {', '.join(kinds)}", self.attention)
-        fewest = self.max_text + 4
-        enough = self.attention != "three_region" or self.num_pivots >= fewest
-        require(enough, "num_pivots", f"at least all text and command tokens ({fewest})", self.num_pivots)
+        enough = self.attention != "three_region" or self.num_pivots >= self.always_pivots
+        require(enough, "num_pivots", f"at least all that always are pivots ({self.always_pivots})", self.num_pivots)
+
+    @property
+    def always_pivots(self) -> int:
+        """Tokens that are pivots in every layer, at most: text and commands."""
+        return self.max_text + 4
 
 
 # The demo: 8 x 8 image tokens, 96 tokens fed, three-region attention in every layer.
@@ -96,7 +100,11 @@ class CogView(Recipe):
     def attention(self, index: int) -> Attention:
         c = self.config
         three_region = partial(
-            ThreeRegion, block_size=c.block_size, window_blocks=c.window_blocks, num_pivots=c.num_pivots
+            ThreeRegion,
+            block_size=c.block_size,
+            window_blocks=c.window_blocks,
+            num_pivots=c.num_pivots,
+            fed=self.length,
         )
         kinds: dict[Kind, Callable[..., Attention]] = {
             "dense": Dense,
@@ -129,7 +137,15 @@ class CogView(Recipe):
         return self.vocab.is_text(inputs), self.vocab.is_image(inputs)
 
     @classmethod
-    def fit(cls, config: CogViewConfig, **sizes: int) -> CogViewConfig:
-        # all text and commands, and room for some of the image
-        pivots = max(config.num_pivots, sizes["max_text"] + 4 + sizes["image_grid"] ** 2 // 4)
-        return super().fit(config, num_pivots=pivots, **sizes)
+    def fit(cls, config: Any, **sizes: int) -> Any:
+        return cls._with_pivots(super().fit(dataclasses.replace(config, attention="dense"), **sizes), config)
+
+    @classmethod
+    def begun(cls, config: Any) -> Any:
+        return cls._with_pivots(super().begun(dataclasses.replace(config, attention="dense")), config)
+
+    @staticmethod
+    def _with_pivots(config: Any, like: CogViewConfig) -> Any:
+        """Attention as another config has it, with pivots for all text and commands and some of the image."""
+        pivots = max(like.num_pivots, config.always_pivots + config.image_tokens // 4)
+        return dataclasses.replace(config, attention=like.attention, num_pivots=pivots)

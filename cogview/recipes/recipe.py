@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cogview.config import ModelConfig, TrainConfig, require
+from cogview.config import ModelConfig, TrainConfig
 from cogview.parts.attend import Attention
 from cogview.parts.transformer import Transformer
 from cogview.sequence import Batch, Context, Vocabulary
@@ -78,9 +78,11 @@ class Recipe:
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {}
     draws: ClassVar[str] = "pictures"
-    """What it draws behind a prompt."""
+    """What it draws: pictures, captions, or larger pictures."""
     begins_from: ClassVar[tuple[str, ...]] = ()
     """Names of recipes whose weights a training may begin with, beside its own."""
+    sizes: ClassVar[int] = 1
+    """Of a picture in a sequence; 2: at half the size, then whole, as `cogview tokenize --pairs` makes them."""
 
     def __init__(self, config: ModelConfig):
         self.config = config
@@ -91,15 +93,21 @@ class Recipe:
         raise NotImplementedError
 
     def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, int64 [B, S], of text [B, T] (-1 padded) and codes [B, N]. [PAD] is no target."""
+        """Inputs and targets, int64 [B, S], of text [B, T] (-1 padded) and codes [B, N], those of the smallest size
+        first. [PAD] is no target."""
         raise NotImplementedError
 
     def context(self, inputs: Tensor, draws: Draws = None) -> Context:
         """Positions, and what the attention takes, of inputs [B, S]."""
-        c, positions = self.config, torch.arange(inputs.shape[1], device=inputs.device)
-        if c.image_positions == "fixed":
-            positions = self.vocab.fixed_positions(inputs, c.max_text, c.max_positions)
-        return Context(positions)
+        if not (begins := self.begins):
+            return Context(torch.arange(inputs.shape[1], device=inputs.device))
+        return Context(self.vocab.positions(inputs, begins, self.config.max_positions))
+
+    @property
+    def begins(self) -> dict[str, int]:
+        """Commands from which on positions begin anew, and at which row of the table."""
+        c = self.config
+        return {"ROI1": 0, "BOI1": c.max_text + 2} if c.image_positions == "fixed" else {}
 
     def prompt(self, text: Tensor, draws: Draws = None) -> Prompt:
         """To draw an image after each row of text [B, T]. All that is text is known, so what is drawn of the context is
@@ -117,7 +125,7 @@ class Recipe:
         return (self.config.image_grid, self.config.image_grid)
 
     @classmethod
-    def begun(cls, config: ModelConfig) -> Any:
+    def begun(cls, config: Any) -> Any:
         """The config of a model that begins with the weights of one of `begins_from` with this config."""
         return cls.Config(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
@@ -130,33 +138,40 @@ class Recipe:
     def model(self) -> Transformer:
         """With new weights, from torch's random state."""
         layers = range(self.config.num_layers)
-        return Transformer(self.config, self.vocab.size, (self.attention(i) for i in layers))
+        longest = max(self.length, self.config.max_positions)
+        return Transformer(self.config, self.vocab.size, (self.attention(i) for i in layers), longest)
 
     @property
     def length(self) -> int:
         """Tokens of a training sequence."""
         return self.config.max_positions - 1
 
+    @property
+    def grids(self) -> tuple[int, ...]:
+        """Tokens per side of the picture at each of its `sizes`."""
+        return tuple(self.config.image_grid >> n for n in reversed(range(self.sizes)))
+
     def batch(
         self,
         text: Tensor,
-        codes: Tensor,
-        *,
+        *codes: Tensor,
         draws: Draws = None,
         text_weight: float = 1.0,
         image_weight: float = 1.0,
         device: torch.device | str = "cpu",
     ) -> Batch:
-        """What the model is trained on, of text [B, T] (-1 padded) and codes [B, N]."""
-        require(
-            codes.shape[-1] == self.config.image_tokens,
-            "codes",
-            f"{self.config.image_tokens} of each image",
-            codes.shape[-1],
-        )
-        inputs, targets = (tokens.to(device) for tokens in self.layout(text, codes))
+        """What the model is trained on, of text [B, T] (-1 padded) and codes [B, N] of each of the `sizes`."""
+        wanted, got = [grid**2 for grid in self.grids], [rows.shape[-1] for rows in codes]
+        if got != wanted:
+            told = [" and ".join(map(str, counts)) for counts in (wanted, got)]
+            raise ValueError(f"codes: expected {told[0]} of each image, got {told[1]}")
+        inputs, targets = (tokens.to(device) for tokens in self.layout(text, torch.cat(codes, dim=1)))
         weights = self.vocab.loss_weights(targets, text_weight, image_weight)
         return Batch(inputs, targets, weights, self.context(inputs, draws))
+
+    def hideable(self, inputs: Tensor) -> Tensor:
+        """bool [B, S]: what `hide_context` may hide, the image that is learned to be drawn."""
+        return self.vocab.is_image(inputs)
 
     def kinds(self, targets: Tensor) -> dict[str, Tensor]:
         """bool like targets, by name: the kinds of tokens whose losses are told apart."""

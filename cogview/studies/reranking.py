@@ -9,9 +9,8 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,20 +25,13 @@ from cogview.demo.measure import judge as judge_picture
 from cogview.demo.scenes import RELATIONS, SIZE, Scene, caption, render, sample_scenes
 from cogview.pipeline import sizes_of
 from cogview.progress import progress, track
-from cogview.recipes import preset
 from cogview.recipes.caption import Caption
-from cogview.recipes.cogview import CogView
 from cogview.reranking import candidate_sheet, draw_candidates
 from cogview.sampling import Sampling
-from cogview.studies import contrastive, reranking_report
-from cogview.system import System, load_model
+from cogview.studies import contrastive, models, reranking_report
+from cogview.system import System
 from cogview.tokenizers.train_image import TRAINING
-from cogview.train import checkpoint
-from cogview.train.finetune import start_from
-from cogview.train.interrupts import Interrupted
-from cogview.train.loop import Result, Trainer
-from cogview.train.task import Task
-from cogview.train.token_task import TokenTask
+from cogview.train.loop import Result
 
 BASE, JUDGE, OTHER = "gpt", "caption", "others/contrastive"  # folders of the models; the last is none of a run
 _HOW = Sampling(temperature=demo.TEMPERATURE, batch_size=64)
@@ -79,8 +71,8 @@ def run(out: Path, source: Path | None, sizes: Sizes) -> str:
     """Does what is not done yet and writes report.md, figures.json and pictures; returns what they come to."""
     begun = time.monotonic()
     data, held_out = _tokens(out, source)
-    base = _base(out, data, held_out, sizes.base_steps)
-    judge = _finetuned(out, data, held_out, sizes.caption_steps)
+    base = models.drawing(out / BASE, sizes.base_steps, data, held_out)
+    judge = models.finetuned(out / JUDGE, Caption, out / BASE, sizes.caption_steps, data, held_out)
     other = _contrastive(out, data, held_out, sizes.contrastive_steps)
     system, ranks = (System.load(out, name=name) for name in (BASE, JUDGE))
     scenes = sample_scenes("test", sizes.captions)
@@ -92,7 +84,7 @@ def run(out: Path, source: Path | None, sizes: Sizes) -> str:
     _sheet(out, system, ranks, scenes[number], captions[number], sizes.on_sheet)
     facts = {
         "sizes": asdict(sizes),
-        "models": {name: _fact(result) for name, result in ((BASE, base), (JUDGE, judge), (OTHER, other))},
+        "models": {name: models.fact(result) for name, result in ((BASE, base), (JUDGE, judge), (OTHER, other))},
         "parameters": {JUDGE: _count(ranks.model), OTHER: _count(nearest)},
         "captions_right": _captions_right(ranks, scenes),
         "threads": torch.get_num_threads(),
@@ -125,45 +117,13 @@ def _tokens(out: Path, source: Path | None) -> tuple[TokenDataset, TokenDataset]
     return TokenDataset(train), TokenDataset(test)
 
 
-def _base(out: Path, data: TokenDataset, held_out: TokenDataset, steps: int) -> Result:
-    config, training = preset("tiny")
-    recipe, training = CogView(CogView.fit(config, **sizes_of(data, held_out))), _of(training, steps)
-    torch.manual_seed(training.seed)
-    return _trained(out / BASE, TokenTask(recipe, recipe.model(), data, training, held_out), training)
-
-
-def _finetuned(out: Path, data: TokenDataset, held_out: TokenDataset, steps: int) -> Result:
-    best = checkpoint.best(out / BASE)
-    assert best is not None
-    before, training = load_model(best)[0].config, _of(preset("tiny", Caption.name)[1], steps)
-    recipe = Caption(Caption.begun(before))
-    torch.manual_seed(training.seed)
-    model = recipe.model()
-    start_from(best, before, model)
-    return _trained(out / JUDGE, TokenTask(recipe, model, data, training, held_out), training)
-
-
 def _contrastive(out: Path, data: TokenDataset, held_out: TokenDataset, steps: int) -> Result:
     sizes = sizes_of(data, held_out)
     sizes["image_tokens"] = sizes.pop("image_grid") ** 2
     training = TrainConfig(steps=steps, batch_size=128, learning_rate=1e-3, dtype="float32", validate_every=100)
     torch.manual_seed(training.seed)
     model = contrastive.Contrastive(contrastive.ContrastiveConfig(**sizes))
-    return _trained(out / OTHER, contrastive.ContrastiveTask(model, data, held_out), training)
-
-
-def _of(training: TrainConfig, steps: int) -> TrainConfig:
-    return replace(training, steps=steps, seconds=None)
-
-
-def _trained(folder: Path, task: Task, training: TrainConfig) -> Result:
-    """To its end, from where it was stopped."""
-    trainer = Trainer(task, training, folder)
-    trainer.resume()
-    result = trainer.run()
-    if not result.finished:
-        raise Interrupted
-    return result
+    return models.trained(out / OTHER, contrastive.ContrastiveTask(model, data, held_out), training)
 
 
 def _candidates(out: Path, system: System, captions: Sequence[str], count: int) -> Tensor:
@@ -226,10 +186,6 @@ def _same(scene: Scene) -> list[Scene]:
     here = RELATIONS[scene.place][:2]
     turned = next(name for name, (first, second, *_) in RELATIONS.items() if (second, first) == here)
     return [scene, Scene(scene.second, turned, scene.background, scene.first)]
-
-
-def _fact(result: Result) -> dict[str, Any]:
-    return {"steps": result.state.step, "seconds": result.state.elapsed, "held_out": result.validation}
 
 
 def _count(model: torch.nn.Module) -> int:

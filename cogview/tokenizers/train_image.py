@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -82,14 +83,22 @@ class PictureTask:
 
     title, unit, units = "image tokenizer", "images", 1
 
-    def __init__(self, model: VQVAE, data: Pictures, held_out: Pictures | None = None, crop: int = CROP):
-        self.model, self.data, self.held_out, self.crop = model, data, held_out, crop
+    def __init__(
+        self, model: VQVAE, data: Pictures, held_out: Pictures | None = None, crop: int = CROP, halves: bool = False
+    ):
+        """halves: half of the pictures come at half their size, for one that pictures of both sizes are made with."""
+        self.model, self.data, self.held_out, self.halves = model, data, held_out, halves
+        self.crop = min(crop, *(side // 2 for side in data.images.shape[2:])) if halves else crop
         self.counts: dict[str, int] = {}
         self.bfloat16 = _native_bfloat16(data.images.device)
 
     def batch(self, samples: Pictures, indices: np.ndarray, draws: torch.Generator) -> Tensor:
         images = samples.images[samples.rows[indices]]
-        if self.model.training:
+        if self.model.training and self.halves:
+            some, step = len(images) // 2, self.model.config.downsample  # on the grid of the codes, as pairs are
+            small = _halved(_crops(images[:some], 2 * self.crop, draws, 2 * step))
+            images = torch.cat([small, _crops(images[some:], self.crop, draws, step)])
+        elif self.model.training:
             images = _crops(images, self.crop, draws)
         return images.float().div_(255).contiguous(memory_format=torch.channels_last)
 
@@ -107,7 +116,8 @@ class PictureTask:
         return {"loss": means["total"], "psnr": _decibels(means.pop("squared")), **means, **use}
 
     def identity(self) -> dict[str, Any]:
-        known = {"pictures": self.data.digest} if self.data.digest else {}
+        known: dict[str, Any] = {"pictures": self.data.digest} if self.data.digest else {}
+        known |= {"halves": True} if self.halves else {}
         return {"recipe": "vqvae", "config": asdict(self.model.config), "data": len(self.data), **known}
 
 
@@ -144,14 +154,15 @@ def train_vqvae(
     *,
     held_out: np.ndarray | None = None,
     name: str = "",
+    halves: bool = False,
     watch: Watch | None = None,
 ) -> VQReport:
     """Trains a VQ-VAE and leaves vqvae.safetensors, reconstructions.png and vqvae/ (checkpoints, log) in `out_dir`.
 
     images: uint8 [N, 3, H, W]. training: its length, and the rest as in TRAINING. held_out: numbers of the pictures to
-    report on and not to train on; None: the first 256 are reported on, and trained on. name: of the pictures. It goes
-    on from out_dir's checkpoint, which must have the same config, pictures and seed. Ctrl-C saves and returns; what is
-    not trained to its end leaves no vqvae.safetensors.
+    report on and not to train on; None: the first 256 are reported on, and trained on. name: of the pictures. halves:
+    see PictureTask. It goes on from out_dir's checkpoint, which must have the same config, pictures and seed. Ctrl-C
+    saves and returns; what is not trained to its end leaves no vqvae.safetensors.
     """
     out, rows = Path(out_dir), np.arange(len(images))
     judged = rows[:256] if held_out is None else held_out
@@ -159,7 +170,7 @@ def train_vqvae(
     torch.manual_seed(training.seed)  # the initial weights
     model = VQVAE(config)
     model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    task = PictureTask(model, data, None if held_out is None else Pictures(images, held_out))
+    task = PictureTask(model, data, None if held_out is None else Pictures(images, held_out), halves=halves)
     trainer = Trainer(task, training, out / "vqvae")
     trainer.resume(newest_checkpoint(out))
     result = trainer.run(watch)
@@ -227,13 +238,21 @@ def save_comparison(path: str | Path, originals: Tensor, rebuilt: Tensor) -> Non
         sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(beside, "PNG")
 
 
-def _crops(images: Tensor, side: int, draws: torch.Generator) -> Tensor:
-    """A square of each picture, from a random place."""
-    room = [max(0, n - side) + 1 for n in images.shape[2:]]
+def _crops(images: Tensor, side: int, draws: torch.Generator, step: int = 1) -> Tensor:
+    """A square of each picture, from a random place of those `step` pixels apart."""
+    room = [max(0, n - side) // step + 1 for n in images.shape[2:]]
     if room == [1, 1]:
         return images
-    tops, lefts = (torch.randint(n, (len(images),), generator=draws, device=draws.device).tolist() for n in room)
+    tops, lefts = (
+        (step * torch.randint(n, (len(images),), generator=draws, device=draws.device)).tolist() for n in room
+    )
     return torch.stack([x[:, t : t + side, l : l + side] for x, t, l in zip(images, tops, lefts, strict=True)])
+
+
+def _halved(images: Tensor) -> Tensor:
+    """uint8 pictures at half their size."""
+    small = F.interpolate(images.float(), scale_factor=0.5, mode="bicubic", antialias=True)
+    return small.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _decibels(squared: float) -> float:

@@ -26,8 +26,8 @@ class Pairs(Samples, Protocol):
         """Hashes of the text and image tokenizer that made it."""
         ...
 
-    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Text ids int64 [B, T], -1 padded, and image codes int64 [B, N]."""
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, ...]:
+        """Text ids int64 [B, T], -1 padded, and image codes int64 [B, N], of each of the recipe's sizes."""
         ...
 
 
@@ -70,13 +70,15 @@ class TokenTask:
         Nearly everything about a picture's later tokens can be told from its earlier ones, and very little of the loss
         teaches what can only be told from the text; where the earlier ones are hidden, all of it does.
         """
-        share, inputs, vocab = self.config.hide_context, batch.inputs, self.recipe.vocab
+        share, inputs = self.config.hide_context, batch.inputs
         if share == 0:
             return batch
         chance = torch.rand(2, len(inputs), 1, generator=draws, device=inputs.device)
         rate = torch.where(chance[0] < share, chance[1], 0)
         hidden = torch.rand(inputs.shape, generator=draws, device=inputs.device) < rate
-        return dataclasses.replace(batch, inputs=inputs.masked_fill(hidden & vocab.is_image(inputs), vocab["MASK"]))
+        return dataclasses.replace(
+            batch, inputs=inputs.masked_fill(hidden & self.recipe.hideable(inputs), self.recipe.vocab["MASK"])
+        )
 
     def loss(self, part: Batch, batch: Batch) -> tuple[Tensor, Output]:
         context = dataclasses.replace(part.context, seeds=self.model.stack.draw_seeds())

@@ -1,0 +1,130 @@
+"""Super-resolution measured (CogView paper, section 3.1), in small: scenes of emoji at 128 pixels, a model that draws
+them at 64, one finetuned from it on squares of both sizes, which magnifies held-out scenes from 64 pixels to 128.
+
+Against it stand the decoded small picture enlarged bicubically, and what its codes give when each of them is repeated.
+The bound is the true picture after the image tokenizer. Two such models differ in how the squares were cut.
+"""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cogview.config import TrainConfig, require
+from cogview.data import decoded as on_disk
+from cogview.data.crops import Crops, half
+from cogview.data.shards import PairDataset
+from cogview.data.tokens import TokenDataset
+from cogview.demo.demo import IMAGE, LANGUAGES, TEXT_PIECES
+from cogview.demo.scenes import SIZE, build_scene_shards, caption, render, sample_scenes
+from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
+from cogview.progress import progress, track
+from cogview.recipes.superresolution import SuperResolution
+from cogview.sampling import Sampling
+from cogview.studies import models, superresolution_report
+from cogview.system import System
+from cogview.tokenizers.train_image import TRAINING, reconstruct
+
+BASE = "gpt"
+LENSES: dict[str, Literal["pictures", "codes"]] = {"sr": "pictures", "sr-codes": "codes"}
+"""Names of the models that magnify, and what the squares that they are trained on are cut out of, see `Crops`."""
+_HELD_OUT = 600  # scenes
+_IMAGE = replace(IMAGE, codebook_size=2048)  # tiles at two sizes
+HOW = {
+    "greedy": Sampling(top_k=1, batch_size=64),
+    "temperature 0.5": Sampling(temperature=0.5, batch_size=64),
+    "as published": Sampling(temperature=1.02, top_k=200, batch_size=64),
+}
+"""Ways to draw."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the study. Steps: of the image tokenizer, of the model that draws, of its finetuning."""
+
+    scenes: int = 6_000
+    crops: int = 3
+    tested: int = 128
+    image_steps: int = 1_000
+    base_steps: int = 900
+    steps: int = 800
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            require(value >= 1, name, "at least 1", value)
+
+
+def run(out: Path, sizes: Sizes) -> str:
+    """Does what is not done yet and writes report.md, figures.json and pictures; returns what they come to."""
+    begun = time.monotonic()
+    _tokens(out, sizes)
+    trained = {BASE: models.drawing(out / BASE, sizes.base_steps, *_splits(out, "whole"))}
+    for name, cut in LENSES.items():
+        squares = _splits(out, cut)
+        trained[name] = models.finetuned(out / name, SuperResolution, out / BASE, sizes.steps, *squares)
+    scenes = sample_scenes("test", sizes.tested)
+    true = torch.stack([torch.from_numpy(np.array(render(s, 2))).permute(2, 0, 1) for s in scenes])
+    small = torch.stack([half(picture) for picture in true])
+    texts = [caption(s, LANGUAGES[k // 2 % len(LANGUAGES)]) for k, s in enumerate(scenes)]
+    systems, seconds = {name: System.load(out, name=name) for name in LENSES}, dict[str, float]()
+    system = systems["sr"]
+    codes = system.tokenize(small)
+    decoded = system.pictures(codes)
+    pictures = {"bicubic": bicubic(decoded), "codes repeated": system.pictures(repeated(codes))}
+    for name, cut in LENSES.items():
+        for way, how in HOW.items():
+            started, said = time.monotonic(), f"cut from {cut}, {way}"
+            with progress(f"magnifying: {said}", 4 * codes.numel()) as update:
+                drawn = systems[name].magnify_batches(texts, codes, how, update=update)
+                pictures[said] = torch.cat(list(drawn))
+            seconds[said] = (time.monotonic() - started) / len(texts)
+    rebuilt, _ = reconstruct(system.image, true)
+    pictures |= {"true small, bicubic": bicubic(small), "bound": rebuilt}
+    facts = {
+        "sizes": asdict(sizes),
+        "models": {name: models.fact(result) for name, result in trained.items()},
+        "parameters": sum(p.numel() for p in system.model.parameters()),
+        "seconds_per_picture": seconds,
+        "threads": torch.get_num_threads(),
+        "minutes_this_time": (time.monotonic() - begun) / 60,
+    }
+    return superresolution_report.write(out, scenes, texts, decoded, true, pictures, facts)
+
+
+def _splits(out: Path, cut: str) -> list[TokenDataset]:
+    return [TokenDataset(out / "tokens" / f"{cut}-{split}") for split in ("train", "test")]
+
+
+def bicubic(pictures: Tensor) -> Tensor:
+    """uint8 [N, 3, H, W] at twice the side."""
+    large = F.interpolate(pictures.float(), scale_factor=2, mode="bicubic", antialias=True)  # the kernel of Pillow
+    return large.round().clamp(0, 255).to(torch.uint8)
+
+
+def repeated(codes: Tensor) -> Tensor:
+    """int64 [N, 2 h, 2 w]: each of the codes [N, h, w] four times."""
+    return codes.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+
+
+def _tokens(out: Path, sizes: Sizes) -> None:
+    """Tokenizers, and the tokens of both splits at one size and at two."""
+    scenes = build_scene_shards(
+        out / "scenes", sizes.scenes, _HELD_OUT, progress=lambda work: track(work, "composing scenes"), scale=2
+    )
+    data = {split: PairDataset(paths, languages=LANGUAGES) for split, paths in scenes.items()}
+    text = text_tokenizer(data["train"], out, TEXT_PIECES)
+    pictures = decode(data["train"], out, 2 * SIZE)
+    training = TrainConfig(steps=sizes.image_steps, **TRAINING)
+    image, _ = image_tokenizer(data["train"], pictures, out, _IMAGE, training, halves=True)
+    for split, pairs in data.items():
+        folder, known = out / "tokens", pictures if split == "train" else None
+        tokenize_pairs(pairs, text, image, folder / f"whole-{split}")
+        for cut in LENSES.values():
+            crops = Crops(sizes.crops, cut=cut)
+            tokenize_pairs(pairs, text, image, folder / f"{cut}-{split}", crops=crops, decoded=known)
+    on_disk.remove(out / "pixels")
