@@ -4,12 +4,13 @@ It trains on squares of CROP pixels from random places, so that a step costs the
 what counts is steps: icons of 128 pixels came to 26.1 dB, held out, in 1,250 steps on such squares, and to 19.2 in 312
 steps on whole ones, which are as many pixels.
 
-The codebook draws no random numbers, so a run that was stopped and resumed gives the weights of one that was not (with
-steps; with seconds the clock decides).
+Random numbers are the loop's, so a run that was stopped and resumed gives the weights of one that was not (with steps;
+with seconds the clock decides).
 """
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 from cogview.config import TrainConfig, require
 from cogview.data.files import written_beside
 from cogview.data.shuffle import permutation
+from cogview.tokenizers.adversarial import VQGAN
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.train import checkpoint
@@ -43,6 +45,8 @@ TRAINING: dict[str, Any] = {
     "validate_every": 250,
 }
 """Of a TrainConfig. Convolutions take bfloat16 all the same where it is native."""
+ADVERSARIAL: dict[str, Any] = TRAINING | {"betas": (0.5, 0.9)}
+"""Of a VQGAN's: what the discriminator says now counts, not what it said long ago."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,16 @@ class Pictures:
 
 
 class PictureTask:
-    """A VQ-VAE on pictures; the metrics are its losses, and how it uses its codes."""
+    """A VQ-VAE on pictures, alone or in a VQGAN; the metrics are its losses, and how it uses its codes."""
 
     title, unit, units = "image tokenizer", "images", 1
 
-    def __init__(self, model: VQVAE, data: Pictures, held_out: Pictures | None = None, crop: int = CROP):
+    def __init__(self, model: VQVAE | VQGAN, data: Pictures, held_out: Pictures | None = None, crop: int = CROP):
         self.model, self.data, self.held_out, self.crop = model, data, held_out, crop
         self.counts: dict[str, int] = {}
         self.bfloat16 = _native_bfloat16(data.images.device)
+        self.share: Callable[[], float] = lambda: 1.0
+        """Of the training, how much is done: what is annealed goes by it."""
 
     def batch(self, samples: Pictures, indices: np.ndarray, draws: torch.Generator) -> Tensor:
         images = samples.images[samples.rows[indices]]
@@ -95,7 +101,7 @@ class PictureTask:
 
     def loss(self, part: Tensor, batch: Tensor) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:
         with torch.autocast(part.device.type, torch.bfloat16, enabled=self.bfloat16):
-            rebuilt, losses, codes = self.model(part)
+            rebuilt, losses, codes = self.model(part, self.share())
         means = {name: loss.detach() for name, loss in losses.items()}
         means["squared"] = (rebuilt.detach().clamp(0, 1) - part).square().mean()
         return losses["total"] * (len(part) / len(batch)), (means, codes)
@@ -108,7 +114,8 @@ class PictureTask:
 
     def identity(self) -> dict[str, Any]:
         known = {"pictures": self.data.digest} if self.data.digest else {}
-        return {"recipe": "vqvae", "config": asdict(self.model.config), "data": len(self.data), **known}
+        recipe = "vqgan" if isinstance(self.model, VQGAN) else "vqvae"
+        return {"recipe": recipe, "config": asdict(self.model.config), "data": len(self.data), **known}
 
 
 def steps_for(pictures: int, size: int, passes: float | None) -> int:
@@ -142,13 +149,15 @@ def train_vqvae(
     training: TrainConfig,
     out_dir: str | Path,
     *,
+    adversarial: bool = False,
     held_out: np.ndarray | None = None,
     name: str = "",
     watch: Watch | None = None,
 ) -> VQReport:
     """Trains a VQ-VAE and leaves vqvae.safetensors, reconstructions.png and vqvae/ (checkpoints, log) in `out_dir`.
 
-    images: uint8 [N, 3, H, W]. training: its length, and the rest as in TRAINING. held_out: numbers of the pictures to
+    images: uint8 [N, 3, H, W]. training: its length, and the rest as in TRAINING, or of a VQGAN (adversarial) as in
+    ADVERSARIAL. held_out: numbers of the pictures to
     report on and not to train on; None: the first 256 are reported on, and trained on. name: of the pictures. It goes
     on from out_dir's checkpoint, which must have the same config, pictures and seed. Ctrl-C saves and returns; what is
     not trained to its end leaves no vqvae.safetensors.
@@ -158,9 +167,11 @@ def train_vqvae(
     data = Pictures(images, rows if held_out is None else np.setdiff1d(rows, held_out), name)
     torch.manual_seed(training.seed)  # the initial weights
     model = VQVAE(config)
-    model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    task = PictureTask(model, data, None if held_out is None else Pictures(images, held_out))
+    trained = VQGAN(model) if adversarial else model
+    trained.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task = PictureTask(trained, data, None if held_out is None else Pictures(images, held_out))
     trainer = Trainer(task, training, out / "vqvae")
+    task.share = trainer.progress
     trainer.resume(newest_checkpoint(out))
     result = trainer.run(watch)
     if result.finished:
