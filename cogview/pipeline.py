@@ -59,6 +59,7 @@ def image_tokenizer(
     config: VQConfig,
     training: TrainConfig,
     *,
+    adversarial: bool = False,
     watch: Watch | None = None,
 ) -> tuple[VQVAE, VQReport]:
     """The VQ-VAE in folder/vqvae.safetensors, trained to its end from where it was stopped; else Interrupted."""
@@ -66,7 +67,16 @@ def image_tokenizer(
     if trained_on(folder) == len(decoded):  # a training that was begun before any were held out
         held = None
     try:
-        report = train_vqvae(decoded.images, config, training, folder, held_out=held, name=decoded.name, watch=watch)
+        report = train_vqvae(
+            decoded.images,
+            config,
+            training,
+            folder,
+            adversarial=adversarial,
+            held_out=held,
+            name=decoded.name,
+            watch=watch,
+        )
     except AnotherRun as error:
         raise ValueError(
             f"{error}. An image tokenizer is half trained there: the pictures and options of before go on with it, "

@@ -199,7 +199,7 @@ def test_training_arguments_are_checked(tmp_path):
 def test_training_sees_squares_of_large_pictures_and_validation_whole_ones():
     torch.manual_seed(1)
     images = torch.randint(256, (5, 3, 72, 88), dtype=torch.uint8)
-    task = PictureTask(VQVAE(TINY).train(), Pictures(images), Pictures(images), crop=64)
+    task = PictureTask(VQVAE(TINY).train(), Pictures(images), Pictures(images))
     draws = torch.Generator().manual_seed(3)
     batch = (task.batch(task.data, np.array([4, 0, 0]), draws) * 255).round().to(torch.uint8)
     assert batch.shape == (3, 3, 64, 64)

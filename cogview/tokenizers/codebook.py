@@ -190,7 +190,11 @@ class Gumbel(StraightThrough):
         codes, soft = scores.argmax(1), scores.softmax(1)
         hard = torch.zeros_like(soft).scatter_(1, codes[:, None], 1.0)
         quantized = (hard - soft.detach() + soft) @ self.embed.t()
-        losses = {"commitment": self.commitment * F.mse_loss(vectors, self.vectors_of(codes).detach())}
+        drawn = self.vectors_of(codes)
+        losses = {
+            "commitment": self.commitment * F.mse_loss(vectors, drawn.detach()),
+            "codebook": F.mse_loss(drawn, vectors.detach()),
+        }
         return Chosen(quantized, codes, losses)
 
 

@@ -56,6 +56,16 @@ class VQConfig:
         return found if self.codebook != VQConfig.codebook else {k: v for k, v in found.items() if k != "codebook"}
 
 
+PRESETS: dict[str, tuple[int, VQConfig]] = {
+    "tiny": (64, VQConfig(codebook_size=1024, dim=64, hidden=96)),
+    "cogview": (256, VQConfig()),
+    "fashion-400": (400, VQConfig()),
+    "fashion-800": (800, VQConfig(downsample=16)),
+}
+"""Pixels of a side, and sizes. The fashion model's 50 x 50 codes (section 3.4, trained as a VQGAN) come to 800 pixels;
+how its layers were, and that each code had 16 of them, was never published and is ours."""
+
+
 class Encoder(nn.Module):
     def __init__(self, config: VQConfig):
         super().__init__()

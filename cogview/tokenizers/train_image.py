@@ -1,8 +1,8 @@
 """Training of the image tokenizer, by the loop that trains everything; a report and reconstruction pictures.
 
-It trains on squares of CROP pixels from random places, so that a step costs the same whatever the pictures' size, since
-what counts is steps: icons of 128 pixels came to 26.1 dB, held out, in 1,250 steps on such squares, and to 19.2 in 312
-steps on whole ones, which are as many pixels.
+It trains on squares of CROP pixels, or 8 codes where those are more, from random places, so that a step costs the same
+whatever the pictures' size, since what counts is steps: icons of 128 pixels came to 26.1 dB, held out, in 1,250 steps
+on such squares, and to 19.2 in 312 steps on whole ones, which are as many pixels.
 
 Random numbers are the loop's, so a run that was stopped and resumed gives the weights of one that was not (with steps;
 with seconds the clock decides).
@@ -86,8 +86,8 @@ class PictureTask:
 
     title, unit, units = "image tokenizer", "images", 1
 
-    def __init__(self, model: VQVAE | VQGAN, data: Pictures, held_out: Pictures | None = None, crop: int = CROP):
-        self.model, self.data, self.held_out, self.crop = model, data, held_out, crop
+    def __init__(self, model: VQVAE | VQGAN, data: Pictures, held_out: Pictures | None = None):
+        self.model, self.data, self.held_out, self.crop = model, data, held_out, crop_of(model.config)
         self.counts: dict[str, int] = {}
         self.bfloat16 = _native_bfloat16(data.images.device)
         self.share: Callable[[], float] = lambda: 1.0
@@ -118,23 +118,29 @@ class PictureTask:
         return {"recipe": recipe, "config": asdict(self.model.config), "data": len(self.data), **known}
 
 
-def steps_for(pictures: int, size: int, passes: float | None) -> int:
-    """Steps of a training in which so many pictures of size x size are seen so often; passes None: GOOD steps, or more
-    where those are less than two passes, up to four times as many."""
-    step = TRAINING["batch_size"] * min(CROP, size) ** 2
+def crop_of(config: VQConfig) -> int:
+    """Pixels of the squares that it trains on."""
+    return max(CROP, 8 * config.downsample)
+
+
+def steps_for(pictures: int, size: int, passes: float | None, crop: int = CROP) -> int:
+    """Steps of a training in which so many pictures of size x size are seen so often, in squares of crop pixels; passes
+    None: GOOD steps, or more where those are less than two passes, up to four times as many."""
+    step = TRAINING["batch_size"] * min(crop, size) ** 2
     steps = math.ceil((2 if passes is None else passes) * pictures * size**2 / step)
     return max(1, steps) if passes is not None else min(max(steps, GOOD), 4 * GOOD)
 
 
-def passes_of(steps: int, pictures: int, size: int) -> float:
+def passes_of(steps: int, pictures: int, size: int, crop: int = CROP) -> float:
     """How often each pixel of so many pictures is seen in so many steps."""
-    return steps * TRAINING["batch_size"] * min(CROP, size) ** 2 / (pictures * size**2)
+    return steps * TRAINING["batch_size"] * min(crop, size) ** 2 / (pictures * size**2)
 
 
-def seconds_a_step(config: VQConfig, size: int) -> float:
+def seconds_a_step(config: VQConfig, size: int, adversarial: bool = False) -> float:
     """Of a training on this machine, from a few."""
     images, seconds = torch.zeros(TRAINING["batch_size"], 3, size, size, dtype=torch.uint8), []
-    task = PictureTask(VQVAE(config).to(memory_format=torch.channels_last), Pictures(images))  # type: ignore[call-overload]
+    model: VQVAE | VQGAN = VQGAN(VQVAE(config)) if adversarial else VQVAE(config)
+    task = PictureTask(model.to(memory_format=torch.channels_last), Pictures(images))  # type: ignore[call-overload]
     for _ in range(4):
         begun = time.monotonic()
         batch = task.batch(task.data, np.arange(len(images)), torch.Generator())
