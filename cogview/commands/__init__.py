@@ -10,6 +10,7 @@ from cogview.commands.data import Build, Data
 from cogview.commands.demo import Demo
 from cogview.commands.generate import Generate
 from cogview.commands.info import Info
+from cogview.commands.study import Study
 from cogview.commands.tokenize import Tokenize
 from cogview.commands.train import Train
 from cogview.train.interrupts import Interrupted
@@ -21,6 +22,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
@@ -36,7 +38,7 @@ def run(arguments: list[str] | None, description: str) -> None:
     try:
         command.run()
     except (KeyboardInterrupt, Interrupted):
-        resumable = isinstance(getattr(command, "command", command), (Demo, Build, Tokenize, Train))
+        resumable = isinstance(getattr(command, "command", command), (Demo, Build, Tokenize, Train, Study))
         sys.exit(f"cogview: stopped{'; the same command goes on from here' if resumable else ''}")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"cogview: {error}")

@@ -110,7 +110,7 @@ class PictureTask:
         losses, codes = zip(*outputs, strict=True)
         means = {name: float(sum(part[name] for part in losses) / len(losses)) for name in losses[0]}
         use = _code_use(torch.cat([c.flatten() for c in codes]), self.model.config)
-        return {"loss": means["total"], "psnr": _decibels(means.pop("squared")), **means, **use}
+        return {"loss": means["total"], "psnr": _decibels(means["squared"]), **means, **use}
 
     def identity(self) -> dict[str, Any]:
         known = {"pictures": self.data.digest} if self.data.digest else {}
