@@ -83,6 +83,13 @@ def copy_bandwidth() -> float:
 
 
 @cache
+def read_bandwidth() -> float:
+    """Bytes read per second by a sum over far more than the caches hold."""
+    source = torch.ones(2**28)
+    return source.nbytes / best_seconds(source.sum)
+
+
+@cache
 def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
     """FLOPs per second of torch's square matrix product."""
     a, b = torch.ones(2, size, size, dtype=dtype)

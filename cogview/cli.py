@@ -1,4 +1,4 @@
-"""The command line: `cogview demo | data build | data inspect | tokenize | train | compare | generate | info`.
+"""The command line of CogView: a command each step; `cogview COMMAND --help` says more.
 
 Threads that wait do not spin for long here, unless the environment says otherwise. GNU OpenMP lets them for a
 millisecond or so, which on two cores beside another process is time that the thread they wait for does not get:

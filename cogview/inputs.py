@@ -1,6 +1,7 @@
 """Captions and pictures as people give them, checked, in the form that tokenizers take."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from cogview.config import briefly, require
 from cogview.data.captions import blank
-from cogview.data.images import pixels, to_rgb
+from cogview.data.images import MAX_BYTES, decode_image, pixels, to_rgb
 
 Captions = str | Sequence[str]
-Pictures = Tensor | Image.Image | Sequence[Image.Image]
+Pictures = Tensor | Image.Image | Path | Sequence[Image.Image | Path]
+Bad = dict[int, str]
+"""What is wrong with some of several pictures, by their numbers from 0 on."""
 
 
 class BadCaption(ValueError):
@@ -50,9 +53,12 @@ def listed(captions: Any) -> list[Any]:
     return list(captions)
 
 
-def images(pictures: Pictures, side: int) -> Tensor:
-    """uint8 [N, 3, side, side] of pictures, which are cropped to a square and resized where they are not so; ValueError
-    for what is no picture, or one without a pixel."""
+def images(pictures: Pictures, side: int, bad: Bad | None = None) -> Tensor:
+    """uint8 [N, 3, side, side] of pictures, which are cropped to a square and resized where they are not so.
+
+    ValueError for what is no picture, cannot be read, or has no pixel. bad: takes those instead, as what is wrong with
+    them by their numbers from 0 on; they are black then.
+    """
     if isinstance(pictures, Tensor):
         pictures = pictures[None] if pictures.ndim == 3 else pictures
         fits = pictures.dtype == torch.uint8 and pictures.ndim == 4 and pictures.shape[1] == 3
@@ -61,11 +67,34 @@ def images(pictures: Pictures, side: int) -> Tensor:
         if pictures.shape[2:] == (side, side):
             return pictures
         pictures = [Image.fromarray(p.permute(1, 2, 0).contiguous().cpu().numpy()) for p in pictures]
+    one = isinstance(pictures, Image.Image | Path)
     several = isinstance(pictures, Iterable) and not isinstance(pictures, str | bytes | Mapping | Set | np.ndarray)
-    require(isinstance(pictures, Image.Image) or several, "pictures", "PIL images or a uint8 tensor", pictures)
-    given = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
-    for image in given:
-        require(isinstance(image, Image.Image), "pictures", "PIL images or a uint8 tensor", image)
-        require(0 not in image.size, "pictures", "at least one pixel each", f"{image.width} x {image.height}")
-    found = [pixels(to_rgb(image), side) for image in given]
-    return torch.stack(found) if found else torch.zeros(0, 3, side, side, dtype=torch.uint8)
+    require(one or several, "pictures", "PIL images or a uint8 tensor", pictures)
+    given = [pictures] if one else list(pictures)  # type: ignore[arg-type]
+    found = torch.zeros(len(given), 3, side, side, dtype=torch.uint8)
+    for number, picture in enumerate(given):
+        try:
+            found[number] = pixels(_rgb(picture, side), side)
+        except ValueError as error:
+            if bad is None:
+                raise ValueError(f"{error}, in picture {number + 1}" if len(given) > 1 else str(error)) from error
+            bad[number] = str(error)
+    return found
+
+
+def _rgb(picture: Any, side: int) -> Image.Image:
+    """Of a picture or its file, whole; ValueError where there is none."""
+    if isinstance(picture, Path):
+        try:
+            with open(picture, "rb") as file:
+                return decode_image(file.read(MAX_BYTES + 1), side=side)
+        except OSError as error:
+            raise ValueError(f"pictures: cannot read {picture} ({error.strerror})") from error
+        except ValueError as error:
+            raise ValueError(f"{picture}: {error}") from error
+    require(isinstance(picture, Image.Image), "pictures", "PIL images or a uint8 tensor", picture)
+    require(0 not in picture.size, "pictures", "at least one pixel each", f"{picture.width} x {picture.height}")
+    try:
+        return to_rgb(picture)
+    except Exception as error:  # one that was opened and not read yet: decoders raise nearly anything
+        raise ValueError(f"pictures: not a readable picture ({error})") from error

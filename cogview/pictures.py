@@ -115,9 +115,12 @@ HELD_OUT = ", held out"  # ends the name of a curve
 _INSIDE, _NAME = 6, 40  # names, and letters of one, that a panel has room for
 
 
-def curves(panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]]]], path: str | Path) -> Path:
-    """Writes a picture of panels side by side, each a title and named (x, y) lines; names are shown as they are, and
-    those that end in HELD_OUT go with the others of their beginning. Many or long names stand below, once for all."""
+def curves(
+    panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]]]], path: str | Path, *, across: str = "step"
+) -> Path:
+    """Writes a picture of panels side by side, each a title and named (x, y) lines over what `across` says; names are
+    shown as they are, and those that end in HELD_OUT go with the others of their beginning. Many or long names stand
+    below, once for all."""
     from matplotlib import colormaps, font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -149,7 +152,7 @@ def curves(panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]
             colour = colours(same.index(name.removesuffix(HELD_OUT)))
             dashes, marker = "--" if name.endswith(HELD_OUT) else "-", "." if len(x) < 10 else ""
             drawn[name] = axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, marker=marker)[0]
-        axes.set_xlabel("step")
+        axes.set_xlabel(across)
         axes.grid(alpha=0.3)
         plainly(axes.title, title)
         if lines and not below:

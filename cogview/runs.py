@@ -1,7 +1,7 @@
 """What a run's folder holds: models, each a folder of checkpoints, and which of those are taken."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,20 @@ def _trained(folder: Path) -> int:
     return max((path.stat().st_mtime_ns for path in checkpoint.paths(folder)), default=0)
 
 
-def sources(run: Path, name: str | None = None, step: int | None = None) -> Iterator[Source]:
-    """The checkpoints to be tried for a model (default: the one trained last): the best by held-out loss, and if it
-    turns out damaged the others, newest first; of a step that one alone. ValueError where there is none."""
+def sources(
+    run: Path, name: str | None = None, step: int | None = None, *, recipes: Collection[str] | None = None
+) -> Iterator[Source]:
+    """The checkpoints to be tried for a model (default: the one trained last, of one of these recipes if they are
+    named): the best by held-out loss, and if it turns out damaged the others, newest first; of a step that one alone.
+    ValueError where there is none."""
     known = models(run)
     if not known:
         raise ValueError(f"{run} holds no trained model: expected gpt/step-*.safetensors in it")
-    name = known[0] if name is None else name
+    if name is None:
+        fitting = known if recipes is None else [n for n in known if _recipe(run / n) in (None, *recipes)]
+        some = ", ".join(known)
+        require(bool(fitting), "name", f"a model of recipe {' or '.join(recipes or ())} in {run}", some)
+        name = fitting[0]
     require(name in known, "name", f"a model of {run}: {', '.join(known)}", name)
     folder = run / name
     there = {checkpoint.step_of(path): path for path in reversed(checkpoint.paths(folder))}
@@ -100,6 +107,11 @@ def sources(run: Path, name: str | None = None, step: int | None = None) -> Iter
         require(step in there, "step", f"one that {folder} has a checkpoint of: {steps}", step)
         return iter([Source(there[step], "as asked for")])
     return _best_first(folder, list(there.values()))
+
+
+def _recipe(folder: Path) -> str | None:
+    """Of a model; None where no checkpoint can be read."""
+    return next((header.get("recipe") for _, header in checkpoint.readable(folder)), None)
 
 
 def _best_first(folder: Path, newest_first: list[Path]) -> Iterator[Source]:

@@ -43,14 +43,13 @@ class Sampling:
             require(is_whole(value) and value >= 1, name, "a whole number, at least 1", value)
 
 
-def sample_token(
-    logits: Tensor, allowed: Tensor, uniform: Tensor, *, temperature: float, top_k: int, top_p: float = 1.0
-) -> Tensor:
+def sample_token(logits: Tensor, allowed: Tensor, uniform: Tensor, how: Sampling) -> Tensor:
     """Token ids int64 [B] drawn from logits [B, V] among `allowed` (bool [V]), by inverting the cumulated
     probabilities of the top_k at `uniform` (float [B] in [0, 1)). Waits for no device.
 
     Of the top_k only those are drawn before which less than top_p of their probability lies.
     """
+    temperature, top_k, top_p = how.temperature, how.top_k, how.top_p
     if temperature < _GREEDY:
         temperature, top_k = 1.0, 1
     values, ids = logits.float().masked_fill(~allowed, -torch.inf).topk(min(top_k, logits.shape[-1]))

@@ -5,7 +5,7 @@ of 128. Layouts:
 
     text2image   [ROI1] text [BASE] [BOI1] image [EOI1] [PAD]...
     fixed_text   [ROI1] text [BASE] [PAD]... [BOI1] image    every image at the same place, as in DALL-E
-    caption      [BASE] [BOI1] image [EOI1] [ROI1] text [PAD]...
+    caption      [BASE] [BOI1] image [EOI1] [ROI1] text [SEP] [PAD]...      [SEP]: nothing follows
 
 Captions come as raw text ids padded with -1, images as raw codes; layouts check them and add the offsets. Shapes: B
 batch, S tokens, L layers, P pivots, T longest text.
@@ -42,6 +42,10 @@ class Vocabulary:
     def is_image(self, tokens: Tensor) -> Tensor:
         return tokens < self.image_size
 
+    def is_caption(self, tokens: Tensor) -> Tensor:
+        """Text tokens, no commands."""
+        return (tokens >= self.image_size) & (tokens < self.image_size + self.text_size)
+
     def is_text(self, tokens: Tensor) -> Tensor:
         """Text and command tokens, except [PAD]."""
         return (tokens >= self.image_size) & (tokens != self["PAD"])
@@ -53,7 +57,7 @@ class Vocabulary:
         ids = torch.arange(self.size)
         if command.startswith("BOI"):
             return self.is_image(ids)
-        return (ids >= self.image_size) & (ids < self.image_size + self.text_size)
+        return self.is_caption(ids)
 
     def loss_weights(self, labels: Tensor, text: float = 1.0, image: float = 1.0) -> Tensor:
         """float32 weight of each label by its own kind: image codes, text and commands, [PAD] 0."""
@@ -63,9 +67,10 @@ class Vocabulary:
         """Stored sequences int64 [B, length] of text [B, T] (-1 padded) and codes [B, N]."""
         return self._pack(["ROI1", text, "BASE", "BOI1", codes, "EOI1"], text, codes, length)
 
-    def caption(self, text: Tensor, codes: Tensor, length: int) -> Tensor:
-        """As text2image, with the image before its text."""
-        return self._pack(["BASE", "BOI1", codes, "EOI1", "ROI1", text], text, codes, length)
+    def caption(self, text: Tensor, codes: Tensor, length: int, *, stop: bool = True) -> Tensor:
+        """As text2image, with the image before its text, and a token that ends it; the released weights know none."""
+        parts: list[str | Tensor] = ["BASE", "BOI1", codes, "EOI1", "ROI1", text]
+        return self._pack([*parts, "SEP"] if stop else parts, text, codes, length)
 
     def fixed_text(self, text: Tensor, codes: Tensor, max_text: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, int64 [B, max_text + 3 + N], with the image's codes [B, N] from place max_text + 3 on
@@ -78,16 +83,15 @@ class Vocabulary:
         return torch.cat([left, begin, codes], dim=1), torch.cat([following, codes, end], dim=1)
 
     def fixed_positions(self, tokens: Tensor, max_text: int, max_positions: int) -> Tensor:
-        """Rows of a table of max_positions, int64 [B, S], for tokens [B, S]: text from 0 on, and from [BOI1] on those
-        behind the longest possible text. An image that comes first stays there."""
+        """Rows of a table of max_positions, int64 [B, S], for tokens [B, S]: from [ROI1] on those from 0 on, and from
+        [BOI1] on those behind the longest possible text, whichever comes first."""
         place = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        begins = (tokens == self["BOI1"]) & (place >= 2)
-        shift = torch.where(begins, max_text + 2 - place, 0).sum(dim=1)
-        begun = begins.cumsum(dim=1) > 0
-        return (place + shift[:, None] * begun).clamp_max(max_positions - 1)
+        image = tokens == self["BOI1"]
+        begin = torch.where(image | (tokens == self["ROI1"]), place, 0).cummax(dim=1).values
+        return (place - begin + image.gather(1, begin) * (max_text + 2)).clamp_max(max_positions - 1)
 
     def _pack(self, parts: list[str | Tensor], text: Tensor, codes: Tensor, length: int) -> Tensor:
-        self._check(text, codes, length)
+        self._check(text, codes, length, sum(isinstance(part, str) for part in parts))
         return self._join(parts, text, length)
 
     def _join(self, parts: list[str | Tensor], text: Tensor, length: int) -> Tensor:
@@ -105,7 +109,7 @@ class Vocabulary:
         tokens[:, : joined.shape[1]] = joined.where(joined >= 0, self["PAD"])
         return tokens
 
-    def _check(self, text: Tensor, codes: Tensor, length: int) -> None:
+    def _check(self, text: Tensor, codes: Tensor, length: int, commands: int = 4) -> None:
         if text.ndim != 2 or codes.ndim != 2 or len(text) != len(codes):
             shapes = f"{list(text.shape)} and {list(codes.shape)}"
             raise ValueError(f"text, codes: expected [B, T] and [B, N], got {shapes}")
@@ -115,7 +119,7 @@ class Vocabulary:
                 raise ValueError(f"{name}: expected ids {low} to {size - 1}, got {int(ids.min())} to {int(ids.max())}")
         if bool((text[:, 1:] > text[:, :-1]).logical_and(text[:, :-1] < 0).any()):
             raise ValueError("text: expected -1 at the end of a row only, got -1 before a token")
-        room = length - codes.shape[1] - 4
+        room = length - codes.shape[1] - commands
         lengths = text_lengths(text)
         if bool((lengths > room).any()):
             row = int(lengths.argmax())

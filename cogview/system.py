@@ -17,14 +17,16 @@ from torch import Tensor
 
 from cogview.config import require
 from cogview.device import available
-from cogview.generate import generate_batches
-from cogview.inputs import BadCaption, Captions, Pictures, images, listed, texts
+from cogview.generate import describe, generate_batches
+from cogview.inputs import Bad, BadCaption, Captions, Pictures, images, listed, texts
 from cogview.loss import check_finite, row_means
+from cogview.parts.quantized import int8_weights
 from cogview.parts.transformer import Transformer, evaluating
-from cogview.recipes import named
+from cogview.recipes import RECIPES, named
+from cogview.recipes.caption import Caption, caploss
 from cogview.recipes.recipe import Recipe
 from cogview.runs import Source, sources
-from cogview.sampling import Sampling, check_seed
+from cogview.sampling import Sampling, check_seed, check_seeds
 from cogview.sequence import Batch, pad_text
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.tokenizers.load import load_image_tokenizer
@@ -51,9 +53,9 @@ def _tuples(value: Any) -> Any:
 
 
 def load_model(
-    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> tuple[Recipe, Transformer]:
-    """Recipe and model of a checkpoint, the model in evaluation mode."""
+    """Recipe and model of a checkpoint, the model in evaluation mode. dtype: None: as it is stored."""
     tensors, header = checkpoint.read(path, prefix="model.")
     recipe = recipe_of(path, header)
     layers = recipe.config.num_layers
@@ -73,6 +75,22 @@ class Likelihood(NamedTuple):
     """Of the image's codes, given what stands before them in the model's sequence: the caption."""
     caption: Tensor
     """Of the caption's own tokens, likewise; in a sequence of text and then image they are predicted without it."""
+
+
+class Described(NamedTuple):
+    """A caption of a picture, and its CapLoss."""
+
+    text: str
+    caploss: float
+
+
+class Ranked(NamedTuple):
+    """Candidates in an order."""
+
+    order: Tensor
+    """int64 [N]: their numbers from 0 on, the best first."""
+    caploss: Tensor
+    """float32 [N] of each, by its number: the lowest is the best."""
 
 
 @dataclass(frozen=True)
@@ -104,24 +122,43 @@ class System:
         *,
         name: str | None = None,
         step: int | None = None,
+        draws: str | None = None,
+        dtype: torch.dtype | None = torch.float32,
+        int8: bool = False,
+        compile: bool = False,
     ) -> "System":
         """Reads a run's folder. name: of its model, default the one trained last. step: of its checkpoint, default the
         best by held-out loss, or the newest; where that one is damaged the next is taken, and `source.why` says so.
+        draws: what the model is to draw, pictures or captions; default whatever it does. dtype: of the model, None: as
+        its weights are stored. int8: its linear layers' weights in 8 bits, by torchao. compile: see
+        `Transformer.compile_step`.
 
         ValueError in one sentence where a part is missing or does not fit the others, or torch cannot use the device.
         """
         folder, damaged, device = Path(folder), None, available(device)
-        tried = sources(folder, name, step)
+        recipes = None if draws is None else [name for name, recipe in RECIPES.items() if recipe.draws == draws]
+        tried = sources(folder, name, step, recipes=recipes)
         text, image = TextTokenizer.load(folder / "text.model"), load_image_tokenizer(folder / "vqvae.safetensors")
         for source in tried:
             try:
                 _check_tokenizers(folder, source.path, text, image)
-                parts = load_model(source.path, device=device)
+                recipe, model = load_model(source.path, device=device, dtype=dtype)
             except checkpoint.Damaged as error:
                 damaged = damaged or error
             else:
-                return cls(text, image.to(device).eval(), *parts, source)
+                if int8:
+                    int8_weights(model)
+                if compile:
+                    model.compile_step()
+                found = cls(text, image.to(device).eval(), recipe, model, source)
+                return found if draws is None else found.which_draws(draws)
         raise damaged or ValueError(f"{folder} holds no trained model")
+
+    def which_draws(self, what: str) -> "System":
+        """Itself; ValueError where the model draws something else."""
+        name = "model" if self.source is None else self.source.path.parent.name
+        require(self.recipe.draws == what, "name", f"a model that draws {what}", f"{name}, of {self.recipe.name}")
+        return self
 
     def encode(self, captions: Captions) -> list[list[int]]:
         """Text ids of each caption; ValueError names one that is blank, too long or no valid Unicode."""
@@ -133,9 +170,10 @@ class System:
         return found
 
     @torch.no_grad()
-    def tokenize(self, pictures: Pictures) -> Tensor:
-        """Codes int64 [N, h, w] of pictures, which are cropped to a square and resized to what the model draws."""
-        parts = images(pictures, self._side).split(_AT_ONCE)
+    def tokenize(self, pictures: Pictures, *, bad: Bad | None = None) -> Tensor:
+        """Codes int64 [N, h, w] of pictures, which are cropped to a square and resized to what the model draws. bad:
+        takes what is wrong with some, see `inputs.images`."""
+        parts = images(pictures, self.side, bad).split(_AT_ONCE)
         parts = [self.image.encode(part.to(self.model.device).float() / 255).cpu() for part in parts]
         return torch.cat(parts)
 
@@ -153,7 +191,7 @@ class System:
         """Pictures uint8 [N, 3, H, W] of captions. seeds: one each, default 0 to N - 1; the same one draws the same
         picture in any batch. how: temperature, top_k, top_p, guidance and batch_size, see `Sampling`."""
         parts = list(self.draw_batches(captions, Sampling(**how), seeds=seeds))
-        side = self._side
+        side = self.side
         return torch.cat(parts) if parts else torch.zeros(0, 3, side, side, dtype=torch.uint8)
 
     def draw_batches(
@@ -165,8 +203,94 @@ class System:
         update: Callable[[int], None] = lambda tokens: None,
     ) -> Iterator[Tensor]:
         """The same a batch after the other. `update` is told how many tokens are drawn of all, N h w."""
-        ids = self.encode(captions)
-        return map(self.pictures, generate_batches(self.recipe, self.model, ids, how, seeds=seeds, update=update))
+        return map(self.pictures, self.code_batches(captions, how, seeds=seeds, update=update))
+
+    def code_batches(
+        self,
+        captions: Captions,
+        how: Sampling,
+        *,
+        seeds: Sequence[int] | None = None,
+        update: Callable[[int], None] = lambda tokens: None,
+    ) -> Iterator[Tensor]:
+        """Their codes int64 [B, h, w]."""
+        ids = self.which_draws("pictures").encode(captions)
+        return generate_batches(self.recipe, self.model, ids, how, seeds=seeds, update=update)
+
+    def caption(
+        self,
+        pictures: Pictures,
+        *,
+        seeds: Sequence[int] | None = None,
+        longest: int | None = None,
+        bad: Bad | None = None,
+        **how: Any,
+    ) -> list[str]:
+        """A caption of each picture (or its codes), by a model of recipe caption; one that it ends at once is "".
+
+        seeds: one each, default 0 to N - 1. longest: tokens of a caption. how: as in `draw`. bad: takes what is wrong
+        with some of the pictures, see `inputs.images`, whose captions are "" then; without it one such is a ValueError.
+        """
+        codes = self._codes(pictures, bad)
+        found = describe(self._captioning(), self.model, codes, Sampling(**how), seeds=seeds, longest=longest)
+        return ["" if number in (bad or ()) else self._words(ids) for number, ids in enumerate(found)]
+
+    def describe(
+        self,
+        pictures: Pictures,
+        count: int = 1,
+        *,
+        seed: int = 0,
+        longest: int | None = None,
+        bad: Bad | None = None,
+        **how: Any,
+    ) -> list[list[Described]]:
+        """Of each picture (or its codes) the captions among `count` drawn ones that are not the same, those of low
+        CapLoss first; none where the model ended all of them at once. seed: of the first, the others have the following
+        ones. The rest as in `caption`; those of `bad` have none."""
+        require(count >= 1, "count", "at least 1", count)
+        recipe, sampling, codes = self._captioning(), Sampling(**how), self._codes(pictures, bad)
+        seeds = check_seeds(range(check_seed(seed), seed + count), count)
+        rows = codes.repeat_interleave(count, dim=0)
+        drawn = describe(recipe, self.model, rows, sampling, seeds=seeds * len(codes), longest=longest)
+        there = [n for n, ids in enumerate(drawn) if ids and n // count not in (bad or ())]
+        ids = [drawn[n] for n in there]  # and not of their words, of which a tokenizer may make others
+        losses = caploss(recipe, self.model, rows[there], ids, batch_size=sampling.batch_size)
+        found: list[dict[str, float]] = [{} for _ in codes]
+        for n, loss in sorted(zip(there, losses.tolist(), strict=True), key=lambda pair: pair[1]):
+            found[n // count].setdefault(self._words(drawn[n]), loss)
+        return [[Described(*pair) for pair in some.items()] for some in found]
+
+    def caploss(
+        self,
+        captions: Captions,
+        pictures: Pictures,
+        *,
+        seed: int = 0,
+        batch_size: int = _AT_ONCE,
+        bad: Bad | None = None,
+    ) -> Tensor:
+        """CapLoss, float32 [N] on the CPU, of captions and pictures (or codes); one of either goes with all of the
+        other. In nats a text token, by a model of recipe caption: the lower, the better they fit.
+
+        bad: takes what is wrong with some of the pictures, as in `caption`; their scores are NaN then.
+        """
+        recipe, seed = self._captioning(), check_seed(seed)
+        ids, codes = self._pairs(captions, pictures, bad)
+        scores = caploss(recipe, self.model, codes, ids, batch_size=batch_size, seed=seed)
+        scores[list(bad or ())] = torch.nan
+        return scores
+
+    def rerank(
+        self, caption: str, candidates: Pictures, *, seed: int = 0, batch_size: int = _AT_ONCE, bad: Bad | None = None
+    ) -> Ranked:
+        """Candidates (or their codes) for a caption, in the order of CapLoss. bad: as in `caploss`; those come last."""
+        require(isinstance(caption, str), "caption", "a string", caption)
+        codes = self._codes(candidates, bad)
+        require(len(codes) > 0, "candidates", "at least one", "none")
+        scores = self.caploss(caption, codes, seed=seed, batch_size=batch_size)
+        scores[list(bad or ())] = torch.nan
+        return Ranked(scores.argsort(stable=True), scores)
 
     @torch.no_grad()
     def logits(self, captions: Captions, pictures: Pictures, *, seed: int = 0) -> Tensor:
@@ -189,8 +313,7 @@ class System:
         if not found:
             return Likelihood(*torch.zeros(2, 0))
         nll, targets = map(torch.cat, zip(*found, strict=True))
-        is_caption = (targets >= vocab.image_size) & (targets < vocab.image_size + vocab.text_size)
-        return Likelihood(-row_means(nll, vocab.is_image(targets)), -row_means(nll, is_caption))
+        return Likelihood(-row_means(nll, vocab.is_image(targets)), -row_means(nll, vocab.is_caption(targets)))
 
     def choose(self, pictures: Pictures, captions: Captions | Sequence[Sequence[str]], *, seed: int = 0) -> Tensor:
         """int64 [N]: for each picture (or its codes) the number of the caption that makes it likeliest, of the same
@@ -215,27 +338,40 @@ class System:
         with evaluating(self.model):
             return self.model(batch.inputs, batch.context, **what)
 
+    def _pairs(self, captions: Captions, pictures: Pictures, bad: Bad | None = None) -> tuple[list[list[int]], Tensor]:
+        """Text ids and codes [N, h, w], as many of either."""
+        ids, codes = self.encode(captions), self._codes(pictures, bad)
+        count = max(len(ids), len(codes))
+        fits = all(len(rows) in (1, count) for rows in (ids, codes))
+        require(fits, "pictures", f"as many as captions ({len(ids)}), or one", len(codes))
+        return ids if len(ids) == count else ids * count, codes.expand(count, -1, -1)
+
+    def _words(self, ids: list[int]) -> str:
+        return self.text.decode([i for i in ids if i < self.text.vocab_size]).strip()  # a model may have room for more
+
+    def _captioning(self) -> Caption:
+        recipe = self.which_draws("captions").recipe
+        assert isinstance(recipe, Caption)
+        return recipe
+
     def _batches(self, captions: Captions, pictures: Pictures, seed: int) -> Iterator[Batch]:
         seed = check_seed(seed)
-        text, codes = pad_text(self.encode(captions)), self._codes(pictures)
-        count = max(len(text), len(codes))
-        fits = all(len(rows) in (1, count) for rows in (text, codes))
-        require(fits, "pictures", f"as many as captions ({len(text)}), or one", len(codes))
-        text, codes = text.expand(count, -1), codes.flatten(1).expand(count, -1)
-        for start in range(0, count, _AT_ONCE):
+        ids, codes = self._pairs(captions, pictures)
+        text, codes = pad_text(ids), codes.flatten(1)
+        for start in range(0, len(text), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             streams = [torch.Generator().manual_seed(seed) for _ in text[part]]
             yield self.recipe.batch(text[part], codes[part], draws=streams).to(self.model.device)
 
     @property
-    def _side(self) -> int:
+    def side(self) -> int:
         """Of pictures, in pixels."""
         return self.recipe.config.image_grid * self.image.config.downsample
 
-    def _codes(self, pictures: Pictures) -> Tensor:
+    def _codes(self, pictures: Pictures, bad: Bad | None = None) -> Tensor:
         """Of codes themselves, or of pictures."""
         if not isinstance(pictures, Tensor) or pictures.dtype == torch.uint8:
-            return self.tokenize(pictures)
+            return self.tokenize(pictures, bad=bad)
         codes, grid = pictures[None] if pictures.ndim == 2 else pictures, self.recipe.config.image_grid
         fits = _are_whole(codes) and codes.ndim == 3 and codes.shape[1:] == (grid, grid)
         wanted = f"uint8 [N, 3, H, W], or codes of whole numbers [N, {grid}, {grid}]"

@@ -45,7 +45,7 @@ def test_published_shapes():
 
 
 def test_every_recipe_has_presets():
-    assert list(RECIPES) == ["cogview", "dalle"]
+    assert list(RECIPES) == ["cogview", "dalle", "caption"]
     for recipe in RECIPES.values():
         assert all(isinstance(shape, recipe.Config) for shape, _ in recipe.presets.values())
     assert preset("tiny") == CogView.presets["tiny"]
@@ -53,7 +53,7 @@ def test_every_recipe_has_presets():
     assert named("dalle") is Dalle
     with pytest.raises(ValueError, match=r"preset: expected one of tiny, cogview-4b, .*, got 'huge'"):
         preset("huge")
-    with pytest.raises(ValueError, match="recipe: expected one of cogview, dalle, got 'imagen'"):
+    with pytest.raises(ValueError, match="recipe: expected one of cogview, dalle, caption, got 'imagen'"):
         preset("tiny", "imagen")
 
 

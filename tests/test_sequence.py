@@ -32,11 +32,18 @@ def test_text2image_layout():
 
 
 def test_caption_layout():
-    assert V.caption(TEXT, CODES, 9).tolist() == [
+    assert V.caption(TEXT, CODES, 9, stop=False).tolist() == [
         ids("BASE", "BOI1", 10, 11, "EOI1", "ROI1", "t1", "t2", "t3"),
         ids("BASE", "BOI1", 12, 13, "EOI1", "ROI1", "t4", "PAD", "PAD"),
         ids("BASE", "BOI1", 0, 99, "EOI1", "ROI1", "PAD", "PAD", "PAD"),
     ]
+    assert V.caption(TEXT, CODES, 10).tolist() == [
+        ids("BASE", "BOI1", 10, 11, "EOI1", "ROI1", "t1", "t2", "t3", "SEP"),
+        ids("BASE", "BOI1", 12, 13, "EOI1", "ROI1", "t4", "SEP", "PAD", "PAD"),
+        ids("BASE", "BOI1", 0, 99, "EOI1", "ROI1", "SEP", "PAD", "PAD", "PAD"),
+    ]
+    with pytest.raises(ValueError, match="text: expected at most 2 tokens beside 2 image tokens in 9, got 3"):
+        V.caption(TEXT, CODES, 9)
 
 
 def test_fixed_text_layout():

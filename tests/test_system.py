@@ -69,7 +69,7 @@ def run(tmp_path, system):
 
 def write(folder, step, system, **run):
     header = {
-        "recipe": "cogview",
+        "recipe": system.recipe.name,
         "config": vars(system.recipe.config),
         "tokenizers": [system.text.sha256, system.image.sha256],
         "run": {"step": step} | run,

@@ -48,6 +48,32 @@ def test_finetuning(tmp_path, capsys):
     train(run, "--from", str(run / "second"), "--name", "third", small=more, steps=1)
 
 
+def test_captioning_begins_with_a_model_that_draws(tmp_path, capsys):
+    tokens(tmp_path)
+    train(tmp_path, "--attention", "dense", steps=2)
+    begin = ["--recipe", "caption", "--from", str(tmp_path), "--name", "caption"]
+    small = ["--batch-size", "2", "--dtype", "float32"]
+    train(tmp_path, *begin, small=small, steps=1)
+    made, source = header(tmp_path, "caption"), header(tmp_path)
+    assert (made["recipe"], made["from"]["folder"]) == ("caption", str(tmp_path / "gpt"))
+    assert made["config"] == source["config"] | {"stop": True, "dropout": 0.2}
+    settings = json.loads((tmp_path / "caption" / "config.json").read_text())["training"]
+    assert (settings["text_weight"], settings["image_weight"]) == (1.0, 0.0)
+    assert "held-out stop_loss" in capsys.readouterr().out
+    train(tmp_path, *begin, small=small, steps=2)  # the same command goes on
+    train(tmp_path, "--name", "caption", small=small, steps=3)
+    assert header(tmp_path, "caption")["run"]["step"] == 3
+    for more in (
+        ["--from", str(tmp_path / "caption"), "--recipe", "cogview", "--name", "again"],
+        ["--recipe", "cogview", "--name", "caption"],
+    ):
+        with pytest.raises(SystemExit, match=r"recipe: expected '(caption|cogview)'.*, got '(caption|cogview)'"):
+            train(tmp_path, *more, small=[])
+    train(tmp_path, "--recipe", "dalle", "--name", "dalle", steps=1)
+    with pytest.raises(SystemExit, match=r"recipe: expected 'dalle', as in .*, got 'caption'"):
+        train(tmp_path, "--recipe", "caption", "--from", str(tmp_path / "dalle"), "--name", "other", small=[])
+
+
 def test_what_cannot_be_finetuned(tmp_path):
     source, run = tmp_path / "source", tmp_path / "run"
     tokens(source)

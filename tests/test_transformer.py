@@ -360,9 +360,10 @@ def test_fixed_image_positions_do_not_depend_on_the_text():
     assert torch.equal(image[0], image[1])
     assert image[0].tolist() == list(range(c.max_text + 3, c.max_text + 19))
     assert rows[0, :8].tolist() == [0, 1, 2, 3, 4, 5, 6, c.max_text + 2]  # text first, then [BOI1]
-    caption = recipe.vocab.caption(text, codes, c.max_positions)[:, :-1]  # an image in front stays there
-    plain = torch.arange(caption.shape[1]).expand(caption.shape)
-    assert torch.equal(recipe.context(caption).positions, plain)
+    caption = recipe.vocab.caption(text, codes, c.max_positions + 1)[:, :-1]  # the same behind the image as before it
+    turned = recipe.context(caption).positions
+    assert torch.equal(turned[recipe.vocab.is_image(caption)].view(2, 16), image)
+    assert turned[0, 17:26].tolist() == [c.max_positions - 2, c.max_positions - 1, 0, 1, 2, 3, 4, 5, 6]
 
 
 def test_positions_of_dalle():

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from cogview.commands.caption import Caption, Rerank
 from cogview.commands.compare import Compare
 from cogview.commands.data import Build, Data
 from cogview.commands.demo import Demo
@@ -13,6 +14,7 @@ from cogview.commands.info import Info
 from cogview.commands.study import Study
 from cogview.commands.tokenize import Tokenize
 from cogview.commands.train import Train
+from cogview.commands.weights import ExportWeights, ImportWeights
 from cogview.train.interrupts import Interrupted
 
 Command = (
@@ -22,7 +24,11 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Caption, tyro.conf.subcommand("caption")]
+    | Annotated[Rerank, tyro.conf.subcommand("rerank")]
     | Annotated[Study, tyro.conf.subcommand("study")]
+    | Annotated[ImportWeights, tyro.conf.subcommand("import-weights")]
+    | Annotated[ExportWeights, tyro.conf.subcommand("export-weights")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
@@ -38,7 +44,8 @@ def run(arguments: list[str] | None, description: str) -> None:
     try:
         command.run()
     except (KeyboardInterrupt, Interrupted):
-        resumable = isinstance(getattr(command, "command", command), (Demo, Build, Tokenize, Train, Study))
+        inner = getattr(command, "command", command)
+        resumable = isinstance(command, Study) or isinstance(inner, (Demo, Build, Tokenize, Train))
         sys.exit(f"cogview: stopped{'; the same command goes on from here' if resumable else ''}")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"cogview: {error}")

@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from torch import Tensor
 
@@ -49,12 +50,23 @@ class Generate:
     guidance: float = 1.0
     """Above 1 pictures keep closer to their captions and vary less (classifier-free guidance), in twice the time; for
     models trained with --drop-text."""
+    rerank: Annotated[str | None, option("NAME", "none")] = None
+    """Order candidates by CapLoss of this captioning model of the run (train --recipe caption), and keep the best; the
+    folder also gets a sheet of each caption's candidates in their order."""
+    candidates: int = 60
+    """Drawn of each caption with --rerank."""
     seed: int = 0
     """Of each caption's first picture; the others have the following ones. The same seed draws the same picture."""
     batch_size: int = 32
     """Pictures drawn at once: more are faster and take more memory."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the model: 16 bits take half the memory and less time."""
+    int8: bool = False
+    """Keep the weights of its linear layers in 8 bits (torchao)."""
+    compile: bool = False
+    """Compile the step that draws a token, half a minute for each size of a batch: worth it for many pictures."""
 
     def run(self) -> None:
         from cogview.inputs import BadCaption
@@ -68,13 +80,20 @@ class Generate:
         given, captions = len(captions), captions + [caption for _, caption in numbered]
         require(bool(captions), "captions", "at least one, of --captions or --captions-file", captions)
         require(self.count >= 1, "count", "at least 1", self.count)
-        last = f"2^63 - {self.count}"  # that of the last picture is below 2^63 then
-        require(0 <= self.seed <= 2**63 - self.count, "seed", f"a whole number from 0 to {last}", self.seed)
+        enough = self.rerank is None or self.candidates >= self.count
+        require(enough, "candidates", f"at least count ({self.count})", self.candidates)
+        drawn = self.count if self.rerank is None else self.candidates
+        last = f"2^63 - {drawn}"  # that of the last picture is below 2^63 then
+        require(0 <= self.seed <= 2**63 - drawn, "seed", f"a whole number from 0 to {last}", self.seed)
         how = Sampling(self.temperature, self.top_k, self.top_p, self.guidance, self.batch_size)
         sheet = picture_path(self.out)
 
         folder = last_run() if self.run_folder is None else self.run_folder
-        system = System.load(folder, self.device, name=self.name, step=self.step)
+        faster: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "int8": self.int8, "compile": self.compile}
+        system = System.load(folder, self.device, name=self.name, step=self.step, draws="pictures", **faster)
+        judge = None
+        if self.rerank is not None:
+            judge = System.load(folder, self.device, name=self.rerank, draws="captions", **faster)
         try:
             system.encode(captions)  # what is wrong with them is said before a folder is made
         except BadCaption as error:
@@ -84,17 +103,22 @@ class Generate:
             raise ValueError(f"captions-file: expected {error.expected}, got {error.got} in {place}") from error
         make_places(sheet)
         console.print(str(system.source))
-        self._draw(system, captions, range(self.seed, self.seed + self.count), how, sheet)
+        if judge is not None:
+            console.print(f"ranked by {judge.source}")
+        self._draw(system, judge, captions, range(self.seed, self.seed + drawn), how, sheet)
 
-    def _draw(self, system, captions: Sequence[str], seeds: Sequence[int], how, sheet: Path) -> None:
+    def _draw(self, system, judge, captions: Sequence[str], seeds: Sequence[int], how, sheet: Path) -> None:
         from cogview.pictures import image_of, save_image
         from cogview.progress import progress
 
-        repeated = [caption for caption in captions for _ in seeds]
+        repeated = [caption for caption in captions for _ in range(self.count)]
         paths, kept = picture_paths(captions, self.count, sheet), list[Tensor]()
-        total = len(repeated) * system.recipe.config.image_tokens
+        total = len(captions) * len(seeds) * system.recipe.config.image_tokens
         with progress("drawing", total) as update:
-            batches = system.draw_batches(repeated, how, seeds=list(seeds) * len(captions), update=update)
+            if judge is None:
+                batches = system.draw_batches(repeated, how, seeds=list(seeds) * len(captions), update=update)
+            else:
+                batches = self._best(system, judge, captions, seeds, how, sheet, update)
             for picture in (picture for batch in batches for picture in batch):
                 save_image(image_of(picture), next(paths))
                 if len(kept) * picture[0].numel() < _SHEET_PIXELS:
@@ -111,6 +135,16 @@ class Generate:
             some = "all of them" if len(repeated) > 1 else "also"
         pictures = f"{len(repeated):,} picture{'s' if len(repeated) > 1 else ''}"
         console.print(f"{pictures} in {sheet.with_suffix('')}{os.sep}, {some} on {sheet}")
+
+    def _best(self, system, judge, captions, seeds, how, sheet: Path, update) -> Iterator[Tensor]:
+        """The best candidates of one caption after the other; writes a sheet of all of them beside."""
+        from cogview.reranking import candidate_sheet, draw_candidates
+
+        found = draw_candidates(system, judge, captions, how, seeds=seeds, update=update)
+        paths = picture_paths(captions, 1, sheet)
+        for caption, candidates, path in zip(captions, found, paths, strict=True):
+            candidate_sheet(candidates, path.with_stem(f"{path.stem}-candidates"), caption)
+            yield candidates.pictures[: self.count]
 
     def _sheet(self, rows: list, sheet: Path) -> int:
         from cogview.pictures import contact_sheet

@@ -7,6 +7,37 @@ from typing import Annotated
 import tyro
 
 from cogview.commands.console import console
+from cogview.commands.presets import option
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """Does the candidate of the lowest CapLoss show what was asked for? Against a contrastive model and chance."""
+
+    out: Path = Path("runs/study-reranking")
+    """Folder for the models, report.md, figures.json and the pictures; a stopped study goes on in it."""
+    source: Annotated[Path | None, option("FOLDER", "made here", name="from")] = None
+    """A demo whose tokenizers and tokens to take."""
+    captions: int = 128
+    """Held-out captions."""
+    candidates: int = 16
+    """Pictures drawn of each, a power of two."""
+    on_sheet: int = 60
+    """Candidates on the sheet of one caption."""
+    base_steps: int = 950
+    """Steps of the model that draws, few enough to err."""
+    caption_steps: int = 500
+    """Steps of its finetuning to captions."""
+    contrastive_steps: int = 300
+    """Steps of the contrastive model, of 128 pairs: as much time as the finetuning takes."""
+
+    def run(self) -> None:
+        from cogview.studies import reranking
+
+        names = ("captions", "candidates", "on_sheet", "base_steps", "caption_steps", "contrastive_steps")
+        sizes = reranking.Sizes(**{name: getattr(self, name) for name in names})
+        console.print(reranking.run(self.out, self.source, sizes))
+        console.print(f"Read {self.out / 'report.md'}")
 
 
 @dataclass(frozen=True)
@@ -44,7 +75,10 @@ class Tokenizers:
 class Study:
     """Run an experiment and write its report, figures and pictures."""
 
-    command: Annotated[Tokenizers, tyro.conf.subcommand("tokenizers")]
+    command: (
+        Annotated[Reranking, tyro.conf.subcommand("reranking")]
+        | Annotated[Tokenizers, tyro.conf.subcommand("tokenizers")]
+    )
 
     def run(self) -> None:
         self.command.run()

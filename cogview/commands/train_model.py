@@ -63,6 +63,8 @@ def before(folder: Path, source: Path | None) -> Before | None:
     """What a training in a model folder goes on from, or begins with; None: new weights."""
     begun = next(checkpoint.readable(folder), None)
     if begun is not None:
+        if "published" in begun[1]:
+            raise ValueError(f"{folder} has released weights, which stay as they are. {advice(folder)}")
         origin = begun[1].get("from")
         same = source is None or (origin is not None and Path(origin["folder"]).resolve() in _meant(source))
         was = "new weights" if origin is None else f"those of {origin['folder']}"
@@ -107,7 +109,9 @@ def recipe_for(before: Before | None, tokens: Tokens, asked: dict[str, Any]) -> 
         return _new(chosen, tokens, name, asked)
     recipe, shape = before.recipe, {}
     if chosen is not type(recipe):
-        before.refuse("recipe", chosen.name, recipe.name)
+        if before.own or recipe.name not in chosen.begins_from:
+            before.refuse("recipe", chosen.name, recipe.name)
+        recipe = chosen(chosen.begun(recipe.config))
     if asked["preset"] is not None:
         shape = {option: getattr(preset(name, recipe.name)[0], field, None) for option, field in SHAPE.items()}
     for option, value in {**shape, **{option: asked[option] for option in SHAPE if asked[option] is not None}}.items():

@@ -32,7 +32,7 @@ from cogview.tokenizers.image import VQConfig
 from cogview.tokenizers.train_image import TRAINING, VQReport, reconstruct, trained_steps
 from cogview.train import checkpoint
 from cogview.train.interrupts import Interrupted
-from cogview.train.loop import Result, Trainer
+from cogview.train.loop import Result, Trainer, Watch
 from cogview.train.token_task import TokenTask
 
 LANGUAGES = ("en", "zh")
@@ -86,17 +86,9 @@ def run(out: Path, minutes: float, console: Console) -> str:
     for sentence in _outlook(out, plan):
         console.print(sentence)
 
-    scenes = build_scene_shards(
-        out / "scenes", TRAIN_SCENES, TEST_SCENES, progress=lambda work: track(work, "composing scenes")
-    )
-    train, test = (PairDataset(scenes[split], languages=LANGUAGES) for split in ("train", "test"))
-    text, pictures = text_tokenizer(train, out, TEXT_PIECES), decode(train, out, 64)
     training = _image_training(out, plan)
     pace = Pace("image tokenizer", training, plan.image_seconds, IMAGE_GOOD)
-    image, image_report = image_tokenizer(train, pictures, out, IMAGE, training, watch=pace)
-    data = tokenize_pairs(train, text, image, out / "tokens" / "train", decoded=pictures)
-    held_out = tokenize_pairs(test, text, image, out / "tokens" / "test")
-    decoded.remove(out / "pixels")
+    data, held_out, image_report = scene_tokens(out, training, pace)
     result = _train(data, held_out, out / "gpt", plan)
 
     system = System.load(out)
@@ -113,6 +105,22 @@ def run(out: Path, minutes: float, console: Console) -> str:
     }
     report.write(out, sample, drawn, true, rebuilt, facts)
     return facts["verdict"]
+
+
+def scene_tokens(
+    out: Path, training: TrainConfig, watch: Watch | None = None
+) -> tuple[TokenDataset, TokenDataset, VQReport]:
+    """Scenes, tokenizers and the tokens of both splits in a run folder: what is not there yet is made."""
+    scenes = build_scene_shards(
+        out / "scenes", TRAIN_SCENES, TEST_SCENES, progress=lambda work: track(work, "composing scenes")
+    )
+    train, test = (PairDataset(scenes[split], languages=LANGUAGES) for split in ("train", "test"))
+    text, pictures = text_tokenizer(train, out, TEXT_PIECES), decode(train, out, 64)
+    image, report = image_tokenizer(train, pictures, out, IMAGE, training, watch=watch)
+    data = tokenize_pairs(train, text, image, out / "tokens" / "train", decoded=pictures)
+    held_out = tokenize_pairs(test, text, image, out / "tokens" / "test")
+    decoded.remove(out / "pixels")
+    return data, held_out, report
 
 
 def _image_training(out: Path, plan: Plan) -> TrainConfig:

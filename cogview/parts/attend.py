@@ -64,7 +64,12 @@ class Dense(Attention):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def decode(self, q, k, v, context, cache, ends):
-        return F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=seen(cache, ends, q.shape[2]))
+        if context.prompt:  # many queries: SDPA takes them in tiles
+            return F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=seen(cache, ends, q.shape[2]))
+        # few: a window of one block that is the whole cache, of which only what is there is read
+        pivots = ends.new_full((len(q), 1), -1)
+        whole = {"block_size": cache.keys.shape[2], "window_blocks": 1}
+        return three_region_attention_decode(q, cache.keys, cache.values, pivots, ends, **whole)
 
 
 class PBRelax(Attention):

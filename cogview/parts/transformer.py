@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from cogview_ops.modules import KVCache
 class Transformer(nn.Module):
     """`model(inputs, context)` are logits, `model(inputs, context, targets=targets)` losses; a recipe's batch has all
     three. Every parameter is read inside this one forward, the layers' own inside theirs: each can be sharded."""
+
+    records_steps = False
+    """Whether steps are recorded as CUDA graphs, see `compile_step`."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, attentions: Iterable[Attention]):
         super().__init__()
@@ -60,6 +64,18 @@ class Transformer(nn.Module):
         if at is not None:
             x = x[torch.arange(len(x), device=x.device), at]
         return self.embedding.logits(x, among)
+
+    def step(self, inputs: Tensor, context: Context, *, cache: Sequence[KVCache], among: slice = slice(None)) -> Tensor:
+        """float32 logits [B, V] behind one more token of every row, inputs int64 [B, 1]."""
+        return self(inputs, context, cache=cache, among=among)[:, 0]
+
+    def compile_step(self) -> None:
+        """Compiles `step`, anew for every batch size, which takes half a minute each. On a CPU it packs the weights as
+        they are now, so that the model cannot be trained any more; on CUDA steps are also recorded as graphs."""
+        cpu = self.device.type == "cpu"
+        how: dict[str, Any] = {"options": {"freezing": True}} if cpu else {}
+        self.step = torch.compile(self.step, fullgraph=True, dynamic=False, **how)  # type: ignore[method-assign]
+        self.records_steps = not cpu
 
     def make_cache(self, batch_size: int, tokens: int) -> list[KVCache]:
         """An empty cache for each layer, with room for `tokens` of every row."""

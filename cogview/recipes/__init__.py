@@ -3,11 +3,12 @@
 from typing import Any
 
 from cogview.config import TrainConfig, require
+from cogview.recipes.caption import Caption
 from cogview.recipes.cogview import CogView
 from cogview.recipes.dalle import Dalle
 from cogview.recipes.recipe import Recipe
 
-RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (CogView, Dalle)}
+RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (CogView, Dalle, Caption)}
 
 
 def named(name: str) -> type[Recipe]:

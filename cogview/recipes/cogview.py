@@ -121,8 +121,12 @@ class CogView(Recipe):
             rows = [self.draw_pivots(row[None], stream) for row, stream in zip(inputs, draws, strict=True)]
             return torch.cat(rows) if rows else self.draw_pivots(inputs)
         layers, pivots = self.config.num_layers, self.config.num_pivots
-        text, image = (is_kind(inputs).repeat(layers, 1) for is_kind in (self.vocab.is_text, self.vocab.is_image))
+        text, image = (places.repeat(layers, 1) for places in self.pivot_places(inputs))
         return sample_pivots(text, image, pivots, generator=draws).view(layers, -1, pivots).transpose(0, 1)
+
+    def pivot_places(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """bool [B, S] twice: what always is a pivot, and what a sample is drawn of."""
+        return self.vocab.is_text(inputs), self.vocab.is_image(inputs)
 
     @classmethod
     def fit(cls, config: CogViewConfig, **sizes: int) -> CogViewConfig:

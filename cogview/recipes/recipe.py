@@ -77,6 +77,10 @@ class Recipe:
     """Of the command line and of checkpoints."""
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {}
+    draws: ClassVar[str] = "pictures"
+    """What it draws behind a prompt."""
+    begins_from: ClassVar[tuple[str, ...]] = ()
+    """Names of recipes whose weights a training may begin with, beside its own."""
 
     def __init__(self, config: ModelConfig):
         self.config = config
@@ -111,6 +115,11 @@ class Recipe:
     def drawn_shape(self) -> tuple[int, ...]:
         """Of what is drawn for one prompt."""
         return (self.config.image_grid, self.config.image_grid)
+
+    @classmethod
+    def begun(cls, config: ModelConfig) -> Any:
+        """The config of a model that begins with the weights of one of `begins_from` with this config."""
+        return cls.Config(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
     @classmethod
     def fit(cls, config: Any, **sizes: int) -> Any:

@@ -1,0 +1,81 @@
+"""`cogview import-weights` and `cogview export-weights`: CogView's released files as runs, and back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cogview.commands.console import console
+from cogview.commands.presets import option
+from cogview.published.transformer import PRESET
+from cogview.recipes import RECIPES
+
+RELEASED = tuple(name for name, recipe in RECIPES.items() if PRESET in recipe.presets)
+KINDS = {"cogview-sr": ("sr", "superresolution"), "cogview-caption": ("caption", "caption")}
+"""Names and recipes of what was released, by its folder; of others gpt and cogview."""
+
+
+@dataclass(frozen=True)
+class ImportWeights:
+    """Take a released CogView model into a run, without running code from its files.
+
+    Several models, as cogview-base, cogview-sr and cogview-caption, may go into one run one after the other."""
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help_behavior_hint="(required)")]
+    """Folder of the model, unpacked: latest_checkpointed_iteration.txt and a folder with mp_rank_*_model_states.pt."""
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")] = Path("runs/published")
+    """Folder of the run."""
+    vqvae: Annotated[Path | None, option("FILE", "the run's")] = None
+    """Image tokenizer, vqvae_hard_biggerset_011.pt."""
+    text: Annotated[Path | None, option("FILE", "the run's")] = None
+    """Text tokenizer, cog-pretrain.model (SentencePiece)."""
+    name: Annotated[str | None, option("NAME", "gpt; sr of cogview-sr, caption of cogview-caption")] = None
+    """Of the model in the run."""
+    recipe: Annotated[Literal[*RELEASED] | None, option("{" + ",".join(RELEASED) + "}", "by the folder's name")] = None  # type: ignore[valid-type]
+    """What the model is for."""
+    heads: Annotated[int | None, option("INT", "width / 64")] = None
+    """Attention heads, which the files do not tell."""
+    image_grid: Annotated[int | None, option("INT", "the largest power of two with room for text")] = None
+    """Image tokens a side, which the files do not tell: 32 of what was released."""
+
+    def run(self) -> None:
+        from cogview.published.convert import import_model
+
+        name, recipe = KINDS.get(self.source.resolve().name, ("gpt", "cogview"))
+        path = import_model(
+            self.source,
+            self.run_folder,
+            name=self.name or name,
+            recipe=self.recipe or recipe,
+            vqvae=self.vqvae,
+            text=self.text,
+            heads=self.heads,
+            image_grid=self.image_grid,
+            tell=console.print,
+        )
+        console.print(f"imported as {path}")
+
+
+@dataclass(frozen=True)
+class ExportWeights:
+    """Write a run's model and tokenizers as CogView's released files, in float16."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help_behavior_hint="(required)")]
+    """Folder of the run."""
+    out: Path
+    """Folder for the files."""
+    name: Annotated[str | None, option("NAME", "trained last")] = None
+    """Which of the run's models."""
+    step: Annotated[int | None, option("INT", "the best, or newest")] = None
+    """Which of its checkpoints."""
+    parts: int = 1
+    """Tensor-parallel parts that the model is cut into."""
+
+    def run(self) -> None:
+        from cogview.published.convert import export_run
+
+        folder = export_run(
+            self.run_folder, self.out, name=self.name, step=self.step, parts=self.parts, tell=console.print
+        )
+        console.print(f"{folder}, and the tokenizers beside it")

@@ -1,0 +1,13 @@
+"""Weights of fewer bits, for drawing only."""
+
+from torch import nn
+
+
+def int8_weights(model: nn.Module) -> None:
+    """Quantises the weights of a model's linear layers to int8, a scale a row, by torchao; what is computed with them
+    stays in the model's dtype. The token table, which is also the head, stays as it is."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise ValueError("int8: expected torchao (pip install torchao), got a Python without it") from error
+    quantize_(model, Int8WeightOnlyConfig(version=2))

@@ -1,0 +1,159 @@
+"""Released models into runs, and runs into the released layout.
+
+    import_model(Path("cogview-base"), Path("runs/cogview"), name="gpt", vqvae=..., text=...)
+    export_run(Path("runs/cogview"), Path("released"))
+
+A run's checkpoint has the released float16 values themselves: half the bytes of float32, in which they are computed
+with and trained. The way back gives the same values.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogview.config import require
+from cogview.data.files import written_beside
+from cogview.parts.published import published_names
+from cogview.parts.transformer import Transformer
+from cogview.progress import progress, track
+from cogview.published import cuts
+from cogview.published.image import read_vqvae
+from cogview.published.torch_file import all_finite, save
+from cogview.published.transformer import PRESET, TRACKER, WORDS, Published, part_path
+from cogview.recipes.cogview import CogViewConfig
+from cogview.recipes.recipe import Recipe
+from cogview.runs import folder_of
+from cogview.system import System
+from cogview.tokenizers.image import VQVAE
+from cogview.tokenizers.text import TextTokenizer
+from cogview.train import checkpoint, record
+from cogview.train.state import State
+
+TEXT, IMAGE = "text.model", "vqvae.safetensors"
+RELEASED_TEXT, RELEASED_IMAGE = "cog-pretrain.model", "vqvae_hard_biggerset_011.pt"
+
+Tell = Callable[[str], None]
+
+
+def import_model(
+    source: Path,
+    run: Path,
+    *,
+    name: str,
+    recipe: str = "cogview",
+    vqvae: Path | None = None,
+    text: Path | None = None,
+    heads: int | None = None,
+    image_grid: int | None = None,
+    tell: Tell = print,
+) -> Path:
+    """Makes a released model the model `name` of a run, and writes its tokenizers there if they are not yet; its
+    checkpoint. All is read and checked before anything is written; `tell` is told what was found.
+
+    source: a folder with latest_checkpointed_iteration.txt, or one with mp_rank_*_model_states.pt. vqvae, text: its
+    tokenizers; None: those of the run. ValueError in one sentence where something is missing or does not fit.
+    """
+    folder = folder_of(run, name)
+    there = checkpoint.latest(folder)
+    require(there is None, "name", "a new one", f"{name}, which has {there}")
+    text_tokenizer = _tokenizer(run / TEXT, text, "text", TextTokenizer.load, TextTokenizer.load)
+    image_tokenizer = _tokenizer(run / IMAGE, vqvae, "vqvae", read_vqvae, VQVAE.load)
+    published = Published.read(source)
+    sizes = image_tokenizer.config.codebook_size, text_tokenizer.vocab_size
+    made = published.recipe(recipe, *sizes, heads=heads, image_grid=image_grid)
+    c, count = made.config, len(published.files)
+    tell(
+        f"{recipe}: {c.num_layers} layers of width {c.hidden_size} with {c.num_heads} heads, {c.image_grid} x "
+        f"{c.image_grid} image tokens and up to {c.max_text} of text, of {count} part{'s' if count > 1 else ''}"
+    )
+    if published.others:
+        more = len(published.others) - 20
+        tell(f"not read: {', '.join(published.others[:20])}{f' and {more:,} more' if more > 0 else ''}")
+    if (spare := published.rows - made.vocab.size) > 0:
+        tell(f"left out: {spare} rows that pad the token table for its parts")
+    reading = track(published.tensors(made), "reading", len(published.modules[0]))
+    tensors = {f"model.{ours}": tensor for ours, tensor in reading}
+    for path, tokenizer in ((run / TEXT, text_tokenizer), (run / IMAGE, image_tokenizer)):
+        if not path.exists():
+            tokenizer.save(path)
+    step = published.iteration
+    about = {
+        "recipe": recipe,
+        "preset": PRESET,
+        "published": {"folder": str(source.resolve()), "iteration": step},
+    }
+    about |= {"config": dataclasses.asdict(c), "tokenizers": [text_tokenizer.sha256, image_tokenizer.sha256]}
+    path = checkpoint.path_of(folder, step)
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress("writing"):
+        checkpoint.save(path, tensors, {**about, "run": dataclasses.asdict(State(step=step)), "counts": {}})
+    record.write(folder, step, about)
+    return path
+
+
+def _tokenizer(ours: Path, given: Path | None, option: str, read: Callable[..., Any], load: Callable[..., Any]) -> Any:
+    """That of the run, or the one given, which is the same where there are both."""
+    if given is None:
+        require(ours.exists(), option, f"--{option} PATH, since there is no {ours}", None)
+        return load(ours)
+    new = read(given)
+    if ours.exists() and load(ours).sha256 != new.sha256:
+        raise ValueError(f"{option}: expected the same tokenizer as {ours}, got another one, {given}")
+    return new
+
+
+def export_run(
+    run: Path, out: Path, *, name: str | None = None, step: int | None = None, parts: int = 1, tell: Tell = print
+) -> Path:
+    """Writes a run's model and tokenizers as CogView's released files, the model in so many tensor-parallel parts; the
+    folder of the parts. ValueError where CogView's code would not compute what the run's model does."""
+    system = System.load(run, name=name, step=step, dtype=None)
+    recipe, source = system.recipe, system.source
+    assert source is not None
+    _check(recipe, parts)
+    folder = out / str(source.step)
+    paths = [part_path(folder, rank) for rank in range(parts)]
+    free = not (out / TRACKER).exists() and not set(folder.glob("mp_rank_*")).difference(paths)
+    require(free, "out", "a folder without a released model", str(out))
+    halves = _halves(system.model, tell)
+    if (rows := cuts.padded(recipe.vocab.size, parts) - recipe.vocab.size) > 0:
+        tell(f"added: {rows} rows of zeros that pad the token table for {parts} parts")
+        halves[WORDS] = torch.cat([halves[WORDS], halves[WORDS].new_zeros(rows, recipe.config.hidden_size)])
+    whole = {key: cuts.cut(key, value, parts) for key, value in halves.items()}
+    for rank, path in enumerate(track(paths, "writing")):
+        module = {key: pieces[rank] for key, pieces in whole.items()}
+        save({"module": module, "iteration": source.step, "mp_world_size": parts}, path)
+    system.text.save(out / RELEASED_TEXT)
+    save(system.image.state_dict(), out / RELEASED_IMAGE)
+    with written_beside(out / TRACKER) as beside:  # the last: what it is missing beside is not whole
+        beside.write_text(str(source.step))
+    return folder
+
+
+def _check(recipe: Recipe, parts: int) -> None:
+    c = recipe.config
+    fits = isinstance(c, CogViewConfig) and c.attention != "three_region"
+    require(fits, "attention", "dense, as CogView's code has it", getattr(c, "attention", recipe.name))
+    require(c.image_positions == "following", "image_positions", "following, as in CogView's code", c.image_positions)
+    require(1 <= parts <= 99 and c.num_heads % parts == 0, "parts", f"a divisor of {c.num_heads} heads", parts)
+
+
+def _halves(model: Transformer, tell: Tell) -> dict[str, Tensor]:
+    """A model's tensors in float16 by published names; what that changes is told."""
+    halves, changed, total = dict[str, Tensor](), 0, 0
+    for ours, theirs in track(published_names(model.config.num_layers).items(), "converting"):
+        value = model.get_parameter(ours).detach()  # files have tensors, not parameters
+        halves[theirs] = value.half()
+        require(all_finite(halves[theirs]), ours, "values that float16 has", "others")
+        if value.dtype != torch.float16:
+            changed += int((halves[theirs].to(value.dtype) != value).sum())
+        total += value.numel()
+    if changed:
+        tell(f"rounded to float16: {changed:,} of {total:,} values")
+    if (relax := model.config.relax) != "tensor":
+        tell(f"its norms are those of relax {relax}; CogView's code divides by the largest of the whole tensor instead")
+    return halves

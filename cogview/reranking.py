@@ -1,0 +1,69 @@
+"""Self-reranking (CogView paper, section 3.2): many candidates for a caption, in the order of CapLoss."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cogview.config import require
+from cogview.pictures import contact_sheet
+from cogview.sampling import Sampling
+from cogview.system import System
+
+_SHOWN, _COLUMNS = 128, 10  # pixels of a picture on a sheet, about, and pictures side by side
+
+
+class Candidates(NamedTuple):
+    """Of one caption, the best first."""
+
+    pictures: Tensor
+    """uint8 [n, 3, H, W]."""
+    caploss: Tensor
+    """float32 [n], ascending."""
+
+
+def draw_candidates(
+    system: System,
+    judge: System,
+    captions: Sequence[str],
+    how: Sampling,
+    *,
+    seeds: Sequence[int],
+    update: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[Candidates]:
+    """Of each caption as many candidates as seeds, drawn by the one system, how.batch_size at once, and ordered by the
+    other, which captions. `update` is told how many tokens are drawn of all. ValueError before the first is drawn."""
+    require(len(seeds) > 0, "seeds", "at least one", seeds)
+    tokenizers = [[s.text.sha256, s.image.sha256] for s in (system, judge)]
+    require(tokenizers[0] == tokenizers[1], "judge", "a system with the same tokenizers", "one with others")
+    judge.which_draws("captions").encode(captions)
+    repeated = [caption for caption in captions for _ in seeds]
+    batches = system.code_batches(repeated, how, seeds=list(seeds) * len(captions), update=update)
+    return _ordered(system, judge, captions, batches, len(seeds))
+
+
+def _ordered(
+    system: System, judge: System, captions: Sequence[str], batches: Iterator[Tensor], count: int
+) -> Iterator[Candidates]:
+    grid = system.recipe.config.image_grid
+    waiting = torch.zeros(0, grid, grid, dtype=torch.int64)
+    for caption in captions:
+        while len(waiting) < count:
+            waiting = torch.cat([waiting, next(batches)])
+        codes, waiting = waiting[:count], waiting[count:]
+        order, caploss = judge.rerank(caption, codes)
+        yield Candidates(system.pictures(codes[order]), caploss[order])
+
+
+def candidate_sheet(candidates: Candidates, path: Path, note: str, marks: Sequence[str] | None = None) -> int:
+    """Writes all candidates in their order, each above its CapLoss, as in figure 6, and a mark if there are some;
+    returns how many are on it."""
+    marks = [""] * len(candidates.pictures) if marks is None else marks
+    rows = [
+        (f"{score:.3f} {mark}", [picture])
+        for picture, score, mark in zip(candidates.pictures, candidates.caploss.tolist(), marks, strict=True)
+    ]
+    zoom = max(1, round(_SHOWN / candidates.pictures.shape[-1]))
+    return contact_sheet(rows, path, columns=_COLUMNS, zoom=zoom, note=note)

@@ -1,0 +1,236 @@
+"""Self-reranking measured (CogView paper, section 3.2, figures 6 and 9): a model that was stopped early enough to err
+draws candidates; which of them show what was asked for is known, since they are scenes of the demo.
+
+Picked are the candidate of the lowest CapLoss, by a model finetuned from the same weights; the nearest by a contrastive
+model of the same pairs; any; and the oracle's, which is right where one is.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cogview.config import TrainConfig, require
+from cogview.data.files import save_tensors, written_beside
+from cogview.data.images import pixels
+from cogview.data.tokens import TokenDataset
+from cogview.demo import demo
+from cogview.demo.measure import judge as judge_picture
+from cogview.demo.scenes import RELATIONS, SIZE, Scene, caption, render, sample_scenes
+from cogview.pipeline import sizes_of
+from cogview.progress import progress, track
+from cogview.recipes import preset
+from cogview.recipes.caption import Caption
+from cogview.recipes.cogview import CogView
+from cogview.reranking import candidate_sheet, draw_candidates
+from cogview.sampling import Sampling
+from cogview.studies import contrastive, reranking_report
+from cogview.system import System, load_model
+from cogview.tokenizers.train_image import TRAINING
+from cogview.train import checkpoint
+from cogview.train.finetune import start_from
+from cogview.train.interrupts import Interrupted
+from cogview.train.loop import Result, Trainer
+from cogview.train.task import Task
+from cogview.train.token_task import TokenTask
+
+BASE, JUDGE, OTHER = "gpt", "caption", "others/contrastive"  # folders of the models; the last is none of a run
+_HOW = Sampling(temperature=demo.TEMPERATURE, batch_size=64)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the study. Steps: of the model that draws, of its finetuning, of the contrastive model."""
+
+    captions: int = 128
+    candidates: int = 16
+    on_sheet: int = 60
+    base_steps: int = 950
+    caption_steps: int = 500
+    contrastive_steps: int = 300
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            require(value >= 1, name, "at least 1", value)
+        power = self.candidates & (self.candidates - 1) == 0
+        require(power, "candidates", "a power of two", self.candidates)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the candidates [N, M] of N captions came to."""
+
+    right: Tensor
+    """bool [N, M]: everything that was asked for is there."""
+    psnr: Tensor
+    """dB to the true picture."""
+    caploss: Tensor
+    similarity: Tensor
+
+
+def run(out: Path, source: Path | None, sizes: Sizes) -> str:
+    """Does what is not done yet and writes report.md, figures.json and pictures; returns what they come to."""
+    begun = time.monotonic()
+    data, held_out = _tokens(out, source)
+    base = _base(out, data, held_out, sizes.base_steps)
+    judge = _finetuned(out, data, held_out, sizes.caption_steps)
+    other = _contrastive(out, data, held_out, sizes.contrastive_steps)
+    system, ranks = (System.load(out, name=name) for name in (BASE, JUDGE))
+    scenes = sample_scenes("test", sizes.captions)
+    captions = [caption(scene, language_of(k)) for k, scene in enumerate(scenes)]
+    codes = _candidates(out, system, captions, sizes.candidates)
+    nearest = contrastive.load(other.checkpoint)
+    found = _measured(system, ranks, nearest, scenes, captions, codes)
+    number = int((found.right.float().mean(dim=1) - 0.5).abs().argmin())
+    _sheet(out, system, ranks, scenes[number], captions[number], sizes.on_sheet)
+    facts = {
+        "sizes": asdict(sizes),
+        "models": {name: _fact(result) for name, result in ((BASE, base), (JUDGE, judge), (OTHER, other))},
+        "parameters": {JUDGE: _count(ranks.model), OTHER: _count(nearest)},
+        "captions_right": _captions_right(ranks, scenes),
+        "threads": torch.get_num_threads(),
+        "minutes_this_time": (time.monotonic() - begun) / 60,
+    }
+    scores = {"CapLoss": found.caploss, "contrastive": -found.similarity}
+    return reranking_report.write(out, found.right, found.psnr, scores, facts)
+
+
+def language_of(number: int) -> str:
+    """Of a scene: pairs of one emoji and two, in turn in either language."""
+    return demo.LANGUAGES[number // 2 % len(demo.LANGUAGES)]
+
+
+def _tokens(out: Path, source: Path | None) -> tuple[TokenDataset, TokenDataset]:
+    """Those that are there; else of a finished demo, whose tokenizers are copied too, or made here."""
+    train, test = (out / "tokens" / split for split in ("train", "test"))
+    if source is not None and not (test / "meta.json").exists():
+        there = all((source / part).exists() for part in ("scenes/scenes.json", "tokens/train", "tokens/test"))
+        require(there, "from", "the folder of a demo with its tokens", str(source))
+        for name in ("text.model", "vqvae.safetensors"):
+            with written_beside(out / name) as beside:
+                shutil.copyfile(source / name, beside)
+        for folder in (train, test):
+            beside = folder.with_name(f".{folder.name}.tmp")
+            shutil.copytree(source / "tokens" / folder.name, beside, dirs_exist_ok=True)
+            beside.rename(folder)
+    elif not (test / "meta.json").exists():
+        demo.scene_tokens(out, TrainConfig(steps=demo.IMAGE_STEPS, **TRAINING))
+    return TokenDataset(train), TokenDataset(test)
+
+
+def _base(out: Path, data: TokenDataset, held_out: TokenDataset, steps: int) -> Result:
+    config, training = preset("tiny")
+    recipe, training = CogView(CogView.fit(config, **sizes_of(data, held_out))), _of(training, steps)
+    torch.manual_seed(training.seed)
+    return _trained(out / BASE, TokenTask(recipe, recipe.model(), data, training, held_out), training)
+
+
+def _finetuned(out: Path, data: TokenDataset, held_out: TokenDataset, steps: int) -> Result:
+    best = checkpoint.best(out / BASE)
+    assert best is not None
+    before, training = load_model(best)[0].config, _of(preset("tiny", Caption.name)[1], steps)
+    recipe = Caption(Caption.begun(before))
+    torch.manual_seed(training.seed)
+    model = recipe.model()
+    start_from(best, before, model)
+    return _trained(out / JUDGE, TokenTask(recipe, model, data, training, held_out), training)
+
+
+def _contrastive(out: Path, data: TokenDataset, held_out: TokenDataset, steps: int) -> Result:
+    sizes = sizes_of(data, held_out)
+    sizes["image_tokens"] = sizes.pop("image_grid") ** 2
+    training = TrainConfig(steps=steps, batch_size=128, learning_rate=1e-3, dtype="float32", validate_every=100)
+    torch.manual_seed(training.seed)
+    model = contrastive.Contrastive(contrastive.ContrastiveConfig(**sizes))
+    return _trained(out / OTHER, contrastive.ContrastiveTask(model, data, held_out), training)
+
+
+def _of(training: TrainConfig, steps: int) -> TrainConfig:
+    return replace(training, steps=steps, seconds=None)
+
+
+def _trained(folder: Path, task: Task, training: TrainConfig) -> Result:
+    """To its end, from where it was stopped."""
+    trainer = Trainer(task, training, folder)
+    trainer.resume()
+    result = trainer.run()
+    if not result.finished:
+        raise Interrupted
+    return result
+
+
+def _candidates(out: Path, system: System, captions: Sequence[str], count: int) -> Tensor:
+    """Codes int64 [N, count, h, w] of the captions, drawn once by the same model."""
+    path, source = out / "candidates.safetensors", system.source
+    of = json.dumps([str(source), [system.text.sha256, system.image.sha256], len(captions), count])
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("of") == of:
+                return file.get_tensor("codes").long()
+    repeated, seeds = [c for c in captions for _ in range(count)], list(range(count)) * len(captions)
+    with progress("drawing candidates", len(repeated) * system.recipe.config.image_tokens) as update:
+        codes = torch.cat(list(system.code_batches(repeated, _HOW, seeds=seeds, update=update)))
+    codes = codes.view(len(captions), count, *codes.shape[1:])
+    save_tensors(path, {"codes": codes.int()}, {"of": of})
+    return codes
+
+
+def _measured(
+    system: System,
+    ranks: System,
+    nearest: contrastive.Contrastive,
+    scenes: Sequence[Scene],
+    captions: Sequence[str],
+    codes: Tensor,
+) -> Found:
+    rows = []
+    for scene, text, some in track(list(zip(scenes, captions, codes, strict=True)), "judging candidates"):
+        similarity = nearest.similarity(system.encode(text) * len(some), some)
+        drawn, true = system.pictures(some), pixels(render(scene), SIZE)
+        squared = (drawn.float() - true).div(255).square().mean(dim=(1, 2, 3))
+        rows.append((_right(drawn, scene), -10 * squared.log10(), ranks.caploss(text, some), similarity))
+    return Found(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
+
+
+def _right(pictures: Tensor, scene: Scene) -> Tensor:
+    return torch.tensor([judge_picture(picture, scene)["all"] == 1 for picture in pictures])
+
+
+def _sheet(out: Path, system: System, ranks: System, scene: Scene, text: str, count: int) -> None:
+    """As figure 6, of a caption about half of whose candidates are right."""
+    with progress("drawing a sheet", count * system.recipe.config.image_tokens) as update:
+        found = next(draw_candidates(system, ranks, [text], _HOW, seeds=range(count), update=update))
+    marks = ["right" if right else "wrong" for right in _right(found.pictures, scene).tolist()]
+    candidate_sheet(found, out / "candidates.png", f"{text}: in the order of CapLoss", marks)
+
+
+def _captions_right(ranks: System, scenes: Sequence[Scene]) -> float:
+    """Share of true pictures whose likeliest caption is right, in either language and order."""
+    true = torch.stack([pixels(render(scene), SIZE) for scene in scenes])
+    written = ranks.caption(true, top_k=1)
+    right = [{caption(s, name) for s in _same(scene) for name in demo.LANGUAGES} for scene in scenes]
+    return sum(text in some for text, some in zip(written, right, strict=True)) / len(scenes)
+
+
+def _same(scene: Scene) -> list[Scene]:
+    """All scenes that have its picture."""
+    if scene.second is None:
+        return [scene]
+    here = RELATIONS[scene.place][:2]
+    turned = next(name for name, (first, second, *_) in RELATIONS.items() if (second, first) == here)
+    return [scene, Scene(scene.second, turned, scene.background, scene.first)]
+
+
+def _fact(result: Result) -> dict[str, Any]:
+    return {"steps": result.state.step, "seconds": result.state.elapsed, "held_out": result.validation}
+
+
+def _count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

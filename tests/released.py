@@ -1,0 +1,193 @@
+"""CogView's released files at reduced width, written from their description, and the published formulas in plain torch.
+
+Nothing here is of cogview: names, shapes and order of computation are those of the released code.
+"""
+
+import math
+import random
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CODES, HIDDEN, HEADS, LAYERS, POSITIONS, GRID = 20, 128, 2, 2, 31, 4
+LAYER = {
+    **{f"{norm}_layernorm.weight": [HIDDEN] for norm in ("input", "post_attention", "third", "fourth")},
+    **{f"{norm}_layernorm.bias": [HIDDEN] for norm in ("input", "post_attention", "third", "fourth")},
+    "attention.query_key_value.weight": [3 * HIDDEN, HIDDEN],
+    "attention.query_key_value.bias": [3 * HIDDEN],
+    "attention.dense.weight": [HIDDEN, HIDDEN],
+    "attention.dense.bias": [HIDDEN],
+    "mlp.dense_h_to_4h.weight": [4 * HIDDEN, HIDDEN],
+    "mlp.dense_h_to_4h.bias": [4 * HIDDEN],
+    "mlp.dense_4h_to_h.weight": [HIDDEN, 4 * HIDDEN],
+    "mlp.dense_4h_to_h.bias": [HIDDEN],
+}
+Module = dict[str, Tensor]
+
+
+def vocab_size(text: int, parts: int = 1) -> int:
+    """Codes, text and 27 commands, padded as the released code does."""
+    unit = 128 * parts
+    return math.ceil((CODES + text + 27) / unit) * unit
+
+
+def module(rows: int, seed: int = 0) -> Module:
+    """A model's weights in float16; one token is an outlier, so that the norms' epsilon tells."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = {
+        "word_embeddings.weight": [rows, HIDDEN],
+        "transformer.position_embeddings.weight": [POSITIONS, HIDDEN],
+        **{f"transformer.layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in LAYER.items()},
+        "transformer.final_layernorm.weight": [HIDDEN],
+        "transformer.final_layernorm.bias": [HIDDEN],
+    }
+    made = {}
+    for name, shape in shapes.items():
+        value = torch.randn(shape, generator=g) * (0.3 if "layernorm" in name or "embeddings" in name else 0.08)
+        made[name] = (value + ("layernorm.weight" in name)).half()
+    made["word_embeddings.weight"][3] *= 300
+    return made
+
+
+def logits(m: Module, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, S, V] of tokens [B, S], all computed in dtype."""
+    w = {name: value.to(dtype) for name, value in m.items()}
+    B, S = tokens.shape
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        x = x / (x.abs().max() / 8)
+        return F.layer_norm(x, (HIDDEN,), w[f"transformer.{name}.weight"], w[f"transformer.{name}.bias"], 1e-5)
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, w[f"transformer.{name}.weight"], w[f"transformer.{name}.bias"])
+
+    def heads(x: Tensor) -> Tensor:
+        return x.view(B, S, HEADS, HIDDEN // HEADS).permute(0, 2, 1, 3)
+
+    mask = torch.ones(S, S, dtype=dtype).tril()
+    h = w["word_embeddings.weight"][tokens] + w["transformer.position_embeddings.weight"][torch.arange(S)]
+    for i in range(LAYERS):
+        at = f"layers.{i}"
+        q, k, v = map(heads, linear(norm(h, f"{at}.input_layernorm"), f"{at}.attention.query_key_value").chunk(3, -1))
+        scores = (q / math.sqrt(HIDDEN // HEADS)) @ k.transpose(-1, -2)
+        weights = torch.softmax(scores * mask - 10000 * (1 - mask), dim=-1)
+        attended = (weights @ v).permute(0, 2, 1, 3).reshape(B, S, HIDDEN)
+        h = h + norm(linear(attended, f"{at}.attention.dense"), f"{at}.third_layernorm")
+        x = linear(norm(h, f"{at}.post_attention_layernorm"), f"{at}.mlp.dense_h_to_4h")
+        x = 0.5 * x * (1 + torch.tanh(0.7978845608028654 * x * (1 + 0.044715 * x * x)))
+        h = h + norm(linear(x, f"{at}.mlp.dense_4h_to_h"), f"{at}.fourth_layernorm")
+    return norm(h, "final_layernorm") @ w["word_embeddings.weight"].t()
+
+
+def part(m: Module, rank: int, parts: int) -> Module:
+    """What a rank of tensor parallelism has."""
+    per_head = HIDDEN // HEADS
+    mine = range(rank * HEADS // parts, (rank + 1) * HEADS // parts)
+    q_rows = [head * per_head + i for head in mine for i in range(per_head)]
+    made = {}
+    for name, value in m.items():
+        size = len(value) // parts
+        if "query_key_value" in name:
+            made[name] = value[[third * HIDDEN + row for third in range(3) for row in q_rows]]
+        elif "word_embeddings" in name or "dense_h_to_4h" in name:
+            made[name] = value[rank * size : (rank + 1) * size].clone()
+        elif name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
+            size = value.shape[1] // parts
+            made[name] = value[:, rank * size : (rank + 1) * size].clone()
+        else:
+            made[name] = value.clone()
+    return made
+
+
+def trainer_state() -> dict:
+    """What checkpoints have beside the weights, some of it of classes that are nowhere."""
+    nowhere = types.ModuleType("cogview_trainer_that_is_nowhere")
+    for name in ("Namespace", "LossScaler", "AnnealingLR"):
+        setattr(nowhere, name, type(name, (), {"__module__": nowhere.__name__}))
+    sys.modules[nowhere.__name__] = nowhere
+    made = {name: getattr(nowhere, name)() for name in ("Namespace", "LossScaler", "AnnealingLR")}
+    made["Namespace"].__dict__ = {"lr": 3e-4, "load": None, "betas": (0.9, 0.95), "scheduler": made["AnnealingLR"]}
+    return {
+        "iteration": 20,
+        "args": made["Namespace"],
+        "optimizer": {"loss_scaler": made["LossScaler"], "fp32_groups_flat": [torch.randn(7)], "overflow": False},
+        "client_lr_scheduler": {
+            "start_lr": 3e-4,
+            "num_iters": 20.0,
+            "decay_style": "cosine",
+            "owner": made["AnnealingLR"],
+        },
+        "random_rng_state": random.getstate(),
+        "np_rng_state": np.random.get_state(),
+        "torch_rng_state": torch.get_rng_state(),
+        "rng_tracker_states": {"model-parallel-rng": torch.get_rng_state()},
+        "csr_tensor_module_names": set(),
+        "global_steps": np.int64(20),
+    }
+
+
+def write_model(folder: Path, m: Module, *, parts: int = 1, iteration: int = 20, zipped: bool = True) -> Path:
+    """A released model's folder; the classes that its trainer had are gone afterwards."""
+    (folder / str(iteration)).mkdir(parents=True)
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(iteration))
+    state = trainer_state()
+    for rank in range(parts):
+        content = {"module": part(m, rank, parts), "mp_world_size": parts, **state}
+        path = folder / str(iteration) / f"mp_rank_{rank:02d}_model_states.pt"
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    del sys.modules["cogview_trainer_that_is_nowhere"]
+    return folder
+
+
+def image_tokenizer(hidden: int = 12, dim: int = 8, codes: int = CODES) -> Module:
+    g = torch.Generator().manual_seed(5)
+    shapes = {
+        "enc_b.blocks.0": [hidden, 3, 4, 4],
+        "enc_b.blocks.2": [hidden, hidden, 4, 4],
+        "enc_b.blocks.4": [hidden, hidden, 4, 4],
+        "enc_b.blocks.6": [dim, hidden, 1, 1],
+        "dec.blocks.0": [dim, hidden, 4, 4],  # transposed: from, to
+        "dec.blocks.2": [hidden, hidden, 4, 4],
+        "dec.blocks.4": [hidden, hidden, 4, 4],
+        "dec.blocks.6": [3, hidden, 1, 1],
+    }
+    made = {}
+    for name, shape in shapes.items():
+        made[f"{name}.weight"] = torch.randn(shape, generator=g) * 0.2
+        out = shape[1] if name in ("dec.blocks.0", "dec.blocks.2", "dec.blocks.4") else shape[0]
+        made[f"{name}.bias"] = torch.randn(out, generator=g) * 0.2
+    made["quantize_t.embed"] = torch.randn(dim, codes, generator=g)
+    made["quantize_t.cluster_size"] = torch.rand(codes, generator=g)
+    made["quantize_t.embed_avg"] = torch.randn(dim, codes, generator=g)
+    return made
+
+
+MEAN, STD = (
+    torch.tensor(x).view(1, 3, 1, 1).double() for x in ([0.79093, 0.76271, 0.75340], [0.30379, 0.32279, 0.32800])
+)
+
+
+def codes_of(m: Module, images: Tensor) -> Tensor:
+    """[B, h, w] of pictures [B, 3, H, W] in [0, 1], in float64."""
+    w = {name: value.double() for name, value in m.items()}
+    x = (images.double() - MEAN) / STD
+    for i in (0, 2, 4):
+        x = F.relu(F.conv2d(x, w[f"enc_b.blocks.{i}.weight"], w[f"enc_b.blocks.{i}.bias"], stride=2, padding=1))
+    x = F.conv2d(x, w["enc_b.blocks.6.weight"], w["enc_b.blocks.6.bias"]).permute(0, 2, 3, 1)
+    distance = (x[..., None] - w["quantize_t.embed"]).square().sum(-2)
+    return distance.argmin(-1)
+
+
+def pictures_of(m: Module, codes: Tensor) -> Tensor:
+    """[B, 3, H, W] of codes [B, h, w], in float64."""
+    w = {name: value.double() for name, value in m.items()}
+    x = w["quantize_t.embed"].t()[codes].permute(0, 3, 1, 2)
+    for i in (0, 2, 4):
+        weight, bias = w[f"dec.blocks.{i}.weight"], w[f"dec.blocks.{i}.bias"]
+        x = F.relu(F.conv_transpose2d(x, weight, bias, stride=2, padding=1))
+    return F.conv2d(x, w["dec.blocks.6.weight"], w["dec.blocks.6.bias"]) * STD + MEAN
