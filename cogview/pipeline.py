@@ -61,6 +61,7 @@ def image_tokenizer(
     config: VQConfig,
     training: TrainConfig,
     *,
+    adversarial: bool = False,
     halves: bool = False,
     watch: Watch | None = None,
 ) -> tuple[VQVAE, VQReport]:
@@ -72,7 +73,7 @@ def image_tokenizer(
         held = None
     try:
         about: dict[str, Any] = {"held_out": held, "name": decoded.name, "halves": halves, "watch": watch}
-        report = train_vqvae(decoded.images, config, training, folder, **about)
+        report = train_vqvae(decoded.images, config, training, folder, adversarial=adversarial, **about)
     except AnotherRun as error:
         raise ValueError(
             f"{error}. An image tokenizer is half trained there: the pictures and options of before go on with it, "

@@ -2,9 +2,9 @@
 
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -20,11 +20,18 @@ from cogview.data.shards import PairDataset
 from cogview.data.tokens import read_meta, tokens_of
 from cogview.progress import progress, track
 from cogview.tokenizers import codec_folder
-from cogview.tokenizers.image import VQConfig
+from cogview.tokenizers.codebook import Training
+from cogview.tokenizers.image import PRESETS, VQConfig
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
-from cogview.tokenizers.train_image import TRAINING, passes_of, seconds_a_step, steps_for
+from cogview.tokenizers.train_image import ADVERSARIAL, TRAINING, crop_of, passes_of, seconds_a_step, steps_for
+
+
+def _of_preset(name: str) -> Any:
+    """An option for a size of the image tokenizer."""
+    values = f"tiny {getattr(PRESETS['tiny'][1], name)}, others {getattr(VQConfig, name)}"
+    return option("INT", values)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Tokenize:
     """Name of the tokens: train, or test for pairs that training only validates on."""
     languages: tuple[str, ...] = ("caption", "en", "zh")
     """Captions to use: fields of the pairs' JSON; "caption" is the text of a .txt, too."""
-    image_size: Annotated[int | None, option("INT", "64, or as the run's other tokens")] = None
+    image_size: Annotated[int | None, option("INT", "as the run's other tokens, or image-preset's")] = None
     """Pixels of a side; others are cropped to a square and resized."""
     pairs: bool = False
     """Make the tokens that super-resolution is trained on: of squares of image_size from pictures at twice that, and of
@@ -55,12 +62,20 @@ class Tokenize:
     """Longest caption in tokens; longer ones are left out and counted."""
     text_pieces: Annotated[int | None, option("INT", "by the captions")] = None
     """Vocabulary of a text tokenizer trained here."""
-    codebook: int = 1024
-    """Codes of an image tokenizer trained here."""
-    code_dim: int = 64
+    image_preset: Annotated[Literal["tiny", "cogview", "fashion-400", "fashion-800"], tyro.conf.arg()] = "tiny"
+    """Sizes of an image tokenizer trained here: of pictures of 64, 256, 400 or 800 pixels, 8 pixels a code, in
+    fashion-800 16."""
+    codebook: Annotated[int | None, _of_preset("codebook_size")] = None
+    """Its codes."""
+    code_dim: Annotated[int | None, _of_preset("dim")] = None
     """Its numbers to a code."""
-    hidden: int = 96
+    hidden: Annotated[int | None, _of_preset("hidden")] = None
     """Its channels."""
+    codebook_training: Training = "moving_average"
+    """How its codes are found: as means of what takes them (as published), by the gradient of a codebook loss, by
+    drawing them at a temperature that falls (gumbel), or once and for all from the first pictures (fixed)."""
+    adversarial: bool = False
+    """Train it as a VQGAN: beside a discriminator, for textures that look real. A step takes about twice the time."""
     image_passes: Annotated[float | None, option("FLOAT", "for 1,250 steps, at least 2")] = None
     """How often it sees every pixel."""
     image_seconds: Annotated[float | None, option("SECONDS", "no limit")] = None
@@ -84,9 +99,10 @@ class Tokenize:
         captions = some_captions(data, 1024)
         if self.from_run is not None:
             adopt(self.from_run, folder)
-        size = self.image_size or size_of(folder) or 64
+        of_preset, sizes_here = PRESETS[self.image_preset]
+        size = self.image_size or size_of(folder) or of_preset
         known = self._known_image_tokenizer()
-        step = (VQConfig.downsample if known is None else known.config.downsample) * (2 if self.pairs else 1)
+        step = (sizes_here if known is None else known.config).downsample * (2 if self.pairs else 1)
         require(size % step == 0, "image_size", f"a multiple of {step}{' for pairs' if self.pairs else ''}", size)
         if self.pairs:
             Crops(self.crops, self.crop_seed, self.cut).check(size, step)
@@ -179,29 +195,50 @@ class Tokenize:
             return image, None
         size *= 2 if self.pairs else 1
         pictures = pipeline.decode(data, folder, size)
-        config = VQConfig(codebook_size=self.codebook, dim=self.code_dim, hidden=self.hidden)
-        steps, count = steps_for(len(pictures), size, self.image_passes), len(pictures)
-        minutes = min(steps * seconds_a_step(config, size), self.image_seconds or math.inf) / 60
+        config, count = self._image_config(), len(pictures)
+        crop = crop_of(config)
+        steps = steps_for(count, size, self.image_passes, crop)
+        minutes = min(steps * seconds_a_step(config, size, self.adversarial), self.image_seconds or math.inf) / 60
         console.print(
-            f"image tokenizer: {steps:,} steps, {passes_of(steps, count, size):.1f} passes over {count:,} pictures of "
-            f"{size} x {size}, about {minutes:.1f} minutes"
+            f"image tokenizer: {steps:,} steps, {passes_of(steps, count, size, crop):.1f} passes over {count:,} "
+            f"pictures of {size} x {size}, about {minutes:.1f} minutes"
         )
-        training = TrainConfig(steps=steps, seconds=self.image_seconds, **TRAINING)
-        image, report = pipeline.image_tokenizer(data, pictures, folder, config, training, halves=self.pairs)
+        training = TrainConfig(
+            steps=steps, seconds=self.image_seconds, **(ADVERSARIAL if self.adversarial else TRAINING)
+        )
+        image, report = pipeline.image_tokenizer(
+            data, pictures, folder, config, training, adversarial=self.adversarial, halves=self.pairs
+        )
         judged = f"held-out pictures ({report.held_out})" if report.held_out else "pictures that it was trained on"
         console.print(
-            f"image tokenizer: {report.psnr:.1f} dB on {judged}, {report.used_codes:,} of {self.codebook:,} codes used "
-            f"({report.reconstructions})"
+            f"image tokenizer: {report.psnr:.1f} dB on {judged}, {report.used_codes:,} of {config.codebook_size:,} "
+            f"codes used ({report.reconstructions})"
         )
-        if report.steps < steps_for(count, size, None):
-            passes, given = passes_of(report.steps, count, size), ("image_passes", "image_seconds")
+        if report.steps < steps_for(count, size, None, crop):
+            passes, given = passes_of(report.steps, count, size, crop), ("image_passes", "image_seconds")
             without = " and ".join(f"--{name.replace('_', '-')}" for name in given if getattr(self, name) is not None)
             again = f"--retrain-tokenizers without {without}"
             console.print(f"{passes:.1f} passes over your pictures, {report.steps:,} steps; more would help ({again})")
         return image, pictures
 
+    def _image_config(self) -> VQConfig:
+        """Of an image tokenizer trained here."""
+        given = {"codebook_size": self.codebook, "dim": self.code_dim, "hidden": self.hidden}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return replace(PRESETS[self.image_preset][1], codebook=self.codebook_training, **chosen)
 
-TRAINING_ONLY = ("text_pieces", "codebook", "code_dim", "hidden", "image_passes", "image_seconds")
+
+TRAINING_ONLY = (
+    "text_pieces",
+    "image_preset",
+    "codebook",
+    "code_dim",
+    "hidden",
+    "codebook_training",
+    "adversarial",
+    "image_passes",
+    "image_seconds",
+)
 DEFAULTS = {field.name: field.default for field in fields(Tokenize)}
 
 

@@ -1,19 +1,22 @@
 """VQ-VAE: pictures to a grid of codes and back (CogView, arXiv 2105.13290, section 2.2 and appendix A).
 
 Encoder: 4 x 4 convolutions of stride 2, ReLU between, and a 1 x 1 to the codebook's dimension. Decoder: the
-mirror image, as in CogView's released weights with a last 1 x 1 convolution to the channels. Codebook: moving
-averages of the vectors assigned to each code (van den Oord et al., arXiv 1711.00937, appendix A.1). Names and
-shapes of the parameters are those of CogView's released `vqvae_hard_biggerset_011.pt`.
+mirror image, as in CogView's released weights with a last 1 x 1 convolution to the channels. Codebook: one of the
+paper's four. With moving averages, as published, names and shapes of the parameters are those of CogView's released
+`vqvae_hard_biggerset_011.pt`.
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogview.config import require
 from cogview.tokenizers import stored
+from cogview.tokenizers.codebook import KINDS, Training
 from cogview.tokenizers.image_tokenizer import check_codes, check_images
 
 FORMAT = "cogview-vqvae-1"
@@ -32,6 +35,7 @@ class VQConfig:
     downsample: int = 8  # picture pixels per code, along each side; a power of two
     decay: float = 0.99  # of the codebook's moving averages
     commitment: float = 0.25
+    codebook: Training = "moving_average"  # how it is trained
 
     def __post_init__(self):
         for name in ("codebook_size", "dim", "hidden", "downsample"):
@@ -43,6 +47,23 @@ class VQConfig:
             raise ValueError(f"in_channels: expected {len(MEAN)} (RGB), got {self.in_channels}")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay: expected at least 0 and less than 1, got {self.decay}")
+        require(self.codebook in KINDS, "codebook", f"one of {', '.join(KINDS)}", self.codebook)
+
+    def stored(self) -> dict[str, Any]:
+        """As files have it: without the codebook's training where that is the default, so that the hash of a file of
+        before there were others is still its name."""
+        found = asdict(self)
+        return found if self.codebook != VQConfig.codebook else {k: v for k, v in found.items() if k != "codebook"}
+
+
+PRESETS: dict[str, tuple[int, VQConfig]] = {
+    "tiny": (64, VQConfig(codebook_size=1024, dim=64, hidden=96)),
+    "cogview": (256, VQConfig()),
+    "fashion-400": (400, VQConfig()),
+    "fashion-800": (800, VQConfig(downsample=16)),
+}
+"""Pixels of a side, and sizes. The fashion model's 50 x 50 codes (section 3.4, trained as a VQGAN) come to 800 pixels;
+how its layers were, and that each code had 16 of them, was never published and is ours."""
 
 
 class Encoder(nn.Module):
@@ -85,72 +106,6 @@ class Decoder(nn.Module):
         return self.blocks(x)
 
 
-class Quantizer(nn.Module):
-    """The codebook: `embed` [dim, codebook_size], a code a column, and its moving averages; all buffers.
-
-    In training mode a call also updates it. A code whose average use falls below a tenth of the mean is
-    replaced by a vector that the others represent badly; codes never used yet all start so.
-    """
-
-    REVIVE_BELOW = 0.1  # of the mean use
-    EPS = 1e-5
-
-    embed: Tensor
-    cluster_size: Tensor
-    embed_avg: Tensor
-
-    def __init__(self, config: VQConfig):
-        super().__init__()
-        self.decay = config.decay
-        self.register_buffer("embed", torch.randn(config.dim, config.codebook_size))
-        self.register_buffer("cluster_size", torch.zeros(config.codebook_size))
-        self.register_buffer("embed_avg", torch.zeros(config.dim, config.codebook_size))
-
-    def nearest(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes int64 [M] of vectors [M, dim], and squared distances [M] less |vector|^2."""
-        squares = self.embed.square().sum(0)
-        parts = [torch.addmm(squares, part, self.embed, alpha=-2).min(dim=1) for part in vectors.split(1 << 14)]
-        return torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts])
-
-    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """vectors: float32 [M, dim]. Returns code vectors [M, dim], without gradient, and codes int64 [M]."""
-        with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
-            if self.training:
-                self._revive(vectors)
-            codes, _ = self.nearest(vectors)
-            quantized = self.embed.t()[codes]
-            if self.training:
-                self._update(vectors, codes)
-        return quantized, codes
-
-    def _update(self, vectors: Tensor, codes: Tensor) -> None:
-        n = self.cluster_size.numel()
-        counts = torch.bincount(codes, minlength=n).to(vectors.dtype)
-        sums = vectors.new_zeros(n, vectors.shape[1]).index_add_(0, codes, vectors)
-        self.cluster_size.lerp_(counts, 1 - self.decay)
-        self.embed_avg.lerp_(sums.t(), 1 - self.decay)
-        total = self.cluster_size.sum()
-        smoothed = (self.cluster_size + self.EPS) / (total + n * self.EPS) * total  # Laplace
-        self.embed.copy_(self.embed_avg / smoothed)
-
-    def _revive(self, vectors: Tensor) -> None:
-        use = len(vectors) / self.cluster_size.numel()
-        dead = (self.cluster_size < self.REVIVE_BELOW * use).nonzero().flatten()
-        if not len(dead):
-            return
-        if len(dead) == self.cluster_size.numel():
-            chosen = torch.linspace(0, len(vectors) - 1, len(dead), device=vectors.device).long()
-        else:  # the worst represented, taking every fourth: neighbours in that order are often alike
-            distances = self.nearest(vectors)[1] + vectors.square().sum(1)
-            dead = dead[: max(1, len(vectors) // 4)]
-            chosen = distances.topk(min(4 * len(dead), len(vectors))).indices[::4][: len(dead)]
-            dead = dead[: len(chosen)]
-        start = 2 * self.REVIVE_BELOW * use  # a revived code nobody takes is free again after ln 2 / (1 - decay) steps
-        self.embed[:, dead] = vectors[chosen].t()
-        self.cluster_size[dead] = start
-        self.embed_avg[:, dead] = vectors[chosen].t() * start
-
-
 class VQVAE(nn.Module):
     """Pictures [B, 3, H, W] in [0, 1] to codes int64 [B, H / downsample, W / downsample] and back."""
 
@@ -161,7 +116,7 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.enc_b = Encoder(config)
-        self.quantize_t = Quantizer(config)
+        self.quantize_t = KINDS[config.codebook](config)
         self.dec = Decoder(config)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
@@ -179,26 +134,26 @@ class VQVAE(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """codes: int64 [B, h, w]. Pictures: float32 [B, 3, h * downsample, w * downsample] in [0, 1]."""
         check_codes(codes, self.config.codebook_size)
-        return self._pictures(self.quantize_t.embed.t()[codes.long()]).clamp(0, 1)
+        return self._pictures(self.quantize_t.vectors_of(codes.long())).clamp(0, 1)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Reconstructions (not clamped), {"reconstruction", "edges", "commitment", "total"}, codes.
+    def forward(self, images: Tensor, share: float = 1.0) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Reconstructions (not clamped), {"reconstruction", "edges", the codebook's, "total"}, codes.
 
-        Gradients pass the codebook straight through. Reconstruction is squared plus absolute error in units
-        of the pictures' deviation; "edges" is the absolute error of differences between neighbouring pixels:
-        by squared error alone outlines and faces come out blurred.
+        share: of the training that is done. Gradients pass the codebook straight through. Reconstruction is squared
+        plus absolute error in units of the pictures' deviation; "edges" is the absolute error of differences between
+        neighbouring pixels: by squared error alone outlines and faces come out blurred.
         """
         vectors = self._vectors(images)
-        quantized, codes = self.quantize_t(vectors.flatten(0, 2))
-        quantized = quantized.view_as(vectors)
-        reconstruction = self._pictures(vectors + (quantized - vectors).detach())
+        with torch.autocast(vectors.device.type, enabled=False):
+            quantized, codes, of_codebook = self.quantize_t(vectors.flatten(0, 2), share)
+        reconstruction = self._pictures(quantized.view_as(vectors))
         error = (reconstruction - images) / self.std
         losses = {
             "reconstruction": error.square().mean() + error.abs().mean(),
             "edges": error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean(),
-            "commitment": self.config.commitment * F.mse_loss(vectors, quantized),
+            **of_codebook,
         }
-        losses["total"] = losses["reconstruction"] + losses["edges"] + losses["commitment"]
+        losses["total"] = sum(losses.values(), start=torch.zeros((), device=images.device))
         return reconstruction, losses, codes.view(vectors.shape[:3])
 
     def _vectors(self, images: Tensor) -> Tensor:
@@ -214,11 +169,11 @@ class VQVAE(nn.Module):
     @property
     def sha256(self) -> str:
         """Of sizes and weights: names the model in files made with it."""
-        return stored.digest(asdict(self.config), self.state_dict())
+        return stored.digest(self.config.stored(), self.state_dict())
 
     def save(self, path: str | Path) -> None:
         """Writes weights and config as safetensors, never half of it."""
-        stored.write(path, FORMAT, asdict(self.config), self.state_dict())
+        stored.write(path, FORMAT, self.config.stored(), self.state_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "VQVAE":

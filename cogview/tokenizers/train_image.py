@@ -1,15 +1,16 @@
 """Training of the image tokenizer, by the loop that trains everything; a report and reconstruction pictures.
 
-It trains on squares of CROP pixels from random places, so that a step costs the same whatever the pictures' size, since
-what counts is steps: icons of 128 pixels came to 26.1 dB, held out, in 1,250 steps on such squares, and to 19.2 in 312
-steps on whole ones, which are as many pixels.
+It trains on squares of CROP pixels, or 8 codes where those are more, from random places, so that a step costs the same
+whatever the pictures' size, since what counts is steps: icons of 128 pixels came to 26.1 dB, held out, in 1,250 steps
+on such squares, and to 19.2 in 312 steps on whole ones, which are as many pixels.
 
-The codebook draws no random numbers, so a run that was stopped and resumed gives the weights of one that was not (with
-steps; with seconds the clock decides).
+Random numbers are the loop's, so a run that was stopped and resumed gives the weights of one that was not (with steps;
+with seconds the clock decides).
 """
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor
 from cogview.config import TrainConfig, require
 from cogview.data.files import written_beside
 from cogview.data.shuffle import permutation
+from cogview.tokenizers.adversarial import VQGAN
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.train import checkpoint
@@ -44,6 +46,8 @@ TRAINING: dict[str, Any] = {
     "validate_every": 250,
 }
 """Of a TrainConfig. Convolutions take bfloat16 all the same where it is native."""
+ADVERSARIAL: dict[str, Any] = TRAINING | {"betas": (0.5, 0.9)}
+"""Of a VQGAN's: what the discriminator says now counts, not what it said long ago."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,19 @@ class Pictures:
 
 
 class PictureTask:
-    """A VQ-VAE on pictures; the metrics are its losses, and how it uses its codes."""
+    """A VQ-VAE on pictures, alone or in a VQGAN; the metrics are its losses, and how it uses its codes."""
 
     title, unit, units = "image tokenizer", "images", 1
 
-    def __init__(
-        self, model: VQVAE, data: Pictures, held_out: Pictures | None = None, crop: int = CROP, halves: bool = False
-    ):
+    def __init__(self, model: VQVAE | VQGAN, data: Pictures, held_out: Pictures | None = None, halves: bool = False):
         """halves: half of the pictures come at half their size, for one that pictures of both sizes are made with."""
         self.model, self.data, self.held_out, self.halves = model, data, held_out, halves
+        crop = crop_of(model.config)
         self.crop = min(crop, *(side // 2 for side in data.images.shape[2:])) if halves else crop
         self.counts: dict[str, int] = {}
         self.bfloat16 = _native_bfloat16(data.images.device)
+        self.share: Callable[[], float] = lambda: 1.0
+        """Of the training, how much is done: what is annealed goes by it."""
 
     def batch(self, samples: Pictures, indices: np.ndarray, draws: torch.Generator) -> Tensor:
         images = samples.images[samples.rows[indices]]
@@ -104,7 +109,7 @@ class PictureTask:
 
     def loss(self, part: Tensor, batch: Tensor) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:
         with torch.autocast(part.device.type, torch.bfloat16, enabled=self.bfloat16):
-            rebuilt, losses, codes = self.model(part)
+            rebuilt, losses, codes = self.model(part, self.share())
         means = {name: loss.detach() for name, loss in losses.items()}
         means["squared"] = (rebuilt.detach().clamp(0, 1) - part).square().mean()
         return losses["total"] * (len(part) / len(batch)), (means, codes)
@@ -113,31 +118,38 @@ class PictureTask:
         losses, codes = zip(*outputs, strict=True)
         means = {name: float(sum(part[name] for part in losses) / len(losses)) for name in losses[0]}
         use = _code_use(torch.cat([c.flatten() for c in codes]), self.model.config)
-        return {"loss": means["total"], "psnr": _decibels(means.pop("squared")), **means, **use}
+        return {"loss": means["total"], "psnr": _decibels(means["squared"]), **means, **use}
 
     def identity(self) -> dict[str, Any]:
         known: dict[str, Any] = {"pictures": self.data.digest} if self.data.digest else {}
         known |= {"halves": True} if self.halves else {}
-        return {"recipe": "vqvae", "config": asdict(self.model.config), "data": len(self.data), **known}
+        recipe = "vqgan" if isinstance(self.model, VQGAN) else "vqvae"
+        return {"recipe": recipe, "config": asdict(self.model.config), "data": len(self.data), **known}
 
 
-def steps_for(pictures: int, size: int, passes: float | None) -> int:
-    """Steps of a training in which so many pictures of size x size are seen so often; passes None: GOOD steps, or more
-    where those are less than two passes, up to four times as many."""
-    step = TRAINING["batch_size"] * min(CROP, size) ** 2
+def crop_of(config: VQConfig) -> int:
+    """Pixels of the squares that it trains on."""
+    return max(CROP, 8 * config.downsample)
+
+
+def steps_for(pictures: int, size: int, passes: float | None, crop: int = CROP) -> int:
+    """Steps of a training in which so many pictures of size x size are seen so often, in squares of crop pixels; passes
+    None: GOOD steps, or more where those are less than two passes, up to four times as many."""
+    step = TRAINING["batch_size"] * min(crop, size) ** 2
     steps = math.ceil((2 if passes is None else passes) * pictures * size**2 / step)
     return max(1, steps) if passes is not None else min(max(steps, GOOD), 4 * GOOD)
 
 
-def passes_of(steps: int, pictures: int, size: int) -> float:
+def passes_of(steps: int, pictures: int, size: int, crop: int = CROP) -> float:
     """How often each pixel of so many pictures is seen in so many steps."""
-    return steps * TRAINING["batch_size"] * min(CROP, size) ** 2 / (pictures * size**2)
+    return steps * TRAINING["batch_size"] * min(crop, size) ** 2 / (pictures * size**2)
 
 
-def seconds_a_step(config: VQConfig, size: int) -> float:
+def seconds_a_step(config: VQConfig, size: int, adversarial: bool = False) -> float:
     """Of a training on this machine, from a few."""
     images, seconds = torch.zeros(TRAINING["batch_size"], 3, size, size, dtype=torch.uint8), []
-    task = PictureTask(VQVAE(config).to(memory_format=torch.channels_last), Pictures(images))  # type: ignore[call-overload]
+    model: VQVAE | VQGAN = VQGAN(VQVAE(config)) if adversarial else VQVAE(config)
+    task = PictureTask(model.to(memory_format=torch.channels_last), Pictures(images))  # type: ignore[call-overload]
     for _ in range(4):
         begun = time.monotonic()
         batch = task.batch(task.data, np.arange(len(images)), torch.Generator())
@@ -152,6 +164,7 @@ def train_vqvae(
     training: TrainConfig,
     out_dir: str | Path,
     *,
+    adversarial: bool = False,
     held_out: np.ndarray | None = None,
     name: str = "",
     halves: bool = False,
@@ -159,19 +172,22 @@ def train_vqvae(
 ) -> VQReport:
     """Trains a VQ-VAE and leaves vqvae.safetensors, reconstructions.png and vqvae/ (checkpoints, log) in `out_dir`.
 
-    images: uint8 [N, 3, H, W]. training: its length, and the rest as in TRAINING. held_out: numbers of the pictures to
-    report on and not to train on; None: the first 256 are reported on, and trained on. name: of the pictures. halves:
-    see PictureTask. It goes on from out_dir's checkpoint, which must have the same config, pictures and seed. Ctrl-C
-    saves and returns; what is not trained to its end leaves no vqvae.safetensors.
+    images: uint8 [N, 3, H, W]. training: its length, and the rest as in TRAINING, or of a VQGAN (adversarial) as in
+    ADVERSARIAL. held_out: numbers of the pictures to report on and not to train on; None: the first 256 are reported
+    on, and trained on. name: of the pictures. halves: see PictureTask. It goes on from out_dir's checkpoint, which must
+    have the same config, pictures and seed. Ctrl-C saves and returns; what is not trained to its end leaves no
+    vqvae.safetensors.
     """
     out, rows = Path(out_dir), np.arange(len(images))
     judged = rows[:256] if held_out is None else held_out
     data = Pictures(images, rows if held_out is None else np.setdiff1d(rows, held_out), name)
     torch.manual_seed(training.seed)  # the initial weights
     model = VQVAE(config)
-    model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    task = PictureTask(model, data, None if held_out is None else Pictures(images, held_out), halves=halves)
+    trained = VQGAN(model) if adversarial else model
+    trained.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task = PictureTask(trained, data, None if held_out is None else Pictures(images, held_out), halves)
     trainer = Trainer(task, training, out / "vqvae")
+    task.share = trainer.progress
     trainer.resume(newest_checkpoint(out))
     result = trainer.run(watch)
     if result.finished:

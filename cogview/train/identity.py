@@ -6,6 +6,9 @@ from typing import Any
 
 CAUSES = ("recipe", "tokenizers", "hold_out", "data", "tokens", "pictures")  # what else differs then follows from these
 LATER = ("hold_out", "tokens", "pictures")  # what runs of before they existed do not say
+BEFORE = {
+    "codebook": "moving_average"
+}  # fields of configs that runs of before they existed do not say, and what they were
 
 
 class AnotherRun(ValueError):
@@ -25,7 +28,7 @@ def _differences(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, 
     """Where two values differ, fields of a config by their own names."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in {**ours, **theirs}:
-            yield from _differences(key, ours.get(key), theirs.get(key))
+            yield from _differences(key, ours.get(key), theirs.get(key, BEFORE.get(key)))
     elif ours != theirs:
         yield name, ours, theirs
 

@@ -1,0 +1,118 @@
+"""The report of the study of image tokenizers: a page, its figures, loss curves, reconstructions."""
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cogview.data.files import write_json, written_beside
+from cogview.pictures import contact_sheet, curves
+
+NAMES = {
+    "moving_average": "moving average",
+    "straight_through": "straight-through",
+    "gumbel": "Gumbel",
+    "fixed": "fixed",
+    "vqgan": "VQGAN (moving average)",
+}
+ALIKE = 1.0  # dB between the best and the worst way that count as evenly matched: a quarter more squared error
+SHOWN = 10  # pictures of the sheet
+Found = dict[str, list[dict[str, Any]]]
+"""Figures of each way's trainings, one a seed."""
+
+
+def write(out: Path, settings: dict[str, int], found: Found, true: Tensor, rebuilt: dict[str, Tensor]) -> str:
+    """Writes everything into `out`; the verdict in a sentence. true, rebuilt: held-out pictures, uint8 [N, 3, H, W]."""
+    codebooks = [way for way in found if way != "vqgan"]
+    panels = [
+        ("squared error, training", {NAMES[way]: _line(found[way], "training") for way in codebooks}),
+        ("squared error, held out", {NAMES[way]: _line(found[way], "validation") for way in codebooks}),
+        (
+            "held out, with the VQGAN",
+            {NAMES[way]: _line(found[way], "validation") for way in ("moving_average", "vqgan")},
+        ),
+    ]
+    curves(panels, out / "curves.png")
+    rows = [("originals", list(true[:SHOWN]))] + [
+        (NAMES[way], list(pictures[:SHOWN])) for way, pictures in rebuilt.items()
+    ]
+    contact_sheet(rows, out / "reconstructions.png", columns=1, zoom=2, note="held-out scenes, seed 0")
+    verdict = _verdict({way: found[way] for way in codebooks})
+    write_json(out / "figures.json", {"settings": settings, "verdict": verdict, "trainings": found})
+    with written_beside(out / "report.md") as beside:
+        beside.write_text(_page(settings, found, verdict), encoding="utf-8")
+    return verdict
+
+
+def _line(trainings: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Steps, and the mean of the seeds at each."""
+    steps = [step for step, _ in trainings[0][name]]
+    return steps, [
+        statistics.fmean(values) for values in zip(*([y for _, y in t[name]] for t in trainings), strict=True)
+    ]
+
+
+def _of(trainings: list[dict[str, Any]], name: str) -> tuple[float, float]:
+    """Mean and standard deviation over the seeds."""
+    values = [training[name] for training in trainings]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def _verdict(found: Found) -> str:
+    means = {way: _of(trainings, "psnr")[0] for way, trainings in found.items()}
+    best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+    apart, spread = means[best] - means[worst], max(_of(trainings, "psnr")[1] for trainings in found.values())
+    ends = [_of(trainings, "squared")[0] for trainings in found.values()]
+    begin = statistics.fmean(trainings[0]["training"][0][1] for trainings in found.values())
+    share = (max(ends) - min(ends)) / (begin - min(ends))
+    says = "holds" if apart <= ALIKE else "does not hold"
+    return (
+        f"The paper's finding, that all four end at a similar loss, {says} here: held out, the best ({NAMES[best]}) "
+        f"and the worst ({NAMES[worst]}) are {apart:.2f} dB apart, {share:.1%} of what the squared error fell by; "
+        f"seeds of the same way differ by a standard deviation of up to {spread:.2f} dB."
+    )
+
+
+def _page(settings: dict[str, int], found: Found, verdict: str) -> str:
+    head = "| codebook | squared error x 1000 | PSNR, dB | codes used | perplexity | edges | differences | seconds |"
+    lines = [head, "|---" * 8 + "|"]
+    for way, trainings in found.items():
+        cells = [f"{1000 * _of(trainings, 'squared')[0]:.2f} ± {1000 * _of(trainings, 'squared')[1]:.2f}"]
+        for name, digits in (("psnr", 2), ("used_codes", 0), ("perplexity", 0), ("edges", 3), ("differences", 3)):
+            mean, spread = _of(trainings, name)
+            cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
+        lines.append(f"| {' | '.join([NAMES[way], *cells, format(_of(trainings, 'seconds')[0], '.0f')])} |")
+    plain, gan = (found[way] for way in ("moving_average", "vqgan"))
+    gained = _of(gan, "psnr")[0] - _of(plain, "psnr")[0]
+    longer = _of(gan, "seconds")[0] / _of(plain, "seconds")[0]
+    return f"""# Four ways to train an image tokenizer, and a VQGAN
+
+{verdict}
+
+{settings["seeds"]} seeds each; mean ± standard deviation over the seeds, of {settings["held_out"]} held-out scenes.
+All have {settings["codebook"]} codes of {settings["code_dim"]} numbers, {settings["hidden"]} channels and
+{settings["steps"]:,} steps of {settings["batch_size"]} pictures of 64 x 64: the same {settings["pictures"]:,} scenes in
+the same order, and for a seed the same first weights of encoder and decoder. "Similar" is {ALIKE:g} dB or less between
+the best and the worst.
+
+{chr(10).join(lines)}
+
+![curves](curves.png)
+
+- moving average: a code is the mean of the vectors that took it lately; unused codes are moved to where they help.
+- straight-through: nearest code, moved by the gradient of the codebook loss; unused codes stay.
+- Gumbel: codes are drawn at a temperature that falls; nearest at the end.
+- fixed: encoder outputs of the first batches, spread as k-means++ does, never changed; the two above begin so as well.
+
+## VQGAN
+
+The same tokenizer (moving average) beside a discriminator: hinge loss, and the distance of the discriminator's features
+in place of a perceptual network; {gained:+.2f} dB against the moving average alone. Its optimizer's betas are others
+(0.5, 0.9 in place of 0.9, 0.99), and a step takes {longer:.1f} times the time. "edges": how steep edges are where
+the original has them, 1 as in the original; "differences": all differences of neighbouring pixels against the
+original's, made-up ones too.
+
+![reconstructions](reconstructions.png)
+"""
