@@ -42,6 +42,7 @@ def small():
         patch.setattr(demo, "TRAIN_SCENES", 48)
         patch.setattr(demo, "TEST_SCENES", 16)
         patch.setattr(demo, "JUDGED", 6)
+        patch.setattr(demo.captions, "STEPS", 2)
         patch.setattr(demo, "IMAGE", VQConfig(codebook_size=32, dim=8, hidden=8))
         yield
 
@@ -55,7 +56,7 @@ def finished(small, tmp_path_factory):
 
 
 def test_demo_leaves_everything(finished):
-    for name in ("samples.png", "curves.png", "reconstructions.png"):
+    for name in ("samples.png", "captions.png", "ranked.png", "curves.png", "reconstructions.png"):
         with Image.open(finished / name) as picture:
             assert picture.size[0] > 100
     page = (finished / "report.md").read_text()

@@ -1,4 +1,4 @@
-"""The whole job in one folder, on one machine, in minutes: scenes, tokenizers, GPT, pictures, report.
+"""The whole job in one folder, on one machine, in minutes: scenes, tokenizers, GPT, captions, pictures, report.
 
 Every stage goes on where it was stopped, and a longer demo from a shorter one. The minutes cover everything,
 installation included. What is trained has a number of steps at which it is good; where the machine is slower than
@@ -20,12 +20,13 @@ from cogview.data import decoded
 from cogview.data.images import pixels
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
-from cogview.demo import report
+from cogview.demo import captions, models, report
 from cogview.demo.pace import SLOW, Pace
 from cogview.demo.scenes import build_scene_shards, caption, render, sample_scenes
 from cogview.pipeline import decode, image_tokenizer, sizes_of, text_tokenizer, tokenize_pairs
 from cogview.progress import track
 from cogview.recipes import preset
+from cogview.recipes.caption import Caption
 from cogview.recipes.cogview import CogView
 from cogview.system import System
 from cogview.tokenizers.image import VQConfig
@@ -47,6 +48,7 @@ MOST = 10_000  # minutes
 SLACK = 3.0  # times the planned seconds that a training may take
 TRAIN_SCENES, TEST_SCENES = 12_000, 1_000
 JUDGED = 128  # held-out scenes that are drawn, in each language
+RANKED = 48  # of those, drawn several times and ranked
 IMAGE = VQConfig(codebook_size=1024, dim=64, hidden=96)
 GPT, GPT_TRAINING = preset("tiny")
 TEXT_PIECES = 600
@@ -91,16 +93,21 @@ def run(out: Path, minutes: float, console: Console) -> str:
     data, held_out, image_report = scene_tokens(out, training, pace)
     result = _train(data, held_out, out / "gpt", plan)
 
-    system = System.load(out)
+    finetuned = models.finetuned(out / "caption", Caption, out / "gpt", captions.STEPS, data, held_out)
+
+    system, judges = System.load(out, name="gpt"), System.load(out, name="caption")
     sample = sample_scenes("test", JUDGED)
+    texts = {name: [caption(scene, name) for scene in sample] for name in LANGUAGES}
     with console.status("drawing pictures for captions never seen"):
         begun = time.monotonic()
-        drawn = {name: system.draw([caption(s, name) for s in sample], temperature=TEMPERATURE) for name in LANGUAGES}
+        drawn = {name: system.draw(texts[name], temperature=TEMPERATURE) for name in LANGUAGES}
         seconds_each = (time.monotonic() - begun) / (JUDGED * len(LANGUAGES))
+        ranked = captions.write(out, system, judges, sample[:RANKED], texts["en"][:RANKED])
     true = torch.stack([pixels(render(s), 64) for s in sample])
     rebuilt, _ = reconstruct(system.image, true)
     facts = _facts(out, plan, system, data, image_report, result) | {
         "seconds_per_picture": seconds_each,
+        "caption": models.fact(finetuned) | ranked,
         "minutes_this_time": (time.monotonic() - started) / 60,
     }
     report.write(out, sample, drawn, true, rebuilt, facts)

@@ -86,7 +86,7 @@ def _page(out: Path, figures: dict, languages: list[str], count: int, facts: dic
         shares = [share_of_bound(figures, n, name) for n in languages]
         cells += [percent(figures["bound"][name]), percent(sum(shares) / len(shares))]
         rows.append(f"| {words} | " + " | ".join(cells) + " |")
-    image, validation = facts["image"], facts["validation"]
+    image, validation, said = facts["image"], facts["validation"], facts["caption"]
     return f"""{facts["verdict"]}
 
 # What this CogView learned
@@ -98,6 +98,17 @@ against the emoji they are made of. The bound is what the true pictures score af
 
 {chr(10).join(rows)}
 
+## What it says of pictures
+
+![captions](captions.png)
+
+Finetuned to captioning, the GPT writes captions; {percent(said["captions_right"])} of {said["pictures"]} are right. How
+badly it can explain a caption by a picture is CapLoss, and ranks what was drawn: at temperature 2, where
+{percent(said["candidates_right"])} of the pictures show everything that was asked for, the best of 8 does for
+{percent(said["best_right"])} of the captions.
+
+![ranked](ranked.png)
+
 ## How
 
 - GPT: {facts["layers"]} layers x {facts["hidden"]}, {facts["parameters"] / 1e6:.1f}M parameters, {facts["attention"]}
@@ -108,6 +119,7 @@ against the emoji they are made of. The bound is what the true pictures score af
 - Image tokenizer: {image["steps"]:,} steps in {image["seconds"] / 60:.1f} minutes
   ({image["images_per_second"]:.0f} images a second), {image["psnr"]:.1f} dB, {image["used_codes"]} of
   {image["codebook"]} codes used, perplexity {image["perplexity"]:.0f}. Text tokenizer: {facts["text_pieces"]} pieces.
+- Captions: {said["steps"]:,} further steps of the same weights in {said["seconds"] / 60:.1f} minutes.
 - {facts["seconds_per_picture"]:.2f} seconds a picture.
 
 ![curves](curves.png)

@@ -20,15 +20,14 @@ from cogview.config import TrainConfig, require
 from cogview.data.files import save_tensors, written_beside
 from cogview.data.images import pixels
 from cogview.data.tokens import TokenDataset
-from cogview.demo import demo
-from cogview.demo.measure import judge as judge_picture
-from cogview.demo.scenes import RELATIONS, SIZE, Scene, caption, render, sample_scenes
+from cogview.demo import captions, demo, models
+from cogview.demo.scenes import SIZE, Scene, caption, render, sample_scenes
 from cogview.pipeline import sizes_of
 from cogview.progress import progress, track
 from cogview.recipes.caption import Caption
 from cogview.reranking import candidate_sheet, draw_candidates
 from cogview.sampling import Sampling
-from cogview.studies import contrastive, models, reranking_report
+from cogview.studies import contrastive, reranking_report
 from cogview.system import System
 from cogview.tokenizers.train_image import TRAINING
 from cogview.train.loop import Result
@@ -76,12 +75,12 @@ def run(out: Path, source: Path | None, sizes: Sizes) -> str:
     other = _contrastive(out, data, held_out, sizes.contrastive_steps)
     system, ranks = (System.load(out, name=name) for name in (BASE, JUDGE))
     scenes = sample_scenes("test", sizes.captions)
-    captions = [caption(scene, language_of(k)) for k, scene in enumerate(scenes)]
-    codes = _candidates(out, system, captions, sizes.candidates)
+    texts = [caption(scene, language_of(k)) for k, scene in enumerate(scenes)]
+    codes = _candidates(out, system, texts, sizes.candidates)
     nearest = contrastive.load(other.checkpoint)
-    found = _measured(system, ranks, nearest, scenes, captions, codes)
+    found = _measured(system, ranks, nearest, scenes, texts, codes)
     number = int((found.right.float().mean(dim=1) - 0.5).abs().argmin())
-    _sheet(out, system, ranks, scenes[number], captions[number], sizes.on_sheet)
+    _sheet(out, system, ranks, scenes[number], texts[number], sizes.on_sheet)
     facts = {
         "sizes": asdict(sizes),
         "models": {name: models.fact(result) for name, result in ((BASE, base), (JUDGE, judge), (OTHER, other))},
@@ -126,18 +125,18 @@ def _contrastive(out: Path, data: TokenDataset, held_out: TokenDataset, steps: i
     return models.trained(out / OTHER, contrastive.ContrastiveTask(model, data, held_out), training)
 
 
-def _candidates(out: Path, system: System, captions: Sequence[str], count: int) -> Tensor:
+def _candidates(out: Path, system: System, texts: Sequence[str], count: int) -> Tensor:
     """Codes int64 [N, count, h, w] of the captions, drawn once by the same model."""
     path, source = out / "candidates.safetensors", system.source
-    of = json.dumps([str(source), [system.text.sha256, system.image.sha256], len(captions), count])
+    of = json.dumps([str(source), [system.text.sha256, system.image.sha256], len(texts), count])
     if path.exists():
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("of") == of:
                 return file.get_tensor("codes").long()
-    repeated, seeds = [c for c in captions for _ in range(count)], list(range(count)) * len(captions)
+    repeated, seeds = [c for c in texts for _ in range(count)], list(range(count)) * len(texts)
     with progress("drawing candidates", len(repeated) * system.recipe.config.image_tokens) as update:
         codes = torch.cat(list(system.code_batches(repeated, _HOW, seeds=seeds, update=update)))
-    codes = codes.view(len(captions), count, *codes.shape[1:])
+    codes = codes.view(len(texts), count, *codes.shape[1:])
     save_tensors(path, {"codes": codes.int()}, {"of": of})
     return codes
 
@@ -147,45 +146,30 @@ def _measured(
     ranks: System,
     nearest: contrastive.Contrastive,
     scenes: Sequence[Scene],
-    captions: Sequence[str],
+    texts: Sequence[str],
     codes: Tensor,
 ) -> Found:
     rows = []
-    for scene, text, some in track(list(zip(scenes, captions, codes, strict=True)), "judging candidates"):
+    for scene, text, some in track(list(zip(scenes, texts, codes, strict=True)), "judging candidates"):
         similarity = nearest.similarity(system.encode(text) * len(some), some)
         drawn, true = system.pictures(some), pixels(render(scene), SIZE)
         squared = (drawn.float() - true).div(255).square().mean(dim=(1, 2, 3))
-        rows.append((_right(drawn, scene), -10 * squared.log10(), ranks.caploss(text, some), similarity))
+        rows.append((captions.shown(drawn, scene), -10 * squared.log10(), ranks.caploss(text, some), similarity))
     return Found(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
-
-
-def _right(pictures: Tensor, scene: Scene) -> Tensor:
-    return torch.tensor([judge_picture(picture, scene)["all"] == 1 for picture in pictures])
 
 
 def _sheet(out: Path, system: System, ranks: System, scene: Scene, text: str, count: int) -> None:
     """As figure 6, of a caption about half of whose candidates are right."""
     with progress("drawing a sheet", count * system.recipe.config.image_tokens) as update:
         found = next(draw_candidates(system, ranks, [text], _HOW, seeds=range(count), update=update))
-    marks = ["right" if right else "wrong" for right in _right(found.pictures, scene).tolist()]
+    marks = ["right" if right else "wrong" for right in captions.shown(found.pictures, scene).tolist()]
     candidate_sheet(found, out / "candidates.png", f"{text}: in the order of CapLoss", marks)
 
 
 def _captions_right(ranks: System, scenes: Sequence[Scene]) -> float:
     """Share of true pictures whose likeliest caption is right, in either language and order."""
-    true = torch.stack([pixels(render(scene), SIZE) for scene in scenes])
-    written = ranks.caption(true, top_k=1)
-    right = [{caption(s, name) for s in _same(scene) for name in demo.LANGUAGES} for scene in scenes]
-    return sum(text in some for text, some in zip(written, right, strict=True)) / len(scenes)
-
-
-def _same(scene: Scene) -> list[Scene]:
-    """All scenes that have its picture."""
-    if scene.second is None:
-        return [scene]
-    here = RELATIONS[scene.place][:2]
-    turned = next(name for name, (first, second, *_) in RELATIONS.items() if (second, first) == here)
-    return [scene, Scene(scene.second, turned, scene.background, scene.first)]
+    written = captions.written_for(ranks, torch.stack([pixels(render(scene), SIZE) for scene in scenes]))
+    return sum(map(captions.tells, written, scenes)) / len(scenes)
 
 
 def _count(model: torch.nn.Module) -> int:

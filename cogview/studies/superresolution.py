@@ -20,13 +20,14 @@ from cogview.data import decoded as on_disk
 from cogview.data.crops import Crops, half
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
+from cogview.demo import models
 from cogview.demo.demo import IMAGE, LANGUAGES, TEXT_PIECES
 from cogview.demo.scenes import SIZE, build_scene_shards, caption, render, sample_scenes
 from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
 from cogview.progress import progress, track
 from cogview.recipes.superresolution import SuperResolution
 from cogview.sampling import Sampling
-from cogview.studies import models, superresolution_report
+from cogview.studies import superresolution_report
 from cogview.system import System
 from cogview.tokenizers.train_image import TRAINING, reconstruct
 

@@ -1,4 +1,4 @@
-"""The models of a study: trained in so many steps, from where they were stopped."""
+"""Models of the demo and of studies: trained in so many steps, from where they were stopped."""
 
 from dataclasses import replace
 from pathlib import Path
