@@ -44,7 +44,8 @@ def run(arguments: list[str] | None, description: str) -> None:
     try:
         command.run()
     except (KeyboardInterrupt, Interrupted):
-        resumable = isinstance(getattr(command, "command", command), (Demo, Build, Tokenize, Train, Study))
+        inner = getattr(command, "command", command)
+        resumable = isinstance(command, Study) or isinstance(inner, (Demo, Build, Tokenize, Train))
         sys.exit(f"cogview: stopped{'; the same command goes on from here' if resumable else ''}")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"cogview: {error}")

@@ -113,5 +113,6 @@ caption, not whether it is clean:
   {figures["captions_right"]:.0%} rightly (in either language, and of two emoji in either order).
 - Contrastive: two small transformers over image codes and text, {other["steps"]:,} steps of 128 pairs,
   {other["seconds"] / 60:.1f} minutes, {figures["parameters"]["others/contrastive"] / 1e6:.1f}M parameters.
-- {figures["threads"]} threads; {figures["minutes_this_time"]:.1f} minutes this time.
+- {figures["threads"]} threads; these trainings took {sum(model["seconds"] for model in models.values()) / 60:.1f}
+  minutes. The last call took {figures["minutes_this_time"]:.1f} with what was not done before.
 """
