@@ -54,8 +54,8 @@ def module(rows: int, seed: int = 0) -> Module:
     return made
 
 
-def logits(m: Module, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, S, V] of tokens [B, S], all computed in dtype."""
+def logits(m: Module, tokens: Tensor, dtype: torch.dtype, positions: Tensor | None = None) -> Tensor:
+    """[B, S, V] of tokens [B, S], all computed in dtype. positions: of them, default 0 to S - 1."""
     w = {name: value.to(dtype) for name, value in m.items()}
     B, S = tokens.shape
 
@@ -70,7 +70,8 @@ def logits(m: Module, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         return x.view(B, S, HEADS, HIDDEN // HEADS).permute(0, 2, 1, 3)
 
     mask = torch.ones(S, S, dtype=dtype).tril()
-    h = w["word_embeddings.weight"][tokens] + w["transformer.position_embeddings.weight"][torch.arange(S)]
+    places = torch.arange(S) if positions is None else positions
+    h = w["word_embeddings.weight"][tokens] + w["transformer.position_embeddings.weight"][places]
     for i in range(LAYERS):
         at = f"layers.{i}"
         q, k, v = map(heads, linear(norm(h, f"{at}.input_layernorm"), f"{at}.attention.query_key_value").chunk(3, -1))

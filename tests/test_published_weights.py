@@ -1,5 +1,6 @@
 """`cogview import-weights` and `export-weights`: the released computation, the way back, what is refused."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -181,6 +182,28 @@ def test_several_models_in_a_run(files, run, tmp_path, capsys):
     torch.save(other, tmp_path / "other.pt")
     with pytest.raises(SystemExit, match=r"vqvae: expected the same tokenizer as .*vqvae\.safetensors, got another"):
         take(files, tmp_path / "run", source, "bare", "--name", "third", "--vqvae", tmp_path / "other.pt")
+
+
+def test_super_resolution(files, tmp_path):
+    """Positions begin anew on [ROI2], as these weights were trained; by the folder's name it is known what they are."""
+    take(files, tmp_path / "run", released.write_model(tmp_path / "cogview-sr", weights(files)))
+    system = System.load(tmp_path / "run", name="sr")
+    _, text, large = sequences(files)
+    small = large[:, :4]
+    batch = system.recipe.batch(text, small, large)
+    pad, rows = released.CODES + text_size(files), []
+    for some, few, many in zip(text.tolist(), small.tolist(), large.tolist(), strict=True):
+        first = [pad + 7, *(released.CODES + i for i in some if i >= 0), pad + 16, pad + 1, *few, pad + 4]
+        rows.append(([*first, pad + 8, pad + 18, pad + 16, pad + 2, *many], len(first)))
+    for row, (ids, begin) in enumerate(rows):
+        assert batch.inputs[row, : len(ids)].tolist() == ids
+        positions = torch.tensor([*range(begin), *range(len(ids) - begin)])
+        truth = released.logits(weights(files), torch.tensor([ids]), torch.float64, positions)
+        one = system.recipe.batch(text[row : row + 1], small[row : row + 1], large[row : row + 1])
+        found = system.model(one.inputs[:, : len(ids)], dataclasses.replace(one.context, positions=positions))
+        assert torch.equal(one.context.positions[0, : len(ids)], positions)
+        torch.testing.assert_close(found.double(), truth[..., : system.recipe.vocab.size], atol=1e-3, rtol=1e-3)
+    assert system.magnify(CAPTIONS[1], large[:1].view(1, 4, 4), top_k=1).shape == (1, 3, 64, 64)
 
 
 def test_finetuning(files, run, tmp_path, capsys):

@@ -115,9 +115,10 @@ def test_the_study_in_small(tmp_path, monkeypatch):
     drawn = {"cut from pictures, greedy", "cut from codes, greedy"}
     assert found["figures"].keys() == {"bicubic", "codes repeated", "true small, bicubic", "bound", *drawn}
     assert found["best"] in drawn
+    assert found["figures"]["bound"]["seam"] == 0
     low, high = found["best_above"]["bicubic"]["interval"]
     assert low <= found["best_above"]["bicubic"]["difference"] <= high
-    assert Image.open(tmp_path / "errors.png").width > 3 * 3 * 128
+    assert Image.open(tmp_path / "errors.png").width > 2 * 3 * 128
     for name in ("sheet.png", "seams.png"):
         assert name in (tmp_path / "report.md").read_text()
         assert Image.open(tmp_path / name).width > 256

@@ -51,13 +51,15 @@ class Tokenize:
     """Pixels of a side; others are cropped to a square and resized."""
     pairs: bool = False
     """Make the tokens that super-resolution is trained on: of squares of image_size from pictures at twice that, and of
-    the same at half the size. An image tokenizer trained here sees both sizes, so begin with these."""
+    the same at half the size. Smaller pictures are enlarged, and teach blur. An image tokenizer trained here sees both
+    sizes, so begin with these."""
     crops: int = 1
     """With --pairs: squares of each picture."""
     crop_seed: int = 0
     """With --pairs: of their places."""
     cut: Literal["pictures", "codes"] = "pictures"
-    """With --pairs: squares of the pictures, as published, or of the codes of whole ones, which know what is around."""
+    """With --pairs: squares of the pictures, as published, or of the codes of whole ones, which know what is around as
+    those do that are magnified: with squares of 8 x 8 codes that came 4 dB nearer to the true pictures."""
     max_text: int = 64
     """Longest caption in tokens; longer ones are left out and counted."""
     text_pieces: Annotated[int | None, option("INT", "by the captions")] = None
