@@ -95,10 +95,9 @@ def sources(
     if not known:
         raise ValueError(f"{run} holds no trained model: expected gpt/step-*.safetensors in it")
     if name is None:
-        fitting = known if recipes is None else [n for n in known if _recipe(run / n) in (None, *recipes)]
-        some = ", ".join(known)
-        require(bool(fitting), "name", f"a model of recipe {' or '.join(recipes or ())} in {run}", some)
-        name = fitting[0]
+        found = known[0] if recipes is None else last_of(run, recipes)
+        require(found is not None, "name", f"a model of recipe {' or '.join(recipes or ())} in {run}", ", ".join(known))
+        name = found or ""
     require(name in known, "name", f"a model of {run}: {', '.join(known)}", name)
     folder = run / name
     there = {checkpoint.step_of(path): path for path in reversed(checkpoint.paths(folder))}
@@ -107,6 +106,11 @@ def sources(
         require(step in there, "step", f"one that {folder} has a checkpoint of: {steps}", step)
         return iter([Source(there[step], "as asked for")])
     return _best_first(folder, list(there.values()))
+
+
+def last_of(run: Path, recipes: Collection[str]) -> str | None:
+    """The model of one of these recipes that was trained last, one that cannot be read among them, or None."""
+    return next((name for name in models(run) if _recipe(run / name) in (None, *recipes)), None)
 
 
 def _recipe(folder: Path) -> str | None:

@@ -27,7 +27,7 @@ from cogview.recipes import RECIPES, named
 from cogview.recipes.caption import Caption, caploss
 from cogview.recipes.recipe import Recipe
 from cogview.recipes.superresolution import SuperResolution
-from cogview.runs import Source, sources
+from cogview.runs import Source, last_of, sources
 from cogview.sampling import Sampling, check_seed, check_seeds
 from cogview.sequence import Batch, pad_text
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
@@ -129,17 +129,19 @@ class System:
         int8: bool = False,
         compile: bool = False,
     ) -> "System":
-        """Reads a run's folder. name: of its model, default the one trained last. step: of its checkpoint, default the
-        best by held-out loss, or the newest; where that one is damaged the next is taken, and `source.why` says so.
-        draws: what the model is to draw, pictures, captions or larger pictures; default whatever it does. dtype: of the
-        model, None: as its weights are stored. int8: its linear layers' weights in 8 bits, by torchao. compile: see
-        `Transformer.compile_step`.
+        """Reads a run's folder. name: of its model, default the one trained last of those that draw what is asked for.
+        step: of its checkpoint, default the best by held-out loss, or the newest; where that one is damaged the next is
+        taken, and `source.why` says so. draws: what the model is to draw: pictures, captions or larger pictures;
+        default pictures, where a model does. dtype: of the model, None: as its weights are stored. int8: its linear
+        layers' weights in 8 bits, by torchao. compile: see `Transformer.compile_step`.
 
         ValueError in one sentence where a part is missing or does not fit the others, or torch cannot use the device.
         """
         folder, damaged, device = Path(folder), None, available(device)
-        recipes = None if draws is None else [name for name, recipe in RECIPES.items() if recipe.draws == draws]
-        tried = sources(folder, name, step, recipes=recipes)
+        recipes = [name for name, recipe in RECIPES.items() if recipe.draws == (draws or "pictures")]
+        if draws is None:
+            name = last_of(folder, recipes) if name is None else name
+        tried = sources(folder, name, step, recipes=None if draws is None else recipes)
         text, image = TextTokenizer.load(folder / "text.model"), load_image_tokenizer(folder / "vqvae.safetensors")
         for source in tried:
             try:
