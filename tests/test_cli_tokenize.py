@@ -325,3 +325,32 @@ def test_a_single_picture(tmp_path, capsys):
     tokenize(tmp_path / "one.tar", "--run", tmp_path / "run", *QUICK)
     assert "on pictures that it was trained on" in capsys.readouterr().out
     assert sequences(tmp_path / "run") == 1
+
+
+def test_other_ways_to_train_the_image_tokenizer(tmp_path, capsys):
+    a, folder = shard(tmp_path / "a.tar", captions(12)), tmp_path / "run"
+    how = ["--codebook-training", "gumbel", "--adversarial"]
+    tokenize(a, "--run", folder, *QUICK, *how)
+    model = VQVAE.load(folder / "vqvae.safetensors")
+    assert model.config.codebook == "gumbel"
+    assert checkpoint.read_header(checkpoint.latest(folder / "vqvae"))["recipe"] == "vqgan"
+    codes = model.encode(torch.rand(1, 3, 32, 32))
+    assert codes.shape == (1, 4, 4)
+    assert sequences(folder) == 12
+    capsys.readouterr()
+    tokenize(a, "--run", folder, *how)
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "not used, since the tokenizers are there: --codebook-training, --adversarial" in said
+
+
+def test_presets_of_the_image_tokenizer(tmp_path):
+    a = shard(tmp_path / "a.tar", captions(6))
+    small = ["--codebook", "16", "--code-dim", "8", "--hidden", "4", "--image-passes", "0.001"]
+    tokenize(a, "--run", tmp_path / "run", "--image-preset", "fashion-800", *small)
+    config = VQVAE.load(tmp_path / "run" / "vqvae.safetensors").config
+    assert (config.downsample, config.codebook_size, config.dim, config.hidden) == (16, 16, 8, 4)
+    meta = TokenDataset(tmp_path / "run" / "tokens" / "train").meta
+    assert (meta["image_size"], meta["grid"]) == (800, [50, 50])
+    with pytest.raises(SystemExit) as error:
+        tokenize(a, "--run", tmp_path / "other", "--image-preset", "fashion-800", "--image-size", "72")
+    assert "image_size: expected a multiple of 16, got 72" in str(error.value)

@@ -64,6 +64,18 @@ def test_codes_begin_as_different_vectors_of_the_first_batches(kind):
     assert torch.equal(codebook.embed.detach().t(), found)  # all have begun: only gradients move them now
 
 
+@pytest.mark.parametrize("kind", ["straight_through", "gumbel", "fixed"])
+def test_the_encoder_learns_without_codes_first(kind):
+    codebook = made(kind, 12, 3)
+    vectors = torch.randn(40, 3)
+    early = codebook(vectors, share=0.09)
+    assert torch.equal(early.vectors, vectors)
+    assert int(codebook.begun) == 0
+    codebook(vectors, share=0.1)
+    assert int(codebook.begun) == 12
+    assert not torch.equal(codebook(vectors, share=0.05).vectors, vectors)  # a training that goes on for longer
+
+
 def test_first_codes_are_spread():
     """Of two clusters that hold 999 and 1 of the vectors both have a code, among the first two."""
     vectors = torch.cat([torch.randn(999, 2) * 1e-3, torch.tensor([[50.0, 50.0]])])

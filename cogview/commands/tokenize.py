@@ -25,7 +25,7 @@ from cogview.tokenizers.image import PRESETS, VQConfig
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
-from cogview.tokenizers.train_image import ADVERSARIAL, TRAINING, crop_of, passes_of, seconds_a_step, steps_for
+from cogview.tokenizers.train_image import TRAINING, crop_of, passes_of, seconds_a_step, steps_for
 
 
 def _of_preset(name: str) -> Any:
@@ -205,12 +205,9 @@ class Tokenize:
             f"image tokenizer: {steps:,} steps, {passes_of(steps, count, size, crop):.1f} passes over {count:,} "
             f"pictures of {size} x {size}, about {minutes:.1f} minutes"
         )
-        training = TrainConfig(
-            steps=steps, seconds=self.image_seconds, **(ADVERSARIAL if self.adversarial else TRAINING)
-        )
-        image, report = pipeline.image_tokenizer(
-            data, pictures, folder, config, training, adversarial=self.adversarial, halves=self.pairs
-        )
+        training = TrainConfig(steps=steps, seconds=self.image_seconds, **TRAINING)
+        how = {"adversarial": self.adversarial, "halves": self.pairs}
+        image, report = pipeline.image_tokenizer(data, pictures, folder, config, training, **how)
         judged = f"held-out pictures ({report.held_out})" if report.held_out else "pictures that it was trained on"
         console.print(
             f"image tokenizer: {report.psnr:.1f} dB on {judged}, {report.used_codes:,} of {config.codebook_size:,} "

@@ -22,7 +22,7 @@ from cogview.progress import track
 from cogview.studies import tokenizers_report
 from cogview.tokenizers.codebook import KINDS
 from cogview.tokenizers.image import VQVAE, VQConfig
-from cogview.tokenizers.train_image import ADVERSARIAL, TRAINING, reconstruct, train_vqvae
+from cogview.tokenizers.train_image import TRAINING, reconstruct, train_vqvae
 from cogview.train.interrupts import Interrupted
 from cogview.train.log import read_log
 
@@ -71,7 +71,7 @@ def _train(way: str, seed: int, images: Tensor, sizes: Sizes, folder: Path) -> t
     """Figures of a training, finished now or before, and the held-out pictures as it gives them back."""
     sizes_of_it = {"codebook_size": sizes.codebook, "dim": sizes.code_dim, "hidden": sizes.hidden}
     config = VQConfig(**sizes_of_it, codebook=way if way in KINDS else VQConfig.codebook)  # type: ignore[arg-type]
-    how = (ADVERSARIAL if way == VQGAN else TRAINING) | {
+    how = TRAINING | {
         "batch_size": sizes.batch_size,
         "validate_every": max(1, sizes.steps // 10),
         "keep": 1,

@@ -119,12 +119,15 @@ class MovingAverage(Codebook):
 
 
 class Fixed(Codebook):
-    """Codes are vectors of the first training batch, and stay.
+    """Codes are vectors of an encoder that has learned for a while, and stay.
 
-    They are drawn as k-means++ draws its centres (Arthur and Vassilvitskii, 2007), one after the other, each with a
-    chance in proportion to its squared distance from those before: spread over what there is, none twice. Where a batch
-    has fewer different vectors than there are codes, later batches give the others. `begun` counts.
+    For a share FREE of the training the decoder gets the encoder's own vectors. Then codes are drawn from a batch's as
+    k-means++ draws its centres (Arthur and Vassilvitskii, 2007), one after the other, each with a chance in proportion
+    to its squared distance from those before: spread over what there is, none twice. Where a batch has fewer different
+    vectors than there are codes, the next ones give the others. `begun` counts.
     """
+
+    FREE = 0.1
 
     begun: Tensor
 
@@ -133,8 +136,15 @@ class Fixed(Codebook):
         self.register_buffer("begun", torch.tensor(0))
 
     def forward(self, vectors: Tensor, share: float = 1.0) -> Chosen:
-        if self.training:
-            self._begin(vectors.detach())
+        if not self.training:
+            return super().forward(vectors)
+        if share < self.FREE and not self.begun:
+            return Chosen(vectors, self.nearest(vectors)[0], {"commitment": vectors.new_zeros(())})
+        self._begin(vectors.detach())
+        return self._choose(vectors, share)
+
+    def _choose(self, vectors: Tensor, share: float) -> Chosen:
+        """In training, once codes have begun."""
         return super().forward(vectors)
 
     @torch.no_grad()
@@ -161,8 +171,8 @@ class StraightThrough(Fixed):
     def _add(self, name: str, value: Tensor) -> None:
         self.register_parameter(name, nn.Parameter(value))
 
-    def forward(self, vectors: Tensor, share: float = 1.0) -> Chosen:
-        chosen = super().forward(vectors)
+    def _choose(self, vectors: Tensor, share: float) -> Chosen:
+        chosen = super()._choose(vectors, share)
         chosen.losses["codebook"] = F.mse_loss(self.vectors_of(chosen.codes), vectors.detach())
         return chosen
 
@@ -177,10 +187,7 @@ class Gumbel(StraightThrough):
 
     FIRST, LAST = 1.0, 1 / 16
 
-    def forward(self, vectors: Tensor, share: float = 1.0) -> Chosen:
-        if not self.training:
-            return super().forward(vectors)
-        self._begin(vectors.detach())
+    def _choose(self, vectors: Tensor, share: float) -> Chosen:
         temperature = self.FIRST * (self.LAST / self.FIRST) ** share
         distances = vectors.square().sum(1, keepdim=True) + torch.addmm(
             self.embed.square().sum(0), vectors, self.embed, alpha=-2
@@ -190,11 +197,7 @@ class Gumbel(StraightThrough):
         codes, soft = scores.argmax(1), scores.softmax(1)
         hard = torch.zeros_like(soft).scatter_(1, codes[:, None], 1.0)
         quantized = (hard - soft.detach() + soft) @ self.embed.t()
-        drawn = self.vectors_of(codes)
-        losses = {
-            "commitment": self.commitment * F.mse_loss(vectors, drawn.detach()),
-            "codebook": F.mse_loss(drawn, vectors.detach()),
-        }
+        losses = {"commitment": self.commitment * F.mse_loss(vectors, self.vectors_of(codes).detach())}
         return Chosen(quantized, codes, losses)
 
 
