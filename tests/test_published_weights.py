@@ -13,9 +13,10 @@ from common import assert_as_good_as
 from test_train_command import header, tokens, train
 
 from cogview import cli
+from cogview.published.convert import _released_image
 from cogview.recipes.cogview import CogView
 from cogview.system import System, load_model
-from cogview.tokenizers.image import VQVAE
+from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint
 
@@ -368,6 +369,20 @@ def test_trained_weights_are_rounded_and_it_is_said(files, run, tmp_path, capsys
     assert "its norms are those of relax row" in said
     module = torch.load(tmp_path / "out" / "20" / "mp_rank_00_model_states.pt")["module"]
     same(module, weights(files))
+
+
+@pytest.mark.parametrize("codebook", ["fixed", "straight_through"])
+def test_an_image_tokenizer_without_averages_is_exported_with_some(codebook):
+    model = VQVAE(VQConfig(codebook_size=16, dim=8, hidden=8, codebook=codebook))
+    tensors = _released_image(model)
+    assert {name: list(value.shape) for name, value in tensors.items()} == {
+        name: list(value.shape)
+        for name, value in VQVAE(VQConfig(codebook_size=16, dim=8, hidden=8)).state_dict().items()
+    }
+    moved = tensors["quantize_t.embed_avg"] / tensors["quantize_t.cluster_size"]
+    assert torch.equal(moved, model.quantize_t.embed)
+    with pytest.raises(ValueError, match="image tokenizer: expected a VQ-VAE, got Linear"):
+        _released_image(torch.nn.Linear(1, 1))
 
 
 def test_names_are_all_of_a_models(files):

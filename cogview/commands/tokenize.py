@@ -206,7 +206,7 @@ class Tokenize:
             f"pictures of {size} x {size}, about {minutes:.1f} minutes"
         )
         training = TrainConfig(steps=steps, seconds=self.image_seconds, **TRAINING)
-        how = {"adversarial": self.adversarial, "halves": self.pairs}
+        how: dict[str, Any] = {"adversarial": self.adversarial, "halves": self.pairs}
         image, report = pipeline.image_tokenizer(data, pictures, folder, config, training, **how)
         judged = f"held-out pictures ({report.held_out})" if report.held_out else "pictures that it was trained on"
         console.print(

@@ -29,6 +29,7 @@ from cogview.recipes.recipe import Recipe
 from cogview.runs import folder_of
 from cogview.system import System
 from cogview.tokenizers.image import VQVAE
+from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint, record
 from cogview.train.state import State
@@ -115,6 +116,7 @@ def export_run(
     recipe, source = system.recipe, system.source
     assert source is not None
     _check(recipe, parts)
+    image = _released_image(system.image)
     folder = out / str(source.step)
     paths = [part_path(folder, rank) for rank in range(parts)]
     free = not (out / TRACKER).exists() and not set(folder.glob("mp_rank_*")).difference(paths)
@@ -128,7 +130,7 @@ def export_run(
         module = {key: pieces[rank] for key, pieces in whole.items()}
         save({"module": module, "iteration": source.step, "mp_world_size": parts}, path)
     system.text.save(out / RELEASED_TEXT)
-    save(system.image.state_dict(), out / RELEASED_IMAGE)
+    save(image, out / RELEASED_IMAGE)
     with written_beside(out / TRACKER) as beside:  # the last: what it is missing beside is not whole
         beside.write_text(str(source.step))
     return folder
@@ -140,6 +142,16 @@ def _check(recipe: Recipe, parts: int) -> None:
     require(fits, "attention", "dense, as CogView's code has it", getattr(c, "attention", recipe.name))
     require(c.image_positions == "following", "image_positions", "following, as in CogView's code", c.image_positions)
     require(1 <= parts <= 99 and c.num_heads % parts == 0, "parts", f"a divisor of {c.num_heads} heads", parts)
+
+
+def _released_image(image: ImageTokenizer) -> dict[str, Tensor]:
+    """An image tokenizer's tensors; the moving averages of one that has none are its codes, each of one vector."""
+    require(isinstance(image, VQVAE), "image tokenizer", "a VQ-VAE", type(image).__name__)
+    tensors = {name: value.detach() for name, value in image.state_dict().items()}
+    embed, own = tensors["quantize_t.embed"], ("embed", "cluster_size", "embed_avg")
+    averages = {"quantize_t.cluster_size": embed.new_ones(embed.shape[1]), "quantize_t.embed_avg": embed.clone()}
+    ours = (name for name in tensors if not name.startswith("quantize_t.") or name.removeprefix("quantize_t.") in own)
+    return averages | {name: tensors[name] for name in ours}
 
 
 def _halves(model: Transformer, tell: Tell) -> dict[str, Tensor]:
