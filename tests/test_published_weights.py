@@ -381,7 +381,7 @@ def test_an_image_tokenizer_without_averages_is_exported_with_some(codebook):
     }
     moved = tensors["quantize_t.embed_avg"] / tensors["quantize_t.cluster_size"]
     assert torch.equal(moved, model.quantize_t.embed)
-    with pytest.raises(ValueError, match="image tokenizer: expected a VQ-VAE, got Linear"):
+    with pytest.raises(ValueError, match="image tokenizer: expected a VQ-VAE, got 'Linear'"):
         _released_image(torch.nn.Linear(1, 1))
 
 
