@@ -50,13 +50,16 @@ def lines(capsys) -> list[str]:
 
 
 def test_the_model_that_was_trained_last_and_draws_that(run):
-    assert System.load("runs/mine").source.path.parent.name == "caption"
+    assert System.load("runs/mine").source.path.parent.name == "gpt"  # pictures, where there is a model that draws some
     assert System.load("runs/mine", draws="pictures").source.path.parent.name == "gpt"
     assert judge().source.path.parent.name == "caption"
     with pytest.raises(ValueError, match="name: expected a model that draws captions, got 'gpt, of cogview'"):
         System.load("runs/mine", name="gpt", draws="captions")
     with pytest.raises(ValueError, match="name: expected a model that draws pictures, got 'caption, of caption'"):
         judge().draw("a fox")
+    (run / "runs/mine/gpt").rename(run / "aside")
+    assert System.load("runs/mine").source.path.parent.name == "caption"
+    (run / "aside").rename(run / "runs/mine/gpt")
     (run / "runs/mine/caption/step-00000001.safetensors").unlink()
     with pytest.raises(ValueError, match=r"name: expected a model of recipe caption in .*mine, got 'gpt'"):
         judge()
