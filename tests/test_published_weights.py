@@ -185,6 +185,22 @@ def test_several_models_in_a_run(files, run, tmp_path, capsys):
         take(files, tmp_path / "run", source, "bare", "--name", "third", "--vqvae", tmp_path / "other.pt")
 
 
+def test_captioning(files, tmp_path):
+    """CapLoss is that of the released computation; a caption has no end but the longest."""
+    take(files, tmp_path / "run", released.write_model(tmp_path / "cogview-caption", weights(files)))
+    system = System.load(tmp_path / "run", name="caption")
+    _, _, codes = sequences(files)
+    text = system.encode(CAPTIONS[0])[0]
+    pad, words = released.CODES + text_size(files), [released.CODES + i for i in text]
+    ids = [pad + 16, pad + 1, *codes[0].tolist(), pad + 4, pad + 7, *words]
+    logits = released.logits(weights(files), torch.tensor([ids]), torch.float64)[0]
+    nll = -logits.log_softmax(dim=-1)[torch.arange(len(ids) - len(words) - 1, len(ids) - 1), torch.tensor(words)]
+    found = system.caploss(CAPTIONS[0], codes[:1].view(1, 4, 4))
+    torch.testing.assert_close(found.double(), nll.mean()[None], atol=2e-3, rtol=1e-3)
+    assert not system.recipe.config.stop
+    assert len(system.caption(codes[:1].view(1, 4, 4), longest=3)) == 1
+
+
 def test_super_resolution(files, tmp_path):
     """Positions begin anew on [ROI2], as these weights were trained; by the folder's name it is known what they are."""
     take(files, tmp_path / "run", released.write_model(tmp_path / "cogview-sr", weights(files)))
@@ -204,6 +220,10 @@ def test_super_resolution(files, tmp_path):
         found = system.model(one.inputs[:, : len(ids)], dataclasses.replace(one.context, positions=positions))
         assert torch.equal(one.context.positions[0, : len(ids)], positions)
         torch.testing.assert_close(found.double(), truth[..., : system.recipe.vocab.size], atol=1e-3, rtol=1e-3)
+    take(files, tmp_path / "run", tmp_path / "cogview-sr", "--name", "other", "--restart", "behind")
+    assert System.load(tmp_path / "run", name="other").recipe.config.restart == "behind"
+    with pytest.raises(SystemExit, match="restart: expected none but with recipe superresolution, got 'on'"):
+        take(files, tmp_path / "run", "cogview-1", "--restart", "on")
     assert system.magnify(CAPTIONS[1], large[:1].view(1, 4, 4), top_k=1).shape == (1, 3, 64, 64)
 
 

@@ -10,6 +10,7 @@ from cogview.commands.console import console
 from cogview.commands.presets import option
 from cogview.published.transformer import PRESET
 from cogview.recipes import RECIPES
+from cogview.recipes.superresolution import Restart
 
 RELEASED = tuple(name for name, recipe in RECIPES.items() if PRESET in recipe.presets)
 KINDS = {"cogview-sr": ("sr", "superresolution"), "cogview-caption": ("caption", "caption")}
@@ -39,6 +40,9 @@ class ImportWeights:
     image_grid: Annotated[int | None, option("INT", "the largest power of two with room for text")] = None
     """Image tokens a side, which the files do not tell: 32 of what was released."""
 
+    restart: Annotated[Restart | None, option("{on,behind}", "on, as it was trained")] = None
+    """Of recipe superresolution: positions begin anew on [ROI2], or behind it, as the released code draws."""
+
     def run(self) -> None:
         from cogview.published.convert import import_model
 
@@ -52,6 +56,7 @@ class ImportWeights:
             text=self.text,
             heads=self.heads,
             image_grid=self.image_grid,
+            restart=self.restart,
             tell=console.print,
         )
         console.print(f"imported as {path}")

@@ -24,8 +24,10 @@ from cogview.published import cuts
 from cogview.published.image import read_vqvae
 from cogview.published.torch_file import all_finite, save
 from cogview.published.transformer import PRESET, TRACKER, WORDS, Published, part_path
+from cogview.recipes.caption import Caption
 from cogview.recipes.cogview import CogViewConfig
 from cogview.recipes.recipe import Recipe
+from cogview.recipes.superresolution import Restart, SuperResolution
 from cogview.runs import folder_of
 from cogview.system import System
 from cogview.tokenizers.image import VQVAE
@@ -50,14 +52,18 @@ def import_model(
     text: Path | None = None,
     heads: int | None = None,
     image_grid: int | None = None,
+    restart: Restart | None = None,
     tell: Tell = print,
 ) -> Path:
     """Makes a released model the model `name` of a run, and writes its tokenizers there if they are not yet; its
     checkpoint. All is read and checked before anything is written; `tell` is told what was found.
 
     source: a folder with latest_checkpointed_iteration.txt, or one with mp_rank_*_model_states.pt. vqvae, text: its
-    tokenizers; None: those of the run. ValueError in one sentence where something is missing or does not fit.
+    tokenizers; None: those of the run. restart: of recipe superresolution, see its config; default "on", as it was
+    trained. ValueError in one sentence where something is missing or does not fit.
     """
+    fits = restart is None or recipe == SuperResolution.name
+    require(fits, "restart", f"none but with recipe {SuperResolution.name}", restart)
     folder = folder_of(run, name)
     there = checkpoint.latest(folder)
     require(there is None, "name", "a new one", f"{name}, which has {there}")
@@ -65,7 +71,9 @@ def import_model(
     image_tokenizer = _tokenizer(run / IMAGE, vqvae, "vqvae", read_vqvae, VQVAE.load)
     published = Published.read(source)
     sizes = image_tokenizer.config.codebook_size, text_tokenizer.vocab_size
-    made = published.recipe(recipe, *sizes, heads=heads, image_grid=image_grid)
+    own: dict[str, Any] = {Caption.name: {"stop": False}}.get(recipe, {})  # released captions know no end
+    own |= {} if restart is None else {"restart": restart}
+    made = published.recipe(recipe, *sizes, heads=heads, image_grid=image_grid, **own)
     c, count = made.config, len(published.files)
     tell(
         f"{recipe}: {c.num_layers} layers of width {c.hidden_size} with {c.num_heads} heads, {c.image_grid} x "

@@ -87,10 +87,12 @@ class Published:
         """Of the token table, all parts together."""
         return self._matrix(WORDS)[0] * len(self.files)
 
-    def recipe(self, name: str, codes: int, text: int, *, heads: int | None, image_grid: int | None) -> Recipe:
+    def recipe(
+        self, name: str, codes: int, text: int, *, heads: int | None, image_grid: int | None, **own: Any
+    ) -> Recipe:
         """That of the name in the sizes that the tensors have, with so many image codes and text pieces; ValueError
         where these or those do not fit. heads: default one for every 64 of the width. image_grid: default the largest
-        power of two that leaves room for text."""
+        power of two that leaves room for text. own: what else its config says."""
         hidden, positions = self._matrix(WORDS)[1], self._matrix(POSITIONS)[0]
         rows, vocab, count = self.rows, Vocabulary(codes, text), len(self.files)
         sizes = sorted({vocab.size, cuts.padded(vocab.size, count)})
@@ -112,6 +114,7 @@ class Published:
         config, _ = preset(PRESET, name)
         config = dataclasses.replace(
             config,
+            **own,
             num_layers=layers,
             hidden_size=hidden,
             num_heads=heads,
