@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cogview.config import TrainConfig
 from cogview.tokenizers.codebook import KINDS, Codebook
 from cogview.tokenizers.image import VQVAE, VQConfig
+from cogview.tokenizers.train_image import TRAINING, train_vqvae
+from cogview.train import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -223,3 +226,17 @@ def test_other_kinds_are_refused():
         ValueError, match="codebook: expected one of moving_average, straight_through, gumbel, fixed, got 'x'"
     ):
         VQConfig(codebook="x")
+
+
+def test_trainings_of_before_go_on_with_moving_averages(tmp_path):
+    """Their checkpoints have no word about the codebook."""
+    images, training = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8), TRAINING | {"batch_size": 2}
+    sizes = {"codebook_size": 8, "dim": 4, "hidden": 4}
+    train_vqvae(images, VQConfig(**sizes), TrainConfig(steps=2, **training), tmp_path)
+    path = checkpoint.latest(tmp_path / "vqvae")
+    tensors, header = checkpoint.read(path)
+    assert header["config"].pop("codebook") == "moving_average"
+    checkpoint.save(path, tensors, header)
+    with pytest.raises(ValueError, match="of another run: codebook: expected 'fixed', got 'moving_average'"):
+        train_vqvae(images, VQConfig(**sizes, codebook="fixed"), TrainConfig(steps=3, **training), tmp_path)
+    assert train_vqvae(images, VQConfig(**sizes), TrainConfig(steps=3, **training), tmp_path).steps == 3

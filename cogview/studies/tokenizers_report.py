@@ -17,7 +17,7 @@ NAMES = {
     "vqgan": "VQGAN (moving average)",
 }
 ALIKE, OF_FALL = 1.0, 0.05  # what counts as evenly matched: dB apart, and as a share of what the squared error fell by
-SHOWN = 10  # pictures of the sheet
+SHOWN = 8  # pictures of the sheet
 Found = dict[str, list[dict[str, Any]]]
 """Figures of each way's trainings, one a seed."""
 
