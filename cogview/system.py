@@ -21,9 +21,10 @@ from cogview.generate import describe, generate_batches
 from cogview.inputs import Bad, BadCaption, Captions, Pictures, images, listed, texts
 from cogview.loss import check_finite, row_means
 from cogview.magnify import magnify_batches
+from cogview.models import check_tokenizers, load_model
 from cogview.parts.quantized import int8_weights
 from cogview.parts.transformer import Transformer, evaluating
-from cogview.recipes import RECIPES, named
+from cogview.recipes import RECIPES
 from cogview.recipes.caption import Caption, caploss
 from cogview.recipes.recipe import Recipe
 from cogview.recipes.superresolution import SuperResolution
@@ -34,40 +35,8 @@ from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint
-from cogview.train.identity import other_tokenizers
 
 _AT_ONCE = 32  # rows
-
-
-def recipe_of(path: Path, header: dict[str, Any]) -> Recipe:
-    """The recipe that a checkpoint's header names, with its sizes."""
-    try:
-        recipe = named(header["recipe"])
-        config: Any = {name: _tuples(value) for name, value in header["config"].items()}
-        return recipe(recipe.Config(**config))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists where a config had tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def load_model(
-    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
-) -> tuple[Recipe, Transformer]:
-    """Recipe and model of a checkpoint, the model in evaluation mode. dtype: None: as it is stored."""
-    tensors, header = checkpoint.read(path, prefix="model.")
-    recipe = recipe_of(path, header)
-    layers = recipe.config.num_layers
-    if layers > len(tensors):
-        raise ValueError(f"{path} does not fit the model: expected {layers} layers, got {len(tensors)} tensors")
-    with torch.device("meta"):  # nothing is allocated before the shapes are known to agree
-        model = recipe.model()
-    checkpoint.check_shapes(path, tensors, model.state_dict())
-    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items()}, assign=True)
-    return recipe, model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 class Likelihood(NamedTuple):
@@ -145,7 +114,7 @@ class System:
         text, image = TextTokenizer.load(folder / "text.model"), load_image_tokenizer(folder / "vqvae.safetensors")
         for source in tried:
             try:
-                _check_tokenizers(folder, source.path, text, image)
+                check_tokenizers(folder, source.path, [text.sha256, image.sha256])
                 recipe, model = load_model(source.path, device=device, dtype=dtype)
             except checkpoint.Damaged as error:
                 damaged = damaged or error
@@ -408,16 +377,3 @@ class System:
 
 def _are_whole(values: Tensor) -> bool:
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
-
-
-def _check_tokenizers(run: Path, path: Path, text: TextTokenizer, image: ImageTokenizer) -> None:
-    """ValueError unless a checkpoint's model was trained on tokens of these tokenizers."""
-    trained_on = checkpoint.read_header(path).get("tokenizers")
-    if not isinstance(trained_on, list) or len(trained_on) != 2:
-        raise ValueError(f"{path} does not say which tokenizers its tokens were made with")
-    if changed := other_tokenizers([text.sha256, image.sha256], trained_on):
-        which = f"the {' and the '.join(changed)} tokenizer {'were' if len(changed) > 1 else 'was'}"
-        raise ValueError(
-            f"{run}: {which} trained again after the tokens of its model {path.parent.name}: "
-            "tokenize again and train a new model"
-        )

@@ -14,8 +14,8 @@ from cogview.data.images import pixels
 from cogview.data.shards import PairDataset, ShardWriter
 from cogview.data.tokens import TokenDataset, read_meta
 from cogview.demo.scenes import render, sample_scenes
+from cogview.models import load_model
 from cogview.pipeline import tokenize_pairs
-from cogview.system import load_model
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint

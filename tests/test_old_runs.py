@@ -17,9 +17,9 @@ from test_tokenizer_image import training as image_training
 from test_train_run import Pairs
 
 from cogview.config import TrainConfig
+from cogview.models import load_model
 from cogview.parts.published import published_names
 from cogview.recipes import RECIPES
-from cogview.system import load_model
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.train_image import train_vqvae, trained_steps
 from cogview.train import checkpoint

@@ -13,9 +13,10 @@ from common import assert_as_good_as
 from test_train_command import header, tokens, train
 
 from cogview import cli
+from cogview.models import load_model
 from cogview.published.convert import _released_image
 from cogview.recipes.cogview import CogView
-from cogview.system import System, load_model
+from cogview.system import System
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint

@@ -13,9 +13,9 @@ from test_transformer import SIZES
 from cogview import recipes
 from cogview.config import ModelConfig, TrainConfig, require
 from cogview.generate import generate
+from cogview.models import load_model
 from cogview.parts.attend import Attention, seen
 from cogview.recipes.recipe import Recipe
-from cogview.system import load_model
 from cogview.train.loop import Trainer
 from cogview.train.token_task import TokenTask
 

@@ -8,8 +8,8 @@ import torch
 from test_train_command import header, tokens, train
 
 from cogview import runs
+from cogview.models import load_model
 from cogview.recipes import RECIPES, preset
-from cogview.system import load_model
 from cogview.train import checkpoint
 from cogview.train.finetune import start_from
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from cogview.config import TrainConfig
 from cogview.data import files
 from cogview.generate import generate
+from cogview.models import load_model
 from cogview.recipes.cogview import CogView, CogViewConfig
-from cogview.system import load_model
 from cogview.train import checkpoint
 from cogview.train.log import RunLog, read_log
 from cogview.train.loop import State, Trainer

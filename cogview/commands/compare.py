@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cogview.commands.console import console
+from cogview.models import recipe_of
 from cogview.recipes.recipe import Recipe
 from cogview.runs import models_in
-from cogview.system import recipe_of
 from cogview.train import checkpoint, record
 from cogview.train.log import read_log
 from cogview.train.state import State

@@ -8,10 +8,10 @@ from typing import Any
 from cogview.commands.console import console
 from cogview.commands.train_data import Tokens
 from cogview.config import ModelConfig, require
+from cogview.models import recipe_of
 from cogview.recipes import named, preset
 from cogview.recipes.recipe import Recipe
 from cogview.runs import model_of, sources
-from cogview.system import recipe_of
 from cogview.train import checkpoint
 from cogview.train.identity import other_tokenizers
 

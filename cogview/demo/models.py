@@ -8,11 +8,11 @@ import torch
 
 from cogview.config import TrainConfig
 from cogview.data.tokens import TokenDataset
+from cogview.models import load_model
 from cogview.pipeline import sizes_of
 from cogview.recipes import preset
 from cogview.recipes.cogview import CogView
 from cogview.recipes.recipe import Recipe
-from cogview.system import load_model
 from cogview.train import checkpoint
 from cogview.train.finetune import start_from
 from cogview.train.interrupts import Interrupted
