@@ -170,10 +170,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=report.RESULTS / "generation", help="folder (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of each contestant (default: %(default)s)")
     parser.add_argument("--int8", action="store_true", help="also with 8-bit weights (needs torchao)")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="(default: all)")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="(default: 1 8)")
     options = parser.parse_args()
     with torch.no_grad():
-        for dtype in DTYPES:
-            for batch in (1, 8):
+        for dtype in options.dtypes:
+            for batch in options.batches:
                 found = row(dtype, batch, options.rounds, options.int8)
                 report.save(found, options.out)
                 share = found["floor_s"] / found["median_s"]
