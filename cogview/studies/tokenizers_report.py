@@ -72,10 +72,15 @@ def _verdict(found: Found) -> str:
     begin = statistics.fmean(trainings[0]["training"][0][1] for trainings in found.values())
     share = (max(ends) - min(ends)) / (begin - min(ends))
     says = "holds" if apart <= ALIKE and share <= OF_FALL else "does not hold"
-    return (
+    seeds = len(found[best])
+    said = (
         f"The paper's finding, that all four end at a similar loss, {says} here: held out, the best ({NAMES[best]}) "
-        f"and the worst ({NAMES[worst]}) are {apart:.2f} dB apart, {share:.1%} of what the squared error fell by; "
-        f"seeds of the same way differ by a standard deviation of up to {spread:.2f} dB."
+        f"and the worst ({NAMES[worst]}) are {apart:.2f} dB apart, {share:.1%} of what the squared error fell by"
+    )
+    return (
+        f"{said}; seeds of the same way differ by a standard deviation of up to {spread:.2f} dB."
+        if seeds > 1
+        else f"{said}."
     )
 
 
@@ -94,7 +99,7 @@ def _page(settings: dict[str, int], found: Found, verdict: str) -> str:
 
 {verdict}
 
-{settings["seeds"]} seeds each; mean ± standard deviation over the seeds, of {settings["held_out"]} held-out scenes.
+Seeds of each: {settings["seeds"]}; mean ± standard deviation over the seeds, of {settings["held_out"]} held-out scenes.
 All have {settings["codebook"]} codes of {settings["code_dim"]} numbers, {settings["hidden"]} channels and
 {settings["steps"]:,} steps of {settings["batch_size"]} pictures of 64 x 64: the same {settings["pictures"]:,} scenes in
 the same order, and for a seed the same first weights of encoder and decoder. "Similar" is
