@@ -53,6 +53,7 @@ def generate_batches(
 
     Everything that is asked for is checked before the first is drawn.
     """
+    require(recipe.draws == "pictures", "recipe", "one that draws pictures", recipe.name)
     text = pad_text(captions)
     seeds = check_seeds(range(len(captions)) if seeds is None else seeds, len(captions))
     recipe.layout(text, torch.zeros(len(text), recipe.config.image_tokens, dtype=torch.int64))  # checks the ids

@@ -43,11 +43,11 @@ def draw_candidates(
     judge.which_draws("captions").encode(captions)
     repeated = [caption for caption in captions for _ in seeds]
     batches = system.code_batches(repeated, how, seeds=list(seeds) * len(captions), update=update)
-    return _ordered(system, judge, captions, batches, len(seeds))
+    return _ordered(system, judge, captions, batches, len(seeds), how.batch_size)
 
 
 def _ordered(
-    system: System, judge: System, captions: Sequence[str], batches: Iterator[Tensor], count: int
+    system: System, judge: System, captions: Sequence[str], batches: Iterator[Tensor], count: int, batch_size: int
 ) -> Iterator[Candidates]:
     grid = system.recipe.config.image_grid
     waiting = torch.zeros(0, grid, grid, dtype=torch.int64)
@@ -55,7 +55,7 @@ def _ordered(
         while len(waiting) < count:
             waiting = torch.cat([waiting, next(batches)])
         codes, waiting = waiting[:count], waiting[count:]
-        order, caploss = judge.rerank(caption, codes)
+        order, caploss = judge.rerank(caption, codes, batch_size=batch_size)
         yield Candidates(system.pictures(codes[order]), caploss[order], codes[order])
 
 

@@ -37,6 +37,7 @@ from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint
 
 _AT_ONCE = 32  # rows
+_PIXELS = 8 * 256**2  # that go through an image tokenizer together
 
 
 class Likelihood(NamedTuple):
@@ -146,7 +147,7 @@ class System:
     def tokenize(self, pictures: Pictures, *, bad: Bad | None = None) -> Tensor:
         """Codes int64 [N, h, w] of pictures, which are cropped to a square and resized to what the model draws. bad:
         takes what is wrong with some, see `inputs.images`."""
-        parts = images(pictures, self.side, bad).split(_AT_ONCE)
+        parts = images(pictures, self.side, bad).split(_together(self.side**2))
         parts = [self.image.encode(part.to(self.model.device).float() / 255).cpu() for part in parts]
         return torch.cat(parts)
 
@@ -156,7 +157,7 @@ class System:
         codes = codes[None] if isinstance(codes, Tensor) and codes.ndim == 2 else codes
         fits = isinstance(codes, Tensor) and _are_whole(codes) and codes.ndim == 3 and 0 not in codes.shape[1:]
         require(fits, "codes", "a tensor of whole numbers [N, h, w]", codes)
-        parts = codes.long().split(_AT_ONCE)
+        parts = codes.long().split(_together(codes[0:1].numel() * self.image.config.downsample**2))
         parts = [self.image.decode(part.to(self.model.device)).cpu() for part in parts]
         return (torch.cat(parts).clamp(0, 1) * 255).round().to(torch.uint8)
 
@@ -272,9 +273,12 @@ class System:
         bad: takes what is wrong with some of the pictures, as in `caption`; their scores are NaN then.
         """
         recipe, seed = self._captioning(), check_seed(seed)
-        ids, codes = self._pairs(captions, pictures, bad)
+        own = self._codes(pictures, bad)
+        wrong = torch.zeros(len(own), dtype=torch.bool)
+        wrong[list(bad or ())] = True
+        ids, codes = self._pairs(captions, own)
         scores = caploss(recipe, self.model, codes, ids, batch_size=batch_size, seed=seed)
-        scores[list(bad or ())] = torch.nan
+        scores[wrong.expand(len(scores))] = torch.nan
         return scores
 
     def rerank(
@@ -373,6 +377,11 @@ class System:
         wanted = f"uint8 [N, 3, H, W], or codes of whole numbers [N, {grid}, {grid}]"
         require(fits, "pictures", wanted, codes)
         return codes.long().cpu()
+
+
+def _together(pixels: int) -> int:
+    """Pictures of so many pixels."""
+    return max(1, min(_AT_ONCE, _PIXELS // max(1, pixels)))
 
 
 def _are_whole(values: Tensor) -> bool:

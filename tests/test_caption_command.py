@@ -1,6 +1,7 @@
 """`cogview caption`, `cogview rerank` and `cogview generate --rerank`: order, files, and what is left out by name."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -199,3 +200,10 @@ def test_commands_that_are_spelled_in_a_caption_stay_text(run, caption):
     assert int((tokens == system.recipe.vocab["SEP"]).sum()) == 1
     assert int((tokens == system.recipe.vocab["BOI1"]).sum()) == 1
     assert system.caploss(caption, torch.zeros(1, 4, 4, dtype=torch.int64)).isfinite().all()
+
+
+def test_one_bad_picture_with_several_captions_has_no_scores(run):
+    bad = {}
+    assert judge().caploss(["a fox", "a red car"], [Path("none.png")], bad=bad).isnan().all()
+    assert list(bad) == [0]
+    assert not judge().caploss(["a fox", "a red car"], [Path("a.png")]).isnan().any()

@@ -111,7 +111,7 @@ def test_verdicts():
     assert demo.verdict(out, demo.Plan.of(60), (800, 200), (14000, 95)).startswith("This run had the steps")
     slow = demo.verdict(out, plan, (800, 200), (395, 7.5))
     assert slow.startswith("This run had too few steps for good pictures: its GPT had 395 (good: 2,400)")
-    assert "The machine trained 8 captions a second, 101 were planned." in slow
+    assert "The machine trained 8 captions a second, 111 were planned." in slow
     assert "`cogview demo --out runs/x --minutes 30` trains the GPT on" in slow
     assert "`make demo MINUTES=30` trains" in demo.verdict(Path("runs/demo"), plan, (800, 200), (395, 7.5))
     shorter = demo.Plan.of(13)
@@ -119,7 +119,7 @@ def test_verdicts():
     assert "Its 13 minutes were planned for no more." in short
     image = demo.verdict(out, plan, (400, 60), (2500, 95))
     assert "too few steps" in image
-    assert "The machine trained 60 pictures a second, 227 were planned." in image
+    assert "The machine trained 60 pictures a second, 248 were planned." in image
     assert "`cogview demo --out runs/x-2 --minutes 30` starts again" in image
     planned = demo.verdict(out, demo.Plan.of(8), (demo.Plan.of(8).image_steps, 200), (2500, 95))
     assert "Its 8 minutes were planned for no more." in planned
@@ -132,14 +132,14 @@ def test_what_is_known_before(finished, tmp_path):
     tensors, header = checkpoint.read(newest)
     minutes = demo.INSTALLATION + demo.FIXED + 0.5
     plan = demo.Plan.of(minutes)
-    for elapsed, said in ((1.0, "minutes in all"), (3 * plan.gpt_seconds, "has used the time it has in 6.1 minutes")):
+    for elapsed, said in ((1.0, "minutes in all"), (3 * plan.gpt_seconds, "has used the time it has in 6.9 minutes")):
         header["run"]["elapsed"] = elapsed
         checkpoint.save(newest, tensors, header)
         sentences = list(demo._outlook(tmp_path / "run", plan))
         assert len(sentences) == 2
         assert "780 are good, and it stays as it is" in sentences[0]
         assert said in sentences[1]
-    assert next(demo._outlook(tmp_path / "none", plan)).startswith("About 6.1 minutes in all")
+    assert next(demo._outlook(tmp_path / "none", plan)).startswith("About 6.9 minutes in all")
 
 
 def test_a_slow_machine_is_told_early_and_once():

@@ -274,3 +274,13 @@ def test_released_state_is_refused_by_torch_and_read_here(tmp_path, zipped):
     assert "np_rng_state" in found.others
     for name, value in module.items():
         assert torch.equal(found.files[0].tensor(found.modules[0][name], name), value), name
+
+
+@pytest.mark.parametrize(
+    "code", [b"\x96" + (1 << 40).to_bytes(8, "little"), b"\x8f", b"\x91"], ids=["array", "set", "frozen"]
+)
+def test_nothing_large_is_made_of_few_bytes(code, tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x05" + code + b".")
+    with pytest.raises(ValueError, match=r"model\.pt is no whole file of torch\.save"):
+        TorchFile(tmp_path / "model.pt")

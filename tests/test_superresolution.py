@@ -88,7 +88,9 @@ def test_the_large_picture_depends_on_the_small_one(attention):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="image_grid: expected an even number, got 5"):
+    with pytest.raises(
+        ValueError, match="image_grid: expected a multiple of 4, for windows to lie on the picture's grid, got 5"
+    ):
         recipe_of(image_grid=5, max_positions=38)
     with pytest.raises(ValueError, match="restart: expected on or behind, got 'before'"):
         recipe_of(restart="before")

@@ -59,12 +59,15 @@ class Caption:
     """Where to compute: cpu, cuda, cuda:1."""
 
     def run(self) -> None:
+        from cogview.pictures import check_place
         from cogview.sampling import Sampling
         from cogview.system import Described
 
         require(bool(self.pictures), "pictures", "at least one", "none")
         how = Sampling(self.temperature, self.top_k, self.top_p, batch_size=self.batch_size)
         require(self.count >= 1, "count", "at least 1", self.count)
+        if self.out is not None:
+            check_place(self.out)  # before anything is computed
         system = load(self.run_folder, self.name, self.step, self.device)
         records, left, at_once = list[dict[str, Any]](), 0, max(1, self.batch_size // self.count)
         for start in range(0, len(self.pictures), at_once):

@@ -102,7 +102,8 @@ class Generate:
             lens = System.load(folder, self.device, name=self.magnify, draws="larger pictures", **faster)
             require(lens.side == system.side, "magnify", f"a model of pictures of {system.side} pixels", lens.side)
         try:
-            system.encode(captions)  # what is wrong with them is said before a folder is made
+            for reader in filter(None, (system, judge, lens)):
+                reader.encode(captions)  # what is wrong with them is said before a folder is made
         except BadCaption as error:
             if error.number <= given:
                 raise

@@ -47,6 +47,8 @@ def write(
     )
     return {
         "pictures": len(scenes),
+        "temperature": _BOLD.temperature,
+        "candidates": CANDIDATES,
         "captions_right": sum(map(tells, written, scenes)) / len(scenes),
         "candidates_right": float(right.mean()),
         "best_right": float(right[:, 0].mean()),

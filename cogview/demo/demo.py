@@ -38,7 +38,7 @@ from cogview.train.token_task import TokenTask
 
 LANGUAGES = ("en", "zh")
 INSTALLATION = 4.0  # minutes of the budget that `make demo` may have spent before
-FIXED = 1.6  # minutes for scenes, tokens, pictures and the report
+FIXED = 2.4  # minutes for scenes, tokens, the captioning, pictures and the report
 IMAGE_SHARE = 0.3  # of the rest, for the image tokenizer; the GPT has the others
 MINUTES, GPT_STEPS, IMAGE_STEPS = 15.0, 2_500, 1_200  # a demo of so many minutes has these steps of training
 # Good are a few less than these: a GPT of 2,500 drew 99 or 100 % of the held-out scenes right; an image tokenizer of
@@ -64,6 +64,7 @@ class Plan:
     image_seconds: float
     gpt_steps: int
     gpt_seconds: float
+    caption_steps: int
 
     @classmethod
     def of(cls, minutes: float) -> "Plan":
@@ -74,7 +75,8 @@ class Plan:
         share = (minutes - least) / (MINUTES - least)
         image, gpt = (60 * (MINUTES - least) * part for part in (IMAGE_SHARE, 1 - IMAGE_SHARE))
         steps = max(1, round(IMAGE_STEPS * min(1.0, share))), max(1, round(GPT_STEPS * share))
-        return cls(minutes, steps[0], round(image * min(1.0, share), 1), steps[1], round(gpt * share, 1))
+        captioning = max(1, round(captions.STEPS * min(1.0, share)))
+        return cls(minutes, steps[0], round(image * min(1.0, share), 1), steps[1], round(gpt * share, 1), captioning)
 
 
 def run(out: Path, minutes: float, console: Console) -> str:
@@ -93,7 +95,7 @@ def run(out: Path, minutes: float, console: Console) -> str:
     data, held_out, image_report = scene_tokens(out, training, pace)
     result = _train(data, held_out, out / "gpt", plan)
 
-    finetuned = models.finetuned(out / "caption", Caption, out / "gpt", captions.STEPS, data, held_out)
+    finetuned = models.finetuned(out / "caption", Caption, out / "gpt", plan.caption_steps, data, held_out)
 
     system, judges = System.load(out, name="gpt"), System.load(out, name="caption")
     sample = sample_scenes("test", JUDGED)

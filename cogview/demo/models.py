@@ -14,6 +14,7 @@ from cogview.recipes import preset
 from cogview.recipes.cogview import CogView
 from cogview.recipes.recipe import Recipe
 from cogview.train import checkpoint
+from cogview.train.damage import aside
 from cogview.train.finetune import start_from
 from cogview.train.interrupts import Interrupted
 from cogview.train.loop import Result, Trainer
@@ -32,20 +33,24 @@ def drawing(folder: Path, steps: int, data: TokenDataset, held_out: TokenDataset
 def finetuned(
     folder: Path, kind: type[Recipe], source: Path, steps: int, data: TokenDataset, held_out: TokenDataset
 ) -> Result:
-    """One of another recipe that begins with the best weights of the model in `source`."""
+    """One of another recipe that begins with the best weights of the model in `source`; one that began with other
+    weights of it is set aside."""
     best = checkpoint.best(source)
     assert best is not None
+    about = {"from": {"folder": source.name, "step": checkpoint.step_of(best)}}
+    if (begun := next(checkpoint.readable(folder), None)) is not None and begun[1].get("from") != about["from"]:
+        folder.rename(aside(folder))
     before, training = load_model(best)[0].config, replace(preset("tiny", kind.name)[1], steps=steps)
     recipe = kind(kind.begun(before))
     torch.manual_seed(training.seed)
     model = recipe.model()
     start_from(best, before, model)
-    return trained(folder, TokenTask(recipe, model, data, training, held_out), training)
+    return trained(folder, TokenTask(recipe, model, data, training, held_out), training, about)
 
 
-def trained(folder: Path, task: Task, training: TrainConfig) -> Result:
-    """To its end; the steps say when that is."""
-    trainer = Trainer(task, replace(training, seconds=None), folder)
+def trained(folder: Path, task: Task, training: TrainConfig, about: dict[str, Any] | None = None) -> Result:
+    """To its end; the steps say when that is. about: what else its checkpoints say."""
+    trainer = Trainer(task, replace(training, seconds=None), folder, about)
     trainer.resume()
     result = trainer.run()
     if not result.finished:

@@ -103,9 +103,9 @@ against the emoji they are made of. The bound is what the true pictures score af
 ![captions](captions.png)
 
 Finetuned to captioning, the GPT writes captions; {percent(said["captions_right"])} of {said["pictures"]} are right. How
-badly it can explain a caption by a picture is CapLoss, and ranks what was drawn: at temperature 2, where
-{percent(said["candidates_right"])} of the pictures show everything that was asked for, the best of 8 does for
-{percent(said["best_right"])} of the captions.
+badly it can explain a caption by a picture is CapLoss, and ranks what was drawn: at temperature
+{said["temperature"]:g}, where {percent(said["candidates_right"])} of the pictures show everything that was asked for,
+the best of {said["candidates"]} does for {percent(said["best_right"])} of the captions.
 
 ![ranked](ranked.png)
 

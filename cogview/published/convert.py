@@ -127,7 +127,8 @@ def export_run(
     image = _released_image(system.image)
     folder = out / str(source.step)
     paths = [part_path(folder, rank) for rank in range(parts)]
-    free = not (out / TRACKER).exists() and not set(folder.glob("mp_rank_*")).difference(paths)
+    named = (TRACKER, RELEASED_TEXT, RELEASED_IMAGE)
+    free = not any((out / name).exists() for name in named) and not set(folder.glob("mp_rank_*")).difference(paths)
     require(free, "out", "a folder without a released model", str(out))
     halves = _halves(system.model, tell)
     if (rows := cuts.padded(recipe.vocab.size, parts) - recipe.vocab.size) > 0:

@@ -90,8 +90,14 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
+_GREEDY = (pickle.BYTEARRAY8[0], pickle.EMPTY_SET[0], pickle.FROZENSET[0])
+
+
 class Unpickler(pickle._Unpickler):
-    """That in Python, since the one in C takes gigabytes where a few bytes ask for them."""
+    """That in Python, since the one in C takes gigabytes where a few bytes ask for them; without what does so here and
+    no file of torch.save has."""
+
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code not in _GREEDY}  # noqa: RUF012
 
     def __init__(self, file: Any):
         super().__init__(file)

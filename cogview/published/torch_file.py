@@ -19,7 +19,7 @@ from cogview.data.files import written_beside
 from cogview.data.report import printable
 from cogview.published.inert import Storage, Stored, Unpickler
 
-MAX_PICKLE_BYTES = 64 << 20
+MAX_PICKLE_BYTES = 4 << 20  # of 48 layers they have some hundred thousand
 _LEGACY = 0x1950A86A20F9469CFC6C, 1001  # magic number and version of the format before zip files
 
 
@@ -100,12 +100,14 @@ class TorchFile:
         return root
 
     def _legacy(self, file: Any) -> Any:
-        if tuple(Unpickler(file).load() for _ in range(2)) != _LEGACY:
+        head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+        if tuple(Unpickler(head).load() for _ in range(2)) != _LEGACY:
             raise ValueError("it does not begin as one")
-        if not Unpickler(file).load()["little_endian"]:
+        if not Unpickler(head).load()["little_endian"]:
             raise ValueError("its numbers are not little-endian")
-        unpickler = Unpickler(file)
-        root, order = unpickler.load(), Unpickler(file).load()
+        unpickler = Unpickler(head)
+        root, order = unpickler.load(), Unpickler(head).load()
+        file.seek(head.tell())
         if sorted(order) != sorted(unpickler.storages):
             raise ValueError("its list of tensors is another one than its tensors")
         for storage in map(unpickler.storages.__getitem__, order):

@@ -30,8 +30,8 @@ class CaptionConfig(CogViewConfig):
     """Whether [SEP] ends a text; the released weights know no end."""
 
 
-# Only text is learned: a model that draws pictures has learned those. A finetuning takes a day of a DGX-2, says the
-# paper, which is 0.2 % of its pretraining, 1.5 million sequences; rates and batches are ours.
+# No image codes are learned: a model that draws pictures has learned those. A finetuning takes a day of a DGX-2, says
+# the paper, which is 0.2 % of its pretraining, 1.5 million sequences; rates and batches are ours.
 _TRAINING: dict[str, Any] = {"text_weight": 1.0, "image_weight": 0.0, "hide_context": 0.0}
 _TINY: dict[str, Any] = {"seconds": 120.0, "learning_rate": 5e-4, "validate_every": 100}
 _PUBLISHED: dict[str, Any] = {"steps": 3000, "batch_size": 512, "accumulate": 8, "learning_rate": 1e-4}

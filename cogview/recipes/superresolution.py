@@ -28,7 +28,8 @@ class SuperResolutionConfig(CogViewConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.image_grid % 2 == 0, "image_grid", "an even number", self.image_grid)
+        fits = self.image_grid % 4 == 0
+        require(fits, "image_grid", "a multiple of 4, for windows to lie on the picture's grid", self.image_grid)
         require(self.restart in get_args(Restart), "restart", " or ".join(get_args(Restart)), self.restart)
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogview.config import TrainConfig
+from cogview.config import TrainConfig, require
 from cogview.loss import weighted_mean
 from cogview.parts.transformer import Transformer
 from cogview.recipes.recipe import Recipe
@@ -48,6 +48,8 @@ class TokenTask:
         """of_data: what else a resumed run must have in common with the one before, by name."""
         self.recipe, self.model, self.config = recipe, model, config
         self.data, self.held_out, self.of_data = data, held_out, of_data
+        described = recipe.draws != "captions"
+        require(described or config.drop_text == 0, "drop_text", "0 where captions are learned", config.drop_text)
         self.units = recipe.length
         self.counts = {"truncated": 0}  # captions that lost text
 
