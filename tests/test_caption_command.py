@@ -128,6 +128,8 @@ def test_the_best_candidates_are_kept_best_first(run, capsys):
     for number, best in enumerate(losses.argsort()[:2].tolist(), 1):
         with Image.open(run / "pictures" / f"001-{number}-fox.png") as picture:
             assert torch.equal(images(picture, 32), system.pictures(codes[best]))
+    with pytest.raises(SystemExit, match="candidates: expected --rerank NAME, which ranks them, got 3"):
+        cli.main(["generate", "--captions", "fox", "--candidates", "3"])
     with pytest.raises(SystemExit, match=r"candidates: expected at least count \(4\), got 3"):
         cli.main(["generate", "--captions", "fox", "--rerank", "caption", "--candidates", "3"])
     with pytest.raises(SystemExit, match="name: expected a model that draws captions, got 'gpt, of cogview'"):

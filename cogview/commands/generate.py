@@ -53,7 +53,7 @@ class Generate:
     rerank: Annotated[str | None, option("NAME", "none")] = None
     """Order candidates by CapLoss of this captioning model of the run (train --recipe caption), and keep the best; the
     folder also gets a sheet of each caption's candidates in their order."""
-    candidates: int = 60
+    candidates: Annotated[int | None, option("INT", "60")] = None
     """Drawn of each caption with --rerank."""
     magnify: Annotated[str | None, option("NAME", "none")] = None
     """Draw the pictures at twice their side with this super-resolution model of the run (train --recipe
@@ -83,9 +83,11 @@ class Generate:
         given, captions = len(captions), captions + [caption for _, caption in numbered]
         require(bool(captions), "captions", "at least one, of --captions or --captions-file", captions)
         require(self.count >= 1, "count", "at least 1", self.count)
-        enough = self.rerank is None or self.candidates >= self.count
-        require(enough, "candidates", f"at least count ({self.count})", self.candidates)
-        drawn = self.count if self.rerank is None else self.candidates
+        ranked = self.rerank is not None or self.candidates is None
+        require(ranked, "candidates", "--rerank NAME, which ranks them", self.candidates)
+        candidates = 60 if self.candidates is None else self.candidates
+        drawn = self.count if self.rerank is None else candidates
+        require(drawn >= self.count, "candidates", f"at least count ({self.count})", drawn)
         last = f"2^63 - {drawn}"  # that of the last picture is below 2^63 then
         require(0 <= self.seed <= 2**63 - drawn, "seed", f"a whole number from 0 to {last}", self.seed)
         how = Sampling(self.temperature, self.top_k, self.top_p, self.guidance, self.batch_size)
