@@ -209,3 +209,27 @@ def test_one_bad_picture_with_several_captions_has_no_scores(run):
     assert judge().caploss(["a fox", "a red car"], [Path("none.png")], bad=bad).isnan().all()
     assert list(bad) == [0]
     assert not judge().caploss(["a fox", "a red car"], [Path("a.png")]).isnan().any()
+
+
+def test_pictures_are_kept_where_no_sheet_of_candidates_can_be_made(run, capsys, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("cogview.reranking.contact_sheet", lambda *_, **__: fail())
+    cli.main(
+        [
+            "generate",
+            "--captions",
+            "fox",
+            "--rerank",
+            "caption",
+            "--candidates",
+            "2",
+            "--count",
+            "1",
+            "--out",
+            "kept.png",
+        ]
+    )
+    assert "no sheet of the candidates of 'fox' could be made (disk full)" in lines(capsys)
+    assert [path.name for path in (run / "kept").iterdir()] == ["001-1-fox.png"]

@@ -160,7 +160,10 @@ class Generate:
         found = draw_candidates(system, judge, captions, how, seeds=seeds, update=update)
         paths = picture_paths(captions, 1, sheet)
         for caption, candidates, path in zip(captions, found, paths, strict=True):
-            candidate_sheet(candidates, path.with_stem(f"{path.stem}-candidates"), caption)
+            try:
+                candidate_sheet(candidates, path.with_stem(f"{path.stem}-candidates"), caption)
+            except Exception as error:  # whatever it is, the pictures are more
+                console.print(f"no sheet of the candidates of {caption!r} could be made ({error})")
             assert candidates.codes is not None
             yield candidates.codes[: self.count]
 

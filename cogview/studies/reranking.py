@@ -128,7 +128,7 @@ def _contrastive(out: Path, data: TokenDataset, held_out: TokenDataset, steps: i
 def _candidates(out: Path, system: System, texts: Sequence[str], count: int) -> Tensor:
     """Codes int64 [N, count, h, w] of the captions, drawn once by the same model."""
     path, source = out / "candidates.safetensors", system.source
-    of = json.dumps([str(source), [system.text.sha256, system.image.sha256], len(texts), count])
+    of = json.dumps([str(source), str(_HOW), [system.text.sha256, system.image.sha256], len(texts), count])
     if path.exists():
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("of") == of:
