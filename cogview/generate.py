@@ -4,6 +4,7 @@ A row depends on its seed alone, not on the batch it is drawn in: each has its o
 a token and then for what its recipe's context draws.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -61,23 +62,31 @@ def generate_batches(
 
 
 def draw_batches(
-    recipe: Recipe, model: Transformer, given: Tensor, how: Sampling, seeds: Sequence[int], update: Update
+    recipe: Recipe,
+    model: Transformer,
+    given: Tensor,
+    how: Sampling,
+    seeds: Sequence[int],
+    update: Update,
+    longest: int | None = None,
 ) -> Iterator[Tensor]:
     """Tokens int64 [B, *recipe.drawn_shape], a batch after the other, of what the recipe's prompts are made of,
-    [N, ...]: text, or whatever it takes in its stead."""
+    [N, ...]: text, or whatever it takes in its stead. longest: the first so many of each row alone, [B, longest]."""
     count = math.prod(recipe.drawn_shape)
     for start in range(0, len(given), how.batch_size):
         part = slice(start, start + how.batch_size)
         streams = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
         uniforms = torch.stack([torch.rand(count, generator=g) for g in streams])
         prompt = recipe.prompt(given[part], streams)
+        if longest is not None:
+            prompt = dataclasses.replace(prompt, drawn=prompt.drawn & (prompt.drawn.cumsum(dim=1) <= longest))
         against = None if how.guidance == 1 else recipe.prompt(given[part][:, :0], streams)
 
         def told(tokens: int, before: int = start, rows: int = len(streams)) -> None:
             update(before * count + rows * tokens)
 
         tokens = fill(model, prompt, uniforms, how, told, against)
-        yield tokens[prompt.drawn].view(-1, *recipe.drawn_shape)
+        yield tokens[prompt.drawn].view(len(tokens), *(recipe.drawn_shape if longest is None else (-1,)))
 
 
 def describe(
@@ -100,9 +109,8 @@ def describe(
     require(how.guidance == 1, "guidance", "1 for captions", how.guidance)
     flat, found = codes.flatten(1), list[list[int]]()
     recipe.layout(flat[:, :0], flat)  # checks the ids
-    for drawn in draw_batches(recipe, model, flat, how, seeds, lambda tokens: None):
+    for drawn in draw_batches(recipe, model, flat, how, seeds, lambda tokens: None, longest):
         lengths = recipe.vocab.is_caption(drawn).int().cumprod(dim=1).sum(dim=1)  # up to the first [SEP]
-        lengths = lengths if longest is None else lengths.clamp_max(longest)
         found += [(row[:n] - recipe.config.image_vocab).tolist() for row, n in zip(drawn, lengths, strict=True)]
     return found
 

@@ -46,7 +46,11 @@ def test_the_stop_token_ends_a_caption(place):
     endless, model = make(stop=False)
     whole = describe(endless, model, CODES[:1], GREEDY)[0]
     assert len(whole) == 9  # the most there is room for
+    forwards = []
+    hook = model.stack.register_forward_hook(lambda *_: forwards.append(1))
     assert describe(endless, model, CODES[:1], GREEDY, longest=4)[0] == whole[:4]
+    hook.remove()
+    assert len(forwards) == 4  # what would be cut is not drawn
     tokens = endless.vocab.caption(torch.tensor([whole]), CODES[:1].flatten(1), 29, stop=False)
     states: list[torch.Tensor] = []
     hook = model.stack.register_forward_hook(lambda module, given, x: states.append(x))
