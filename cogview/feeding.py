@@ -106,19 +106,18 @@ class Feed:
         token, positions = self.tokens[:, :1].clone(), self.positions[:, :1].clone()
         before = [layer.lengths.clone() for layer in self.cache]
 
-        def once() -> Tensor:
+        def forget() -> None:
             for layer, length in zip(self.cache, before, strict=True):
                 layer.lengths.copy_(length)
-            return self._one(token, positions)
 
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # compilers and libraries allocate in their first calls, which no graph may
             for _ in range(3):
-                once()
+                forget()
+                self._one(token, positions)
         torch.cuda.current_stream().wait_stream(aside)
-        for layer, length in zip(self.cache, before, strict=True):
-            layer.lengths.copy_(length)
+        forget()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             logits = self._one(token, positions)  # recorded, not run

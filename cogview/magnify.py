@@ -69,7 +69,6 @@ def magnify_batches(
     if not isinstance(recipe, SuperResolution):
         raise ValueError(f"model: expected one of recipe superresolution, got {recipe.name}")
     grid = recipe.config.image_grid
-    require(grid % 4 == 0, "image_grid", "a multiple of 4, for the windows to lie on the picture's grid", grid)
     text, seeds = pad_text(captions), check_seeds(range(len(captions)) if seeds is None else seeds, len(captions))
     fits = codes.ndim == 3 and list(codes.shape) == [len(text), grid, grid]
     require(fits, "codes", f"[{len(text)}, {grid}, {grid}], one picture a caption", list(codes.shape))

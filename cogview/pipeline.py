@@ -28,6 +28,7 @@ from cogview.train.identity import AnotherRun
 from cogview.train.interrupts import Interrupted
 from cogview.train.loop import Watch
 
+_GRIDS = {"codes": "grid", "small": "small_grid"}  # as meta.json calls those of the rows' codes
 TEXT_ROOM = 4  # tokens that typed captions may be longer than those of the data
 MOST = 16384  # samples that tokenizers are trained on
 HELD_OUT = 256  # pictures, or a tenth of fewer, that the image tokenizer is judged by
@@ -170,7 +171,7 @@ def tokenize_pairs(
                     writer.finish(skipped)
             update(last)
     sizes: dict[str, Any] = {"text_vocab_size": text_tokenizer.vocab_size, "codebook_size": vqvae.config.codebook_size}
-    sizes |= {_META[key]: [grid, grid] for key, grid in grids.items()}
+    sizes |= {_GRIDS[key]: [grid, grid] for key, grid in grids.items()}
     return complete(out, parts, {**made_with, **sizes})
 
 
@@ -195,9 +196,6 @@ def _texts(data: PairDataset, numbers: range, tokenizer: TextTokenizer, most: in
     return found, skipped
 
 
-_META = {"codes": "grid", "small": "small_grid"}
-
-
 def _codes(
     pictures: Iterator[tuple[int, Tensor]], of: Whole, vqvae: ImageTokenizer, batch: int
 ) -> Iterator[tuple[int, list[Row]]]:
@@ -205,8 +203,8 @@ def _codes(
     while some := list(itertools.islice(pictures, batch)):
         parts = [of.pictures(number, picture) for number, picture in some]
         codes = {key: _encoded(vqvae, torch.cat([part[key] for part in parts])) for key in parts[0]}
+        each = {key: len(rows) for key, rows in parts[0].items()}
         for n, (number, _) in enumerate(some):
-            each = {key: len(parts[0][key]) for key in codes}
             yield number, of.rows(number, {key: c[n * each[key] : (n + 1) * each[key]] for key, c in codes.items()})
 
 

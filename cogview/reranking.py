@@ -1,6 +1,6 @@
 """Self-reranking (CogView paper, section 3.2): many candidates for a caption, in the order of CapLoss."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cogview.config import require
+from cogview.generate import Update
 from cogview.pictures import contact_sheet
 from cogview.sampling import Sampling
 from cogview.system import System
@@ -33,7 +34,7 @@ def draw_candidates(
     how: Sampling,
     *,
     seeds: Sequence[int],
-    update: Callable[[int], None] = lambda tokens: None,
+    update: Update = lambda tokens: None,
 ) -> Iterator[Candidates]:
     """Of each caption as many candidates as seeds, drawn by the one system, how.batch_size at once, and ordered by the
     other, which captions. `update` is told how many tokens are drawn of all. ValueError before the first is drawn."""

@@ -7,7 +7,7 @@ Captions are a string or a list of strings, pictures uint8 [N, 3, H, W] or PIL i
 [N, h, w]. N captions, S tokens of a sequence, V ids.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cogview.config import require
 from cogview.device import available
-from cogview.generate import describe, generate_batches
+from cogview.generate import Update, describe, generate_batches
 from cogview.inputs import Bad, BadCaption, Captions, Pictures, images, listed, texts
 from cogview.loss import check_finite, row_means
 from cogview.magnify import magnify_batches
@@ -174,7 +174,7 @@ class System:
         how: Sampling,
         *,
         seeds: Sequence[int] | None = None,
-        update: Callable[[int], None] = lambda tokens: None,
+        update: Update = lambda tokens: None,
     ) -> Iterator[Tensor]:
         """The same a batch after the other. `update` is told how many tokens are drawn of all, N h w."""
         return map(self.pictures, self.code_batches(captions, how, seeds=seeds, update=update))
@@ -185,7 +185,7 @@ class System:
         how: Sampling,
         *,
         seeds: Sequence[int] | None = None,
-        update: Callable[[int], None] = lambda tokens: None,
+        update: Update = lambda tokens: None,
     ) -> Iterator[Tensor]:
         """Their codes int64 [B, h, w]."""
         ids = self.which_draws("pictures").encode(captions)
@@ -207,7 +207,7 @@ class System:
         how: Sampling,
         *,
         seeds: Sequence[int] | None = None,
-        update: Callable[[int], None] = lambda tokens: None,
+        update: Update = lambda tokens: None,
     ) -> Iterator[Tensor]:
         """The same of codes [N, h, w], batch by batch. `update` is told how many tokens are drawn of all, 4 N h w."""
         ids = self.which_draws(SuperResolution.draws).encode(captions)
@@ -338,9 +338,9 @@ class System:
         with evaluating(self.model):
             return self.model(batch.inputs, batch.context, **what)
 
-    def _pairs(self, captions: Captions, pictures: Pictures, bad: Bad | None = None) -> tuple[list[list[int]], Tensor]:
+    def _pairs(self, captions: Captions, pictures: Pictures) -> tuple[list[list[int]], Tensor]:
         """Text ids and codes [N, h, w], as many of either."""
-        ids, codes = self.encode(captions), self._codes(pictures, bad)
+        ids, codes = self.encode(captions), self._codes(pictures)
         count = max(len(ids), len(codes))
         fits = all(len(rows) in (1, count) for rows in (ids, codes))
         require(fits, "pictures", f"as many as captions ({len(ids)}), or one", len(codes))

@@ -10,14 +10,14 @@ from PIL import Image
 from cogview.commands.study import Superresolution
 from cogview.data.crops import half
 from cogview.demo import models
-from cogview.demo.measure import score
+from cogview.demo.measure import decibels, score
 from cogview.demo.scenes import Scene, render, sample_scenes
 from cogview.magnify import windows
 from cogview.recipes import preset
 from cogview.sampling import Sampling
 from cogview.studies import superresolution
 from cogview.studies.seams import KINDS, borders, jumps, owners
-from cogview.studies.superresolution_report import decibels, error_map, sharpness, tile_masks
+from cogview.studies.superresolution_report import error_map, sharpness, tile_masks
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.train_image import Pictures, PictureTask
 

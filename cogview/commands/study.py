@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -34,9 +34,7 @@ class Reranking:
     def run(self) -> None:
         from cogview.studies import reranking
 
-        names = ("captions", "candidates", "on_sheet", "base_steps", "caption_steps", "contrastive_steps")
-        sizes = reranking.Sizes(**{name: getattr(self, name) for name in names})
-        console.print(reranking.run(self.out, self.source, sizes))
+        console.print(reranking.run(self.out, self.source, _chosen(self, reranking.Sizes)))
         console.print(f"Read {self.out / 'report.md'}")
 
 
@@ -63,9 +61,7 @@ class Superresolution:
     def run(self) -> None:
         from cogview.studies import superresolution
 
-        names = ("scenes", "crops", "tested", "image_steps", "base_steps", "steps")
-        sizes = superresolution.Sizes(**{name: getattr(self, name) for name in names})
-        console.print(superresolution.run(self.out, sizes))
+        console.print(superresolution.run(self.out, _chosen(self, superresolution.Sizes)))
         console.print(f"Read {self.out / 'report.md'}")
 
 
@@ -95,8 +91,7 @@ class Tokenizers:
     def run(self) -> None:
         from cogview.studies import tokenizers
 
-        sizes = tokenizers.Sizes(**{field.name: getattr(self, field.name) for field in fields(tokenizers.Sizes)})
-        console.print(tokenizers.run(self.out, sizes, console.print))
+        console.print(tokenizers.run(self.out, _chosen(self, tokenizers.Sizes), console.print))
         console.print(f"Read {self.out / 'report.md'}")
 
 
@@ -112,3 +107,8 @@ class Study:
 
     def run(self) -> None:
         self.command.run()
+
+
+def _chosen(command: Any, sizes: type) -> Any:
+    """A study's sizes, as its command has them."""
+    return sizes(**{field.name: getattr(command, field.name) for field in fields(sizes)})

@@ -106,8 +106,9 @@ class Tokenize:
         known = self._known_image_tokenizer()
         step = (sizes_here if known is None else known.config).downsample * (2 if self.pairs else 1)
         require(size % step == 0, "image_size", f"a multiple of {step}{' for pairs' if self.pairs else ''}", size)
-        if self.pairs:
-            Crops(self.crops, self.crop_seed, self.cut).check(size, step)
+        crops = Crops(self.crops, self.crop_seed, self.cut) if self.pairs else None
+        if crops is not None:
+            crops.check(size, step)
         for _ in track(ahead(lambda shard: shard.digest, data.shards), "reading the shards", len(data.shards)):
             pass
         if self.split == "train":
@@ -118,7 +119,6 @@ class Tokenize:
         image, pictures = self._image_tokenizer(data, size, known)
         check_made_by(folder, [text.sha256, image.sha256])
         out = tokens_of(folder, self.split, 2 if self.pairs else 1)
-        crops = Crops(self.crops, self.crop_seed, self.cut) if self.pairs else None
         sizes = {"image_size": size, "max_text": self.max_text}
         tokens = tokenize_pairs(data, text, image, out, **sizes, decoded=pictures, crops=crops)
         decoded.remove(folder / "pixels")

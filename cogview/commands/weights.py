@@ -39,7 +39,6 @@ class ImportWeights:
     """Attention heads, which the files do not tell."""
     image_grid: Annotated[int | None, option("INT", "the largest power of two with room for text")] = None
     """Image tokens a side, which the files do not tell: 32 of what was released."""
-
     restart: Annotated[Restart | None, option("{on,behind}", "on, as it was trained")] = None
     """Of recipe superresolution: positions begin anew on [ROI2], or behind it, as the released code draws."""
 

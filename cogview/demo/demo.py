@@ -55,6 +55,11 @@ TEXT_PIECES = 600
 TEMPERATURE = 0.9
 
 
+def language_of(number: int) -> str:
+    """Of a scene: pairs of one emoji and two, in turn in either language."""
+    return LANGUAGES[number // 2 % len(LANGUAGES)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Steps of training, and the seconds that they are planned to take."""

@@ -125,3 +125,10 @@ def _compare(explained: tuple[Tensor, dict[str, str], str], scene: Scene) -> dic
         "background": float(background == scene.background),
         "all": float({p: n for n, p in scene.placed} == found and background == scene.background),
     }
+
+
+def decibels(pictures: Tensor, true: Tensor, inside: Tensor | None = None) -> Tensor:
+    """PSNR of each picture, float [N], or of its pixels inside a mask bool [N, H, W] alone."""
+    squares = (pictures.float() - true.float()).square().mean(dim=1) / 255**2
+    weights = torch.ones_like(squares) if inside is None else inside.float()
+    return -10 * ((squares * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))).clamp_min(1e-12).log10()

@@ -21,6 +21,7 @@ from cogview.data.files import save_tensors, written_beside
 from cogview.data.images import pixels
 from cogview.data.tokens import TokenDataset
 from cogview.demo import captions, demo, models
+from cogview.demo.measure import decibels
 from cogview.demo.scenes import SIZE, Scene, caption, render, sample_scenes
 from cogview.pipeline import sizes_of
 from cogview.progress import progress, track
@@ -40,12 +41,12 @@ _HOW = Sampling(temperature=demo.TEMPERATURE, batch_size=64)
 class Sizes:
     """Of the study. Steps: of the model that draws, of its finetuning, of the contrastive model."""
 
-    captions: int = 128
-    candidates: int = 16
-    on_sheet: int = 60
-    base_steps: int = 950
-    caption_steps: int = 500
-    contrastive_steps: int = 300
+    captions: int
+    candidates: int
+    on_sheet: int
+    base_steps: int
+    caption_steps: int
+    contrastive_steps: int
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -75,7 +76,7 @@ def run(out: Path, source: Path | None, sizes: Sizes) -> str:
     other = _contrastive(out, data, held_out, sizes.contrastive_steps)
     system, ranks = (System.load(out, name=name) for name in (BASE, JUDGE))
     scenes = sample_scenes("test", sizes.captions)
-    texts = [caption(scene, language_of(k)) for k, scene in enumerate(scenes)]
+    texts = [caption(scene, demo.language_of(k)) for k, scene in enumerate(scenes)]
     codes = _candidates(out, system, texts, sizes.candidates)
     nearest = contrastive.load(other.checkpoint)
     found = _measured(system, ranks, nearest, scenes, texts, codes)
@@ -91,11 +92,6 @@ def run(out: Path, source: Path | None, sizes: Sizes) -> str:
     }
     scores = {"CapLoss": found.caploss, "contrastive": -found.similarity}
     return reranking_report.write(out, found.right, found.psnr, scores, facts)
-
-
-def language_of(number: int) -> str:
-    """Of a scene: pairs of one emoji and two, in turn in either language."""
-    return demo.LANGUAGES[number // 2 % len(demo.LANGUAGES)]
 
 
 def _tokens(out: Path, source: Path | None) -> tuple[TokenDataset, TokenDataset]:
@@ -153,8 +149,7 @@ def _measured(
     for scene, text, some in track(list(zip(scenes, texts, codes, strict=True)), "judging candidates"):
         similarity = nearest.similarity(system.encode(text) * len(some), some)
         drawn, true = system.pictures(some), pixels(render(scene), SIZE)
-        squared = (drawn.float() - true).div(255).square().mean(dim=(1, 2, 3))
-        rows.append((captions.shown(drawn, scene), -10 * squared.log10(), ranks.caploss(text, some), similarity))
+        rows.append((captions.shown(drawn, scene), decibels(drawn, true), ranks.caploss(text, some), similarity))
     return Found(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
 
 

@@ -22,9 +22,8 @@ def borders(n: int, step: int) -> tuple[Tensor, Tensor]:
     """uint8 [H, W - 1] and [H - 1, W] of pixels of codes of `step` x `step`: of what kind is the border between a pixel
     and the next one, to the right and below, as numbers in KINDS."""
     own = owners(n).repeat_interleave(step, 0).repeat_interleave(step, 1)
-    code = torch.arange(own.numel()).view(own.shape)  # of each pixel
-    rows, columns = (torch.arange(len(own)) // step for _ in range(2))
-    code = rows[:, None] * len(own) + columns
+    line = torch.arange(len(own)) // step
+    code = line[:, None] * len(own) + line  # of each pixel
     return tuple(_kinds(own.diff(dim=dim) != 0, code.diff(dim=dim) != 0) for dim in (1, 0))  # type: ignore[return-value]
 
 

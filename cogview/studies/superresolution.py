@@ -21,7 +21,7 @@ from cogview.data.crops import Crops, half
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
 from cogview.demo import models
-from cogview.demo.demo import IMAGE, LANGUAGES, TEXT_PIECES
+from cogview.demo.demo import IMAGE, LANGUAGES, TEXT_PIECES, language_of
 from cogview.demo.scenes import SIZE, build_scene_shards, caption, render, sample_scenes
 from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
 from cogview.progress import progress, track
@@ -48,12 +48,12 @@ HOW = {
 class Sizes:
     """Of the study. Steps: of the image tokenizer, of the model that draws, of its finetuning."""
 
-    scenes: int = 6_000
-    crops: int = 3
-    tested: int = 128
-    image_steps: int = 1_000
-    base_steps: int = 900
-    steps: int = 800
+    scenes: int
+    crops: int
+    tested: int
+    image_steps: int
+    base_steps: int
+    steps: int
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -71,7 +71,7 @@ def run(out: Path, sizes: Sizes) -> str:
     scenes = sample_scenes("test", sizes.tested)
     true = torch.stack([torch.from_numpy(np.array(render(s, 2))).permute(2, 0, 1) for s in scenes])
     small = torch.stack([half(picture) for picture in true])
-    texts = [caption(s, LANGUAGES[k // 2 % len(LANGUAGES)]) for k, s in enumerate(scenes)]
+    texts = [caption(s, language_of(k)) for k, s in enumerate(scenes)]
     systems, seconds = {name: System.load(out, name=name) for name in LENSES}, dict[str, float]()
     system = systems["sr"]
     codes = system.tokenize(small)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cogview.data.files import write_json, written_beside
-from cogview.demo.measure import score
+from cogview.demo.measure import decibels, score
 from cogview.demo.scenes import PLACES, SIZE, TILE, Scene
 from cogview.pictures import contact_sheet, curves
 from cogview.studies.paired import compare
@@ -84,13 +84,6 @@ def tile_masks(scenes: Sequence[Scene], side: int) -> Tensor:
             x, y = (scale * n for n in PLACES[place][0])
             mask[y : y + scale * TILE, x : x + scale * TILE] = True
     return found
-
-
-def decibels(pictures: Tensor, true: Tensor, inside: Tensor | None = None) -> Tensor:
-    """PSNR of each picture, float [N], or of its pixels inside a mask bool [N, H, W] alone."""
-    squares = (pictures.float() - true.float()).square().mean(dim=1) / 255**2
-    weights = torch.ones_like(squares) if inside is None else inside.float()
-    return -10 * ((squares * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))).clamp_min(1e-12).log10()
 
 
 def sharpness(pictures: Tensor, inside: Tensor) -> float:

@@ -34,14 +34,14 @@ WAYS = (*KINDS, VQGAN)
 class Sizes:
     """Of the study: scenes to train on and held out, seeds, steps of each training, the tokenizer."""
 
-    pictures: int = 2000
-    held_out: int = 256
-    seeds: int = 3
-    steps: int = 400
-    batch_size: int = 16
-    codebook: int = 512
-    code_dim: int = 32
-    hidden: int = 64
+    pictures: int
+    held_out: int
+    seeds: int
+    steps: int
+    batch_size: int
+    codebook: int
+    code_dim: int
+    hidden: int
 
     def __post_init__(self):
         for name, value in asdict(self).items():
