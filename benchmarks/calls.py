@@ -54,6 +54,9 @@ def calls(gradients: bool) -> dict[str, tuple[Call, dict[str, Call]]]:
         sdpa = {"SDPA": partial(F.scaled_dot_product_attention, last, k, v)}
         decode = partial(ops.three_region_attention_decode, last, k, v, pivots, lengths, **blocks)
         found["three_region_attention_decode"] = decode, sdpa
+        square = torch.randn(SHAPE[-1], SHAPE[-1])
+        linear: dict[str, Call] = {"F.linear": partial(F.linear, last, square, bias)}
+        found["linear_decode"] = partial(ops.linear_decode, last, square, bias), linear
         found["local_attention_2d_decode"] = partial(ops.local_attention_2d_decode, last, k, v, lengths, **window), sdpa
     return found
 

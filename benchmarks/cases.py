@@ -20,7 +20,7 @@ from .problems import (
     three_region_varlen,
     upsampling,
 )
-from .row_problems import add_layer_norm, layer_norm, rms_norm, sandwich, sandwich_rms, softmax
+from .row_problems import add_layer_norm, layer_norm, linear, rms_norm, sandwich, sandwich_rms, softmax
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -168,6 +168,14 @@ CASES = [
     *_cases("sandwich_layer_norm", "8704x2560", sandwich, *BOTH[:3]),
     *_cases("sandwich_layer_norm", "33792x2560", partial(sandwich, rows=33792), ("bf16", False)),
     *_cases("sandwich_layer_norm", "8704x2560-pre", add_layer_norm, *BOTH),
+    *(
+        case
+        for rows in (1, 8)
+        for case in (
+            *_cases("linear_decode", f"{rows}-by-16384x4096", partial(linear, rows=rows), *BOTH[:2]),
+            *_cases("linear_decode", f"{rows}-by-16384x4096-int8", partial(linear, rows=rows, int8=True), BOTH[0]),
+        )
+    ),
     *_cases("rms_norm", "2048x4096", rms_norm, *BOTH),
     *(
         case
@@ -193,5 +201,5 @@ GPU_CASES = [
     ),
     *_cases("local_attention_2d", "16x128x128x64-13", partial(local_2d, grid=(128, 128), kernel=(13, 13)), *BOTH[::2]),
     *widths(2**27),
-    *(case for case in CASES if case.shape != "33792x2560"),
+    *(case for case in CASES if case.shape != "33792x2560" and case.op != "linear_decode"),  # which is for CPUs
 ]

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import cogview_ops as ops
@@ -25,6 +26,23 @@ def softmax(dtype: torch.dtype, back: bool, *, heads=16, seqlen=1088, causal=Fal
         {"torch.softmax": baselines.torch_softmax, **gpu_only(Liger=baselines.liger_softmax)},
         bytes=(2 if back else 1) * scores.nbytes + (3 if back else 1) * visible * scores.element_size(),
         exps=visible,
+    )
+
+
+def linear(dtype: torch.dtype, back: bool, *, rows=1, out=16384, dim=4096, int8=False) -> Problem:
+    x, bias = torch.randn(rows, dim, dtype=dtype), torch.randn(out, dtype=dtype)
+    if not int8:
+        weight = torch.randn(out, dim, dtype=dtype)
+        return Problem((x, weight, bias), ops.linear_decode, {"F.linear": F.linear}, {}, bytes=weight.nbytes)
+    numbers, scale = torch.randint(-127, 128, (out, dim), dtype=torch.int8), torch.rand(out) / 127
+    wide = (numbers * scale[:, None]).to(dtype)
+    return Problem(
+        (x, bias),
+        lambda x, bias, **how: ops.linear_decode(x, numbers, bias, scale=scale, **how),
+        {},
+        {"F.linear without int8": lambda x, bias: F.linear(x, wide, bias)},
+        bytes=numbers.nbytes,
+        truth=lambda x, bias: F.linear(x, numbers.double() * scale.double()[:, None], bias),
     )
 
 

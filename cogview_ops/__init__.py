@@ -22,6 +22,7 @@ from . import patterns as patterns
 from . import reference as reference
 from .cogview2_attention import cogview2_attention
 from .dalle_attention import dalle_attention, dalle_attention_decode
+from .linear_decode import linear_decode
 from .local_attention_2d import local_attention_2d, local_attention_2d_decode
 from .merge_attentions import merge_attentions
 from .pb_relax_attention import pb_relax_attention
@@ -40,6 +41,7 @@ __all__ = [
     "dalle_attention",
     "dalle_attention_decode",
     "layer_norm",
+    "linear_decode",
     "local_attention_2d",
     "local_attention_2d_decode",
     "merge_attentions",

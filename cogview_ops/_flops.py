@@ -105,6 +105,10 @@ def _local_2d_decode(query: Any, keys: Any, values: Any, *rest: Any) -> int:
     return 4 * math.prod(query) * seen
 
 
+def _linear_decode(x: Any, weight: Any, *_: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
 def _none(*_: Any) -> int:
     return 0
 
@@ -129,6 +133,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "local_attention_2d_fwd": _local_2d,
     "local_attention_2d_bwd": _backward(_local_2d, 2, slice(3 + TENSORS, 5 + TENSORS)),
     "local_attention_2d_decode": _local_2d_decode,
+    "linear_decode": _linear_decode,
     **{
         f"{name}_{which}": _none
         for name in ("layer_norm", "pb_relax_softmax", "rms_norm", "sandwich_layer_norm", "sandwich_rms_norm")

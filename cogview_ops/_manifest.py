@@ -8,6 +8,7 @@ class Operator(NamedTuple):
     name: str  # of the public function
     made_of: Literal["kernels", "operators", "torch"]  # its own kernels, other operators, plain torch
     cuda: bool = False  # kernels in CUDA C++ too
+    triton: bool = True  # and in Triton
 
     @property
     def differentiable(self) -> bool:
@@ -33,6 +34,7 @@ OPERATORS = {
         Operator("dalle_attention", "operators"),
         Operator("dalle_attention_decode", "operators"),
         Operator("layer_norm", "kernels", cuda=True),
+        Operator("linear_decode", "kernels", triton=False),
         Operator("local_attention_2d", "kernels", cuda=True),
         Operator("local_attention_2d_decode", "kernels"),
         Operator("merge_attentions", "torch"),

@@ -163,6 +163,15 @@ def _varlen_bwd(*inputs: Any) -> Any:
     return _packed(inputs, inputs[2], inputs[3], [1, 0, 1, 1, 1, 1, 0], [1, 1, 1])
 
 
+def _linear_decode(*inputs: Any) -> Any:
+    """Over rows of x, or over outputs, which come sharded then."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    x, *of_outputs = inputs
+    columns = [Replicate(), *(Shard(0) if _is_tensor(part) else None for part in of_outputs)]
+    return [*_rows(inputs, range(x.ndim - 1), {1, 2, 3}, [True]), ([Shard(x.ndim - 1)], columns)]
+
+
 _RULES = {
     "pb_relax_softmax_fwd": _softmax_fwd,
     "pb_relax_softmax_bwd": _softmax_bwd,
@@ -182,6 +191,7 @@ _RULES = {
     "local_attention_2d_fwd": _local_fwd,
     "local_attention_2d_bwd": _local_bwd,
     "local_attention_2d_decode": _local_decode,
+    "linear_decode": _linear_decode,
 }
 
 

@@ -51,6 +51,12 @@ def layer_norm(
     return centred * rstd * (weight + weight_offset) + bias
 
 
+def linear_decode(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    if scale is not None:
+        weight = (weight * scale[:, None]).to(x.dtype)
+    return torch.nn.functional.linear(x, weight, bias)
+
+
 def rms_norm(
     x: Tensor, weight: Tensor, *, eps: float, weight_offset: float = 0.0, round_before_weight: bool = False
 ) -> Tensor:

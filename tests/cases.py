@@ -335,7 +335,18 @@ DECODE = [
     ),
 ]  # fmt: skip
 
-BY_LABEL = {case.label: case for case in [*THREE_REGION, *VARLEN, *LOCAL_2D, *OTHERS, *DECODE]}
+PRODUCTS = [
+    Case("linear_decode", "linear", {"x": (2, 6, 37), "weight": (21, 37), "bias": (21,)}, {}),
+    Case(
+        "linear_decode",
+        "linear_int8",
+        {"x": (3, 1, 70), "bias": (21,), "scale": (21,)},
+        {"weight": torch.arange(-735, 735).remainder(256).sub(128).to(torch.int8).view(21, 70)},
+        wide=("scale",),
+    ),
+]
+
+BY_LABEL = {case.label: case for case in [*THREE_REGION, *VARLEN, *LOCAL_2D, *OTHERS, *DECODE, *PRODUCTS]}
 # one of each operator, with everything in it that the operator can do
 DIFFERENTIABLE = [
     *(BY_LABEL[x] for x in ("blocks_of_64", "grouped_32", "tiny", "all_sets", "sets_32", "tiny_local", "shifted_sets")),
@@ -343,4 +354,4 @@ DIFFERENTIABLE = [
     *(BY_LABEL[x] for x in ("padded_biased", "tiny_biased", "coarse_alone", "tiny_cross")),
     *OTHERS,
 ]
-ALL = [*DIFFERENTIABLE, *DECODE]
+ALL = [*DIFFERENTIABLE, *DECODE, *PRODUCTS]

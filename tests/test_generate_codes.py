@@ -318,6 +318,7 @@ def test_a_compiled_step_draws_the_same():
     model.requires_grad_(False)
     prompt = recipe.prompt(pad_text(CAPTIONS), [torch.Generator().manual_seed(seed) for seed in range(4)])
     plain = fill(model, prompt, torch.full((4, 16), 0.5), Sampling(top_k=1))
+    assert not plain.is_inference()  # whoever trains on it could not
     model.compile_step()
     torch._dynamo.reset()
     counters.clear()

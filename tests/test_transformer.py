@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from cogview.loss import token_nll, weighted_mean
+from cogview.parts import linear
 from cogview.parts.attend import record_weights
 from cogview.parts.published import published_names
 from cogview.parts.transformer import Transformer
@@ -17,6 +18,7 @@ from cogview.recipes.cogview import CogView, CogViewConfig
 from cogview.recipes.dalle import Dalle, DalleConfig
 from cogview.recipes.recipe import Recipe
 from cogview.sequence import Batch, Context
+from cogview_ops import linear_decode
 
 ATTENTIONS = ["dense", "dense_pb_relax", "three_region", "dalle"]
 SIZES: dict[str, Any] = {
@@ -192,14 +194,14 @@ def test_initialisation():
     torch.manual_seed(0)
     model = recipe_of(hidden_size=256, num_layers=8).model()
     layer = model.stack.layers[3]
-    for linear, std in (
+    for projection, std in (
         (layer.attention.query_key_value, 0.02),
         (layer.mlp.dense_h_to_4h, 0.02),
         (layer.attention.dense, 0.005),
         (layer.mlp.dense_4h_to_h, 0.005),
     ):
-        assert abs(float(linear.weight.detach().std()) / std - 1) < 0.03
-        assert not linear.bias.any()
+        assert abs(float(projection.weight.detach().std()) / std - 1) < 0.03
+        assert not projection.bias.any()
     assert torch.equal(layer.post_norm.weight, torch.ones(256))
     assert not layer.post_norm.bias.any()
 
@@ -342,6 +344,18 @@ def test_logits_of_one_place_of_each_row():
     batch, at = sample(recipe), torch.tensor([3, 27, 0])
     whole = model(batch.inputs, batch.context)
     torch.testing.assert_close(model(batch.inputs, batch.context, at=at), whole[torch.arange(3), at])
+
+
+def test_few_rows_without_gradients_go_to_the_operator_of_decoding(monkeypatch):
+    layer, seen = linear.Linear(24, 10), []
+    monkeypatch.setattr(linear, "linear_decode", lambda x, *rest: seen.append(len(x)) or linear_decode(x, *rest))
+    for rows in (1, 16, 17):
+        x = torch.randn(rows, 24, requires_grad=True)
+        wanted = layer(x)
+        assert torch.autograd.grad(wanted.sum(), x)[0].shape == x.shape
+        with torch.no_grad():
+            assert torch.allclose(layer(x), wanted, atol=1e-5)
+    assert seen == [1, 16]
 
 
 def test_weighted_mean():

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogview.config import ModelConfig, require
+from cogview.parts.linear import Linear
 from cogview.sequence import Context
 from cogview_ops import pb_relax_attention, three_region_attention, three_region_attention_decode
 from cogview_ops.modules import KVCache
@@ -28,8 +29,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
         self.num_heads, self.head_dim, self.index = config.num_heads, config.head_dim, index
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, context: Context, cache: KVCache | None = None) -> Tensor:
         """The branch [B, S, C] of x [B, S, C]. With a cache the tokens continue its rows, which grow by S."""

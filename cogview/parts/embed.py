@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from cogview.config import ModelConfig
 from cogview.loss import token_nll
+from cogview.parts.linear import linear
 
 
 class Embedding(nn.Module):
@@ -25,7 +26,7 @@ class Embedding(nn.Module):
 
     def logits(self, x: Tensor, among: slice = slice(None)) -> Tensor:
         """float32 [..., V] of states [..., C], or of some ids alone: the others' rows of the table are not read."""
-        return F.linear(x, self.words.weight[among]).float()
+        return linear(x, self.words.weight[among]).float()
 
     def nll(self, x: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood, float32 [B, S], of targets [B, S] from states [B, S, C]."""

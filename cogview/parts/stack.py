@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cogview.config import ModelConfig
 from cogview.parts.attend import Attention
+from cogview.parts.linear import Linear
 from cogview.sequence import Context
 from cogview_ops import layer_norm, sandwich_layer_norm
 from cogview_ops.modules import KVCache
@@ -22,8 +23,8 @@ from cogview_ops.modules import KVCache
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, 4 * config.hidden_size)
-        self.dense_4h_to_h = nn.Linear(4 * config.hidden_size, config.hidden_size)
+        self.dense_h_to_4h = Linear(config.hidden_size, 4 * config.hidden_size)
+        self.dense_4h_to_h = Linear(4 * config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate="tanh"))

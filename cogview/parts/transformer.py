@@ -71,11 +71,11 @@ class Transformer(nn.Module):
         return self(inputs, context, cache=cache, among=among)[:, 0]
 
     def compile_step(self) -> None:
-        """Compiles `step`, anew for every size of batch and cache, half a minute each. On a CPU it packs the weights as
-        they are now, so that the model cannot be trained any more; on CUDA steps are also recorded as graphs."""
+        """Compiles `step`, anew for every size of batch and cache, half a minute each; on CUDA it is also recorded."""
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         cpu = self.device.type == "cpu"
-        how: dict[str, Any] = {"options": {"freezing": True}} if cpu else {}
+        # weights leave no room in the caches for Python: it takes five times as long there
+        how: dict[str, Any] = {"options": {"cpp_wrapper": True}} if cpu else {}
         self.step = torch.compile(self.step, fullgraph=True, dynamic=False, **how)  # type: ignore[method-assign]
         self.records_steps = not cpu
 

@@ -28,6 +28,9 @@ def test_logits_are_near_and_weights_a_quarter():
     for name, weight in small.stack.named_parameters():
         if weight.ndim == 2:
             assert weight.qdata.dtype == torch.int8, name
+    layer, x = small.stack.layers[0].mlp.dense_h_to_4h, torch.randn(40, 32)
+    with torch.no_grad():
+        assert torch.allclose(layer(x[:3]), layer(x)[:3], atol=1e-5)  # by the operator of few rows, and by torchao
     assert generate(recipe, small, [[1, 2], []]).shape == (2, 4, 4)
     small.compile_step()
     assert torch.equal(generate(recipe, small, [[1], [2]], top_k=1), generate(recipe, small, [[1], [2]], top_k=1))

@@ -90,6 +90,11 @@ FUNCTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
         attention_on_grid(k, 5 + k, new=3 + k) | {"text_len": 5 + k, "kind": "row", "cache_seqlens": ends(3 + k, 40)}
     ),
     "layer_norm": lambda k: {"x": torch.randn(3 + k, 9 - k, 8), **norm_weights("weight", "bias")},
+    "linear_decode": lambda k: {
+        "x": torch.randn(3 + k, 9 - k, 5 + k),
+        "weight": torch.randint(-9, 9, (7 + k, 5 + k), dtype=torch.int8),
+        **{name: torch.randn(7 + k) for name in ("bias", "scale")},
+    },
     "local_attention_2d": lambda k: attention_on_grid(k) | sets(k) | {"kernel_size": (5, 3)},
     "local_attention_2d_decode": lambda k: (
         attention_on_grid(k, new=3 + k) | sets(k) | {"kernel_size": (5, 3), "cache_seqlens": ends(3 + k, 40)}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import DECODE, LOCAL_2D, OTHERS, THREE_REGION
+from cases import DECODE, LOCAL_2D, OTHERS, PRODUCTS, THREE_REGION
 from common import (
     Case,
     python,
@@ -56,6 +56,12 @@ def test_flops_of_decodes(case: Case) -> None:
     counted_flops, dim = counted(case, "cpp", False), case.shapes["query"][-1]
     batch, heads, tokens, _ = case.shapes["query"]
     assert 4 * dim * pairs(case) <= counted_flops <= 4 * dim * batch * heads * tokens * 75
+
+
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.label)
+def test_flops_of_products(case: Case) -> None:
+    rows = torch.Size(case.shapes["x"][:-1]).numel()
+    assert counted(case, "cpp", False) == 2 * rows * 21 * case.shapes["x"][-1]
 
 
 def test_flops_of_norms_are_not_counted_as_torch_does() -> None:

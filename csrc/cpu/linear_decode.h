@@ -1,0 +1,19 @@
+// Products of few rows with a weight on CPU.
+#pragma once
+
+#include "../linear_decode.h"
+#include "isa.h"
+
+namespace cogview {
+
+struct LinearPlan : LinearArgs {
+  void* packed;  // rows of x as they are multiplied, each in packed_bytes
+  int64_t packed_bytes;
+};
+constexpr int kOutputs = 8;          // of a work item
+constexpr int64_t kPackedPad = 256;  // packed_bytes is at least that of a row's accumulators, and this
+
+COGVIEW_DECLARE_KERNEL(linear_decode_pack, LinearPlan)  // items are rows
+COGVIEW_DECLARE_KERNEL(linear_decode, LinearPlan)       // items are kOutputs outputs
+
+}  // namespace cogview
