@@ -2,8 +2,9 @@
 //
 // Memory. Each thread reads its outputs' rows of the weight from front to end, some rows at a time, and asks for the
 // next ones meanwhile. They are used from where they lie for up to 8 rows of x, of which a first pass has made what is
-// multiplied: accumulators, or pairs of bfloat16. Further rows of x read the same rows of the weight from cache.
-// int8 weights become accumulators as they are read. An output has one accumulator a lane over all of `in`, whatever the number of rows: no row depends on the others.
+// multiplied: accumulators, or pairs of bfloat16; int8 becomes accumulators as it is read. Further rows of x read the
+// same rows of the weight from cache.
+// An output has one accumulator a lane over all of `in`, whatever the number of rows: no row depends on the others.
 #include "linear_decode.h"
 
 #include "loops.h"
