@@ -14,10 +14,10 @@ def linear_decode(
 ) -> Tensor:
     r"""`x @ weight.T + bias`, as `torch.nn.functional.linear`, for few rows on a CPU; inference only.
 
-    Reads the weight once, where it lies, for up to eight rows of x; further ones read it from cache. Sums are those of
-    float32 (of float64 for float64), rounded once with the bias, and do not depend on the other rows of x: a batch
-    gives the bits that its samples give alone. From some dozens of rows on F.linear is faster, and on GPUs, where it
-    reads weights as fast as memory gives them.
+    Reads the weight once, where it lies, for up to eight rows of x (16 in bfloat16 with AMX); further ones read it from
+    cache. Sums are those of float32 (of float64 for float64), rounded once with the bias, and do not depend on the
+    other rows of x: a batch gives the bits that its samples give alone. From some dozens of rows on F.linear is faster,
+    and on GPUs, where it reads weights as fast as memory gives them.
 
     Args:
         x: `[..., in]`; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.

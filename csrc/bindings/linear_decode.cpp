@@ -38,8 +38,9 @@ Tensor run(const Tensor& x, const Tensor& weight, const Optional& bias_in, const
 
   const TorchHost host(x);
   plan.packed_bytes = (plan.in * accumulator_bytes(plan.dtype) + kPackedPad + 63) / 64 * 64;
-  plan.packed = host.memory(plan.x_rows.count * plan.packed_bytes);
-  run_items(host, COGVIEW_PICK(linear_decode_pack), plan, plan.x_rows.count, row_grain(plan.in));
+  const int64_t groups = (plan.x_rows.count + kRows - 1) / kRows;
+  plan.packed = host.memory(groups * kRows * plan.packed_bytes);
+  run_items(host, COGVIEW_PICK(linear_decode_pack), plan, groups, row_grain(plan.in * kRows));
   const int64_t items = (plan.out + kOutputs - 1) / kOutputs;
   const int64_t item_bytes = kOutputs * plan.in * weight.element_size();
   run_items(host, COGVIEW_PICK(linear_decode), plan, items, (int64_t(1) << 18) / std::max<int64_t>(item_bytes, 1) + 1);

@@ -1,14 +1,15 @@
 // y = x weight^T + bias for few rows of x: what takes time is to read the weight once.
 //
 // Memory. Each thread reads its outputs' rows of the weight from front to end, some rows at a time, and asks for the
-// next ones meanwhile. They are used from where they lie for up to 8 rows of x, of which a first pass has made what is
-// multiplied: accumulators, or pairs of bfloat16; int8 becomes accumulators as it is read. Further rows of x read the
-// same rows of the weight from cache.
-// An output has one accumulator a lane over all of `in`, whatever the number of rows: no row depends on the others.
+// next ones meanwhile. They are used from where they lie for up to 8 rows of x (16 on the tile unit), of which a first
+// pass has made what is multiplied: accumulators, pairs of bfloat16 or blocks of them; int8 becomes accumulators as it
+// is read. Further rows of x read the same rows of the weight from cache.
+// An output is summed up in the same order whatever the number of rows: no row depends on the others.
 #include "linear_decode.h"
 
 #include "loops.h"
 #include "operands.h"
+#include "tile_gemm.h"
 
 namespace cogview {
 namespace COGVIEW_ISA {
@@ -107,11 +108,60 @@ inline void outputs(const LinearPlan& a, int64_t row, int64_t n, int64_t end) {
   for (; n < end; ++n) products<T, W, M, 1>(a, row, n);
 }
 
+#if defined(COGVIEW_TILE_UNIT)
+// On the tile unit a group of rows is blocks of 32 x 16 elements, pairs of its rows' elements beside each other; rows
+// that are not there are zeros.
+void pack_blocks(const LinearPlan& a, int64_t group, BFloat16* out) {
+  for (int64_t j = 0; j < a.in; j += 32, out += kBlock) {
+    Pairs x[kRows] = {};
+    for (int64_t r = 0, row = group * kRows; r < kRows && row < a.x_rows.count; ++r, ++row)
+      x[r] = load_pairs(static_cast<const BFloat16*>(a.x) + a.x_rows.offset(row) + j, int(a.in - j));
+    transpose_pairs(x);
+    std::memcpy(static_cast<void*>(out), x, sizeof x);
+  }
+}
+
+// Outputs from n on, as many as there are, of a group of rows.
+void tile_products(const LinearPlan& a, int64_t group, int64_t n) {
+  const int64_t stride = a.weight_stride, outs = a.out - n;
+  const BFloat16* w = static_cast<const BFloat16*>(a.weight) + n * stride;
+  const BFloat16* x = reinterpret_cast<const BFloat16*>(static_cast<char*>(a.packed) + group * kRows * a.packed_bytes);
+  tile_zero<0>();
+  for (int64_t j = 0; j < a.in; j += 32, x += kBlock) {
+    alignas(64) BFloat16 part[kOutputs * 32];
+    const bool whole = outs >= kOutputs && j + 32 <= a.in;
+    COGVIEW_UNROLL(i, kOutputs) {
+      if (whole)
+        __builtin_prefetch(w + (kOutputs + i) * stride + j);
+      else
+        store_pairs(part + i * 32, i < outs ? load_pairs(w + i * stride + j, int(a.in - j)) : Pairs{});
+    }
+    whole ? tile_load<4>(w + j, stride * 2) : tile_load<4>(part, 64);
+    tile_load<5>(x, 64);
+    tile_multiply<0, 4, 5>();
+  }
+  Vec<float> sums[kOutputs];
+  tile_store<0>(sums, 64);
+  transpose<float>(sums);
+  const int count = int(outs < kOutputs ? outs : kOutputs);
+  Vec<float> bias{};
+  if (a.bias) bias = load_partial(static_cast<const BFloat16*>(a.bias) + n, count);
+  for (int64_t r = 0, row = group * kRows; r < kRows && row < a.x_rows.count; ++r, ++row)
+    store_partial(static_cast<BFloat16*>(a.y) + row * a.out + n, sums[r] + bias, count);
+}
+#endif
+
 template <class T, class W>
 void item(const LinearPlan& a, int64_t at) {
   constexpr bool many = kVecBytes == 64;  // registers
   const int64_t n = at * kOutputs, end = n + kOutputs < a.out ? n + kOutputs : a.out, rows = a.x_rows.count;
   int64_t row = 0;
+#if defined(COGVIEW_TILE_UNIT)
+  if constexpr (kPaired<T>) {
+    for (; row < rows; row += kRows) tile_products(a, row / kRows, at * kOutputs);
+    return;
+  }
+#endif
   if constexpr (many)
     for (; row + 8 <= rows; row += 8) outputs<T, W, 8, 2>(a, row, n, end);
   for (; row + 4 <= rows; row += 4) outputs<T, W, 4, many ? 4 : 2>(a, row, n, end);
@@ -137,12 +187,20 @@ void linear_decode_pack(const LinearPlan& a, int64_t begin, int64_t end, int) {
   by_weight(a, [&](auto x, auto) {
     using T = decltype(x);
     const int in = int(a.in), padded = (in + kStep<T> - 1) / kStep<T> * kStep<T>;
-    for (int64_t i = begin; i < end; ++i)
+#if defined(COGVIEW_TILE_UNIT)
+    if constexpr (kPaired<T>) {
+      for (int64_t i = begin; i < end; ++i)
+        pack_blocks(a, i, reinterpret_cast<BFloat16*>(static_cast<char*>(a.packed) + i * kRows * a.packed_bytes));
+      return;
+    }
+#endif
+    for (int64_t i = begin * kRows; i < end * kRows && i < a.x_rows.count; ++i)
       copy_row<T>(static_cast<const T*>(a.x) + a.x_rows.offset(i), in,
                   reinterpret_cast<Operand<T>*>(static_cast<char*>(a.packed) + i * a.packed_bytes), padded, 0);
   });
 }
 void linear_decode(const LinearPlan& a, int64_t begin, int64_t end, int) {
+  [[maybe_unused]] const AmxScope tiles;
   by_weight(a, [&](auto x, auto w) {
     for (int64_t i = begin; i < end; ++i) item<decltype(x), decltype(w)>(a, i);
   });

@@ -7,13 +7,14 @@
 namespace cogview {
 
 struct LinearPlan : LinearArgs {
-  void* packed;  // rows of x as they are multiplied, each in packed_bytes
+  void* packed;  // rows of x as they are multiplied, in groups, packed_bytes for each row
   int64_t packed_bytes;
 };
-constexpr int kOutputs = 8;          // of a work item
+constexpr int kRows = 16;            // of a group
+constexpr int kOutputs = 16;         // of a work item
 constexpr int64_t kPackedPad = 256;  // packed_bytes is at least that of a row's accumulators, and this
 
-COGVIEW_DECLARE_KERNEL(linear_decode_pack, LinearPlan)  // items are rows
+COGVIEW_DECLARE_KERNEL(linear_decode_pack, LinearPlan)  // items are groups
 COGVIEW_DECLARE_KERNEL(linear_decode, LinearPlan)       // items are kOutputs outputs
 
 }  // namespace cogview
