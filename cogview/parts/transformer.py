@@ -74,7 +74,7 @@ class Transformer(nn.Module):
         """Compiles `step`, anew for every size of batch and cache, half a minute each; on CUDA it is also recorded."""
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         cpu = self.device.type == "cpu"
-        # weights leave no room in the caches for Python: it takes five times as long there
+        # in C++: Python's code is not in the processor's caches by the time that weights have gone through them
         how: dict[str, Any] = {"options": {"cpp_wrapper": True}} if cpu else {}
         self.step = torch.compile(self.step, fullgraph=True, dynamic=False, **how)  # type: ignore[method-assign]
         self.records_steps = not cpu
