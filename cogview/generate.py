@@ -115,6 +115,7 @@ def describe(
     return found
 
 
+@torch.no_grad()
 def fill(
     model: Transformer,
     prompt: Prompt,
@@ -137,7 +138,7 @@ def fill(
     allowed, uniforms, count = prompt.allowed[feed.low : feed.high].to(device), uniforms.to(device), feed.walk.count
     stopped = torch.zeros(rows, dtype=torch.bool, device=device)
     finite = torch.ones(count, dtype=torch.bool, device=device)  # asked for once, at the end: asking waits
-    with evaluating(model), torch.inference_mode():  # no_grad would call Python for every operator of a compiled step
+    with evaluating(model):
         logits = feed.begin()
         for n in range(count):
             if against is not None:

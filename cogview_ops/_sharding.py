@@ -1,9 +1,9 @@
 """How the operators run on DTensors: what may be sharded over a mesh, forward and backward.
 
 Attention over batch and heads (key heads along with the query's that share them), of packed sequences over heads; norms
-and softmax over rows; weights are replicated and get their gradients as partial sums. Anything else is replicated
-first, also where the result of a row depends on others: relax="tensor", and dropout, whose mask depends on the place in
-the whole tensor.
+and softmax over rows; weights are replicated and get their gradients as partial sums; products over rows or outputs.
+Anything else is replicated first, also where the result of a row depends on others: relax="tensor", and dropout, whose
+mask depends on the place in the whole tensor.
 """
 
 import itertools

@@ -14,16 +14,18 @@ def linear_decode(
 ) -> Tensor:
     r"""`x @ weight.T + bias`, as `torch.nn.functional.linear`, for few rows on a CPU; inference only.
 
-    Reads the weight once, where it lies, for up to eight rows of x (16 in bfloat16 with AMX); further ones read it from
-    cache. Sums are those of float32 (of float64 for float64), rounded once with the bias, and do not depend on the
-    other rows of x: a batch gives the bits that its samples give alone. From some dozens of rows on F.linear is faster,
-    and on GPUs, where it reads weights as fast as memory gives them.
+    Reads the weight from memory once, where it lies; from cache again for every further eight rows of x (four on AVX2,
+    16 in bfloat16 with AMX). Sums are in float32 (float64 for float64), rounded once with scale and bias, and do not
+    depend on the other rows of x: a batch gives the bits that its samples give alone. Where processors multiply
+    bfloat16 in pairs, what is below the normal range is 0. From some dozens of rows on F.linear is faster, and on GPUs,
+    where it reads weights as fast as memory gives them.
 
     Args:
         x: `[..., in]`; float64, float32, bfloat16 or float16; any strides, last dimension contiguous.
         weight: `[out, in]`, x's dtype or, with `scale`, int8; its rows may lie at any stride, as those of a slice do.
         bias: `[out]`, x's dtype.
-        scale: `[out]`, float32 (float64 for float64): the weight is `weight * scale[:, None]`.
+        scale: `[out]`, float32 (float64 for float64): the weight is `weight * scale[:, None]`, whose scale multiplies
+            the sum, which must not overflow without it.
         impl: "auto", "reference" or "cpp".
 
     Returns:

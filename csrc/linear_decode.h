@@ -13,6 +13,7 @@ struct LinearArgs {
   Rows x_rows;
   const void* weight;     // [out, in], with `scale` int8
   int64_t weight_stride;  // between its rows, whose elements lie beside each other
+  int64_t element_bytes;  // of the weight
   const void* scale;      // [out], accumulators: of the rows of an int8 weight, or null
   const void* bias;       // [out], or null
   void* y;                // [rows, out], contiguous

@@ -1,4 +1,4 @@
-"""The attention kernels on tiles with one thing broken each, and a test that each must fail.
+"""The kernels on tiles with one thing broken each, and a test that each must fail.
 
 All faults are in one library, where `cogview_broken` chooses one of them: an expression, between « and », gives way to
 another one. As a program, preloaded with that library: which of its arguments' tests fail with which fault.
@@ -15,7 +15,7 @@ import pytest
 LOCAL, THREE = "tests/operators/test_local_attention_2d.py", "tests/operators/test_three_region_attention.py"
 VARLEN = "tests/operators/test_three_region_varlen.py"
 TILES, PATCHES, GRAD_KEY = "local_tiles.cpp", "local_patches.h", "tile_grad_key.h"
-THREE_TILES = "three_region_attention.cpp"
+THREE_TILES, LINEAR_TILES = "three_region_attention.cpp", "linear_decode.cpp"
 # tests that must fail
 SETS = f"{LOCAL}::test_every_instruction_set -k bfloat16"
 MASK = f"{LOCAL}::test_mask_across_tiles -k cpp-torch.bfloat16"
@@ -27,6 +27,7 @@ THREE_RACE = f"{THREE}::test_groups_of_keys_share_no_query -k bfloat16"
 LOCAL_HEADS = f"{LOCAL}::test_many_heads_share_packed_tiles -k bfloat16"  # on poisoned memory
 PACKED = f"{VARLEN}::test_mask_across_tiles -k cpp-torch.bfloat16"
 LEFTPAD = "tests/operators/test_three_region_leftpad.py::test_decode_of_left_padded_caches_equals_varlen -k bfloat16"
+LINEAR = "tests/operators/test_linear_decode.py::test_truth -k bfloat16"
 THREE_HEADS = f"{THREE}::test_many_heads_share_packed_tiles -k bfloat16"
 
 
@@ -39,6 +40,8 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
+    Fault("linear: the first rows again", LINEAR_TILES, "tile_products(a, «row / kRows», at", "0", LINEAR),
+    Fault("linear: no bias", LINEAR_TILES, "sums[r] + «bias», count", "Vec<float>{}", LINEAR),
     # local attention, phase by phase
     Fault("forward: every prefix key", TILES, "mask[r] = «valid»;", "~uint64_t(0)", PREFIX),
     Fault("forward: the next query's window", TILES, "«phase.y.window(y)»", "phase.y.window(y + 1)", MASK),
@@ -126,11 +129,11 @@ FAULTS = [
 
 def copy(csrc: Path, to: Path) -> None:
     """What of csrc has a fault or includes one, with all of them."""
-    plans = ("local_attention_2d_plan.cpp", "three_region_attention_plan.cpp")
+    plans = ("linear_decode_plan.cpp", "local_attention_2d_plan.cpp", "three_region_attention_plan.cpp")
     for path in [
         *csrc.glob("*.h"),
         *(csrc / "cpu").glob("*.h"),
-        *(csrc / "cpu" / x for x in (TILES, THREE_TILES, *plans)),
+        *(csrc / "cpu" / x for x in (TILES, THREE_TILES, LINEAR_TILES, *plans)),
     ]:
         text = path.read_text()
         for number, fault in enumerate(FAULTS, 1):

@@ -22,5 +22,6 @@ void force_isa(const char* name) {
 
 #undef COGVIEW_PICK
 #define COGVIEW_PICK(function) (&::cogview::COGVIEW_ISA::function)
+#include <cpu/linear_decode_plan.cpp>
 #include <cpu/local_attention_2d_plan.cpp>
 #include <cpu/three_region_attention_plan.cpp>

@@ -1,4 +1,4 @@
-"""Instruction sets that this processor lacks: csrc/cpu's attention kernels, compiled without their instructions.
+"""Instruction sets that this processor lacks: csrc/cpu's kernels of products, compiled without their instructions.
 
 The library is preloaded into a process of its own, where it is the only instruction set there is (emulated_isa.cpp).
 """
@@ -15,8 +15,14 @@ from cogview_ops import _dispatch
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "isa-emulated"
-PLANS = ("local_attention_2d_plan", "three_region_attention_plan")
-KERNELS = ("local_tiles", "three_region_attention", "local_attention_2d", "tile_engine")  # the longest to compile first
+PLANS = ("linear_decode_plan", "local_attention_2d_plan", "three_region_attention_plan")
+KERNELS = (
+    "local_tiles",
+    "three_region_attention",
+    "local_attention_2d",
+    "linear_decode",
+    "tile_engine",
+)  # the longest to compile first
 UNIT = ROOT / "tests" / "emulated_tile_unit.h"
 FLAGS = ["-std=c++20", "-fPIC", "-O1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-DCOGVIEW_PAIRS"]
 FLAGS.append("-ftls-model=initial-exec")  # for tile registers; the library is preloaded

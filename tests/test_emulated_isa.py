@@ -1,4 +1,4 @@
-"""The attention kernels for AMX and for pairs of bfloat16 where there is neither: emulated, in processes of their own.
+"""The kernels for AMX and for pairs of bfloat16 where there is neither: emulated, in processes of their own.
 
 COGVIEW_TESTS=all, as in `make test-all`, breaks them too, one thing at a time: emulated_faults.py.
 """
@@ -19,6 +19,7 @@ SUPPORTED = _dispatch._C.supported_cpu() if _dispatch._C else []
 FILES = [
     f"tests/operators/test_{x}.py"
     for x in (
+        "linear_decode",
         "local_attention_2d",
         "natten",
         "sequence_attention",

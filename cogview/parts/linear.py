@@ -1,25 +1,35 @@
 """The projections."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview.parts.quantized import int8_parts
 from cogview_ops import linear_decode
 
 FEW = 16  # rows
 
 
 class Linear(nn.Linear):
+    int8 = False
+    """Whether `int8_weights` made the weight."""
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.int8 and _draws(x):
+            weight: Any = self.weight
+            return linear_decode(x, weight.qdata, self.bias, scale=weight.scale.flatten())
         return linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear; without gradients and of few rows, on a CPU, by the operator that takes no longer than memory."""
-    if x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1] and not torch.is_grad_enabled():
-        if type(weight) in (Tensor, nn.Parameter):  # not a sharded one
-            return linear_decode(x, weight, bias)
-        if parts := int8_parts(weight):
-            return linear_decode(x, parts[0], bias, scale=parts[1])
+    """F.linear; in a step of drawing on a CPU by the operator that reads the weight as fast as memory gives it."""
+    if _draws(x) and type(weight) in (Tensor, nn.Parameter):  # others are sharded, or of fewer bits
+        return linear_decode(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def _draws(x: Tensor) -> bool:
+    """Few rows, no gradients; an export may be of any number of rows, autocast casts whole weights in every call."""
+    other = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting()
+    return x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1] and not other

@@ -1,6 +1,8 @@
 """Weights of fewer bits, for drawing only."""
 
-from torch import Tensor, nn
+from torch import nn
+
+from cogview.parts.linear import Linear
 
 
 def int8_weights(model: nn.Module) -> None:
@@ -11,9 +13,6 @@ def int8_weights(model: nn.Module) -> None:
     except ImportError as error:
         raise ValueError("int8: needs the package torchao, which is missing here: `pip install torchao`") from error
     quantize_(model, Int8WeightOnlyConfig(version=2))
-
-
-def int8_parts(weight: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Of a weight that is quantised so: int8 [out, in] and the scale of each row, [out]. None of any other."""
-    numbers, scale = getattr(weight, "qdata", None), getattr(weight, "scale", None)
-    return None if numbers is None or scale is None else (numbers, scale.flatten())
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.int8 = True

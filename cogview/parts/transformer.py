@@ -76,7 +76,9 @@ class Transformer(nn.Module):
         cpu = self.device.type == "cpu"
         # in C++: Python's code is not in the processor's caches by the time that weights have gone through them
         how: dict[str, Any] = {"options": {"cpp_wrapper": True}} if cpu else {}
-        self.step = torch.compile(self.step, fullgraph=True, dynamic=False, **how)  # type: ignore[method-assign]
+        compiled = torch.compile(self.step, fullgraph=True, dynamic=False, **how)
+        # in other modes each of our operators calls Python, to see whether it is to be differentiated
+        self.step = torch.inference_mode()(compiled)  # type: ignore[method-assign]
         self.records_steps = not cpu
 
     def make_cache(self, batch_size: int, tokens: int) -> list[KVCache]:

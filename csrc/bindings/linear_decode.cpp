@@ -24,26 +24,19 @@ Tensor run(const Tensor& x, const Tensor& weight, const Optional& bias_in, const
   sizes.back() = weight.size(0);
   Tensor y = torch::stable::new_empty(x, sizes), bias, scale;
   if (y.numel() == 0) return y;
-  LinearPlan plan{};
-  plan.dtype = dtype_of(x, "x");
-  plan.in = weight.size(1);
-  plan.out = weight.size(0);
-  plan.x = x.const_data_ptr();
-  plan.x_rows = rows_of(x);
-  plan.weight = weight.const_data_ptr();
-  plan.weight_stride = weight.stride(0);
-  if (scale_in) plan.scale = (scale = of_outputs(*scale_in, stat_type(x), weight, "scale")).const_data_ptr();
-  if (bias_in) plan.bias = (bias = of_outputs(*bias_in, x.scalar_type(), weight, "bias")).const_data_ptr();
-  plan.y = y.mutable_data_ptr();
-
-  const TorchHost host(x);
-  plan.packed_bytes = (plan.in * accumulator_bytes(plan.dtype) + kPackedPad + 63) / 64 * 64;
-  const int64_t groups = (plan.x_rows.count + kRows - 1) / kRows;
-  plan.packed = host.memory(groups * kRows * plan.packed_bytes);
-  run_items(host, COGVIEW_PICK(linear_decode_pack), plan, groups, row_grain(plan.in * kRows));
-  const int64_t items = (plan.out + kOutputs - 1) / kOutputs;
-  const int64_t item_bytes = kOutputs * plan.in * weight.element_size();
-  run_items(host, COGVIEW_PICK(linear_decode), plan, items, (int64_t(1) << 18) / std::max<int64_t>(item_bytes, 1) + 1);
+  LinearArgs a{};
+  a.dtype = dtype_of(x, "x");
+  a.in = weight.size(1);
+  a.out = weight.size(0);
+  a.x = x.const_data_ptr();
+  a.x_rows = rows_of(x);
+  a.weight = weight.const_data_ptr();
+  a.weight_stride = weight.stride(0);
+  a.element_bytes = weight.element_size();
+  if (scale_in) a.scale = (scale = of_outputs(*scale_in, stat_type(x), weight, "scale")).const_data_ptr();
+  if (bias_in) a.bias = (bias = of_outputs(*bias_in, x.scalar_type(), weight, "bias")).const_data_ptr();
+  a.y = y.mutable_data_ptr();
+  linear_decode(a, TorchHost(x));
   return y;
 }
 

@@ -1,10 +1,10 @@
 // y = x weight^T + bias for few rows of x: what takes time is to read the weight once.
 //
 // Memory. Each thread reads its outputs' rows of the weight from front to end, some rows at a time, and asks for the
-// next ones meanwhile. They are used from where they lie for up to 8 rows of x (16 on the tile unit), of which a first
-// pass has made what is multiplied: accumulators, pairs of bfloat16 or blocks of them; int8 becomes accumulators as it
-// is read. Further rows of x read the same rows of the weight from cache.
-// An output is summed up in the same order whatever the number of rows: no row depends on the others.
+// next ones meanwhile. They are used from where they lie for 8, 4, 2 or 1 rows of x (16 on the tile unit), of which a
+// first pass has made what is multiplied: accumulators, pairs of bfloat16 or blocks of them; int8 becomes accumulators
+// as it is read. Further rows of x read the same rows of the weight from cache. An output is summed up in the same
+// order whatever the number of rows: no row depends on the others.
 #include "linear_decode.h"
 
 #include "loops.h"
@@ -199,7 +199,7 @@ void linear_decode_pack(const LinearPlan& a, int64_t begin, int64_t end, int) {
                   reinterpret_cast<Operand<T>*>(static_cast<char*>(a.packed) + i * a.packed_bytes), padded, 0);
   });
 }
-void linear_decode(const LinearPlan& a, int64_t begin, int64_t end, int) {
+void linear_decode_products(const LinearPlan& a, int64_t begin, int64_t end, int) {
   [[maybe_unused]] const AmxScope tiles;
   by_weight(a, [&](auto x, auto w) {
     for (int64_t i = begin; i < end; ++i) item<decltype(x), decltype(w)>(a, i);

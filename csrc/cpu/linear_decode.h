@@ -14,7 +14,10 @@ constexpr int kRows = 16;            // of a group
 constexpr int kOutputs = 16;         // of a work item
 constexpr int64_t kPackedPad = 256;  // packed_bytes is at least that of a row's accumulators, and this
 
-COGVIEW_DECLARE_KERNEL(linear_decode_pack, LinearPlan)  // items are groups
-COGVIEW_DECLARE_KERNEL(linear_decode, LinearPlan)       // items are kOutputs outputs
+struct Host;
+void linear_decode(const LinearArgs& args, const Host& host);
+
+COGVIEW_DECLARE_KERNEL(linear_decode_pack, LinearPlan)      // items are groups
+COGVIEW_DECLARE_KERNEL(linear_decode_products, LinearPlan)  // items are kOutputs outputs
 
 }  // namespace cogview

@@ -11,12 +11,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_transformer import make
 
 from cogview.generate import generate
+from cogview.parts import linear
 from cogview.parts.quantized import int8_weights
+from cogview_ops import linear_decode
 
 pytest.importorskip("torchao")
 
 
-def test_logits_are_near_and_weights_a_quarter():
+def test_logits_are_near_and_weights_a_quarter(monkeypatch):
     recipe, model = make("dense", num_layers=2)
     model.eval().requires_grad_(False)
     small = copy.deepcopy(model)
@@ -29,8 +31,14 @@ def test_logits_are_near_and_weights_a_quarter():
         if weight.ndim == 2:
             assert weight.qdata.dtype == torch.int8, name
     layer, x = small.stack.layers[0].mlp.dense_h_to_4h, torch.randn(40, 32)
+    seen: list[int] = []
+    monkeypatch.setattr(
+        linear, "linear_decode", lambda x, *rest, **how: seen.append(len(x)) or linear_decode(x, *rest, **how)
+    )
     with torch.no_grad():
         assert torch.allclose(layer(x[:3]), layer(x)[:3], atol=1e-5)  # by the operator of few rows, and by torchao
+    assert seen == [3]
+    monkeypatch.undo()
     assert generate(recipe, small, [[1, 2], []]).shape == (2, 4, 4)
     small.compile_step()
     assert torch.equal(generate(recipe, small, [[1], [2]], top_k=1), generate(recipe, small, [[1], [2]], top_k=1))

@@ -35,7 +35,7 @@ def truth(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None = None) 
 @every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
-def test_truth_on_every_instruction_set(isa: str, dtype: torch.dtype, int8: bool) -> None:
+def test_truth(isa: str, dtype: torch.dtype, int8: bool) -> None:
     for rows, (out, size) in itertools.product(ROWS, SIZES):
         inputs = drawn(rows, out, size, dtype, int8)
         formula = linear_decode(**inputs, impl="reference")

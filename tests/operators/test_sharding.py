@@ -1,14 +1,15 @@
 """DTensors: the operators on two processes equal those on one, whatever is sharded, and shard what they can."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
-from cases import BY_LABEL, DECODE, DIFFERENTIABLE
+from cases import BY_LABEL, DECODE, DIFFERENTIABLE, PRODUCTS
 from common import Case, in_two_processes, needs_processes
 from torch import Tensor
 
-from cogview_ops import dalle_attention, pb_relax_softmax, three_region_attention
+from cogview_ops import dalle_attention, linear_decode, pb_relax_softmax, three_region_attention
 
 GROUPED = BY_LABEL["blocks_of_64"]._replace(
     label="two_key_heads", shapes={"query": (2, 4, 200, 16), "key": (2, 2, 200, 16), "value": (2, 2, 200, 16)}
@@ -91,6 +92,31 @@ def beside_plain_tensors(dim: int, mesh: Any) -> None:
             three_region_attention(spread, spread, spread, torch.tensor(bad), block_size=4)
 
 
+def products(mesh: Any) -> None:
+    """Over rows of x, or over outputs: of weight, bias and scale, where there are these."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    for case in PRODUCTS:
+        named = {
+            **case.inputs(torch.float64),
+            "weight": case.options.get("weight", case.inputs(torch.float64).get("weight")),
+        }
+        for left_out, over_outputs in itertools.product((None, "bias"), (False, True)):
+            given = {name: x for name, x in named.items() if name != left_out}
+            spread = {
+                name: distribute_tensor(x, mesh, [Shard(0) if (name != "x") == over_outputs else Replicate()])
+                for name, x in given.items()
+            }
+            out = linear_decode(**spread)
+            assert out.placements == (Shard(out.dim() - 1 if over_outputs else 0),)
+            torch.testing.assert_close(out.full_tensor(), linear_decode(**given))
+
+
 @needs_processes
 def test_two_processes_equal_one() -> None:
     in_two_processes(worker)
+
+
+@needs_processes
+def test_products_in_two_processes() -> None:
+    in_two_processes(products)

@@ -14,7 +14,7 @@ from threading import Barrier
 
 import pytest
 import torch
-from cases import BY_LABEL, DECODE
+from cases import BY_LABEL, DECODE, PRODUCTS
 from common import DTYPES, Case, run
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -27,6 +27,7 @@ CASES = [
     *(BY_LABEL[x] for x in ("text_pivots", "blocks_of_64_all", "blocks_of_128", "wide_heads", "cogview2", "softmax")),
     BY_LABEL["packed_uneven"],
     *DECODE,
+    *PRODUCTS,
 ]
 
 
