@@ -125,7 +125,7 @@ void pack_blocks(const LinearPlan& a, int64_t group, BFloat16* out) {
 void tile_products(const LinearPlan& a, int64_t group, int64_t n) {
   const int64_t stride = a.weight_stride, outs = a.out - n;
   const BFloat16* w = static_cast<const BFloat16*>(a.weight) + n * stride;
-  const BFloat16* x = reinterpret_cast<const BFloat16*>(static_cast<char*>(a.packed) + group * kRows * a.packed_bytes);
+  const BFloat16* x = reinterpret_cast<const BFloat16*>(static_cast<char*>(a.packed) + group * a.group_bytes);
   tile_zero<0>();
   for (int64_t j = 0; j < a.in; j += 32, x += kBlock) {
     alignas(64) BFloat16 part[kOutputs * 32];
@@ -190,7 +190,7 @@ void linear_decode_pack(const LinearPlan& a, int64_t begin, int64_t end, int) {
 #if defined(COGVIEW_TILE_UNIT)
     if constexpr (kPaired<T>) {
       for (int64_t i = begin; i < end; ++i)
-        pack_blocks(a, i, reinterpret_cast<BFloat16*>(static_cast<char*>(a.packed) + i * kRows * a.packed_bytes));
+        pack_blocks(a, i, reinterpret_cast<BFloat16*>(static_cast<char*>(a.packed) + i * a.group_bytes));
       return;
     }
 #endif

@@ -7,8 +7,9 @@
 namespace cogview {
 
 struct LinearPlan : LinearArgs {
-  void* packed;  // rows of x as they are multiplied, in groups, packed_bytes for each row
-  int64_t packed_bytes;
+  void* packed;          // rows of x as they are multiplied, or x itself
+  int64_t packed_bytes;  // of a row
+  int64_t group_bytes;   // of a group of rows on the tile unit
 };
 constexpr int kRows = 16;            // of a group
 constexpr int kOutputs = 16;         // of a work item
