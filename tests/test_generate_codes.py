@@ -325,3 +325,8 @@ def test_a_compiled_step_draws_the_same():
     for _ in range(2):
         assert torch.equal(plain, fill(model, prompt, torch.full((4, 16), 0.5), Sampling(top_k=1)))
     assert counters["stats"]["unique_graphs"] == 1  # one of all steps of both
+    _, other = make("three_region", num_layers=1)
+    other.double().requires_grad_(False)
+    wanted = fill(other, prompt, torch.full((4, 16), 0.5), Sampling(top_k=1))
+    other.compile_step()  # by a graph of its own
+    assert torch.equal(wanted, fill(other, prompt, torch.full((4, 16), 0.5), Sampling(top_k=1)))

@@ -71,14 +71,12 @@ class Transformer(nn.Module):
         return self(inputs, context, cache=cache, among=among)[:, 0]
 
     def compile_step(self) -> None:
-        """Compiles `step`, anew for every size of batch and cache, half a minute each, of the model as it is: it may be
-        trained on, but not given another dtype or other layers. On CUDA steps are also recorded."""
+        """Compiles `step`, anew for every size of batch and cache, half a minute each; on CUDA it is also recorded."""
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         cpu = self.device.type == "cpu"
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-        if cpu:  # less Python, whose code is not in the processor's caches any more once weights have gone through them
-            options["cpp_wrapper"] = True
-        compiled = torch.compile(self.step, fullgraph=True, dynamic=False, options=options)
+        # less Python, whose code is not in the processor's caches any more once weights have gone through them
+        how: dict[str, Any] = {"options": {"cpp_wrapper": True}} if cpu else {}
+        compiled = torch.compile(self.step, fullgraph=True, dynamic=False, **how)
         # in other modes each of our operators calls Python, to see whether it is to be differentiated
         self.step = torch.inference_mode()(compiled)  # type: ignore[method-assign]
         self.records_steps = not cpu
