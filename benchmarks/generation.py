@@ -30,7 +30,7 @@ from cogview.sampling import Sampling
 from . import machine, report
 
 SIZES: dict[str, Any] = {"num_layers": 12, "hidden_size": 512, "num_heads": 8, "image_grid": 32, "max_positions": 1089}
-TEXT, PLACES, TOKENS = 30, (128, 384, 640, 896), 8
+TEXT, PLACES, TOKENS = 30, (128, 384, 640, 896), 16  # of which the first few, behind a prompt, take longer
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Draw = Callable[[int], list[float]]
 
