@@ -62,6 +62,10 @@ def same(x: Tensor, name: str, like: Tensor, like_name: str, *, wider: bool = Fa
     if x.dtype != like.dtype and not (wider and x.dtype == torch.float32):
         other = " or torch.float32" if wider else ""
         raise TypeError(f"{name}: expected {like_name}'s dtype {like.dtype}{other}, got {x.dtype}")
+    same_device(x, name, like, like_name)
+
+
+def same_device(x: Tensor, name: str, like: Tensor, like_name: str) -> None:
     require(x.device == like.device, name, lambda: f"{like_name}'s device {like.device}", x.device)
 
 
@@ -219,7 +223,7 @@ def same_tokens(key: Tensor, query: Tensor) -> None:
 
 def pivots(x: Any, query: Tensor, rows: int) -> None:
     tensor(x, "pivots", INTEGERS, ndim=2)
-    require(x.device == query.device, "pivots", lambda: f"query's device {query.device}", x.device)
+    same_device(x, "pivots", query, "query")
     require(x.shape[0] == rows, "pivots", lambda: f"shape [{rows}, P]", tuple(x.shape))
 
 
@@ -255,7 +259,7 @@ def _pivots_ascend(x: Tensor) -> None:
 def cu_seqlens(x: Any, like: Tensor, like_name: str) -> None:
     """Where sequences begin and end, on the device of another argument."""
     tensor(x, "cu_seqlens", INTEGERS, ndim=1)
-    require(x.device == like.device, "cu_seqlens", lambda: f"{like_name}'s device {like.device}", x.device)
+    same_device(x, "cu_seqlens", like, like_name)
     require(x.shape[0] >= 1, "cu_seqlens", "shape [sequences + 1]", tuple(x.shape))
 
 
@@ -276,7 +280,7 @@ def cu_seqlens_values(x: Tensor, total: int, max_seqlen: int | None = None) -> N
 def cache_seqlens(x: Any, query: Tensor, name: str = "cache_seqlens") -> None:
     """One place in a cache for each row of the batch."""
     tensor(x, name, INTEGERS, ndim=1)
-    require(x.device == query.device, name, lambda: f"query's device {query.device}", x.device)
+    same_device(x, name, query, "query")
     shape(x, name, (query.shape[0],))
 
 
@@ -301,7 +305,7 @@ def seqlen_values(x: Tensor, query: Tensor, capacity: int, before: int = 0) -> N
 
 def query_index(x: Any, query: Tensor) -> None:
     tensor(x, "query_index", INTEGERS, ndim=2)
-    require(x.device == query.device, "query_index", lambda: f"query's device {query.device}", x.device)
+    same_device(x, "query_index", query, "query")
     shape(x, "query_index", (query.shape[0], query.shape[2]))
 
 
@@ -473,7 +477,7 @@ def token_mask(x: Any, name: str, query: Tensor, count: int) -> None:
     """Of so many keys."""
     tensor(x, name, (torch.bool,))
     shape(x, name, (query.shape[0], count))
-    require(x.device == query.device, name, lambda: f"query's device {query.device}", x.device)
+    same_device(x, name, query, "query")
 
 
 def prefix(query: Tensor, keys: Tensor | None, key: Any, value: Any, mask: Any, bias: Any) -> Prefix | None:
@@ -531,7 +535,7 @@ def text_mask(x: Any, query: Tensor, text_len: int) -> None:
 def new_tokens(x: Any, lengths: Tensor, given: int) -> None:
     """How many of the tokens given to a cache count, for each sample."""
     tensor(x, "new_tokens", INTEGERS, ndim=1)
-    require(x.device == lengths.device, "new_tokens", lambda: f"the cache's device {lengths.device}", x.device)
+    same_device(x, "new_tokens", lengths, "the cache")
     shape(x, "new_tokens", lengths.shape)
     if _readable(x):
         require(

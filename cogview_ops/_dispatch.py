@@ -28,7 +28,7 @@ except ImportError as error:  # usable without it: impl="reference"
 
 _WHOLE = (Tensor, torch.nn.Parameter)  # others may be a part of what is distributed
 _WITH_CUDA = {name for operator in _manifest.KERNELS if operator.cuda for name in operator.registered}
-_WITHOUT_TRITON = {name for operator in _manifest.KERNELS if not operator.triton for name in operator.registered}
+_WITH_TRITON = {name for operator in _manifest.KERNELS if operator.triton for name in operator.registered}
 _compiled: set[tuple[str, str]] = set()  # (operator, "cpp" or "cuda"), filled as operators are defined
 _transformed: dict[tuple[str, str], Any] = {}  # operators as autograd functions that torch.func takes, filled likewise
 _recorded: dict[tuple[str, str], Any] = {}  # as those that are cheaper
@@ -75,10 +75,9 @@ def reason_unavailable(op: str, impl: str) -> str | None:
     """None where `impl` of `op` can run here, else one sentence why not."""
     if impl == "reference":
         return None
-    if impl == "triton" and op in _WITHOUT_TRITON:
-        return "there is no Triton kernel of this operator"
     if impl == "triton":
-        return _load_triton() or (None if op in _triton else "there is no Triton kernel of this operator")
+        missing = _load_triton() if op in _WITH_TRITON else None
+        return missing or (None if op in _triton else "there is no Triton kernel of this operator")
     if _C is None:
         how = "build it with `pip install .` in the folder of its sources"
         return f"the compiled extension is missing ({build_error}); {how}"

@@ -182,7 +182,7 @@ def _check_scale(scale: Any, branch: Tensor) -> float:
 
 def _row_scale(scale: Tensor, branch: Tensor) -> Tensor:
     """One number a row, in the statistics' dtype."""
-    dtype = torch.float64 if branch.dtype == torch.float64 else torch.float32
+    dtype = _registration.wide(branch.dtype)
     rows = scale.to(dtype).expand(*branch.shape[:-1], 1)[..., 0].contiguous()
     return _sharding.beside(rows, branch)
 
@@ -220,7 +220,7 @@ def _checked_seed(seed: Any, branch: Tensor) -> int | Tensor:
 def _dtype_of_weights(x: Tensor, autocast: torch.dtype | None, exact: bool, **given: Tensor | None) -> torch.dtype:
     """x's or float32; those given are all alike, but under autocast. Not `exact`: weights that are not given may be
     no number of x's dtype."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = _registration.wide(x.dtype)
     there = {name: w.dtype for name, w in given.items() if w is not None}
     dtypes = set(there.values()) or {x.dtype}
     if len(dtypes) > 1 or not dtypes <= {x.dtype, torch.float32}:

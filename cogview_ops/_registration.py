@@ -123,9 +123,14 @@ def empty_rows(x: torch.Tensor) -> torch.Tensor:
     return out if out.stride(-1) == 1 or out.shape[-1] == 1 else x.new_empty(x.shape)
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels accumulate a dtype in, and keep its statistics."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def statistic(x: torch.Tensor) -> torch.Tensor:
-    """One number for each row of x, in the dtype that statistics are kept in. For fake kernels."""
-    return x.new_empty(x.shape[:-1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    """One number for each row of x. For fake kernels."""
+    return x.new_empty(x.shape[:-1], dtype=wide(x.dtype))
 
 
 def empty_attention(query: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:

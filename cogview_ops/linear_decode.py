@@ -14,9 +14,9 @@ def linear_decode(
 ) -> Tensor:
     r"""`x @ weight.T + bias`, as `torch.nn.functional.linear`, for few rows on a CPU; inference only.
 
-    Reads the weight from memory once, where it lies; from cache again for every further eight rows of x (four on AVX2,
-    16 in bfloat16 with AMX). Sums are in float32 (float64 for float64), rounded once with scale and bias, and do not
-    depend on the other rows of x: a batch gives the bits that its samples give alone. Where processors multiply
+    Reads the weight from memory once, where it lies; from cache again for every further eight rows of x (four without
+    AVX-512, 16 in bfloat16 with AMX). Sums are in float32 (float64 for float64), rounded once with scale and bias, and
+    do not depend on the other rows of x: a batch gives the bits that its samples give alone. Where processors multiply
     bfloat16 in pairs, what is below the normal range is 0. From some dozens of rows on F.linear is faster, and on GPUs,
     where it reads weights as fast as memory gives them.
 
@@ -49,14 +49,13 @@ def _checked(x: Any, weight: Any, bias: Any, scale: Any) -> None:
     _checks.require(x.dim() >= 1, "x", "[..., in]", lambda: f"shape {tuple(x.shape)}")
     _checks.last_contiguous(x, "x")
     _checks.tensor(weight, "weight", (x.dtype,) if scale is None else (torch.int8,), ndim=2, layout=" [out, in]")
-    _checks.require(weight.device == x.device, "weight", lambda: f"x's device {x.device}", weight.device)
+    _checks.same_device(weight, "weight", x, "x")
     _checks.shape(weight, "weight", (weight.shape[0], x.shape[-1]))
     _checks.last_contiguous(weight, "weight")
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    for part, name, dtype in ((bias, "bias", x.dtype), (scale, "scale", wide)):
+    for part, name, dtype in ((bias, "bias", x.dtype), (scale, "scale", _registration.wide(x.dtype))):
         if part is not None:
             _checks.tensor(part, name, (dtype,))
-            _checks.require(part.device == x.device, name, lambda: f"x's device {x.device}", part.device)
+            _checks.same_device(part, name, x, "x")
             _checks.shape(part, name, weight.shape[:1])
 
 

@@ -237,7 +237,7 @@ def _tensors(query: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...
     """The optional ones as the operators take them: the bias as it is added."""
     *keys, bias, prefix_mask, key_mask = tensors
     if bias is not None:
-        bias = bias.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
+        bias = bias.to(_registration.wide(query.dtype))
     return *keys, *(_sharding.beside(x, query) for x in (bias, prefix_mask, key_mask))
 
 

@@ -40,7 +40,7 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
-    Fault("linear: the first rows again", LINEAR_TILES, "tile_products(a, «row / kRows», at", "0", LINEAR),
+    Fault("linear: the first rows again", LINEAR_TILES, "tile_products(a, «row / kRows», n)", "0", LINEAR),
     Fault("linear: no bias", LINEAR_TILES, "sums[r] + «bias», count", "Vec<float>{}", LINEAR),
     # local attention, phase by phase
     Fault("forward: every prefix key", TILES, "mask[r] = «valid»;", "~uint64_t(0)", PREFIX),

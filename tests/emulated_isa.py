@@ -16,13 +16,8 @@ from cogview_ops import _dispatch
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "isa-emulated"
 PLANS = ("linear_decode_plan", "local_attention_2d_plan", "three_region_attention_plan")
-KERNELS = (
-    "local_tiles",
-    "three_region_attention",
-    "local_attention_2d",
-    "linear_decode",
-    "tile_engine",
-)  # the longest to compile first
+# the longest to compile first
+KERNELS = ("local_tiles", "three_region_attention", "local_attention_2d", "linear_decode", "tile_engine")
 UNIT = ROOT / "tests" / "emulated_tile_unit.h"
 FLAGS = ["-std=c++20", "-fPIC", "-O1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-DCOGVIEW_PAIRS"]
 FLAGS.append("-ftls-model=initial-exec")  # for tile registers; the library is preloaded

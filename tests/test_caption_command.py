@@ -212,24 +212,11 @@ def test_one_bad_picture_with_several_captions_has_no_scores(run):
 
 
 def test_pictures_are_kept_where_no_sheet_of_candidates_can_be_made(run, capsys, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("cogview.reranking.contact_sheet", lambda *_, **__: fail())
-    cli.main(
-        [
-            "generate",
-            "--captions",
-            "fox",
-            "--rerank",
-            "caption",
-            "--candidates",
-            "2",
-            "--count",
-            "1",
-            "--out",
-            "kept.png",
-        ]
-    )
+    monkeypatch.setattr("cogview.reranking.contact_sheet", fail)
+    how = ["--rerank", "caption", "--candidates", "2", "--count", "1"]
+    cli.main(["generate", "--captions", "fox", *how, "--out", "kept.png"])
     assert "no sheet of the candidates of 'fox' could be made (disk full)" in lines(capsys)
     assert [path.name for path in (run / "kept").iterdir()] == ["001-1-fox.png"]

@@ -158,7 +158,7 @@ void item(const LinearPlan& a, int64_t at) {
   int64_t row = 0;
 #if defined(COGVIEW_TILE_UNIT)
   if constexpr (kPaired<T>) {
-    for (; row < rows; row += kRows) tile_products(a, row / kRows, at * kOutputs);
+    for (; row < rows; row += kRows) tile_products(a, row / kRows, n);
     return;
   }
 #endif

@@ -11,9 +11,9 @@ struct LinearPlan : LinearArgs {
   int64_t packed_bytes;  // of a row
   int64_t group_bytes;   // of a group of rows on the tile unit
 };
-constexpr int kRows = 16;            // of a group
-constexpr int kOutputs = 16;         // of a work item
-constexpr int64_t kPackedPad = 256;  // packed_bytes is at least that of a row's accumulators, and this
+constexpr int kRows = 16;     // of a group
+constexpr int kOutputs = 16;  // of a work item
+constexpr int kLongest = 32;  // elements of the longest vector, to a multiple of which rows are padded
 
 struct Host;
 void linear_decode(const LinearArgs& args, const Host& host);

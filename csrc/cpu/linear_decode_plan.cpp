@@ -20,12 +20,12 @@ void linear_decode(const LinearArgs& args, const Host& host) {
     plan.packed = const_cast<void*>(args.x);
     plan.packed_bytes = args.x_rows.ndim ? args.x_rows.strides[0] * accumulator_bytes(args.dtype) : 0;
   } else {
-    const int64_t groups = ceil_div(args.x_rows.count, kRows);
-    plan.packed_bytes = ceil_div(args.in * accumulator_bytes(args.dtype) + kPackedPad, 64) * 64;
-    plan.group_bytes = ceil_div(args.in, 32) * 1024;
+    const int64_t groups = ceil_div(args.x_rows.count, kRows), padded = ceil_div(args.in, kLongest) * kLongest;
+    plan.packed_bytes = padded * accumulator_bytes(args.dtype);
+    plan.group_bytes = padded * kRows * 2;
     const int64_t bytes = std::max(args.x_rows.count * plan.packed_bytes, groups * plan.group_bytes);
     plan.packed = bytes <= int64_t(sizeof small) ? small : host.memory(bytes);
-    run_items(host, COGVIEW_PICK(linear_decode_pack), plan, groups, piece / (kRows * plan.packed_bytes) + 1);
+    run_items(host, COGVIEW_PICK(linear_decode_pack), plan, groups, piece / (kRows * plan.packed_bytes + 1) + 1);
   }
   const int64_t item_bytes = kOutputs * args.in * args.element_bytes;
   run_items(host, COGVIEW_PICK(linear_decode_products), plan, ceil_div(args.out, kOutputs),
