@@ -38,7 +38,8 @@ class ModelConfig:
     image_vocab: int = 8192
     text_vocab: int = 50000
     relax: Literal["row", "tensor"] | None = "row"
-    """PB-relax of the layer norms; "tensor" is what the published weights were trained with."""
+    """PB-relax of the layer norms; "tensor" is what the published weights were trained with: the largest value of the
+    batch then decides how much epsilon counts, and rows do depend on their batch, slightly."""
     embedding_grad_scale: float = 0.1
     image_positions: Literal["following", "fixed"] = "following"
     """Rows of the position table that image tokens take: those after their text's, as published, or the same for

@@ -1,7 +1,7 @@
 """Drawing tokens behind prompts, a batch at a time, with a KV cache: whatever the recipe, and what it draws.
 
-A row depends on its seed alone, not on the batch it is drawn in: each has its own random stream, for one uniform number
-a token and then for what its recipe's context draws.
+A row depends on its seed alone, not on the batch it is drawn in, but for models of relax "tensor", whose logits do.
+Each has its own random stream, for one uniform number a token and then for what its recipe's context draws.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from cogview.sampling import Sampling, check_seeds, sample_token
 from cogview.sequence import pad_text
 
 Update = Callable[[int], None]
+_NO_END = 20  # tokens of a caption of models that know no end, as the original draws
 _ASKED = 8  # steps between questions whether all rows have stopped, for which a device has to wait
 
 
@@ -101,10 +102,11 @@ def describe(
     """Raw text ids of a caption for each picture of codes int64 [N, h, w], how.batch_size at once; none where the model
     ends it at once.
 
-    `seeds`: one a picture, default 0..N-1; what is drawn depends on no other. `longest`: what a caption is cut to, for
-    models that know no end (the original: 20 tokens).
+    `seeds`: one a picture, default 0..N-1; what is drawn depends on no other. `longest`: what a caption is cut to;
+    default 20 tokens, as in the original, of models that know no end, else as many as there is room for.
     """
     require(longest is None or longest >= 1, "longest", "at least 1", longest)
+    longest = _NO_END if longest is None and not recipe.config.stop else longest
     seeds = check_seeds(range(len(codes)) if seeds is None else seeds, len(codes))
     require(how.guidance == 1, "guidance", "1 for captions", how.guidance)
     flat, found = codes.flatten(1), list[list[int]]()

@@ -51,6 +51,9 @@ def test_the_stop_token_ends_a_caption(place):
     assert describe(endless, model, CODES[:1], GREEDY, longest=4)[0] == whole[:4]
     hook.remove()
     assert len(forwards) == 4  # what would be cut is not drawn
+    roomy, large = make(stop=False, max_positions=60)
+    assert len(describe(roomy, large, CODES[:1], GREEDY)[0]) == 20  # as many as the original draws
+    assert len(describe(roomy, large, CODES[:1], GREEDY, longest=30)[0]) == 30
     tokens = endless.vocab.caption(torch.tensor([whole]), CODES[:1].flatten(1), 29, stop=False)
     states: list[torch.Tensor] = []
     hook = model.stack.register_forward_hook(lambda module, given, x: states.append(x))

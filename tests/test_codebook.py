@@ -38,7 +38,7 @@ def test_nearest_code_against_all_distances(kind):
     torch.testing.assert_close(quantized, codebook.embed.detach().t()[expected])
 
 
-@pytest.mark.parametrize("kind", ["moving_average", "straight_through", "fixed"])
+@pytest.mark.parametrize("kind", ["moving_average", "moving_average_kmeans", "straight_through", "fixed"])
 def test_the_decoders_gradient_reaches_the_encoder_unchanged(kind):
     codebook = made(kind, 16, 4)
     vectors, weights = torch.randn(100, 4, requires_grad=True), torch.randn(100, 4)
@@ -67,7 +67,7 @@ def test_codes_begin_as_different_vectors_of_the_first_batches(kind):
     assert torch.equal(codebook.embed.detach().t(), found)  # all have begun: only gradients move them now
 
 
-@pytest.mark.parametrize("kind", ["straight_through", "gumbel", "fixed"])
+@pytest.mark.parametrize("kind", ["moving_average_kmeans", "straight_through", "gumbel", "fixed"])
 def test_the_encoder_learns_without_codes_first(kind):
     codebook = made(kind, 12, 3)
     vectors = torch.randn(40, 3)
@@ -173,6 +173,25 @@ def test_moving_averages_against_a_plain_computation():
         torch.testing.assert_close(codebook.embed.double(), total / smoothed, rtol=1e-4, atol=1e-5)
 
 
+def test_moving_averages_that_begin_alike_leave_unused_codes():
+    """They begin where `fixed` does with the same draws, then follow their vectors; one that nothing takes stays."""
+    vectors, used = torch.randn(60, 3), slice(0, 5)
+    begun, codebook = made("fixed", 6, 3), made("moving_average_kmeans", 6, 3, decay=0.9)
+    for one in (begun, codebook):
+        torch.manual_seed(1)
+        one._begin(vectors)
+    assert torch.equal(codebook.embed, begun.embed)
+    torch.testing.assert_close(codebook.embed_avg / codebook.cluster_size, begun.embed)
+    codebook.embed[:, 5] = codebook.embed_avg[:, 5] = 1e3
+    codebook.cluster_size[5] = 1
+    for _ in range(60):
+        codes = codebook(vectors).codes
+    assert codes.max() < 5
+    assert float(codebook.embed[:, 5].min()) > 900  # as far away as it was, up to the smoothing of uses
+    means = torch.stack([vectors[codes == code].mean(0) for code in range(5)], dim=1)
+    torch.testing.assert_close(codebook.embed[:, used], means, rtol=1e-2, atol=1e-2)
+
+
 def test_dead_codes_are_revived_where_they_help():
     codebook = made("moving_average", 8, 2, decay=0.99)
     cluster = torch.randn(64, 2) * 0.01
@@ -223,7 +242,8 @@ def test_files_of_before_keep_their_name(tmp_path):
 
 def test_other_kinds_are_refused():
     with pytest.raises(
-        ValueError, match="codebook: expected one of moving_average, straight_through, gumbel, fixed, got 'x'"
+        ValueError,
+        match=rf"codebook: expected one of {', '.join(KINDS)}, got 'x'",
     ):
         VQConfig(codebook="x")
 

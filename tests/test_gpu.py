@@ -15,9 +15,13 @@ from common import device_of, each_impl, python
 
 from benchmarks import __main__ as everywhere
 from benchmarks import cases, gpu, problems, targets
+from cogview.generate import fill
+from cogview.recipes.cogview import CogView, CogViewConfig
+from cogview.sampling import Sampling
 from cogview_ops import layer_norm, pb_relax_softmax, sandwich_layer_norm
 
 ROOT = Path(__file__).parents[1]
+TEXTS = torch.tensor([[[1, 2, 3, 4], [5, 6, -1, -1], [7, 8, 9, -1]], [[9, 8, -1, -1], [7, 6, 5, 4], [3, 2, 1, -1]]])
 WIDE = 2**16  # columns; 2**15 + 8 rows of them pass 2**31 elements
 ROWS = 2**15 + 8
 
@@ -74,6 +78,25 @@ def test_dropout_above_31_bits(impl: str) -> None:
     h, _ = sandwich_layer_norm(branch, branch, one, zero, one, zero, dropout_p=0.5, seed=1, impl=impl)
     assert h[-8:].isfinite().all()
     assert not torch.equal(h[-8:], h[:8])
+
+
+@pytest.mark.parametrize("attention", ["dense", "three_region"])
+def test_recorded_steps_draw_what_eager_ones_do(attention) -> None:
+    """In float64, where no rounding makes another token the likeliest: the recording is replayed for two batches."""
+    if not torch.cuda.is_available():
+        pytest.skip("steps are recorded on a GPU alone")
+    sizes = {"num_layers": 2, "hidden_size": 128, "num_heads": 2, "image_grid": 8, "max_positions": 90}
+    recipe = CogView(CogViewConfig(**sizes, image_vocab=64, text_vocab=50, attention=attention, num_pivots=40))
+    torch.manual_seed(0)
+    model = recipe.model().cuda().double().requires_grad_(False)
+    prompts = [recipe.prompt(text, [torch.Generator().manual_seed(n) for n in range(3)]) for text in TEXTS]
+    uniforms, how = torch.full((3, 64), 0.5), Sampling(top_k=1)
+    eager = [fill(model, prompt, uniforms, how) for prompt in prompts]
+    assert not torch.equal(*eager)
+    model.compile_step()
+    assert model.records_steps
+    for wanted, prompt in zip(eager, prompts, strict=True):
+        assert torch.equal(fill(model, prompt, uniforms, how), wanted)
 
 
 FAULT = """

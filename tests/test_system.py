@@ -1,10 +1,13 @@
 """A run in Python: which checkpoint it is, what goes in and out, and what the model finds likely."""
 
+import dataclasses
+import io
 import os
 import shutil
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -171,13 +174,30 @@ def test_a_tokenizer_trained_again_is_named(run, text, image, tmp_path):
 def test_parts_that_do_not_fit(text, image):
     system = system_of(text, image)
     small = recipe_of(**SIZES | {"image_vocab": 19})
-    with pytest.raises(ValueError, match="image tokenizer: expected at most 19 ids, as the model has, got 20"):
+    with pytest.raises(ValueError, match="image tokenizer: expected 19 codes, as the model has, got 20"):
         System(text, image, small, small.model())
+    few = VQVAE(dataclasses.replace(image.config, codebook_size=19))
+    with pytest.raises(ValueError, match="image tokenizer: expected 20 codes, as the model has, got 19"):
+        System(text, few, system.recipe, system.model)
     broken = VQVAE(image.config)
     with torch.no_grad():
         broken.dec.blocks[0].weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"image tokenizer: expected finite weights, got others in dec\.blocks\.0\."):
         System(text, broken, system.recipe, system.model)
+
+
+def test_characters_without_ids_are_refused(system):
+    """Of a tokenizer without byte fallback, which would make one id of all of them."""
+    model = io.BytesIO()
+    how = {"model_type": "bpe", "vocab_size": 20, "hard_vocab_limit": False, "bos_id": -1, "eos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["a fox", "red"]), model_writer=model, **how)
+    other = dataclasses.replace(system, text=TextTokenizer(model.getvalue()))
+    assert other.encode("a red fox") == [other.text.encode("a red fox")]
+    with pytest.raises(
+        ValueError, match="captions: expected characters that the text tokenizer knows, got '狐狸' in c"
+    ):
+        other.encode(["a fox", "a 狐狸 fox"])
+    assert system.encode("a 狐狸 fox") == [system.text.encode("a 狐狸 fox")]
 
 
 def test_a_string_is_one_caption(system):

@@ -11,6 +11,7 @@ from cogview.commands.data import Build, Data
 from cogview.commands.demo import Demo
 from cogview.commands.generate import Generate
 from cogview.commands.info import Info
+from cogview.commands.magnify import Magnify
 from cogview.commands.study import Study
 from cogview.commands.tokenize import Tokenize
 from cogview.commands.train import Train
@@ -26,6 +27,7 @@ Command = (
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Caption, tyro.conf.subcommand("caption")]
     | Annotated[Rerank, tyro.conf.subcommand("rerank")]
+    | Annotated[Magnify, tyro.conf.subcommand("magnify")]
     | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[ImportWeights, tyro.conf.subcommand("import-weights")]
     | Annotated[ExportWeights, tyro.conf.subcommand("export-weights")]

@@ -2,28 +2,20 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from cogview.commands.console import console
+from cogview.commands.pictures import Files, RunFolder, Step, load, report
 from cogview.commands.presets import option
 from cogview.config import require
 from cogview.data.files import written_beside
 from cogview.labels import printable
 
-if TYPE_CHECKING:
-    from cogview.system import System
-
-Files = Annotated[
-    tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(required)", metavar="PICTURE ...")
-]
-RunFolder = Annotated[Path | None, option("FOLDER", "trained last in runs/", name="run")]
 Name = Annotated[str | None, option("NAME", "trained last of recipe caption")]
-Step = Annotated[int | None, option("INT", "the best, or newest")]
 
 
 @dataclass(frozen=True)
@@ -43,8 +35,8 @@ class Caption:
     `cogview data pack --captions` takes them."""
     count: int = 1
     """Captions drawn of each picture, shown from the lowest CapLoss on; what is drawn twice is shown once."""
-    longest: Annotated[int | None, option("INT", "as the model has room for")] = None
-    """Tokens of a caption at most; models that learned no end, as the released one, take 20."""
+    longest: Annotated[int | None, option("INT", "what there is room for")] = None
+    """Tokens of a caption at most; default 20 of models that learned no end, as the released one."""
     temperature: float = 0.7
     """Below 1 likely tokens become likelier, above 1 less likely."""
     top_k: int = 200
@@ -68,7 +60,7 @@ class Caption:
         require(self.count >= 1, "count", "at least 1", self.count)
         if self.out is not None:
             check_place(self.out)  # before anything is computed
-        system = load(self.run_folder, self.name, self.step, self.device)
+        system = load(self.run_folder, self.name, self.step, self.device, "captions")
         records, left, at_once = list[dict[str, Any]](), 0, max(1, self.batch_size // self.count)
         for start in range(0, len(self.pictures), at_once):
             some, bad = self.pictures[start : start + at_once], dict[int, str]()
@@ -120,7 +112,7 @@ class Rerank:
 
         require(bool(self.pictures), "pictures", "at least one", "none")
         sheet = None if self.out is None else picture_path(self.out)
-        system = load(self.run_folder, self.name, self.step, self.device)
+        system = load(self.run_folder, self.name, self.step, self.device, "captions")
         system.encode(self.caption)
         bad = dict[int, str]()
         pictures = images(list(self.pictures), system.side, bad)
@@ -133,20 +125,3 @@ class Rerank:
         if sheet is not None:
             shown = candidate_sheet(Candidates(pictures[good][order], losses[order]), sheet, self.caption)
             console.print(f"{shown:,} of {len(good):,} pictures on {sheet}")
-
-
-def load(run: Path | None, name: str | None, step: int | None, device: str) -> "System":
-    """The captioning model of a run; says which it is."""
-    from cogview.runs import last_run
-    from cogview.system import System
-
-    system = System.load(last_run() if run is None else run, device, name=name, step=step, draws="captions")
-    console.print(str(system.source))
-    return system
-
-
-def report(paths: Sequence[Path], bad: dict[int, str]) -> int:
-    """Names the pictures that are left out; how many they are."""
-    for number, reason in bad.items():
-        console.print(f"left out: {reason if str(paths[number]) in reason else f'{paths[number]}: {reason}'}")
-    return len(bad)

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ from cogview.data.captions import blank
 MAX_CAPTIONS_BYTES = 16 << 20
 _SHOWN, _WIDE = 128, 1100  # pixels: of a small picture on the sheet, and how wide sheets are, about
 _NEW_LINE = re.compile(r"\r\n|\r|\n")
-_SHEET_PIXELS = 40_000_000  # of all pictures that may come onto the sheet
+SHEET_PIXELS = 40_000_000  # of all pictures that may come onto the sheet
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ class Generate:
     magnify: Annotated[str | None, option("NAME", "none")] = None
     """Draw the pictures at twice their side with this super-resolution model of the run (train --recipe
     superresolution)."""
+    magnify_top_k: int = 1
+    """With --magnify: of its likeliest tokens so many may be drawn. 1 comes nearest to the true picture; 200 is as
+    published."""
     seed: int = 0
     """Of each caption's first picture; the others have the following ones. The same seed draws the same picture."""
     batch_size: int = 32
@@ -91,6 +94,8 @@ class Generate:
         last = f"2^63 - {drawn}"  # that of the last picture is below 2^63 then
         require(0 <= self.seed <= 2**63 - drawn, "seed", f"a whole number from 0 to {last}", self.seed)
         how = Sampling(self.temperature, self.top_k, self.top_p, self.guidance, self.batch_size)
+        nearer = replace(how, top_k=self.magnify_top_k, guidance=1.0)
+        require(self.magnify is not None or self.magnify_top_k == 1, "magnify_top_k", "--magnify NAME", nearer.top_k)
         sheet = picture_path(self.out)
 
         folder = last_run() if self.run_folder is None else self.run_folder
@@ -117,9 +122,11 @@ class Generate:
             console.print(f"ranked by {judge.source}")
         if lens is not None:
             console.print(f"magnified by {lens.source}")
-        self._draw(system, judge, lens, captions, range(self.seed, self.seed + drawn), how, sheet)
+        self._draw(system, judge, lens, captions, range(self.seed, self.seed + drawn), how, nearer, sheet)
 
-    def _draw(self, system, judge, lens, captions: Sequence[str], seeds: Sequence[int], how, sheet: Path) -> None:
+    def _draw(
+        self, system, judge, lens, captions: Sequence[str], seeds: Sequence[int], how, nearer, sheet: Path
+    ) -> None:
         from cogview.pictures import image_of, save_image
         from cogview.progress import progress
 
@@ -135,10 +142,10 @@ class Generate:
                 codes = self._best(system, judge, captions, seeds, how, sheet, told.part())
             batches: Iterator[Tensor] = map(system.pictures, codes)
             if lens is not None:
-                batches = self._larger(lens, repeated, codes, list(seeds)[: self.count] * len(captions), how, told)
+                batches = self._larger(lens, repeated, codes, list(seeds)[: self.count] * len(captions), nearer, told)
             for picture in (picture for batch in batches for picture in batch):
                 save_image(image_of(picture), next(paths))
-                if len(kept) * picture[0].numel() < _SHEET_PIXELS:
+                if len(kept) * picture[0].numel() < SHEET_PIXELS:
                     kept.append(picture)
         groups = [kept[n : n + self.count] for n in range(0, len(kept), self.count)]
         try:

@@ -74,8 +74,9 @@ class Tokenize:
     hidden: Annotated[int | None, _of_preset("hidden")] = None
     """Its channels."""
     codebook_training: Training = "moving_average"
-    """How its codes are found: as means of what takes them (as published), by the gradient of a codebook loss, by
-    drawing them at a temperature that falls (gumbel), or once and for all, a tenth of the training in (fixed)."""
+    """How its codes are found: as means of what takes them, unused ones moved to where they help, by the gradient of a
+    codebook loss, by drawing them at a temperature that falls (gumbel), or once and for all, a tenth of the training
+    in (fixed). moving_average_kmeans: means that begin as those do, unused ones left."""
     adversarial: bool = False
     """Train it as a VQGAN: beside a discriminator, for textures that look real. A step takes about twice the time."""
     image_passes: Annotated[float | None, option("FLOAT", "for 1,250 steps, at least 2")] = None

@@ -16,7 +16,7 @@ from cogview.reranking import draw_candidates
 from cogview.sampling import Sampling
 from cogview.system import System
 
-STEPS = 500  # of its training; at 300 it captioned 58 % of unseen pictures rightly
+STEPS, SECONDS = 500, 80.0  # of its training, as planned; at 300 it captioned 58 % of unseen pictures rightly
 SHOWN, CANDIDATES = 12, 8
 _BOLD = Sampling(temperature=2.0, batch_size=64)  # where some of what a good model draws is wrong
 

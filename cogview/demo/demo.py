@@ -100,7 +100,10 @@ def run(out: Path, minutes: float, console: Console) -> str:
     data, held_out, image_report = scene_tokens(out, training, pace)
     result = _train(data, held_out, out / "gpt", plan)
 
-    finetuned = models.finetuned(out / "caption", Caption, out / "gpt", plan.caption_steps, data, held_out)
+    most = SLACK * captions.SECONDS * plan.caption_steps / captions.STEPS
+    finetuned = models.finetuned(
+        out / "caption", Caption, out / "gpt", plan.caption_steps, data, held_out, seconds=most
+    )
 
     system, judges = System.load(out, name="gpt"), System.load(out, name="caption")
     sample = sample_scenes("test", JUDGED)

@@ -31,10 +31,17 @@ def drawing(folder: Path, steps: int, data: TokenDataset, held_out: TokenDataset
 
 
 def finetuned(
-    folder: Path, kind: type[Recipe], source: Path, steps: int, data: TokenDataset, held_out: TokenDataset
+    folder: Path,
+    kind: type[Recipe],
+    source: Path,
+    steps: int,
+    data: TokenDataset,
+    held_out: TokenDataset,
+    *,
+    seconds: float | None = None,
 ) -> Result:
     """One of another recipe that begins with the best weights of the model in `source`; one that began with other
-    weights of it is set aside."""
+    weights of it is set aside. seconds: that it may take at most."""
     best = checkpoint.best(source)
     assert best is not None
     about = {"from": {"folder": source.name, "step": checkpoint.step_of(best)}}
@@ -45,12 +52,15 @@ def finetuned(
     torch.manual_seed(training.seed)
     model = recipe.model()
     start_from(best, before, model)
-    return trained(folder, TokenTask(recipe, model, data, training, held_out), training, about)
+    return trained(folder, TokenTask(recipe, model, data, training, held_out), training, about, seconds)
 
 
-def trained(folder: Path, task: Task, training: TrainConfig, about: dict[str, Any] | None = None) -> Result:
-    """To its end; the steps say when that is. about: what else its checkpoints say."""
-    trainer = Trainer(task, replace(training, seconds=None), folder, about)
+def trained(
+    folder: Path, task: Task, training: TrainConfig, about: dict[str, Any] | None = None, seconds: float | None = None
+) -> Result:
+    """To its end; the steps say when that is, unless it comes to so many seconds. about: what else its checkpoints
+    say."""
+    trainer = Trainer(task, replace(training, seconds=seconds), folder, about)
     trainer.resume()
     result = trainer.run()
     if not result.finished:

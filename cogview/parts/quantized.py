@@ -12,7 +12,10 @@ def int8_weights(model: nn.Module) -> None:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
         raise ValueError("int8: needs the package torchao, which is missing here: `pip install torchao`") from error
-    quantize_(model, Int8WeightOnlyConfig(version=2))
+    try:
+        quantize_(model, Int8WeightOnlyConfig(version=2))
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"int8: this torchao does not quantise as 0.15 and later did ({error})") from error
     for module in model.modules():
         if isinstance(module, Linear):
             module.int8 = True

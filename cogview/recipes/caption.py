@@ -101,8 +101,8 @@ def caploss(
     """float32 [N], nats a text token, of codes int64 [N, h, w] and as many captions of raw text ids; `batch_size` at
     once. The lower, the better the caption fits.
 
-    Every pair draws its pivots from the same seed, so that a score does not depend on its batch. ValueError where the
-    logits are not finite.
+    Every pair draws its pivots from the same seed, so that a score does not depend on its batch, but for models of
+    relax "tensor". ValueError where the logits are not finite.
     """
     text, grid = pad_text(captions), recipe.config.image_grid
     fits = codes.ndim == 3 and codes.shape[1:] == (grid, grid) and len(codes) == len(captions)

@@ -65,6 +65,12 @@ def _verdict(figures: dict[str, Any], most: int) -> str:
     )
 
 
+def _saturated(by_count: dict[str, dict[str, float]]) -> str:
+    if any(values["CapLoss"] < values["oracle"] for values in by_count.values()):
+        return ""
+    return " CapLoss picks a right one wherever there is one, so that these scenes cannot tell a better judge."
+
+
 def _table(by_count: dict[str, dict[str, float]], shown: str) -> str:
     rows = ["| picked by | " + " | ".join(f"of {n}" for n in by_count) + " |", "|---" * (len(by_count) + 1) + "|"]
     rows += [f"| {way} | " + " | ".join(f"{v[way]:{shown}}" for v in by_count.values()) + " |" for way in by_count["1"]]
@@ -83,7 +89,7 @@ def _page(verdict: str, figures: dict[str, Any], most: int) -> str:
 {figures["captions"]} captions that training never saw, {most} candidates each, by a model that was stopped at step
 {base["steps"]:,}. Right is a picture with everything that was asked for: the emoji, their places, the background. Of
 fewer candidates than {most} every share is the mean over the groups that the {most} fall into; random is the mean of
-all; the oracle picks a right one where there is one.
+all; the oracle picks a right one where there is one.{_saturated(figures["share_right"])}
 
 {_table(figures["share_right"], ".1%")}
 

@@ -1,7 +1,8 @@
-"""Four ways to train an image tokenizer's codebook, side by side (CogView paper, section 2.2 and figure 2), and a
-VQGAN: the same sizes, scenes and steps, several seeds.
+"""Four ways to train an image tokenizer's codebook, side by side (CogView paper, section 2.2 and figure 2), beside them
+moving averages whose unused codes are moved, and a VQGAN: the same sizes, scenes and steps, several seeds.
 
-The paper found them evenly matched, so that learning the codes matters little where they begin well.
+The paper found the four evenly matched, so that learning the codes matters little where they begin well. All four begin
+alike here.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""The codebook of a VQ-VAE, and four ways to train it (CogView, arXiv 2105.13290, section 2.2).
+"""The codebook of a VQ-VAE, and the ways to train it (CogView, arXiv 2105.13290, section 2.2).
 
 All take the nearest code when a picture is encoded, and pass the decoder's gradient straight through when they train.
 They differ in what moves the codes: moving averages of the vectors that took them, a loss, the gradient of codes drawn
-at random, or nothing.
+at random, or nothing. There are two of moving averages: they differ in how codes begin, and in what becomes of unused
+ones.
 """
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from cogview.tokenizers.image import VQConfig
 
-Training = Literal["moving_average", "straight_through", "gumbel", "fixed"]
+Training = Literal["moving_average", "moving_average_kmeans", "straight_through", "gumbel", "fixed"]
 
 
 class Chosen(NamedTuple):
@@ -201,8 +202,28 @@ class Gumbel(StraightThrough):
         return Chosen(quantized, codes, losses)
 
 
+class MovingAverageKMeans(MovingAverage, Fixed):
+    """Begins as `Fixed`; then a code is a moving average, as above, and unused ones are left to themselves."""
+
+    def forward(self, vectors: Tensor, share: float = 1.0) -> Chosen:
+        return Fixed.forward(self, vectors, share)
+
+    @torch.no_grad()
+    def _begin(self, vectors: Tensor) -> None:
+        new = slice(int(self.begun), None)
+        super()._begin(vectors)
+        self.cluster_size[new] = len(vectors) / len(self.cluster_size)
+        self.embed_avg[:, new] = self.embed[:, new] * self.cluster_size[new]
+
+    def _choose(self, vectors: Tensor, share: float) -> Chosen:
+        chosen = super()._choose(vectors, share)
+        self._update(vectors.detach(), chosen.codes)
+        return chosen
+
+
 KINDS: dict[Training, type[Codebook]] = {
     "moving_average": MovingAverage,
+    "moving_average_kmeans": MovingAverageKMeans,
     "straight_through": StraightThrough,
     "gumbel": Gumbel,
     "fixed": Fixed,

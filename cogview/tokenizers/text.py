@@ -1,4 +1,4 @@
-"""Text to token ids and back: SentencePiece with byte fallback, so that nothing is ever unknown.
+"""Text to token ids and back: SentencePiece, trained with byte fallback, so that nothing is ever unknown.
 
 Byte-pair merges, not the unigram model: that one finds its candidate pieces among the distinct words, so from
 captions of a few dozen words it learns letters (37 tokens a caption of the demo instead of 12).
@@ -130,6 +130,11 @@ class TextTokenizer:
             return self._processor.encode(text)
         except (UnicodeEncodeError, RuntimeError) as error:
             raise ValueError(f"text: expected valid Unicode, got {text!a}") from error
+
+    def unknown(self, text: str) -> str:
+        """What of a text a model without byte fallback has no id for, as a released one may be; else empty."""
+        pieces = zip(self._processor.encode(text, out_type=str), self.encode(text), strict=True)
+        return "".join(piece for piece, number in pieces if number == self._processor.unk_id())
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids; ValueError if one is not of this vocabulary."""
