@@ -55,7 +55,7 @@ class Superresolution:
     """Steps of the image tokenizer."""
     base_steps: int = 900
     """Steps of the model that draws."""
-    steps: int = 800
+    steps: int = 1_600
     """Steps of its finetuning to super-resolution."""
 
     def run(self) -> None:
