@@ -138,7 +138,7 @@ class System:
         longest, found = self.recipe.config.max_text, list[list[int]]()
         for number, caption in enumerate(texts(captions), 1):
             found.append(self.text.encode(caption))
-            if unknown := self.text.unknown(caption):
+            if unknown := self.text.unknown(caption, found[-1]):
                 raise BadCaption(number, caption, "characters that the text tokenizer knows", repr(unknown))
             if (count := len(found[-1])) > longest:
                 raise BadCaption(number, caption, f"at most {longest} tokens", f"{count}")

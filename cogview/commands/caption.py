@@ -60,7 +60,7 @@ class Caption:
         require(self.count >= 1, "count", "at least 1", self.count)
         if self.out is not None:
             check_place(self.out)  # before anything is computed
-        system = load(self.run_folder, self.name, self.step, self.device, "captions")
+        system = load(self.run_folder, self.name, self.step, "captions", device=self.device)
         records, left, at_once = list[dict[str, Any]](), 0, max(1, self.batch_size // self.count)
         for start in range(0, len(self.pictures), at_once):
             some, bad = self.pictures[start : start + at_once], dict[int, str]()
@@ -112,7 +112,7 @@ class Rerank:
 
         require(bool(self.pictures), "pictures", "at least one", "none")
         sheet = None if self.out is None else picture_path(self.out)
-        system = load(self.run_folder, self.name, self.step, self.device, "captions")
+        system = load(self.run_folder, self.name, self.step, "captions", device=self.device)
         system.encode(self.caption)
         bad = dict[int, str]()
         pictures = images(list(self.pictures), system.side, bad)

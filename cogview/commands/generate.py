@@ -3,15 +3,15 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-import torch
 import tyro
 from torch import Tensor
 
 from cogview.commands.console import console
+from cogview.commands.pictures import SHEET_PIXELS, Models, RunFolder, Step, make_places, picture_paths
 from cogview.commands.presets import option
 from cogview.config import require
 from cogview.data.captions import blank
@@ -19,7 +19,6 @@ from cogview.data.captions import blank
 MAX_CAPTIONS_BYTES = 16 << 20
 _SHOWN, _WIDE = 128, 1100  # pixels: of a small picture on the sheet, and how wide sheets are, about
 _NEW_LINE = re.compile(r"\r\n|\r|\n")
-SHEET_PIXELS = 40_000_000  # of all pictures that may come onto the sheet
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,11 @@ class Generate:
     """What to draw. Several may follow, and the option may be repeated."""
     captions_file: Annotated[Path | None, option("FILE", "none")] = None
     """More captions, one a line (UTF-8); blank lines are skipped."""
-    run_folder: Annotated[Path | None, option("FOLDER", "trained last in runs/", name="run")] = None
+    run_folder: RunFolder = None
     """Folder of the run: both tokenizers and its models."""
     name: Annotated[str | None, option("NAME", "trained last")] = None
     """Which of the run's models."""
-    step: Annotated[int | None, option("INT", "the best, or newest")] = None
+    step: Step = None
     """Which of its checkpoints. The best has the lowest held-out loss."""
     out: Path = Path("pictures.png")
     """The sheet. Its suffix says the format: png, jpg, webp, bmp, gif or tif. The single pictures come into a folder
@@ -65,14 +64,7 @@ class Generate:
     """Of each caption's first picture; the others have the following ones. The same seed draws the same picture."""
     batch_size: int = 32
     """Pictures drawn at once: more are faster and take more memory."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the model: 16 bits take half the memory and less time."""
-    int8: bool = False
-    """Keep the weights of its linear layers in 8 bits (torchao)."""
-    compile: bool = False
-    """Compile the step that draws a token, half a minute for each size of a batch: worth it for many pictures."""
+    models: Models = field(default_factory=Models)
 
     def run(self) -> None:
         from cogview.inputs import BadCaption
@@ -99,14 +91,14 @@ class Generate:
         sheet = picture_path(self.out)
 
         folder = last_run() if self.run_folder is None else self.run_folder
-        faster: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "int8": self.int8, "compile": self.compile}
-        system = System.load(folder, self.device, name=self.name, step=self.step, draws="pictures", **faster)
+        how_loaded = self.models.options()
+        system = System.load(folder, name=self.name, step=self.step, draws="pictures", **how_loaded)
         judge = None
         if self.rerank is not None:
-            judge = System.load(folder, self.device, name=self.rerank, draws="captions", **faster)
+            judge = System.load(folder, name=self.rerank, draws="captions", **how_loaded)
         lens = None
         if self.magnify is not None:
-            lens = System.load(folder, self.device, name=self.magnify, draws="larger pictures", **faster)
+            lens = System.load(folder, name=self.magnify, draws="larger pictures", **how_loaded)
             require(lens.side == system.side, "magnify", f"a model of pictures of {system.side} pixels", lens.side)
         try:
             for reader in filter(None, (system, judge, lens)):
@@ -131,7 +123,7 @@ class Generate:
         from cogview.progress import progress
 
         repeated = [caption for caption in captions for _ in range(self.count)]
-        paths, kept = picture_paths(captions, self.count, sheet), list[Tensor]()
+        paths, kept = picture_paths(captions, sheet, self.count), list[Tensor]()
         of_one = system.recipe.config.image_tokens
         total = len(captions) * len(seeds) * of_one + (0 if lens is None else 4 * len(repeated) * of_one)
         with progress("drawing", total) as update:
@@ -165,7 +157,7 @@ class Generate:
         from cogview.reranking import candidate_sheet, draw_candidates
 
         found = draw_candidates(system, judge, captions, how, seeds=seeds, update=update)
-        paths = picture_paths(captions, 1, sheet)
+        paths = picture_paths(captions, sheet, 1)
         for caption, candidates, path in zip(captions, found, paths, strict=True):
             try:
                 candidate_sheet(candidates, path.with_stem(f"{path.stem}-candidates"), caption)
@@ -227,27 +219,3 @@ def read_captions(path: Path) -> list[tuple[int, str]]:
     if not lines:
         raise ValueError(f"captions-file: expected at least one caption, got none in {path}")
     return lines
-
-
-def make_places(sheet: Path) -> None:
-    """Makes the folders of the sheet and of the single pictures; OSError if nothing can be written there."""
-    from cogview.pictures import check_place
-
-    folder = sheet.with_suffix("")
-    try:
-        for path in (sheet, folder / "001.png"):
-            check_place(path)
-    except OSError as error:
-        raise OSError(f"out: cannot write {sheet} and pictures in {folder} ({error.strerror})") from error
-
-
-def picture_paths(captions: Sequence[str], count: int, sheet: Path) -> Iterator[Path]:
-    """`001-1-a-fox-above-a-tree.png`: the caption's number, the picture's, and the caption."""
-    from cogview.labels import file_name
-
-    digits = max(3, len(str(len(captions)))), len(str(count))
-    for number, caption in enumerate(captions, 1):
-        words = file_name(caption)
-        for k in range(1, count + 1):
-            name = f"{number:0{digits[0]}d}-{k:0{digits[1]}d}{words and '-'}{words}"
-            yield sheet.with_suffix("") / f"{name}{sheet.suffix.lower()}"

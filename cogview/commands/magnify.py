@@ -1,20 +1,27 @@
 """`cogview magnify`: pictures at twice their side, by a run's super-resolution model."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import torch
 import tyro
 
 from cogview.commands.console import console
-from cogview.commands.generate import SHEET_PIXELS, make_places
-from cogview.commands.pictures import Files, RunFolder, Step, load, report
+from cogview.commands.pictures import (
+    SHEET_PIXELS,
+    Files,
+    Models,
+    RunFolder,
+    Step,
+    load,
+    make_places,
+    picture_paths,
+    report,
+)
 from cogview.commands.presets import option
 from cogview.config import require
-from cogview.labels import file_name
 
 
 @dataclass(frozen=True)
@@ -45,14 +52,7 @@ class Magnify:
     """Of the first picture; the others have the following ones."""
     batch_size: int = 32
     """Pictures at once."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the model: 16 bits take half the memory and less time."""
-    int8: bool = False
-    """Keep the weights of its linear layers in 8 bits (torchao)."""
-    compile: bool = False
-    """Compile the step that draws a token, half a minute for each number of rows: worth it for many pictures."""
+    models: Models = field(default_factory=Models)
 
     def run(self) -> None:
         from cogview.inputs import images
@@ -66,8 +66,7 @@ class Magnify:
         how = Sampling(self.temperature, self.top_k, self.top_p, batch_size=self.batch_size)
         seeds = range(check_seed(self.seed), self.seed + count)
         sheet = picture_path(self.out)
-        faster: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "int8": self.int8, "compile": self.compile}
-        system = load(self.run_folder, self.name, self.step, self.device, "larger pictures", **faster)
+        system = load(self.run_folder, self.name, self.step, "larger pictures", **self.models.options())
         captions = list(self.captions) * (count // len(self.captions))
         system.encode(captions)
         bad = dict[int, str]()
@@ -76,7 +75,8 @@ class Magnify:
         require(left < count, "pictures", "at least one that can be read", "none")
         good = [n for n in range(count) if n not in bad]
         make_places(sheet)
-        paths, rows = picture_paths(self.pictures, sheet), list[tuple[str, list[torch.Tensor]]]()
+        paths = list(picture_paths([path.stem for path in self.pictures], sheet))
+        rows = list[tuple[str, list[torch.Tensor]]]()
         small = system.pictures(codes := system.tokenize(given[good]))
         with progress("magnifying", 4 * codes.numel()) as update:
             texts, chosen = [captions[n] for n in good], [seeds[n] for n in good]
@@ -93,12 +93,3 @@ class Magnify:
         console.print(
             f"{len(good):,} of {count:,} pictures in {sheet.with_suffix('')}{os.sep}{named}, {shown:,} on {sheet}"
         )
-
-
-def picture_paths(pictures: Sequence[Path], sheet: Path) -> list[Path]:
-    """`001-fox.png`: the number of the picture and its name."""
-    digits, names = max(3, len(str(len(pictures)))), [file_name(path.stem) for path in pictures]
-    return [
-        sheet.with_suffix("") / f"{n:0{digits}d}{name and '-'}{name}{sheet.suffix.lower()}"
-        for n, name in enumerate(names, 1)
-    ]

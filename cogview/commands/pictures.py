@@ -1,13 +1,16 @@
-"""Pictures that are given to a command as files, and the run whose model takes them."""
+"""Pictures that commands are given as files and leave as files, and the run whose models take and make them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 import tyro
 
 from cogview.commands.console import console
 from cogview.commands.presets import option
+from cogview.labels import file_name
 
 if TYPE_CHECKING:
     from cogview.system import System
@@ -17,14 +20,33 @@ Files = Annotated[
 ]
 RunFolder = Annotated[Path | None, option("FOLDER", "trained last in runs/", name="run")]
 Step = Annotated[int | None, option("INT", "the best, or newest")]
+SHEET_PIXELS = 40_000_000  # of all pictures that may come onto a sheet
 
 
-def load(run: Path | None, name: str | None, step: int | None, device: str, draws: str, **faster: Any) -> "System":
-    """The model of a run that draws captions, or larger pictures; says which it is. faster: see `System.load`."""
+@dataclass(frozen=True)
+class Models:
+    """How the models are loaded."""
+
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the model: 16 bits take half the memory and less time."""
+    int8: bool = False
+    """Keep the weights of its linear layers in 8 bits (torchao)."""
+    compile: bool = False
+    """Compile the step that draws a token, half a minute for each size of a batch: worth it for many pictures."""
+
+    def options(self) -> dict[str, Any]:
+        """As `System.load` takes them."""
+        return vars(self) | {"dtype": getattr(torch, self.dtype)}
+
+
+def load(run: Path | None, name: str | None, step: int | None, draws: str, **how: Any) -> "System":
+    """The model of a run that draws captions, or larger pictures; says which it is. how: see `System.load`."""
     from cogview.runs import last_run
     from cogview.system import System
 
-    system = System.load(last_run() if run is None else run, device, name=name, step=step, draws=draws, **faster)
+    system = System.load(last_run() if run is None else run, name=name, step=step, draws=draws, **how)
     console.print(str(system.source))
     return system
 
@@ -34,3 +56,27 @@ def report(paths: Sequence[Path], bad: dict[int, str]) -> int:
     for number, reason in bad.items():
         console.print(f"left out: {reason if str(paths[number]) in reason else f'{paths[number]}: {reason}'}")
     return len(bad)
+
+
+def make_places(sheet: Path) -> None:
+    """Makes the folders of the sheet and of the single pictures; OSError if nothing can be written there."""
+    from cogview.pictures import check_place
+
+    folder = sheet.with_suffix("")
+    try:
+        for path in (sheet, folder / "001.png"):
+            check_place(path)
+    except OSError as error:
+        raise OSError(f"out: cannot write {sheet} and pictures in {folder} ({error.strerror})") from error
+
+
+def picture_paths(names: Sequence[str], sheet: Path, count: int | None = None) -> Iterator[Path]:
+    """In the sheet's folder, `001-fox.png`: a number and a name, in letters that files can have. With a count of
+    pictures of each, `001-1-fox.png`, theirs too."""
+    digits = max(3, len(str(len(names))))
+    for number, name in enumerate(names, 1):
+        words = file_name(name)
+        for k in range(1, 1 + (count or 1)):
+            of_several = "" if count is None else f"-{k:0{len(str(count))}d}"
+            file = f"{number:0{digits}d}{of_several}{words and '-'}{words}{sheet.suffix.lower()}"
+            yield sheet.with_suffix("") / file

@@ -131,10 +131,14 @@ class TextTokenizer:
         except (UnicodeEncodeError, RuntimeError) as error:
             raise ValueError(f"text: expected valid Unicode, got {text!a}") from error
 
-    def unknown(self, text: str) -> str:
-        """What of a text a model without byte fallback has no id for, as a released one may be; else empty."""
-        pieces = zip(self._processor.encode(text, out_type=str), self.encode(text), strict=True)
-        return "".join(piece for piece, number in pieces if number == self._processor.unk_id())
+    def unknown(self, text: str, ids: list[int]) -> str:
+        """What of a text, whose ids these are, a model without byte fallback has no id for, as a released one may be;
+        else empty."""
+        none = self._processor.unk_id()
+        if none not in ids:
+            return ""
+        pieces = self._processor.encode(text, out_type=str)
+        return "".join(piece for piece, number in zip(pieces, ids, strict=True) if number == none)
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids; ValueError if one is not of this vocabulary."""
