@@ -23,10 +23,9 @@ Step = Annotated[int | None, option("INT", "the best, or newest")]
 SHEET_PIXELS = 40_000_000  # of all pictures that may come onto a sheet
 
 
+# no docstring, which help would rule off from the options: how models are loaded
 @dataclass(frozen=True)
 class Models:
-    """How the models are loaded."""
-
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
