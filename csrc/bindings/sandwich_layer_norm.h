@@ -80,17 +80,20 @@ struct NormCall {
     return const_cast<void*>(kept.back().const_data_ptr());
   }
 
-  // `seed`, of the caller's, is read when the kernels run.
-  void dropout(double p, bool after_norm, const Maybe& seed) {
+  // `seed`, of the caller's, is read when the kernels run: one, or one for each sample of x.
+  void dropout(double p, bool after_norm, const Maybe& seed, const Tensor& x) {
     STD_TORCH_CHECK(p >= 0 && p <= 1, "dropout_p: expected a probability");
     STD_TORCH_CHECK(seed || p == 0, "seed: expected with dropout");
     const double threshold = std::nearbyint(p * 0x1p32);
     a.dropout = p > 0;
     a.dropout_after_norm = a.dropout && after_norm && a.post.weight;
     if (seed) {
-      const bool one = seed->scalar_type() == ScalarType::Long && seed->numel() == 1;
-      STD_TORCH_CHECK(one, "seed: expected one int64");
-      a.seed = static_cast<const int64_t*>(seed->const_data_ptr());
+      const bool one = seed->numel() == 1, each = x.dim() > 1 && seed->dim() == 1 && seed->size(0) == x.size(0);
+      STD_TORCH_CHECK(seed->scalar_type() == ScalarType::Long && (one || each),
+                      "seed: expected one int64, or one for each sample");
+      kept.push_back(as_contiguous(*seed));
+      a.seed = static_cast<const int64_t*>(kept.back().const_data_ptr());
+      a.rows_per_seed = a.rows / std::max<int64_t>(seed->numel(), 1);
     }
     a.dropout_threshold = static_cast<uint32_t>(std::min(threshold, 0x1p32 - 1));
     a.dropout_scale = threshold < 0x1p32 ? 1 / (1 - p) : 0;
@@ -173,7 +176,7 @@ Six step_fwd(const Tensor& branch, const Tensor& residual, const Maybe& post_wei
   a.post.bias = data_of(parameters[1]);
   a.pre.weight = data_of(parameters[2]);
   a.pre.bias = data_of(parameters[3]);
-  call.dropout(dropout_p, dropout_after_norm, seed);
+  call.dropout(dropout_p, dropout_after_norm, seed, branch);
   const auto post = statistics(branch, a.rms, a.post), pre = statistics(branch, a.rms, a.pre);
   if (a.relax == Relax::tensor && post_weight) call.find_peak(branch);
   if (pre_weight) {
@@ -249,7 +252,7 @@ Seven step_bwd(const Maybe& dh_in, const Maybe& dx_in, const Maybe& branch, cons
   a.branch_scale = branch_scale;
   a.row_scale = call.of_rows(row_scale, like, "row_scale");
   a.post.weight = data_of(parameters[0]);
-  call.dropout(dropout_p, dropout_after_norm, seed);
+  call.dropout(dropout_p, dropout_after_norm, seed, like);
   a.post.bias = data_of(parameters[2]);
   a.post.mean = call.of_rows(post_mean, like, "post_mean");
   a.post.rstd = call.of_rows(post_rstd, like, "post_rstd");

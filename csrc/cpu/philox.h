@@ -1,5 +1,5 @@
 // Dropout masks from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): element i
-// of the raster order uses word i % 4 of counter i / 4. Included by kernel files only.
+// of what a seed drops, in raster order, uses word i % 4 of counter i / 4. Included by kernel files only.
 #pragma once
 
 #include "vec.h"

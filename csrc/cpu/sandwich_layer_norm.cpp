@@ -62,7 +62,8 @@ Input<T> input(const T* row) {
 // Factors of dropout of row i.
 template <class A>
 const A* factors_of(const NormPlan& a, int64_t i, A* buffer) {
-  return dropout_factors(*a.seed, a.dropout_threshold, A(a.dropout_scale), i * a.cols, a.cols, buffer);
+  const int64_t seed = a.seed[i / a.rows_per_seed], at = i % a.rows_per_seed * a.cols;
+  return dropout_factors(seed, a.dropout_threshold, A(a.dropout_scale), at, a.cols, buffer);
 }
 
 // As the post-norm reads it, or what is without one.

@@ -103,25 +103,29 @@ template <class T, int W, bool kAligned, int kPacks>
 struct Branch : RowPart<T, W, kAligned, kPacks> {
   static_assert(kPacks * W <= 64);
   std::conditional_t<kPacks * W <= 32, uint32_t, uint64_t> bits;
+  uint64_t seed;
+  int64_t start;  // the row's place in what the seed drops
 
   __device__ void drop(const LayerNormArgs& a, const RowTeam& team, int64_t i) {
     bits = ~decltype(bits)(0);
-    if constexpr (kPacks > 0)
-      if (a.dropout) {
-        bits = 0;
+    if (!a.dropout) return;
+    const int64_t sample = a.rows_per_seed < a.rows ? i / a.rows_per_seed : 0;  // of one seed nothing is divided
+    seed = __ldg(a.seed + sample);
+    start = (i - sample * a.rows_per_seed) * a.cols;
+    if constexpr (kPacks > 0) {
+      bits = 0;
 #pragma unroll 1
-        for (int k = 0; k < kPacks; ++k)
-          bits |= decltype(bits)(
-                      kept_bits<W>(__ldg(a.seed), a.dropout_threshold, i * a.cols + (team.rank + k * team.size) * W))
-                  << (k * W);
-      }
+      for (int k = 0; k < kPacks; ++k)
+        bits |= decltype(bits)(kept_bits<W>(seed, a.dropout_threshold, start + (team.rank + k * team.size) * W))
+                << (k * W);
+    }
   }
-  __device__ void factors(const LayerNormArgs& a, int64_t i, int k, Column<kPacks> j, Acc<T> (&f)[W]) const {
+  __device__ void factors(const LayerNormArgs& a, int k, Column<kPacks> j, Acc<T> (&f)[W]) const {
     uint32_t mine;
     if constexpr (kPacks > 0)
       mine = static_cast<uint32_t>(bits >> (k * W));
     else
-      mine = a.dropout ? kept_bits<W>(__ldg(a.seed), a.dropout_threshold, i * a.cols + j) : ~0u;
+      mine = a.dropout ? kept_bits<W>(seed, a.dropout_threshold, start + j) : ~0u;
     const Acc<T> scale = a.dropout ? Acc<T>(a.dropout_scale) : Acc<T>(1);
     for (int l = 0; l < W; ++l) f[l] = mine >> l & 1 ? scale : Acc<T>(0);
   }

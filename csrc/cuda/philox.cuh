@@ -1,5 +1,5 @@
-// Dropout masks from Philox4x32-10, the CPU's (csrc/cpu/philox.h): element i of the raster order uses word i % 4 of
-// counter i / 4.
+// Dropout masks from Philox4x32-10, the CPU's (csrc/cpu/philox.h): element i of what a seed drops, in raster order,
+// uses word i % 4 of counter i / 4.
 #pragma once
 
 #include <cuda_runtime.h>
