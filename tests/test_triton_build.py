@@ -52,6 +52,7 @@ ROWS = [
     *(("sandwich", *x) for x in ((80, "float16", 2560), (90, "bfloat16", 4096))),
     ("sandwich_tensor", 90, "bfloat16", 2560),
     ("sandwich_wide", 90, "bfloat16", 2560),  # beside a residual in float32
+    ("sandwich_seeds", 90, "bfloat16", 2560),  # one for each sample
     *(("rms_norm", *x) for x in ((80, "bfloat16", 4096), (90, "float16", 2560))),
     *(("rms_both", *x) for x in ((80, "float16", 2560), (90, "bfloat16", 4096))),
     ("rms_pre", 90, "bfloat16", 4096),
@@ -93,6 +94,8 @@ TENSORS = {
     ("layer_norm", "backward_kernel"): (2, 1, 1, 2),
     ("sandwich", "forward_kernel"): (2, 2, 4, 0),
     ("sandwich", "backward_kernel"): (4, 2, 2, 4),
+    ("sandwich_seeds", "forward_kernel"): (2, 2, 4, 0),
+    ("sandwich_seeds", "backward_kernel"): (4, 2, 2, 4),
     ("sandwich_tensor", "peak_kernel"): (1, 0, 0, 0),
     ("sandwich_tensor", "post_kernel"): (2, 1, 2, 0),
     ("sandwich_tensor", "forward_kernel"): (1, 1, 2, 0),
@@ -106,10 +109,11 @@ TENSORS = {
     ("rms_post", "backward_kernel"): (2, 1, 1, 1),
 }
 # other accesses of them: statistics of every row, its largest |element| or the tensor's, and dropout's seed
-NUMBERS = {"softmax": 0, "layer_norm": 2, "rms_norm": 1, "sandwich": 5, "sandwich_tensor": 5} | dict.fromkeys(
-    ("rms_both", "rms_pre", "rms_post"), 2
-)
-STEPS = ("sandwich", "sandwich_tensor", "rms_both", "rms_pre", "rms_post")
+NUMBERS = {"softmax": 0, "layer_norm": 2, "rms_norm": 1} | {
+    **dict.fromkeys(("sandwich", "sandwich_seeds", "sandwich_tensor"), 5),
+    **dict.fromkeys(("rms_both", "rms_pre", "rms_post"), 2),
+}
+STEPS = ("sandwich", "sandwich_seeds", "sandwich_tensor", "rms_both", "rms_pre", "rms_post")
 Target = tuple[str, int, str, int]
 
 
@@ -377,8 +381,9 @@ def call_rows(op: str, dtype: torch.dtype, width: int, rows: int = 4096) -> None
     """Softmax, a norm, or a step; of LayerNorm with dropout."""
     from cogview_ops.triton import pb_relax_softmax, sandwich_layer_norm
 
-    x = torch.empty(rows, width, dtype=dtype, device="meta")
-    weight, stats = x[0], torch.empty(rows, device="meta")
+    samples = (2,) if op == "sandwich_seeds" else ()
+    x = torch.empty(*samples, rows, width, dtype=dtype, device="meta")
+    weight, stats = x.flatten(0, -2)[0], torch.empty(*samples, rows, device="meta")
     rms = op.startswith("rms")
     kind, bias, mean = ("rms_norm", None, None) if rms else ("layer_norm", weight, stats)
     relax = 0 if rms else sandwich_layer_norm.TENSOR if op == "sandwich_tensor" else sandwich_layer_norm.ROW
@@ -392,7 +397,7 @@ def call_rows(op: str, dtype: torch.dtype, width: int, rows: int = 4096) -> None
         h = x.float() if op == "sandwich_wide" else x
         post, pre = op != "rms_pre", op != "rms_post"
         weights = [w if there else None for w, there in ((weight, post), (bias, post), (weight, pre), (bias, pre))]
-        drops = (0.0, False, None) if rms else (0.1, False, torch.empty((), dtype=torch.int64, device="meta"))
+        drops = (0.0, False, None) if rms else (0.1, False, torch.empty(samples, dtype=torch.int64, device="meta"))
         sandwich_layer_norm.step_forward(kind, x, h, *weights, None, 1.0, 1e-5, relax, float(rms), False, *drops)
         if relax != sandwich_layer_norm.TENSOR:  # the backward does not know
             saved = x if post else None, h if pre else None, weights[0], None, weights[2], None

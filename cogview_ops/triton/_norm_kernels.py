@@ -29,7 +29,7 @@ class Norm(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    seed: Any  # in memory, so that new ones compile nothing and a CUDA graph can have them
+    seed: Any  # one or several, in memory, so that new ones compile nothing and a CUDA graph can have them
     scale: Number  # of what is kept
 
 
@@ -122,9 +122,15 @@ def scaled_rows(x, tile, row_scale):
 
 
 @triton.jit
-def dropout(i, drop, threshold, cols, QUADS: tl.constexpr, ACC: tl.constexpr, N: tl.constexpr):
-    """Factors of rows i: element e of the raster order uses word e % 4 of Philox's counter e // 4."""
-    seed = tl.load(drop.seed)
+def dropout(tile, drop, threshold, rows_per_seed, cols, QUADS: tl.constexpr, ACC: tl.constexpr, N: tl.constexpr):
+    """Factors of a tile's rows: element e of what a seed drops, in raster order, uses word e % 4 of Philox's counter
+    e // 4. rows_per_seed None: one drops all rows."""
+    i = tile.i
+    if rows_per_seed is None:
+        seed = tl.load(drop.seed)
+    else:
+        seed = tl.load(drop.seed + i // rows_per_seed, mask=tile.row, other=0)[:, None]
+        i = i % rows_per_seed
     if QUADS:  # cols is a multiple of 4
         counter = (i * (cols // 4))[:, None] + tl.arange(0, N // 4)[None, :]
         w0, w1, w2, w3 = words_of(seed, counter)
@@ -153,6 +159,7 @@ def peak_kernel(
     cols,
     drop,
     threshold,
+    rows_per_seed,
     QUADS: tl.constexpr,
     ACC: tl.constexpr,
     M: tl.constexpr,
@@ -161,7 +168,7 @@ def peak_kernel(
     tile = tile_of(tl.program_id(0), rows, cols, M, N)
     v = load(x, tile, tile.there, ACC)
     if drop is not None:
-        v *= dropout(tile.i, drop, threshold, cols, QUADS, ACC, N)
+        v *= dropout(tile, drop, threshold, rows_per_seed, cols, QUADS, ACC, N)
     tl.store(peaks + tile.i, row_peak(v, ACC), mask=tile.row)
 
 
@@ -182,6 +189,7 @@ def forward_kernel(
     offset,
     drop,
     threshold,
+    rows_per_seed,
     ROUND: tl.constexpr,
     RELAX: tl.constexpr,
     RMS: tl.constexpr,
@@ -199,7 +207,7 @@ def forward_kernel(
         y = load(branch, tile, tile.there, ACC)
         r = load(residual, tile, tile.there, ACC)
         if drop is not None:
-            factor = dropout(tile.i, drop, threshold, cols, QUADS, ACC, N)
+            factor = dropout(tile, drop, threshold, rows_per_seed, cols, QUADS, ACC, N)
             if not AFTER:
                 y *= factor
         if POST:
@@ -258,6 +266,7 @@ def backward_kernel(
     offset,
     drop,
     threshold,
+    rows_per_seed,
     RMS: tl.constexpr,
     POST: tl.constexpr,
     PRE: tl.constexpr,
@@ -293,7 +302,7 @@ def backward_kernel(
         if dbranch is not None:
             d = scaled(tl.where(tile.there, d, 0.0), scale, ACC)
             if drop is not None:
-                factor = dropout(tile.i, drop, threshold, cols, QUADS, ACC, N)
+                factor = dropout(tile, drop, threshold, rows_per_seed, cols, QUADS, ACC, N)
             if AFTER:
                 d *= factor
             e = scaled_rows(d, tile, row_scale)

@@ -20,8 +20,8 @@ SIZES = (
     "above", "before", "bits", "capacity", "coarse_height", "coarse_kernel_h", "coarse_kernel_w", "coarse_width",
     "columns", "count", "dilation_h", "dilation_w", "first_head", "group", "heads", "height", "kernel_h", "kernel_w",
     "key_height", "key_width", "kv_heads", "num_pivots", "pitch", "pivot_tiles", "prefix_len", "room", "row_tiles",
-    "rows", "rows_per_matrix", "section", "seqlen", "sequences", "share_size", "shares", "steps", "threshold", "tiles",
-    "tokens", "total_heads", "total_kv_heads", "width", "window_blocks",
+    "rows", "rows_per_matrix", "rows_per_seed", "section", "seqlen", "sequences", "share_size", "shares", "steps",
+    "threshold", "tiles", "tokens", "total_heads", "total_kv_heads", "width", "window_blocks",
 )  # fmt: skip
 LOWEST: tl.constexpr = tl.constexpr(-3.4e38)  # the maximum of nothing: finite, so that differences stay numbers
 

@@ -22,8 +22,13 @@ PACK = 8  # elements of a tensor in a thread, about
 def _dropout(x: Tensor, p: float, seed: Tensor | None) -> dict[str, Any]:
     threshold = round(p * 2**32)
     scale = 1 / (1 - p) if p < 1 and threshold < 2**32 else 0.0
-    drop = Dropout(seed, number(scale)) if p > 0 else None
-    return {"drop": drop, "threshold": threshold, "QUADS": p > 0 and x.shape[-1] % 4 == 0}
+    drop = rows_per_seed = None
+    if p > 0:
+        assert seed is not None
+        drop = Dropout(contiguous(seed), number(scale))
+        rows_per_seed = None if seed.numel() == 1 else x[0].numel() // x.shape[-1]
+    numbers = {"drop": drop, "threshold": threshold, "rows_per_seed": rows_per_seed}
+    return {**numbers, "QUADS": p > 0 and x.shape[-1] % 4 == 0}
 
 
 def _unless(neutral: float, x: float) -> Number | None:
