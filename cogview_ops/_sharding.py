@@ -3,7 +3,7 @@
 Attention over batch and heads (key heads along with the query's that share them), of packed sequences over heads; norms
 and softmax over rows; weights are replicated and get their gradients as partial sums; products over rows or outputs.
 Anything else is replicated first, also where the result of a row depends on others: relax="tensor", and dropout, whose
-mask depends on the place in the whole tensor.
+mask depends on the place in the whole tensor, or, with a seed for each sample, in the sample: samples may be sharded.
 """
 
 import itertools
@@ -74,18 +74,25 @@ def _norm_bwd(*inputs: Any) -> Any:
 
 
 def _step_fwd(*inputs: Any) -> Any:
-    branch, _, *weights, _, _, _, relax, _, _, dropout_p, _, _ = inputs
-    dims = range(branch.ndim - 1) if relax != 2 and dropout_p == 0 else ()
+    branch, _, *weights, _, _, _, relax, _, _, dropout_p, _, seed = inputs
+    dims = _step_dims(branch, dropout_p, seed) if relax != 2 else ()
     post, post_bias, pre, pre_bias = map(_is_tensor, weights)
-    return _rows(inputs, dims, {2, 3, 4, 5, 14}, [True, pre, post_bias, post, pre_bias, pre])
+    return _rows(inputs, dims, {2, 3, 4, 5}, [True, pre, post_bias, post, pre_bias, pre])
 
 
 def _step_bwd(*inputs: Any) -> Any:
     _, dx, branch, _, post, _, pre, row_scale, post_mean, _, pre_mean, *_ = map(_is_tensor, inputs)
-    same_gradient, dropout_p = inputs[12], inputs[15]
-    dims = range(inputs[2 if branch else 1].ndim - 1) if dropout_p == 0 else ()
+    same_gradient, dropout_p, seed = inputs[12], inputs[15], inputs[17]
+    dims = _step_dims(inputs[2 if branch else 1], dropout_p, seed)
     rows = [not same_gradient, dx, row_scale and branch]
-    return _rows(inputs, dims, {4, 5, 6, 17}, rows, [post, post_mean, pre, pre_mean])
+    return _rows(inputs, dims, {4, 5, 6}, rows, [post, post_mean, pre, pre_mean])
+
+
+def _step_dims(x: Any, dropout_p: float, seed: Any) -> Any:
+    """Of a step's rows x, where nothing else couples them. Seeds of samples are sharded along with these."""
+    if dropout_p == 0:
+        return range(x.ndim - 1)
+    return range(x.ndim > 1 and seed.shape == x.shape[:1])
 
 
 def _attention(inputs: Any, query: Any, key: Any, outputs: list[bool], table: int | None = None) -> Any:

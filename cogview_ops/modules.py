@@ -172,8 +172,9 @@ class _Step(nn.Module):
         """`(h, x)`: h with shape and dtype of `residual` `[..., D]`, x of `branch`, which may be in a lower dtype; with
         norms="post" h alone.
 
-        `seed` decides what dropout drops; by default it is drawn from the generator of the branch's device, without
-        waiting for it. `branch_scale`, in place of the module's: drop-path of samples, gates of tokens.
+        `seed`, one or a tensor `[B]` of one for each sample, decides what dropout drops; by default one is drawn from
+        the generator of the branch's device, without waiting for it. `branch_scale`, in place of the module's:
+        drop-path of samples, gates of tokens.
         """
         dropout_p = self.dropout_p if self.training else 0.0
         if dropout_p > 0 and seed is None:

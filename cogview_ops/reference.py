@@ -94,11 +94,13 @@ def norm_step(
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, seed: int | Tensor, device: torch.device) -> Tensor:
-    """True = kept. Element i of the raster order uses word i % 4 of Philox4x32-10(key=seed, counter=i // 4)."""
-    total = math.prod(shape)
+    """True = kept. Element i of the raster order uses word i % 4 of Philox4x32-10(key=seed, counter=i // 4); with a
+    seed for each sample i counts within the sample."""
+    one = not isinstance(seed, Tensor) or seed.numel() == 1
+    total = math.prod(shape if one else shape[1:])
     counter = torch.arange((total + 3) // 4, dtype=torch.int64, device=device)
-    words = torch.stack(_philox4x32(counter, seed), -1).flatten()[:total]
-    return (words >= round(p * 2**32)).view(shape)
+    words = torch.stack(_philox4x32(counter, seed.reshape(-1, 1) if isinstance(seed, Tensor) else seed), -1)
+    return (words.flatten(-2)[..., :total] >= round(p * 2**32)).reshape(shape)
 
 
 def _philox4x32(counter: Tensor, seed: int | Tensor) -> list[Tensor]:

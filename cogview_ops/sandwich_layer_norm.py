@@ -139,7 +139,9 @@ def sandwich_layer_norm(
         seed: which elements (Philox4x32-10 of the seed and the element's place in raster order), 0 <= seed < 2**63;
             required with dropout, so that a run repeats. The backward computes the mask again. A tensor of one int64 on
             the input's device is read when the kernels run, forward and backward alike: a CUDA graph drops anew when
-            it has changed in between. It must stay the same from a forward to its backward.
+            it has changed in between. It must stay the same from a forward to its backward. A tensor `[B]` has a seed
+            for each sample of a branch `[B, ..., D]`, and places count from 0 in each: what is dropped of a sample
+            does not depend on its batch.
         impl: "auto", "reference", "cpp", "cuda" or "triton".
 
     Returns:

@@ -258,6 +258,7 @@ LOCAL_2D = [
 
 STEP = {"branch": (2, 3, 37), "residual": (2, 3, 37)}
 WEIGHTS = dict.fromkeys(("post_weight", "post_bias", "pre_weight", "pre_bias"), (37,))
+SEEDS = torch.tensor([2**40 + 5, 7])  # of two samples
 OTHERS = [
     Case("pb_relax_softmax", "softmax", {"scores": (2, 3, 5, 37)}, {"alpha": 8.0, "causal": True}),
     Case("layer_norm", "layer_norm", {"x": (2, 3, 37), "weight": (37,), "bias": (37,)}, {}),
@@ -298,7 +299,23 @@ OTHERS = [
         {"norms": "post", "weight_offset": 1.0, "dropout_p": 0.25, "seed": 5},
         wide=("residual", "post_weight"),
     ),
-]
+    Case("sandwich_layer_norm", "layer_seeds", STEP | WEIGHTS, {"relax": "tensor", "dropout_p": 0.25, "seed": SEEDS}),
+    Case(
+        "sandwich_layer_norm",
+        "layer_seeds_pre",
+        {"branch": (2, 3, 40), "residual": (2, 3, 40), "branch_scale": (2, 3, 1), "pre_weight": (40,)},
+        {"norms": "pre", "dropout_p": 0.25, "seed": SEEDS},
+        wide=("residual",),
+    ),
+    Case(
+        "sandwich_rms_norm",
+        "rms_seeds",
+        STEP | {"post_weight": (37,), "pre_weight": (37,), "branch_scale": (2, 1, 1)},
+        {"dropout_p": 0.25, "dropout_after_norm": True, "seed": SEEDS},
+    ),
+    Case("sandwich_rms_norm", "rms_seeds_post", STEP | {"post_weight": (37,)},
+         {"norms": "post", "dropout_p": 0.25, "seed": SEEDS}),
+]  # fmt: skip
 
 DECODE = [
     Case(

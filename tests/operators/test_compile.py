@@ -121,6 +121,8 @@ FUNCTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
         **{name: torch.randn(3 + k, 9 - k, 8) for name in ("branch", "residual")},
         **norm_weights("post_weight", "pre_weight"),
         "branch_scale": torch.rand(3 + k, 1, 1),
+        "dropout_p": 0.25,
+        "seed": torch.arange(3 + k),  # of samples
     },
     "three_region_attention": lambda k: (
         qkv(3 + k, 17 + k) | {"pivots": some_pivots(3 + k, 17 + k, 9 - k), "block_size": 4 + k, "window_blocks": 2}

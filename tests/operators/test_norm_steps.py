@@ -33,7 +33,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     "norms": ("both", "pre", "post"),
     "weight_offset": (0.0, 1.0, 0.3),
     "scale": (0.5, 1.0, (2, 1, 1), (1, 3, 1), (2, 3, 1)),
-    "dropout": ("none", "before", "after"),
+    "dropout": ("none", "before", "after", "samples"),
     "missing": ("none", "weights", "biases"),
     "wide": ((), ("residual",), ("residual", "weights"), ("weights",)),
     "round_before_weight": (False, True),  # of RMSNorm
@@ -73,7 +73,8 @@ def step(kind: str, width: int, norms: str, *, scale: Any = 1.0, dropout: str = 
     else:
         options["branch_scale"] = scale
     if dropout != "none":
-        options |= {"dropout_p": 0.3, "dropout_after_norm": dropout == "after", "seed": 2**40 + width}
+        seed = torch.tensor([2**40 + width, 7]) if dropout == "samples" else 2**40 + width
+        options |= {"dropout_p": 0.3, "dropout_after_norm": dropout == "after", "seed": seed}
     if width == 1:
         options["eps"] = 1e-2  # for the formula in float16
     label = f"{kind}-{width}-{norms}-{scale}-{dropout}-{missing}-{wide}-{options}"

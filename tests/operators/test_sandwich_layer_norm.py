@@ -320,10 +320,11 @@ def test_float32_weights(impl: str, dtype: torch.dtype) -> None:
 @each_impl("sandwich_layer_norm")
 @pytest.mark.parametrize("relax", RELAX)
 def test_no_rows(impl: str, relax: str | None) -> None:
-    case = sandwich(20, relax, rows=0, dropout_p=0.5, seed=1)
-    outputs, grads = run(case, case.inputs(torch.float32, device_of(impl)), impl)
-    assert all(out.shape == (0, 20) for out in outputs)
-    assert all(not grads[name].any() for name in WEIGHTS)
+    for seed in (1, torch.empty(0, dtype=torch.int64)):
+        case = sandwich(20, relax, rows=0, dropout_p=0.5, seed=seed)
+        outputs, grads = run(case, case.inputs(torch.float32, device_of(impl)), impl)
+        assert all(out.shape == (0, 20) for out in outputs)
+        assert all(not grads[name].any() for name in WEIGHTS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -331,13 +332,13 @@ def test_no_rows(impl: str, relax: str | None) -> None:
 def test_opcheck_backward(dtype: torch.dtype, wide: tuple[str, ...]) -> None:
     inputs = DROPOUT._replace(wide=wide).inputs(dtype)
     branch, residual, *weights = inputs.values()
-    seed = torch.tensor(3)
-    numbers = None, 1.0, 1e-5, 1, 0.0, False, 0.25, False, seed
-    h, x, *stats = torch.ops.cogview_ops.sandwich_layer_norm_fwd(branch, residual, *weights, *numbers)
-    for dh, dx in ((h, x), (h, None), (None, x)):
-        given = weights[0], None, weights[2], None
-        args = (dh, dx, branch, h, *given, *stats, False, 1.0, 0.0, 0.25, False, seed)
-        torch.library.opcheck(torch.ops.cogview_ops.sandwich_layer_norm_bwd.default, args)
+    for seed in (torch.tensor(3), torch.arange(5)):
+        numbers = None, 1.0, 1e-5, 1, 0.0, False, 0.25, False, seed
+        h, x, *stats = torch.ops.cogview_ops.sandwich_layer_norm_fwd(branch, residual, *weights, *numbers)
+        for dh, dx in ((h, x), (h, None), (None, x)):
+            given = weights[0], None, weights[2], None
+            args = (dh, dx, branch, h, *given, *stats, False, 1.0, 0.0, 0.25, False, seed)
+            torch.library.opcheck(torch.ops.cogview_ops.sandwich_layer_norm_bwd.default, args)
     torch.library.opcheck(
         torch.ops.cogview_ops.layer_norm_bwd.default, (x.to(h.dtype), h, weights[2].float(), stats[2], stats[3], 0.0)
     )
@@ -391,12 +392,29 @@ def test_norm_arguments(name: str, value: Any, error: type[Exception]) -> None:
         ("seed", 2**63, ValueError),
         ("seed", torch.tensor(1.0), ValueError),
         ("seed", torch.tensor([1, 2]), ValueError),
+        ("seed", torch.ones(5), ValueError),
+        ("seed", torch.ones(5, 1, dtype=torch.int64), ValueError),
+        ("seed", torch.ones(5, dtype=torch.int64, device="meta"), ValueError),
         ("seed", torch.tensor(1, device="meta"), ValueError),
     ],
 )
 def test_sandwich_arguments(name: str, value: Any, error: type[Exception]) -> None:
     inputs = {**sandwich(20, None).inputs(torch.float32), "dropout_p": 0.5, "seed": 1}
     refused(sandwich_layer_norm, inputs, name, value, error)
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_seeds_are_one_or_of_samples(impl: str) -> None:
+    x, seeds = torch.ones(4, 20), torch.ones(20, dtype=torch.int64)
+    of_samples = "one int64 on the input's device cpu, or one for each of the 4 samples"
+    with pytest.raises(ValueError, match=f"^seed: expected {of_samples}, got torch.int64 of shape \\(20,\\) on cpu$"):
+        sandwich_layer_norm(x, x, dropout_p=0.5, seed=seeds, impl=impl)
+    with pytest.raises(ValueError, match=r"^seed: expected one int64 on the input's device cpu, got "):
+        sandwich_layer_norm(x[0], x[0], dropout_p=0.5, seed=seeds, impl=impl)
+    for given, seed in ((x, seeds), (x, seeds[:4, None]), (x, seeds[:4].int()), (x[0], seeds)):
+        numbers = None, 1.0, 1e-5, 1, 0.0, False, 0.5, False, seed
+        with pytest.raises(RuntimeError, match="seed: expected one int64, or one for each sample"):
+            torch.ops.cogview_ops.sandwich_layer_norm_fwd(given, given, None, None, None, None, *numbers)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from cases import BY_LABEL, DECODE, DIFFERENTIABLE, PRODUCTS
 from common import Case, in_two_processes, needs_processes
 from torch import Tensor
 
-from cogview_ops import dalle_attention, linear_decode, pb_relax_softmax, three_region_attention
+from cogview_ops import dalle_attention, linear_decode, pb_relax_softmax, sandwich_rms_norm, three_region_attention
 
 GROUPED = BY_LABEL["blocks_of_64"]._replace(
     label="two_key_heads", shapes={"query": (2, 4, 200, 16), "key": (2, 2, 200, 16), "value": (2, 2, 200, 16)}
@@ -25,7 +25,8 @@ CASES = [case for case in [*DIFFERENTIABLE, GROUPED, *NORMS, *DECODE] if case.la
 # cases that cannot be sharded in any dimension but the batch, or not at all
 KEPT = {"blocks_of_64": (0,), "softmax": (0, 1), **dict.fromkeys(("tiny_local", "tiny_cross", "local_2d_decode"), (0,))}
 KEPT |= {"packed": (1,)}
-KEPT |= dict.fromkeys(("sandwich", "sandwich_wide", "sandwich_tensor", "layer_post", "rms_post"), ())
+KEPT |= dict.fromkeys(("sandwich", "sandwich_wide", "sandwich_tensor", "layer_post", "rms_post", "layer_seeds"), ())
+KEPT |= dict.fromkeys(("layer_seeds_pre", "rms_seeds", "rms_seeds_post"), (0,))
 
 
 def sharded_dims(case: Case) -> tuple[int, ...]:
@@ -69,6 +70,25 @@ def worker(mesh: Any) -> None:
             check(case, dim, mesh)
     for dim in (0, 1):
         beside_plain_tensors(dim, mesh)
+    seeds_of_samples(mesh)
+
+
+def seeds_of_samples(mesh: Any) -> None:
+    """Sharded as the samples are, evenly or not, or the same everywhere; a process with one sample has one seed."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    for count, placement in itertools.product((2, 3), (Shard(0), Replicate())):
+        x, seeds = torch.randn(count, 5, 8), torch.arange(count) + 2**40
+        whole, spread = x.requires_grad_(), distribute_tensor(x.detach(), mesh, [Shard(0)]).requires_grad_()
+        truth = sandwich_rms_norm(whole, whole.detach(), dropout_p=0.5, seed=seeds)
+        of_each = distribute_tensor(seeds, mesh, [placement])
+        outputs = sandwich_rms_norm(spread, spread.detach(), dropout_p=0.5, seed=of_each)
+        for mine, theirs in zip(outputs, truth, strict=True):
+            assert mine.placements == (Shard(0),)
+            torch.testing.assert_close(mine.full_tensor(), theirs, rtol=0, atol=0)
+        (mine,) = torch.autograd.grad(outputs[1].square().sum(), spread)
+        (theirs,) = torch.autograd.grad(truth[1].square().sum(), whole)
+        torch.testing.assert_close(mine.full_tensor(), theirs)
 
 
 def beside_plain_tensors(dim: int, mesh: Any) -> None:
