@@ -55,7 +55,8 @@ class Original:
         for n, layer in enumerate(self.layers):
             kept, self.kept[n] = self.kept[n], torch.cat([self.kept[n], h], dim=1)
             x = torch.cat([self._norm(kept, norm), self._norm(h, norm)], dim=1)
-            q, k, v = (self._split(part) for part in self._linear(x, layer.attention.query_key_value).chunk(3, dim=-1))
+            rows = self._linear(x, layer.attention.query_key_value).unflatten(-1, (self.heads, 3, -1))
+            q, k, v = rows.permute(3, 0, 2, 1, 4)
             scores = (q[:, :, before:] / q.shape[-1] ** 0.5) @ k.mT
             weights = (scores * mask - 10000.0 * (1 - mask)).softmax(dim=-1)
             h = h + self._norm(
@@ -65,9 +66,6 @@ class Original:
             h = h + self._norm(self._linear(inner, layer.mlp.dense_4h_to_h), layer.mlp_post_norm)
             norm = layer.next_norm
         return F.linear(self._norm(h, norm)[:, -1], self.model.embedding.words.weight).float()
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     @staticmethod
     def _linear(x: Tensor, layer: nn.Linear) -> Tensor:

@@ -3,7 +3,10 @@ themselves."""
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+Recompute = Literal["none", "full", "selective"]
+"""What a backward computes again of each layer instead of keeping it: nothing, all, or all but its attention."""
 
 
 def require(ok: bool, name: str, expected: str, got: Any) -> None:
@@ -101,6 +104,9 @@ class TrainConfig:
     """Cosine decay ends at this share of learning_rate."""
     warmup: float = 0.02
     """Share of the run with linearly rising learning rate."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Of the layers' matrices; all else is AdamW's. Muon's steps are scaled to the size of AdamW's (arXiv 2502.16982),
+    so that both take the same learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.04
     clip: float = 1.0
@@ -115,8 +121,11 @@ class TrainConfig:
     """Cut captions that are too long, and count them; off: they are an error."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Compute dtype; master weights and optimizer state are float32 always. float16 has a dynamic loss scale."""
-    checkpoint_activations: bool = False
+    checkpoint_activations: Recompute = "none"
     compile: bool = False
+    """Each layer, or what has none whole."""
+    reshard: bool = True
+    """Of several processes: parameters that were gathered for a layer's forward are dropped until its backward."""
     seed: int = 0
     log_every: int = 10
     save_every: int = 500
@@ -154,3 +163,7 @@ class TrainConfig:
         require(sum(weights) > 0, "text_weight, image_weight", "one that is not 0", weights)
         dtypes = ("bfloat16", "float16", "float32")
         require(self.dtype in dtypes, "dtype", f"one of {', '.join(dtypes)}", self.dtype)
+        kinds = get_args(Recompute)
+        got = self.checkpoint_activations
+        require(got in kinds, "checkpoint_activations", f"one of {', '.join(kinds)}", got)
+        require(self.optimizer in ("adamw", "muon"), "optimizer", "adamw or muon", self.optimizer)

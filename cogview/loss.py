@@ -17,12 +17,12 @@ def token_nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     flat, rows = hidden.flatten(0, 1), labels.flatten()
     size = max(1, _CHUNK_LOGITS // len(head))
     if len(rows) <= size:
-        return _nll(flat, head, rows).view_as(labels)
+        return _nll(flat, head, rows).view_as(labels).clone()
     parts = [
         checkpoint(_nll, x, head, y, use_reentrant=False)
         for x, y in zip(flat.split(size), rows.split(size), strict=True)
     ]
-    return torch.cat(parts).view_as(labels)
+    return torch.cat(parts).view_as(labels).clone()  # FSDP wants no views
 
 
 def _nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def load_model(
         raise ValueError(f"{path} does not fit the model: expected {layers} layers, got {len(tensors)} tensors")
     with torch.device("meta"):  # nothing is allocated before the shapes are known to agree
         model = recipe.model()
-    checkpoint.check_shapes(path, tensors, model.state_dict())
+    checkpoint.check_shapes(path, checkpoint.shapes(tensors), model.state_dict())
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items()}, assign=True)
     return recipe, model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 

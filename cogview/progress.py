@@ -21,10 +21,12 @@ class Update(Protocol):
 
 
 @contextmanager
-def progress(title: str, total: float = 1.0) -> Iterator[Update]:
+def progress(title: str, total: float = 1.0, *, shown: bool = True) -> Iterator[Update]:
     """Shows how far some work is, from its beginning on, also while nothing is heard of it."""
     console = rich.get_console()
-    if console.is_terminal or console.is_jupyter:
+    if not shown:
+        yield lambda done, note=None: None
+    elif console.is_terminal or console.is_jupyter:
         title_column, note_column = (
             TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[note]")
         )

@@ -149,13 +149,15 @@ class Context:
     """What the recipe's attention takes, by name, rows first: pivots int32 [B, L, P], text_mask bool [B, T]."""
     prompt: bool = False
     """With a cache: these tokens are all there is so far."""
-    seeds: Sequence[Sequence[int | None]] | None = None
-    """Of dropout, a pair a layer; None: drawn by the model in training, see `Stack.draw_seeds`."""
+    seeds: Tensor | None = None
+    """int64 [B, 2 L + 1]: of dropout, for each row that of its embedding and of both branches of every layer; None:
+    drawn by the model in training."""
 
     def rows(self, rows: slice) -> "Context":
         positions = self.positions if self.positions.ndim == 1 else self.positions[rows]
         attention = {name: values[rows] for name, values in self.attention.items()}
-        return dataclasses.replace(self, positions=positions, attention=attention)
+        seeds = None if self.seeds is None else self.seeds[rows]
+        return dataclasses.replace(self, positions=positions, attention=attention, seeds=seeds)
 
     def beside(self, other: "Context", rows: int) -> "Context":
         """Of the rows of both, `rows` each."""
@@ -165,7 +167,8 @@ class Context:
 
     def to(self, device: torch.device | str) -> "Context":
         attention = {name: values.to(device) for name, values in self.attention.items()}
-        return dataclasses.replace(self, positions=self.positions.to(device), attention=attention)
+        seeds = None if self.seeds is None else self.seeds.to(device)
+        return dataclasses.replace(self, positions=self.positions.to(device), attention=attention, seeds=seeds)
 
 
 @dataclass(frozen=True)
@@ -177,19 +180,23 @@ class Batch:
     weights: Tensor
     """float32 [B, S]: of each target in the loss."""
     context: Context
+    cut: int = 0
+    """Captions that lost text."""
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def to(self, device: torch.device | str) -> "Batch":
         inputs, targets, weights = (x.to(device) for x in (self.inputs, self.targets, self.weights))
-        return Batch(inputs, targets, weights, self.context.to(device))
+        return Batch(inputs, targets, weights, self.context.to(device), self.cut)
 
     def chunk(self, count: int) -> list["Batch"]:
         """Its rows in `count` parts, or fewer where that is even."""
         size = -(-len(self) // count)
         parts = [slice(start, start + size) for start in range(0, len(self), size)]
-        return [Batch(self.inputs[p], self.targets[p], self.weights[p], self.context.rows(p)) for p in parts]
+        cut = [self.cut] + [0] * len(parts)  # counted once
+        x, y, w, context = self.inputs, self.targets, self.weights, self.context
+        return [Batch(x[p], y[p], w[p], context.rows(p), n) for p, n in zip(parts, cut, strict=False)]
 
 
 def text_lengths(text: Tensor) -> Tensor:

@@ -181,6 +181,7 @@ def test_the_stack_knows_no_tokens() -> None:
     known = {name for name in imports(ROOT / "cogview" / "parts" / "stack.py") if name.startswith("cogview.")}
     assert known == {
         "cogview.config.ModelConfig",
+        "cogview.config.Recompute",
         "cogview.parts.attend.Attention",
         "cogview.sequence.Context",
         "cogview.parts.linear.Linear",
@@ -188,7 +189,7 @@ def test_the_stack_knows_no_tokens() -> None:
 
 
 def test_cogview_uses_public_names_only() -> None:
-    public = {*cogview_ops.__all__, "__version__", "modules", "info"}
+    public = {*cogview_ops.__all__, "__version__", "modules", "info", "checkpointing"}
     for path in [*modules("cogview"), *(ROOT / "benchmarks").rglob("*.py")]:
         used = own(imports(path)) - {""}
         inner = {"_dispatch", "_registration", "patterns", "reference", "triton"}

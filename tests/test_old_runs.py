@@ -18,7 +18,7 @@ from test_train_run import Pairs
 
 from cogview.config import TrainConfig
 from cogview.models import load_model
-from cogview.parts.published import published_names
+from cogview.parts.published import THREE, by_heads, published_names
 from cogview.recipes import RECIPES
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.train_image import train_vqvae, trained_steps
@@ -38,7 +38,9 @@ def test_a_model_is_what_it_was(attention, recipe):
     assert loaded.config.hidden_size == 8
     raw, names = load_file(path), published_names(loaded.config.num_layers)
     for name, value in model.named_parameters():
-        assert torch.equal(value, raw[f"model.{names[name]}"])
+        theirs = raw[f"model.{names[name]}"]
+        theirs = by_heads(theirs, loaded.config.num_heads) if name.endswith(THREE) else theirs
+        assert torch.equal(value, theirs)
     assert len(names) == sum(name.startswith("model.") for name in raw)
 
 
@@ -54,11 +56,13 @@ def _resumed(attention: str, recipe: str, folder: Path, **change) -> Trainer:
 
 
 def test_a_training_goes_on(tmp_path):
-    """With the losses that it would have had."""
+    """About as it would have: what is hidden of its context is drawn in another way now."""
     trainer = _resumed("three_region", "cogview", tmp_path)
     assert dataclasses.astuple(trainer.state)[:3] == (5, 2, 6)
     for expected in EXPECTED["three_region"]:
-        assert trainer.step() == pytest.approx(expected, rel=1e-4)
+        found = trainer.step()
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0.02)
+        assert found["learning_rate"] == expected["learning_rate"]
     trainer.save()
     assert _resumed("three_region", "cogview", tmp_path).state.step == 10
 

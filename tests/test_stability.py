@@ -44,7 +44,7 @@ def test_both_is_the_model_and_pre_ln_is_the_formula() -> None:
     h = plain.embedding.words.weight[:20] + plain.embedding.positions.weight[:20]
     norm = plain.stack.first_norm
     for layer in plain.stack.layers:
-        q, k, v = layer.attention.query_key_value(norm(h)).view(20, 3, 2, 16).permute(1, 2, 0, 3)
+        q, k, v = layer.attention.query_key_value(norm(h)).view(20, 2, 3, 16).permute(2, 1, 0, 3)
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         h = h + layer.attention.dense(out.transpose(0, 1).reshape(20, 32))
         h, norm = h + layer.mlp(layer.mlp_norm(h)), layer.next_norm
@@ -63,7 +63,7 @@ def test_large_scores_overflow_without_pb_relax(data, monkeypatch, relax, overfl
 
     def large(*args):
         recipe, model = build(*args)
-        model.stack.layers[1].attention.query_key_value.weight.data[:64].mul_(1000)
+        model.stack.layers[1].attention.query_key_value.weight.data.unflatten(0, (2, 3, 16))[:, :2].mul_(1000)
         return recipe, model
 
     monkeypatch.setattr(stability, "build", large)

@@ -78,17 +78,25 @@ def test_damage_is_told_from_what_is_of_another_kind(tmp_path, monkeypatch):
     change(path, header=json.dumps([1]))
     with pytest.raises(Damaged, match="is not a readable checkpoint"):
         checkpoint.read(path)
-    monkeypatch.setattr(checkpoint, "VERSION", "4")
+    monkeypatch.setattr(checkpoint, "VERSION", "5")
     later = saved(tmp_path, 2)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"expected format cogview-run version 3, got .* version 4") as error:
+    with pytest.raises(ValueError, match=r"expected format cogview-run version 4, got .* version 5") as error:
         checkpoint.read(later)
     assert not isinstance(error.value, Damaged)
     with pytest.raises(ValueError, match="there is no checkpoint") as error:
         checkpoint.read(tmp_path / "none.safetensors")
     assert not isinstance(error.value, Damaged)
+    with pytest.raises(Damaged, match="is not a readable checkpoint"):
+        checkpoint.read(tmp_path)  # a folder is one of several processes
+
+    def refused(*args, **options):
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr(checkpoint, "safe_open", refused)
     with pytest.raises(OSError, match="cannot read checkpoint"):
-        checkpoint.read(tmp_path)
+        checkpoint.read(later)
+    monkeypatch.undo()
     for content in (b"", b"x", later.read_bytes()[:-1], later.read_bytes() + b"x"):
         later.write_bytes(content)
         with pytest.raises(Damaged, match="is not a readable checkpoint"):

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -13,13 +13,15 @@ import tyro
 from cogview.commands.console import console
 from cogview.commands.presets import of_preset, option
 from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, check_room, chosen_recipe, recipe_for
-from cogview.config import TrainConfig, require
+from cogview.config import Recompute, TrainConfig, require
 from cogview.device import available
+from cogview.parts.transformer import Transformer
 from cogview.progress import progress
 from cogview.recipes import RECIPES, preset
 from cogview.recipes.cogview import Kind
 from cogview.train.identity import AnotherRun
 from cogview.train.loop import Result, Trainer
+from cogview.train.ranks import Ranks, joined, own_device
 
 PRESETS = tuple(dict.fromkeys(name for recipe in RECIPES.values() for name in recipe.presets))
 RISEN = 1.005  # times the best held-out loss, from which on it is said
@@ -82,8 +84,15 @@ class Train:
     """Share of sequences that lose their caption, for generate --guidance."""
     dtype: Annotated[Literal["bfloat16", "float16", "float32"] | None, of_preset("dtype")] = None
     """Of the computation; master weights are float32."""
-    checkpoint_activations: Annotated[bool | None, of_preset("checkpoint_activations")] = None
-    """Compute activations twice instead of keeping them, for less memory."""
+    optimizer: Annotated[Literal["adamw", "muon"] | None, of_preset("optimizer")] = None
+    """Of the layers' matrices."""
+    checkpoint_activations: Annotated[Recompute | None, of_preset("checkpoint_activations")] = None
+    """What a backward computes again instead of keeping it, for less memory: nothing, all of a layer, or all but
+    its attention (selective)."""
+    reshard: Annotated[bool | None, of_preset("reshard")] = None
+    """Under torchrun: drop a layer's gathered parameters between its forward and its backward, for less memory."""
+    tensor_parallel: int = 1
+    """Under torchrun: processes that share the heads and MLP of each layer; a divisor of the heads."""
     compile: Annotated[bool | None, of_preset("compile")] = None
     """Compile the model with torch.compile."""
     validate_every: Annotated[int | None, of_preset("validate_every")] = None
@@ -101,16 +110,24 @@ class Train:
     seed: int = 0
     """Of the first weights, the order of the data, dropout and all else that is drawn."""
     device: str = "cpu"
-    """Where to train, as torch names it: cpu, cuda, cuda:1."""
+    """Where to train, as torch names it: cpu, cuda, cuda:1. Under torchrun cuda is each process's own."""
 
     def run(self) -> None:
+        """Alone, or as one of those that torchrun started."""
+        self._check()
+        device = available(own_device(self.device))
+        with joined(device, self.tensor_parallel) as ranks:
+            self._train(device, ranks)
+
+    def _train(self, device: torch.device, ranks: Ranks) -> None:
         from cogview.commands.train_data import Tokens
         from cogview.runs import folder_of
         from cogview.train.finetune import start_from
+        from cogview.train.sharding import built
         from cogview.train.token_task import TokenTask
 
-        self._check()
-        folder, device = folder_of(self.run_folder, self.name), available(self.device)
+        say = console.print if ranks.first else _nothing
+        folder = folder_of(self.run_folder, self.name)
         known = before(folder, self.source)
         header = known.header if known is not None and known.own else None
         tokens = Tokens(self.run_folder, self.hold_out, header, chosen_recipe(known, self.recipe).sizes)
@@ -119,28 +136,33 @@ class Train:
         training = self._training(preset(name, recipe.name)[1])
         with torch.device("meta"):
             count = sum(p.numel() for p in recipe.model().parameters())
-        console.print(f"{count:,} parameters, {len(tokens.data):,} sequences; {tokens.said}")
+        say(f"{count:,} parameters, {len(tokens.data):,} sequences; {tokens.said}")
         if said:
-            console.print(said)
-        with progress("preparing the model") as update:
-            torch.manual_seed(training.seed)
-            model = recipe.model().to(device)
+            say(said)
+        if ranks.mesh is not None:
+            say(f"{ranks.count} processes, {ranks.parts} parts of each batch, {ranks.tensor} of each layer")
+
+        def begin(model: Transformer) -> None:
             if known is not None and not known.own:
                 start_from(known.path, known.recipe.config, model)
-                console.print(f"beginning with the weights of {known.path}")
-            task = TokenTask(recipe, model, tokens.data, training, tokens.held_out, **tokens.identity)
+                say(f"beginning with the weights of {known.path}")
+
+        with progress("preparing the model", shown=ranks.first) as update:
+            model = built(recipe, device, training, ranks, begin)
+            of_data: dict[str, Any] = tokens.identity
+            task = TokenTask(recipe, model, tokens.data, training, tokens.held_out, ranks, **of_data)
             origin = None if known is None else known.origin()
             trainer = Trainer(task, training, folder, {"preset": name, "from": origin})
             try:
                 if trainer.resume():
                     check_room(folder, recipe.config, tokens)
-                    console.print(f"going on at step {trainer.state.step:,}")
+                    say(f"going on at step {trainer.state.step:,}")
             except AnotherRun as error:
                 raise ValueError(f"{error}. {advice(folder)}") from error
             update(1)
         result = trainer.run()
         for sentence in report(result):
-            console.print(sentence)
+            say(sentence)
         if not all(map(math.isfinite, result.validation.values())):
             raise ValueError("the held-out loss is no number: this model has diverged; try a lower --learning-rate")
 
@@ -158,6 +180,10 @@ class Train:
         names = {f.name for f in dataclasses.fields(base)} - {"steps", "seconds"}
         given = {name: getattr(self, name) for name in names if getattr(self, name, None) is not None}
         return dataclasses.replace(base, **given)
+
+
+def _nothing(*words: str) -> None:
+    """What a process says that is not the first."""
 
 
 def report(result: Result) -> Iterator[str]:

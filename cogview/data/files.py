@@ -27,6 +27,16 @@ def written_beside(path: str | Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def sync_folder(path: Path) -> None:
+    """Its entries survive a power cut."""
+    if os.name == "posix":
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file, never half of it; OSError in one sentence when it cannot."""
     path = Path(path)

@@ -4,6 +4,7 @@ A kind of attention is a subclass with `attend`, and `decode` if it generates. S
 head size, L layers, P pivots, C hidden size.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,19 +29,24 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
-        self.num_heads, self.head_dim, self.index = config.num_heads, config.head_dim, index
+        self.head_dim, self.index = config.head_dim, index
+        # head by head, each its query, key and value: a part of its rows is some heads, so that it can be sharded
         self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, context: Context, cache: KVCache | None = None) -> Tensor:
         """The branch [B, S, C] of x [B, S, C]. With a cache the tokens continue its rows, which grow by S."""
-        B, S, C = x.shape
-        q, k, v = self.query_key_value(x).view(B, S, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        B, S, _ = x.shape
+        q, k, v = self.query_key_value(x).view(B, S, -1, 3, self.head_dim).permute(3, 0, 2, 1, 4)
         if cache is None:
             out = self.attend(q, k, v, context)
         else:
             out = self.decode(q, k, v, context, cache, cache.append(k, v))
-        return self.dense(out.transpose(1, 2).reshape(B, S, C))
+        return self.dense(out.transpose(1, 2).flatten(2))
+
+    def own(self, context: Context) -> Context:
+        """What of the context is this layer's."""
+        return context
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """[B, H, S, D] of a whole sequence's q, k, v, alike."""
@@ -125,16 +131,15 @@ class ThreeRegion(Attention):
         self.num_layers = config.num_layers
         self.pattern: dict[str, Any] = {"block_size": block_size, "window_blocks": window_blocks, "pivot_bias": bias}
 
-    def attend(self, q, k, v, context):
-        return three_region_attention(q, k, v, self._pivots(context), **self.pattern)
-
-    def decode(self, q, k, v, context, cache, ends):
-        pivots = self._pivots(context)
-        return three_region_attention_decode(q, cache.keys, cache.values, pivots, ends, **self.pattern)
-
-    def _pivots(self, context: Context) -> Tensor:
-        """int32 [B, P]: this layer's."""
+    def own(self, context):
         pivots = context.attention["pivots"]
         fits = pivots.ndim == 3 and pivots.shape[1] == self.num_layers
         require(fits, "pivots", f"[B, {self.num_layers}, P]", list(pivots.shape))
-        return pivots[:, self.index]
+        return dataclasses.replace(context, attention={**context.attention, "pivots": pivots[:, self.index]})
+
+    def attend(self, q, k, v, context):
+        return three_region_attention(q, k, v, context.attention["pivots"], **self.pattern)
+
+    def decode(self, q, k, v, context, cache, ends):
+        pivots = context.attention["pivots"]
+        return three_region_attention_decode(q, cache.keys, cache.values, pivots, ends, **self.pattern)

@@ -1,7 +1,6 @@
 """Tokens to states and back: the tables, the gradient shrink, the tied head."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogview.config import ModelConfig
@@ -16,13 +15,12 @@ class Embedding(nn.Module):
         super().__init__()
         self.words = nn.Embedding(vocab_size, config.hidden_size)
         self.positions = nn.Embedding(config.max_positions, config.hidden_size)
-        self.grad_scale, self.dropout = config.embedding_grad_scale, config.dropout
+        self.grad_scale = config.embedding_grad_scale
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """States [B, S, C] of tokens [B, S] at rows [B, S] or [S] of the position table."""
         h = self.words(tokens) + self.positions(positions)
-        h = torch.lerp(h.detach(), h, self.grad_scale)  # value h, gradient times the scale
-        return F.dropout(h, self.dropout, self.training)
+        return torch.lerp(h.detach(), h, self.grad_scale)  # value h, gradient times the scale
 
     def logits(self, x: Tensor, among: slice = slice(None)) -> Tensor:
         """float32 [..., V] of states [..., C], or of some ids alone: the others' rows of the table are not read."""

@@ -1,4 +1,8 @@
-"""The names of CogView's released checkpoints."""
+"""The names of CogView's released checkpoints, and the order of rows of what makes queries, keys and values."""
+
+from torch import Tensor
+
+THREE = ("attention.query_key_value.weight", "attention.query_key_value.bias")
 
 _LAYER = {
     "attention.query_key_value": "attention.query_key_value",
@@ -25,3 +29,13 @@ def published_names(num_layers: int) -> dict[str, str]:
             following = f"layers.{i + 1}.input_layernorm" if i + 1 < num_layers else "final_layernorm"
             names[f"stack.layers.{i}.next_norm.{kind}"] = f"transformer.{following}.{kind}"
     return names
+
+
+def by_heads(x: Tensor, heads: int) -> Tensor:
+    """Rows of a tensor of THREE, all queries, then keys, then values as released, in our order: head by head."""
+    return x.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def by_kind(x: Tensor, heads: int) -> Tensor:
+    """The way back."""
+    return x.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)

@@ -6,18 +6,23 @@ MLP and that of the next layer, or of the head. The first pre-norm is the stack'
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cogview.config import ModelConfig
+from cogview.config import ModelConfig, Recompute
 from cogview.parts.attend import Attention
 from cogview.parts.linear import Linear
 from cogview.sequence import Context
 from cogview_ops import layer_norm, sandwich_layer_norm
+from cogview_ops.checkpointing import selective_contexts
 from cogview_ops.modules import KVCache
+
+States = tuple[Tensor, Tensor]
+Seeds = Sequence[Tensor | None]
 
 
 class MLP(nn.Module):
@@ -45,13 +50,26 @@ class Layer(nn.Module):
         self.next_norm = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, h: Tensor, x: Tensor, context: Context, seeds: Sequence[int | None], cache: KVCache | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`seeds` say what dropout drops of either branch; None: nothing."""
+        self,
+        h: Tensor,
+        x: Tensor,
+        context: Context,
+        seeds: Seeds,
+        cache: KVCache | None = None,
+        recompute: Recompute = "none",
+    ) -> States:
+        """context: this layer's own. seeds: int64 [B] for either branch, of what dropout drops; None: nothing.
+        recompute: what the backward computes again. It is inside the layer, where FSDP has gathered its parameters."""
+        if recompute == "none":
+            return self.compute(h, x, context, seeds, cache)
+        some: dict[str, Any] = {"context_fn": selective_contexts} if recompute == "selective" else {}
+        return checkpoint(self.compute, h, x, context, seeds, use_reentrant=False, **some)
+
+    def compute(self, h: Tensor, x: Tensor, context: Context, seeds: Seeds, cache: KVCache | None = None) -> States:
         h, x = self.join(self.attention(x, context, cache), h, self.post_norm, self.mlp_norm, seeds[0])
         return self.join(self.mlp(x), h, self.mlp_post_norm, self.next_norm, seeds[1])
 
-    def join(self, branch: Tensor, h: Tensor, post: nn.LayerNorm, pre: nn.LayerNorm, seed: int | None):
+    def join(self, branch: Tensor, h: Tensor, post: nn.LayerNorm, pre: nn.LayerNorm, seed: Tensor | None) -> States:
         return sandwich_layer_norm(
             branch,
             h,
@@ -80,21 +98,38 @@ class Stack(nn.Module):
         h: Tensor,
         context: Context,
         cache: Sequence[KVCache] | None = None,
-        checkpoint_activations: bool = False,
+        recompute: Recompute = "none",
     ) -> Tensor:
-        """x [B, S, C] behind the last layer, normalised, of states h [B, S, C]."""
-        seeds = context.seeds if self.training and context.seeds is not None else self.draw_seeds()
-        norm = self.first_norm
-        x = layer_norm(h, norm.weight, norm.bias, eps=norm.eps, relax=self.relax)
+        """x [B, S, C] behind the last layer, normalised, of embeddings h [B, S, C]."""
+        seeds = self._seeds(len(h), context)
+        h, x = self._begin(h, seeds[0])
+        layer: Any
         for i, layer in enumerate(self.layers):
-            args = (h, x, context, seeds[i], None if cache is None else cache[i])
-            h, x = checkpoint(layer, *args, use_reentrant=False) if checkpoint_activations else layer(*args)
+            own = layer.attention.own(context)
+            h, x = layer(h, x, own, seeds[2 * i + 1 : 2 * i + 3], None if cache is None else cache[i], recompute)
         return x
 
-    def draw_seeds(self) -> list[list[int | None]]:
-        """What dropout of both branches of every layer takes; None outside training. Drawn before the layers run, so
-        that recomputed activations drop the same, and from torch's CPU generator, for which no device has to wait; a
-        compiled graph is interrupted for it, unless its context brings them."""
+    def _begin(self, h: Tensor, seed: Tensor | None) -> States:
+        """The embeddings with dropout, and normalised."""
+        norm = self.first_norm
+        if seed is None:
+            return h, layer_norm(h, norm.weight, norm.bias, eps=norm.eps, relax=self.relax)
+        nothing = h.new_zeros(h.shape[-1]).expand(h.shape)
+        weights = None, None, norm.weight, norm.bias
+        how: Any = {"eps": norm.eps, "relax": self.relax, "dropout_p": self.dropout, "seed": seed}
+        return sandwich_layer_norm(h, nothing, *weights, norms="pre", **how)
+
+    def _seeds(self, rows: int, context: Context) -> Seeds:
+        """The context's, or drawn on its device; None outside training."""
+        count = seeds_a_row(len(self.layers))
         if not self.training or self.dropout == 0:
-            return [[None, None]] * len(self.layers)
-        return torch.randint(2**63 - 1, (len(self.layers), 2), device="cpu").tolist()
+            return [None] * count
+        seeds = context.seeds
+        if seeds is None:
+            seeds = torch.randint(2**63 - 1, (rows, count), device=context.positions.device)
+        return seeds.t().contiguous().unbind()
+
+
+def seeds_a_row(layers: int) -> int:
+    """Numbers that dropout takes: of the embeddings, and of both branches of each layer."""
+    return 2 * layers + 1

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cogview.config import ModelConfig
+from cogview.config import ModelConfig, Recompute, require
 from cogview.parts.attend import Attention
 from cogview.parts.embed import Embedding
-from cogview.parts.stack import Stack
+from cogview.parts.stack import Stack, seeds_a_row
 from cogview.sequence import Context
 from cogview_ops.modules import KVCache
 
@@ -52,14 +52,14 @@ class Transformer(nn.Module):
         at: Tensor | None = None,
         among: slice = slice(None),
         cache: Sequence[KVCache] | None = None,
-        checkpoint_activations: bool = False,
+        recompute: Recompute = "none",
     ) -> Tensor:
         """Of inputs int64 [B, S]: float32 logits [B, S, V]; with targets int64 [B, S] their negative log-likelihoods
         [B, S]; with `at` int64 [B] the logits [B, V] of one place of each row alone; of the ids `among` alone. With a
-        cache, see `make_cache`, the tokens continue its rows."""
+        cache, see `make_cache`, the tokens continue its rows. recompute: what a backward computes again."""
         self._check(inputs, context, cache)
         h = self.embedding(inputs, context.positions)
-        x = self.stack(h, context, cache, checkpoint_activations)
+        x = self.stack(h, context, cache, recompute)
         if targets is not None:
             return self.embedding.nll(x, targets)
         if at is not None:
@@ -105,8 +105,10 @@ class Transformer(nn.Module):
         for name, values in context.attention.items():
             if len(values) != len(inputs):
                 raise ValueError(f"{name}: expected {len(inputs)} rows, got {list(values.shape)}")
-        if context.seeds is not None and [len(pair) for pair in context.seeds] != [2] * c.num_layers:
-            raise ValueError(f"seeds: expected {c.num_layers} pairs, see draw_seeds, got {context.seeds}")
+        if context.seeds is not None:
+            shape = [len(inputs), seeds_a_row(c.num_layers)]
+            fits = list(context.seeds.shape) == shape and context.seeds.dtype == torch.int64
+            require(fits, "seeds", f"int64 {shape}", context.seeds)
         if cache is not None and len(cache[0].keys) != len(inputs):
             raise ValueError(f"cache: expected {len(inputs)} rows, got {len(cache[0].keys)}")
 

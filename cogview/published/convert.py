@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cogview.config import require
 from cogview.data.files import written_beside
-from cogview.parts.published import published_names
+from cogview.parts.published import THREE, by_kind, published_names
 from cogview.parts.transformer import Transformer
 from cogview.progress import progress, track
 from cogview.published import cuts
@@ -168,6 +168,8 @@ def _halves(model: Transformer, tell: Tell) -> dict[str, Tensor]:
     halves, changed, total = dict[str, Tensor](), 0, 0
     for ours, theirs in track(published_names(model.config.num_layers).items(), "converting"):
         value = model.get_parameter(ours).detach()  # files have tensors, not parameters
+        if theirs.endswith(THREE):
+            value = by_kind(value, model.config.num_heads)
         halves[theirs] = value.half()
         require(all_finite(halves[theirs]), ours, "values that float16 has", "others")
         if value.dtype != torch.float16:

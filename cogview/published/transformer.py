@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cogview.config import require
 from cogview.data.report import printable
-from cogview.parts.published import published_names
+from cogview.parts.published import THREE, by_heads, published_names
 from cogview.published import cuts
 from cogview.published.inert import Stored
 from cogview.published.torch_file import TorchFile
@@ -133,6 +133,8 @@ class Published:
             pieces = [f.weights(module[theirs], theirs) for f, module in zip(self.files, self.modules, strict=True)]
             self._check_alike(theirs, pieces)
             whole = cuts.merged(theirs, pieces)
+            if theirs.endswith(THREE):
+                whole = by_heads(whole, recipe.config.num_heads)
             yield ours, whole[: recipe.vocab.size] if theirs == WORDS else whole
 
     def _matrix(self, name: str) -> list[int]:

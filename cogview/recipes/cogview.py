@@ -82,7 +82,12 @@ _TINY_TRAINING = TrainConfig(
     validate_every=200,
 )
 _PUBLISHED = TrainConfig(
-    steps=144_000, batch_size=6144, accumulate=96, checkpoint_activations=True, save_every=1000, validate_samples=2048
+    steps=144_000,
+    batch_size=6144,
+    accumulate=96,
+    checkpoint_activations="selective",
+    save_every=1000,
+    validate_samples=2048,
 )
 
 

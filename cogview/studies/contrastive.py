@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cogview.config import require
 from cogview.sequence import pad_text
 from cogview.train import checkpoint
+from cogview.train.ranks import ALONE
 from cogview.train.token_task import Pairs
 
 _MOST = math.log(100)  # of t, as in CLIP
@@ -102,17 +103,22 @@ class PairBatch:
 class ContrastiveTask:
     """As the loop trains it."""
 
-    title, unit, units = "contrastive model", "pairs", 1
+    title, unit, units, ranks = "contrastive model", "pairs", 1, ALONE
 
     def __init__(self, model: Contrastive, data: Pairs, held_out: Pairs | None = None):
         self.model, self.data, self.held_out, self.counts = model, data, held_out, dict[str, int]()
 
-    def batch(self, samples: Pairs, indices: np.ndarray, draws: torch.Generator) -> PairBatch:
+    def batch(
+        self, samples: Pairs, indices: np.ndarray, draws: Sequence[torch.Generator], training: bool = True
+    ) -> PairBatch:
         return PairBatch(*samples.batch(indices))
 
     def loss(self, part: PairBatch, batch: PairBatch) -> tuple[Tensor, Tensor]:
         loss = self.model(part.text, part.codes)
         return loss, loss.detach()
+
+    def compile(self) -> None:
+        self.model.compile()
 
     def metrics(self, outputs: list[Tensor]) -> dict[str, float]:
         return {"loss": float(torch.stack(outputs).mean())}
@@ -126,6 +132,6 @@ def load(path: Path) -> Contrastive:
     """The model of a checkpoint, in evaluation mode."""
     tensors, header = checkpoint.read(path, prefix="model.")
     model = Contrastive(ContrastiveConfig(**header["config"]))
-    checkpoint.check_shapes(path, tensors, model.state_dict())
+    checkpoint.check_shapes(path, checkpoint.shapes(tensors), model.state_dict())
     model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
     return model.eval()

@@ -10,7 +10,7 @@ with seconds the clock decides).
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from cogview.tokenizers.adversarial import VQGAN
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.train import checkpoint
+from cogview.train.feed import streams
 from cogview.train.loop import Trainer, Watch
+from cogview.train.ranks import ALONE
 
 CROP = 64  # pixels
 GOOD = 1250  # steps
@@ -83,7 +85,7 @@ class Pictures:
 class PictureTask:
     """A VQ-VAE on pictures, alone or in a VQGAN; the metrics are its losses, and how it uses its codes."""
 
-    title, unit, units = "image tokenizer", "images", 1
+    title, unit, units, ranks = "image tokenizer", "images", 1, ALONE
 
     def __init__(self, model: VQVAE | VQGAN, data: Pictures, held_out: Pictures | None = None, halves: bool = False):
         """halves: half of the pictures come at half their size, for one that pictures of both sizes are made with."""
@@ -95,13 +97,15 @@ class PictureTask:
         self.share: Callable[[], float] = lambda: 1.0
         """Of the training, how much is done: what is annealed goes by it."""
 
-    def batch(self, samples: Pictures, indices: np.ndarray, draws: torch.Generator) -> Tensor:
+    def batch(
+        self, samples: Pictures, indices: np.ndarray, draws: Sequence[torch.Generator], training: bool = True
+    ) -> Tensor:
         images = samples.images[samples.rows[indices]]
-        if self.model.training and self.halves:
+        if training and self.halves:
             some, step = len(images) // 2, self.model.config.downsample  # on the grid of the codes, as pairs are
-            small = _halved(_crops(images[:some], 2 * self.crop, draws, 2 * step))
-            images = torch.cat([small, _crops(images[some:], self.crop, draws, step)])
-        elif self.model.training:
+            small = _halved(_crops(images[:some], 2 * self.crop, draws[:some], 2 * step))
+            images = torch.cat([small, _crops(images[some:], self.crop, draws[some:], step)])
+        elif training:
             images = _crops(images, self.crop, draws)
         return images.float().div_(255).contiguous(memory_format=torch.channels_last)
 
@@ -111,6 +115,9 @@ class PictureTask:
         means = {name: loss.detach() for name, loss in losses.items()}
         means["squared"] = (rebuilt.detach().clamp(0, 1) - part).square().mean()
         return losses["total"] * (len(part) / len(batch)), (means, codes)
+
+    def compile(self) -> None:
+        self.model.compile()
 
     def metrics(self, outputs: list) -> dict[str, float]:
         losses, codes = zip(*outputs, strict=True)
@@ -150,7 +157,7 @@ def seconds_a_step(config: VQConfig, size: int, adversarial: bool = False) -> fl
     task = PictureTask(model.to(memory_format=torch.channels_last), Pictures(images))  # type: ignore[call-overload]
     for _ in range(4):
         begun = time.monotonic()
-        batch = task.batch(task.data, np.arange(len(images)), torch.Generator())
+        batch = task.batch(task.data, np.arange(len(images)), streams(range(len(images))))
         task.loss(batch, batch)[0].backward()
         seconds.append(time.monotonic() - begun)
     return 1.1 * min(seconds)  # with the optimizer
@@ -251,15 +258,16 @@ def save_comparison(path: str | Path, originals: Tensor, rebuilt: Tensor) -> Non
         sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(beside, "PNG")
 
 
-def _crops(images: Tensor, side: int, draws: torch.Generator, step: int = 1) -> Tensor:
+def _crops(images: Tensor, side: int, draws: Sequence[torch.Generator], step: int = 1) -> Tensor:
     """A square of each picture, from a random place of those `step` pixels apart."""
     room = [max(0, n - side) // step + 1 for n in images.shape[2:]]
     if room == [1, 1]:
         return images
-    tops, lefts = (
-        (step * torch.randint(n, (len(images),), generator=draws, device=draws.device)).tolist() for n in room
-    )
-    return torch.stack([x[:, t : t + side, l : l + side] for x, t, l in zip(images, tops, lefts, strict=True)])
+    found = []
+    for image, stream in zip(images, draws, strict=True):
+        top, left = (step * int(torch.randint(n, (), generator=stream)) for n in room)
+        found.append(image[:, top : top + side, left : left + side])
+    return torch.stack(found)
 
 
 def _halved(images: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Checkpoints of a run: safetensors files, with format, version and what they hold as JSON in their metadata.
+"""Checkpoints of a run: safetensors files, with format, version and what they hold as JSON in their metadata. Those
+of several processes are folders of such files, see `shards`.
 
 Reading one never runs code from it. They are written beside and renamed, so none is ever half-written. The metadata
 also has a CRC-32 of the header and of each tensor, which a file with a part of them could keep: what is read is
@@ -7,19 +8,23 @@ checked. Files of versions 1 and 2 have none.
 
 import json
 import re
-import zlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cogview.data.files import save_tensors
 from cogview.train import legacy
+from cogview.train.sums import json_sum, tensor_sum
 
-FORMAT, VERSION = "cogview-run", "3"
+FORMAT, VERSION = "cogview-run", "4"
+
+
+_NOTHING = "-"  # begins no tensor's name
+UNREADABLE = (SafetensorError, FileNotFoundError, KeyError, TypeError, ValueError, AttributeError)
 
 
 class Damaged(ValueError):
@@ -30,7 +35,7 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None
     """Writes tensors and a JSON-able header. OSError in one sentence when it cannot."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"format": FORMAT, "version": VERSION, "header": json.dumps(header)}
-    sums = {"header": _header_sum(metadata), "tensors": {name: _sum(name, t) for name, t in tensors.items()}}
+    sums = {"header": _header_sum(metadata), "tensors": {name: tensor_sum(name, t) for name, t in tensors.items()}}
     save_tensors(path, tensors, metadata | {"checksums": json.dumps(sums)})
 
 
@@ -38,8 +43,10 @@ def read(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, 
     """Tensors whose name starts with `prefix`, and the header.
 
     Damaged in one sentence where it cannot be read or its checksums are wrong, ValueError when there is none or it is
-    of another version; those of versions 1 and 2 are read as if they were of this one.
+    of another version; those of versions before are read as if they were of this one.
     """
+    if path.is_dir():
+        return _read_folder(path, prefix)
     try:
         with safe_open(path, framework="pt") as file:
             metadata, names = file.metadata() or {}, list(file.keys())
@@ -56,41 +63,95 @@ def read(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, 
             _check_sums(path, tensors, metadata, names)
         if found in legacy.READERS:
             return legacy.READERS[found](tensors, metadata)
-        if found not in ((FORMAT, "2"), (FORMAT, VERSION)):
-            wanted = f"format {FORMAT} version {VERSION}"
-            raise ValueError(f"{path}: expected {wanted}, got format {found[0]} version {found[1]}")
+        _check_version(path, *found)
         return tensors, dict(json.loads(metadata["header"]))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise Damaged(f"{path} is not a readable checkpoint: {error}") from error
 
 
+def _read_folder(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `read`; checksums of all its files are checked where some of its tensors are read."""
+    from cogview.train import shards  # torch.distributed takes a second to import, and some builds have none
+
+    try:
+        found = shards.read_header(path)
+        version, header = (found["format"], found["version"]), dict(found["header"])
+    except UNREADABLE as error:
+        raise Damaged(f"{path} is not a readable checkpoint: {error}") from error
+    _check_version(path, *version)
+    if prefix != _NOTHING and (wrong := folder_damage(path)):
+        raise Damaged(wrong)
+    return shards.read(path, prefix), header
+
+
+def folder_damage(path: Path, part: int = 0, parts: int = 1) -> str:
+    """In a sentence, what is wrong with a folder's files, "" if nothing; of every `parts`-th from `part` on."""
+    from cogview.train import shards
+
+    try:
+        wrong = shards.damage(path, part, parts)
+        return f"{path} is damaged: {wrong}" if wrong else ""
+    except UNREADABLE as error:
+        return f"{path} is not a readable checkpoint: {error}"
+
+
+def check_version(path: Path) -> None:
+    """ValueError where a file is of a version before, whose tensors are not as they are now."""
+    if path.is_file():
+        with safe_open(path, framework="pt") as file:
+            found = file.metadata() or {}
+        if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
+            raise ValueError("it is of a version before: go on with it in one process first")
+
+
+def described(header: dict[str, Any]) -> dict[str, Any]:
+    """A header with format and version, as a folder has it."""
+    return {"format": FORMAT, "version": VERSION, "header": header}
+
+
+def _check_version(path: Path, form: str | None, version: str | None) -> None:
+    if (form, version) != (FORMAT, VERSION):
+        wanted = f"format {FORMAT} version {VERSION}"
+        raise ValueError(f"{path}: expected {wanted}, got format {form} version {version}")
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """The header of a checkpoint alone."""
-    return read(path, prefix="-")[1]
+    return read(path, prefix=_NOTHING)[1]
 
 
-def check_shapes(path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """ValueError unless the tensors `model.<name>` are exactly those wanted, by name and shape."""
+def shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in tensors.items()}
+
+
+def check_shapes(path: Path, shapes: dict[str, list[int]], wanted: dict[str, Tensor]) -> None:
+    """ValueError unless there are tensors `model.<name>` exactly for those wanted, by name and shape."""
     ours = {f"model.{name}": list(value.shape) for name, value in wanted.items()}
-    theirs = {name: list(t.shape) for name, t in tensors.items() if name.startswith("model.")}
+    theirs = {name: shape for name, shape in shapes.items() if name.startswith("model.")}
     for name in sorted(ours.keys() | theirs.keys()):
         if (expected := ours.get(name, "absent")) != (got := theirs.get(name, "absent")):
             raise ValueError(f"{path} does not fit the model: {name}: expected {expected}, got {got}")
 
 
-def path_of(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}.safetensors"
+def path_of(folder: Path, step: int, several: bool = False) -> Path:
+    """Of a checkpoint of one process, or of several."""
+    return folder / (f"step-{step:08d}" if several else f"step-{step:08d}.safetensors")
 
 
 def step_of(path: Path) -> int:
-    """What `path_of` made it of, -1 for another file's path."""
-    found = re.fullmatch(r"step-(\d{8,})\.safetensors", path.name)
+    """What `path_of` made it of, -1 for another path."""
+    found = re.fullmatch(r"step-(\d{8,})(\.safetensors)?", path.name)
     return int(found[1]) if found else -1
 
 
 def paths(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    return sorted((path for path in folder.glob("step-*.safetensors") if step_of(path) >= 0), key=step_of)
+    return sorted((path for path in folder.glob("step-*") if step_of(path) >= 0), key=lambda p: (step_of(p), p.name))
+
+
+def of_step(folder: Path, step: int) -> Path | None:
+    """The checkpoint of a step, of one process or of several; None where there is none."""
+    return next((path for path in reversed(paths(folder)) if step_of(path) == step), None)
 
 
 def latest(folder: Path) -> Path | None:
@@ -112,8 +173,7 @@ def best(folder: Path) -> Path | None:
     held-out data, or when that one is gone. None when there is no checkpoint."""
     for newest, header in readable(folder):
         step = header.get("run", {}).get("best_step")
-        chosen = newest if step is None else path_of(folder, step)
-        return chosen if chosen.exists() else newest
+        return newest if step is None else of_step(folder, step) or newest
     return latest(folder)  # damaged: who reads it is told
 
 
@@ -121,17 +181,20 @@ def prune(folder: Path, keep: int, best_step: int | None = None) -> None:
     """Deletes all but the newest `keep` checkpoints of a run folder and that of the best step."""
     for path in paths(folder)[:-keep]:
         if step_of(path) != best_step:
-            path.unlink()
+            remove(path)
 
 
-def _sum(name: str, value: Tensor) -> int:
-    """CRC-32 of a contiguous tensor: name, dtype, shape and bytes."""
-    head = json.dumps([name, str(value.dtype), list(value.shape)]).encode()
-    return zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(head))
+def remove(path: Path) -> None:
+    """Deletes a checkpoint, of which nothing is left that looks like one."""
+    if path.is_dir():
+        path = path.rename(path.with_name(f".{path.name}.old.tmp"))
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _header_sum(metadata: dict[str, str]) -> int:
-    return zlib.crc32(json.dumps([metadata[name] for name in ("format", "version", "header")]).encode())
+    return json_sum([metadata[name] for name in ("format", "version", "header")])
 
 
 def _check_sums(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], names: list[str]) -> None:
@@ -142,5 +205,5 @@ def _check_sums(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     if other := sorted(sums["tensors"].keys() ^ set(names)):
         raise Damaged(f"{path} is damaged: {other[0]} is there without its checksum, or the other way round")
     for name, value in tensors.items():
-        if sums["tensors"][name] != _sum(name, value):
+        if sums["tensors"][name] != tensor_sum(name, value):
             raise Damaged(f"{path} is damaged: the checksum of {name} is wrong")

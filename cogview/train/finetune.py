@@ -20,7 +20,7 @@ def start_from(path: Path, before: ModelConfig, model: Transformer) -> None:
     name = f"model.{_POSITIONS}"
     if name in tensors:
         tensors[name] = _grown(tensors[name], before, model.config, model.state_dict()[_POSITIONS])
-    checkpoint.check_shapes(path, tensors, model.state_dict())
+    checkpoint.check_shapes(path, checkpoint.shapes(tensors), model.state_dict())
     model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of version 0.1, read as today's."""
+"""Checkpoints of versions before, read as today's."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogview.parts.published import published_names
+from cogview.parts.published import THREE, by_heads, published_names
 
 Tensors = dict[str, Tensor]
 Header = dict[str, Any]
@@ -24,7 +24,7 @@ def _gpt(tensors: Tensors, metadata: dict[str, str]) -> tuple[Tensors, Header]:
     own = {theirs: ours for ours, theirs in published_names(layers).items()}
     run = dict(state["run"])
     header = state | {"recipe": recipe, "config": config, "counts": {"truncated": run.pop("truncated")}, "run": run}
-    return {_renamed(name, own): value for name, value in tensors.items()}, header
+    return _by_heads({_renamed(name, own): value for name, value in tensors.items()}, header), header
 
 
 def _renamed(name: str, own: dict[str, str]) -> str:
@@ -43,7 +43,7 @@ def _vqvae(tensors: Tensors, metadata: dict[str, str]) -> tuple[Tensors, Header]
             renamed[f"optimizer.{key}.{parameter.removeprefix('model.')}"] = tensors[f"adam.{number}.{key}"]
     seed, samples = settings["seed"], settings["images"]
     random = torch.Generator().manual_seed(seed).get_state()
-    renamed |= {"random.draws": random, "random.cpu": random}
+    renamed["random.cpu"] = random
     size = min(settings["batch_size"], samples)
     epoch, place = divmod(position["step"], samples // size)
     run = {"step": position["step"], "elapsed": position["seconds"], "epoch": epoch, "samples_seen": place * size}
@@ -57,7 +57,21 @@ def _convolution(name: str) -> tuple[bool, int, bool]:
     return part == "dec", int(layer), kind == "bias"
 
 
+def _run(tensors: Tensors, metadata: dict[str, str]) -> tuple[Tensors, Header]:
+    """Of any recipe, or of an image tokenizer."""
+    header = dict(json.loads(metadata["header"]))
+    return _by_heads(tensors, header), header
+
+
+def _by_heads(tensors: Tensors, header: Header) -> Tensors:
+    """Rows of all queries, then keys, then values were those of each head."""
+    rows = {name: value for name, value in tensors.items() if name.endswith(THREE) and value.ndim}
+    return tensors | {name: by_heads(value, header["config"]["num_heads"]) for name, value in rows.items()}
+
+
 READERS: dict[tuple[str | None, str | None], Callable[[Tensors, dict[str, str]], tuple[Tensors, Header]]] = {
     ("cogview-gpt", "1"): _gpt,
     ("cogview-vqvae-training-1", None): _vqvae,
+    ("cogview-run", "2"): _run,
+    ("cogview-run", "3"): _run,
 }

@@ -50,6 +50,16 @@ class RunLog:
             self._events.close()
 
 
+class NoLog:
+    """Of a process that is not the first."""
+
+    def write(self, step: int, **values: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_log(folder: Path, name: str = "log.jsonl") -> list[dict]:
     """All whole entries of a run's log, "step" and numbers; none when there is no log."""
     try:

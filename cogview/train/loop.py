@@ -4,12 +4,15 @@
     trainer.resume()          # continues from the newest checkpoint in run/, if there is one
     result = trainer.run()    # Ctrl-C saves and returns
 
-A run of `steps` resumed anywhere has bit for bit the losses of an uninterrupted one, on the same machine and
-thread count. In bfloat16 or float16 the model itself is so, and float32 master weights take the optimizer's steps.
+A run of `steps` resumed anywhere has bit for bit the losses of an uninterrupted one, on the same machine, thread count
+and processes. In bfloat16 or float16 the model itself is so, and float32 master weights take the optimizer's steps.
+Several processes, started by torchrun, run this alike; the first writes and speaks.
 """
 
 import dataclasses
 import json
+import shutil
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -17,19 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cogview.config import TrainConfig
-from cogview.progress import progress
-from cogview.train import checkpoint, record, schedule
-from cogview.train.checkpoint import Damaged
-from cogview.train.damage import aside
+from cogview.progress import Update, progress
+from cogview.train import checkpoint, record, resuming, schedule
+from cogview.train.feed import Feed
 from cogview.train.identity import check_same
 from cogview.train.interrupts import interrupts
-from cogview.train.log import RunLog
+from cogview.train.log import NoLog, RunLog
 from cogview.train.optimizer import Optimizer
+from cogview.train.saving import Saver
 from cogview.train.state import State, Window
 from cogview.train.task import Task
 from cogview.train.validation import Validation
@@ -61,15 +63,16 @@ class Trainer:
         if len(task.data) == 0 or (task.held_out is not None and len(task.held_out) == 0):
             raise ValueError("data, held_out: expected at least one sample, got none")
         self.task, self.config, self.folder, self.about = task, config, folder, about or {}
+        self.ranks = task.ranks
         self.device = next(task.model.parameters()).device
-        self.optimizer = Optimizer(task.model, config)
+        self.optimizer = Optimizer(task.model, config, task.ranks)
         self.state, self.window = State(), Window()
         self.validation = Validation(task, config)
-        torch.manual_seed(config.seed)  # dropout
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.feed, self.saver = Feed(task, config), Saver(folder, task.ranks)
+        self.ranks.check_same(run=self._identity(), training=dataclasses.asdict(config))
+        torch.manual_seed(config.seed)  # what a model draws of its own
         if config.compile:
-            task.model.compile()
-        self._order: tuple[int, np.ndarray] | None = None  # of which epoch
+            task.compile()
         self._skipped_in_a_row = 0
 
     def progress(self) -> float:
@@ -82,11 +85,11 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """One optimizer step: the task's metrics, gradient norm and learning rate."""
-        batch = self.task.batch(self.task.data, self._next_indices(), self.generator)
-        outputs = []
-        for part in batch.chunk(self.config.accumulate):
+        batch = self.feed.next(self.state)
+        parts, outputs = batch.chunk(self.config.accumulate), []
+        for number, part in enumerate(parts, 1):
             loss, output = self.task.loss(part, batch)
-            self.optimizer.backward(loss)
+            self.optimizer.backward(loss, last=number == len(parts))
             outputs.append(output)
         rate, state = self.learning_rate(), self.state
         taken, norm = self.optimizer.step(rate)  # a loss that is not finite has such gradients
@@ -95,58 +98,69 @@ class Trainer:
         self._skipped_in_a_row = 0 if taken else self._skipped_in_a_row + 1
         return {**self.task.metrics(outputs), "gradient_norm": norm, "learning_rate": rate}
 
-    def _next_indices(self) -> np.ndarray:
-        """Of the next batch; it may reach into the next epoch."""
-        state, indices, missing = self.state, [], self.config.batch_size
-        while missing:
-            if state.samples_seen == len(self.task.data):
-                state.epoch, state.samples_seen = state.epoch + 1, 0
-            if self._order is None or self._order[0] != state.epoch:
-                self._order = state.epoch, self.task.data.order(self.config.seed, state.epoch)
-            indices.append(self._order[1][state.samples_seen : state.samples_seen + missing])
-            state.samples_seen += len(indices[-1])
-            missing -= len(indices[-1])
-        return np.concatenate(indices)
-
     def run(self, watch: Watch | None = None) -> Result:
         """Trains to the end, logs, validates and saves on the way: in steps or seconds of its own, and where the
         held-out loss is the best so far. Ctrl-C or SIGTERM saves and returns."""
-        c, state, task = self.config, self.state, self.task
-        self.folder.mkdir(parents=True, exist_ok=True)
-        newest = checkpoint.latest(self.folder)
-        if newest is not None and checkpoint.step_of(newest) > state.step:
-            raise ValueError(f"{self.folder} holds a run up to {newest.name}: resume it or use another folder")
-        for path in self.folder.glob(".*.tmp"):  # of a process that was killed
-            path.unlink()
-        self._write_config()
-        task.model.train()
-        with interrupts() as interrupted, progress(task.title) as update:
+        self._prepare()
+        with interrupts() as interrupted, progress(self.task.title, shown=self.ranks.first) as update:
             update(self.progress(), self._place())
-            with closing(RunLog(self.folder, state.step)) as log:
-                saved = time.monotonic()
-                start, told = saved - state.elapsed, ""
-                while self.progress() < 1 and not interrupted.is_set():
-                    values = self.step()
-                    self.window.add(values)
-                    state.elapsed = time.monotonic() - start
-                    last = self.progress() >= 1
-                    if state.step % c.log_every == 0 or last:
-                        told = self._log_steps(log, watch)
-                    update(self.progress(), self._place() + (told or f", loss {values['loss']:.3f}"))
-                    self._check_hope()
-                    due = state.step % c.save_every == 0 or time.monotonic() - saved > c.save_seconds
-                    if task.held_out is not None and (state.step % c.validate_every == 0 or last):
-                        due = self._judge(log) or due
-                    if due and not last:
-                        self.save()
-                        saved = time.monotonic()
-                finished = self.progress() >= 1
-                if finished and self.validation.step != state.step:  # it was finished before
-                    self._judge(log)
+            with closing(self._log()) as log, closing(self.saver):
+                finished = self._train(log, update, watch, interrupted)
                 path = self.save()
-        return Result(dataclasses.replace(state), path, finished, self.validation.metrics, self.validation.step)
+        return Result(dataclasses.replace(self.state), path, finished, self.validation.metrics, self.validation.step)
 
-    def _judge(self, log: RunLog) -> bool:
+    def _prepare(self) -> None:
+        newest = checkpoint.latest(self.folder)
+        if newest is not None and checkpoint.step_of(newest) > self.state.step:
+            raise ValueError(f"{self.folder} holds a run up to {newest.name}: resume it or use another folder")
+        if self.ranks.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.glob(".*.tmp"):  # of a process that was killed
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self._write_config()
+        self.task.model.train()
+
+    def _train(self, log: RunLog | NoLog, update: Update, watch: Watch | None, interrupted: threading.Event) -> bool:
+        """Whether it came to its end."""
+        c, state, task = self.config, self.state, self.task
+        start, told, saved = time.monotonic() - state.elapsed, "", state.elapsed
+        stop = False
+        while self.progress() < 1 and not stop:
+            values = self.step()
+            self.window.add(values)
+            state.elapsed, stop = self._agreed(time.monotonic() - start, interrupted.is_set())
+            last = self.progress() >= 1
+            if state.step % c.log_every == 0 or last:
+                told = self._log_steps(log, watch)
+            update(self.progress(), self._place() + (told or f", loss {values['loss']:.3f}"))
+            self._check_hope()
+            due = state.step % c.save_every == 0 or state.elapsed - saved > c.save_seconds
+            if task.held_out is not None and (state.step % c.validate_every == 0 or last):
+                due = self._judge(log) or due
+            if self.saver.done and not self._check_saved():
+                log.write(state.step, unsaved=1)
+            if due and not last:
+                self._check_saved()
+                self._begin_save()
+                saved = state.elapsed
+        finished = self.progress() >= 1
+        if finished and self.validation.step != state.step:  # it was finished before
+            self._judge(log)
+        return finished
+
+    def _agreed(self, elapsed: float, stop: bool) -> tuple[float, bool]:
+        """The first process's clock, and whether any is to stop."""
+        if self.ranks.mesh is None:
+            return elapsed, stop
+        values = torch.tensor([elapsed if self.ranks.first else 0.0, stop], dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(values)
+        elapsed, stops = values.tolist()
+        return elapsed, stops > 0
+
+    def _log(self) -> RunLog | NoLog:
+        return RunLog(self.folder, self.state.step) if self.ranks.first else NoLog()
+
+    def _judge(self, log: RunLog | NoLog) -> bool:
         """Validates; whether the loss is the lowest so far."""
         best = self.validation.judge(self.state)
         if metrics := self.validation.metrics:
@@ -177,7 +191,7 @@ class Trainer:
                 "resume from the last checkpoint with a lower learning_rate"
             )
 
-    def _log_steps(self, log: RunLog, watch: Watch | None) -> str:
+    def _log_steps(self, log: RunLog | NoLog, watch: Watch | None) -> str:
         """Logs the means over the window's steps and begins another; returns words about them."""
         state, task, window = self.state, self.task, self.window
         self.window = Window(begun=state.elapsed)
@@ -191,25 +205,36 @@ class Trainer:
 
     def save(self) -> Path:
         """Writes a checkpoint of everything, drops old ones, returns its path."""
-        tensors = self.optimizer.tensors()
-        tensors |= {f"model.{name}": value for name, value in self._buffers().items()}
-        tensors["random.draws"] = self.generator.get_state()
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = checkpoint.path_of(self.folder, self.state.step)
+        self._check_saved()
+        path = self._begin_save()
+        self.saver.end()
+        return path
+
+    def _check_saved(self) -> bool:
+        """Waits for the checkpoint that is being written. One that cannot be is said, and the next may be."""
+        try:
+            self.saver.end()
+        except OSError as error:
+            self.say(f"{error}; training goes on")
+            return False
+        return True
+
+    def _begin_save(self) -> Path:
         run = {"run": dataclasses.asdict(self.state), "counts": self.task.counts}
         run["window"] = dataclasses.asdict(self.window)
         run["validation"] = self.validation.header()
-        checkpoint.save(path, tensors, {**self.about, **self._identity(), **run})
-        checkpoint.prune(self.folder, self.config.keep, self.state.best_step)
-        return path
+        header = {**self.about, **self._identity(), **run}
+        tensors = {**self.optimizer.tensors(), **self._buffers(), **resuming.random_states(self.device)}
+        return self.saver.begin(self.state.step, tensors, header, self.config.keep, self.state.best_step)
+
+    def say(self, sentence: str) -> None:
+        if self.ranks.first:
+            print(sentence)
 
     def _buffers(self) -> dict[str, Tensor]:
         """The model's, but for those that it does not keep itself."""
         kept = self.task.model.state_dict().keys()
-        return {name: value for name, value in self.task.model.named_buffers() if name in kept}
+        return {f"model.{name}": value for name, value in self.task.model.named_buffers() if name in kept}
 
     def _identity(self) -> dict[str, Any]:
         """As a checkpoint's header has it: JSON knows no tuples."""
@@ -222,40 +247,28 @@ class Trainer:
         Damaged when all are; AnotherRun when it is of another model, data set size or seed; ValueError in one sentence
         when it is of another version or does not fit.
         """
-        found = checkpoint.paths(self.folder)
+        there = checkpoint.paths(self.folder)
         if path is not None:
-            found = [path] if path not in found else found[: found.index(path) + 1]
-        damaged: dict[Path, Damaged] = {}
-        for path in reversed(found):
-            try:
-                tensors, header = checkpoint.read(path)
-            except Damaged as error:
-                damaged[path] = error
-                continue
-            check_same(path, self._identity(), header)
-            checkpoint.check_shapes(path, tensors, self.task.model.state_dict())
-            try:
-                self._load(tensors, header)
-            except (KeyError, TypeError, RuntimeError, ValueError) as error:
-                raise ValueError(f"{path} cannot be resumed from: {error}") from error
-            for bad, reason in damaged.items():
-                print(f"{reason}; it is kept as {bad.rename(aside(bad)).name}, and step {self.state.step:,} taken")
-            best = self.state.best_step
-            if best is not None and not checkpoint.path_of(self.folder, best).exists():  # damaged, or not copied
-                self.state.forget_best()
-            return True
-        if damaged:
-            raise Damaged(f"{self.folder}: no checkpoint can be read: {'; '.join(map(str, damaged.values()))}")
-        return False
+            there = [path] if path not in there else there[: there.index(path) + 1]
+        found, damaged = resuming.find(there, self.ranks)
+        if found is None:
+            return False
+        check_same(found.path, self._identity(), found.header)
+        checkpoint.check_shapes(found.path, found.shapes, self.task.model.state_dict())
+        try:
+            self._load(found)
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{found.path} cannot be resumed from: {error}") from error
+        if self.ranks.first:
+            resuming.set_aside(damaged, self.state.step)
+        best = self.state.best_step
+        if best is not None and checkpoint.of_step(self.folder, best) is None:  # damaged, or not copied
+            self.state.forget_best()
+        return True
 
-    def _load(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-        self.optimizer.load(tensors)
-        for name, buffer in self._buffers().items():
-            buffer.copy_(tensors[f"model.{name}"])
-        self.generator.set_state(tensors["random.draws"])
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.device.type == "cuda" and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+    def _load(self, found: resuming.Found) -> None:
+        tensors, header = found.load(self.optimizer, self._buffers()), found.header
+        resuming.set_random_states(tensors, self.device)
         self.state = State(**header["run"])
         self.task.counts.update(header["counts"])
         self.window = Window(**header.get("window", {"begun": self.state.elapsed}))

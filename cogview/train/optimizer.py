@@ -1,50 +1,55 @@
-"""AdamW on float32 master weights of a model that may itself be bfloat16 or float16."""
+"""AdamW, or Muon for the layers' matrices, on float32 master weights of a model that may be bfloat16 or float16."""
 
 import math
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cogview.config import TrainConfig
+from cogview.train.loss_scale import LossScale
+from cogview.train.ranks import ALONE, Ranks
 
-_STATE = ("step", "exp_avg", "exp_avg_sq")
-_FIRST_SCALE = 2.0**16
-_PATIENCE = 1000  # good steps after which the loss scale doubles
+_STATE: dict[type, tuple[str, ...]] = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
 
 
 class Optimizer:
     """Takes over a model's parameters: casts them to config.dtype and keeps float32 masters by name.
 
-    Weight decay falls on matrices and embeddings, not on biases and norms. In float16 the loss is scaled, so that small
-    gradients do not vanish: by half as much after a step whose gradients are not finite, twice as much after 1000 good
-    ones (the paper's training, "O2" of NVIDIA's apex).
+    Of a model that is cut over several processes the masters are its own parameters, in float32, of which each layer's
+    computation gets copies in config.dtype (see `sharding`). Weight decay falls on matrices and embeddings, not on
+    biases and norms. In float16 the loss is scaled.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig):
-        self.low_precision, self.clip = config.dtype != "float32", config.clip
-        self.scaled = config.dtype == "float16"
-        self.loss_scale = _FIRST_SCALE if self.scaled else 1.0
-        self._good_steps = 0  # since the loss scale changed
-        model.float()
+    def __init__(self, model: nn.Module, config: TrainConfig, ranks: Ranks = ALONE):
+        self.ranks, self.clip = ranks, config.clip
+        self.scale = LossScale() if config.dtype == "float16" else None
+        self._model = model
+        if ranks.mesh is None:
+            model.float()
         self.master: dict[str, Tensor] = dict(model.named_parameters())
+        self.low_precision = config.dtype != "float32" and ranks.mesh is None
         if self.low_precision:
             self.master = {name: p.detach().clone() for name, p in self.master.items()}
             model.to(getattr(torch, config.dtype))
         self._params = dict(model.named_parameters())
-        decayed = [p for p in self.master.values() if p.ndim >= 2]
-        others = [p for p in self.master.values() if p.ndim < 2]
-        groups: list[dict] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        self._adamw = torch.optim.AdamW(
-            groups,
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self._of = _optimizers(self.master, config)
+        self._optimizers = list(dict.fromkeys(self._of.values()))
 
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of the scaled loss to the masters', in float32."""
-        (loss * self.loss_scale).backward()
+    @property
+    def loss_scale(self) -> float:
+        return 1.0 if self.scale is None else self.scale.value
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Adds the gradients of the scaled loss to the masters', in float32. Of several processes only the last part of
+        a step adds those of all."""
+        if self.ranks.mesh is not None:
+            self._model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        (loss * (self.loss_scale * self.ranks.parts)).backward()  # FSDP takes the mean over processes
         if not self.low_precision:
             return
         for name, p in self._params.items():
@@ -55,25 +60,35 @@ class Optimizer:
 
     def step(self, learning_rate: float) -> tuple[bool, float]:
         """One clipped step. Returns whether it was taken, and the gradient norm: no step when not finite."""
-        if self.scaled:
-            torch._foreach_div_([p.grad for p in self.master.values() if p.grad is not None], self.loss_scale)
-        norm = float(nn.utils.clip_grad_norm_(self.master.values(), self.clip))
-        if math.isfinite(norm):
-            for group in self._adamw.param_groups:
-                group["lr"] = learning_rate
-            self._adamw.step()
+        grads = [_local(p.grad) for p in self.master.values() if p.grad is not None]
+        if self.scale is not None:
+            torch._foreach_div_(grads, self.scale.value)
+        norm = self._norm()
+        finite = math.isfinite(norm)
+        if finite:
+            torch._foreach_mul_(grads, min(1.0, self.clip / (norm + 1e-6)))
+            for optimizer in self._optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
+                optimizer.step()
             self._publish()
-        self._adamw.zero_grad()
-        if self.scaled:
-            self._adapt_scale(math.isfinite(norm))
-        return math.isfinite(norm), norm
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+        if self.scale is not None:
+            self.scale.update(finite)
+        return finite, norm
 
-    def _adapt_scale(self, taken: bool) -> None:
-        self._good_steps = self._good_steps + 1 if taken else 0
-        if not taken:
-            self.loss_scale /= 2
-        elif self._good_steps == _PATIENCE:
-            self.loss_scale, self._good_steps = 2 * self.loss_scale, 0
+    def _norm(self) -> float:
+        """Of all gradients."""
+        there = [p for p in self.master.values() if p.grad is not None]
+        if self.ranks.mesh is None:
+            return float(nn.utils.get_total_norm([_local(p.grad) for p in there]))
+        squares = torch.zeros((), device=self.ranks.mesh.device_type)
+        for cut, share in ((True, 1.0), (False, 1 / self.ranks.tensor)):  # what all of a column have counts once
+            grads = [_local(p.grad) for p in there if _is_cut(p) == cut]
+            squares += share * nn.utils.get_total_norm(grads).square()
+        torch.distributed.all_reduce(squares)
+        return float(squares.sqrt())
 
     @torch.no_grad()
     def _publish(self) -> None:
@@ -83,31 +98,73 @@ class Optimizer:
                 p.copy_(self.master[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Masters as `model.<name>`, AdamW's state as `optimizer.<key>.<name>`: what a checkpoint holds."""
+        """Masters as `model.<name>`, the optimizers' state as `optimizer.<key>.<name>`: what a checkpoint holds."""
         found = {f"model.{name}": p.detach() for name, p in self.master.items()}
         for name, p in self.master.items():
-            found |= {f"optimizer.{key}.{name}": value for key, value in self._adamw.state[p].items()}
-        if self.scaled:
-            found["optimizer.loss_scale"] = torch.tensor([self.loss_scale, self._good_steps])
+            found |= {f"optimizer.{key}.{name}": value for key, value in self._of[name].state[p].items()}
+        if self.scale is not None:
+            found["optimizer.loss_scale"] = self.scale.tensor()
         return found
+
+    def places(self, saved: Collection[str]) -> dict[str, Tensor]:
+        """As `tensors`, with room for the state that is among these names of a checkpoint, to be read into."""
+        for name, p in self.master.items():
+            for key in _STATE[type(self._of[name])]:
+                if f"optimizer.{key}.{name}" in saved:
+                    value = torch.zeros((), device=p.device) if key == "step" else torch.zeros_like(p)
+                    self._of[name].state[p][key] = value.detach()
+        return self.tensors()
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Takes the tensors of `tensors()`, whose model part fits; ValueError when the rest does not."""
         for name, p in self.master.items():
+            optimizer = self._of[name]
+            wanted = _STATE[type(optimizer)]
             p.copy_(tensors[f"model.{name}"])
-            keys = {key: f"optimizer.{key}.{name}" for key in _STATE}
+            keys = {key: f"optimizer.{key}.{name}" for key in wanted}
             found = {key: tensors[k] for key, k in keys.items() if k in tensors}
             for key, value in found.items():
-                wanted = [] if key == "step" else list(p.shape)
-                if list(value.shape) != wanted:
-                    raise ValueError(f"{keys[key]}: expected {wanted}, got {list(value.shape)}")
+                shape = [] if key == "step" else list(p.shape)
+                if list(value.shape) != shape:
+                    raise ValueError(f"{keys[key]}: expected {shape}, got {list(value.shape)}")
                 # in the parameter's strides, which fused AdamW takes for granted
                 like = value if key == "step" else p
                 found[key] = torch.empty_like(like, device=p.device).copy_(value)
-            if len(found) not in (0, len(_STATE)):  # none: saved before the first step
+            if len(found) not in (0, len(wanted)):  # none: saved before the first step, or of another optimizer
                 raise ValueError(f"{name} has only {sorted(found)} of the optimizer's state")
-            self._adamw.state[p] = found
-        if self.scaled and "optimizer.loss_scale" in tensors:  # a run may go on in another dtype
-            self.loss_scale, self._good_steps = tensors["optimizer.loss_scale"].tolist()
+            optimizer.state[p] = found
+        self.load_scale(tensors)
         self._publish()
+
+    def load_scale(self, tensors: dict[str, Tensor]) -> None:
+        if self.scale is not None and "optimizer.loss_scale" in tensors:  # a run may go on in another dtype
+            self.scale.load(tensors["optimizer.loss_scale"])
+
+
+def _optimizers(master: dict[str, Tensor], config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
+    """The optimizer of each parameter, by name."""
+    matrices = {name for name, p in master.items() if p.ndim == 2 and name.startswith("stack.")}
+    muon = matrices if config.optimizer == "muon" else set()
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in master.items() if name not in muon and p.ndim >= 2]},
+        {"params": [p for name, p in master.items() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    how: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], betas=config.betas, fused=True, **how)
+    found: dict[str, torch.optim.Optimizer] = dict.fromkeys(master, adamw)
+    if muon:
+        taken = [master[name] for name in master if name in muon]
+        found |= dict.fromkeys(muon, torch.optim.Muon(taken, adjust_lr_fn="match_rms_adamw", **how))
+    return found
+
+
+def _local(x: Any) -> Tensor:
+    """What this process has of a tensor, in its memory."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+def _is_cut(p: Any) -> bool:
+    """Whether the processes of a column have different parts of it."""
+    mesh = p.device_mesh
+    return "tensor" in mesh.mesh_dim_names and p.placements[mesh.mesh_dim_names.index("tensor")].is_shard()

@@ -1,10 +1,13 @@
 """What the loop trains: a task is a model, its samples, and the loss between them."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from cogview.train.ranks import Ranks
 
 
 class Samples(Protocol):
@@ -37,15 +40,23 @@ class Task(Protocol):
     counts: dict[str, int]
     """Of what the log should tell besides losses; kept in checkpoints."""
 
-    def batch(self, samples: Any, indices: np.ndarray, draws: torch.Generator) -> Any:
-        """Some samples as the model takes them; its `chunk(n)` are n parts at most. What only training changes about
-        them is left alone while the model is not training."""
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share each batch; `ranks.ALONE` where it cannot be shared."""
+
+    def batch(self, samples: Any, indices: np.ndarray, draws: Sequence[torch.Generator], training: bool = True) -> Any:
+        """Some samples as the model takes them, what is drawn for each from a stream of its own; its `chunk(n)` are n
+        parts at most. What only training changes about them is left alone where it is not. Called beside the training,
+        which it may not change."""
 
     def loss(self, part: Any, batch: Any) -> tuple[Tensor, Any]:
-        """The part's share of the batch's loss, and what `metrics` needs of it."""
+        """The part's share of the loss of a batch, of all processes, and what `metrics` needs of it."""
+
+    def compile(self) -> None:
+        """Lets torch.compile have the model, or its layers."""
 
     def metrics(self, outputs: list[Any]) -> dict[str, float]:
-        """Of all the parts together, by name; one of them is "loss"."""
+        """Of all the parts of all processes together, by name; one of them is "loss"."""
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one before: recipe, config, data."""

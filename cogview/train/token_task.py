@@ -1,6 +1,7 @@
 """The task of every recipe over text and image tokens."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,14 +9,15 @@ import torch
 from torch import Tensor
 
 from cogview.config import TrainConfig, require
-from cogview.loss import weighted_mean
+from cogview.parts.stack import seeds_a_row
 from cogview.parts.transformer import Transformer
 from cogview.recipes.recipe import Recipe
 from cogview.sequence import Batch, truncate_text
+from cogview.train.ranks import ALONE, Ranks
 from cogview.train.task import Samples
 
-Output = tuple[Tensor, Tensor, Tensor]
-"""Losses, targets and weights of a part, [B, S] each."""
+Output = tuple[Tensor, Batch]
+"""Losses [B, S] of a part, and the part."""
 
 
 class Pairs(Samples, Protocol):
@@ -43,30 +45,44 @@ class TokenTask:
         data: Pairs,
         config: TrainConfig,
         held_out: Pairs | None = None,
+        ranks: Ranks = ALONE,
         **of_data: Any,
     ):
         """of_data: what else a resumed run must have in common with the one before, by name."""
         self.recipe, self.model, self.config = recipe, model, config
-        self.data, self.held_out, self.of_data = data, held_out, of_data
+        self.data, self.held_out, self.of_data, self.ranks = data, held_out, of_data, ranks
         described = recipe.draws != "captions"
         require(described or config.drop_text == 0, "drop_text", "0 where captions are learned", config.drop_text)
         self.units = recipe.length
         self.counts = {"truncated": 0}  # captions that lost text
+        self._weighed: tuple[Batch, Tensor] | None = None
 
-    def batch(self, samples: Pairs, indices: np.ndarray, draws: torch.Generator) -> Batch:
-        c, recipe = self.config, self.recipe
+    def batch(
+        self, samples: Pairs, indices: np.ndarray, draws: Sequence[torch.Generator], training: bool = True
+    ) -> Batch:
+        c, recipe, cut = self.config, self.recipe, 0
         text, *codes = samples.batch(indices)
         if c.truncate_text:
             text, cut = truncate_text(text, recipe.config.max_text)
-            self.counts["truncated"] += cut if samples is self.data else 0
-        if c.drop_text and self.model.training:
-            dropped = torch.rand(len(text), generator=draws, device=draws.device) < c.drop_text
-            text = text.masked_fill(dropped.cpu()[:, None], -1)
+        if c.drop_text and training:
+            dropped = torch.cat([torch.rand(1, generator=stream) for stream in draws]) < c.drop_text
+            text = text.masked_fill(dropped[:, None], -1)
         weights: dict[str, Any] = {"text_weight": c.text_weight, "image_weight": c.image_weight}
-        batch = recipe.batch(text, *codes, draws=draws, device=self.model.device, **weights)
-        return self._hide_context(batch, draws) if self.model.training else batch
+        batch = recipe.batch(text, *codes, draws=draws, **weights)
+        if training:
+            batch = self._dropped(self._hide_context(batch, draws), draws, cut)
+        return batch.to(self.model.device)
 
-    def _hide_context(self, batch: Batch, draws: torch.Generator) -> Batch:
+    def _dropped(self, batch: Batch, draws: Sequence[torch.Generator], cut: int) -> Batch:
+        """The batch with the seeds of its dropout, and how many of its captions were cut."""
+        context = batch.context
+        if self.recipe.config.dropout:
+            count = seeds_a_row(self.recipe.config.num_layers)
+            seeds = torch.stack([torch.randint(2**63 - 1, (count,), generator=stream) for stream in draws])
+            context = dataclasses.replace(context, seeds=seeds)
+        return dataclasses.replace(batch, context=context, cut=cut)
+
+    def _hide_context(self, batch: Batch, draws: Sequence[torch.Generator]) -> Batch:
         """The batch with image tokens hidden behind [MASK], in `hide_context` of the rows, a random share of each.
 
         Nearly everything about a picture's later tokens can be told from its earlier ones, and very little of the loss
@@ -75,24 +91,40 @@ class TokenTask:
         share, inputs = self.config.hide_context, batch.inputs
         if share == 0:
             return batch
-        chance = torch.rand(2, len(inputs), 1, generator=draws, device=inputs.device)
-        rate = torch.where(chance[0] < share, chance[1], 0)
-        hidden = torch.rand(inputs.shape, generator=draws, device=inputs.device) < rate
+        drawn = torch.stack([torch.rand(2 + inputs.shape[1], generator=stream) for stream in draws])
+        rate = torch.where(drawn[:, :1] < share, drawn[:, 1:2], 0)
+        hidden = drawn[:, 2:] < rate
         return dataclasses.replace(
             batch, inputs=inputs.masked_fill(hidden & self.recipe.hideable(inputs), self.recipe.vocab["MASK"])
         )
 
     def loss(self, part: Batch, batch: Batch) -> tuple[Tensor, Output]:
-        context = dataclasses.replace(part.context, seeds=self.model.stack.draw_seeds())
-        how: dict[str, Any] = {"checkpoint_activations": self.config.checkpoint_activations and self.model.training}
-        nll = self.model(part.inputs, context, targets=part.targets, **how)
-        return (nll * part.weights).sum() / batch.weights.sum(), (nll.detach(), part.targets, part.weights)
+        how: Any = {"recompute": self.config.checkpoint_activations if self.model.training else "none"}
+        nll = self.model(part.inputs, part.context, targets=part.targets, **how)
+        return (nll * part.weights).sum() / self._weight(batch), (nll.detach(), part)
+
+    def _weight(self, batch: Batch) -> Tensor:
+        """Of all its targets, on all processes."""
+        if self._weighed is None or self._weighed[0] is not batch:
+            self._weighed = batch, self.ranks.sum(batch.weights.sum())
+        return self._weighed[1]
 
     def metrics(self, outputs: list[Output]) -> dict[str, float]:
-        nll, targets, weights = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        kinds = {"loss": weights} | {f"{n}_loss": kind.float() for n, kind in self.recipe.kinds(targets).items()}
-        values = torch.stack([weighted_mean(nll, kind) for kind in kinds.values()]).tolist()
-        return dict(zip(kinds, values, strict=True))
+        """Means over the batches of all processes."""
+        kinds = self.recipe.kinds(torch.zeros(1, 1, dtype=torch.int64))
+        names = ["loss", *(f"{kind}_loss" for kind in kinds)]
+        sums = torch.zeros(len(names) + 1, 2, dtype=torch.float64, device=self.model.device)
+        for nll, part in outputs:
+            for k, kind in enumerate((part.weights, *self.recipe.kinds(part.targets).values())):
+                sums[k] += torch.stack([(nll * kind).sum(), kind.float().sum()])
+            sums[-1, 0] += part.cut
+        *pairs, (cut, _) = self.ranks.sum(sums).tolist()
+        self.counts["truncated"] += int(cut)
+        return {name: total / max(weight, 1e-30) for name, (total, weight) in zip(names, pairs, strict=True)}
+
+    def compile(self) -> None:
+        for layer in self.model.stack.layers:
+            layer.forward = torch.compile(layer.forward, fullgraph=True)  # what FSDP does around it stays as it is
 
     def identity(self) -> dict[str, Any]:
         data = {"tokenizers": self.data.tokenizers, "data": len(self.data), **self.of_data}

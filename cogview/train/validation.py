@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from cogview.config import TrainConfig
+from cogview.train.feed import streams
 from cogview.train.state import State
 from cogview.train.task import Task
 
@@ -25,12 +26,16 @@ class Validation:
         c, task = self.config, self.task
         if task.held_out is None:
             return {}
-        draws, outputs = torch.Generator(next(task.model.parameters()).device).manual_seed(c.seed), []
+        outputs: list[Any] = []
         chosen = np.linspace(0, len(task.held_out) - 1, self._count).astype(np.int64)
+        mine, at_once = task.ranks.rows(len(chosen)), c.batch_size // c.accumulate // task.ranks.parts
         task.model.eval()
-        for start in range(0, len(chosen), c.batch_size):
-            batch = task.batch(task.held_out, chosen[start : start + c.batch_size], draws)
-            outputs += [task.loss(part, batch)[1] for part in batch.chunk(c.accumulate)]
+        for start in range(0, -(-len(chosen) // task.ranks.parts), at_once):  # all processes alike often
+            numbers = mine[start : start + at_once]
+            some = numbers or range(1)  # that are not counted
+            batch = task.batch(task.held_out, chosen[some], streams(some, c.seed), training=False)
+            _, output = task.loss(batch, batch)
+            outputs += [output] if numbers else []
         task.model.train()
         return task.metrics(outputs)
 

@@ -1,0 +1,105 @@
+"""The processes that train one model together, as torchrun starts them: their mesh, and what they tell each other."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogview.config import require
+from cogview_ops import __version__
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of them. Those of a column of the mesh share a model's heads, and have the same samples; those of a row have
+    different samples."""
+
+    rank: int = 0
+    count: int = 1
+    tensor: int = 1
+    """Processes that share the heads of each layer."""
+    mesh: Any = None
+    """DeviceMesh (data, tensor); None: a process alone."""
+    talking: Any = None
+    """The group in which they tell each other what is no tensor."""
+    saving: Any = None
+    """The group in which checkpoints are written, beside all else."""
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def parts(self) -> int:
+        """In which a batch is cut."""
+        return self.count // self.tensor
+
+    def rows(self, count: int) -> range:
+        """This process's of `count`: as many as the others', but for the last ones."""
+        each, part = -(-count // self.parts), self.rank // self.tensor
+        return range(min(count, part * each), min(count, (part + 1) * each))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Over the parts of a batch, the same on all processes."""
+        if self.mesh is not None:
+            torch.distributed.all_reduce(values, group=self.mesh.get_group("data"))
+        return values
+
+    def told(self, value: Any) -> list[Any]:
+        """What each process has, by rank."""
+        if self.mesh is None:
+            return [value]
+        found: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(found, value, group=self.talking)
+        return found
+
+    def check_same(self, **values: Any) -> None:
+        """ValueError names what is not the same on all processes."""
+        for rank, theirs in enumerate(others := self.told(values)):
+            for name, value in others[0].items():
+                same = theirs.get(name) == value
+                require(same, name, f"the same on all processes, {value!r} as on rank 0", f"{theirs[name]!r} on {rank}")
+
+
+ALONE = Ranks()
+
+
+def launched() -> bool:
+    """By torchrun, or what sets the same variables."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def joined(device: torch.device, tensor: int = 1) -> Iterator[Ranks]:
+    """This process among those that torchrun started; ALONE where there are no others.
+
+    ValueError where tensor-parallel groups do not fit, or where versions differ.
+    """
+    if not launched():
+        require(tensor == 1, "tensor_parallel", "1 without torchrun, which starts several processes", tensor)
+        yield ALONE
+        return
+    count = int(os.environ["WORLD_SIZE"])
+    fits = tensor >= 1 and count % tensor == 0
+    require(fits, "tensor_parallel", f"a divisor of the {count} processes", tensor)
+    distributed = torch.distributed
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend)
+    try:
+        sizes = count // tensor, tensor
+        mesh = distributed.init_device_mesh(device.type, sizes, mesh_dim_names=("data", "tensor"))
+        groups = [distributed.new_group(backend="gloo") for _ in range(2)]
+        ranks = Ranks(distributed.get_rank(), count, tensor, mesh, *groups)
+        ranks.check_same(torch=torch.__version__, cogview=__version__)
+        yield ranks
+    finally:
+        distributed.destroy_process_group()
+
+
+def own_device(device: str) -> str:
+    """A device as asked for, of several processes on a machine each its own."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and launched() else device
