@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cogview.config import ModelConfig, require
 from cogview.parts.linear import Linear
 from cogview.sequence import Context
+from cogview_ops import pairs as pairs_of
 from cogview_ops import pb_relax_attention, three_region_attention, three_region_attention_decode
 from cogview_ops.modules import KVCache
 
@@ -49,6 +50,14 @@ class Attention(nn.Module):
     def decode(self, q: Tensor, k: Tensor, v: Tensor, context: Context, cache: KVCache, ends: Tensor) -> Tensor:
         """The same for new tokens that stand in the cache already, each row's last at `ends` - 1 (int32 [B])."""
         raise NotImplementedError
+
+    def pairs(self, tokens: int) -> int:
+        """Of query and key that it sees, of one head and a sequence of so many tokens; causal attention sees these."""
+        return pairs_of.causal(tokens)
+
+    def also_saved(self, tokens: int) -> int:
+        """Elements that it keeps of a sequence for its backward, beside q, k, v, the output and float32 lse."""
+        return 0
 
 
 def seen(cache: KVCache, ends: Tensor, count: int) -> Tensor:
@@ -87,6 +96,9 @@ class PBRelax(Attention):
         mask = seen(cache, ends, q.shape[2])
         return self._recorded(pb_relax_attention(q, cache.keys, cache.values, mask=mask, return_weights=True))
 
+    def also_saved(self, tokens):
+        return self.num_heads * tokens * tokens  # the weights
+
     def _recorded(self, result: tuple[Tensor, Tensor]) -> Tensor:
         if self.record is not None:
             self.record.append(result[1])
@@ -122,7 +134,7 @@ class ThreeRegion(Attention):
     ):
         super().__init__(config, index)
         bias = math.log(max(1, fed // num_pivots))
-        self.num_layers = config.num_layers
+        self.num_layers, self.num_pivots = config.num_layers, num_pivots
         self.pattern: dict[str, Any] = {"block_size": block_size, "window_blocks": window_blocks, "pivot_bias": bias}
 
     def attend(self, q, k, v, context):
@@ -131,6 +143,11 @@ class ThreeRegion(Attention):
     def decode(self, q, k, v, context, cache, ends):
         pivots = self._pivots(context)
         return three_region_attention_decode(q, cache.keys, cache.values, pivots, ends, **self.pattern)
+
+    def pairs(self, tokens):
+        """As if the pivots were the first tokens: an upper bound, which FlopCounterMode counts too."""
+        c = self.pattern
+        return pairs_of.three_region(tokens, self.num_pivots, c["block_size"], c["window_blocks"])
 
     def _pivots(self, context: Context) -> Tensor:
         """int32 [B, P]: this layer's."""
