@@ -26,6 +26,8 @@ class Attention(nn.Module):
 
     takes: tuple[str, ...] = ()
     """The names in Context.attention that it needs."""
+    fused = True
+    """Whether an operator of its own computes it, whose output selective checkpointing keeps."""
 
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
@@ -56,7 +58,7 @@ class Attention(nn.Module):
         return pairs_of.causal(tokens)
 
     def also_saved(self, tokens: int) -> int:
-        """Elements that it keeps of a sequence for its backward, beside q, k, v, the output and float32 lse."""
+        """Elements that it keeps of a sequence for its backward, beside q, k, v and the output."""
         return 0
 
 
@@ -84,6 +86,8 @@ class Dense(Attention):
 
 class PBRelax(Attention):
     """As Dense, by the formula that cannot overflow float16. `record_weights` shows its weights."""
+
+    fused = False
 
     def __init__(self, config: ModelConfig, index: int):
         super().__init__(config, index)

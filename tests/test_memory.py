@@ -1,0 +1,96 @@
+"""Bytes by formula are those that autograd keeps, and those of a trainer's tensors."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from test_train_run import CONFIG, TRAIN, trainer
+from torch.utils.checkpoint import checkpoint
+
+from cogview.memory import MODES, activations, logits, parameters
+from cogview.parts.transformer import Transformer
+from cogview.recipes.cogview import CogView, CogViewConfig
+from cogview.recipes.dalle import Dalle, DalleConfig
+from cogview.recipes.recipe import Recipe
+from cogview.sequence import Batch
+from cogview_ops import layer_norm
+from cogview_ops.checkpointing import selective_contexts
+
+SIZES: dict[str, Any] = {"num_layers": 3, "hidden_size": 128, "num_heads": 4, "image_grid": 8, "max_positions": 97}
+SIZES |= {"image_vocab": 100, "text_vocab": 50, "dropout": 0.0}
+PIVOTS: dict[str, Any] = {"block_size": 16, "window_blocks": 2, "num_pivots": 48}
+KINDS, DTYPES, BATCH = ("three_region", "dense", "dense_pb_relax", "dalle"), (torch.float32, torch.bfloat16), 4
+
+
+def recipe_of(kind: str) -> Recipe:
+    return Dalle(DalleConfig(**SIZES)) if kind == "dalle" else CogView(CogViewConfig(**SIZES | PIVOTS, attention=kind))
+
+
+def kept(model: Transformer, batch: Batch, mode: str) -> int:
+    """Bytes of the storages that autograd and selective checkpointing keep of a forward, parameters left out."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    alive: dict[int, torch.Tensor] = {}  # by storage; kept, so that none is given to another
+    caches = []
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        if x.untyped_storage().data_ptr() not in parameters:
+            alive[x.untyped_storage().data_ptr()] = x
+        return x
+
+    def contexts() -> Any:
+        forward, again = selective_contexts()
+        caches.append(forward.storage)
+        return forward, again
+
+    stack, context = model.stack, batch.context
+    how: dict[str, Any] = {"context_fn": contexts} if mode == "selective" else {}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        h, norm = model.embedding(batch.inputs, context.positions), stack.first_norm
+        x = layer_norm(h, norm.weight, norm.bias, eps=norm.eps, relax=stack.relax)
+        for layer, seeds in zip(stack.layers, stack.draw_seeds(), strict=True):
+            args = (h, x, context, seeds)
+            h, x = layer(*args) if mode == "none" else checkpoint(layer, *args, use_reentrant=False, **how)
+        model.embedding.nll(x, batch.targets)
+    for value in torch.utils._pytree.tree_leaves([list(cache.values()) for cache in caches]):
+        if isinstance(value := getattr(value, "val", value), torch.Tensor):
+            pack(value)
+    return sum(x.untyped_storage().nbytes() for x in alive.values())
+
+
+@pytest.mark.parametrize(("kind", "dtype", "mode"), [*itertools.product(KINDS, DTYPES, MODES)])
+def test_activations(kind, dtype, mode):
+    recipe = recipe_of(kind)
+    model = recipe.model().to(dtype)
+    text = torch.randint(50, (BATCH, recipe.config.max_text))
+    batch = recipe.batch(text, torch.randint(100, (BATCH, 64)))
+    log_probabilities = 4 * recipe.vocab.size * BATCH * recipe.length
+    formula = BATCH * activations(recipe, mode, dtype.itemsize).kept + log_probabilities
+    assert kept(model, batch, mode) == pytest.approx(formula, rel=0.005)
+
+
+def test_tensor_parallel_ranks_keep_less_of_what_is_split():
+    recipe = recipe_of("dense")
+    one, two, four = (activations(recipe, "none", 2, ranks).kept for ranks in (1, 2, 4))
+    state = 2 * 128 * recipe.length
+    assert one - two == 2 * (two - four) == 3 * (6 * state + 2 * 4 * recipe.length)  # 12 states and lse of each layer
+
+
+def test_logits_are_of_a_chunk_at_most():
+    recipe = CogView(CogView.presets["cogview-4b"][0])
+    assert logits(recipe, 1, 2) == recipe.length * recipe.vocab.size * 10
+    assert logits(recipe, 1, 2) < logits(recipe, 2, 2) == logits(recipe, 64, 2) <= 2**26 * 10
+
+
+@pytest.mark.parametrize(("dtype", "bytes_each"), [("float32", 4 + 4 + 8), ("bfloat16", 2 + 4 + 4 + 8)])
+def test_states_of_a_trainer(tmp_path, dtype, bytes_each):
+    """Model, masters, gradients and AdamW's two averages, behind a backward and a step."""
+    made = trainer(tmp_path, TRAIN.__class__(**vars(TRAIN) | {"dtype": dtype}))
+    made.step()
+    batch = made.task.batch(made.task.data, made._next_indices(), made.generator)
+    made.optimizer.backward(made.task.loss(batch, batch)[0])
+    masters = made.optimizer.master.values()
+    found = [*made.task.model.parameters(), *masters, *(p.grad for p in masters)]
+    found += [x for name, x in made.optimizer.tensors().items() if ".exp_avg" in name]
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in found}
+    assert sum(storages.values()) == bytes_each * parameters(CogView(CONFIG)).total
