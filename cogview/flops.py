@@ -12,10 +12,12 @@ and backwards twice as much, but 5 / 2 times for attention: scores are computed 
 again, do not count.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
+from cogview.parts.attend import Attention
 from cogview.recipes.recipe import Recipe
 
 
@@ -32,10 +34,16 @@ class Flops(NamedTuple):
         return 3 * (self.projections + self.vocabulary) + self.attention * 7 // 2
 
 
+@lru_cache(8)
+def attentions(recipe: Recipe) -> list[Attention]:
+    """Of all layers, without memory for their weights."""
+    with torch.device("meta"):
+        return [recipe.attention(index) for index in range(recipe.config.num_layers)]
+
+
 def forward_flops(recipe: Recipe) -> Flops:
     c, tokens = recipe.config, recipe.length
-    with torch.device("meta"):
-        pairs = sum(recipe.attention(index).pairs(tokens) for index in range(c.num_layers))
+    pairs = sum(attention.pairs(tokens) for attention in attentions(recipe))
     return Flops(
         projections=2 * 12 * c.hidden_size**2 * tokens * c.num_layers,
         attention=2 * 2 * c.hidden_size * pairs,

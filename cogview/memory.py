@@ -7,15 +7,17 @@ what is marked (Megatron-LM, arXiv 1909.08053). A layer keeps of each token for 
 
 bytes: inputs of the four projections x, attention / T, x, gelu 4 / T; q, k, v 3 / T; gelu's input 4 / T; of each of the
 two steps of Sandwich-LN the branch, the main branch and four float32 statistics; lse of each head. Of what a kind of
-attention keeps besides, `Attention.also_saved` tells. Checkpointing keeps the inputs of a layer alone, 2 e C, "selective"
+attention keeps besides, `Attention.also_saved` tells. Checkpointing keeps a layer's inputs alone, 2 e C; "selective"
 the outputs and lse of fused attention as well (arXiv 2205.05198, section 5); the rest of one layer is there while it is
 computed again. Dropout keeps no mask in a layer.
 """
 
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
 
+from cogview.flops import attentions
 from cogview.loss import chunk_rows
 from cogview.parts.attend import Attention
 from cogview.recipes.recipe import Recipe
@@ -40,16 +42,19 @@ class Parameters(NamedTuple):
         return self.root + self.layers * self.layer
 
 
+@lru_cache(32)
 def parameters(recipe: Recipe, tensor_parallel: int = 1) -> Parameters:
+    sizes, c = _sizes(recipe), recipe.config
+    layer = {name: count for name, count in sizes.items() if name.startswith("stack.layers.0.")}
+    shares = [n // (tensor_parallel if name.endswith(_BY_COLUMNS + _BY_ROWS) else 1) for name, n in layer.items()]
+    root = sum(sizes.values()) - c.num_layers * sum(layer.values())
+    return Parameters(root, sum(shares), c.num_layers)
+
+
+@lru_cache(8)
+def _sizes(recipe: Recipe) -> dict[str, int]:
     with torch.device("meta"):
-        model = recipe.model()
-    layers = model.stack.layers
-    shares = [
-        p.numel() // (tensor_parallel if n.endswith(_BY_COLUMNS + _BY_ROWS) else 1)
-        for n, p in layers[0].named_parameters()
-    ]
-    root = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in layers.parameters())
-    return Parameters(root, sum(shares), len(layers))
+        return {name: p.numel() for name, p in recipe.model().named_parameters()}
 
 
 class Activations(NamedTuple):
@@ -64,12 +69,10 @@ class Activations(NamedTuple):
 def activations(recipe: Recipe, mode: Checkpointing, size: int, tensor_parallel: int = 1) -> Activations:
     """size: bytes of an element."""
     c, tokens, split = recipe.config, recipe.length, tensor_parallel
-    with torch.device("meta"):
-        attentions = [recipe.attention(index) for index in range(c.num_layers)]
     state = size * c.hidden_size * tokens
-    whole = [_layer(attention, tokens, state, size, split) for attention in attentions]
+    whole = [_layer(attention, tokens, state, size, split) for attention in attentions(recipe)]
     output = state // split + _lse(c.num_heads, tokens, split)
-    fused = sum(attention.fused for attention in attentions)
+    fused = sum(attention.fused for attention in attentions(recipe))
     layers = {
         "none": sum(whole) + state,  # and what the first norm reads
         "selective": 2 * state * c.num_layers + output * fused,
