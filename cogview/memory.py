@@ -63,7 +63,7 @@ class Activations(NamedTuple):
     kept: int
     """At the end of the forward, but for the logits."""
     again: int
-    """Of the layer that the backward computes again, and the gradients in it."""
+    """More in the backward: what it computes again of a layer, and the gradients in it."""
 
 
 def activations(recipe: Recipe, mode: Checkpointing, size: int, tensor_parallel: int = 1) -> Activations:
@@ -79,8 +79,10 @@ def activations(recipe: Recipe, mode: Checkpointing, size: int, tensor_parallel:
         "full": 2 * state * c.num_layers,
     }[mode]
     outside = state + 8 * tokens + 3 * 8 * tokens  # what the head reads, the first norm's statistics, three ids a token
-    gradients = 2 * state + 8 * state // split  # main branch and x, before gelu and behind
-    return Activations(layers + outside, gradients + (0 if mode == "none" else max(whole)))
+    gradient = 4 * state // split  # of gelu's output: what it is made from is freed for all others
+    # without the inputs, which are kept, but with what it gives to the next layer
+    again = {"none": 0, "selective": max(whole) - output * (fused > 0), "full": max(whole)}[mode]
+    return Activations(layers + outside, again + gradient)
 
 
 def _layer(attention: Attention, tokens: int, state: int, size: int, split: int) -> int:

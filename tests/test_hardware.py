@@ -42,8 +42,8 @@ def test_peak_of_a_gpu_by_name(monkeypatch):
 
 def test_peak_of_a_cpu_is_measured_once(monkeypatch):
     monkeypatch.setattr(hardware, "_SECONDS", 0)
-    hardware._measured.cache_clear()
+    hardware._remembered.cache_clear()
     found = peak_flops("cpu", torch.float32)
     assert found > 1e8
     assert peak_flops("cpu", torch.float32) == found
-    hardware._measured.cache_clear()
+    hardware._remembered.cache_clear()
