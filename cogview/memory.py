@@ -79,8 +79,8 @@ def activations(recipe: Recipe, mode: Checkpointing, size: int, tensor_parallel:
         "full": 2 * state * c.num_layers,
     }[mode]
     outside = state + 8 * tokens + 3 * 8 * tokens  # what the head reads, the first norm's statistics, three ids a token
-    gradient = 4 * state // split  # of gelu's output: what it is made from is freed for all others
-    # without the inputs, which are kept, but with what it gives to the next layer
+    gradient = 4 * state // split  # of gelu's output; for each later one as much is freed
+    # a layer's input is kept already, and its output is there in that one's place
     again = {"none": 0, "selective": max(whole) - output * (fused > 0), "full": max(whole)}[mode]
     return Activations(layers + outside, again + gradient)
 
