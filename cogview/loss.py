@@ -8,6 +8,11 @@ from torch.utils.checkpoint import checkpoint
 _CHUNK_LOGITS = 2**26  # float32 logits alive at once: 256 MB
 
 
+def chunk_rows(vocabulary: int) -> int:
+    """Tokens whose logits are alive at once."""
+    return max(1, _CHUNK_LOGITS // vocabulary)
+
+
 def token_nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood, float32 [B, S], of labels [B, S] under `softmax(hidden @ headᵀ)`.
 
@@ -15,7 +20,7 @@ def token_nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     backward pass, so that they never exist all at once.
     """
     flat, rows = hidden.flatten(0, 1), labels.flatten()
-    size = max(1, _CHUNK_LOGITS // len(head))
+    size = chunk_rows(len(head))
     if len(rows) <= size:
         return _nll(flat, head, rows).view_as(labels).clone()
     parts = [

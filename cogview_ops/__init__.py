@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _sharding
 from . import modules as modules
+from . import pairs as pairs
 from . import patterns as patterns
 from . import reference as reference
 from .cogview2_attention import cogview2_attention

@@ -1,8 +1,8 @@
 """Formulas for `torch.utils.flop_counter`: of attention its matrix products over the pairs of query and key that its
 pattern sees, two forwards and five backwards, as torch counts SDPA. Norms and softmax have none, as torch's.
 
-Shapes are all that is known: masks count as all True, pivots as the first tokens and none as padding, cached sequences
-as full, packed ones as long as they may be. So these are upper bounds, and exact where there is nothing of that kind.
+Shapes are all that is known: beside what `pairs` says, no pivot counts as padding, cached sequences count as full,
+packed ones as long as they may be. So these are upper bounds, and exact where there is nothing of that kind.
 """
 
 import importlib.util
@@ -13,65 +13,36 @@ from typing import Any
 
 import torch
 
+from . import pairs
 from ._local_options import TENSORS, Options, unflatten
 
 _MODULE = "torch.utils.flop_counter"
-
-
-def three_region_pairs(tokens: int, pivots: int, block_size: int, window_blocks: int) -> int:
-    """Of a sequence: causal in the block, all of the window's blocks before it, and pivots before those."""
-    pairs = 0
-    for begin in range(0, tokens, block_size):
-        rows, before = min(block_size, tokens - begin), max(0, begin - (window_blocks - 1) * block_size)
-        pairs += rows * (begin - before + min(pivots, before)) + rows * (rows + 1) // 2
-    return pairs
 
 
 def three_region_packed_pairs(total: int, longest: int, pivots: int, block_size: int, window_blocks: int) -> int:
     """Of sequences of any lengths: at most those of one, and at most what a query has on average where it has most, in
     the longest one or at the end of its last whole block."""
 
-    def pairs(tokens: int) -> int:
-        return three_region_pairs(tokens, pivots, block_size, window_blocks)
+    def seen(tokens: int) -> int:
+        return pairs.three_region(tokens, pivots, block_size, window_blocks)
 
     longest = min(longest, total)
     lengths = (n for n in (longest, longest // block_size * block_size) if n)
-    return min(pairs(total), max((-(-total * pairs(n) // n) for n in lengths), default=0))
+    return min(seen(total), max((-(-total * seen(n) // n) for n in lengths), default=0))
 
 
 def local_2d_pairs(options: Options, prefix: int) -> int:
-    """Of an image: windows are products of one for rows and one for columns."""
-    (height, width), kernel, dilation, raster_causal, edge = options.window
-    axes = list(zip(options.window.grid, kernel, dilation, strict=True))
-    if not kernel[0]:
-        pairs = 0
-    elif raster_causal:  # rows above, and what is before the query in its own
-        above, before = (_beside(n, k // 2, step) for n, k, step in axes)
-        pairs = above * _seen(*axes[1]) + height * (width + before)
-    else:
-        pairs = math.prod(_seen(*axis, edge) for axis in axes)
+    """Of an image."""
+    grid, kernel, dilation, raster_causal, edge = options.window
+    seen = pairs.local_2d(grid, kernel, dilation, edge, raster_causal=raster_causal) + math.prod(grid) * prefix
     if options.coarse is not None:
-        _, _, grid, coarse_kernel, _ = options.coarse
-        sizes = zip(options.window.grid, grid, coarse_kernel, strict=True)
-        pairs += math.prod(fine // cells * _seen(cells, k) for fine, cells, k in sizes)
-    return pairs + height * width * prefix
-
-
-def _seen(length: int, kernel_size: int, dilation: int = 1, edge: str = "clip") -> int:
-    """Pairs along one axis."""
-    if edge == "shift":
-        return length * kernel_size
-    return length + sum(_beside(length, reach, dilation) for reach in (kernel_size // 2, (kernel_size - 1) // 2))
-
-
-def _beside(length: int, reach: int, dilation: int) -> int:
-    """Of them those in one direction."""
-    return sum(max(0, length - step * dilation) for step in range(1, reach + 1))
+        seen += pairs.coarse_2d(grid, options.coarse.grid, options.coarse.kernel_size)
+    return seen
 
 
 def _three_region(query: Any, key: Any, value: Any, pivots: Any, block_size: int, window_blocks: int, *_: Any) -> int:
     batch, heads, tokens, dim = query
-    return 4 * batch * heads * dim * three_region_pairs(tokens, pivots[1], block_size, window_blocks)
+    return 4 * batch * heads * dim * pairs.three_region(tokens, pivots[1], block_size, window_blocks)
 
 
 def _three_region_varlen(

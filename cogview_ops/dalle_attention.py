@@ -145,12 +145,9 @@ def _lengths(query: Tensor, pattern: Pattern, text_mask: Any) -> list[int]:
 
 
 def _window(pattern: Pattern) -> dict[str, Any]:
-    """The image part as a window of `local_attention_2d`; rows that wrap are those of an image of one long row."""
-    grid = pattern.grid
-    if pattern.wrap:
-        tokens = grid[0] * grid[1]
-        return {"grid": (1, tokens), "kernel_size": (1, min(2 * grid[1] + 1, 2 * tokens - 1))}
-    return {"grid": grid, "kernel_size": patterns.dalle_kernel(pattern.kind, grid, pattern.kernel_size)}
+    """The image part as a window of `local_attention_2d`."""
+    grid, kernel = patterns.dalle_window(pattern.kind, pattern.grid, pattern.kernel_size, pattern.wrap)
+    return {"grid": grid, "kernel_size": kernel}
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]) -> Any:

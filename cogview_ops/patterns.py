@@ -153,6 +153,16 @@ def dalle_kernel(kind: str, grid: tuple[int, int], kernel_size: int) -> tuple[in
     return min(kernel_size, whole[0]), min(kernel_size, whole[1])
 
 
+def dalle_window(
+    kind: str, grid: tuple[int, int], kernel_size: int, wrap: bool
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Grid and kernel of the image's `local_2d`; rows that wrap are those of an image of one long row."""
+    if wrap:
+        tokens = grid[0] * grid[1]
+        return (1, tokens), (1, min(2 * grid[1] + 1, 2 * tokens - 1))
+    return grid, dalle_kernel(kind, grid, kernel_size)
+
+
 def cogview2(
     query: Tensor,
     key: Tensor,

@@ -41,6 +41,7 @@ OPERATOR = {
 # what each module of cogview_ops may import from the package
 ALLOWED: dict[str, set[str]] = {
     "patterns": set(),
+    "pairs": {"patterns"},
     "_local_options": set(),
     "_checks": {"_local_options"},
     "_sharding": set(),
@@ -48,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "_measured": set(),
     "_dispatch": {"_C", "triton", "_checks", "_manifest", "_measured", "_sharding"},  # triton on demand
     "_remembered": set(),
-    "_flops": {"_local_options"},
+    "_flops": {"_local_options", "pairs"},
     "_registration": {"_dispatch", "_flops"},
     "_three_region_operators": {"_dispatch", "_registration"},
     "reference": {"patterns", "_local_options"},
@@ -67,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
         *COMPOSITIONS,
         "_sharding",
         "modules",
+        "pairs",
         "patterns",
         "reference",
         "checkpointing",
@@ -189,7 +191,7 @@ def test_the_stack_knows_no_tokens() -> None:
 
 
 def test_cogview_uses_public_names_only() -> None:
-    public = {*cogview_ops.__all__, "__version__", "modules", "info", "checkpointing"}
+    public = {*cogview_ops.__all__, "__version__", "modules", "info", "checkpointing", "pairs"}
     for path in [*modules("cogview"), *(ROOT / "benchmarks").rglob("*.py")]:
         used = own(imports(path)) - {""}
         inner = {"_dispatch", "_registration", "patterns", "reference", "triton"}

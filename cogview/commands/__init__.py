@@ -12,6 +12,7 @@ from cogview.commands.demo import Demo
 from cogview.commands.generate import Generate
 from cogview.commands.info import Info
 from cogview.commands.magnify import Magnify
+from cogview.commands.plan import Plan
 from cogview.commands.study import Study
 from cogview.commands.tokenize import Tokenize
 from cogview.commands.train import Train
@@ -23,6 +24,7 @@ Command = (
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Caption, tyro.conf.subcommand("caption")]

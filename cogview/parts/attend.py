@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cogview.config import ModelConfig, require
 from cogview.parts.linear import Linear
 from cogview.sequence import Context
+from cogview_ops import pairs as pairs_of
 from cogview_ops import pb_relax_attention, three_region_attention, three_region_attention_decode
 from cogview_ops.modules import KVCache
 
@@ -26,10 +27,12 @@ class Attention(nn.Module):
 
     takes: tuple[str, ...] = ()
     """The names in Context.attention that it needs."""
+    fused = True
+    """Whether an operator of its own computes it, whose output selective checkpointing keeps."""
 
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
-        self.head_dim, self.index = config.head_dim, index
+        self.num_heads, self.head_dim, self.index = config.num_heads, config.head_dim, index
         # head by head, each its query, key and value: a part of its rows is some heads, so that it can be sharded
         self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = Linear(config.hidden_size, config.hidden_size)
@@ -55,6 +58,14 @@ class Attention(nn.Module):
     def decode(self, q: Tensor, k: Tensor, v: Tensor, context: Context, cache: KVCache, ends: Tensor) -> Tensor:
         """The same for new tokens that stand in the cache already, each row's last at `ends` - 1 (int32 [B])."""
         raise NotImplementedError
+
+    def pairs(self, tokens: int) -> int:
+        """Of query and key that it sees, of one head and a sequence of so many tokens; causal attention sees these."""
+        return pairs_of.causal(tokens)
+
+    def also_saved(self, tokens: int) -> int:
+        """Elements that it keeps of a sequence for its backward, beside q, k, v and the output."""
+        return 0
 
 
 def seen(cache: KVCache, ends: Tensor, count: int) -> Tensor:
@@ -82,6 +93,8 @@ class Dense(Attention):
 class PBRelax(Attention):
     """As Dense, by the formula that cannot overflow float16. `record_weights` shows its weights."""
 
+    fused = False
+
     def __init__(self, config: ModelConfig, index: int):
         super().__init__(config, index)
         self.record: list[Tensor] | None = None
@@ -92,6 +105,9 @@ class PBRelax(Attention):
     def decode(self, q, k, v, context, cache, ends):
         mask = seen(cache, ends, q.shape[2])
         return self._recorded(pb_relax_attention(q, cache.keys, cache.values, mask=mask, return_weights=True))
+
+    def also_saved(self, tokens):
+        return self.num_heads * tokens * tokens  # the weights
 
     def _recorded(self, result: tuple[Tensor, Tensor]) -> Tensor:
         if self.record is not None:
@@ -128,8 +144,13 @@ class ThreeRegion(Attention):
     ):
         super().__init__(config, index)
         bias = math.log(max(1, fed // num_pivots))
-        self.num_layers = config.num_layers
+        self.num_layers, self.num_pivots = config.num_layers, num_pivots
         self.pattern: dict[str, Any] = {"block_size": block_size, "window_blocks": window_blocks, "pivot_bias": bias}
+
+    def pairs(self, tokens):
+        """As if the pivots were the first tokens: an upper bound, which FlopCounterMode counts too."""
+        c = self.pattern
+        return pairs_of.three_region(tokens, self.num_pivots, c["block_size"], c["window_blocks"])
 
     def own(self, context):
         pivots = context.attention["pivots"]

@@ -85,7 +85,7 @@ _PUBLISHED = TrainConfig(
     steps=144_000,
     batch_size=6144,
     accumulate=96,
-    checkpoint_activations="selective",
+    checkpoint_activations="full",
     save_every=1000,
     validate_samples=2048,
 )

@@ -17,6 +17,7 @@ from cogview.recipes.cogview import CogView
 from cogview.recipes.recipe import Draws, Recipe
 from cogview.sequence import Context
 from cogview_ops import dalle_attention, dalle_attention_decode
+from cogview_ops import pairs as pairs_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class DalleAttention(Attention):
         require(image > 0 and image % self.side == 0, "inputs", f"whole rows of {self.side} image tokens", image)
         grid = image // self.side, self.side
         return dalle_attention(q, k, v, grid=grid, text_mask=text_mask, **self.pattern)
+
+    def pairs(self, tokens):
+        return pairs_of.dalle(grid=((tokens - self.text_len) // self.side, self.side), **self.pattern)
+
+    def also_saved(self, tokens):
+        return self.num_heads * tokens * self.head_dim  # text's and image's outputs are copied into one
 
     def decode(self, q, k, v, context, cache, ends):
         if context.prompt:

@@ -1,0 +1,105 @@
+"""Bytes of a training: parameters, what is kept with them, and activations, by formula.
+
+Symbols as in `cogview.flops`; H heads, e bytes of the computation's dtype, T ranks of tensor parallelism, which divides
+what is marked (Megatron-LM, arXiv 1909.08053). A layer keeps of each token for its backward
+
+    e C (6 + 12 / T) + 4 H / T + 32
+
+bytes: inputs of the four projections x, attention / T, x, gelu 4 / T; q, k, v 3 / T; gelu's input 4 / T; of each of the
+two steps of Sandwich-LN the branch, the main branch and four float32 statistics; lse of each head. Of what a kind of
+attention keeps besides, `Attention.also_saved` tells. Checkpointing keeps a layer's inputs alone, 2 e C; "selective"
+the outputs and lse of fused attention as well (arXiv 2205.05198, section 5); the rest of one layer is there while it is
+computed again. Dropout keeps no mask in a layer.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from cogview.config import Recompute
+from cogview.flops import attentions
+from cogview.loss import chunk_rows
+from cogview.parts.attend import Attention
+from cogview.recipes.recipe import Recipe
+
+MODES: tuple[Recompute, ...] = ("none", "selective", "full")
+
+_BY_COLUMNS = ("query_key_value.weight", "query_key_value.bias", "dense_h_to_4h.weight", "dense_h_to_4h.bias")
+_BY_ROWS = ("attention.dense.weight", "dense_4h_to_h.weight")  # each rank has the whole bias
+
+
+class Parameters(NamedTuple):
+    """How many one rank of a tensor-parallel group computes with."""
+
+    root: int
+    """Embedding and first norm."""
+    layer: int
+    layers: int
+
+    @property
+    def total(self) -> int:
+        return self.root + self.layers * self.layer
+
+
+@lru_cache(32)
+def parameters(recipe: Recipe, tensor_parallel: int = 1) -> Parameters:
+    sizes, c = _sizes(recipe), recipe.config
+    layer = {name: count for name, count in sizes.items() if name.startswith("stack.layers.0.")}
+    shares = [n // (tensor_parallel if name.endswith(_BY_COLUMNS + _BY_ROWS) else 1) for name, n in layer.items()]
+    root = sum(sizes.values()) - c.num_layers * sum(layer.values())
+    return Parameters(root, sum(shares), c.num_layers)
+
+
+@lru_cache(8)
+def _sizes(recipe: Recipe) -> dict[str, int]:
+    with torch.device("meta"):
+        return {name: p.numel() for name, p in recipe.model().named_parameters()}
+
+
+class Activations(NamedTuple):
+    """Bytes of one sample."""
+
+    kept: int
+    """At the end of the forward, but for the logits."""
+    again: int
+    """More in the backward: what it computes again of a layer, and the gradients in it."""
+
+
+def activations(recipe: Recipe, mode: Recompute, size: int, tensor_parallel: int = 1) -> Activations:
+    """size: bytes of an element."""
+    c, tokens, split = recipe.config, recipe.length, tensor_parallel
+    state = size * c.hidden_size * tokens
+    whole = [_layer(attention, c.num_heads, tokens, state, size, split) for attention in attentions(recipe)]
+    output = state // split + _lse(c.num_heads, tokens, split)
+    fused = sum(attention.fused for attention in attentions(recipe))
+    layers = {
+        "none": sum(whole) + state,  # and what the first norm reads
+        "selective": 2 * state * c.num_layers + output * fused,
+        "full": 2 * state * c.num_layers,
+    }[mode]
+    outside = state + 8 * tokens + 3 * 8 * tokens  # what the head reads, the first norm's statistics, three ids a token
+    gradient = 4 * state // split  # of gelu's output; for each later one as much is freed
+    # a layer's input is kept already, and its output is there in that one's place
+    again = {"none": 0, "selective": max(whole) - output * (fused > 0), "full": max(whole)}[mode]
+    return Activations(layers + outside, again + gradient)
+
+
+def _layer(attention: Attention, heads: int, tokens: int, state: int, size: int, split: int) -> int:
+    lse = _lse(heads, tokens, split) if attention.fused else 0
+    return 6 * state + 12 * state // split + lse + 32 * tokens + size * attention.also_saved(tokens) // split
+
+
+def _lse(heads: int, tokens: int, split: int) -> int:
+    return 4 * heads * tokens // split
+
+
+def logits(recipe: Recipe, samples: int, size: int) -> int:
+    """Of a micro-batch, as they are alive at once: log-probabilities and their gradient in float32, and the product."""
+    vocabulary = recipe.vocab.size
+    return min(samples * recipe.length, chunk_rows(vocabulary)) * vocabulary * (4 + 4 + size)
+
+
+def chunked(recipe: Recipe, samples: int) -> bool:
+    """Whether the logits of a micro-batch are computed in chunks, and again in the backward."""
+    return samples * recipe.length > chunk_rows(recipe.vocab.size)
