@@ -207,11 +207,10 @@ _seed_on.register_fake(lambda seed, device: torch.empty((), dtype=torch.int64, d
 
 def _checked_seed(seed: Any, branch: Tensor) -> int | Tensor:
     if isinstance(seed, Tensor):
-        samples = branch.shape[:1] if branch.dim() > 1 else None
-        fits = seed.numel() == 1 or seed.shape == samples
+        fits = seed.numel() == 1 or (branch.dim() > 1 and seed.shape == branch.shape[:1])
         if seed.dtype != torch.int64 or not fits or seed.device != branch.device:
             got = f"{seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
-            each = "" if samples is None else f", or one for each of the {samples[0]} samples"
+            each = f", or one for each of the {branch.shape[0]} samples" if branch.dim() > 1 else ""
             _checks.require(False, "seed", lambda: f"one int64 on the input's device {branch.device}{each}", got)
     elif seed is None:
         raise ValueError("seed: expected an int or a tensor when dropout_p > 0, got None")

@@ -33,7 +33,7 @@ struct NormArgs {
   double dropout_scale;   // of kept elements; 0: none are kept
   uint32_t dropout_threshold;
   bool dropout, dropout_after_norm;  // after: of what the post-norm gives
-  // on the device, one for every rows_per_seed rows, in which places count from 0; null without dropout
+  // on the device, one for every rows_per_seed rows (of one: all), in which places count from 0; null without dropout
   const int64_t* seed;
   int64_t rows_per_seed;
   Norm post, pre;

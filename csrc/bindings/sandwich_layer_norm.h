@@ -6,6 +6,7 @@
 #include "../sandwich_layer_norm.h"
 
 #include <array>
+#include <climits>
 #include <cmath>
 #include <tuple>
 #include <utility>
@@ -51,7 +52,7 @@ struct NormCall {
     a.dtype = a.residual_dtype = dtype_of(x, "input");
     a.cols = x.size(-1);
     STD_TORCH_CHECK(a.cols >= 1, "input: expected rows of at least one element");
-    a.rows = x.numel() / a.cols;
+    a.rows = a.rows_per_seed = x.numel() / a.cols;
     a.branch_scale = 1;
   }
 
@@ -91,6 +92,7 @@ struct NormCall {
       const bool one = seed->numel() == 1, each = x.dim() > 1 && seed->dim() == 1 && seed->size(0) == x.size(0);
       STD_TORCH_CHECK(seed->scalar_type() == ScalarType::Long && (one || each),
                       "seed: expected one int64, or one for each sample");
+      STD_TORCH_CHECK(seed->numel() <= INT_MAX, "seed: expected up to 2**31 - 1");
       kept.push_back(as_contiguous(*seed));
       a.seed = static_cast<const int64_t*>(kept.back().const_data_ptr());
       a.rows_per_seed = a.rows / std::max<int64_t>(seed->numel(), 1);

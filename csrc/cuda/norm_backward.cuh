@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int64_t i = team.row; i < rows; i += team.step, turn ^= 1) {
     RowPart<R, W, kAligned, kPacks> h, dh;
     RowPart<T, W, kAligned, kPacks> dx;
-    Branch<T, W, kAligned, kPacks> branch;
+    Branch<T, W, kAligned, kPacks> branch(a, i);
     Moments<A> pre_moments, post_moments;
     if (a.dx) {
       dx.read(team, row_of<T>(a.dx, a.dx_rows, i), cols);
@@ -216,14 +216,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       const auto dropped = [&](int k, J j, A(&x)[W]) {
         branch(k, j, x);
         if (!before) return;
-        branch.factors(a, k, j, factor);
+        branch.factors(a, i, k, j, factor);
         for (int l = 0; l < W; ++l) x[l] *= factor[l];
       };
       // the gradient of what is scaled, times `by`
       const auto gradient = [&](int k, J j, A(&d)[W], A by) {
         for (int l = 0; l < W; ++l) d[l] = wide(k, j, l) * by;
         if (!a.dropout_after_norm) return;
-        branch.factors(a, k, j, factor);
+        branch.factors(a, i, k, j, factor);
         for (int l = 0; l < W; ++l) d[l] *= factor[l];
       };
       if (kPacks == 0 && a.drow_scale) {  // beside kept rows it takes too many registers
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       const auto finish_branch = [&](int k, J j, A(&d)[W]) {
         if (before) {
-          branch.factors(a, k, j, factor);
+          branch.factors(a, i, k, j, factor);
           for (int l = 0; l < W; ++l) d[l] *= factor[l];
         }
         store<kAligned>(dbranch + j, narrow<T>(d), elements<W, kAligned>(cols, j));

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   };
   if constexpr (kBranch) {
-    Branch<T, W, kAligned, kPacks> branch;
+    Branch<T, W, kAligned, kPacks> branch(a, i);
     branch.read(team, row_of<T>(a.branch, a.branch_rows, i), cols);
     h.read(team, row_of<R>(a.residual, a.residual_rows, i), cols);
     branch.drop(a, team, i);
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto dropped = keep([&](int k, J j, A(&x)[W]) {
       branch(k, j, x);
       if (!before) return;
-      branch.factors(a, k, j, other);
+      branch.factors(a, i, k, j, other);
       for (int l = 0; l < W; ++l) x[l] *= other[l];
     });
     Statistics<A> s;
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       dropped(k, j, v);
       if (a.post.weight) normalise(a.post, s, j, T());
       if (a.dropout_after_norm) {
-        branch.factors(a, k, j, other);
+        branch.factors(a, i, k, j, other);
         for (int l = 0; l < W; ++l) v[l] *= other[l];
       }
       h(k, j, other);
@@ -119,13 +119,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const RowTeam team(team_size);
   Bits<A> peak = 0;
   for (int64_t i = team.row; i < rows; i += team.step) {
-    Branch<T, W, kAligned, 0> part;
+    Branch<T, W, kAligned, 0> part(a, i);
     part.read(team, kBranch ? row_of<T>(a.branch, a.branch_rows, i) : row_of<T>(a.h, a.h_rows, i), a.cols);
-    part.drop(a, team, i);
     team.each_pack<W, 0>(a.cols, [&](int k, int64_t j) {
       A v[W], factor[W];
       part(k, j, v);
-      part.factors(a, k, j, factor);
+      part.factors(a, i, k, j, factor);
       for (int l = 0; l < W; ++l) peak = Largest<Bits<A>>()(peak, magnitude(kBranch ? v[l] * factor[l] : v[l]));
     });
   }

@@ -103,29 +103,31 @@ template <class T, int W, bool kAligned, int kPacks>
 struct Branch : RowPart<T, W, kAligned, kPacks> {
   static_assert(kPacks * W <= 64);
   std::conditional_t<kPacks * W <= 32, uint32_t, uint64_t> bits;
-  uint64_t seed;
-  int64_t start;  // the row's place in what the seed drops
+  int sample;  // whose seed drops row i
 
+  // Of one seed nothing is divided. Before anything is read: a division takes registers.
+  __device__ Branch(const LayerNormArgs& a, int64_t i)
+      : sample(a.rows_per_seed < a.rows ? static_cast<int>(i / a.rows_per_seed) : 0) {}
+
+  __device__ uint32_t kept_at(const LayerNormArgs& a, int64_t i, int64_t j) const {
+    return kept_bits<W>(__ldg(a.seed + sample), a.dropout_threshold, (i - sample * a.rows_per_seed) * a.cols + j);
+  }
   __device__ void drop(const LayerNormArgs& a, const RowTeam& team, int64_t i) {
     bits = ~decltype(bits)(0);
-    if (!a.dropout) return;
-    const int64_t sample = a.rows_per_seed < a.rows ? i / a.rows_per_seed : 0;  // of one seed nothing is divided
-    seed = __ldg(a.seed + sample);
-    start = (i - sample * a.rows_per_seed) * a.cols;
-    if constexpr (kPacks > 0) {
-      bits = 0;
+    if constexpr (kPacks > 0)
+      if (a.dropout) {
+        bits = 0;
 #pragma unroll 1
-      for (int k = 0; k < kPacks; ++k)
-        bits |= decltype(bits)(kept_bits<W>(seed, a.dropout_threshold, start + (team.rank + k * team.size) * W))
-                << (k * W);
-    }
+        for (int k = 0; k < kPacks; ++k)
+          bits |= decltype(bits)(kept_at(a, i, (team.rank + k * team.size) * W)) << (k * W);
+      }
   }
-  __device__ void factors(const LayerNormArgs& a, int k, Column<kPacks> j, Acc<T> (&f)[W]) const {
+  __device__ void factors(const LayerNormArgs& a, int64_t i, int k, Column<kPacks> j, Acc<T> (&f)[W]) const {
     uint32_t mine;
     if constexpr (kPacks > 0)
       mine = static_cast<uint32_t>(bits >> (k * W));
     else
-      mine = a.dropout ? kept_bits<W>(seed, a.dropout_threshold, start + j) : ~0u;
+      mine = a.dropout ? kept_at(a, i, j) : ~0u;
     const Acc<T> scale = a.dropout ? Acc<T>(a.dropout_scale) : Acc<T>(1);
     for (int l = 0; l < W; ++l) f[l] = mine >> l & 1 ? scale : Acc<T>(0);
   }
