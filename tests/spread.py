@@ -1,4 +1,4 @@
-"""What several processes do in the tests of training: small runs of test_train_run's pairs, by their folder."""
+"""What several processes do in the tests of training: small runs of test_train_run's pairs, each in a folder."""
 
 import dataclasses
 import uuid
@@ -7,33 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_train_run import CONFIG, Pairs
+from test_train_run import CONFIG, TRAIN, Pairs
 
 from cogview.config import TrainConfig
-from cogview.recipes import RECIPES
+from cogview.recipes.cogview import CogView
+from cogview.train import loss_scale
 from cogview.train.loop import Trainer
-from cogview.train.ranks import Ranks, joined
+from cogview.train.ranks import ALONE, Ranks, joined
 from cogview.train.sharding import built
 from cogview.train.token_task import TokenTask
 
 CPU = torch.device("cpu")
-
-
-def trainer(
-    ranks: Ranks, folder: Path, training: TrainConfig, config: Any = CONFIG, recipe: str = "cogview"
-) -> Trainer:
-    chosen = RECIPES[recipe](config)
-    model = built(chosen, CPU, training, ranks, lambda model: None)
-    return Trainer(TokenTask(chosen, model, Pairs(40), training, Pairs(7, seed=1), ranks), training, folder)
+SHARED = dataclasses.replace(TRAIN, steps=20, batch_size=8, hide_context=0.5, drop_text=0.2, accumulate=2)
 
 
 def in_processes(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     """What work(*args), a function of a module, gives in each, as torchrun starts them."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = LaunchConfig(
-        1, 1, count, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
-    )
+    rendezvous: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    config = LaunchConfig(1, 1, count, run_id=uuid.uuid4().hex, max_restarts=0, **rendezvous)
     return list(elastic_launch(config, _one)(work, *args).values())
 
 
@@ -42,15 +35,74 @@ def _one(work: Callable[..., Any], *args: Any) -> Any:
     return work(*args)
 
 
-def losses(
-    folder: Path, training: TrainConfig, steps: int, tensor: int = 1, save: bool = False, **model: Any
-) -> list[Any]:
+def trainer(ranks: Ranks, folder: Path, training: TrainConfig, config: Any = CONFIG) -> Trainer:
+    recipe = CogView(config)
+    model = built(recipe, CPU, training, ranks, lambda model: None)
+    return Trainer(TokenTask(recipe, model, Pairs(40), training, Pairs(7, seed=1), ranks), training, folder)
+
+
+def losses(folder: Path, training: TrainConfig, steps: int, ranks: Ranks = ALONE, save: bool = False) -> list[Any]:
     """Of some steps of a run, resumed where there is something to resume, and the validation behind them."""
-    config = dataclasses.replace(CONFIG, **model)
-    with joined(CPU, tensor) as ranks:
-        t = trainer(ranks, folder, training, config)
-        t.resume()
-        found = [t.step() for _ in range(steps)]
-        if save:
-            t.save()
-        return [*found, t.validation.measure(), t.optimizer.loss_scale]
+    t = trainer(ranks, folder, training)
+    t.resume()
+    found: list[Any] = [t.step() for _ in range(steps)]
+    if save:
+        t.save()
+    return [*found, t.validation.measure(), t.optimizer.loss_scale]
+
+
+def halves(folder: Path, ranks: Ranks = ALONE) -> list[Any]:
+    """In float16, with a loss scale at which no gradient overflows, in parts of any size."""
+    loss_scale.FIRST = 2.0**8
+    return losses(folder, dataclasses.replace(SHARED, dtype="float16"), 3, ranks)
+
+
+def sharing(ranks: Ranks, tensor: int) -> Ranks:
+    """The same processes, so many of which share the heads of a layer."""
+    sizes = ranks.count // tensor, tensor
+    mesh = torch.distributed.init_device_mesh("cpu", sizes, mesh_dim_names=("data", "tensor"))
+    return dataclasses.replace(ranks, tensor=tensor, mesh=mesh)
+
+
+def refusal(ranks: Ranks, folder: Path, config: Any = CONFIG, **changes: Any) -> str:
+    """What a run is refused with before its first step."""
+    try:
+        trainer(ranks, folder, dataclasses.replace(SHARED, **changes), config).resume()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def of_two(folder: Path) -> dict[str, Any]:
+    """What two processes do, one thing after the other."""
+    with joined(CPU) as ranks:
+        found: dict[str, Any] = {"float32": losses(folder / "float32", SHARED, 3, ranks)}
+        found["bfloat16"] = losses(folder / "bfloat16", dataclasses.replace(SHARED, dtype="bfloat16"), 3, ranks)
+        found["float16"] = halves(folder / "float16", ranks)
+        found["straight"] = losses(folder / "straight", SHARED, 4, ranks)
+        found["parts"] = losses(folder / "parts", SHARED, 2, ranks, save=True)[:2]
+        found["parts"] += losses(folder / "parts", SHARED, 2, ranks)
+        selective, heads = dataclasses.replace(SHARED, checkpoint_activations="selective"), sharing(ranks, 2)
+        found["heads"] = losses(folder / "heads", selective, 3, heads)
+        found["muon"] = losses(folder / "muon", dataclasses.replace(SHARED, optimizer="muon"), 3, ranks, save=True)
+        found["refused"] = [
+            refusal(ranks, folder / "x", batch_size=6),
+            refusal(heads, folder / "x", dataclasses.replace(CONFIG, num_heads=1)),
+            refusal(ranks, folder / "x", learning_rate=1e-3 * (1 + ranks.rank)),
+            refusal(ranks, folder / "parts", dataclasses.replace(CONFIG, hidden_size=64)),
+        ]
+    return found
+
+
+def of_four(folder: Path) -> list[Any]:
+    """Two steps of a run whose checkpoint others go on from."""
+    full = dataclasses.replace(SHARED, accumulate=1, checkpoint_activations="full", reshard=False)
+    with joined(CPU, 2) as ranks:
+        return losses(folder, full, 2, ranks, save=True)
+
+
+def onward(folder: Path) -> dict[str, Any]:
+    """Two processes go on from a checkpoint of four, from one of a process alone, and past one that is damaged."""
+    with joined(CPU) as ranks:
+        found = {name: losses(folder / name, SHARED, 2, ranks) for name in ("of four", "of one")}
+        return found | {"damaged": losses(folder / "damaged", SHARED, 1, ranks)}

@@ -69,7 +69,7 @@ class Trainer:
         self.state, self.window = State(), Window()
         self.validation = Validation(task, config)
         self.feed, self.saver = Feed(task, config), Saver(folder, task.ranks)
-        self.ranks.check_same(run=self._identity(), training=dataclasses.asdict(config))
+        self.ranks.check_same(**{**self._identity(), **dataclasses.asdict(config)})
         torch.manual_seed(config.seed)  # what a model draws of its own
         if config.compile:
             task.compile()

@@ -49,7 +49,7 @@ class Optimizer:
         a step adds those of all."""
         if self.ranks.mesh is not None:
             self._model.set_requires_gradient_sync(last)  # type: ignore[operator]
-        (loss * (self.loss_scale * self.ranks.parts)).backward()  # FSDP takes the mean over processes
+        (loss * self.loss_scale).backward()
         if not self.low_precision:
             return
         for name, p in self._params.items():
@@ -61,8 +61,8 @@ class Optimizer:
     def step(self, learning_rate: float) -> tuple[bool, float]:
         """One clipped step. Returns whether it was taken, and the gradient norm: no step when not finite."""
         grads = [_local(p.grad) for p in self.master.values() if p.grad is not None]
-        if self.scale is not None:
-            torch._foreach_div_(grads, self.scale.value)
+        if (whole := self.ranks.parts / self.loss_scale) != 1:  # FSDP takes the mean over processes
+            torch._foreach_mul_(grads, whole)
         norm = self._norm()
         finite = math.isfinite(norm)
         if finite:

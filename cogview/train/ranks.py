@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogview.config import require
+from cogview.config import briefly, require
 from cogview_ops import __version__
 
 
@@ -58,11 +58,13 @@ class Ranks:
         return found
 
     def check_same(self, **values: Any) -> None:
-        """ValueError names what is not the same on all processes."""
-        for rank, theirs in enumerate(others := self.told(values)):
-            for name, value in others[0].items():
-                same = theirs.get(name) == value
-                require(same, name, f"the same on all processes, {value!r} as on rank 0", f"{theirs[name]!r} on {rank}")
+        """ValueError names the first value that is not the same on all processes."""
+        first, *others = self.told(values)
+        for rank, theirs in enumerate(others, 1):
+            for name, value in first.items():
+                if (got := theirs.get(name)) != value:
+                    wanted = f"{briefly(value)} on all processes, as on rank 0"
+                    raise ValueError(f"{name}: expected {wanted}, got {briefly(got)} on rank {rank}")
 
 
 ALONE = Ranks()

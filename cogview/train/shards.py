@@ -11,6 +11,7 @@ it, of any layout, and one alone. Nothing in it is code.
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def read(path: Path, prefix: str = "") -> dict[str, Tensor]:
     wanted = {name: found for name, found in there.items() if name.startswith(prefix)}
     tensors = {name: torch.empty(found.size, dtype=found.properties.dtype) for name, found in wanted.items()}
     if tensors:
-        load(dict(tensors), storage_reader=Reader(path), no_dist=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is one process
+            load(dict(tensors), storage_reader=Reader(path), no_dist=True)
     return tensors
 
 
