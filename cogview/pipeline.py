@@ -11,6 +11,7 @@ from cogview.config import TrainConfig, require
 from cogview.data.ahead import cores
 from cogview.data.crops import Crops
 from cogview.data.decoded import Decoded
+from cogview.data.mixture import Mixture
 from cogview.data.parts import group, has_part
 from cogview.data.ranks import Ranks
 from cogview.data.shards import PairDataset
@@ -173,7 +174,7 @@ def finish(data: PairDataset, how: Tokenizing, out: Path) -> TokenDataset:
     return complete(out, list(parts), how.settings(data))
 
 
-def sizes_of(*data: TokenDataset | Rows) -> dict[str, int]:
+def sizes_of(*data: TokenDataset | Rows | Mixture) -> dict[str, int]:
     """What `Recipe.fit` takes: the vocabularies, the grid and the longest text of some tokens, and a little room."""
     meta = data[0].meta
     rows, columns = meta["grid"]

@@ -21,6 +21,7 @@ from cogview.data import decoded
 from cogview.data.ahead import cores
 from cogview.data.crops import Crops
 from cogview.data.decoded import Decoded
+from cogview.data.inspection import BAD_SHARD
 from cogview.data.parts import read_part
 from cogview.data.ranks import Ranks
 from cogview.data.shards import PairDataset
@@ -32,12 +33,14 @@ from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
 from cogview.tokenizing import Tokenizing
 
+NAMED = 20  # shards that cannot be read, each with the reason
+
 
 @dataclass(frozen=True)
 class Tokenize:
     """Turn tar shards of pairs into tokens, training the tokenizers that the run folder does not have yet. Again with
     more shards or fewer, only what is new is tokenised, by the tokenizers that are there. By several processes, of one
-    machine or of many that share the folders: torchrun --nproc-per-node 4 -m cogview tokenize …"""
+    machine or of many that share the folders: torchrun --nproc-per-node 4 -m -- cogview tokenize …"""
 
     shards: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(required)")]
     """All of the split's: tokens of others are dropped."""
@@ -184,6 +187,8 @@ def say(tokens: TokenDataset, data: PairDataset, how: Tokenizing) -> None:
             first.setdefault(kind, data.named(shard, key))
     for kind, count in sorted(counts.items()):
         console.print(f"  {count:,} {kind}, first {first[kind]}")
+    for problem in [problem for problem in data.report.of(None) if problem.kind == BAD_SHARD][:NAMED]:
+        console.print(f"    {problem.detail}")
 
 
 def size_of(folder: Path) -> int | None:
