@@ -110,9 +110,6 @@ class Tokenizing:
         for start in range(0, len(numbers), _TOGETHER):
             some = numbers[start : start + _TOGETHER]
             for number, captions in zip(some, data.captions_of(some, skipped), strict=True):
-                if not captions:
-                    skipped["pairs without a caption"] += 1
-                    continue
                 ids = [self.text.encode(caption) for caption in captions.values()]
                 fitting = [caption for caption in ids if len(caption) <= self.max_text]
                 skipped[too_long] += len(ids) - len(fitting)

@@ -56,7 +56,9 @@ class Tokens:
                     f"{self.all.folder}: nothing is left to train on ({self.said}): --hold-out 0 holds out nothing"
                 )
         _check_tokenizers(run, self.all)
-        self.identity = {"hold_out": hold_out} | ({"tokens": self.all.digest} if self.all.digest else {})
+        self.identity: dict[str, Any] = {"hold_out": hold_out} | (
+            {"tokens": self.all.digest} if self.all.digest else {}
+        )
         if weights:
             self.identity["mix"] = weights
             self.said = f"in an epoch {_shown(weights)} times; {self.said}"

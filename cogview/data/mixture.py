@@ -93,7 +93,7 @@ class Mixture:
         return tuple(torch.cat(parts)[back] for parts in zip(*padded, strict=True))
 
     def hold_out(self, share: float) -> "tuple[Mixture, Mixture]":
-        """What to train on and what to validate on, of sets of which nothing is held out yet; held-out rows come once."""
+        """What to train on and what to validate on, of sets of which nothing is held out yet; the latter come once."""
         whole = [data for data in self.sets if isinstance(data, TokenDataset)]
         both = {name: data.hold_out(share) for name, data in zip(self.names, whole, strict=True)}
         train, held = ({name: pair[side] for name, pair in both.items()} for side in (0, 1))

@@ -114,7 +114,8 @@ class PairDataset:
         self._read = self.languages
         if translation is not None:
             if translation.target not in self.languages:
-                raise ValueError(f"translate_to: expected one of {self.languages}, got {translation.target!r}")
+                known = ", ".join(self.languages)
+                raise ValueError(f"translate_to: expected one of the languages {known}, got {translation.target!r}")
             self._read = tuple(dict.fromkeys((*self.languages, translation.source)))
         self.window, self.max_image_bytes, self.max_pixels = window, max_image_bytes, max_pixels
         self.report = Report()
@@ -168,11 +169,13 @@ class PairDataset:
         return self.captions_of([index])[0] or None
 
     def captions_of(self, indices: Sequence[int], left_out: Counter[str] | None = None) -> list[dict[str, str]]:
-        """Those of some samples, translated together. left_out: counts what the filters leave out."""
+        """Those of some samples, translated together. left_out: counts samples without any, and what the filters leave
+        out."""
         each = [self.read_captions(index).found for index in indices]
         if self.translation is not None:
             each = self.translation.added(each, self.translation.source in self.languages)
         dropped = Counter[str]() if left_out is None else left_out
+        dropped["pairs without a caption"] += sum(not captions for captions in each)
         return [self.filters.suiting(captions, dropped) for captions in each]
 
     def read_captions(self, index: int) -> Captions:
