@@ -170,6 +170,8 @@ def finish(data: PairDataset, how: Tokenizing, out: Path) -> TokenDataset:
         name = how.part(data, shard)
         if name in parts:
             data.report.add("shard of the same contents as another", shard.path.name, "left out")
+        elif not (out / f"part-{name}.json").exists():
+            raise OSError(f"shard {str(shard.path)!r} could not be read by the process whose it was: tokenize again")
         parts.setdefault(name, shard)
     return complete(out, list(parts), how.settings(data))
 

@@ -127,6 +127,8 @@ def test_any_number_of_processes_gives_the_same_folder(shards, run, tmp_path, co
 def test_what_a_killed_job_made_is_kept_by_another_number_of_processes(shards, run, tmp_path):
     good, out = shards[:-1], tmp_path / "out"
     by(3, good, run, out, only=[1])
+    with pytest.raises(OSError, match="could not be read by the process whose it was: tokenize again"):
+        finish(PairDataset(good), how(run), out)
     (out / ".part-x.codes.npy.12ab34cd.tmp").write_bytes(b"of the process that was killed")
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
     assert len(before) == 4 * len(Ranks(1, 3).share([path.stat().st_size for path in good]))

@@ -47,14 +47,14 @@ class PairOptions:
 
     def open(self, paths: Sequence[Path]) -> tuple[PairDataset | None, list[Problem]]:
         """The pairs of the shards that can be read, by all cores, and which of them cannot; None of no shard."""
+        translation = None
+        if self.translate is not None:
+            translation = Translation.named(self.translate, self.translate_from, self.translate_to)
         found = list(track(ahead(_opened, paths), "reading the shards", len(paths)))
         shards = [shard for shard in found if isinstance(shard, TarIndex)]
         bad = [problem for problem in found if isinstance(problem, Problem)]
         if not shards:
             return None, bad
-        translation = None
-        if self.translate is not None:
-            translation = Translation.named(self.translate, self.translate_from, self.translate_to)
         chosen = {"languages": self.languages, "filters": self._filters(), "translation": translation}
         data = PairDataset(shards, **chosen)  # type: ignore[arg-type]
         for problem in bad:

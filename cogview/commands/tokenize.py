@@ -94,7 +94,8 @@ class Tokenize:
             torch.set_num_threads(ranks.cores())
         if data is None:  # nothing of this process's share can be read
             return ranks.tell("parts")
-        shards = [number for number, shard in enumerate(data.shards) if shard.path in set(mine)]
+        places = set(mine)
+        shards = [number for number, shard in enumerate(data.shards) if shard.path in places]
         make_parts(data, shards, how, out, decoded=pictures, ranks=ranks)
         if ranks.first:
             tokens = finish(data, how, out)
