@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from cogview import cli
+from cogview.data.parts import group
 from cogview.data.shards import ShardWriter
-from cogview.data.tokens import TokenDataset, group
+from cogview.data.tokens import TokenDataset
 from cogview.demo.scenes import render, sample_scenes
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.text import TextTokenizer

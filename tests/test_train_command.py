@@ -14,7 +14,8 @@ from cogview import cli
 from cogview.commands import Command
 from cogview.commands.train import report
 from cogview.commands.train_model import dropout_for
-from cogview.data.tokens import PartWriter, complete, part_name
+from cogview.data.parts import PartWriter, part_name
+from cogview.data.tokens import complete
 from cogview.recipes import preset
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.text import TextTokenizer

@@ -44,6 +44,9 @@ class Train:
     """The system or task."""
     preset: Annotated[Literal[*PRESETS] | None, option("{" + ",".join(PRESETS) + "}", "tiny")] = None  # type: ignore[valid-type]
     """Of the recipe: sizes and training."""
+    mix: Annotated[tuple[str, ...], option("[NAME=WEIGHT [NAME=WEIGHT ...]]", "train=1")] = ()
+    """Splits to train on (tokenize --split NAME), each with how often its sequences come in an epoch: of 1.5 all come
+    once, and half of them, others every time, once more. A run goes on with its own."""
     hold_out: float = 0.1
     """Share of the sequences, by a hash of their captions, to validate on where there is no tokens/test; 0: none."""
     steps: Annotated[int | None, of_preset("steps")] = None
@@ -130,7 +133,7 @@ class Train:
         folder = folder_of(self.run_folder, self.name)
         known = before(folder, self.source)
         header = known.header if known is not None and known.own else None
-        tokens = Tokens(self.run_folder, self.hold_out, header, chosen_recipe(known, self.recipe).sizes)
+        tokens = Tokens(self.run_folder, self.hold_out, header, chosen_recipe(known, self.recipe).sizes, self.mix)
         asked = {name: getattr(self, name) for name in ("recipe", "preset", "dropout", *SHAPE)}
         recipe, name, said = recipe_for(known, tokens, asked)
         training = self._training(preset(name, recipe.name)[1])

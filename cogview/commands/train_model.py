@@ -146,7 +146,7 @@ def _new(recipe: type[Recipe], tokens: Tokens, name: str, asked: dict[str, Any])
 
 def _dropped(config: Any, tokens: Tokens, name: str, asked: float | None) -> tuple[Any, str]:
     """The config with the dropout asked for, or of a tiny model the one that goes with its data."""
-    count = len(tokens.data)
+    count = tokens.rows
     if asked is None and name == "tiny":
         asked = dropout_for(count)
         return dataclasses.replace(config, dropout=asked), f"dropout {asked:g}, as is good for {count:,} sequences"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cogview.data.files import written_beside
+from cogview.data.parts import part_name
 from cogview.data.shards import PairDataset
-from cogview.data.tokens import part_name
 from cogview.progress import track
 
 
@@ -34,7 +34,9 @@ class Decoded:
     def of(cls, data: PairDataset, numbers: np.ndarray, size: int, folder: Path) -> "Decoded":
         """The readable ones of some samples, decoded by all cores, or as they were decoded before. ValueError if there
         is none; others that `folder` holds are removed."""
-        name = part_name(shards=[shard.digest for shard in data.shards], size=size, numbers=numbers.tolist())
+        shards, filters = [shard.digest for shard in data.shards], data.filters.made_with()
+        which = {"filters": filters} if filters else {}
+        name = part_name(shards=shards, size=size, numbers=numbers.tolist(), **which)
         images_path = folder / f"{name}.npy"
         numbers_path = images_path.with_suffix(".numbers.npy")
         if not (numbers_path.exists() and images_path.exists()):

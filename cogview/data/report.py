@@ -24,7 +24,7 @@ class Report:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._problems: list[tuple[int, Problem]] = []  # by the number of their sample, -1 if they are of none
+        self._problems: dict[int, list[Problem]] = {}  # by the number of their sample, -1 if they are of none
         self._of_samples: set[tuple[int, str, str]] = set()
         self._lock = threading.Lock()
 
@@ -37,12 +37,16 @@ class Report:
                     return
                 self._of_samples.add((sample, kind, detail))
             self.counts[kind] += 1
-            self._problems.append((-1 if sample is None else sample, Problem(kind, where, detail)))
+            self._problems.setdefault(-1 if sample is None else sample, []).append(Problem(kind, where, detail))
 
     @property
     def problems(self) -> list[Problem]:
         """All of them: first those of no sample, then by sample, whichever thread was faster."""
-        return [problem for _, problem in sorted(self._problems, key=lambda numbered: numbered[0])]
+        return [problem for number in sorted(self._problems) for problem in self._problems[number]]
+
+    def of(self, sample: int | None) -> list[Problem]:
+        """Those of a sample, or of none."""
+        return list(self._problems.get(-1 if sample is None else sample, ()))
 
     def first(self) -> dict[str, Problem]:
         """The first problem of each kind."""

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,16 +27,20 @@ from torch import Tensor
 from cogview.data.ahead import ahead
 from cogview.data.captions import Captions, none_in, read_captions
 from cogview.data.files import written_beside
-from cogview.data.images import MAX_BYTES, MAX_PIXELS, TooLarge, decode_image, pixels
+from cogview.data.filters import Filters
+from cogview.data.images import MAX_BYTES, MAX_PIXELS, TooLarge, decode_image, open_image, pixels
 from cogview.data.report import Report, printable
 from cogview.data.samples import IMAGE, JSON, TEXT
 from cogview.data.shuffle import permutation
 from cogview.data.stream import Pair, PairStream, Position
 from cogview.data.tar_index import TarIndex
+from cogview.data.translation import Translation
 
 LANGUAGES = ("caption", "en", "zh")  # fields that hold captions, where others are not asked for
 MAX_CAPTION_BYTES = 1 << 20
 NOT_READ = "pair not read"  # for a reason that says nothing of the pair
+UNREADABLE = "pictures that cannot be read"
+OF_PICTURES = TOO_LARGE, NO_PICTURE = "picture too large", "picture not readable"  # problems
 
 
 class ShardWriter:
@@ -72,18 +77,21 @@ class ShardWriter:
 class PairDataset:
     """Pairs of a list of shards, by number or as a stream that resumes exactly.
 
-    paths: tar files. languages: the fields of a pair that count as its captions; its .txt is "caption". window: shards
-    shuffled together. Images of more than max_image_bytes or max_pixels are refused. cache_dir: where indexes go if the
-    shard's own folder is read-only. What cannot be used is counted in `report`, each problem of a sample once, and
-    never fatal; a path that is no tar at all, or the same as another, is a ValueError. Where a shard cannot be read at
-    the moment, which says nothing of what is in it, an OSError names it; only whole pairs count that, too.
+    paths: tar files, or their indexes. languages: the fields of a pair that count as its captions; its .txt is
+    "caption". filters: which pictures and captions are good enough. translation: of captions. window: shards shuffled
+    together. Images of more than max_image_bytes or max_pixels are refused. cache_dir: where indexes go if the shard's
+    own folder is read-only. What cannot be used is counted in `report`, each problem of a sample once, and never fatal;
+    a path that is no tar at all, or the same as another, is a ValueError. Where a shard cannot be read at the moment,
+    which says nothing of what is in it, a ShardLost names it; only whole pairs count that, too.
     """
 
     def __init__(
         self,
-        paths: Sequence[str | Path],
+        paths: Sequence[str | Path | TarIndex],
         *,
         languages: Sequence[str] = LANGUAGES,
+        filters: Filters = Filters(),  # noqa: B008  # frozen
+        translation: Translation | None = None,
         window: int = 8,
         max_image_bytes: int = MAX_BYTES,
         max_pixels: int = MAX_PIXELS,
@@ -96,12 +104,19 @@ class PairDataset:
         if window < 1:
             raise ValueError(f"window: expected at least 1 shard, got {window}")
         named: dict[Path, str | Path] = {}
-        for path in paths:
+        for path in (shard.path if isinstance(shard, TarIndex) else shard for shard in paths):
             if (place := Path(path).resolve()) in named:
                 raise ValueError(f"paths: {str(path)!r} is the same shard as {str(named[place])!r}; name it once")
             named[place] = path
-        self.shards = [TarIndex.open(path, cache_dir) for path in paths]
+        self.shards = [path if isinstance(path, TarIndex) else TarIndex.open(path, cache_dir) for path in paths]
         self.languages = tuple(dict.fromkeys(languages))
+        self.filters, self.translation = filters, translation
+        self._read = self.languages
+        if translation is not None:
+            if translation.target not in self.languages:
+                known = ", ".join(self.languages)
+                raise ValueError(f"translate_to: expected one of the languages {known}, got {translation.target!r}")
+            self._read = tuple(dict.fromkeys((*self.languages, translation.source)))
         self.window, self.max_image_bytes, self.max_pixels = window, max_image_bytes, max_pixels
         self.report = Report()
         names = Counter(shard.path.name for shard in self.shards)
@@ -116,15 +131,25 @@ class PairDataset:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def numbers(self, shard: int) -> range:
+        """The samples of a shard."""
+        return range(int(self._starts[shard]), int(self._starts[shard + 1]))
+
+    def chosen(self) -> dict[str, Any]:
+        """What decides which samples there are, besides shards and languages, to name what is made with them."""
+        filters = self.filters.made_with()
+        translation = {} if self.translation is None else {"translation": self.translation.made_with()}
+        return ({"filters": filters} if filters else {}) | translation
+
     def __getitem__(self, index: int) -> Pair | None:
         """Sample `index` in storage order; None, and an entry in `report`, if it cannot be read."""
         try:
             captions = self.captions(index)
-            image = None if captions is None else self.decode(index, self.picture_bytes(index))
+            image = UNREADABLE if captions is None else self._image(index)
         except OSError as error:
             self.report.add(NOT_READ, self.where(index), str(error), sample=index)
             return None
-        return None if captions is None or image is None else Pair(self.key(index), image, captions)
+        return None if captions is None or isinstance(image, str) else Pair(self.key(index), image, captions)
 
     def key(self, index: int) -> str:
         shard, row = self._place(index)
@@ -133,14 +158,29 @@ class PairDataset:
     def where(self, index: int) -> str:
         """A sample's shard and key, as the report names it."""
         shard, row = self._place(index)
-        return f"{self._labels[shard.path]}:{printable(shard.key(row))}"
+        return self.named(shard, shard.key(row))
+
+    def named(self, shard: TarIndex, key: str) -> str:
+        """The same of a key in a shard."""
+        return f"{self._labels[shard.path]}:{printable(key)}"
 
     def captions(self, index: int) -> dict[str, str] | None:
         """The captions of a sample by the fields asked for, read without its picture; None if it has none."""
-        return self.read_captions(index).found or None
+        return self.captions_of([index])[0] or None
+
+    def captions_of(self, indices: Sequence[int], left_out: Counter[str] | None = None) -> list[dict[str, str]]:
+        """Those of some samples, translated together. left_out: counts samples without any, and what the filters leave
+        out."""
+        each = [self.read_captions(index).found for index in indices]
+        if self.translation is not None:
+            each = self.translation.added(each, self.translation.source in self.languages)
+        dropped = Counter[str]() if left_out is None else left_out
+        dropped["pairs without a caption"] += sum(not captions for captions in each)
+        return [self.filters.suiting(captions, dropped) for captions in each]
 
     def read_captions(self, index: int) -> Captions:
-        """The same, with what is wrong with them (which goes to `report` too) and what other fields hold text."""
+        """Captions as they are, with what is wrong with them (which goes to `report` too) and what other fields hold
+        text."""
         shard, row = self._place(index)
         members, problems = dict[int, bytes](), list[tuple[str, str]]()
         for column in (JSON, TEXT):
@@ -148,10 +188,10 @@ class PairDataset:
                 members |= shard.read(row, {column: MAX_CAPTION_BYTES})
             except ValueError as error:
                 problems.append(("caption file not readable", str(error)))
-        captions = read_captions(members.get(JSON), members.get(TEXT), self.languages)
+        captions = read_captions(members.get(JSON), members.get(TEXT), self._read)
         problems += captions.problems
         if not captions.found:
-            problems.append(("sample without caption", none_in(captions, self.languages)))
+            problems.append(("sample without caption", none_in(captions, self._read)))
         for kind, detail in problems:
             self.report.add(kind, self.where(index), detail, sample=index)
         return captions._replace(problems=problems)
@@ -162,7 +202,7 @@ class PairDataset:
         try:
             return shard.read(row, {IMAGE: self.max_image_bytes})[IMAGE]
         except ValueError as error:
-            self.report.add("picture too large", self.where(index), str(error), sample=index)
+            self.report.add(TOO_LARGE, self.where(index), str(error), sample=index)
         return None
 
     def decode(self, index: int, data: bytes | None, side: int | None = None) -> Image.Image | None:
@@ -171,19 +211,39 @@ class PairDataset:
             if data is not None:
                 return decode_image(data, side=side, max_bytes=self.max_image_bytes, max_pixels=self.max_pixels)
         except ValueError as error:
-            kind = "picture too large" if isinstance(error, TooLarge) else "picture not readable"
+            kind = TOO_LARGE if isinstance(error, TooLarge) else NO_PICTURE
             self.report.add(kind, self.where(index), str(error), sample=index)
         return None
 
-    def picture(self, index: int, size: int) -> Tensor | None:
-        """uint8 [3, size, size] of one picture; None, and an entry in `report`, if it is none."""
-        image = self.decode(index, self.picture_bytes(index), size)
-        return None if image is None else pixels(image, size)
+    def picture(self, index: int, size: int) -> Tensor | str:
+        """uint8 [3, size, size] of one picture, or why there is none: UNREADABLE, with an entry in `report`, or what
+        the filters say."""
+        image = self._image(index, size)
+        return image if isinstance(image, str) else pixels(image, size)
+
+    def _image(self, index: int, side: int | None = None) -> Image.Image | str:
+        data = self.picture_bytes(index)
+        if data is not None and self.filters.of_pictures:
+            try:
+                size = open_image(data, max_bytes=self.max_image_bytes, max_pixels=self.max_pixels).size
+            except ValueError:  # as decoding says
+                pass
+            else:
+                if why := self.filters.picture(size):
+                    return why
+        image = self.decode(index, data, side)
+        return UNREADABLE if image is None else image
 
     def pictures(
-        self, size: int, indices: Iterable[int] | None = None, *, threads: int | None = None
+        self,
+        size: int,
+        indices: Iterable[int] | None = None,
+        *,
+        threads: int | None = None,
+        left_out: Counter[str] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """(index, uint8 [3, size, size]) of the readable pictures of some samples (None: all), in their order.
+        """(index, uint8 [3, size, size]) of those pictures of some samples (None: all) that can be read and pass the
+        filters, in their order. left_out: counts the others, by kinds.
 
         Decoded by `threads` threads (default: all cores). Memory: for each thread the largest file and its picture,
         decoded (a JPEG at its reduced size), and four results. A decoded picture takes 3 or 4 bytes a pixel, and three
@@ -191,7 +251,7 @@ class PairDataset:
         """
         indices = range(len(self)) if indices is None else indices
         found = ahead(lambda index: (index, self.picture(index, size)), indices, threads)
-        return ((index, picture) for index, picture in found if picture is not None)
+        return _readable(found, Counter() if left_out is None else left_out)
 
     def readable(self, start: int = 0, end: int | None = None) -> Iterator[Pair]:
         """The readable ones of samples start to end (excluded; None: all), in storage order."""
@@ -232,3 +292,11 @@ class PairDataset:
 
     def _range(self, start: int, end: int | None) -> range:
         return range(start, len(self) if end is None else min(end, len(self)))
+
+
+def _readable(found: Iterator[tuple[int, Tensor | str]], left_out: Counter[str]) -> Iterator[tuple[int, Tensor]]:
+    for index, picture in found:
+        if isinstance(picture, str):
+            left_out[picture] += 1
+        else:
+            yield index, picture

@@ -25,6 +25,10 @@ from cogview.data.tar_members import Problem, compressed, members
 VERSION = 2
 
 
+class ShardLost(OSError):
+    """A shard cannot be read at the moment, or is another than it was: that says nothing of what is in it."""
+
+
 @dataclass(frozen=True)
 class TarIndex:
     """offsets, sizes: int64 [N, 3] by IMAGE, JSON, TEXT, offset -1 where a sample has no such member.
@@ -88,7 +92,7 @@ class TarIndex:
     def read(self, row: int, limits: Mapping[int, int]) -> dict[int, bytes]:
         """The members of one sample by column; ValueError if one is larger than its limit.
 
-        OSError, which names the shard, if they cannot be read now: that says nothing of what is in them.
+        ShardLost if they cannot be read now: that says nothing of what is in them.
         """
         contents = {}
         try:
@@ -103,21 +107,27 @@ class TarIndex:
                     if (got := len(contents[column])) < size:
                         raise OSError(f"got {got} of {size} bytes; it has changed since it was opened")
         except OSError as error:
-            raise OSError(f"shard {str(self.path)!r}: cannot be read ({error.strerror or error})") from error
+            raise _lost(self.path, error) from error
         return contents
 
     def check_unchanged(self) -> None:
-        """ValueError if the tar is not the one that was indexed, OSError if it is gone."""
+        """ShardLost if the tar is not the one that was indexed, or gone."""
         if _stamp(self.path) != self.stamp:
-            raise ValueError(f"paths: {str(self.path)!r} changed while it was read")
+            raise ShardLost(f"shard {str(self.path)!r} changed while it was read")
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the whole tar, in hex; computed when first asked for and kept in the sidecar."""
-        with open(self.path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if _stamp(self.path) != self.stamp:
-            raise ValueError(f"shard {str(self.path)!r}: has changed since it was opened")
+        """sha256 of the whole tar, in hex; computed when first asked for, unless another process has by then, and kept
+        in the sidecar."""
+        for place in self.places:
+            if (kept := _load(self.path, place, self.places)) and "digest" in kept.__dict__:
+                return kept.digest
+        try:
+            with open(self.path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _lost(self.path, error) from error
+        self.check_unchanged()
         self._save(digest)
         return digest
 
@@ -133,6 +143,10 @@ class TarIndex:
                 continue
 
 
+def _lost(path: Path, error: OSError) -> ShardLost:
+    return ShardLost(f"shard {str(path)!r}: cannot be read ({error.strerror or error})")
+
+
 def _sidecars(path: Path, cache_dir: str | Path | None) -> list[Path]:
     """Places for the sidecar, best first."""
     cache = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -144,7 +158,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
     try:
         stat = path.stat()
     except OSError as error:
-        raise OSError(f"shard {str(path)!r}: cannot be read ({error.strerror})") from error
+        raise _lost(path, error) from error
     return VERSION, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 

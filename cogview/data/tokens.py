@@ -1,10 +1,4 @@
-"""Pairs as tokens, a folder: meta.json, which lists the parts, one for each shard, and their files.
-
-    part-<name>.text.npy    int32 [N, T], -1 padded
-    part-<name>.codes.npy   int32 [N, h w]
-    part-<name>.small.npy   int32 [N, h/2 w/2], of the same at half the size, where meta.json has its "small_grid"
-    part-<name>.groups.npy  uint64 [N], a hash of the pair's caption
-    part-<name>.json        rows, what was left out, and CRC-32s of the files; written last
+"""Pairs as tokens, a folder: meta.json, which lists the parts, one for each shard, and their files (parts.py).
 
 A row is one picture with one of its captions, so a picture with two captions gives two rows, next to each other,
 pictures in the order of the shards. A part is named by the contents of its shard and by all that its tokens depend on:
@@ -14,24 +8,21 @@ what has not changed is kept, and a folder that is being rewritten is the old on
 import hashlib
 import json
 import re
-import zlib
-from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cogview.config import require
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json
+from cogview.data.parts import ARRAYS, part_name, read_part
 from cogview.data.shuffle import permutation
 
 VERSION = 2
-_ARRAYS = {"text": np.int32, "codes": np.int32, "small": np.int32, "groups": np.uint64}
 _PART = re.compile(r"[0-9a-f]{32}")
 
 
@@ -40,103 +31,13 @@ def tokens_of(run: Path, split: str, sizes: int = 1) -> Path:
     return run / "tokens" / (split if sizes == 1 else f"pairs-{split}")
 
 
-def part_name(**made_of: Any) -> str:
-    """The name of what is made of this, of everything that decides what is in it."""
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def group(caption: str) -> int:
-    """uint64 of a caption: pairs of the same caption are held out together."""
-    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big")
-
-
-class PartWriter:
-    """Writes one part row by row; it exists only when complete. Use as a context manager: `write` rows, `finish`.
-
-    sizes: codes of a row by the name of their array, "codes" and maybe "small"."""
-
-    def __init__(self, folder: Path, name: str, sizes: Mapping[str, int]):
-        self.folder, self.name, self.sizes = folder, name, sizes
-        self._texts, self._lengths, self._groups, self._stack = array("i"), array("i"), array("Q"), ExitStack()
-        self._codes: dict[str, IO[bytes]] = {}
-
-    def __enter__(self) -> "PartWriter":
-        for name in self.sizes:
-            beside = self._stack.enter_context(written_beside(self._path(f"{name}.npy")))
-            self._codes[name] = self._stack.enter_context(open(beside, "wb"))
-        self._write_headers()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._stack.__exit__(*error)
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def write(self, text: Sequence[int], codes: Mapping[str, np.ndarray], group: int) -> None:
-        """One row: text ids, and int32 codes, by the names of `sizes`."""
-        self._texts.extend(text)
-        self._lengths.append(len(text))
-        self._groups.append(group)
-        for name, file in self._codes.items():
-            file.write(codes[name].tobytes())
-
-    def finish(self, skipped: Counter[str]) -> None:
-        """Completes the files; what was left out is counted."""
-        for file in self._codes.values():
-            file.seek(0)
-        self._write_headers()
-        self._stack.close()
-        padded = np.full((len(self), max(self._lengths, default=0)), -1, np.int32)
-        padded[np.arange(padded.shape[1]) < np.array(self._lengths)[:, None]] = np.array(self._texts, np.int32)
-        for name, values in (("text", padded), ("groups", np.array(self._groups, np.uint64))):
-            with written_beside(self._path(f"{name}.npy")) as beside, open(beside, "wb") as file:
-                np.save(file, values)
-        counts = {kind: n for kind, n in skipped.items() if n}
-        sums = {name: _sum(self._path(f"{name}.npy")) for name in ("text", *self.sizes, "groups")}
-        part = {"rows": len(self), "text_length": padded.shape[1], "skipped": counts, "crc32": sums}
-        write_json(self._path("json"), part)
-
-    def _path(self, ending: str) -> Path:
-        return self.folder / f"part-{self.name}.{ending}"
-
-    def _write_headers(self) -> None:
-        """Of .npy files; NumPy pads them so that the number of rows can grow in place."""
-        for name, file in self._codes.items():
-            header = {"descr": "<i4", "fortran_order": False, "shape": (len(self), self.sizes[name])}
-            np.lib.format.write_array_header_1_0(file, header)
-
-
-def has_part(folder: Path, name: str) -> bool:
-    """Whether a part is there, and as it was written."""
-    try:
-        sums = _read_part(folder, name)["crc32"]
-        whole = {"text", "codes", "groups"} <= sums.keys() <= _ARRAYS.keys()
-        return whole and all(sums[key] == _sum(folder / f"part-{name}.{key}.npy") for key in sums)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _read_part(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / f"part-{name}.json").read_text(encoding="utf-8"))
-
-
-def _sum(path: Path) -> int:
-    """CRC-32 of a file."""
-    total = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            total = zlib.crc32(block, total)
-    return total
-
-
 def complete(folder: Path, parts: Sequence[str], settings: dict[str, Any]) -> "TokenDataset":
     """Makes a folder's tokens those of these parts, in their order, and removes all others.
 
     settings: what they were made with and the sizes: version, image_size, max_text, languages, text_sha256,
     image_sha256, grid, codebook_size, text_vocab_size, and of pictures at two sizes small_grid.
     """
-    found = [_read_part(folder, name) for name in parts]
+    found = [read_part(folder, name) for name in parts]
     skipped = Counter[str]()
     for part in found:
         skipped.update(part["skipped"])
@@ -148,8 +49,9 @@ def complete(folder: Path, parts: Sequence[str], settings: dict[str, Any]) -> "T
     whole = {"version": VERSION, **settings, **meta}
     if read_meta(folder) != whole:
         write_json(folder / "meta.json", whole)
+    named = set(parts)
     for path in folder.iterdir():
-        kept = path.name == "meta.json" or path.name.removeprefix("part-").partition(".")[0] in parts
+        kept = path.name == "meta.json" or path.name.removeprefix("part-").partition(".")[0] in named
         if not kept and path.is_file() and path.suffix in (".npy", ".json", ".tmp"):  # the last of a killed process
             path.unlink()
     return TokenDataset(folder)
@@ -202,18 +104,19 @@ class TokenDataset:
         """Its arrays by their names; None: the only one, of version 1, without groups."""
         if name is not None and not _PART.fullmatch(name):
             raise ValueError(f"parts: expected names of 32 digits, got {name!r}")
-        paths = {key: self.folder / (f"part-{name}.{key}.npy" if name else f"{key}.npy") for key in _ARRAYS}
+        paths = {key: self.folder / (f"part-{name}.{key}.npy" if name else f"{key}.npy") for key in ARRAYS}
         grids = {"codes": self.meta["grid"], "small": self.meta.get("small_grid")}
         for key in ("groups",) * (name is None) + ("small",) * (grids["small"] is None):
             del paths[key]
-        found = {key: np.load(path, mmap_mode="r", allow_pickle=False) for key, path in paths.items()}
+        maps = {key: np.load(path, mmap_mode="r", allow_pickle=False) for key, path in paths.items()}
+        found = {key: values.view(np.ndarray) for key, values in maps.items()}  # rows of a memmap cost seven times more
         rows = len(found["text"])
         wanted = {"text": (rows, found["text"].shape[-1]), "groups": (rows,)}
         wanted |= {key: (rows, grid[0] * grid[1]) for key, grid in grids.items() if grid is not None}
         for key, values in found.items():
-            fits = values.shape == wanted[key] and values.dtype == _ARRAYS[key]
+            fits = values.shape == wanted[key] and values.dtype == ARRAYS[key]
             got = f"{values.dtype} {values.shape}"
-            require(fits, paths[key].name, f"{np.dtype(_ARRAYS[key])} {wanted[key]}", got)
+            require(fits, paths[key].name, f"{np.dtype(ARRAYS[key])} {wanted[key]}", got)
         return found
 
     def __len__(self) -> int:
@@ -269,6 +172,7 @@ class Rows:
 
     def __init__(self, data: TokenDataset, numbers: np.ndarray):
         self.data, self.numbers, self.meta, self.tokenizers = data, numbers, data.meta, data.tokenizers
+        self.folder = data.folder
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -1,0 +1,165 @@
+"""The tokenizers of a run: those that are there, those of another run, a published one, or new ones, trained here."""
+
+import math
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from cogview.commands.console import console
+from cogview.commands.presets import option
+from cogview.commands.tokenizers import TOKENIZERS, UNFINISHED
+from cogview.config import TrainConfig, require
+from cogview.data.decoded import Decoded
+from cogview.data.shards import PairDataset
+from cogview.progress import progress
+from cogview.tokenizers import codec_folder
+from cogview.tokenizers.codebook import Training
+from cogview.tokenizers.image import PRESETS, VQConfig
+from cogview.tokenizers.image_tokenizer import ImageTokenizer
+from cogview.tokenizers.load import load_image_tokenizer
+from cogview.tokenizers.text import TextTokenizer
+from cogview.tokenizers.train_image import TRAINING, crop_of, passes_of, seconds_a_step, steps_for
+
+
+def _of_preset(name: str) -> Any:
+    """An option for a size of the image tokenizer."""
+    values = f"tiny {getattr(PRESETS['tiny'][1], name)}, others {getattr(VQConfig, name)}"
+    return option("INT", values)
+
+
+# no docstring, which help would rule off from the options
+@dataclass(frozen=True)
+class TokenizerOptions:
+    text_pieces: Annotated[int | None, option("INT", "by the captions")] = None
+    """Vocabulary of a text tokenizer trained here."""
+    image_preset: Annotated[Literal["tiny", "cogview", "fashion-400", "fashion-800"], tyro.conf.arg()] = "tiny"
+    """Sizes of an image tokenizer trained here: of pictures of 64, 256, 400 or 800 pixels, 8 pixels a code, in
+    fashion-800 16."""
+    codebook: Annotated[int | None, _of_preset("codebook_size")] = None
+    """Its codes."""
+    code_dim: Annotated[int | None, _of_preset("dim")] = None
+    """Its numbers to a code."""
+    hidden: Annotated[int | None, _of_preset("hidden")] = None
+    """Its channels."""
+    codebook_training: Training = "moving_average"
+    """How its codes are found: as means of what takes them, unused ones moved to where they help, by the gradient of a
+    codebook loss, by drawing them at a temperature that falls (gumbel), or once and for all, a tenth of the training
+    in (fixed). moving_average_kmeans: means that begin as those do, unused ones left."""
+    adversarial: bool = False
+    """Train it as a VQGAN: beside a discriminator, for textures that look real. A step takes about twice the time."""
+    image_passes: Annotated[float | None, option("FLOAT", "for 1,250 steps, at least 2")] = None
+    """How often it sees every pixel."""
+    image_seconds: Annotated[float | None, option("SECONDS", "no limit")] = None
+    """Time that its training may take."""
+    codec: Annotated[Path | None, option("FOLDER", "none, train one")] = None
+    """Take a published codec as the image tokenizer: a folder of transformers' JanusVQVAE or Emu3VQVAE, alone or in the
+    whole model, or of diffusers' VQModel."""
+    from_run: Annotated[Path | None, option("PATH", "none", name="from")] = None
+    """Take the tokenizers of this run, for a model that goes on from one of its models (train --from)."""
+    retrain_tokenizers: bool = False
+    """Train new ones where the run has some, which are set aside: its models cannot be used with the new tokens."""
+
+    def check(self, folder: Path, split: str) -> None:
+        """ValueError unless they are valid, and make sense together."""
+        require(self.text_pieces is None or self.text_pieces >= 300, "text_pieces", "at least 300", self.text_pieces)
+        for name in ("codebook", "code_dim", "hidden", "image_passes", "image_seconds"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < math.inf, name, "a positive number", value)
+        require(self.from_run is None or self.codec is None, "codec", "no --from, which takes another", str(self.codec))
+        if self.retrain_tokenizers:
+            require(split == "train", "retrain_tokenizers", "split train, which trains them", split)
+            require(self.from_run is None, "retrain_tokenizers", "no --from, which takes others", str(self.from_run))
+
+    def text(self, data: PairDataset, folder: Path, split: str) -> TextTokenizer:
+        """That of the run, or one that is trained now."""
+        from cogview.pipeline import text_tokenizer
+
+        said = "trained on these captions"
+        if split != "train":  # only the training split trains
+            there = all((folder / name).exists() for name in TOKENIZERS) and not (folder / UNFINISHED).exists()
+            require(there, "run", "the tokenizers of a training split in it, tokenised first", str(folder))
+        if (folder / TOKENIZERS[0]).exists():
+            said = f"in {folder}"
+        with progress("text tokenizer"):
+            text = text_tokenizer(data, folder, self.text_pieces)
+        console.print(f"text tokenizer: {text.vocab_size:,} pieces, {said}")
+        return text
+
+    def known_image(self, folder: Path) -> ImageTokenizer | None:
+        """The codec, or that of the run; None where one is to be trained."""
+        path = folder / TOKENIZERS[1]
+        there = load_image_tokenizer(path) if path.exists() and not self.retrain_tokenizers else None
+        if self.codec is None:
+            return there
+        with progress("reading the codec"):
+            codec = codec_folder.read(self.codec)
+        if there is not None and there.sha256 != codec.sha256:
+            raise ValueError(
+                f"codec: {folder} has another image tokenizer than {self.codec}: name another run, or "
+                "--retrain-tokenizers sets that aside"
+            )
+        return codec
+
+    def image(
+        self, data: PairDataset, folder: Path, size: int, known: ImageTokenizer | None, halves: bool
+    ) -> tuple[ImageTokenizer, Decoded | None]:
+        """That of the run, or one that is trained now, with the pictures that it was trained on. size: of those.
+        halves: on them at half their size, too."""
+        from cogview import pipeline
+
+        path = folder / TOKENIZERS[1]
+        if self.codec is not None and known is not None and not path.exists():
+            known.save(path)
+        if path.exists():
+            image, of = load_image_tokenizer(path), "" if self.codec is None else f", of {self.codec}"
+            console.print(f"image tokenizer: {image.config.codebook_size:,} codes, in {folder}{of}")
+            names = TRAINING_ONLY if self.codec is None else TRAINING_ONLY[1:]
+            unused = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) != DEFAULTS[name]]
+            if unused:
+                console.print(f"not used, since the tokenizers are there: {', '.join(unused)}")
+            return image, None
+        pictures = pipeline.decode(data, folder, size)
+        config, count = self._config(), len(pictures)
+        crop = crop_of(config)
+        steps = steps_for(count, size, self.image_passes, crop)
+        minutes = min(steps * seconds_a_step(config, size, self.adversarial), self.image_seconds or math.inf) / 60
+        console.print(
+            f"image tokenizer: {steps:,} steps, {passes_of(steps, count, size, crop):.1f} passes over {count:,} "
+            f"pictures of {size} x {size}, about {minutes:.1f} minutes"
+        )
+        training = TrainConfig(steps=steps, seconds=self.image_seconds, **TRAINING)
+        how: dict[str, Any] = {"adversarial": self.adversarial, "halves": halves}
+        image, report = pipeline.image_tokenizer(data, pictures, folder, config, training, **how)
+        judged = f"held-out pictures ({report.held_out})" if report.held_out else "pictures that it was trained on"
+        console.print(
+            f"image tokenizer: {report.psnr:.1f} dB on {judged}, {report.used_codes:,} of {config.codebook_size:,} "
+            f"codes used ({report.reconstructions})"
+        )
+        if report.steps < steps_for(count, size, None, crop):
+            passes, given = passes_of(report.steps, count, size, crop), ("image_passes", "image_seconds")
+            without = " and ".join(f"--{name.replace('_', '-')}" for name in given if getattr(self, name) is not None)
+            again = f"--retrain-tokenizers without {without}"
+            console.print(f"{passes:.1f} passes over your pictures, {report.steps:,} steps; more would help ({again})")
+        return image, pictures
+
+    def _config(self) -> VQConfig:
+        """Of an image tokenizer trained here."""
+        given = {"codebook_size": self.codebook, "dim": self.code_dim, "hidden": self.hidden}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return replace(PRESETS[self.image_preset][1], codebook=self.codebook_training, **chosen)
+
+
+TRAINING_ONLY = (
+    "text_pieces",
+    "image_preset",
+    "codebook",
+    "code_dim",
+    "hidden",
+    "codebook_training",
+    "adversarial",
+    "image_passes",
+    "image_seconds",
+)
+DEFAULTS = {field.name: field.default for field in fields(TokenizerOptions)}
