@@ -40,7 +40,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Context, cache: KVCache | None = None) -> Tensor:
         """The branch [B, S, C] of x [B, S, C]. With a cache the tokens continue its rows, which grow by S."""
         B, S, _ = x.shape
-        q, k, v = self.query_key_value(x).view(B, S, -1, 3, self.head_dim).permute(3, 0, 2, 1, 4)
+        rows = self.query_key_value(x)
+        heads = rows.shape[-1] // (3 * self.head_dim)  # fewer where processes share them
+        q, k, v = rows.view(B, S, heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)
         if cache is None:
             out = self.attend(q, k, v, context)
         else:

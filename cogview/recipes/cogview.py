@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from cogview.config import ModelConfig, TrainConfig, require
