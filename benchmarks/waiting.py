@@ -79,7 +79,8 @@ def measure_spread(seconds: float) -> list[float]:
 def measure(seconds: float) -> list[float]:
     """Of each WORK, in this process."""
     gpt = trainer(ALONE)
-    recipe, model, config = gpt.task.recipe, gpt.task.model, gpt.task.recipe.config  # type: ignore[attr-defined]
+    task: Any = gpt.task
+    recipe, model, config = task.recipe, task.model, task.recipe.config
     pictures = torch.randint(256, (256, 3, 64, 64), dtype=torch.uint8)
     images = TrainConfig(steps=10**6, **TRAINING)
     vqvae = Trainer(PictureTask(VQVAE(IMAGE), Pictures(pictures)), images, Path("unused"))
@@ -124,10 +125,8 @@ def rounds(count: int, seconds: float) -> dict[tuple[str, int], list[list[float]
             rates: list[float] = []
             for command in (child, [*torchrun, *child]):
                 with busy(others):
-                    environment = clean | variables | {"TORCH_CPP_LOG_LEVEL": "ERROR"}
-                    run = subprocess.run(
-                        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, check=True
-                    )
+                    how: Any = {"env": clean | variables, "stdout": subprocess.PIPE, "check": True}
+                    run = subprocess.run([sys.executable, *command], **how)
                 rates += [rate for line in run.stdout.splitlines() for rate in json.loads(line)]
             found.setdefault((way, others), []).append(rates)
     return found
