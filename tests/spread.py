@@ -133,7 +133,7 @@ def faults(folder: Path) -> dict[str, Any]:
 def mortal(folder: Path) -> None:
     """As torchrun starts it: a run to its end, of which the second process dies once."""
     with joined(CPU) as ranks:
-        t = trainer(ranks, folder, dataclasses.replace(SHARED, steps=12, save_every=3))
+        t = trainer(ranks, folder, dataclasses.replace(SHARED, steps=30, save_every=3))
         t.resume()
         step = t.step
 

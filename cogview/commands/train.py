@@ -30,7 +30,8 @@ DROPOUTS = ", ".join(f"tiny {value:g} from {least:,} sequences on" for least, va
 
 @dataclass(frozen=True)
 class Train:
-    """Train a GPT on tokens; the same command goes on where it was stopped.
+    """Train a GPT on tokens; the same command goes on where it was stopped. By several processes, on one machine or on
+    many that share the folders: torchrun --nproc-per-node 8 -m -- cogview train …
 
     A run that is there already and --from have a recipe and sizes, which are not asked for again."""
 
