@@ -15,6 +15,7 @@ from cogview.recipes.recipe import Recipe
 from cogview.sequence import Batch, truncate_text
 from cogview.train.ranks import ALONE, Ranks
 from cogview.train.task import Samples
+from cogview.train.watch import Inside
 
 Output = tuple[Tensor, Batch]
 """Losses [B, S] of a part, and the part."""
@@ -53,7 +54,7 @@ class TokenTask:
         self.data, self.held_out, self.of_data, self.ranks = data, held_out, of_data, ranks
         described = recipe.draws != "captions"
         require(described or config.drop_text == 0, "drop_text", "0 where captions are learned", config.drop_text)
-        self.units = recipe.length
+        self.units, self.inside = recipe.length, Inside(recipe, model, ranks)
         self.counts = {"truncated": 0}  # captions that lost text
         self._weighed: tuple[Batch, Tensor] | None = None
 
