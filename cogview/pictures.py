@@ -127,7 +127,7 @@ def curves(
     """Writes a picture of panels side by side, each a title and named (x, y) lines over what `across` says; names are
     shown as they are, and those that end in `dashed` go with the others of their beginning. Many or long names stand
     below, once for all."""
-    from matplotlib import colormaps, font_manager
+    from matplotlib import colormaps, font_manager, ticker
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -160,6 +160,9 @@ def curves(
             drawn[name] = axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, marker=marker)[0]
         axes.set_xlabel(across)
         axes.set_yscale(scale)
+        if scale == "log":  # 20, not 2 x 10^1
+            axes.yaxis.set_major_formatter(ticker.LogFormatter())
+            axes.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.4)))
         axes.grid(alpha=0.3)
         plainly(axes.title, title)
         if lines and not below:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ CONFIGS: dict[str, tuple[str, Any]] = {
     "three_region": ("cogview", dataclasses.replace(CONFIG, dropout=0.0)),
     "dalle": ("dalle", DalleConfig(**SIZES, dropout=0.0)),
 }
+long = pytest.mark.skipif(os.environ.get("COGVIEW_TESTS") != "all", reason="starts processes: COGVIEW_TESTS=all")
 HALF = dataclasses.replace(TRAIN, dtype="float16", log_every=2)
 
 
@@ -248,13 +250,13 @@ def test_a_hopeless_run_says_where_it_broke(tmp_path: Path) -> None:
 SPREAD = dataclasses.replace(TRAIN, batch_size=8, watch=True)
 
 
-def spread(folder: Path) -> tuple[dict[str, float], str]:
+def spread(folder: Path, tensor: int) -> tuple[dict[str, float], str]:
     """Watched values, and the words of a step in which the last process breaks in a layer, and all in a later one."""
-    with joined(CPU, tensor=2) as ranks:
+    with joined(CPU, tensor) as ranks:
         t = spread_trainer(ranks, folder, SPREAD)
         t.step()
         watched = t._watched
-        layer: Any = t.task.model.stack.layers[0 if ranks.rank == 3 else 1]
+        layer: Any = t.task.model.stack.layers[0 if ranks.rank == 1 else 1]
         attend = layer.attention.attend
         layer.attention.attend = lambda *args: attend(*args) * torch.nan
         t.step()
@@ -262,17 +264,18 @@ def spread(folder: Path) -> tuple[dict[str, float], str]:
 
 
 @needs_processes
-def test_several_processes_tell_the_same(tmp_path: Path) -> None:
-    """Two parts of a batch, two of the heads."""
+@pytest.mark.parametrize("tensor", [pytest.param(1, marks=long), 2])
+def test_several_processes_tell_the_same(tmp_path: Path, tensor: int) -> None:
+    """With parts of a batch, or of the heads."""
     alone = spread_trainer(ALONE, tmp_path / "alone", SPREAD)
     alone.step()
-    found = in_processes(2, spread, tmp_path / "spread")
-    assert found == [found[0]] * 4
+    found = in_processes(2, spread, tmp_path / "spread", tensor)
+    assert found == [found[0]] * 2
     watched, words = found[0]
     assert watched == pytest.approx(alone._watched, rel=1e-5)
     where = "first in layer 1 of 2, output of attention.attend: nan at "
     assert words.startswith(f"step 2: the loss is not finite; {where}")
-    assert words.endswith("dtype float32) on rank 3")
+    assert words.endswith("dtype float32) on rank 1")
 
 
 class Scaled(torch.autograd.Function):
