@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from common import needs_processes
 from PIL import Image
-from spread import CPU, in_processes
+from spread import CPU, in_processes, sharing
 from spread import trainer as spread_trainer
 from test_train_command import tokens, train
 from test_train_run import CONFIG, TRAIN, Pairs, trainer
@@ -37,7 +36,6 @@ CONFIGS: dict[str, tuple[str, Any]] = {
     "three_region": ("cogview", dataclasses.replace(CONFIG, dropout=0.0)),
     "dalle": ("dalle", DalleConfig(**SIZES, dropout=0.0)),
 }
-long = pytest.mark.skipif(os.environ.get("COGVIEW_TESTS") != "all", reason="starts processes: COGVIEW_TESTS=all")
 HALF = dataclasses.replace(TRAIN, dtype="float16", log_every=2)
 
 
@@ -250,32 +248,34 @@ def test_a_hopeless_run_says_where_it_broke(tmp_path: Path) -> None:
 SPREAD = dataclasses.replace(TRAIN, batch_size=8, watch=True)
 
 
-def spread(folder: Path, tensor: int) -> tuple[dict[str, float], str]:
-    """Watched values, and the words of a step in which the last process breaks in a layer, and all in a later one."""
-    with joined(CPU, tensor) as ranks:
-        t = spread_trainer(ranks, folder, SPREAD)
-        t.step()
-        watched = t._watched
-        layer: Any = t.task.model.stack.layers[0 if ranks.rank == 1 else 1]
-        attend = layer.attention.attend
-        layer.attention.attend = lambda *args: attend(*args) * torch.nan
-        t.step()
-        return watched, t.skips.words
+def spread(folder: Path) -> list[tuple[dict[str, float], str]]:
+    """Of two processes that share a batch, and of two that share the heads: watched values, and the words of a step in
+    which the second one breaks in a layer, and both in a later one."""
+    found = []
+    with joined(CPU) as ranks:
+        for tensor in (1, 2):
+            t = spread_trainer(sharing(ranks, tensor), folder / str(tensor), SPREAD)
+            t.step()
+            watched = t._watched
+            layer: Any = t.task.model.stack.layers[0 if ranks.rank == 1 else 1]
+            attend = layer.attention.attend
+            layer.attention.attend = lambda *args, attend=attend: attend(*args) * torch.nan
+            t.step()
+            found.append((watched, t.skips.words))
+    return found
 
 
 @needs_processes
-@pytest.mark.parametrize("tensor", [pytest.param(1, marks=long), 2])
-def test_several_processes_tell_the_same(tmp_path: Path, tensor: int) -> None:
-    """With parts of a batch, or of the heads."""
+def test_several_processes_tell_the_same(tmp_path: Path) -> None:
     alone = spread_trainer(ALONE, tmp_path / "alone", SPREAD)
     alone.step()
-    found = in_processes(2, spread, tmp_path / "spread", tensor)
-    assert found == [found[0]] * 2
-    watched, words = found[0]
-    assert watched == pytest.approx(alone._watched, rel=1e-5)
-    where = "first in layer 1 of 2, output of attention.attend: nan at "
-    assert words.startswith(f"step 2: the loss is not finite; {where}")
-    assert words.endswith("dtype float32) on rank 1")
+    first, second = in_processes(2, spread, tmp_path / "spread")
+    assert first == second
+    for watched, words in first:
+        assert watched == pytest.approx(alone._watched, rel=1e-5)
+        where = "first in layer 1 of 2, output of attention.attend: nan at "
+        assert words.startswith(f"step 2: the loss is not finite; {where}")
+        assert words.endswith("dtype float32) on rank 1")
 
 
 class Scaled(torch.autograd.Function):
