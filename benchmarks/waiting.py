@@ -1,8 +1,9 @@
-"""`python -m benchmarks.waiting`: what threads that wait should do, alone and beside another busy process.
+"""`python -m benchmarks.waiting`: what threads that wait should do, alone and beside other busy processes.
 
-The tiny preset's training, the demo's image tokenizer and drawing, each by OpenMP's ways of waiting (GNU's: by default
-it spins a millisecond or so), with and without one process of normal priority that only counts. A fresh process each,
-the ways in turn: median, least and most of the rounds. Writes results/waiting/<device>.json, in eight minutes or so.
+The tiny preset's training, by one process and by two of torchrun's, the demo's image tokenizer and drawing, each by
+OpenMP's ways of waiting (GNU's: by default it spins a millisecond or so), with no, one and two processes of normal
+priority that only count. Fresh processes each, the ways in turn: median, least and most of the rounds. Writes
+results/waiting/<device>.json, in a quarter of an hour or so.
 """
 
 import argparse
@@ -34,6 +35,8 @@ from cogview.recipes.cogview import CogView
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.train_image import TRAINING, Pictures, PictureTask
 from cogview.train.loop import Trainer
+from cogview.train.ranks import ALONE, Ranks, joined, launched
+from cogview.train.sharding import built
 from cogview.train.token_task import TokenTask
 
 from . import machine
@@ -46,17 +49,38 @@ WAYS: dict[str, dict[str, str]] = {
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
 }
 WORK = ("training, sequences/s", "image tokenizer, images/s", "one picture, tokens/s", "32 pictures, tokens/s")
+SPREAD = "training by two processes, sequences/s"
 
 
-def measure(seconds: float) -> list[float]:
-    """Of each WORK, in this process."""
+def trainer(ranks: Ranks) -> Trainer:
+    """Of the tiny preset."""
     config, training = preset("tiny")
     # scenes have the bytes of their captions for text, too many for the preset
     training = dataclasses.replace(training, seconds=None, steps=10**6, truncate_text=True)
     recipe = CogView(config)
-    torch.manual_seed(0)
-    model = recipe.model()
-    gpt = Trainer(TokenTask(recipe, model, Scenes(256, config.image_grid), training), training, Path("unused"))
+    model = built(recipe, torch.device("cpu"), training, ranks, lambda model: None)
+    scenes = Scenes(256, config.image_grid)
+    return Trainer(TokenTask(recipe, model, scenes, training, ranks=ranks), training, Path("unused"))
+
+
+def measure_spread(seconds: float) -> list[float]:
+    """Of SPREAD, as one of torchrun's processes; nothing but on the first."""
+    with joined(torch.device("cpu")) as ranks:
+        gpt = trainer(ranks)
+        gpt.step(), gpt.step()
+        steps, spent, begun = 0, 0.0, time.perf_counter()
+        while spent < seconds:
+            gpt.step()
+            spent, _ = gpt._agreed(time.perf_counter() - begun, False)  # all stop alike
+            steps += 1
+        return [gpt.config.batch_size * steps / spent] if ranks.first else []
+
+
+def measure(seconds: float) -> list[float]:
+    """Of each WORK, in this process."""
+    gpt = trainer(ALONE)
+    task: Any = gpt.task
+    recipe, model, config = task.recipe, task.model, task.recipe.config
     pictures = torch.randint(256, (256, 3, 64, 64), dtype=torch.uint8)
     images = TrainConfig(steps=10**6, **TRAINING)
     vqvae = Trainer(PictureTask(VQVAE(IMAGE), Pictures(pictures)), images, Path("unused"))
@@ -93,13 +117,18 @@ def busy(processes: int) -> Iterator[None]:
 def rounds(count: int, seconds: float) -> dict[tuple[str, int], list[list[float]]]:
     """What `measure` found in each round, by the way of waiting and the busy processes beside it."""
     clean = {name: value for name, value in os.environ.items() if name not in machine.WAITING}
-    command = [sys.executable, "-m", "benchmarks.waiting", "--child", "--seconds", str(seconds)]
+    child = ["-m", "benchmarks.waiting", "--child", "--seconds", str(seconds)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     found: dict[tuple[str, int], list[list[float]]] = {}
     for _ in range(count):
-        for others, (way, variables) in itertools.product((0, 1), WAYS.items()):
-            with busy(others):
-                run = subprocess.run(command, env=clean | variables, stdout=subprocess.PIPE, check=True)
-            found.setdefault((way, others), []).append(json.loads(run.stdout))
+        for others, (way, variables) in itertools.product((0, 1, 2), WAYS.items()):
+            rates: list[float] = []
+            for command in (child, [*torchrun, *child]):
+                with busy(others):
+                    how: Any = {"env": clean | variables, "stdout": subprocess.PIPE, "check": True}
+                    run = subprocess.run([sys.executable, *command], **how)
+                rates += [rate for line in run.stdout.splitlines() for rate in json.loads(line)]
+            found.setdefault((way, others), []).append(rates)
     return found
 
 
@@ -111,7 +140,7 @@ def main() -> int:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure(options.seconds)))
+        print(json.dumps((measure_spread if launched() else measure)(options.seconds)), flush=True)
         return 0
     with Console().status("measuring"):
         found = rounds(options.rounds, options.seconds)
@@ -119,16 +148,17 @@ def main() -> int:
         {"way": way, "busy processes": others, "rounds": options.rounds}
         | {
             name: [round(value, 1) for value in (statistics.median(x), min(x), max(x))]
-            for name, x in zip(WORK, zip(*rates, strict=True), strict=True)
+            for name, x in zip((*WORK, SPREAD), zip(*rates, strict=True), strict=True)
         }
         for (way, others), rates in found.items()
     ]
     facts = machine.facts()
     path = options.out / f"{machine.slug(facts['device'])}.json"
     write_json(path, {"facts": facts, "rows": rows})
-    table = Table("threads that wait", "busy processes beside it", *WORK)
+    table = Table("threads that wait", "busy processes beside it", *WORK, SPREAD)
     for row in rows:
-        table.add_row(row["way"], str(row["busy processes"]), *(f"{row[name][0]:.0f}" for name in WORK))
+        cells = (f"{row[name][0]:.0f}" for name in (*WORK, SPREAD))
+        table.add_row(row["way"], str(row["busy processes"]), *cells)
     Console().print(table)
     print(path)
     return 0

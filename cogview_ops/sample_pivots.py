@@ -1,5 +1,6 @@
 """The pivot tokens of three-region attention: all text and a random sample of the image (CogView, appendix B)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ def sample_pivots(
     num_pivots: int,
     *,
     cu_seqlens: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """All text tokens, and image tokens drawn uniformly without replacement, as ascending positions.
 
@@ -29,7 +30,7 @@ def sample_pivots(
             with COGVIEW_OPS_CHECK=1) and at least 1.
         cu_seqlens: int32 or int64 `[sequences + 1]`, of sequences without padding between them: as in
             `three_region_attention_varlen`.
-        generator: of the masks' device.
+        generator: of the masks' device; or one for each row, so that what a row draws does not depend on its batch.
 
     Returns:
         int32 `[B, P]`, strictly ascending, then -1 where a row has fewer than P text and image tokens. With cu_seqlens
@@ -49,9 +50,7 @@ def sample_pivots(
         _checks.cu_seqlens(cu_seqlens, text_mask, "text_mask")
         _checks.cu_seqlens_values(cu_seqlens, text_mask.shape[0])
     _checks.text_fits(text_mask, image_mask, num_pivots, cu_seqlens)
-    # the overload that takes a generator has no symbolic sizes
-    given: dict[str, Any] = {} if generator is None else {"generator": generator}
-    rank = torch.rand(*text_mask.shape, device=text_mask.device, **given)
+    rank = _uniform(text_mask, generator)
     if cu_seqlens is not None:
         return _of_sequences(rank, text_mask, image_mask, num_pivots, cu_seqlens)
     # text first (rank 2), then image by a random rank in [0, 1), everything else last
@@ -59,6 +58,19 @@ def sample_pivots(
     rank = torch.nn.functional.pad(rank, (0, num_pivots), value=-1)  # also where there are fewer tokens than pivots
     best, index = rank.topk(num_pivots, -1)
     return _ascending(torch.where(best >= 0, index, _NONE))
+
+
+def _uniform(like: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+    """In [0, 1), float32 of this shape."""
+    if isinstance(generator, Sequence):
+        found = f"{len(generator)} for {tuple(like.shape)}"
+        fits = like.dim() == 2 and len(generator) == len(like)
+        _checks.require(fits, "generator", "one, or one for each row of [B, S]", found)
+        rows = [torch.rand(like.shape[1], device=like.device, generator=own) for own in generator]
+        return torch.stack(rows) if rows else torch.rand(like.shape, device=like.device)
+    # the overload that takes a generator has no symbolic sizes
+    given: dict[str, Any] = {} if generator is None else {"generator": generator}
+    return torch.rand(*like.shape, device=like.device, **given)
 
 
 def _of_sequences(rank: Tensor, text_mask: Tensor, image_mask: Tensor, num_pivots: int, cu_seqlens: Tensor) -> Tensor:

@@ -1,6 +1,11 @@
 """What several processes do in the tests of training: small runs of test_train_run's pairs, each in a folder."""
 
 import dataclasses
+import os
+import resource
+import signal
+import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +17,7 @@ from test_train_run import CONFIG, TRAIN, Pairs
 from cogview.config import TrainConfig
 from cogview.recipes.cogview import CogView
 from cogview.train import loss_scale
+from cogview.train.feed import Feed
 from cogview.train.loop import Trainer
 from cogview.train.ranks import ALONE, Ranks, joined
 from cogview.train.sharding import built
@@ -94,6 +100,64 @@ def of_two(folder: Path) -> dict[str, Any]:
     return found
 
 
+def faults(folder: Path) -> dict[str, Any]:
+    """Of two processes: a batch that is no number on one of them, then a disk on which one's checkpoint has no room."""
+    with joined(CPU) as ranks:
+        t = trainer(ranks, folder, dataclasses.replace(SHARED, steps=7, save_every=3, keep=9))
+        made = t.task.batch
+
+        def broken(samples: Any, indices: Any, *draws: Any, **how: Any) -> Any:
+            batch = made(samples, indices, *draws, **how)
+            return dataclasses.replace(batch, weights=batch.weights * (torch.nan if ranks.rank else 1))
+
+        t.task.batch = broken  # type: ignore[method-assign]
+        found = {"broken": t.step()}
+        t.feed.wait()
+        t.task.batch = made  # type: ignore[method-assign]
+        t.feed = Feed(t.task, t.config)
+        begin = t._begin_save
+
+        def begin_save() -> Path:
+            full = ranks.rank == 1 and t.state.step < 6
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (1000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            )
+            return begin()
+
+        t._begin_save = begin_save  # type: ignore[method-assign]
+        result = t.run()
+        return found | {"finished": result.finished, "skipped": result.state.skipped, "loss": result.validation["loss"]}
+
+
+def mortal(folder: Path) -> None:
+    """As torchrun starts it: a run to its end, of which the second process dies once."""
+    with joined(CPU) as ranks:
+        t = trainer(ranks, folder, dataclasses.replace(SHARED, steps=12, save_every=3))
+        t.resume()
+        step = t.step
+
+        def last() -> dict[str, float]:
+            if ranks.rank == 1 and t.state.step == 7 and not (folder / "died").exists():
+                (folder / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(float(os.environ.get("SECONDS_A_STEP", "0")))
+            return step()
+
+        t.step = last  # type: ignore[method-assign]
+        result = t.run()
+        if ranks.first:
+            print(f"came to step {result.state.step}, finished {result.finished}", flush=True)
+
+
+def to_its_end(folder: Path) -> None:
+    """A run of one process that is nearly always writing a checkpoint, resumed where there is one."""
+    torch.set_num_threads(1)
+    t = trainer(ALONE, folder, dataclasses.replace(SHARED, steps=60, save_every=2, validate_every=7, log_every=3))
+    t.resume()
+    t.run()
+
+
 def of_four(folder: Path) -> list[Any]:
     """Two steps of a run whose checkpoint others go on from."""
     full = dataclasses.replace(SHARED, accumulate=1, checkpoint_activations="full", reshard=False)
@@ -106,3 +170,8 @@ def onward(folder: Path) -> dict[str, Any]:
     with joined(CPU) as ranks:
         found = {name: losses(folder / name, SHARED, 2, ranks) for name in ("of four", "of one")}
         return found | {"damaged": losses(folder / "damaged", SHARED, 1, ranks)}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    mortal(Path(sys.argv[1]))

@@ -103,7 +103,7 @@ def test_the_right_caption_has_the_lower_caploss():
     codes, captions = torch.stack([torch.zeros(16), torch.ones(16)]).long(), [[1, 2], [3, 4, 5]]
     batch = recipe.batch(torch.tensor([[1, 2, -1], [3, 4, 5]]), codes, image_weight=0.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(80):
+    for _ in range(150):
         loss = (model(batch.inputs, batch.context, targets=batch.targets) * batch.weights).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -23,7 +23,7 @@ OVERFITS = dataclasses.replace(
     TRAIN, steps=42, learning_rate=2e-2, log_every=5, save_every=9, keep=1, validate_every=3, warmup=0.0
 )
 MODEL = dataclasses.replace(CONFIG, dropout=0.1, attention="dense", hidden_size=16)
-TIMES = ("elapsed", "tokens_per_second")
+TIMES = ("elapsed", "tokens_per_second", "flops_utilisation")
 
 
 def run_of(folder, config=OVERFITS):

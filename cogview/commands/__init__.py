@@ -9,6 +9,7 @@ from cogview.commands.caption import Caption, Rerank
 from cogview.commands.compare import Compare
 from cogview.commands.data import Build, Data
 from cogview.commands.demo import Demo
+from cogview.commands.export import Export
 from cogview.commands.generate import Generate
 from cogview.commands.info import Info
 from cogview.commands.magnify import Magnify
@@ -31,6 +32,7 @@ Command = (
     | Annotated[Rerank, tyro.conf.subcommand("rerank")]
     | Annotated[Magnify, tyro.conf.subcommand("magnify")]
     | Annotated[Study, tyro.conf.subcommand("study")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[ImportWeights, tyro.conf.subcommand("import-weights")]
     | Annotated[ExportWeights, tyro.conf.subcommand("export-weights")]
     | Annotated[Info, tyro.conf.subcommand("info")]

@@ -49,7 +49,8 @@ class Attention(nn.Module):
     def split(self, query_key_value: Tensor) -> Tensor:
         """[3, B, H, S, D] of the projection's output [B, S, 3 H D], of the heads that are here."""
         B, S, _ = query_key_value.shape
-        return query_key_value.view(B, S, -1, 3, self.head_dim).permute(3, 0, 2, 1, 4)
+        heads = query_key_value.shape[-1] // (3 * self.head_dim)  # fewer where processes share them
+        return query_key_value.view(B, S, heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)
 
     def own(self, context: Context) -> Context:
         """What of the context is this layer's."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from cogview.config import ModelConfig, TrainConfig, require
@@ -130,12 +129,11 @@ class CogView(Recipe):
 
     def draw_pivots(self, inputs: Tensor, draws: Draws = None) -> Tensor:
         """int32 [B, L, P]: for every row and layer all its text, and a sample of its image's places."""
-        if isinstance(draws, Sequence):
-            rows = [self.draw_pivots(row[None], stream) for row, stream in zip(inputs, draws, strict=True)]
-            return torch.cat(rows) if rows else self.draw_pivots(inputs)
         layers, pivots = self.config.num_layers, self.config.num_pivots
-        text, image = (places.repeat(layers, 1) for places in self.pivot_places(inputs))
-        return sample_pivots(text, image, pivots, generator=draws).view(layers, -1, pivots).transpose(0, 1)
+        if isinstance(draws, Sequence):
+            draws = [stream for stream in draws for _ in range(layers)]
+        text, image = (places.repeat_interleave(layers, 0) for places in self.pivot_places(inputs))
+        return sample_pivots(text, image, pivots, generator=draws).view(-1, layers, pivots)
 
     def pivot_places(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """bool [B, S] twice: what always is a pivot, and what a sample is drawn of."""

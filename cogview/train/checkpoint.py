@@ -177,6 +177,12 @@ def best(folder: Path) -> Path | None:
     return latest(folder)  # damaged: who reads it is told
 
 
+def clean(folder: Path) -> None:
+    """Deletes what was not written to its end."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def prune(folder: Path, keep: int, best_step: int | None = None) -> None:
     """Deletes all but the newest `keep` checkpoints of a run folder and that of the best step."""
     for path in paths(folder)[:-keep]:

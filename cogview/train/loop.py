@@ -11,7 +11,6 @@ Several processes, started by torchrun, run this alike; the first writes and spe
 
 import dataclasses
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cogview.config import TrainConfig
+from cogview.hardware import peak_flops
 from cogview.progress import Update, progress
 from cogview.train import checkpoint, record, resuming, schedule
 from cogview.train.feed import Feed
@@ -120,13 +120,13 @@ class Trainer:
         return Result(dataclasses.replace(self.state), path, finished, self.validation.metrics, self.validation.step)
 
     def _prepare(self) -> None:
+        self._peak()  # before there is a step that it would take time of
         newest = checkpoint.latest(self.folder)
         if newest is not None and checkpoint.step_of(newest) > self.state.step:
             raise ValueError(f"{self.folder} holds a run up to {newest.name}: resume it or use another folder")
         if self.ranks.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.glob(".*.tmp"):  # of a process that was killed
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            checkpoint.clean(self.folder)
             self._write_config()
         self.task.model.train()
 
@@ -204,10 +204,18 @@ class Trainer:
         values |= {speed: samples * task.units, "elapsed": state.elapsed}
         if self.optimizer.scale is not None:
             values["loss_scale"] = self.optimizer.loss_scale
+        used = ""
+        if task.flops:
+            values["flops_utilisation"] = samples * task.flops / (self.ranks.count * self._peak())
+            used = f", {values['flops_utilisation']:.0%} of peak"
         log.write(state.step, **values, skipped=state.skipped, **task.counts, **self._watched)
         self._watched = {}
         answer = "" if watch is None else watch(dataclasses.replace(state), samples)
-        return f", loss {values['loss']:.3f}, {values[speed]:,.0f} {task.unit}/s{answer}"
+        return f", loss {values['loss']:.3f}, {values[speed]:,.0f} {task.unit}/s{used}{answer}"
+
+    def _peak(self) -> float:
+        """Operations a second that a process's device could do."""
+        return peak_flops(self.device, getattr(torch, self.config.dtype))
 
     def save(self) -> Path:
         """Writes a checkpoint of everything, drops old ones, returns its path."""

@@ -96,12 +96,15 @@ def joined(device: torch.device, tensor: int = 1) -> Iterator[Ranks]:
     require(fits, "tensor_parallel", f"a divisor of the {count} processes", tensor)
     distributed = torch.distributed
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend)
+    store, rank, _ = next(distributed.rendezvous("env://"))
+    # a process that was started again would find what those that died have left in torchrun's store
+    store = distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
     try:
         sizes = count // tensor, tensor
         mesh = distributed.init_device_mesh(device.type, sizes, mesh_dim_names=("data", "tensor"))
         groups = [distributed.new_group(backend="gloo") for _ in range(2)]
-        ranks = Ranks(distributed.get_rank(), count, tensor, mesh, *groups)
+        ranks = Ranks(rank, count, tensor, mesh, *groups)
         ranks.check_same(torch=torch.__version__, cogview=__version__)
         yield ranks
     finally:

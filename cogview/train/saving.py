@@ -53,6 +53,8 @@ class Saver:
         if writing is None:
             return
         error = writing.exception()
+        if error is not None and self.ranks.first:
+            checkpoint.clean(self.folder)
         if (failures := getattr(error, "failures", None)) is not None:  # of several processes: what each met
             reasons = sorted({str(found) for found, _ in failures.values()})
             raise OSError(f"cannot write checkpoint in {self.folder}: {'; '.join(reasons)}") from error

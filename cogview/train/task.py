@@ -47,6 +47,8 @@ class Task(Protocol):
     """What the log counts a second."""
     units: int
     """How many of them a sample has."""
+    flops: int
+    """Floating-point operations that the model takes for a sample, forward and backward; 0: not known."""
     counts: dict[str, int]
     """Of what the log should tell besides losses; kept in checkpoints."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cogview.config import TrainConfig, require
+from cogview.flops import model_flops
 from cogview.parts.stack import seeds_a_row
 from cogview.parts.transformer import Transformer
 from cogview.recipes.recipe import Recipe
@@ -54,7 +55,8 @@ class TokenTask:
         self.data, self.held_out, self.of_data, self.ranks = data, held_out, of_data, ranks
         described = recipe.draws != "captions"
         require(described or config.drop_text == 0, "drop_text", "0 where captions are learned", config.drop_text)
-        self.units, self.inside = recipe.length, Inside(recipe, model, ranks)
+        self.units, self.flops = recipe.length, model_flops(recipe)
+        self.inside = Inside(recipe, model, ranks)
         self.counts = {"truncated": 0}  # captions that lost text
         self._weighed: tuple[Batch, Tensor] | None = None
 

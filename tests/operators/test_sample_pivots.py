@@ -111,3 +111,19 @@ def test_invalid_arguments() -> None:
     for name, error, arguments in table:
         with pytest.raises(error, match=rf"^{name}: expected .+, got .+"):
             sample_pivots(*arguments)
+
+
+def test_a_generator_for_each_row() -> None:
+    """What a row draws does not depend on its batch."""
+    text, image = torch.zeros(3, 50, dtype=torch.bool), torch.ones(3, 50, dtype=torch.bool)
+
+    def streams(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(s) for s in seeds]
+
+    together = sample_pivots(text, image, 20, generator=streams(1, 2, 1))
+    assert torch.equal(together[0], together[2])
+    assert not torch.equal(together[0], together[1])
+    assert torch.equal(together[1:2], sample_pivots(text[:1], image[:1], 20, generator=streams(2)))
+    assert sample_pivots(text[:0], image[:0], 20, generator=[]).shape == (0, 20)
+    with pytest.raises(ValueError, match=r"generator: expected one, or one for each row .*, got 2 for \(3, 50\)"):
+        sample_pivots(text, image, 20, generator=streams(1, 2))

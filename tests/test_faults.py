@@ -1,0 +1,166 @@
+"""What breaks in a long training, and what is left of it: nothing is lost but steps since the last checkpoint."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from common import needs_processes
+from safetensors.torch import load_file
+from spread import faults, in_processes, to_its_end
+from test_train_best import TIMES
+
+from cogview.train import checkpoint
+from cogview.train.log import read_log
+
+ALL = os.environ.get("COGVIEW_TESTS") == "all"
+TESTS = Path(__file__).parent
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in entry.items() if k.removeprefix("validation_") not in TIMES} for entry in read_log(folder)
+    ]
+
+
+def check_all_is_whole(folder: Path) -> int:
+    """Every checkpoint that is there; the step of the newest."""
+    for path in checkpoint.paths(folder):
+        checkpoint.read(path)
+    newest = checkpoint.latest(folder)
+    return 0 if newest is None else checkpoint.step_of(newest)
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """By kill -9, in steps and while checkpoints are written: what is there is whole, nothing goes back, and in the end
+    it is bit for bit the run that was not killed."""
+    to_its_end(tmp_path / "whole")
+    folder, draw = tmp_path / "killed", random.Random(0)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["spread"])
+    kills, before = 0, 0
+    begun = time.monotonic()
+    (folder / "x").mkdir(parents=True)
+    process = processes.Process(target=to_its_end, args=(folder / "x",))
+    process.start()
+    process.join()
+    seconds = time.monotonic() - begun  # of a run that is left alone, with its start
+    while kills < (30 if ALL else 5):
+        process = processes.Process(target=to_its_end, args=(folder,))
+        process.start()
+        process.join(draw.uniform(0.2, 1.0) * seconds / (4 if before else 2))
+        if process.exitcode is None:
+            process.kill()
+            kills += 1
+        process.join()
+        now = check_all_is_whole(folder)
+        assert now >= before
+        before = now
+        if process.exitcode == 0:  # it came to its end: once more from the beginning
+            for path in checkpoint.paths(folder):
+                checkpoint.remove(path)
+            (folder / "log.jsonl").unlink()
+            before = 0
+    to_its_end(folder)
+    assert log_of(folder) == log_of(tmp_path / "whole")
+    ours, theirs = (load_file(checkpoint.latest(x)) for x in (folder, tmp_path / "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
+    assert not list(folder.glob(".*.tmp"))
+
+
+@needs_processes
+def test_a_broken_batch_and_a_full_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """On one of two processes: both skip the step, the training goes on, and the next checkpoint is written."""
+    both = in_processes(2, faults, tmp_path)
+    assert both[0]["loss"] == both[1]["loss"]
+    for found in both:
+        assert found["broken"]["loss"] != found["broken"]["loss"]
+        assert (found["finished"], found["skipped"]) == (True, 1)
+    assert [checkpoint.step_of(path) for path in checkpoint.paths(tmp_path)] == [6, 7]
+    assert check_all_is_whole(tmp_path) == 7
+    said = capfd.readouterr().out
+    assert f"cannot write checkpoint in {tmp_path}: " in said
+    assert "training goes on" in said
+    assert any("unsaved" in entry for entry in read_log(tmp_path))
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def torchrun(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    return subprocess.Popen(
+        [*command, str(TESTS / "spread.py"), str(folder)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@needs_processes
+def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
+    """By torchrun, all of them, which go on from the last checkpoint."""
+    run = torchrun(tmp_path, "--max-restarts", "1")
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, said
+    assert (tmp_path / "died").exists()
+    assert "came to step 12, finished True" in said
+    assert check_all_is_whole(tmp_path) == 12
+    steps = [entry["step"] for entry in read_log(tmp_path) if "loss" in entry]
+    assert steps == list(range(1, 13))
+
+
+@needs_processes
+def test_sigterm_saves_at_once(tmp_path: Path) -> None:
+    (tmp_path / "died").touch()
+    run = torchrun(tmp_path, SECONDS_A_STEP="1")
+    while len(read_log(tmp_path)) < 2:
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    said, _ = run.communicate(timeout=60)
+    assert time.monotonic() - begun < 30
+    step = check_all_is_whole(tmp_path)
+    assert f"came to step {step}, finished False" in said
+    assert 2 <= step < 12
+    assert checkpoint.read_header(checkpoint.latest(tmp_path))["run"]["step"] == step
+
+
+@needs_processes
+@pytest.mark.skipif(not ALL, reason="COGVIEW_TESTS=all")
+def test_several_processes_killed_at_random_moments(tmp_path: Path) -> None:
+    (tmp_path / "died").touch()
+    draw, before = random.Random(0), 0
+    for _ in range(10):
+        run = torchrun(tmp_path, SECONDS_A_STEP="0.2")
+        time.sleep(draw.uniform(5, 9))
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+        now = check_all_is_whole(tmp_path)
+        assert now >= before
+        before = now
+    said, _ = torchrun(tmp_path).communicate(timeout=120)
+    assert "came to step 12, finished True" in said
+    steps = [entry["step"] for entry in read_log(tmp_path) if "loss" in entry]
+    assert steps == list(range(1, 13))
+
+
+def test_clocks_that_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither budgets nor checkpoints go by the time of day."""
+    to_its_end(tmp_path / "a")
+    jump = iter(range(0, 10**9, 86_400))
+    monkeypatch.setattr(time, "time", lambda: 1e9 - next(jump))
+    to_its_end(tmp_path / "b")
+    assert log_of(tmp_path / "a") == log_of(tmp_path / "b")
+    assert read_log(tmp_path / "b")[-1]["step"] == 60
+    shutil.rmtree(tmp_path)
