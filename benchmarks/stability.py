@@ -194,6 +194,7 @@ def train(preset: Preset, variant: Variant, rate: float, data: Scenes, device: s
     while bad < PATIENCE and trainer.progress() < 1:
         seen.clear()
         loss = trainer.step()["loss"]
+        del seen[preset.layers * len(PLACES) :]  # of a forward that looks for what was not finite
         values = torch.stack(seen).float().view(preset.layers, len(PLACES)).cpu()
         bad = 0 if math.isfinite(loss) else bad + 1
         places = {place: values[:, [p == place for p in PLACES]].amax(1) for place in dict.fromkeys(PLACES)}

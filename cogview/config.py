@@ -128,6 +128,8 @@ class TrainConfig:
     """Of several processes: parameters that were gathered for a layer's forward are dropped until its backward."""
     seed: int = 0
     log_every: int = 10
+    watch: bool = False
+    """Log the largest absolute values of each layer, too, which takes a forward of a part of the batch."""
     save_every: int = 500
     save_seconds: float = math.inf
     """Or after so many seconds."""

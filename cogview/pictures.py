@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -116,12 +117,17 @@ _INSIDE, _NAME = 6, 40  # names, and letters of one, that a panel has room for
 
 
 def curves(
-    panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]]]], path: str | Path, *, across: str = "step"
+    panels: Sequence[tuple[str, dict[str, tuple[list[float], list[float]]]]],
+    path: str | Path,
+    *,
+    across: str = "step",
+    scale: Literal["linear", "log"] = "linear",
+    dashed: str = HELD_OUT,
 ) -> Path:
     """Writes a picture of panels side by side, each a title and named (x, y) lines over what `across` says; names are
-    shown as they are, and those that end in HELD_OUT go with the others of their beginning. Many or long names stand
+    shown as they are, and those that end in `dashed` go with the others of their beginning. Many or long names stand
     below, once for all."""
-    from matplotlib import colormaps, font_manager
+    from matplotlib import colormaps, font_manager, ticker
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -137,7 +143,7 @@ def curves(
             plainly(text, name)
 
     names = list(dict.fromkeys(name for _, lines in panels for name in lines))
-    same = list(dict.fromkeys(name.removesuffix(HELD_OUT) for name in names))
+    same = list(dict.fromkeys(name.removesuffix(dashed) for name in names))
     palette = "tab10" if len(same) <= 10 else "tab20" if len(same) <= 20 else "turbo"
     colours = colormaps[palette].resampled(max(10, len(same)))
     longest = max((cell_len(printable(name)) for name in names), default=0)
@@ -149,10 +155,14 @@ def curves(
     for number, (title, lines) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number)
         for name, (x, y) in lines.items():  # held out: in the colour of what it was trained on, dashed
-            colour = colours(same.index(name.removesuffix(HELD_OUT)))
-            dashes, marker = "--" if name.endswith(HELD_OUT) else "-", "." if len(x) < 10 else ""
+            colour = colours(same.index(name.removesuffix(dashed)))
+            dashes, marker = "--" if name.endswith(dashed) else "-", "." if len(x) < 10 else ""
             drawn[name] = axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, marker=marker)[0]
         axes.set_xlabel(across)
+        axes.set_yscale(scale)
+        if scale == "log":  # 20, not 2 x 10^1
+            axes.yaxis.set_major_formatter(ticker.LogFormatter())
+            axes.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.4)))
         axes.grid(alpha=0.3)
         plainly(axes.title, title)
         if lines and not below:

@@ -13,6 +13,7 @@ import tyro
 from cogview.commands.console import console
 from cogview.commands.presets import of_preset, option
 from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, check_room, chosen_recipe, recipe_for
+from cogview.commands.train_watch import watched
 from cogview.config import Recompute, TrainConfig, require
 from cogview.device import available
 from cogview.parts.transformer import Transformer
@@ -111,6 +112,8 @@ class Train:
     """Newest checkpoints that are kept, beside the best."""
     log_every: Annotated[int | None, of_preset("log_every")] = None
     """Steps that an entry of log.jsonl is the mean of."""
+    watch: bool = False
+    """Log the largest absolute values of each layer, too, and draw them in RUN/NAME/watch.png."""
     seed: int = 0
     """Of the first weights, the order of the data, dropout and all else that is drawn."""
     device: str = "cpu"
@@ -164,7 +167,8 @@ class Train:
             except AnotherRun as error:
                 raise ValueError(f"{error}. {advice(folder)}") from error
             update(1)
-        result = trainer.run()
+        with watched(folder, training.watch and ranks.first) as picture:
+            result = trainer.run(picture)
         for sentence in report(result):
             say(sentence)
         if not all(map(math.isfinite, result.validation.values())):

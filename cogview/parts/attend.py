@@ -39,15 +39,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Context, cache: KVCache | None = None) -> Tensor:
         """The branch [B, S, C] of x [B, S, C]. With a cache the tokens continue its rows, which grow by S."""
-        B, S, _ = x.shape
-        rows = self.query_key_value(x)
-        heads = rows.shape[-1] // (3 * self.head_dim)  # fewer where processes share them
-        q, k, v = rows.view(B, S, heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)
+        q, k, v = self.split(self.query_key_value(x))
         if cache is None:
             out = self.attend(q, k, v, context)
         else:
             out = self.decode(q, k, v, context, cache, cache.append(k, v))
         return self.dense(out.transpose(1, 2).flatten(2))
+
+    def split(self, query_key_value: Tensor) -> Tensor:
+        """[3, B, H, S, D] of the projection's output [B, S, 3 H D], of the heads that are here."""
+        B, S, _ = query_key_value.shape
+        heads = query_key_value.shape[-1] // (3 * self.head_dim)  # fewer where processes share them
+        return query_key_value.view(B, S, heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)
 
     def own(self, context: Context) -> Context:
         """What of the context is this layer's."""

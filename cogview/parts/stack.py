@@ -36,7 +36,12 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """h += post_norm(attention(x)); x = mlp_norm(h); h += mlp_post_norm(mlp(x)); x = next_norm(h)."""
+    """h += post_norm(attention(x)); x = mlp_norm(h); h += mlp_post_norm(mlp(x)); x = next_norm(h).
+
+    Either branch is a module and called as one: hooks on `attention` and `mlp`, set before they are compiled, stand
+    around it in forward and backward, also where it is computed again. So a branch's gradients can have a scale of
+    their own.
+    """
 
     def __init__(self, config: ModelConfig, attention: Attention):
         super().__init__()

@@ -103,7 +103,7 @@ class PairBatch:
 class ContrastiveTask:
     """As the loop trains it."""
 
-    title, unit, units, flops, ranks = "contrastive model", "pairs", 1, 0, ALONE
+    title, unit, units, flops, ranks, inside = "contrastive model", "pairs", 1, 0, ALONE, None
 
     def __init__(self, model: Contrastive, data: Pairs, held_out: Pairs | None = None):
         self.model, self.data, self.held_out, self.counts = model, data, held_out, dict[str, int]()

@@ -85,7 +85,7 @@ class Pictures:
 class PictureTask:
     """A VQ-VAE on pictures, alone or in a VQGAN; the metrics are its losses, and how it uses its codes."""
 
-    title, unit, units, flops, ranks = "image tokenizer", "images", 1, 0, ALONE
+    title, unit, units, flops, ranks, inside = "image tokenizer", "images", 1, 0, ALONE, None
 
     def __init__(self, model: VQVAE | VQGAN, data: Pictures, held_out: Pictures | None = None, halves: bool = False):
         """halves: half of the pictures come at half their size, for one that pictures of both sizes are made with."""

@@ -32,11 +32,10 @@ from cogview.train.interrupts import interrupts
 from cogview.train.log import NoLog, RunLog
 from cogview.train.optimizer import Optimizer
 from cogview.train.saving import Saver
+from cogview.train.skips import Skips
 from cogview.train.state import State, Window
 from cogview.train.task import Task
 from cogview.train.validation import Validation
-
-_MAX_SKIPPED = 20  # non-finite steps in a row after which a run is hopeless
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,8 @@ class Trainer:
         torch.manual_seed(config.seed)  # what a model draws of its own
         if config.compile:
             task.compile()
-        self._skipped_in_a_row = 0
+        self.skips = Skips(task, self.optimizer, config)
+        self._watched: dict[str, float] = {}  # for the log, of the step that it is written behind
 
     def progress(self) -> float:
         """Share of the run that is done, 0 to 1."""
@@ -87,6 +87,8 @@ class Trainer:
         """One optimizer step: the task's metrics, gradient norm and learning rate."""
         batch = self.feed.next(self.state)
         parts, outputs = batch.chunk(self.config.accumulate), []
+        if self._watches() and (inside := self.task.inside) is not None:
+            self._watched = inside.largest(parts[0])
         for number, part in enumerate(parts, 1):
             loss, output = self.task.loss(part, batch)
             self.optimizer.backward(loss, last=number == len(parts))
@@ -95,8 +97,16 @@ class Trainer:
         taken, norm = self.optimizer.step(rate)  # a loss that is not finite has such gradients
         state.step += 1
         state.skipped += not taken
-        self._skipped_in_a_row = 0 if taken else self._skipped_in_a_row + 1
-        return {**self.task.metrics(outputs), "gradient_norm": norm, "learning_rate": rate}
+        metrics = self.task.metrics(outputs)
+        if said := self.skips.add(taken, state.step, metrics["loss"], parts):
+            self.say(f"{said}; the step is skipped")
+        return {**metrics, "gradient_norm": norm, "learning_rate": rate}
+
+    def _watches(self) -> bool:
+        """Whether the next step's entry in the log is to tell of the inside of the model."""
+        c, step = self.config, self.state.step + 1
+        last = schedule.progress(c, step, self.state.elapsed) >= 1
+        return c.watch and (step % c.log_every == 0 or last)
 
     def run(self, watch: Watch | None = None) -> Result:
         """Trains to the end, logs, validates and saves on the way: in steps or seconds of its own, and where the
@@ -133,7 +143,7 @@ class Trainer:
             if state.step % c.log_every == 0 or last:
                 told = self._log_steps(log, watch)
             update(self.progress(), self._place() + (told or f", loss {values['loss']:.3f}"))
-            self._check_hope()
+            self.skips.check_hope(state.step)
             due = state.step % c.save_every == 0 or state.elapsed - saved > c.save_seconds
             if task.held_out is not None and (state.step % c.validate_every == 0 or last):
                 due = self._judge(log) or due
@@ -184,13 +194,6 @@ class Trainer:
         end = "" if self.config.steps is None else f" of {self.config.steps:,}"
         return f"step {self.state.step:,}{end}"
 
-    def _check_hope(self) -> None:
-        if self._skipped_in_a_row >= _MAX_SKIPPED:
-            raise RuntimeError(
-                f"the loss was not finite for {_MAX_SKIPPED} steps, up to step {self.state.step}: "
-                "resume from the last checkpoint with a lower learning_rate"
-            )
-
     def _log_steps(self, log: RunLog | NoLog, watch: Watch | None) -> str:
         """Logs the means over the window's steps and begins another; returns words about them."""
         state, task, window = self.state, self.task, self.window
@@ -199,11 +202,14 @@ class Trainer:
         samples = window.steps * self.config.batch_size / seconds
         speed = f"{task.unit}_per_second"
         values |= {speed: samples * task.units, "elapsed": state.elapsed}
+        if self.optimizer.scale is not None:
+            values["loss_scale"] = self.optimizer.loss_scale
         used = ""
         if task.flops:
             values["flops_utilisation"] = samples * task.flops / (self.ranks.count * self._peak())
             used = f", {values['flops_utilisation']:.0%} of peak"
-        log.write(state.step, **values, skipped=state.skipped, **task.counts)
+        log.write(state.step, **values, skipped=state.skipped, **task.counts, **self._watched)
+        self._watched = {}
         answer = "" if watch is None else watch(dataclasses.replace(state), samples)
         return f", loss {values['loss']:.3f}, {values[speed]:,.0f} {task.unit}/s{used}{answer}"
 

@@ -27,6 +27,8 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: TrainConfig, ranks: Ranks = ALONE):
         self.ranks, self.clip = ranks, config.clip
+        self.last_not_finite: str | None = None
+        """Of the last step, the first in its backward of the parameters whose gradient was not finite."""
         self.scale = LossScale() if config.dtype == "float16" else None
         self._model = model
         if ranks.mesh is None:
@@ -65,6 +67,7 @@ class Optimizer:
             torch._foreach_mul_(grads, whole)
         norm = self._norm()
         finite = math.isfinite(norm)
+        self.last_not_finite = None if finite else self._last_not_finite()
         if finite:
             torch._foreach_mul_(grads, min(1.0, self.clip / (norm + 1e-6)))
             for optimizer in self._optimizers:
@@ -77,6 +80,14 @@ class Optimizer:
         if self.scale is not None:
             self.scale.update(finite)
         return finite, norm
+
+    def _last_not_finite(self) -> str | None:
+        """Of all processes. Parameters stand in the order of the forward."""
+        names = list(self.master)
+        there = [i for i, p in enumerate(self.master.values()) if p.grad is not None]
+        bad = [i for i in there if not _local(self.master[names[i]].grad).isfinite().all()]
+        last = max(self.ranks.told(max(bad, default=-1)))
+        return None if last < 0 else names[last]
 
     def _norm(self) -> float:
         """Of all gradients."""

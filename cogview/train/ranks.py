@@ -49,6 +49,12 @@ class Ranks:
             torch.distributed.all_reduce(values, group=self.mesh.get_group("data"))
         return values
 
+    def largest(self, values: Tensor) -> Tensor:
+        """Of those of all processes, the same on all."""
+        if self.mesh is not None:
+            torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+        return values
+
     def told(self, value: Any) -> list[Any]:
         """What each process has, by rank."""
         if self.mesh is None:

@@ -20,6 +20,16 @@ class Samples(Protocol):
         ...
 
 
+class Inside(Protocol):
+    """`watch.Inside` is that of Transformers. All processes ask together."""
+
+    def largest(self, part: Any) -> dict[str, float]:
+        """Absolute values in a forward of a part of a batch, by names for the log."""
+
+    def first_not_finite(self, parts: Sequence[Any]) -> str:
+        """The operation whose output it was in a forward of these parts, in words; empty where all were finite."""
+
+
 class Task(Protocol):
     """`token_task.TokenTask` is that of all recipes, `tokenizers.train_image.PictureTask` the image tokenizer's."""
 
@@ -41,6 +51,10 @@ class Task(Protocol):
     """Floating-point operations that the model takes for a sample, forward and backward; 0: not known."""
     counts: dict[str, int]
     """Of what the log should tell besides losses; kept in checkpoints."""
+
+    @property
+    def inside(self) -> Inside | None:
+        """What can be told of the inside of the model; None: nothing."""
 
     @property
     def ranks(self) -> Ranks:

@@ -16,6 +16,7 @@ from cogview.recipes.recipe import Recipe
 from cogview.sequence import Batch, truncate_text
 from cogview.train.ranks import ALONE, Ranks
 from cogview.train.task import Samples
+from cogview.train.watch import Inside
 
 Output = tuple[Tensor, Batch]
 """Losses [B, S] of a part, and the part."""
@@ -55,6 +56,7 @@ class TokenTask:
         described = recipe.draws != "captions"
         require(described or config.drop_text == 0, "drop_text", "0 where captions are learned", config.drop_text)
         self.units, self.flops = recipe.length, model_flops(recipe)
+        self.inside = Inside(recipe, model, ranks)
         self.counts = {"truncated": 0}  # captions that lost text
         self._weighed: tuple[Batch, Tensor] | None = None
 
