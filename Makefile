@@ -44,19 +44,20 @@ test: lint
 
 # What takes too long for every change: every Triton kernel for every chip, with Triton 3.6 too; every kernel of
 # attention in CUDA C++; kernels for AMX and AVX512-BF16 emulated, and broken in fifty ways or so that tests must find;
-# every way to install; every operator through AOTInductor; the operators in models of transformers and diffusers, and
+# every way to install; every operator through AOTInductor; trainings killed at thirty random moments; the operators in models of transformers and diffusers, and
 # beside NATTEN; the operators on the oldest torch and on Python 3.12; the GPU check rehearsed there. About an hour and a
 # half more, and 4 GB of downloads.
 test-all: test oldest build/triton-3.6.0/done
 	@COGVIEW_TESTS=all $(PY) -m pytest -n $(JOBS) tests/test_triton_build.py tests/test_cuda_build.py \
-	  tests/test_cuda_hopper.py tests/test_emulated_isa.py tests/test_packaging.py tests/operators/test_export.py
+	  tests/test_cuda_hopper.py tests/test_emulated_isa.py tests/test_packaging.py tests/operators/test_export.py \
+	  tests/test_faults.py
 	@$(PIP) install -e '.[wrappers]' --no-build-isolation
 	@$(PY) -m pytest tests/operators/test_wrapped_modules.py
 	@$(PIP) install -e '.[integrations,int8]' --no-build-isolation
 	@$(PY) -m pytest tests/integrations
 	@NATTEN_CUDA_ARCH= $(PIP) install --no-deps --no-build-isolation --upgrade --target build/natten 'natten>=0.21'
 	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten_functions.py
-	@$(OWN_CACHE) $(OLDEST)/bin/python -m pytest -n auto tests/operators
+	@$(OWN_CACHE) $(OLDEST)/bin/python -m pytest -n auto tests/operators tests/test_distributed.py
 	@$(OWN_CACHE) $(OLDEST)/bin/python scripts/gpu_check.py first tests sweep rows --carried --rehearse --out build/rehearsal
 
 # The operator tests under GCC's address and undefined-behaviour sanitizers, on a build of its own. Leaks are Python's;

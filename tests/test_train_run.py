@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import sys
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -151,6 +152,23 @@ def test_learns_a_few_pairs_and_draws_them(tmp_path, dtype):
         top_k=1,
     )
     assert (codes.flatten(1) == data.codes).float().mean() > 0.98
+
+
+def test_layers_compile_to_as_many_graphs_however_many_they_are(tmp_path, monkeypatch):
+    """Without a break; new seeds, pivots and masks compile nothing."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    config = dataclasses.replace(TRAIN, hide_context=0.5, checkpoint_activations="selective")
+    graphs = []
+    for layers in (2, 4):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model = dataclasses.replace(CONFIG, num_layers=layers)
+        eager, compiled = (trainer(tmp_path, dataclasses.replace(config, compile=c), model) for c in (False, True))
+        for _ in range(4):
+            assert compiled.step() == pytest.approx(eager.step(), rel=1e-5)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        assert not torch._dynamo.utils.counters["graph_break"]
+    assert graphs[0] == graphs[1] <= 2
 
 
 def test_learning_rate_schedule(tmp_path):
