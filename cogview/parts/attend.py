@@ -40,7 +40,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Context, cache: KVCache | None = None) -> Tensor:
         """The branch [B, S, C] of x [B, S, C]. With a cache the tokens continue its rows, which grow by S."""
         B, S, _ = x.shape
-        q, k, v = self.query_key_value(x).view(B, S, -1, 3, self.head_dim).permute(3, 0, 2, 1, 4)
+        # unbound before they are transposed: the backward puts the gradients together where they belong, in one copy
+        q, k, v = (t.transpose(1, 2) for t in self.query_key_value(x).view(B, S, -1, 3, self.head_dim).unbind(3))
         if cache is None:
             out = self.attend(q, k, v, context)
         else:
