@@ -66,7 +66,8 @@ class Optimizer:
         norm = self._norm()
         finite = math.isfinite(norm)
         if finite:
-            torch._foreach_mul_(grads, min(1.0, self.clip / (norm + 1e-6)))
+            if norm > self.clip:
+                torch._foreach_mul_(grads, self.clip / norm)
             for optimizer in self._optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate
