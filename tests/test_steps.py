@@ -17,8 +17,8 @@ def test_every_part_is_timed_and_kept(tmp_path, capsys):
         assert set(row["baselines"]) == {"SDPA", "materialised scores"}
         assert row["median_s"] > 0
     whole, narrow = (rows[shape, "step"] for shape in ("quick", "quick-window-2"))
-    assert narrow["flops"] <= whole["flops"] < whole["baselines"]["SDPA"]["flops"]
-    assert 0 < whole["mfu"]
+    assert narrow["flops"] < whole["flops"] == whole["baselines"]["SDPA"]["flops"]  # a window of all that there is
+    assert whole["mfu"] > 0
     assert "materialised scores" in capsys.readouterr().out
 
 
