@@ -1,11 +1,14 @@
 """Token losses: float32 log-softmax over a tied head, a chunk of tokens at a time."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 _CHUNK_LOGITS = 2**26  # float32 logits alive at once: 256 MB
+_SHIFT = 3.0  # of logits below their row's largest: float16 holds the sum of exponentials of a million tokens
 
 
 def chunk_rows(vocabulary: int) -> int:
@@ -32,6 +35,49 @@ def token_nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
 
 def _nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden, head).float(), labels, reduction="none")
+
+
+def weighted_nll(hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of `token_nll` times weights, float32 [B, S], and the losses themselves, which have no gradient here.
+
+    Since weights are known, the gradients of hidden and head are computed while a chunk's logits are there: these are
+    computed once, and the backward only scales what it finds.
+    """
+    if torch.is_grad_enabled():
+        return _WeightedNll.apply(hidden, head, labels, weights)
+    nll = token_nll(hidden, head, labels)
+    return (nll * weights).sum(), nll
+
+
+class _WeightedNll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        nll, grad_hidden = hidden.new_empty(labels.shape, dtype=torch.float32), hidden.new_empty(hidden.shape)
+        grad_head = torch.zeros_like(head, dtype=torch.float32)
+        columns = labels.reshape(-1, 1), weights.reshape(-1, 1), nll.view(-1, 1)
+        tensors = hidden.flatten(0, 1), grad_hidden.flatten(0, 1), *columns
+        for x, grad_x, y, w, loss in zip(*(t.split(chunk_rows(len(head))) for t in tensors), strict=True):
+            z = F.linear(x, head).float()
+            z -= z.amax(1, keepdim=True) + _SHIFT
+            label = z.gather(1, y)
+            total = z.exp_().sum(1, keepdim=True)
+            loss.copy_(total.log() - label)
+            # the gradient of a row's logits is w / total * (exponentials - total at the label)
+            grad = z.scatter_add_(1, y, -total).to(head.dtype)
+            del z
+            scale = w / total
+            grad_x.copy_(grad @ head).mul_(scale)
+            grad_head += grad.t() @ (x * scale).to(x.dtype)
+        ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.dtype = head.dtype
+        ctx.mark_non_differentiable(nll)
+        return (nll * weights).sum(), nll
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_head = ctx.saved_tensors  # scaled in place: once is enough, and they are large
+        return grad_hidden.mul_(grad), grad_head.mul_(grad).to(ctx.dtype), None, None
 
 
 def weighted_mean(nll: Tensor, weights: Tensor) -> Tensor:

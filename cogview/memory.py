@@ -78,7 +78,7 @@ def activations(recipe: Recipe, mode: Recompute, size: int, tensor_parallel: int
         "selective": 2 * state * c.num_layers + output * fused,
         "full": 2 * state * c.num_layers,
     }[mode]
-    outside = state + 8 * tokens + 3 * 8 * tokens  # what the head reads, the first norm's statistics, three ids a token
+    outside = state + 8 * tokens + 2 * 8 * tokens  # the head's gradient, the first norm's statistics, two ids a token
     gradient = 4 * state // split  # of gelu's output; for each later one as much is freed
     # a layer's input is kept already, and its output is there in that one's place
     again = {"none": 0, "selective": max(whole) - output * (fused > 0), "full": max(whole)}[mode]
@@ -95,11 +95,8 @@ def _lse(heads: int, tokens: int, split: int) -> int:
 
 
 def logits(recipe: Recipe, samples: int, size: int) -> int:
-    """Of a micro-batch, as they are alive at once: log-probabilities and their gradient in float32, and the product."""
-    vocabulary = recipe.vocab.size
-    return min(samples * recipe.length, chunk_rows(vocabulary)) * vocabulary * (4 + 4 + size)
-
-
-def chunked(recipe: Recipe, samples: int) -> bool:
-    """Whether the logits of a micro-batch are computed in chunks, and again in the backward."""
-    return samples * recipe.length > chunk_rows(recipe.vocab.size)
+    """Of a micro-batch, as they are alive at once: exponentials in float32 and, below it, their gradient; beside them
+    the states that the head reads, once more for a chunk of them, and its own gradient in float32 and of a chunk."""
+    vocabulary, hidden, tokens = recipe.vocab.size, recipe.config.hidden_size, samples * recipe.length
+    rows = min(tokens, chunk_rows(vocabulary))
+    return vocabulary * (rows * (4 + size % 4) + (4 + size) * hidden) + size * hidden * (tokens + rows)

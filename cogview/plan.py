@@ -24,7 +24,7 @@ from typing import Any
 from cogview.config import Recompute, require
 from cogview.flops import Flops, forward_flops
 from cogview.hardware import Gpu
-from cogview.memory import MODES, Activations, Parameters, activations, chunked, logits, parameters
+from cogview.memory import MODES, Activations, Parameters, activations, logits, parameters
 from cogview.recipes.recipe import Recipe
 
 MACHINE = 8  # GPUs that a fast link joins
@@ -164,7 +164,7 @@ class Planner:
     def _seconds(self, gpus: int, ranks: int, micro_batch: int, accumulate: int) -> dict[str, float]:
         c, total, split = self.recipe.config, self.parameters.total, self.tensor_parallel
         peak = 1e12 * (self.gpu.float32 if self.size == 4 else self.gpu.half)
-        operations = self.batch_size * (self.flops.total + self._again(micro_batch))
+        operations = self.batch_size * (self.flops.total + self._again())
         link, network = ACHIEVED * self.gpu.link, ACHIEVED * self.network
         bandwidth = link if gpus <= MACHINE else min(link, network * MACHINE / split)
         moved = (self.size * (2 if self.reshard else 1) * accumulate + 4) * total * (ranks - 1) / ranks
@@ -177,14 +177,13 @@ class Planner:
             "optimizer": 32 * total / ranks / self.gpu.bandwidth,
         }
 
-    def _again(self, micro_batch: int) -> int:
+    def _again(self) -> int:
         """Operations of a sample's forward that the backward does once more."""
         flops = self.flops
-        head = flops.vocabulary if chunked(self.recipe, micro_batch) else 0
         if self.checkpointing == "none":
-            return head
+            return 0
         saved = self.activations[self.checkpointing].kept > self.activations["full"].kept  # outputs of attention
-        return head + flops.projections + (0 if saved else flops.attention)
+        return flops.projections + (0 if saved else flops.attention)
 
 
 def remedy(planner: Planner, gpus: int) -> str:

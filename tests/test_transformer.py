@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from cogview.loss import token_nll, weighted_mean
+from cogview.loss import token_nll, weighted_mean, weighted_nll
 from cogview.parts import linear
 from cogview.parts.attend import record_weights
 from cogview.parts.published import published_names
@@ -340,6 +340,38 @@ def test_loss_in_chunks(monkeypatch):
     assert token_nll(torch.zeros(1, 1, 4), torch.zeros(8, 4), torch.zeros(1, 1).long()).item() == pytest.approx(
         math.log(8)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chunk", [2**26, 50 * 11])
+def test_weighted_loss_and_its_gradients_are_those_of_the_formula(monkeypatch, dtype, chunk):
+    monkeypatch.setattr("cogview.loss._CHUNK_LOGITS", chunk)
+    hidden, head = torch.randn(3, 9, 16).to(dtype), torch.randn(50, 16).to(dtype)
+    labels, weights = torch.randint(50, (9, 3)).t(), torch.rand(3, 9).round(decimals=1)
+
+    def found(compute, dtype):
+        x, w = (t.detach().to(dtype).requires_grad_() for t in (hidden, head))
+        total, nll = compute(x, w, labels, weights.to(dtype if dtype == torch.float64 else torch.float32))
+        (total * 7).backward()
+        return [t.double() for t in (total.detach(), nll.detach(), x.grad, w.grad)]
+
+    def formula(x, head, labels, weights):
+        nll = F.cross_entropy((x @ head.t()).flatten(0, 1), labels.flatten(), reduction="none").view(3, 9)
+        return (nll * weights).sum(), nll
+
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+    for ours, exact in zip(found(weighted_nll, dtype), found(formula, torch.float64), strict=True):
+        assert (ours - exact).norm() <= tolerance * exact.norm()
+    with torch.no_grad():
+        assert not weighted_nll(hidden, head, labels, weights)[0].requires_grad
+
+
+def test_a_million_equal_logits_are_not_too_many_for_float16():
+    hidden, head = torch.zeros(1, 2, 1, dtype=torch.float16), torch.zeros(2**20, 1, dtype=torch.float16)
+    total, _ = weighted_nll(hidden, head.requires_grad_(), torch.tensor([[0, 5]]), torch.ones(1, 2))
+    total.backward()
+    assert total.item() == pytest.approx(2 * 20 * math.log(2))
+    assert bool(head.grad.isfinite().all())
 
 
 def test_logits_of_one_place_of_each_row():

@@ -46,11 +46,12 @@ class Attention(nn.Module):
             out = self.decode(q, k, v, context, cache, cache.append(k, v))
         return self.dense(out.transpose(1, 2).flatten(2))
 
-    def split(self, query_key_value: Tensor) -> Tensor:
-        """[3, B, H, S, D] of the projection's output [B, S, 3 H D], of the heads that are here."""
+    def split(self, query_key_value: Tensor) -> list[Tensor]:
+        """Queries, keys and values [B, H, S, D] of the projection's output [B, S, 3 H D], of the heads that are here."""
         B, S, _ = query_key_value.shape
         heads = query_key_value.shape[-1] // (3 * self.head_dim)  # fewer where processes share them
-        return query_key_value.view(B, S, heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)
+        # unbound before they are transposed: the backward puts the gradients together where they belong, in one copy
+        return [x.transpose(1, 2) for x in query_key_value.view(B, S, heads, 3, self.head_dim).unbind(3)]
 
     def own(self, context: Context) -> Context:
         """What of the context is this layer's."""

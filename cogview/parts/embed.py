@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cogview.config import ModelConfig
-from cogview.loss import token_nll
+from cogview.loss import token_nll, weighted_nll
 from cogview.parts.linear import linear
 
 
@@ -29,3 +29,7 @@ class Embedding(nn.Module):
     def nll(self, x: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood, float32 [B, S], of targets [B, S] from states [B, S, C]."""
         return token_nll(x, self.words.weight, targets)
+
+    def weighted_nll(self, x: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Their sum by weights [B, S], which alone has gradients, and they."""
+        return weighted_nll(x, self.words.weight, targets, weights)

@@ -49,19 +49,23 @@ class Transformer(nn.Module):
         context: Context,
         *,
         targets: Tensor | None = None,
+        weights: Tensor | None = None,
         at: Tensor | None = None,
         among: slice = slice(None),
         cache: Sequence[KVCache] | None = None,
         recompute: Recompute = "none",
-    ) -> Tensor:
+    ) -> Any:
         """Of inputs int64 [B, S]: float32 logits [B, S, V]; with targets int64 [B, S] their negative log-likelihoods
-        [B, S]; with `at` int64 [B] the logits [B, V] of one place of each row alone; of the ids `among` alone. With a
-        cache, see `make_cache`, the tokens continue its rows. recompute: what a backward computes again."""
+        [B, S]; with weights [B, S] as well the pair of their weighted sum, which alone has gradients, and these; with
+        `at` int64 [B] the logits [B, V] of one place of each row alone; of the ids `among` alone. With a cache, see
+        `make_cache`, the tokens continue its rows. recompute: what a backward computes again."""
         self._check(inputs, context, cache)
         h = self.embedding(inputs, context.positions)
         x = self.stack(h, context, cache, recompute)
         if targets is not None:
-            return self.embedding.nll(x, targets)
+            return (
+                self.embedding.nll(x, targets) if weights is None else self.embedding.weighted_nll(x, targets, weights)
+            )
         if at is not None:
             x = x[torch.arange(len(x), device=x.device), at]
         return self.embedding.logits(x, among)

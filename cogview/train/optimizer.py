@@ -69,7 +69,8 @@ class Optimizer:
         finite = math.isfinite(norm)
         self.last_not_finite = None if finite else self._last_not_finite()
         if finite:
-            torch._foreach_mul_(grads, min(1.0, self.clip / (norm + 1e-6)))
+            if norm > self.clip:
+                torch._foreach_mul_(grads, self.clip / norm)
             for optimizer in self._optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate

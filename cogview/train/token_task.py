@@ -103,8 +103,8 @@ class TokenTask:
 
     def loss(self, part: Batch, batch: Batch) -> tuple[Tensor, Output]:
         how: Any = {"recompute": self.config.checkpoint_activations if self.model.training else "none"}
-        nll = self.model(part.inputs, part.context, targets=part.targets, **how)
-        return (nll * part.weights).sum() / self._weight(batch), (nll.detach(), part)
+        total, nll = self.model(part.inputs, part.context, targets=part.targets, weights=part.weights, **how)
+        return total / self._weight(batch), (nll, part)
 
     def _weight(self, batch: Batch) -> Tensor:
         """Of all its targets, on all processes."""
