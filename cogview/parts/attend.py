@@ -47,7 +47,7 @@ class Attention(nn.Module):
         return self.dense(out.transpose(1, 2).flatten(2))
 
     def split(self, query_key_value: Tensor) -> list[Tensor]:
-        """Queries, keys and values [B, H, S, D] of the projection's output [B, S, 3 H D], of the heads that are here."""
+        """Queries, keys, values [B, H, S, D] of the projection's output [B, S, 3 H D], of the heads that are here."""
         B, S, _ = query_key_value.shape
         heads = query_key_value.shape[-1] // (3 * self.head_dim)  # fewer where processes share them
         # unbound before they are transposed: the backward puts the gradients together where they belong, in one copy
