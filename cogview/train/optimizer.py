@@ -27,7 +27,7 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: TrainConfig, ranks: Ranks = ALONE):
         self.ranks, self.clip = ranks, config.clip
-        self.scale = LossScale() if config.dtype == "float16" else None
+        self.scale = LossScale(config.scale_patience) if config.dtype == "float16" else None
         self._model = model
         if ranks.mesh is None:
             model.float()
