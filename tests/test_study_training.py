@@ -16,6 +16,7 @@ from cogview.recipes.cogview import CogView, CogViewConfig
 from cogview.studies import training, training_runs, training_verdicts
 from cogview.studies.paired import over_seeds
 from cogview.studies.training_runs import Watched, share_seen
+from cogview.studies.training_verdicts import SHRINK
 from cogview.tokenizers.image import VQConfig
 from cogview.train.token_task import TokenTask
 
@@ -92,10 +93,11 @@ def test_sentences_follow_the_figures():
     found["float16"] = of(2.01, 2.2, scale=[16.0, 15.0])
     assert "does not hold" in training_verdicts.precision(found)
     scales = {"shrunk": [17.0] * 4, "not shrunk": [16.0] * 4}
-    levels = {name: of(2.0, 2.1, scale=scale) for name, scale in scales.items()}
-    assert "is seen: over the second half of the steps its exponent is +1.00" in training_verdicts.shrink(levels, "")
-    levels["shrunk"] = levels["not shrunk"]
-    assert "is not seen" in training_verdicts.shrink(levels, "")
+    levels = {name: of(2.0, 2.1, scale=scales["shrunk" if "not" not in name else "not shrunk"]) for name in SHRINK}
+    assert "is seen on the preset tiny; " in training_verdicts.shrink(levels)
+    assert "on the preset tiny its exponent differs by +1.00 (95 %" in training_verdicts.shrink(levels)
+    levels |= dict.fromkeys(SHRINK, levels["not shrunk"])
+    assert "is not seen: on" in training_verdicts.shrink(levels)
 
 
 def test_the_study_of_training(monkeypatch, tmp_path, capsys):

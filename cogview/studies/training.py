@@ -59,6 +59,7 @@ def ways(sizes: Sizes) -> dict[str, Way]:
     found = [
         *(way(dtype, dtype=dtype) for dtype in (BASE, "float32", "float16")),
         *(way(name, embedding_grad_scale=x, **scaled) for name, x in shrink.items()),
+        *(way(f"small, {name}", embedding_grad_scale=x, embedding_std=0.02, **scaled) for name, x in shrink.items()),
         *(
             replace(way(f"deep, {name}", rate=0.01, embedding_grad_scale=x, **deep), steps=sizes.deep_steps)
             for name, x in shrink.items()

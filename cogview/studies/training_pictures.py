@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ Line = tuple[list[float], list[float]]
 def draw(out: Path, found: dict[str, list[dict[str, Any]]], facts: dict[str, Any]) -> None:
     """precision.png, shrink.png, attention.png, batch.png, optimizer.png."""
 
+    pair = ("shrunk", "not shrunk")
+
     def loss(name: str, of: str = "loss", times: float = 1.0) -> Line:
         """The mean of the seeds; times: what a step counts as."""
         return _mean([t["curves"][of] for t in found[name]], times)
 
-    def scales(*names: str) -> dict[str, Line]:
-        return {f"{name}, seed {t['seed']}": _scale(t) for name in names for t in found[name][:2]}
+    def scales(kind: str) -> dict[str, Line]:
+        """The means of the seeds, with and without the shrink."""
+        return {name: _mean([list(zip(*_scale(t), strict=True)) for t in found[f"{kind}{name}"]]) for name in pair}
 
     precisions = ("float32", "bfloat16", "float16")
     panels = [
@@ -28,7 +32,6 @@ def draw(out: Path, found: dict[str, list[dict[str, Any]]], facts: dict[str, Any
     ]
     curves(panels, out / "precision.png")
 
-    pair = ("shrunk", "not shrunk")
     groups = {"words": "token table", "read": "of it reading", "positions": "positions", "other": "layers"}
     largest = {
         f"{label}, {name}": _log10(_mean([found[name][0]["largest"][group]]))
@@ -37,16 +40,17 @@ def draw(out: Path, found: dict[str, list[dict[str, Any]]], facts: dict[str, Any
         if name == "not shrunk" or group in ("read", "positions")
     }
     panels = [
-        ("exponent of the loss scale, tiny", scales(*pair)),
-        ("exponent of the loss scale, 64 layers", scales(*(f"deep, {name}" for name in pair))),
+        ("exponent of the loss scale, tiny", scales("")),
+        ("the same, embeddings begin at 0.02", scales("small, ")),
+        ("the same, 64 layers", scales("deep, ")),
         ("log10 of the largest gradient, tiny, seed 0", largest),
     ]
     curves(panels, out / "shrink.png")
 
     kinds = ("dense", "three_region")
     panels = [
-        (f"training loss of {of}, mean of the seeds", {kind: loss(kind, f"{of}_loss") for kind in kinds})
-        for of in ("image", "text")
+        (f"training loss of {name}, mean of the seeds", {kind: loss(kind, f"{of}_loss") for kind in kinds})
+        for of, name in (("image", "images"), ("text", "text"))
     ]
     both = [[_mean([t["curves"]["loss"]]) for t in found[kind]] for kind in kinds]
     apart = {f"seed {n}": _apart(b, a) for n, (a, b) in enumerate(zip(*both, strict=True))}
@@ -71,7 +75,7 @@ def draw(out: Path, found: dict[str, list[dict[str, Any]]], facts: dict[str, Any
     curves(panels, out / "optimizer.png", across="steps, seconds on the right")
 
 
-def _mean(seeds: list[list[list[float]]], times: float = 1.0) -> Line:
+def _mean(seeds: Sequence[Sequence[Sequence[float]]], times: float = 1.0) -> Line:
     """Of curves of points [x, y] at the same places."""
     points = list(zip(*seeds, strict=True))
     return [times * point[0][0] for point in points], [statistics.fmean(y for _, y in point) for point in points]

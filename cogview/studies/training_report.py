@@ -15,7 +15,7 @@ def write(out: Path, found: Found, facts: dict[str, Any]) -> str:
     training_pictures.draw(out, found, facts)
     said_of = {
         "precision": verdicts.precision(found),
-        "shrink": f"{verdicts.shrink(found, '')} {verdicts.shrink(found, 'deep, ')} {verdicts.gradients(found)}",
+        "shrink": f"{verdicts.shrink(found)} {verdicts.gradients(found)}",
         "attention": verdicts.attention(found, facts),
         "batch": verdicts.batch(found),
         "optimizer": verdicts.optimizer(found, facts),
@@ -26,14 +26,15 @@ def write(out: Path, found: Found, facts: dict[str, Any]) -> str:
     return "\n".join(said_of.values())
 
 
-_SECTIONS = {
-    "precision": ("Precision", ("float32", "bfloat16", "float16"), "float32"),
-    "shrink": ("Shrunk embedding gradients", SHRINK, ""),
-    "attention": ("Three-region and dense attention", ("dense", "three_region"), "dense"),
-    "batch": ("Batch and learning rate", ("x1", "bfloat16", "x4", "x2, square root", "x4, square root"), "x1"),
-    "optimizer": ("AdamW and Muon", ("bfloat16", "adamw, longer", "muon"), "bfloat16"),
+_SQUARE_ROOT = {name: f"{name[:2]}, rate by the square root" for name in ("x2, square root", "x4, square root")}
+_SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "precision": ("Precision", {name: name for name in ("float32", "bfloat16", "float16")}),
+    "shrink": ("Shrunk embedding gradients", {name: name for name in SHRINK}),
+    "attention": ("Three-region and dense attention", {"dense": "dense", "three_region": "three-region"}),
+    "batch": ("Batch and learning rate", {"x1": "x1", "bfloat16": "x2", "x4": "x4", **_SQUARE_ROOT}),
+    "optimizer": ("AdamW and Muon", {"bfloat16": "AdamW", "adamw, longer": "AdamW, as long as Muon", "muon": "Muon"}),
 }
-"""Title, trainings, and the one that others are compared with."""
+"""Title, and names of the trainings, the first of which the others are compared with."""
 
 
 def _largest(found: Found) -> str:
@@ -46,35 +47,35 @@ def _largest(found: Found) -> str:
     return "\n".join(lines)
 
 
-def _table(found: Found, facts: dict[str, Any], names: tuple[str, ...], base: str) -> str:
-    head = "| | batch | steps | held-out loss | of text | of images | against the first | skipped steps |"
+def _table(found: Found, facts: dict[str, Any], names: dict[str, str]) -> str:
+    head = "| | batch | steps | held-out loss | of text | of images | difference | skipped steps |"
     lines = [head, "|---" + "|---:" * 7 + "|"]
-    for name in names:
+    for name, label in names.items():
         trainings = found[name]
         losses = [
             f"{statistics.fmean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
             for values in (held_out(trainings, loss) for loss in ("loss", "text_loss", "image_loss"))
         ]
-        first = base or ("deep, not shrunk" if name.startswith("deep") else "not shrunk")
+        first = f"{name.removesuffix('shrunk').removesuffix('not ')}not shrunk" if name in SHRINK else next(iter(names))
         difference = said(against(found, name, first)) if name != first else ""
         skipped = f"{statistics.fmean(t['skipped'] for t in trainings):.1f}"
-        cells = [name, facts["batches"][name], trainings[0]["steps"], *losses, difference, skipped]
+        cells = [label, facts["batches"][name], trainings[0]["steps"], *losses, difference, skipped]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
 def _page(found: Found, facts: dict[str, Any], said_of: dict[str, str]) -> str:
-    settings, seconds = facts["settings"], facts["step_seconds"]
+    settings, seconds, patience = (facts[name] for name in ("settings", "step_seconds", "patience"))
     parts = "\n\n".join(
         "\n\n".join(
             [
                 f"## {title}\n\n{said_of[key]}",
-                _table(found, facts, names, base),
+                _table(found, facts, names),
                 *([_largest(found)] if key == "shrink" else []),
                 f"![{key}]({key}.png)",
             ]
         )
-        for key, (title, names, base) in _SECTIONS.items()
+        for key, (title, names) in _SECTIONS.items()
     )
     times = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
     return f"""# Training
@@ -91,11 +92,13 @@ def _page(found: Found, facts: dict[str, Any], said_of: dict[str, str]) -> str:
   image tokenizer of {settings["image_steps"]} steps: 8 x 8, and 16 x 16 for the attention ({facts["tokens"]["large"]}
   tokens fed, batches of 4, blocks of 16, windows of 2 blocks).
 - float16: parameters, activations and gradients; masters and optimizer float32; the loss scale doubles after 1,000 good
-  steps, in the part on shrunk gradients after {facts["patience"]["tiny"]} (64 layers:
-  {facts["patience"]["deep"]}), so that it moves within these steps. The
-  shrink is embedding_grad_scale 0.1 instead of 1. 64 layers: width 128, batches of 4, rate 0.01 that does not fall,
-  {settings["deep_steps"]} steps: float16 near its limit.
-- "x2" is the training called bfloat16; "adamw, longer" has as many more steps as Muon's take more time.
+  steps, in the part on shrunk gradients after {patience["tiny"]} (64 layers: {patience["deep"]}), so that it moves
+  within these steps. The shrink is embedding_grad_scale 0.1 instead of 1. "small": embeddings begin with a standard
+  deviation of 0.02 instead of 0.1. "deep": 64 layers of width 128, which begin as published, batches of 4, a rate of
+  0.01 that does not fall, {settings["deep_steps"]} steps. Largest gradients: means over the second half; overflowed: in
+  how many skipped steps.
+- "x2" and "AdamW" are the trainings called bfloat16 above; "as long as Muon" has as many more steps as Muon's take
+  more time. Muon takes AdamW's learning rate, its steps scaled to the size of AdamW's.
 - Seconds of a step, medians of steps taken in turn, {facts["threads"]} thread(s), beside other work: {times}
   (dense and three_region: of the large pictures).
 """

@@ -8,7 +8,13 @@ from cogview.studies.paired import over_seeds
 
 ALIKE = 0.02  # of a loss: what counts as the same
 DOUBLING = 0.5  # of the loss scale: what counts as an effect
-SHRINK = ("not shrunk", "shrunk", "deep, not shrunk", "deep, shrunk")
+KINDS = {
+    "": "on the preset tiny",
+    "small, ": "with embeddings that begin at 0.02, as published,",
+    "deep, ": "with 64 layers at a rate of 0.01",
+}
+"""Of trainings with and without the shrink; their names begin so."""
+SHRINK = tuple(f"{kind}{name}" for kind in KINDS for name in ("not shrunk", "shrunk"))
 Found = dict[str, list[dict[str, Any]]]
 """Figures of each way's trainings, one a seed."""
 
@@ -62,18 +68,22 @@ def level(training: dict[str, Any]) -> float:
     return statistics.fmean(scale[len(scale) // 2 :])
 
 
-def shrink(found: Found, which: str) -> str:
-    shrunk, plain = found[f"{which}shrunk"], found[f"{which}not shrunk"]
-    higher = over_seeds([level(a) - level(b) for a, b in zip(shrunk, plain, strict=True)])
-    holds = "is seen" if higher["mean"] >= DOUBLING and _clear(higher) else "is not seen"
-    skipped = [statistics.fmean(t["skipped"] for t in trainings) for trainings in (shrunk, plain)]
-    end = against(found, f"{which}shrunk", f"{which}not shrunk")
-    of = "With 64 layers at a rate of 0.01" if which else "On the preset tiny"
-    return (
-        f"{of} the paper's finding, that the shrink keeps the loss scale higher, {holds}: over the second half of "
-        f"the steps its exponent is {said(higher, '+.2f')} higher, {skipped[0]:.1f} steps were skipped instead of "
-        f"{skipped[1]:.1f}, and the held-out loss is {said(end)}."
-    )
+def shrink(found: Found) -> str:
+    """Of each kind whether the scale is higher, and all figures."""
+    parts, seen = [], []
+    for kind, where in KINDS.items():
+        shrunk, plain = found[f"{kind}shrunk"], found[f"{kind}not shrunk"]
+        higher = over_seeds([level(a) - level(b) for a, b in zip(shrunk, plain, strict=True)])
+        seen += [where] if higher["mean"] >= DOUBLING and _clear(higher) else []
+        skipped = [statistics.fmean(t["skipped"] for t in trainings) for trainings in (shrunk, plain)]
+        end = against(found, f"{kind}shrunk", f"{kind}not shrunk")
+        parts.append(
+            f"{where} its exponent differs by {said(higher, '+.2f')} over the second half of the steps, "
+            f"{skipped[0]:.1f} steps were skipped instead of {skipped[1]:.1f}, and the held-out loss differs by "
+            f"{said(end)}"
+        )
+    verdict = f"is seen {'; '.join(seen)}" if seen else "is not seen"
+    return f"The paper's finding, that the shrink keeps the loss scale higher, {verdict}: {'; '.join(parts)}."
 
 
 def late(trainings: list[dict[str, Any]], group: str) -> float:
@@ -84,39 +94,51 @@ def late(trainings: list[dict[str, Any]], group: str) -> float:
 
 
 def gradients(found: Found) -> str:
-    plain, runs = found["not shrunk"], [t for name in SHRINK for t in found[name]]
-    words, read, other = (late(plain, group) for group in ("words", "read", "other"))
+    runs = [t for name in SHRINK for t in found[name]]
     overflowed = {group: sum(t["overflowed"][group] for t in runs) for group in runs[0]["overflowed"]}
-    skipped = sum(t["skipped"] for t in runs)
+    words, read = (
+        [late(found[f"{kind}not shrunk"], group) / late(found[f"{kind}not shrunk"], "other") for kind in KINDS]
+        for group in ("words", "read")
+    )
     return (
-        f"Why: on the preset tiny, without the shrink, the token table's largest gradient is {words / other:.1f} times "
-        f"that of the layers; what reading tokens adds to it is {read / other:.2f} times, the rest is the head's, "
-        f"which is the same table, and the shrink does not touch it. Of {skipped} steps skipped in the four ways, in "
-        f"{overflowed['words']} the table's gradient overflowed, in {overflowed['other']} one of the layers', in "
-        f"{overflowed['positions']} that of the positions."
+        f"Why: without the shrink the token table's largest gradient is {_list(words)} times that of the layers; what "
+        f"reading tokens adds to it is {_list(read)} times, the rest is the head's, which is the same table, and the "
+        f"shrink does not touch it. Of {sum(t['skipped'] for t in runs)} skipped steps, in {overflowed['words']} the "
+        f"table's gradient overflowed, in {overflowed['other']} one of the layers', in {overflowed['positions']} that "
+        "of the positions."
     )
 
 
+def _list(values: list[float]) -> str:
+    return ", ".join(f"{value:.1f}" for value in values)
+
+
 def attention(found: Found, facts: dict[str, Any]) -> str:
-    parts = {loss: against(found, "three_region", "dense", f"{loss}_loss") for loss in ("image", "text")}
+    parts = [
+        f"Of the {of} loss it is {said(against(found, 'three_region', 'dense', f'{of}_loss'))}, where seeds differ by "
+        f"{_spread(found['dense'], f'{of}_loss'):.2%}."
+        for of in ("image", "text")
+    ]
     both, noise = against(found, "three_region", "dense"), _spread(found["dense"])
     holds = "holds" if abs(both["mean"]) <= noise else "does not hold"
     share = f"{facts['share_seen']:.0%} of the pairs"
     return (
         f"That three-region attention's loss is nearly identical to dense attention's {holds}: with {share} "
-        f"it comes to {said(both)}; seeds of dense attention differ by {noise:.2%} (standard deviation). "
-        + " ".join(f"Of the {name} loss it is {said(part)}." for name, part in parts.items())
+        f"it is {said(both)} off, where seeds of dense attention differ by {noise:.2%} (standard deviation). "
+        + " ".join(parts)
     )
 
 
 def batch(found: Found) -> str:
-    linear = {name: against(found, way, "x1") for name, way in (("x2", "bfloat16"), ("x4", "x4"))}
-    root = {name: against(found, f"{name}, square root", "x1") for name in ("x2", "x4")}
+    named = {"x2": "bfloat16", "x4": "x4"}
+    linear = {name: against(found, way, "x1") for name, way in named.items()}
+    root = {name: against(found, f"{name}, square root", "x1") for name in named}
     holds = "holds" if all(abs(part["mean"]) <= ALIKE for part in linear.values()) else "does not hold"
+    steps = f"{found['x4'][0]['steps']} to {found['x1'][0]['steps']} steps"
+    each, rooted = (", ".join(f"{name} {said(part)}" for name, part in of.items()) for of in (linear, root))
     return (
-        f"That doubling the batch and the learning rate ends at a very similar loss after the same tokens {holds} (to "
-        f"{ALIKE:.0%}): " + ", ".join(f"{name} {said(part)}" for name, part in linear.items()) + "; with the rate "
-        "times the square root " + ", ".join(f"{name} {said(part)}" for name, part in root.items()) + "."
+        f"That a batch and learning rate twice as large end at a very similar loss after the same tokens {holds}, to "
+        f"{ALIKE:.0%}, in trainings as short as {steps}: {each}; with the rate times the square root {rooted}."
     )
 
 
@@ -132,5 +154,5 @@ def optimizer(found: Found, facts: dict[str, Any]) -> str:
 
 def _compared(difference: dict[str, Any]) -> str:
     if not _clear(difference):
-        return "no clearly different from"
-    return "lower than" if difference["mean"] < 0 else "higher than"
+        return "not clearly apart from"
+    return "below" if difference["mean"] < 0 else "above"
