@@ -94,10 +94,11 @@ def test_sentences_follow_the_figures():
     assert "does not hold" in training_verdicts.precision(found)
     scales = {"shrunk": [17.0] * 4, "not shrunk": [16.0] * 4}
     levels = {name: of(2.0, 2.1, scale=scales["shrunk" if "not" not in name else "not shrunk"]) for name in SHRINK}
-    assert "is seen on the preset tiny; " in training_verdicts.shrink(levels)
-    assert "on the preset tiny its exponent differs by +1.00 (95 %" in training_verdicts.shrink(levels)
+    assert "On the preset tiny it is seen: its exponent differs by +1.00 (95 %" in training_verdicts.shrink(levels)
+    levels["shrunk"][0]["scale"] = [16.0] * 4
+    assert "On the preset tiny it may be there" in training_verdicts.shrink(levels)
     levels |= dict.fromkeys(SHRINK, levels["not shrunk"])
-    assert "is not seen: on" in training_verdicts.shrink(levels)
+    assert "On the preset tiny it is not seen" in training_verdicts.shrink(levels)
 
 
 def test_the_study_of_training(monkeypatch, tmp_path, capsys):

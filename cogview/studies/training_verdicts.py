@@ -9,7 +9,7 @@ from cogview.studies.paired import over_seeds
 ALIKE = 0.02  # of a loss: what counts as the same
 DOUBLING = 0.5  # of the loss scale: what counts as an effect
 KINDS = {
-    "": "on the preset tiny",
+    "": "On the preset tiny",
     "small, ": "with embeddings that begin at 0.02, as published,",
     "deep, ": "with 64 layers at a rate of 0.01",
 }
@@ -69,21 +69,19 @@ def level(training: dict[str, Any]) -> float:
 
 
 def shrink(found: Found) -> str:
-    """Of each kind whether the scale is higher, and all figures."""
-    parts, seen = [], []
+    parts = []
     for kind, where in KINDS.items():
         shrunk, plain = found[f"{kind}shrunk"], found[f"{kind}not shrunk"]
         higher = over_seeds([level(a) - level(b) for a, b in zip(shrunk, plain, strict=True)])
-        seen += [where] if higher["mean"] >= DOUBLING and _clear(higher) else []
+        seen = "is not seen" if higher["mean"] < DOUBLING else "is seen" if _clear(higher) else "may be there"
         skipped = [statistics.fmean(t["skipped"] for t in trainings) for trainings in (shrunk, plain)]
         end = against(found, f"{kind}shrunk", f"{kind}not shrunk")
         parts.append(
-            f"{where} its exponent differs by {said(higher, '+.2f')} over the second half of the steps, "
+            f"{where} it {seen}: its exponent differs by {said(higher, '+.2f')} over the second half of the steps, "
             f"{skipped[0]:.1f} steps were skipped instead of {skipped[1]:.1f}, and the held-out loss differs by "
             f"{said(end)}"
         )
-    verdict = f"is seen {'; '.join(seen)}" if seen else "is not seen"
-    return f"The paper's finding, that the shrink keeps the loss scale higher, {verdict}: {'; '.join(parts)}."
+    return f"The paper finds that the shrink keeps the loss scale higher. {'; '.join(parts)}."
 
 
 def late(trainings: list[dict[str, Any]], group: str) -> float:
@@ -101,11 +99,11 @@ def gradients(found: Found) -> str:
         for group in ("words", "read")
     )
     return (
-        f"Why: without the shrink the token table's largest gradient is {_list(words)} times that of the layers; what "
-        f"reading tokens adds to it is {_list(read)} times, the rest is the head's, which is the same table, and the "
-        f"shrink does not touch it. Of {sum(t['skipped'] for t in runs)} skipped steps, in {overflowed['words']} the "
-        f"table's gradient overflowed, in {overflowed['other']} one of the layers', in {overflowed['positions']} that "
-        "of the positions."
+        f"Why: in these three, without the shrink, the token table's largest gradient is {_list(words)} times that of "
+        f"the layers, and what reading tokens adds to it, all that is shrunk, is {_list(read)} times; the rest is the "
+        f"head's, which is the same table. Of {sum(t['skipped'] for t in runs)} skipped steps, in "
+        f"{overflowed['words']} the table's gradient overflowed, in {overflowed['other']} one of the layers', in "
+        f"{overflowed['positions']} that of the positions."
     )
 
 
@@ -114,16 +112,17 @@ def _list(values: list[float]) -> str:
 
 
 def attention(found: Found, facts: dict[str, Any]) -> str:
+    of = {name: against(found, "three_region", "dense", f"{name}_loss") for name in ("image", "text")}
     parts = [
-        f"Of the {of} loss it is {said(against(found, 'three_region', 'dense', f'{of}_loss'))}, where seeds differ by "
-        f"{_spread(found['dense'], f'{of}_loss'):.2%}."
-        for of in ("image", "text")
+        f"Of the {name} loss it is {said(part)}, where seeds differ by {_spread(found['dense'], f'{name}_loss'):.2%}."
+        for name, part in of.items()
     ]
+    apart = "".join(f", but not for the {name} loss" for name, part in of.items() if _clear(part))
     both, noise = against(found, "three_region", "dense"), _spread(found["dense"])
     holds = "holds" if abs(both["mean"]) <= noise else "does not hold"
     share = f"{facts['share_seen']:.0%} of the pairs"
     return (
-        f"That three-region attention's loss is nearly identical to dense attention's {holds}: with {share} "
+        f"That three-region attention's loss is nearly identical to dense attention's {holds}{apart}: with {share} "
         f"it is {said(both)} off, where seeds of dense attention differ by {noise:.2%} (standard deviation). "
         + " ".join(parts)
     )
