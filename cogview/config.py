@@ -121,6 +121,8 @@ class TrainConfig:
     """Cut captions that are too long, and count them; off: they are an error."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Compute dtype; master weights and optimizer state are float32 always. float16 has a dynamic loss scale."""
+    scale_patience: int = 1000
+    """Good steps after which that scale doubles."""
     checkpoint_activations: Recompute = "none"
     compile: bool = False
     """Each layer, or what has none whole."""
@@ -146,7 +148,7 @@ class TrainConfig:
         finite = self.seconds is None or 0 < self.seconds < math.inf
         require(finite, "seconds", "a positive and finite number", self.seconds)
         counts = ("batch_size", "accumulate", "log_every", "save_every", "keep", "validate_every", "validate_samples")
-        for name in counts:
+        for name in (*counts, "scale_patience"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         divides = self.batch_size % self.accumulate == 0
         require(divides, "accumulate", f"a divisor of batch_size ({self.batch_size})", self.accumulate)

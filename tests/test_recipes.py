@@ -91,6 +91,7 @@ def test_padding_would_count_in_dalle():
         ({"steps": 0}, "steps: expected at least 1, got 0"),
         ({"seconds": float("nan")}, "seconds: expected a positive and finite number"),
         ({"steps": 1, "accumulate": 3}, r"accumulate: expected a divisor of batch_size \(32\), got 3"),
+        ({"steps": 1, "scale_patience": 0}, "scale_patience: expected at least 1, got 0"),
         ({"steps": 1, "learning_rate": 0.0}, "learning_rate: expected a positive and finite number"),
         (
             {"steps": 1, "text_weight": 0.0, "image_weight": 0.0},

@@ -96,6 +96,31 @@ class Tokenizers:
 
 
 @dataclass(frozen=True)
+class Training:
+    """Does float16 train as float32 does? What do shrunk embedding gradients, three-region attention, larger batches
+    and Muon come to? On the preset tiny."""
+
+    out: Path = Path("runs/study-training")
+    """Folder for the trainings, report.md, figures.json and the pictures; a stopped study goes on in it."""
+    scenes: int = 2000
+    """Scenes to train on."""
+    image_steps: int = 600
+    """Steps of the image tokenizer."""
+    steps: int = 120
+    """Of each training."""
+    deep_steps: int = 40
+    """Of those of 64 layers."""
+    seeds: int = 3
+    """Trainings of each way, at most 5."""
+
+    def run(self) -> None:
+        from cogview.studies import training
+
+        console.print(training.run(self.out, _chosen(self, training.Sizes), console.print))
+        console.print(f"Read {self.out / 'report.md'}")
+
+
+@dataclass(frozen=True)
 class Study:
     """Run an experiment and write its report, figures and pictures."""
 
@@ -103,6 +128,7 @@ class Study:
         Annotated[Reranking, tyro.conf.subcommand("reranking")]
         | Annotated[Superresolution, tyro.conf.subcommand("superresolution")]
         | Annotated[Tokenizers, tyro.conf.subcommand("tokenizers")]
+        | Annotated[Training, tyro.conf.subcommand("training")]
     )
 
     def run(self) -> None:

@@ -1,6 +1,8 @@
 """Whether one way to choose is better than another, both asked the same questions."""
 
 import math
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,18 @@ def compare(first: Tensor, second: Tensor, seed: int = 0) -> dict[str, Any]:
     draws = np.random.default_rng(seed).integers(len(differences), size=(_ROUNDS, len(differences)))
     low, high = np.quantile(differences[draws].mean(axis=1), [0.025, 0.975])
     return {"difference": float(differences.mean()), "interval": [float(low), float(high)]}
+
+
+_T = (math.nan, 12.706, 4.303, 3.182, 2.776)  # quantiles 0.975 of Student's t, of 1 to 4 degrees of freedom
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """The mean of one to five values, one of each seed, and its 95 % interval by Student's t; None of a single one."""
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return {"mean": mean, "interval": None}
+    error = _T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": mean, "interval": [mean - error, mean + error]}
 
 
 def best_of(scores: Tensor, values: Tensor, count: int) -> Tensor:

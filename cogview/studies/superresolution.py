@@ -15,21 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogview.config import TrainConfig, require
-from cogview.data import decoded as on_disk
+from cogview.config import require
 from cogview.data.crops import Crops, half
-from cogview.data.shards import PairDataset
-from cogview.data.tokens import TokenDataset
 from cogview.demo import models
-from cogview.demo.demo import IMAGE, LANGUAGES, TEXT_PIECES, language_of
-from cogview.demo.scenes import SIZE, build_scene_shards, caption, render, sample_scenes
-from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
-from cogview.progress import progress, track
+from cogview.demo.demo import IMAGE, language_of
+from cogview.demo.scenes import caption, render, sample_scenes
+from cogview.progress import progress
 from cogview.recipes.superresolution import SuperResolution
 from cogview.sampling import Sampling
 from cogview.studies import superresolution_report
+from cogview.studies.large_scenes import LargeScenes, splits
 from cogview.system import System
-from cogview.tokenizers.train_image import TRAINING, reconstruct
+from cogview.tokenizers.train_image import reconstruct
 
 BASE = "gpt"
 LENSES: dict[str, Literal["pictures", "codes"]] = {"sr": "pictures", "sr-codes": "codes"}
@@ -64,9 +61,9 @@ def run(out: Path, sizes: Sizes) -> str:
     """Does what is not done yet and writes report.md, figures.json and pictures; returns what they come to."""
     begun = time.monotonic()
     _tokens(out, sizes)
-    trained = {BASE: models.drawing(out / BASE, sizes.base_steps, *_splits(out, "whole"))}
+    trained = {BASE: models.drawing(out / BASE, sizes.base_steps, *splits(out, "whole"))}
     for name, cut in LENSES.items():
-        squares = _splits(out, cut)
+        squares = splits(out, cut)
         trained[name] = models.finetuned(out / name, SuperResolution, out / BASE, sizes.steps, *squares)
     scenes = sample_scenes("test", sizes.tested)
     true = torch.stack([torch.from_numpy(np.array(render(s, 2))).permute(2, 0, 1) for s in scenes])
@@ -97,10 +94,6 @@ def run(out: Path, sizes: Sizes) -> str:
     return superresolution_report.write(out, scenes, texts, decoded, true, pictures, facts)
 
 
-def _splits(out: Path, cut: str) -> list[TokenDataset]:
-    return [TokenDataset(out / "tokens" / f"{cut}-{split}") for split in ("train", "test")]
-
-
 def bicubic(pictures: Tensor) -> Tensor:
     """uint8 [N, 3, H, W] at twice the side."""
     large = F.interpolate(pictures.float(), scale_factor=2, mode="bicubic", antialias=True)  # the kernel of Pillow
@@ -114,18 +107,7 @@ def repeated(codes: Tensor) -> Tensor:
 
 def _tokens(out: Path, sizes: Sizes) -> None:
     """Tokenizers, and the tokens of both splits at one size and at two."""
-    scenes = build_scene_shards(
-        out / "scenes", sizes.scenes, _HELD_OUT, progress=lambda work: track(work, "composing scenes"), scale=2
-    )
-    data = {split: PairDataset(paths, languages=LANGUAGES) for split, paths in scenes.items()}
-    text = text_tokenizer(data["train"], out, TEXT_PIECES)
-    pictures = decode(data["train"], out, 2 * SIZE)
-    training = TrainConfig(steps=sizes.image_steps, **TRAINING)
-    image, _ = image_tokenizer(data["train"], pictures, out, _IMAGE, training, halves=True)
-    for split, pairs in data.items():
-        folder, known = out / "tokens", pictures if split == "train" else None
-        tokenize_pairs(pairs, text, image, folder / f"whole-{split}")
+    with LargeScenes(out, sizes.scenes, _HELD_OUT, _IMAGE, sizes.image_steps) as scenes:
+        scenes.tokenize("whole")
         for cut in LENSES.values():
-            crops = Crops(sizes.crops, cut=cut)
-            tokenize_pairs(pairs, text, image, folder / f"{cut}-{split}", crops=crops, decoded=known)
-    on_disk.remove(out / "pixels")
+            scenes.tokenize(cut, crops=Crops(sizes.crops, cut=cut))

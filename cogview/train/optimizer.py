@@ -29,7 +29,7 @@ class Optimizer:
         self.ranks, self.clip = ranks, config.clip
         self.last_not_finite: str | None = None
         """Of the last step, the first in its backward of the parameters whose gradient was not finite."""
-        self.scale = LossScale() if config.dtype == "float16" else None
+        self.scale = LossScale(config.scale_patience) if config.dtype == "float16" else None
         self._model = model
         if ranks.mesh is None:
             model.float()
