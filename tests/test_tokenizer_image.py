@@ -11,6 +11,7 @@ from cogview.config import TrainConfig
 from cogview.demo.scenes import render, sample_scenes
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.train_image import TRAINING, Pictures, PictureTask, passes_of, steps_for, train_vqvae
+from cogview.train.feed import streams
 from cogview.train.log import read_log
 
 TINY = VQConfig(codebook_size=16, dim=8, hidden=8)
@@ -181,7 +182,7 @@ def test_parts_of_a_batch_add_up_to_its_loss():
     model = VQVAE(TINY).eval()
     task = PictureTask(model, Pictures(scenes(6)))
     task.bfloat16 = False
-    batch = task.batch(task.data, np.arange(6), torch.Generator())
+    batch = task.batch(task.data, np.arange(6), streams(range(6)))
     whole, _ = task.loss(batch, batch)
     parts = [task.loss(part, batch)[0] for part in batch.chunk(4)]
     assert len(parts) == 3
