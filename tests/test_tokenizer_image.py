@@ -201,8 +201,7 @@ def test_training_sees_squares_of_large_pictures_and_validation_whole_ones():
     torch.manual_seed(1)
     images = torch.randint(256, (5, 3, 72, 88), dtype=torch.uint8)
     task = PictureTask(VQVAE(TINY).train(), Pictures(images), Pictures(images))
-    draws = torch.Generator().manual_seed(3)
-    batch = (task.batch(task.data, np.array([4, 0, 0]), draws) * 255).round().to(torch.uint8)
+    batch = (task.batch(task.data, np.array([4, 0, 0]), streams(range(3))) * 255).round().to(torch.uint8)
     assert batch.shape == (3, 3, 64, 64)
     places = [(t, l) for t in range(9) for l in range(25)]
     found = [
@@ -211,14 +210,13 @@ def test_training_sees_squares_of_large_pictures_and_validation_whole_ones():
     ]
     assert all(len(where) == 1 for where in found)
     assert found[1] != found[2]
-    again = task.batch(task.data, np.array([4, 0, 0]), torch.Generator().manual_seed(3))
+    again = task.batch(task.data, np.array([4, 0, 0]), streams(range(3)))
     assert torch.equal((again * 255).round().to(torch.uint8), batch)
-    task.model.eval()
-    assert task.batch(task.held_out, np.array([1]), draws).shape == (1, 3, 72, 88)
-    state = draws.get_state()
-    task.model.train()
+    draws = streams(range(1))
+    state = draws[0].get_state()
+    assert task.batch(task.held_out, np.array([1]), draws, training=False).shape == (1, 3, 72, 88)
     task.batch(Pictures(images[:, :, :64, :64]), np.array([1]), draws)
-    assert torch.equal(draws.get_state(), state)  # whole pictures need no draws
+    assert torch.equal(draws[0].get_state(), state)  # whole pictures need no draws
 
 
 def test_held_out_pictures_are_judged_by_and_not_trained_on(tmp_path):
