@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 _CHUNK_LOGITS = 2**26  # float32 logits alive at once: 256 MB
-_SHIFT = 3.0  # of logits below their row's largest: float16 holds the sum of exponentials of a million tokens
+_GAIN = 64.0  # of probabilities in float16, whose smallest would be lost
 
 
 def chunk_rows(vocabulary: int) -> int:
@@ -58,10 +58,13 @@ class _WeightedNll(torch.autograd.Function):
         tensors = hidden.flatten(0, 1), grad_hidden.flatten(0, 1), *columns
         for x, grad_x, y, w, loss in zip(*(t.split(chunk_rows(len(head))) for t in tensors), strict=True):
             z = F.linear(x, head).float()
-            z -= z.amax(1, keepdim=True) + _SHIFT
+            z -= z.amax(1, keepdim=True)
             label = z.gather(1, y)
             total = z.exp_().sum(1, keepdim=True)
             loss.copy_(total.log() - label)
+            if head.dtype == torch.float16:  # which exponentials of a large vocabulary could leave, at any loss scale
+                z.mul_(_GAIN / total)
+                total.fill_(_GAIN)
             # the gradient of a row's logits is w / total * (exponentials - total at the label)
             grad = z.scatter_add_(1, y, -total).to(head.dtype)
             del z

@@ -372,6 +372,11 @@ def test_a_million_equal_logits_are_not_too_many_for_float16():
     total.backward()
     assert total.item() == pytest.approx(2 * 20 * math.log(2))
     assert bool(head.grad.isfinite().all())
+    large = 40.0 * torch.randn(2**16, 4).half()  # nor their products with a head that begins so
+    hidden = torch.zeros(1, 2, 4, dtype=torch.float16, requires_grad=True)
+    weighted_nll(hidden, large, torch.tensor([[0, 5]]), torch.ones(1, 2))[0].backward()
+    expected = large.float().mean(0) - large[[0, 5]].float()
+    torch.testing.assert_close(hidden.grad[0].float(), expected, rtol=2e-3, atol=0.1)
 
 
 def test_logits_of_one_place_of_each_row():
