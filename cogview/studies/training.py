@@ -26,6 +26,8 @@ _HELD_OUT = 300  # scenes
 BATCH, RATE = 8, 1e-3
 BASE = "bfloat16"
 """The way that others differ from."""
+LONGER = 4
+"""Times as many steps for the attentions: how they begin to learn text differs, what they come to need not."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def ways(sizes: Sizes) -> dict[str, Way]:
     """All trainings but the one that lasts as long as Muon's."""
 
     def way(name: str, times: float = 1.0, rate: float = RATE, large: bool = False, **changed: Any) -> Way:
-        model = {key: changed.pop(key) for key in ("attention", "embedding_grad_scale", *_DEEP) if key in changed}
+        names = ("attention", "window_blocks", "embedding_grad_scale", *_DEEP)
+        model = {key: changed.pop(key) for key in names if key in changed}
         training = {"batch_size": round(BATCH * times), "learning_rate": rate, "dtype": "bfloat16"} | changed
         return Way(name, max(1, round(sizes.steps / times)), model, training, large)
 
@@ -64,7 +67,10 @@ def ways(sizes: Sizes) -> dict[str, Way]:
             replace(way(f"deep, {name}", rate=0.01, embedding_grad_scale=x, **deep), steps=sizes.deep_steps)
             for name, x in shrink.items()
         ),
-        *(way(kind, large=True, attention=kind, **half) for kind in ("dense", "three_region")),
+        *(
+            replace(way(name, large=True, **how, **half), steps=LONGER * sizes.steps)
+            for name, how in _ATTENTIONS.items()
+        ),
         way("x1", 0.5, RATE / 2),  # and x2 is BASE
         way("x4", 2.0, 2 * RATE),
         way("x2, square root", 1.0, RATE / math.sqrt(2)),
@@ -73,6 +79,13 @@ def ways(sizes: Sizes) -> dict[str, Way]:
     ]
     return {way.name: way for way in found}
 
+
+_ATTENTIONS: dict[str, dict[str, Any]] = {
+    "dense": {"attention": "dense"},
+    "three_region": {"attention": "three_region"},
+    "three_region, whole": {"attention": "three_region", "window_blocks": 64},
+}
+"""The last with windows that reach everything, so that only roundings tell it from dense attention."""
 
 _DEEP: dict[str, Any] = {"num_layers": 64, "hidden_size": 128, "num_heads": 2, "init_std": 0.02}
 _DEEP |= {"embedding_std": 0.02, "branch_gain": 1.0}

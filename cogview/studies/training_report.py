@@ -27,10 +27,12 @@ def write(out: Path, found: Found, facts: dict[str, Any]) -> str:
 
 
 _SQUARE_ROOT = {name: f"{name[:2]}, rate by the square root" for name in ("x2, square root", "x4, square root")}
+_WHOLE = "three-region, windows reach everything"
+_ATTENTIONS = {"dense": "dense", "three_region": "three-region", "three_region, whole": _WHOLE}
 _SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
     "precision": ("Precision", {name: name for name in ("float32", "bfloat16", "float16")}),
     "shrink": ("Shrunk embedding gradients", {name: name for name in SHRINK}),
-    "attention": ("Three-region and dense attention", {"dense": "dense", "three_region": "three-region"}),
+    "attention": ("Three-region and dense attention", _ATTENTIONS),
     "batch": ("Batch and learning rate", {"x1": "x1", "bfloat16": "x2", "x4": "x4", **_SQUARE_ROOT}),
     "optimizer": ("AdamW and Muon", {"bfloat16": "AdamW", "adamw, longer": "AdamW, as long as Muon", "muon": "Muon"}),
 }
@@ -90,7 +92,8 @@ def _page(found: Found, facts: dict[str, Any], said_of: dict[str, str]) -> str:
   intervals are Student's t of the differences seed by seed. Held out: 256 captions of scenes that training never saw.
 - {settings["scenes"]:,} scenes with their captions in two languages, no caption twice in a training, as tokens of an
   image tokenizer of {settings["image_steps"]} steps: 8 x 8, and 16 x 16 for the attention ({facts["tokens"]["large"]}
-  tokens fed, batches of 4, blocks of 16, windows of 2 blocks).
+  tokens fed, batches of 4, blocks of 16, windows of 2 blocks, or of so many that only roundings tell three-region
+  attention from dense).
 - float16: parameters, activations and gradients; masters and optimizer float32; the loss scale doubles after 1,000 good
   steps, in the part on shrunk gradients after {patience["tiny"]} (64 layers: {patience["deep"]}), so that it moves
   within these steps. The shrink is embedding_grad_scale 0.1 instead of 1. "small": embeddings begin with a standard
