@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from cogview.train import checkpoint
 from cogview.train.checkpoint import Damaged
+from cogview.train.ranks import ALONE
+from cogview.train.saving import Saver
 
 TENSORS = {
     "model.a": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -117,6 +119,16 @@ def test_order_is_that_of_steps_and_other_files_are_left_alone(tmp_path):
     assert checkpoint.paths(tmp_path) == [found[2], found[0]]
     assert other.exists()
     assert aside.exists()
+
+
+def test_of_a_step_the_last_written_is_kept(tmp_path):
+    """Alone, where several processes had come to the same step: theirs is another state by roundings."""
+    theirs = checkpoint.path_of(tmp_path, 5, several=True)
+    theirs.mkdir()
+    first, saver = saved(tmp_path, 4), Saver(tmp_path, ALONE)
+    path = saver.begin(5, TENSORS, {"run": {"step": 5}}, keep=2, best=None)
+    saver.end()
+    assert checkpoint.paths(tmp_path) == [first, path]
 
 
 def test_the_best_is_what_the_newest_says(tmp_path):

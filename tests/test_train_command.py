@@ -384,6 +384,14 @@ def test_options_that_make_no_sense_are_named(tmp_path, option, value):
     assert not (tmp_path / "gpt").exists()
 
 
+def test_flags_need_no_values(tmp_path):
+    """As the README has them."""
+    tokens(tmp_path)
+    train(tmp_path, "--no-reshard", "--no-compile", "--watch")
+    training = json.loads((tmp_path / "gpt" / "config.json").read_text())["training"]
+    assert (training["reshard"], training["compile"], training["watch"]) == (False, False, True)
+
+
 def test_a_model_that_diverged_is_no_success(tmp_path):
     tokens(tmp_path)
     with pytest.raises(SystemExit, match="the held-out loss is no number: this model has diverged; try a lower"):

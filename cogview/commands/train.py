@@ -94,12 +94,12 @@ class Train:
     checkpoint_activations: Annotated[Recompute | None, of_preset("checkpoint_activations")] = None
     """What a backward computes again instead of keeping it, for less memory: nothing, all of a layer, or all but
     its attention (selective)."""
-    reshard: Annotated[bool | None, of_preset("reshard")] = None
+    reshard: bool = True
     """Under torchrun: drop a layer's gathered parameters between its forward and its backward, for less memory."""
     tensor_parallel: int = 1
     """Under torchrun: processes that share the heads and MLP of each layer; a divisor of the heads."""
-    compile: Annotated[bool | None, of_preset("compile")] = None
-    """Compile the model with torch.compile."""
+    compile: bool = False
+    """Compile each layer with torch.compile."""
     validate_every: Annotated[int | None, of_preset("validate_every")] = None
     """Steps between validations; the checkpoint of the best one is kept."""
     validate_samples: Annotated[int | None, of_preset("validate_samples")] = None

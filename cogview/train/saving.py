@@ -24,13 +24,19 @@ class Saver:
         dropped then. The one before must have come to its end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = checkpoint.path_of(self.folder, step, several=self.ranks.mesh is not None)
-        drop_old = lambda: checkpoint.prune(self.folder, keep, best)  # noqa: E731
+        drop_old = lambda: self._drop_old(path, keep, best)  # noqa: E731
         if self.ranks.mesh is None:
             copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
             self._writing = self._thread.submit(_write, path, copies, header, drop_old)
         else:
             self._writing = self._begin_shards(path, tensors, header, drop_old)
         return path
+
+    def _drop_old(self, path: Path, keep: int, best: int | None) -> None:
+        for other in checkpoint.paths(self.folder):
+            if checkpoint.step_of(other) == checkpoint.step_of(path) and other != path:  # of as many steps, but ...
+                checkpoint.remove(other)  # ... alone and not of several processes, or the other way round
+        checkpoint.prune(self.folder, keep, best)
 
     def _begin_shards(
         self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any], then: Callable[[], None]
