@@ -10,7 +10,7 @@ communicated, add them up in 4 P. A step takes
     max(compute, gather and reduce) + tensor parallelism + optimizer,   without overlap their sum
 
     compute              operations, with those that checkpointing does again / (GPUs * peak * utilisation)
-    gather and reduce    (N - 1) / N * (e P twice a micro-batch, once where it stays gathered; 4 P a step) / bandwidth
+    gather and reduce    (N - 1) / N * (2 e P a micro-batch, or e P a step if it stays gathered; 4 P a step) / bandwidth
     tensor parallelism   4 all-reduces of e C S a layer and sample, 6 with checkpointing, 2 (T - 1) / T of it / link
     optimizer            32 P / N / bandwidth of memory: gradients twice, masters and averages read and written
 
@@ -167,7 +167,7 @@ class Planner:
         operations = self.batch_size * (self.flops.total + self._again())
         link, network = ACHIEVED * self.gpu.link, ACHIEVED * self.network
         bandwidth = link if gpus <= MACHINE else min(link, network * MACHINE / split)
-        moved = (self.size * (2 if self.reshard else 1) * accumulate + 4) * total * (ranks - 1) / ranks
+        moved = (self.size * (2 * accumulate if self.reshard else 1) + 4) * total * (ranks - 1) / ranks
         state = self.size * c.hidden_size * self.recipe.length * micro_batch * accumulate
         reduces = c.num_layers * (4 if self.checkpointing == "none" else 6)
         return {

@@ -79,6 +79,15 @@ def refusal(ranks: Ranks, folder: Path, config: Any = CONFIG, **changes: Any) ->
     return ""
 
 
+def gathers(ranks: Ranks, folder: Path, reshard: bool) -> int:
+    """How often a step of two parts gathers parameters."""
+    t = trainer(ranks, folder, dataclasses.replace(SHARED, reshard=reshard))
+    t.step()
+    with torch.profiler.profile() as seen:
+        t.step()
+    return sum(event.count for event in seen.key_averages() if event.key == "c10d::_allgather_base_")
+
+
 def of_two(folder: Path) -> dict[str, Any]:
     """What two processes do, one thing after the other."""
     with joined(CPU) as ranks:
@@ -91,6 +100,7 @@ def of_two(folder: Path) -> dict[str, Any]:
         selective, heads = dataclasses.replace(SHARED, checkpoint_activations="selective"), sharing(ranks, 2)
         found["heads"] = losses(folder / "heads", selective, 3, heads)
         found["muon"] = losses(folder / "muon", dataclasses.replace(SHARED, optimizer="muon"), 3, ranks, save=True)
+        found["gathers"] = [gathers(ranks, folder / "x", reshard) for reshard in (True, False)]
         found["refused"] = [
             refusal(ranks, folder / "x", batch_size=6),
             refusal(heads, folder / "x", dataclasses.replace(CONFIG, num_heads=1)),

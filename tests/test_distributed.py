@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from common import needs_processes
-from spread import CPU, SHARED, halves, in_processes, losses, of_four, of_two, onward
+from spread import CONFIG, CPU, SHARED, halves, in_processes, losses, of_four, of_two, onward
 
 from cogview.models import load_model
 from cogview.train import checkpoint, loss_scale
@@ -56,6 +56,12 @@ def test_muon(two: Any, tmp_path: Path) -> None:
         alike(found["muon"], expected, 1e-3)
     tensors, _ = checkpoint.read(checkpoint.latest(two[0] / "muon"))
     assert any(name.startswith("optimizer.momentum_buffer.stack") for name in tensors)
+
+
+def test_what_stays_gathered_is_gathered_once_a_step(two: Any) -> None:
+    """The root and both layers; otherwise in each of two parts, layers for their backward once more."""
+    for found in two[1]:
+        assert found["gathers"] == [2 * (1 + 2 * CONFIG.num_layers), 1 + CONFIG.num_layers]
 
 
 def test_resume_is_exact(two: Any) -> None:

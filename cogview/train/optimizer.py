@@ -26,7 +26,7 @@ class Optimizer:
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, ranks: Ranks = ALONE):
-        self.ranks, self.clip = ranks, config.clip
+        self.ranks, self.clip, self.reshard = ranks, config.clip, config.reshard
         self.last_not_finite: str | None = None
         """Of the last step, the first in its backward of the parameters whose gradient was not finite."""
         self.scale = LossScale(config.scale_patience) if config.dtype == "float16" else None
@@ -48,9 +48,11 @@ class Optimizer:
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Adds the gradients of the scaled loss to the masters', in float32. Of several processes only the last part of
-        a step adds those of all."""
+        a step adds those of all, and parameters that stay gathered do so up to it."""
         if self.ranks.mesh is not None:
-            self._model.set_requires_gradient_sync(last)  # type: ignore[operator]
+            model: Any = self._model
+            model.set_requires_gradient_sync(last)
+            model.set_reshard_after_backward(last or self.reshard)
         (loss * self.loss_scale).backward()
         if not self.low_precision:
             return
