@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 _CHUNK_LOGITS = 2**26  # float32 logits alive at once: 256 MB
 _GAIN = 64.0  # of probabilities in float16, whose smallest would be lost
+_HALF_ROWS = 4096  # whose gradients of the head are added up in float16, which more of one label could leave
 
 
 def chunk_rows(vocabulary: int) -> int:
@@ -56,7 +57,10 @@ class _WeightedNll(torch.autograd.Function):
         grad_head = torch.zeros_like(head, dtype=torch.float32)
         columns = labels.reshape(-1, 1), weights.reshape(-1, 1), nll.view(-1, 1)
         tensors = hidden.flatten(0, 1), grad_hidden.flatten(0, 1), *columns
-        for x, grad_x, y, w, loss in zip(*(t.split(chunk_rows(len(head))) for t in tensors), strict=True):
+        size = chunk_rows(len(head))
+        if head.dtype == torch.float16:
+            size = min(size, _HALF_ROWS)
+        for x, grad_x, y, w, loss in zip(*(t.split(size) for t in tensors), strict=True):
             z = F.linear(x, head).float()
             z -= z.amax(1, keepdim=True)
             label = z.gather(1, y)

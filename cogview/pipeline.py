@@ -154,13 +154,13 @@ def make_parts(
                     how.write(data, number, out, tell, threads=ranks.cores(), decoded=decoded)
             except ShardLost as error:
                 failed.append(str(error))
-        if failed:
-            more = f" and {len(failed) - 1:,} more like it" if len(failed) > 1 else ""
-            raise OSError(f"{failed[0]}{more}; the other shards are done, and the same command goes on")
-        ranks.tell("parts")
+        ranks.tell("parts", failed)
         if ranks.first:
             for other in ranks.others:
-                ranks.hear("parts", other, tell)
+                failed += ranks.hear("parts", other, tell)
+            if failed:
+                more = f" and {len(failed) - 1:,} more like it" if len(failed) > 1 else ""
+                raise OSError(f"{failed[0]}{more}; the other shards are done, and the same command goes on")
 
 
 def finish(data: PairDataset, how: Tokenizing, out: Path) -> TokenDataset:

@@ -93,7 +93,7 @@ class Tokenize:
         if ranks.count > 1:
             torch.set_num_threads(ranks.cores())
         if data is None:  # nothing of this process's share can be read
-            return ranks.tell("parts")
+            return ranks.tell("parts", [])
         places = set(mine)
         shards = [number for number, shard in enumerate(data.shards) if shard.path in places]
         make_parts(data, shards, how, out, decoded=pictures, ranks=ranks)

@@ -79,7 +79,9 @@ def _read_folder(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, 
     except UNREADABLE as error:
         raise Damaged(f"{path} is not a readable checkpoint: {error}") from error
     _check_version(path, *version)
-    if prefix != _NOTHING and (wrong := folder_damage(path)):
+    if prefix == _NOTHING:
+        return {}, header
+    if wrong := folder_damage(path):
         raise Damaged(wrong)
     return shards.read(path, prefix), header
 
@@ -101,7 +103,7 @@ def check_version(path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             found = file.metadata() or {}
         if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
-            raise ValueError("it is of a version before: go on with it in one process first")
+            raise ValueError(f"{path} is of a version before: go on with it in one process first")
 
 
 def described(header: dict[str, Any]) -> dict[str, Any]:

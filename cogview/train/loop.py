@@ -33,7 +33,7 @@ from cogview.train.log import NoLog, RunLog
 from cogview.train.optimizer import Optimizer
 from cogview.train.saving import Saver
 from cogview.train.skips import Skips
-from cogview.train.state import State, Window
+from cogview.train.state import Best, State, Window
 from cogview.train.task import Task
 from cogview.train.validation import Validation
 
@@ -65,7 +65,7 @@ class Trainer:
         self.ranks = task.ranks
         self.device = next(task.model.parameters()).device
         self.optimizer = Optimizer(task.model, config, task.ranks)
-        self.state, self.window = State(), Window()
+        self.state, self.window, self.best = State(), Window(), Best()
         self.validation = Validation(task, config)
         self.feed, self.saver = Feed(task, config), Saver(folder, task.ranks)
         self.ranks.check_same(**{**self._identity(), **dataclasses.asdict(config)})
@@ -121,7 +121,7 @@ class Trainer:
 
     def _prepare(self) -> None:
         self._peak()  # before there is a step that it would take time of
-        newest = checkpoint.latest(self.folder)
+        newest = self.ranks.told(checkpoint.latest(self.folder))[0]
         if newest is not None and checkpoint.step_of(newest) > self.state.step:
             raise ValueError(f"{self.folder} holds a run up to {newest.name}: resume it or use another folder")
         if self.ranks.first:
@@ -138,7 +138,11 @@ class Trainer:
         while self.progress() < 1 and not stop:
             values = self.step()
             self.window.add(values)
-            state.elapsed, stop = self._agreed(time.monotonic() - start, interrupted.is_set())
+            lost = self.saver.done and not self._check_saved()
+            state.elapsed, stop, lost = self._agreed(time.monotonic() - start, interrupted.is_set(), lost)
+            if lost:
+                log.write(state.step, unsaved=1)
+                self.best.take_back(state)
             last = self.progress() >= 1
             if state.step % c.log_every == 0 or last:
                 told = self._log_steps(log, watch)
@@ -147,10 +151,10 @@ class Trainer:
             due = state.step % c.save_every == 0 or state.elapsed - saved > c.save_seconds
             if task.held_out is not None and (state.step % c.validate_every == 0 or last):
                 due = self._judge(log) or due
-            if self.saver.done and not self._check_saved():
-                log.write(state.step, unsaved=1)
             if due and not last:
-                self._check_saved()
+                if not self._check_saved():
+                    log.write(state.step, unsaved=1)
+                    self.best.take_back(state)
                 self._begin_save()
                 saved = state.elapsed
         finished = self.progress() >= 1
@@ -158,14 +162,15 @@ class Trainer:
             self._judge(log)
         return finished
 
-    def _agreed(self, elapsed: float, stop: bool) -> tuple[float, bool]:
-        """The first process's clock, and whether any is to stop."""
+    def _agreed(self, elapsed: float, stop: bool, lost: bool) -> tuple[float, bool, bool]:
+        """The first process's clock, whether any is to stop, and whether any knows of a checkpoint that is lost."""
         if self.ranks.mesh is None:
-            return elapsed, stop
-        values = torch.tensor([elapsed if self.ranks.first else 0.0, stop], dtype=torch.float64, device=self.device)
+            return elapsed, stop, lost
+        own = [elapsed if self.ranks.first else 0.0, stop, lost]
+        values = torch.tensor(own, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(values)
-        elapsed, stops = values.tolist()
-        return elapsed, stops > 0
+        elapsed, stops, losses = values.tolist()
+        return elapsed, stops > 0, losses > 0
 
     def _log(self) -> RunLog | NoLog:
         return RunLog(self.folder, self.state.step) if self.ranks.first else NoLog()
@@ -219,7 +224,8 @@ class Trainer:
 
     def save(self) -> Path:
         """Writes a checkpoint of everything, drops old ones, returns its path."""
-        self._check_saved()
+        if not self._check_saved():
+            self.best.take_back(self.state)
         path = self._begin_save()
         self.saver.end()
         return path
@@ -234,6 +240,7 @@ class Trainer:
         return True
 
     def _begin_save(self) -> Path:
+        self.best.begin(self.state)
         run = {"run": dataclasses.asdict(self.state), "counts": self.task.counts}
         run["window"] = dataclasses.asdict(self.window)
         run["validation"] = self.validation.header()
@@ -261,7 +268,7 @@ class Trainer:
         Damaged when all are; AnotherRun when it is of another model, data set size or seed; ValueError in one sentence
         when it is of another version or does not fit.
         """
-        there = checkpoint.paths(self.folder)
+        there = self.ranks.told(checkpoint.paths(self.folder))[0]  # of a folder that others may see later
         if path is not None:
             there = [path] if path not in there else there[: there.index(path) + 1]
         found, damaged = resuming.find(there, self.ranks)
@@ -276,8 +283,10 @@ class Trainer:
         if self.ranks.first:
             resuming.set_aside(damaged, self.state.step)
         best = self.state.best_step
-        if best is not None and checkpoint.of_step(self.folder, best) is None:  # damaged, or not copied
+        gone = best is not None and checkpoint.of_step(self.folder, best) is None  # damaged, or not copied
+        if self.ranks.told(gone)[0]:
             self.state.forget_best()
+        self.best = Best(self.state)
         return True
 
     def _load(self, found: resuming.Found) -> None:

@@ -95,6 +95,8 @@ def joined(device: torch.device, tensor: int = 1) -> Iterator[Ranks]:
     fits = tensor >= 1 and count % tensor == 0
     require(fits, "tensor_parallel", f"a divisor of the {count} processes", tensor)
     distributed = torch.distributed
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # CUDA is in use by now, and then a mesh leaves the current device as it is
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, rank, _ = next(distributed.rendezvous("env://"))
     # a process that was started again would find what those that died have left in torchrun's store
@@ -113,4 +115,7 @@ def joined(device: torch.device, tensor: int = 1) -> Iterator[Ranks]:
 
 def own_device(device: str) -> str:
     """A device as asked for, of several processes on a machine each its own."""
+    require(
+        not launched() or ":" not in device, "device", "cuda or cpu under torchrun: each process has its own", device
+    )
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and launched() else device

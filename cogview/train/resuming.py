@@ -26,6 +26,7 @@ class Found:
         wrong: list[str] = [text for text in ranks.told(self._damage()) if text]
         if wrong:
             raise Damaged(wrong[0])
+        checkpoint.check_version(path)
         from cogview.train import shards
 
         self.header, self.shapes = checkpoint.read_header(path), shards.shapes(path)
@@ -50,7 +51,6 @@ class Found:
             return self.tensors
         from cogview.train import shards
 
-        checkpoint.check_version(self.path)
         places = {**optimizer.places(self.shapes), **others}
         small = [name for name in self.shapes if name.startswith("random.")]
         places |= {name: torch.zeros(self.shapes[name], dtype=torch.uint8) for name in small}

@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cogview.train import checkpoint
@@ -61,8 +62,9 @@ class Saver:
         error = writing.exception()
         if error is not None and self.ranks.first:
             checkpoint.clean(self.folder)
-        if (failures := getattr(error, "failures", None)) is not None:  # of several processes: what each met
-            reasons = sorted({str(found) for found, _ in failures.values()})
+        failures = [found for found, _ in getattr(error, "failures", {}).values()]  # what each of several processes met
+        if failures and all(isinstance(found, OSError | SafetensorError) for found in failures):
+            reasons = sorted(set(map(str, failures)))
             raise OSError(f"cannot write checkpoint in {self.folder}: {'; '.join(reasons)}") from error
         writing.result()
 

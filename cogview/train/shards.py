@@ -55,10 +55,12 @@ class Writer(HuggingFaceStorageWriter):
         header = [self.header, sorted(names)]
         write_json(folder / HEADER, [*header, json_sum(header)])
         sync_folder(folder)
-        if self.final.exists():  # of a run that went on from before it
-            shutil.rmtree(self.final)
+        before = self.final.with_name(f".{self.final.name}.old.tmp")
+        if self.final.exists():  # of as many steps: of a run that went on from before it, or stopped there
+            os.rename(self.final, before)
         os.rename(folder, self.final)
         sync_folder(self.final.parent)
+        shutil.rmtree(before, ignore_errors=True)
         self.published()
 
 

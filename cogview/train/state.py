@@ -24,6 +24,26 @@ class State:
         self.best_step = self.best_loss = None
 
 
+class Best:
+    """Which step's checkpoint, with its loss, is the best of those that are written to their end."""
+
+    def __init__(self, state: State | None = None):
+        """state: of a checkpoint that is there."""
+        self._written = (None, None) if state is None else (state.best_step, state.best_loss)
+        self._begun: tuple[int | None, float | None] = self._written
+        self._step = -1
+
+    def begin(self, state: State) -> None:
+        """One is begun; the one before has come to its end, or is taken back."""
+        self._written, self._begun, self._step = self._begun, (state.best_step, state.best_loss), state.step
+
+    def take_back(self, state: State) -> None:
+        """What was begun last could not be written. If it was the best, the one before is the best again."""
+        self._begun = self._written
+        if state.best_step == self._step:
+            state.best_step, state.best_loss = self._written
+
+
 @dataclass
 class Window:
     """Sums over the steps since the last entry in the log. Checkpoints have them, so that an entry of a resumed run is

@@ -365,7 +365,7 @@ def test_a_model_of_fewer_codes(of_transformers) -> None:
         CogViewConfig(num_layers=1, hidden_size=16, num_heads=2, image_vocab=19, image_grid=4, max_positions=50)
     )
     text = TextTokenizer.train(["a fox above a tree", "a red car"])
-    with pytest.raises(ValueError, match="image tokenizer: expected at most 19 ids, as the model has, got 20"):
+    with pytest.raises(ValueError, match="image tokenizer: expected 19 codes, as the model has, got 20"):
         System(text, codec_folder.read(of_transformers), recipe, recipe.model())
 
 
