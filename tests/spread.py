@@ -163,7 +163,9 @@ def mortal(folder: Path) -> None:
 def to_its_end(folder: Path) -> None:
     """A run of one process that is nearly always writing a checkpoint, resumed where there is one."""
     torch.set_num_threads(1)
-    t = trainer(ALONE, folder, dataclasses.replace(SHARED, steps=60, save_every=2, validate_every=7, log_every=3))
+    hours: Any = {"seconds": 36_000.0, "save_seconds": 36_000.0}  # which only a clock that jumps comes to
+    every: Any = {"save_every": 2, "validate_every": 7, "log_every": 3}
+    t = trainer(ALONE, folder, dataclasses.replace(SHARED, steps=60, **every, **hours))
     t.resume()
     t.run()
 
@@ -179,7 +181,7 @@ def onward(folder: Path) -> dict[str, Any]:
     """Two processes go on from a checkpoint of four, from one of a process alone, and past one that is damaged."""
     with joined(CPU) as ranks:
         found = {name: losses(folder / name, SHARED, 2, ranks) for name in ("of four", "of one")}
-        return found | {"damaged": losses(folder / "damaged", SHARED, 1, ranks)}
+        return found | {name: losses(folder / name, SHARED, 1, ranks) for name in ("damaged", "cut")}
 
 
 if __name__ == "__main__":

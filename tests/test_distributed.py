@@ -13,7 +13,7 @@ from spread import CONFIG, CPU, SHARED, halves, in_processes, losses, of_four, o
 
 from cogview.models import load_model
 from cogview.train import checkpoint, loss_scale
-from cogview.train.ranks import ALONE, Ranks, joined
+from cogview.train.ranks import ALONE, Ranks, joined, own_device
 
 pytestmark = needs_processes
 
@@ -83,6 +83,14 @@ def test_what_does_not_fit_is_refused(two: Any, number: int, message: str) -> No
         assert message in found["refused"][number]
 
 
+def test_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_device("cuda") == "cuda:1"
+    with pytest.raises(ValueError, match="device: expected cuda or cpu under torchrun"):
+        own_device("cuda:0")
+
+
 @pytest.mark.parametrize(("count", "tensor"), [("1", 2), ("4", 3)])
 def test_a_layout_that_is_none(monkeypatch: pytest.MonkeyPatch, count: str, tensor: int) -> None:
     monkeypatch.setenv("WORLD_SIZE", count)
@@ -105,18 +113,24 @@ def test_any_number_of_processes_goes_on(tmp_path: Path) -> None:
     alike(found[0][:2], straight[:2], 2e-5)
     path = checkpoint.latest(tmp_path / "of four")
     assert path.is_dir()
-    for name in ("of four, one", "damaged"):
+    for name in ("of four, one", "damaged", "cut"):
         shutil.copytree(tmp_path / "of four", tmp_path / name)
     losses(tmp_path / "of one", SHARED, 2, save=True)
     losses(tmp_path / "damaged", SHARED, 1, save=True)
     newest = checkpoint.latest(tmp_path / "damaged")
     newest.write_bytes(newest.read_bytes()[:-1])
+    shutil.copytree(path, tmp_path / "cut" / "step-00000003")
+    for shard in (tmp_path / "cut" / "step-00000003").glob("*.safetensors"):
+        shard.write_bytes(b"")
+    assert [step.name for step, _ in checkpoint.readable(tmp_path / "cut")] == ["step-00000003", path.name]
     both = in_processes(2, onward, tmp_path)
     for found in both:
         alike(found["of four"], straight[2:], 2e-5)
         alike(found["of one"], straight[2:], 2e-5)
         alike(found["damaged"][:1], straight[2:3], 2e-5)
+        alike(found["cut"][:1], straight[2:3], 2e-5)
     assert (tmp_path / "damaged" / f"{newest.name}.damaged").exists()
+    assert (tmp_path / "cut" / "step-00000003.damaged").exists()
     alike(losses(tmp_path / "of four, one", SHARED, 2), straight[2:], 2e-5)
 
 

@@ -11,6 +11,7 @@ from cogview.train import checkpoint
 from cogview.train.checkpoint import Damaged
 from cogview.train.ranks import ALONE
 from cogview.train.saving import Saver
+from cogview.train.state import Best, State
 
 TENSORS = {
     "model.a": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -129,6 +130,21 @@ def test_of_a_step_the_last_written_is_kept(tmp_path):
     path = saver.begin(5, TENSORS, {"run": {"step": 5}}, keep=2, best=None)
     saver.end()
     assert checkpoint.paths(tmp_path) == [first, path]
+
+
+def test_a_best_that_was_not_written_is_taken_back():
+    state = State(step=5, best_step=5, best_loss=3.0)
+    best = Best()
+    best.begin(state)
+    state.step = 7
+    best.begin(state)  # not the best
+    best.take_back(state)
+    assert (state.best_step, state.best_loss) == (5, 3.0)
+    state.step, state.best_step, state.best_loss = 9, 9, 2.0
+    best.begin(state)
+    for _ in range(2):  # which another process may have found before
+        best.take_back(state)
+        assert (state.best_step, state.best_loss) == (5, 3.0)
 
 
 def test_the_best_is_what_the_newest_says(tmp_path):

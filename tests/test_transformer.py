@@ -379,6 +379,17 @@ def test_a_million_equal_logits_are_not_too_many_for_float16():
     torch.testing.assert_close(hidden.grad[0].float(), expected, rtol=2e-3, atol=0.1)
 
 
+def test_many_tokens_of_one_label_are_not_too_many_for_float16():
+    """Their gradients of the head are added up, of all of a batch in float32."""
+    count = 110_000
+    hidden, labels = torch.ones(1, count, 4, dtype=torch.float16), torch.full((1, count), 7)
+    head = torch.zeros(600, 4, dtype=torch.float16, requires_grad=True)
+    weighted_nll(hidden, head, labels, torch.full((1, count), 1.0))[0].mul(1 / count).backward()
+    expected = torch.full((600, 4), 1 / 600)
+    expected[7] -= 1
+    torch.testing.assert_close(head.grad.float(), expected, rtol=2e-3, atol=1e-5)
+
+
 def test_logits_of_one_place_of_each_row():
     recipe, model = make()
     batch, at = sample(recipe), torch.tensor([3, 27, 0])
