@@ -71,7 +71,7 @@ def measure_spread(seconds: float) -> list[float]:
         steps, spent, begun = 0, 0.0, time.perf_counter()
         while spent < seconds:
             gpt.step()
-            spent, _ = gpt._agreed(time.perf_counter() - begun, False)  # all stop alike
+            spent, *_ = gpt._agreed(time.perf_counter() - begun, False, False)  # all stop alike
             steps += 1
         return [gpt.config.batch_size * steps / spent] if ranks.first else []
 
