@@ -65,7 +65,7 @@ def read(path: Path, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, 
             return legacy.READERS[found](tensors, metadata)
         _check_version(path, *found)
         return tensors, dict(json.loads(metadata["header"]))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
         raise Damaged(f"{path} is not a readable checkpoint: {error}") from error
 
 
