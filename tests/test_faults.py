@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,27 @@ def check_all_is_whole(folder: Path) -> int:
     """Every checkpoint that is there; the step of the newest."""
     for path in checkpoint.paths(folder):
         checkpoint.read(path)
-    newest = checkpoint.latest(folder)
-    return 0 if newest is None else checkpoint.step_of(newest)
+    return newest(folder)
+
+
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without any."""
+    return max(map(checkpoint.step_of, checkpoint.paths(folder)), default=0)
+
+
+def some_moment(draw: random.Random, folder: Path, steps: int, within: float, runs: Callable[[], bool]) -> None:
+    """Waits for a random step of what is left of a run, and then for some of `within` seconds; or until it has ended.
+    In steps, since a time could be all of it or none on another machine."""
+    step = draw.randrange(newest(folder), steps + 1)
+    while runs() and newest(folder) < step:
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0, within))
+
+
+def begin_anew(folder: Path) -> None:
+    for path in checkpoint.paths(folder):
+        checkpoint.remove(path)
+    (folder / "log.jsonl").unlink()
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
@@ -47,16 +67,11 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["spread"])
     kills, inside, before = 0, 0, 0
-    begun = time.monotonic()
-    (folder / "x").mkdir(parents=True)
-    process = processes.Process(target=to_its_end, args=(folder / "x",))
-    process.start()
-    process.join()
-    seconds = time.monotonic() - begun  # of a run that is left alone, with its start
+    folder.mkdir()
     while kills < (30 if ALL else 5) or inside < (10 if ALL else 1):
         process = processes.Process(target=to_its_end, args=(folder,))
         process.start()
-        process.join(draw.uniform(0.5, 1.0) * seconds)
+        some_moment(draw, folder, 60, 0.02, process.is_alive)
         if process.exitcode is None:
             process.kill()
             kills += 1
@@ -66,9 +81,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         inside += now > before and process.exitcode != 0
         before = now
         if process.exitcode == 0:  # it came to its end: once more from the beginning
-            for path in checkpoint.paths(folder):
-                checkpoint.remove(path)
-            (folder / "log.jsonl").unlink()
+            begin_anew(folder)
             before = 0
     to_its_end(folder)
     assert log_of(folder) == log_of(tmp_path / "whole")
@@ -134,15 +147,14 @@ def test_several_processes_killed_at_random_moments(tmp_path: Path) -> None:
     draw, before, inside = random.Random(0), 0, 0
     for _ in range(10):
         run = torchrun(tmp_path, SECONDS_A_STEP="0.2")
-        time.sleep(draw.uniform(5, 9))
+        some_moment(draw, tmp_path, 30, 0.2, lambda run=run: run.poll() is None)
         subprocess.run(["pkill", "-KILL", "-f", str(tmp_path)])  # torchrun's processes have sessions of their own
         run.communicate()
         now = check_all_is_whole(tmp_path)
         assert now >= before
         inside, before = inside + (before < now < 30), now
         if now == 30:  # it came to its end: once more from the beginning
-            for path in checkpoint.paths(tmp_path):
-                checkpoint.remove(path)
+            begin_anew(tmp_path)
             before = 0
     assert inside >= 1
     said, _ = torchrun(tmp_path).communicate(timeout=120)
