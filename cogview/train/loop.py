@@ -141,7 +141,6 @@ class Trainer:
             lost = self.saver.done and not self._check_saved()
             state.elapsed, stop, lost = self._agreed(time.monotonic() - start, interrupted.is_set(), lost)
             if lost:
-                log.write(state.step, unsaved=1)
                 self.best.take_back(state)
             last = self.progress() >= 1
             if state.step % c.log_every == 0 or last:
@@ -152,11 +151,11 @@ class Trainer:
             if task.held_out is not None and (state.step % c.validate_every == 0 or last):
                 due = self._judge(log) or due
             if due and not last:
-                if not self._check_saved():
-                    log.write(state.step, unsaved=1)
-                    self.best.take_back(state)
+                lost = not self._check_saved() or lost
                 self._begin_save()
                 saved = state.elapsed
+            if lost:
+                log.write(state.step, unsaved=1)
         finished = self.progress() >= 1
         if finished and self.validation.step != state.step:  # it was finished before
             self._judge(log)
@@ -224,8 +223,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Writes a checkpoint of everything, drops old ones, returns its path."""
-        if not self._check_saved():
-            self.best.take_back(self.state)
+        self._check_saved()
         path = self._begin_save()
         self.saver.end()
         return path
@@ -236,6 +234,7 @@ class Trainer:
             self.saver.end()
         except OSError as error:
             self.say(f"{error}; training goes on")
+            self.best.take_back(self.state)
             return False
         return True
 

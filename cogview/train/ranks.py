@@ -115,7 +115,7 @@ def joined(device: torch.device, tensor: int = 1) -> Iterator[Ranks]:
 
 def own_device(device: str) -> str:
     """A device as asked for, of several processes on a machine each its own."""
-    require(
-        not launched() or ":" not in device, "device", "cuda or cpu under torchrun: each process has its own", device
-    )
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and launched() else device
+    if not launched():
+        return device
+    require(":" not in device, "device", "cuda or cpu under torchrun: each process has its own", device)
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device

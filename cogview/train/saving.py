@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Saver:
         dropped then. The one before must have come to its end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = checkpoint.path_of(self.folder, step, several=self.ranks.mesh is not None)
-        drop_old = lambda: self._drop_old(path, keep, best)  # noqa: E731
+        drop_old = partial(self._drop_old, path, keep, best)
         if self.ranks.mesh is None:
             copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
             self._writing = self._thread.submit(_write, path, copies, header, drop_old)
