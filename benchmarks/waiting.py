@@ -140,7 +140,8 @@ def main() -> int:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps((measure_spread if launched() else measure)(options.seconds)), flush=True)
+        if rates := (measure_spread if launched() else measure)(options.seconds):
+            print(json.dumps(rates), flush=True)  # by one process: lines of several could run together
         return 0
     with Console().status("measuring"):
         found = rounds(options.rounds, options.seconds)
