@@ -1,6 +1,7 @@
 """`python -m benchmarks.scaling`: how much of a core's peak training steps reach, in three minutes.
 
-Operations are by `cogview.flops`, the peak is that of plain products; docs/scaling.md has the table.
+Operations are by `cogview.flops`, the peak is that of plain products. Writes results/scaling/<device>.json, which
+`python -m benchmarks.scaling_page` shows in docs/scaling.md.
 """
 
 import tempfile
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from cogview.config import ModelConfig, TrainConfig
+from cogview.data.files import write_json
 from cogview.flops import model_flops
 from cogview.hardware import rate_of_products
 from cogview.recipes.cogview import CogView, CogViewConfig
@@ -20,7 +22,9 @@ from cogview.train.loop import Trainer
 from cogview.train.token_task import TokenTask
 
 from . import machine
+from .report import RESULTS, load
 
+FOLDER = RESULTS / "scaling"
 _LONG: dict[str, Any] = {"num_layers": 4, "hidden_size": 512, "num_heads": 8, "image_grid": 32, "max_positions": 1089}
 _WORDS: dict[str, Any] = {"image_vocab": 512, "text_vocab": 500, "dropout": 0.0}
 CASES: dict[str, tuple[ModelConfig, int]] = {
@@ -65,18 +69,34 @@ def measured(recipe: Recipe, batch_size: int, dtype: str, steps: int = 8) -> tup
     return min(times), max(rates)
 
 
+def tables() -> str:
+    """Of every machine that there are results of."""
+    lines = []
+    for path in sorted(FOLDER.glob("*.json")):
+        rows = load(path)
+        lines += [f"{rows[0]['device']} ({rows[0]['cpu']}):", ""]
+        lines += ["| model and batch | dtype | GFLOP a step | seconds | peak, GFLOP/s | utilisation |"]
+        lines += ["|---|---|---:|---:|---:|---:|", *map(_line, rows), ""]
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any]) -> str:
+    flops, seconds, peak = row["flops"], row["seconds"], row["peak"]
+    figures = f"{flops / 1e9:,.0f} | {seconds:.3g} | {peak / 1e9:,.0f} | {flops / seconds / peak:.2f}"
+    return f"| {row['shape']} | {row['dtype']} | {figures} |"
+
+
 def main() -> None:
     torch.set_num_threads(1)  # whose time a process can tell from that of others
-    print(machine.facts()["device"])
-    print("\n| model and batch | dtype | GFLOP a step | seconds | peak, GFLOP/s | utilisation |")
-    print("|---|---|---:|---:|---:|---:|")
+    rows = []
     for title, (config, batch_size) in CASES.items():
         for dtype in ("float32", "bfloat16"):
             recipe = CogView(config)
-            flops = batch_size * model_flops(recipe)
-            taken, peak = measured(recipe, batch_size, dtype)
-            figures = f"{flops / 1e9:,.0f} | {taken:.3g} | {peak / 1e9:,.0f} | {flops / taken / peak:.2f}"
-            print(f"| {title} | {dtype} | {figures} |", flush=True)
+            seconds, peak = measured(recipe, batch_size, dtype)
+            row = {"shape": title, "dtype": dtype, "flops": batch_size * model_flops(recipe)}
+            rows.append({**row, "seconds": seconds, "peak": peak, **machine.facts()})
+            print(_line(rows[-1]), flush=True)
+    write_json(FOLDER / f"{machine.slug(rows[0]['device'])}.json", rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""`python -m benchmarks.scaling_page`: writes the tables of docs/scaling.md, each below the command that prints it."""
+"""`python -m benchmarks.scaling_page`: writes the tables of docs/scaling.md: of plans, each below the command that
+prints it, and of `benchmarks.scaling`, from its results."""
 
 import contextlib
 import io
@@ -7,11 +8,15 @@ from pathlib import Path
 
 from cogview import commands
 
+from . import scaling
+
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 
 
 def filled(text: str) -> str:
     """The page with what the commands of today print."""
+    measured = r"(?<=<!-- measured -->\n\n)(?:.*\n)*?(?=<!-- end -->)"
+    text = re.sub(measured, lambda _: scaling.tables() + "\n", text)
     return re.sub(r"(    cogview (plan .*)\n\n)(?:(?!    |#).*\n)*?(<!-- end -->)", _answer, text)
 
 

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -88,6 +89,36 @@ def gathers(ranks: Ranks, folder: Path, reshard: bool) -> int:
     return sum(event.count for event in seen.key_averages() if event.key == "c10d::_allgather_base_")
 
 
+def meanwhile(ranks: Ranks, folder: Path) -> list[Any]:
+    """Steps, behind the first of which a checkpoint is begun that is not written before the third, and those of a run
+    that goes on from it."""
+    from cogview.train.shards import Writer
+
+    t, write, go_on = trainer(ranks, folder, SHARED), Writer.write_data, threading.Event()
+    found: list[Any] = [t.step()]
+    Writer.write_data = lambda *args: go_on.wait() and write(*args)  # type: ignore[method-assign]
+    t._begin_save()
+    found += [t.step(), t.step(), t.saver.done]
+    go_on.set()
+    t.saver.end()
+    Writer.write_data = write  # type: ignore[method-assign]
+    return [*found, *losses(folder, SHARED, 2, ranks)[:2]]
+
+
+def refused_by_one(ranks: Ranks) -> str:
+    """What all are told where one of them finds something wrong."""
+
+    def work() -> None:
+        if ranks.rank == 1:
+            raise ValueError("the second finds it wrong")
+
+    try:
+        ranks.alike(work)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def of_two(folder: Path) -> dict[str, Any]:
     """What two processes do, one thing after the other."""
     with joined(CPU) as ranks:
@@ -95,6 +126,7 @@ def of_two(folder: Path) -> dict[str, Any]:
         found["bfloat16"] = losses(folder / "bfloat16", dataclasses.replace(SHARED, dtype="bfloat16"), 3, ranks)
         found["float16"] = halves(folder / "float16", ranks)
         found["straight"] = losses(folder / "straight", SHARED, 4, ranks)
+        found["meanwhile"] = meanwhile(ranks, folder / "meanwhile")
         found["parts"] = losses(folder / "parts", SHARED, 2, ranks, save=True)[:2]
         found["parts"] += losses(folder / "parts", SHARED, 2, ranks)
         selective, heads = dataclasses.replace(SHARED, checkpoint_activations="selective"), sharing(ranks, 2)
@@ -106,14 +138,16 @@ def of_two(folder: Path) -> dict[str, Any]:
             refusal(heads, folder / "x", dataclasses.replace(CONFIG, num_heads=1)),
             refusal(ranks, folder / "x", learning_rate=1e-3 * (1 + ranks.rank)),
             refusal(ranks, folder / "parts", dataclasses.replace(CONFIG, hidden_size=64)),
+            refused_by_one(ranks),
         ]
     return found
 
 
 def faults(folder: Path) -> dict[str, Any]:
-    """Of two processes: a batch that is no number on one of them, then a disk on which one's checkpoint has no room."""
+    """Of two processes: a batch that is no number on one of them, then a disk on which the second's checkpoint has no
+    room, then one on which the first's has none, nor its log."""
     with joined(CPU) as ranks:
-        t = trainer(ranks, folder, dataclasses.replace(SHARED, steps=7, save_every=3, keep=9))
+        t = trainer(ranks, folder, dataclasses.replace(SHARED, steps=11, save_every=3, keep=9))
         made = t.task.batch
 
         def broken(samples: Any, indices: Any, *draws: Any, **how: Any) -> Any:
@@ -128,7 +162,7 @@ def faults(folder: Path) -> dict[str, Any]:
         begin = t._begin_save
 
         def begin_save() -> Path:
-            full = ranks.rank == 1 and t.state.step < 6
+            full = t.state.step < 9 and ranks.rank == (1 if t.state.step < 5 else 0)
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(
                 resource.RLIMIT_FSIZE, (1000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY)

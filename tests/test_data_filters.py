@@ -188,7 +188,9 @@ def test_as_a_library_in_batches(run, tmp_path):
         return [text.upper() for text in texts]
 
     path = shard(tmp_path / "a.tar", *[((8, 8), {"zh": f"number {n}"}) for n in range(count)])
-    data = PairDataset([path], languages=["en"], translation=Translation(english, "zh", "en", "upper"))
+    with pytest.raises(ValueError, match="name: expected a name of the function, got ''"):
+        Translation(english, "")
+    data = PairDataset([path], languages=["en"], translation=Translation(english, "upper", "zh", "en"))
     assert data.captions(3) == {"en": "NUMBER 3"}
     given.clear()
     text, image = TextTokenizer.load(run / "text.model"), VQVAE.load(run / "vqvae.safetensors")

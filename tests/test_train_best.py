@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import resource
+import signal
 import time
 
 import pytest
@@ -309,6 +311,27 @@ def test_a_damaged_log_is_kept_aside_and_what_is_good_stays(tmp_path, capsys, co
     assert [entry["step"] for entry in kept] == ([1, 3] if '"step": 3' in content else [1])
     RunLog(tmp_path, 10).close()
     assert "cannot be read" not in capsys.readouterr().out
+
+
+def test_what_a_full_disk_has_no_room_for_is_in_the_log_later(tmp_path, capsys):
+    log = RunLog(tmp_path, 0)
+    log.write(1, loss=1.0)
+    begin_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 5, begin_limit[1]))
+        for step in (2, 3):
+            log.write(step, loss=1.0)
+        assert [entry["step"] for entry in read_log(tmp_path)] == [1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, begin_limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    said = f"cannot write {log.path}: [Errno 27] File too large; training goes on, and its lines wait\n"
+    assert capsys.readouterr().out.count(said) == 1
+    log.write(4, loss=1.0)
+    log.close()
+    assert [entry["step"] for entry in read_log(tmp_path)] == [1, 2, 3, 4]
+    assert "lost" not in capsys.readouterr().out
 
 
 def test_a_log_that_is_none_is_nothing_to_a_report(tmp_path):

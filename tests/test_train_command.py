@@ -88,6 +88,17 @@ def test_a_test_split_is_taken_instead(tmp_path, capsys):
     assert header(tmp_path)["hold_out"] == 0
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_damaged_tokens_are_refused(tmp_path, split):
+    for name in ("train", "test"):
+        tokens(tmp_path, name)
+    (path,) = (tmp_path / "tokens" / split).glob("*.codes.npy")
+    flip(path)
+    with pytest.raises(SystemExit, match=f"{path} is damaged or gone: tokenize again, which makes it anew"):
+        train(tmp_path)
+    assert not (tmp_path / "gpt").exists()
+
+
 def test_a_run_of_before_goes_on_without_holding_out(tmp_path, capsys):
     tokens(tmp_path)
     train(tmp_path, "--hold-out", "0", "--dropout", "0")

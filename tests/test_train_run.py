@@ -236,6 +236,13 @@ def test_loss_scale_of_float16(tmp_path):
     assert (again.optimizer.loss_scale, again.optimizer.scale.good_steps) == (2.0**13, 1)
 
 
+def test_the_next_batch_is_made_by_one_thread(tmp_path):
+    threads = torch.get_num_threads()
+    feed = trainer(tmp_path, TRAIN).feed
+    assert feed._thread.submit(torch.get_num_threads).result() == 1
+    assert torch.get_num_threads() == threads
+
+
 def test_a_run_that_stays_broken_ends(tmp_path):
     t = trainer(tmp_path, dataclasses.replace(TRAIN, steps=100))
     t.task.model.embedding.words.weight.data.fill_(torch.nan)

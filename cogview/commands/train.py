@@ -135,7 +135,7 @@ class Train:
 
         say = console.print if ranks.first else _nothing
         folder = folder_of(self.run_folder, self.name)
-        known = before(folder, self.source)
+        known = before(folder, self.source, ranks)
         header = known.header if known is not None and known.own else None
         tokens = Tokens(self.run_folder, self.hold_out, header, chosen_recipe(known, self.recipe).sizes, self.mix)
         asked = {name: getattr(self, name) for name in ("recipe", "preset", "dropout", *SHAPE)}
@@ -154,6 +154,7 @@ class Train:
                 start_from(known.path, known.recipe.config, model)
                 say(f"beginning with the weights of {known.path}")
 
+        tokens.check(ranks)
         with progress("preparing the model", shown=ranks.first) as update:
             model = built(recipe, device, training, ranks, begin)
             of_data: dict[str, Any] = tokens.identity

@@ -8,10 +8,13 @@ from typing import Any
 from cogview.commands.tokenizers import UNFINISHED
 from cogview.config import require
 from cogview.data.mixture import Mixture, difference
+from cogview.data.parts import damage
 from cogview.data.tokens import Rows, TokenDataset, read_meta, tokens_of
+from cogview.progress import progress
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
+from cogview.train.ranks import Ranks
 
 
 class Tokens:
@@ -72,6 +75,20 @@ class Tokens:
     def longest(self) -> int:
         """Text of a sequence."""
         return max(part.meta["text_length"] for part in (self.all, self.held_out) if part is not None)
+
+    def check(self, ranks: Ranks) -> None:
+        """Reads all of them, each process some; ValueError, on all, names a file that is not as it was written."""
+        parts = self.all.parts + (self.held_out.parts if isinstance(self.held_out, TokenDataset) else [])
+        mine = parts[ranks.rank :: ranks.count]
+
+        def read() -> None:
+            with progress("checking the tokens", max(len(mine), 1), shown=ranks.first) as update:
+                for number, (folder, name) in enumerate(mine, 1):
+                    if file := damage(folder, name):
+                        raise ValueError(f"{folder / file} is damaged or gone: tokenize again, which makes it anew")
+                    update(number)
+
+        ranks.alike(read)
 
     def sizes(self) -> dict[str, int]:
         """As `Recipe.fit` takes them."""

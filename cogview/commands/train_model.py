@@ -14,6 +14,7 @@ from cogview.recipes.recipe import Recipe
 from cogview.runs import model_of, sources
 from cogview.train import checkpoint
 from cogview.train.identity import other_tokenizers
+from cogview.train.ranks import ALONE, Ranks
 
 SHAPE = {"attention": "attention", "layers": "num_layers", "hidden_size": "hidden_size", "heads": "num_heads"}
 """Options, and the fields of a config that they are of."""
@@ -59,7 +60,7 @@ def advice(folder: Path) -> str:
     return f"--name NAME begins a new model beside it; --from {folder} --name NAME begins one with its weights"
 
 
-def before(folder: Path, source: Path | None) -> Before | None:
+def before(folder: Path, source: Path | None, ranks: Ranks = ALONE) -> Before | None:
     """What a training in a model folder goes on from, or begins with; None: new weights."""
     begun = next(checkpoint.readable(folder), None)
     if begun is not None:
@@ -74,22 +75,23 @@ def before(folder: Path, source: Path | None) -> Before | None:
         return None
     chosen = model_of(source)
     require(chosen.resolve() != folder.resolve(), "from", f"another model than {folder}, or a --name", str(source))
-    return _whole(chosen)
+    path = ranks.alike(lambda: _whole(chosen) if ranks.first else None)[0]  # which reads all of the model
+    return Before(path, checkpoint.read_header(path), own=False)
 
 
-def _whole(folder: Path) -> Before:
+def _whole(folder: Path) -> Path:
     """The best checkpoint of a model, or where that is damaged the newest that is not."""
     damaged: checkpoint.Damaged | None = None
     folder = folder.resolve()
     for found in sources(folder.parent, folder.name):
         try:
-            _, header = checkpoint.read(found.path, prefix="model.")
+            checkpoint.read(found.path, prefix="model.")
         except checkpoint.Damaged as error:
             damaged = damaged or error
             continue
         if damaged is not None:
             console.print(f"{damaged}: {found.path.name} is taken")
-        return Before(found.path, header, own=False)
+        return found.path
     raise damaged or ValueError(f"from: expected a checkpoint in {folder}, got none")
 
 

@@ -24,6 +24,7 @@ def written_beside(path: str | Path) -> Iterator[Path]:
         with open(beside, "rb") as file:
             os.fsync(file.fileno())  # a rename that survives a power cut must not outlive its contents
         os.replace(beside, path)
+        sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 

@@ -59,6 +59,11 @@ class Mixture:
         return int(self._starts[-1])
 
     @property
+    def parts(self) -> list[tuple[Path, str]]:
+        """As TokenDataset's, of all sets."""
+        return [part for data in self.sets for part in data.parts]
+
+    @property
     def folder(self) -> Path:
         """Of the first set."""
         return self.sets[0].folder

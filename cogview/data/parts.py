@@ -93,12 +93,23 @@ class PartWriter:
 
 def has_part(folder: Path, name: str) -> bool:
     """Whether a part is there, and as it was written."""
+    return damage(folder, name) == ""
+
+
+def damage(folder: Path, name: str) -> str:
+    """The file of a part that is not as it was written, or not there; "" if all are."""
+    file = f"part-{name}.json"
     try:
         sums = read_part(folder, name)["crc32"]
-        whole = {"text", "codes", "groups"} <= sums.keys() <= ARRAYS.keys()
-        return whole and all(sums[key] == _sum(folder / f"part-{name}.{key}.npy") for key in sums)
+        if not {"text", "codes", "groups"} <= sums.keys() <= ARRAYS.keys():
+            return file
+        for key, wanted in sums.items():
+            file = f"part-{name}.{key}.npy"
+            if _sum(folder / file) != wanted:
+                return file
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return file
+    return ""
 
 
 def read_part(folder: Path, name: str) -> dict[str, Any]:

@@ -127,6 +127,11 @@ class TokenDataset:
         """Names the rows; "" of version 1."""
         return part_name(parts=self.meta["parts"]) if "parts" in self.meta else ""
 
+    @property
+    def parts(self) -> list[tuple[Path, str]]:
+        """Folders and names of those that have checksums, which version 1 has not."""
+        return [(self.folder, name) for name in self.meta.get("parts", [])]
+
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, ...]:
         """Text int64 [B, T], -1 padded, and codes int64 [B, h w] of some rows, those at half the size before them if
         there are some. Layouts check the ids."""
@@ -181,6 +186,11 @@ class Rows:
     def digest(self) -> str:
         """Names the rows."""
         return hashlib.sha256(self.data.digest.encode() + self.numbers.tobytes()).hexdigest()[:32]
+
+    @property
+    def parts(self) -> list[tuple[Path, str]]:
+        """Of all rows, not of these alone."""
+        return self.data.parts
 
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, ...]:
         return self.data.batch(self.numbers[np.asarray(indices, np.int64)])

@@ -18,12 +18,13 @@ class Translation:
 
     function: Callable[[list[str]], list[str]]
     """As many texts as it is given, in their order; a blank one is no caption."""
+    name: str
+    """Names the function, and its version if it has one: what was made with it under this name is not made again."""
     source: str = "zh"
     target: str = "en"
-    name: str = ""
-    """Names the function, and its version if it has one, in what is made with it."""
 
     def __post_init__(self) -> None:
+        require(bool(self.name.strip()), "name", "a name of the function", self.name)
         require(self.source != self.target, "translate_to", f"another field than {self.source}", self.target)
 
     @classmethod
@@ -40,7 +41,7 @@ class Translation:
             raise ValueError(f"translate: {name} cannot be imported ({type(error).__name__}: {error})") from error
         require(callable(function), "translate", "a function", name)
         version = getattr(function, "version", None)
-        return cls(function, source, target, name if version is None else f"{name} {version}")
+        return cls(function, name if version is None else f"{name} {version}", source, target)
 
     def made_with(self) -> list[str]:
         """For the name of what is made with it."""

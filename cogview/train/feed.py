@@ -24,6 +24,12 @@ def streams(rows: range, *key: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int(n)) for n in hashes(rows.stop, *key)[rows.start :]]
 
 
+def _be_alone() -> None:
+    """Has what this thread computes computed by it alone."""
+    torch.get_num_threads()  # the first time it would undo what follows
+    torch.set_num_threads(1)
+
+
 class Feed:
     """Of a task's training data, this process's rows."""
 
@@ -31,6 +37,10 @@ class Feed:
         self.task, self.config, self.rows = task, config, task.ranks.rows(config.batch_size)
         self._order: tuple[int, np.ndarray] | None = None  # of which epoch
         self._thread = ThreadPoolExecutor(1, "feed")
+        # Without a team of OpenMP's: with more threads than processors those of no team wait by spinning any more.
+        threads = torch.get_num_threads()
+        self._thread.submit(_be_alone).result()
+        torch.set_num_threads(threads)  # which is also what other threads begin with
         self._ahead: tuple[Place, Future[Any]] | None = None
 
     def next(self, state: State) -> Any:

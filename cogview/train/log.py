@@ -13,7 +13,7 @@ _BEGIN = b'{"step": '  # of every line
 
 class RunLog:
     """Appends to `folder`. On opening, entries after `step` are dropped: a resumed run writes them again. A file with
-    damaged lines is kept beside it, and said."""
+    damaged lines is kept beside it, and said. What a full disk has no room for is kept and written later."""
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / "log.jsonl"
@@ -24,7 +24,8 @@ class RunLog:
             print(f"{self.path}: line {damaged[0]}{more} cannot be read; the file is kept as {kept.name}")
         with written_beside(self.path) as beside:
             beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step))
-        self._file = open(self.path, "a")  # noqa: SIM115, closed in close()
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115, closed in close()
+        self._unwritten, self._said = b"", False
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -34,20 +35,34 @@ class RunLog:
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, **values: float) -> None:
-        try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise OSError(f"cannot write {self.path}: {error}") from error
+        self._unwritten += json.dumps({"step": step, **values}).encode() + b"\n"
+        self._write()
         if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+            try:
+                for name, value in values.items():
+                    self._events.add_scalar(name, value, step)
+            except OSError as error:
+                print(f"no more TensorBoard events: {error}")
+                self._events = None
+
+    def _write(self) -> None:
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+            self._said = False
+        except OSError as error:
+            if not self._said:
+                print(f"cannot write {self.path}: {error}; training goes on, and its lines wait")
+            self._said = True
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what could not be flushed has been said
-            self._file.close()
+        self._write()
+        if lost := self._unwritten.count(b"\n"):
+            print(f"{self.path}: the last {lost:,} lines are lost")
+        self._file.close()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):  # of a full disk, as has been said
+                self._events.close()
 
 
 class NoLog:

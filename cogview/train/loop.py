@@ -146,7 +146,9 @@ class Trainer:
             if state.step % c.log_every == 0 or last:
                 told = self._log_steps(log, watch)
             update(self.progress(), self._place() + (told or f", loss {values['loss']:.3f}"))
-            self.skips.check_hope(state.step)
+            if hopeless := self.skips.hopeless(state.step):
+                self._check_saved()
+                raise RuntimeError(hopeless)
             due = state.step % c.save_every == 0 or state.elapsed - saved > c.save_seconds
             if task.held_out is not None and (state.step % c.validate_every == 0 or last):
                 due = self._judge(log) or due

@@ -1,7 +1,7 @@
 """The processes that train one model together, as torchrun starts them: their mesh, and what they tell each other."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +62,19 @@ class Ranks:
         found: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(found, value, group=self.talking)
         return found
+
+    def alike(self, work: Callable[[], Any]) -> list[Any]:
+        """What work() gives on each process, by rank; the first one's ValueError on all where it was one on any."""
+        found = wrong = None
+        try:
+            found = work()
+        except ValueError as error:
+            wrong = error
+        told = self.told((found, wrong))
+        for _, wrong in told:
+            if wrong is not None:
+                raise wrong
+        return [value for value, _ in told]
 
     def check_same(self, **values: Any) -> None:
         """ValueError names the first value that is not the same on all processes."""

@@ -45,10 +45,11 @@ class Skips:
             words = f"the loss is finite, not so its gradients, in the backward first that of {place}"
         return words if scale is None else f"{words}; the loss scale is {scale.value:g} from now on"
 
-    def check_hope(self, step: int) -> None:
-        """RuntimeError where there is none."""
-        if self.count >= MOST:
-            raise RuntimeError(
-                f"the loss was not finite for {MOST} steps, up to step {step}: resume from the last checkpoint "
-                f"with a lower learning_rate ({self.words})"
-            )
+    def hopeless(self, step: int) -> str:
+        """In a sentence, why a run is; "" while it is not."""
+        if self.count < MOST:
+            return ""
+        return (
+            f"the loss was not finite for {MOST} steps, up to step {step}: resume from the last checkpoint "
+            f"with a lower learning_rate ({self.words})"
+        )

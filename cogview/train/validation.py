@@ -60,7 +60,7 @@ class Validation:
         if header["of"] == self._of():
             self.step, self.metrics = header["step"], header["metrics"]
         else:
-            if state.best_step is not None:
+            if state.best_step is not None and self.task.ranks.first:
                 print(f"held-out losses are of something else now: step {state.best_step:,} is the best no more")
             state.forget_best()
 
