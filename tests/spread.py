@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from test_train_run import CONFIG, TRAIN, Pairs
 
+from cogview import cli
 from cogview.config import TrainConfig
 from cogview.recipes.cogview import CogView
 from cogview.train import loss_scale
@@ -106,15 +107,15 @@ def meanwhile(ranks: Ranks, folder: Path) -> list[Any]:
 
 
 def refused_by_one(ranks: Ranks) -> str:
-    """What all are told where one of them finds something wrong."""
+    """What all are told where one of them has an error."""
 
     def work() -> None:
         if ranks.rank == 1:
-            raise ValueError("the second finds it wrong")
+            raise OSError("the second cannot read it")
 
     try:
         ranks.alike(work)
-    except ValueError as error:
+    except OSError as error:
         return str(error)
     return ""
 
@@ -172,6 +173,11 @@ def faults(folder: Path) -> dict[str, Any]:
         t._begin_save = begin_save  # type: ignore[method-assign]
         result = t.run()
         return found | {"finished": result.finished, "skipped": result.state.skipped, "loss": result.validation["loss"]}
+
+
+def commanded(*words: str) -> None:
+    torch.set_num_threads(1)
+    cli.main(list(words))
 
 
 def mortal(folder: Path) -> None:

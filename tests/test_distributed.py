@@ -84,7 +84,7 @@ def test_a_checkpoint_that_is_written_meanwhile_is_of_its_step(two: Any) -> None
         (1, "tensor_parallel: expected a divisor of num_heads (1), got 2"),
         (2, "learning_rate: expected 0.001 on all processes, as on rank 0, got 0.002 on rank 1"),
         (3, "hidden_size: expected 64, got 32"),
-        (4, "the second finds it wrong"),
+        (4, "the second cannot read it"),
     ],
 )
 def test_what_does_not_fit_is_refused(two: Any, number: int, message: str) -> None:

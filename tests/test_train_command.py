@@ -7,7 +7,9 @@ import typing
 import numpy as np
 import pytest
 import torch
+from common import needs_processes
 from PIL import Image
+from spread import commanded, in_processes
 from test_train_best import flip
 
 from cogview import cli
@@ -244,6 +246,26 @@ def test_several_models_in_a_run_and_names_that_are_none(tmp_path, capsys):
         cli.main(["compare", str(tmp_path / "dense"), str(tmp_path / "nothing"), "--out", str(out)])
 
 
+@needs_processes
+def test_by_two_processes_from_a_model_of_one(tmp_path, capfd):
+    tokens(tmp_path, count=200)
+    train(tmp_path)
+    words = ["train", "--run", str(tmp_path), "--from", str(tmp_path), "--name", "second", "--steps", "3"]
+    capfd.readouterr()
+    in_processes(2, commanded, *words, "--batch-size", "4", "--dtype", "float32")
+    said = capfd.readouterr().out
+    for sentence in (
+        "2 processes, 2 parts of each batch, 1 of each layer",
+        "beginning with the weights of",
+        "done at step 3",
+    ):
+        assert said.count(sentence) == 1
+    assert header(tmp_path, "second")["from"] == {"folder": str(tmp_path / "gpt"), "step": 3}
+    assert checkpoint.latest(tmp_path / "second").is_dir()
+    train(tmp_path, "--name", "second", "--batch-size", "4", "--dtype", "float32", steps=4, small=[])  # and alone again
+    assert "going on at step 3" in capfd.readouterr().out
+
+
 def test_damaged_checkpoints_of_a_run(tmp_path, capsys):
     tokens(tmp_path)
     train(tmp_path, "--save-every", "2", steps=5)
@@ -407,6 +429,16 @@ def test_a_model_that_diverged_is_no_success(tmp_path):
     tokens(tmp_path)
     with pytest.raises(SystemExit, match="the held-out loss is no number: this model has diverged; try a lower"):
         train(tmp_path, "--learning-rate", "1e38", "--warmup", "0", "--clip", "inf")
+
+
+def test_what_was_aside_for_a_new_one_is_put_back(tmp_path):
+    """Killed after the old checkpoint of a step was put aside and before the new one was there."""
+    for step in (2, 3):
+        (tmp_path / f".step-{step:08d}.old.tmp").mkdir()
+    (tmp_path / "step-00000002").mkdir()
+    checkpoint.recover(tmp_path)
+    checkpoint.clean(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

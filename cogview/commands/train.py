@@ -135,7 +135,7 @@ class Train:
 
         say = console.print if ranks.first else _nothing
         folder = folder_of(self.run_folder, self.name)
-        known = before(folder, self.source, ranks)
+        known = ranks.alike(lambda: before(folder, self.source) if ranks.first else None)[0]
         header = known.header if known is not None and known.own else None
         tokens = Tokens(self.run_folder, self.hold_out, header, chosen_recipe(known, self.recipe).sizes, self.mix)
         asked = {name: getattr(self, name) for name in ("recipe", "preset", "dropout", *SHAPE)}
@@ -154,7 +154,6 @@ class Train:
                 start_from(known.path, known.recipe.config, model)
                 say(f"beginning with the weights of {known.path}")
 
-        tokens.check(ranks)
         with progress("preparing the model", shown=ranks.first) as update:
             model = built(recipe, device, training, ranks, begin)
             of_data: dict[str, Any] = tokens.identity
@@ -168,6 +167,7 @@ class Train:
             except AnotherRun as error:
                 raise ValueError(f"{error}. {advice(folder)}") from error
             update(1)
+        tokens.check(ranks)
         with watched(folder, training.watch and ranks.first) as picture:
             result = trainer.run(picture)
         for sentence in report(result):

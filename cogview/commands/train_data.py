@@ -77,12 +77,13 @@ class Tokens:
         return max(part.meta["text_length"] for part in (self.all, self.held_out) if part is not None)
 
     def check(self, ranks: Ranks) -> None:
-        """Reads all of them, each process some; ValueError, on all, names a file that is not as it was written."""
+        """Reads all that have checksums, each process some; ValueError, on all, names a file that is not as it was
+        written."""
         parts = self.all.parts + (self.held_out.parts if isinstance(self.held_out, TokenDataset) else [])
         mine = parts[ranks.rank :: ranks.count]
 
         def read() -> None:
-            with progress("checking the tokens", max(len(mine), 1), shown=ranks.first) as update:
+            with progress("checking the tokens", max(len(mine), 1), shown=ranks.first and bool(mine)) as update:
                 for number, (folder, name) in enumerate(mine, 1):
                     if file := damage(folder, name):
                         raise ValueError(f"{folder / file} is damaged or gone: tokenize again, which makes it anew")

@@ -14,7 +14,6 @@ from cogview.recipes.recipe import Recipe
 from cogview.runs import model_of, sources
 from cogview.train import checkpoint
 from cogview.train.identity import other_tokenizers
-from cogview.train.ranks import ALONE, Ranks
 
 SHAPE = {"attention": "attention", "layers": "num_layers", "hidden_size": "hidden_size", "heads": "num_heads"}
 """Options, and the fields of a config that they are of."""
@@ -60,8 +59,9 @@ def advice(folder: Path) -> str:
     return f"--name NAME begins a new model beside it; --from {folder} --name NAME begins one with its weights"
 
 
-def before(folder: Path, source: Path | None, ranks: Ranks = ALONE) -> Before | None:
-    """What a training in a model folder goes on from, or begins with; None: new weights."""
+def before(folder: Path, source: Path | None) -> Before | None:
+    """What a training in a model folder goes on from, or begins with, which is read whole; None: new weights."""
+    checkpoint.recover(folder)
     begun = next(checkpoint.readable(folder), None)
     if begun is not None:
         if "published" in begun[1]:
@@ -75,23 +75,22 @@ def before(folder: Path, source: Path | None, ranks: Ranks = ALONE) -> Before | 
         return None
     chosen = model_of(source)
     require(chosen.resolve() != folder.resolve(), "from", f"another model than {folder}, or a --name", str(source))
-    path = ranks.alike(lambda: _whole(chosen) if ranks.first else None)[0]  # which reads all of the model
-    return Before(path, checkpoint.read_header(path), own=False)
+    return _whole(chosen)
 
 
-def _whole(folder: Path) -> Path:
+def _whole(folder: Path) -> Before:
     """The best checkpoint of a model, or where that is damaged the newest that is not."""
     damaged: checkpoint.Damaged | None = None
     folder = folder.resolve()
     for found in sources(folder.parent, folder.name):
         try:
-            checkpoint.read(found.path, prefix="model.")
+            _, header = checkpoint.read(found.path, prefix="model.")
         except checkpoint.Damaged as error:
             damaged = damaged or error
             continue
         if damaged is not None:
             console.print(f"{damaged}: {found.path.name} is taken")
-        return found.path
+        return Before(found.path, header, own=False)
     raise damaged or ValueError(f"from: expected a checkpoint in {folder}, got none")
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ def written_beside(path: str | Path) -> Iterator[Path]:
 
 
 def sync_folder(path: Path) -> None:
-    """Its entries survive a power cut."""
-    if os.name == "posix":
+    """Its entries survive a power cut, where a file system can promise that."""
+    with suppress(OSError):  # some cannot, and folders may be written to but not read
         number = os.open(path, os.O_RDONLY)
         try:
             os.fsync(number)

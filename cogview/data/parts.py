@@ -93,11 +93,14 @@ class PartWriter:
 
 def has_part(folder: Path, name: str) -> bool:
     """Whether a part is there, and as it was written."""
-    return damage(folder, name) == ""
+    try:
+        return damage(folder, name) == ""
+    except OSError:
+        return False
 
 
 def damage(folder: Path, name: str) -> str:
-    """The file of a part that is not as it was written, or not there; "" if all are."""
+    """The file of a part that is not as it was written, or not there; "" if all are. OSError says nothing about it."""
     file = f"part-{name}.json"
     try:
         sums = read_part(folder, name)["crc32"]
@@ -107,7 +110,7 @@ def damage(folder: Path, name: str) -> str:
             file = f"part-{name}.{key}.npy"
             if _sum(folder / file) != wanted:
                 return file
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return file
     return ""
 

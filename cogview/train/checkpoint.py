@@ -21,7 +21,7 @@ from cogview.train import legacy
 from cogview.train.sums import json_sum, tensor_sum
 
 FORMAT, VERSION = "cogview-run", "4"
-
+ASIDE = ".old.tmp"
 
 _NOTHING = "-"  # begins no tensor's name
 UNREADABLE = (SafetensorError, FileNotFoundError, KeyError, TypeError, ValueError, AttributeError)
@@ -99,11 +99,10 @@ def folder_damage(path: Path, part: int = 0, parts: int = 1) -> str:
 
 def check_version(path: Path) -> None:
     """ValueError where a file is of a version before, whose tensors are not as they are now."""
-    if path.is_file():
-        with safe_open(path, framework="pt") as file:
-            found = file.metadata() or {}
-        if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
-            raise ValueError(f"{path} is of a version before: go on with it in one process first")
+    with safe_open(path, framework="pt") as file:
+        found = file.metadata() or {}
+    if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
+        raise ValueError(f"{path} is of a version before: go on with it in one process first")
 
 
 def described(header: dict[str, Any]) -> dict[str, Any]:
@@ -179,6 +178,14 @@ def best(folder: Path) -> Path | None:
     return latest(folder)  # damaged: who reads it is told
 
 
+def recover(folder: Path) -> None:
+    """Puts back what was aside for a new one of the same step, which a process that was killed did not put there."""
+    for path in folder.glob(f".step-*{ASIDE}"):
+        there = path.with_name(path.name[1:].removesuffix(ASIDE))
+        if not there.exists():
+            path.rename(there)
+
+
 def clean(folder: Path) -> None:
     """Deletes what was not written to its end."""
     for path in folder.glob(".*.tmp"):
@@ -195,7 +202,7 @@ def prune(folder: Path, keep: int, best_step: int | None = None) -> None:
 def remove(path: Path) -> None:
     """Deletes a checkpoint, of which nothing is left that looks like one."""
     if path.is_dir():
-        path = path.rename(path.with_name(f".{path.name}.old.tmp"))
+        path = path.rename(path.with_name(f".{path.name}.gone.tmp"))
         shutil.rmtree(path)
     else:
         path.unlink()

@@ -50,7 +50,7 @@ class Feed:
         if self._ahead is not None and self._ahead[0] == here:
             batch = self._ahead[1].result()
         else:
-            batch = self._batch(here[0], indices)
+            batch = self._thread.submit(self._batch, here[0], indices).result()  # where all are computed alike
         state.epoch, state.samples_seen = epoch, seen
         following = here[0] + 1, epoch, seen
         self._ahead = following, self._thread.submit(self._batch, following[0], self._indices(epoch, seen)[0])

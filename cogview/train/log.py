@@ -13,7 +13,8 @@ _BEGIN = b'{"step": '  # of every line
 
 class RunLog:
     """Appends to `folder`. On opening, entries after `step` are dropped: a resumed run writes them again. A file with
-    damaged lines is kept beside it, and said. What a full disk has no room for is kept and written later."""
+    damaged lines is kept beside it, and said. What a full disk has no room for is kept and written later; there are no
+    more events then."""
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / "log.jsonl"
@@ -36,7 +37,7 @@ class RunLog:
 
     def write(self, step: int, **values: float) -> None:
         self._unwritten += json.dumps({"step": step, **values}).encode() + b"\n"
-        self._write()
+        self.flush()
         if self._events is not None:
             try:
                 for name, value in values.items():
@@ -45,7 +46,8 @@ class RunLog:
                 print(f"no more TensorBoard events: {error}")
                 self._events = None
 
-    def _write(self) -> None:
+    def flush(self) -> None:
+        """Writes what there was no room for."""
         try:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
@@ -56,12 +58,12 @@ class RunLog:
             self._said = True
 
     def close(self) -> None:
-        self._write()
+        self.flush()
         if lost := self._unwritten.count(b"\n"):
             print(f"{self.path}: the last {lost:,} lines are lost")
-        self._file.close()
-        if self._events is not None:
-            with contextlib.suppress(OSError):  # of a full disk, as has been said
+        with contextlib.suppress(OSError):  # of a full disk, as has been said
+            self._file.close()
+            if self._events is not None:
                 self._events.close()
 
 
@@ -69,6 +71,9 @@ class NoLog:
     """Of a process that is not the first."""
 
     def write(self, step: int, **values: float) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
     def close(self) -> None:

@@ -153,6 +153,7 @@ class Trainer:
             if task.held_out is not None and (state.step % c.validate_every == 0 or last):
                 due = self._judge(log) or due
             if due and not last:
+                log.flush()  # a run that goes on from the checkpoint does not write it again
                 lost = not self._check_saved() or lost
                 self._begin_save()
                 saved = state.elapsed
@@ -269,6 +270,8 @@ class Trainer:
         Damaged when all are; AnotherRun when it is of another model, data set size or seed; ValueError in one sentence
         when it is of another version or does not fit.
         """
+        if self.ranks.first:
+            checkpoint.recover(self.folder)
         there = self.ranks.told(checkpoint.paths(self.folder))[0]  # of a folder that others may see later
         if path is not None:
             there = [path] if path not in there else there[: there.index(path) + 1]

@@ -64,11 +64,11 @@ class Ranks:
         return found
 
     def alike(self, work: Callable[[], Any]) -> list[Any]:
-        """What work() gives on each process, by rank; the first one's ValueError on all where it was one on any."""
+        """What work() gives on each process, by rank; where it was a ValueError or OSError on any, the first on all."""
         found = wrong = None
         try:
             found = work()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             wrong = error
         told = self.told((found, wrong))
         for _, wrong in told:

@@ -23,24 +23,19 @@ class Found:
             self.tensors, self.header = checkpoint.read(path)
             self.shapes = checkpoint.shapes(self.tensors)
             return
-        wrong: list[str] = [text for text in ranks.told(self._damage()) if text]
-        if wrong:
-            raise Damaged(wrong[0])
-        checkpoint.check_version(path)
+        ranks.alike(self._check)
         from cogview.train import shards
 
         self.header, self.shapes = checkpoint.read_header(path), shards.shapes(path)
 
-    def _damage(self) -> str:
-        """What this process finds, of its part of the files; of a file the first process."""
-        try:
-            if self.path.is_dir():
-                return checkpoint.folder_damage(self.path, self.ranks.rank, self.ranks.count)
-            if self.ranks.first:
-                checkpoint.read(self.path)
-        except Damaged as error:
-            return str(error)
-        return ""
+    def _check(self) -> None:
+        """This process's part of the files; a file the first process."""
+        if self.path.is_dir():
+            if wrong := checkpoint.folder_damage(self.path, self.ranks.rank, self.ranks.count):
+                raise Damaged(wrong)
+        elif self.ranks.first:
+            checkpoint.read(self.path)
+            checkpoint.check_version(self.path)
 
     def load(self, optimizer: Optimizer, others: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gives a run's optimizer and some other tensors, by name, what they had; random states are in the result."""

@@ -5,7 +5,6 @@ Norms, embeddings and what is between the layers is the same on all processes of
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -21,14 +20,17 @@ def built(
     """A recipe's model on a device, with the weights that it has alone: new ones of the seed, changed by `begin`. Of
     several processes the first makes them, and the others get their parts."""
     check_layout(recipe, config, ranks)
-    weights: dict[str, Any] = {}
-    if ranks.first:
+    made: list[Transformer] = []
+
+    def make() -> None:
         torch.manual_seed(config.seed)
-        model = recipe.model()
-        begin(model)
-        if ranks.mesh is None:
-            return model.to(device)
-        weights = model.state_dict()
+        made.append(recipe.model())
+        begin(made[0])
+
+    ranks.alike(lambda: make() if ranks.first else None)
+    if ranks.mesh is None:
+        return made[0].to(device)
+    weights = made[0].state_dict() if made else {}
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     with torch.device("meta"):

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from cogview.data.files import sync_folder, write_json
+from cogview.train.checkpoint import ASIDE
 from cogview.train.ranks import Ranks
 from cogview.train.sums import json_sum, tensor_sum
 
@@ -55,7 +56,7 @@ class Writer(HuggingFaceStorageWriter):
         header = [self.header, sorted(names)]
         write_json(folder / HEADER, [*header, json_sum(header)])
         sync_folder(folder)
-        before = self.final.with_name(f".{self.final.name}.old.tmp")
+        before = self.final.with_name(f".{self.final.name}{ASIDE}")
         if self.final.exists():  # of as many steps: of a run that went on from before it, or stopped there
             os.rename(self.final, before)
         os.rename(folder, self.final)
