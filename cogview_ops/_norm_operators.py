@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _dispatch, _registration
+from . import _dispatch, _registration, _sharding
 
 KINDS = ("layer_norm", "rms_norm")
 
@@ -129,7 +129,7 @@ def _step_backward(kind: str, namespace: str, ctx: Any, dh: Tensor | None, dx: T
     given = dx
     if dx is None and branch is None:  # scaled, dropped or of another dtype
         given = h.new_zeros(h.shape, dtype=ctx.branch_dtype)
-    arguments = dh, given, *saved, ctx.same_gradient, *ctx.numbers, seed
+    arguments = _sharding.first(dh, h), given, *saved, ctx.same_gradient, *ctx.numbers, seed
     dbranch, dresidual, drow_scale, *dweights = _dispatch.run(namespace, f"sandwich_{kind}_bwd", *arguments)
     if dx is None:
         dresidual = dh

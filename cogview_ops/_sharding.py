@@ -202,6 +202,11 @@ _RULES = {
 }
 
 
+def first(x: Any, like: Any) -> Any:
+    """An operator's first argument, zeros where there is none: torch 2.11 asks it for the mesh."""
+    return torch.zeros_like(like) if x is None and hasattr(like, "device_mesh") else x
+
+
 def beside(x: Any, like: torch.Tensor) -> Any:
     """A plain tensor among DTensors is the same everywhere."""
     if x is None or type(like) is torch.Tensor or type(x) is not torch.Tensor or not hasattr(like, "device_mesh"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _dispatch, _registration
+from . import _dispatch, _registration, _sharding
 
 _TENSORS = "Tensor query, Tensor key, Tensor value"
 _NUMBERS = "SymInt block_size, SymInt window_blocks, float pivot_bias, float scale"
@@ -39,6 +39,7 @@ def _backward_of(namespace: str, forward: str) -> Any:
         others = (None,) * (len(saved) - 5 + len(ctx.options))  # inputs beside query, key and value
         if dout is None and dlse is None:
             return None, None, None, *others
+        dout = _sharding.first(dout, saved[3])
         return *_dispatch.run(namespace, name, dout, dlse, *saved, *ctx.options), *others
 
     return backward

@@ -310,6 +310,7 @@ def _backward_of(namespace: str) -> Any:
         if dout is None and dlse is None:
             return (None,) * (3 + TENSORS + len(ctx.numbers))
         tensors = ctx.saved_tensors
+        dout = _sharding.first(dout, tensors[-2])
         grads = _dispatch.run(namespace, "local_attention_2d_bwd", dout, dlse, *tensors, *ctx.numbers)
         given = zip(tensors[: len(grads)], grads, strict=True)
         return *(None if x is None else g for x, g in given), *(None,) * (TENSORS - WITH_GRADIENT + len(ctx.numbers))
