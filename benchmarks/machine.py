@@ -53,11 +53,14 @@ def _commit() -> str | None:
 
 
 def _processor() -> str:
+    """Its name; of AMD's with their family and model where a virtual machine hides them: Zen 3 to 5 are one EPYC."""
     try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        found = dict(re.findall(r"([\w ]+?)\s*: (.*)", Path("/proc/cpuinfo").read_text()))
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        found = {}
+    name = found.get("model name") or platform.processor() or platform.machine()
+    hidden = found.get("vendor_id") == "AuthenticAMD" and not re.search(r"\d", name)
+    return f"{name} {found['cpu family']}-{found['model']}" if hidden else name
 
 
 def slug(device: str) -> str:
