@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from test_train_run import CONFIG, TRAIN, Pairs
 
-from cogview import cli
 from cogview.config import TrainConfig
 from cogview.recipes.cogview import CogView
 from cogview.train import loss_scale
@@ -173,11 +172,6 @@ def faults(folder: Path) -> dict[str, Any]:
         t._begin_save = begin_save  # type: ignore[method-assign]
         result = t.run()
         return found | {"finished": result.finished, "skipped": result.state.skipped, "loss": result.validation["loss"]}
-
-
-def commanded(*words: str) -> None:
-    torch.set_num_threads(1)
-    cli.main(list(words))
 
 
 def mortal(folder: Path) -> None:

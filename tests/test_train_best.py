@@ -316,15 +316,15 @@ def test_a_damaged_log_is_kept_aside_and_what_is_good_stays(tmp_path, capsys, co
 def test_what_a_full_disk_has_no_room_for_is_in_the_log_later(tmp_path, capsys):
     log = RunLog(tmp_path, 0)
     log.write(1, loss=1.0)
-    begin_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 5, begin_limit[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 5, limits[1]))
         for step in (2, 3):
             log.write(step, loss=1.0)
         assert [entry["step"] for entry in read_log(tmp_path)] == [1]
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, begin_limit)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     said = f"cannot write {log.path}: [Errno 27] File too large; training goes on, and its lines wait\n"
     assert capsys.readouterr().out.count(said) == 1

@@ -135,7 +135,7 @@ class Train:
 
         say = console.print if ranks.first else _nothing
         folder = folder_of(self.run_folder, self.name)
-        known = ranks.alike(lambda: before(folder, self.source) if ranks.first else None)[0]
+        known = ranks.of_first(lambda: before(folder, self.source))
         header = known.header if known is not None and known.own else None
         tokens = Tokens(self.run_folder, self.hold_out, header, chosen_recipe(known, self.recipe).sizes, self.mix)
         asked = {name: getattr(self, name) for name in ("recipe", "preset", "dropout", *SHAPE)}

@@ -79,11 +79,12 @@ class Tokens:
     def check(self, ranks: Ranks) -> None:
         """Reads all that have checksums, each process some; ValueError, on all, names a file that is not as it was
         written."""
-        parts = self.all.parts + (self.held_out.parts if isinstance(self.held_out, TokenDataset) else [])
-        mine = parts[ranks.rank :: ranks.count]
+        sets = (self.all, self.held_out)
+        parts = dict.fromkeys(part for data in sets if data is not None for part in data.parts)
+        mine = list(parts)[ranks.rank :: ranks.count]
 
         def read() -> None:
-            with progress("checking the tokens", max(len(mine), 1), shown=ranks.first and bool(mine)) as update:
+            with progress("checking the tokens", len(mine), shown=ranks.first and bool(mine)) as update:
                 for number, (folder, name) in enumerate(mine, 1):
                     if file := damage(folder, name):
                         raise ValueError(f"{folder / file} is damaged or gone: tokenize again, which makes it anew")

@@ -121,7 +121,7 @@ class Trainer:
 
     def _prepare(self) -> None:
         self._peak()  # before there is a step that it would take time of
-        newest = self.ranks.told(checkpoint.latest(self.folder))[0]
+        newest = self.ranks.of_first(lambda: checkpoint.latest(self.folder))
         if newest is not None and checkpoint.step_of(newest) > self.state.step:
             raise ValueError(f"{self.folder} holds a run up to {newest.name}: resume it or use another folder")
         if self.ranks.first:
@@ -270,9 +270,7 @@ class Trainer:
         Damaged when all are; AnotherRun when it is of another model, data set size or seed; ValueError in one sentence
         when it is of another version or does not fit.
         """
-        if self.ranks.first:
-            checkpoint.recover(self.folder)
-        there = self.ranks.told(checkpoint.paths(self.folder))[0]  # of a folder that others may see later
+        there = self.ranks.of_first(self._recovered)  # of a folder that others may see later
         if path is not None:
             there = [path] if path not in there else there[: there.index(path) + 1]
         found, damaged = resuming.find(there, self.ranks)
@@ -287,11 +285,15 @@ class Trainer:
         if self.ranks.first:
             resuming.set_aside(damaged, self.state.step)
         best = self.state.best_step
-        gone = best is not None and checkpoint.of_step(self.folder, best) is None  # damaged, or not copied
-        if self.ranks.told(gone)[0]:
-            self.state.forget_best()
+        if best is not None and self.ranks.of_first(lambda: checkpoint.of_step(self.folder, best)) is None:
+            self.state.forget_best()  # damaged, or not copied
         self.best = Best(self.state)
         return True
+
+    def _recovered(self) -> list[Path]:
+        """The folder's checkpoints, oldest first."""
+        checkpoint.recover(self.folder)
+        return checkpoint.paths(self.folder)
 
     def _load(self, found: resuming.Found) -> None:
         tensors, header = found.load(self.optimizer, self._buffers()), found.header

@@ -76,6 +76,10 @@ class Ranks:
                 raise wrong
         return [value for value, _ in told]
 
+    def of_first(self, work: Callable[[], Any]) -> Any:
+        """What work() gives on the first process, which alone does it; its ValueError or OSError on all."""
+        return self.alike(lambda: work() if self.first else None)[0]
+
     def check_same(self, **values: Any) -> None:
         """ValueError names the first value that is not the same on all processes."""
         first, *others = self.told(values)

@@ -5,6 +5,7 @@ Norms, embeddings and what is between the layers is the same on all processes of
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -20,17 +21,17 @@ def built(
     """A recipe's model on a device, with the weights that it has alone: new ones of the seed, changed by `begin`. Of
     several processes the first makes them, and the others get their parts."""
     check_layout(recipe, config, ranks)
-    made: list[Transformer] = []
 
-    def make() -> None:
+    def made() -> Transformer:
         torch.manual_seed(config.seed)
-        made.append(recipe.model())
-        begin(made[0])
+        model = recipe.model()
+        begin(model)
+        return model
 
-    ranks.alike(lambda: make() if ranks.first else None)
     if ranks.mesh is None:
-        return made[0].to(device)
-    weights = made[0].state_dict() if made else {}
+        return made().to(device)
+    weights: dict[str, Any] = {}
+    ranks.of_first(lambda: weights.update(made().state_dict()))
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     with torch.device("meta"):

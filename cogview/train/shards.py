@@ -55,7 +55,6 @@ class Writer(HuggingFaceStorageWriter):
                 path.unlink()
         header = [self.header, sorted(names)]
         write_json(folder / HEADER, [*header, json_sum(header)])
-        sync_folder(folder)
         before = self.final.with_name(f".{self.final.name}{ASIDE}")
         if self.final.exists():  # of as many steps: of a run that went on from before it, or stopped there
             os.rename(self.final, before)
