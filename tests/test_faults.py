@@ -91,7 +91,6 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 
 
 @needs_processes
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's, of the full disk
 def test_a_broken_batch_and_a_full_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """On one of two processes: both skip the step, the training goes on, and the next checkpoint is written, and what
     the log had no room for."""

@@ -313,6 +313,7 @@ def test_a_damaged_log_is_kept_aside_and_what_is_good_stays(tmp_path, capsys, co
     assert "cannot be read" not in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's, of the full disk
 def test_what_a_full_disk_has_no_room_for_is_in_the_log_later(tmp_path, capsys):
     log = RunLog(tmp_path, 0)
     log.write(1, loss=1.0)
