@@ -14,6 +14,7 @@ from cogview.config import TrainConfig, require
 from cogview.data.decoded import Decoded
 from cogview.data.shards import PairDataset
 from cogview.progress import progress
+from cogview.published.image import read_image_tokenizer
 from cogview.tokenizers import codec_folder
 from cogview.tokenizers.codebook import Training
 from cogview.tokenizers.image import PRESETS, VQConfig
@@ -53,9 +54,9 @@ class TokenizerOptions:
     """How often it sees every pixel."""
     image_seconds: Annotated[float | None, option("SECONDS", "no limit")] = None
     """Time that its training may take."""
-    codec: Annotated[Path | None, option("FOLDER", "none, train one")] = None
+    codec: Annotated[Path | None, option("PATH", "none, train one")] = None
     """Take a published codec as the image tokenizer: a folder of transformers' JanusVQVAE or Emu3VQVAE, alone or in the
-    whole model, or of diffusers' VQModel."""
+    whole model, or of diffusers' VQModel; CogView2's file ice_image.pt, or CogView's vqvae_hard_biggerset_011.pt."""
     from_run: Annotated[Path | None, option("PATH", "none", name="from")] = None
     """Take the tokenizers of this run, for a model that goes on from one of its models (train --from)."""
     retrain_tokenizers: bool = False
@@ -94,7 +95,7 @@ class TokenizerOptions:
         if self.codec is None:
             return there
         with progress("reading the codec"):
-            codec = codec_folder.read(self.codec)
+            codec = (read_image_tokenizer if self.codec.is_file() else codec_folder.read)(self.codec)
         if there is not None and there.sha256 != codec.sha256:
             raise ValueError(
                 f"codec: {folder} has another image tokenizer than {self.codec}: name another run, or "

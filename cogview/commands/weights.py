@@ -28,7 +28,7 @@ class ImportWeights:
     run_folder: Annotated[Path, tyro.conf.arg(name="run")] = Path("runs/published")
     """Folder of the run."""
     vqvae: Annotated[Path | None, option("FILE", "the run's")] = None
-    """Image tokenizer, vqvae_hard_biggerset_011.pt."""
+    """Image tokenizer, vqvae_hard_biggerset_011.pt; of CogView2's codes ice_image.pt."""
     text: Annotated[Path | None, option("FILE", "the run's")] = None
     """Text tokenizer, cog-pretrain.model (SentencePiece)."""
     name: Annotated[str | None, option("NAME", "gpt; sr of cogview-sr, caption of cogview-caption")] = None

@@ -21,7 +21,7 @@ from cogview.parts.published import THREE, by_kind, published_names
 from cogview.parts.transformer import Transformer
 from cogview.progress import progress, track
 from cogview.published import cuts
-from cogview.published.image import read_vqvae
+from cogview.published.image import read_image_tokenizer
 from cogview.published.torch_file import all_finite, save
 from cogview.published.transformer import PRESET, TRACKER, WORDS, Published, part_path
 from cogview.recipes.caption import Caption
@@ -32,6 +32,7 @@ from cogview.runs import folder_of
 from cogview.system import System
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
+from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint, record
 from cogview.train.state import State
@@ -68,7 +69,7 @@ def import_model(
     there = checkpoint.latest(folder)
     require(there is None, "name", "a new one", f"{name}, which has {there}")
     text_tokenizer = _tokenizer(run / TEXT, text, "text", TextTokenizer.load, TextTokenizer.load)
-    image_tokenizer = _tokenizer(run / IMAGE, vqvae, "vqvae", read_vqvae, VQVAE.load)
+    image_tokenizer = _tokenizer(run / IMAGE, vqvae, "vqvae", read_image_tokenizer, load_image_tokenizer)
     published = Published.read(source)
     sizes = image_tokenizer.config.codebook_size, text_tokenizer.vocab_size
     own: dict[str, Any] = {Caption.name: {"stop": False}}.get(recipe, {})  # released captions know no end

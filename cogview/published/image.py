@@ -1,16 +1,23 @@
-"""CogView's released image tokenizer, vqvae_hard_biggerset_011.pt, read as ours, whose names are the same."""
+"""Released image tokenizers, read as ours, whose names are the same: CogView's, vqvae_hard_biggerset_011.pt, and
+CogView2's, ice_image.pt."""
 
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from cogview.published import icetk
 from cogview.published.inert import Stored
 from cogview.published.torch_file import TorchFile
 from cogview.tokenizers.image import VQVAE, VQConfig
+from cogview.tokenizers.image_tokenizer import ImageTokenizer
 
 _PREFIX = "module."
 _CODEBOOK, _FIRST = "quantize_t.embed", "enc_b.blocks.0.weight"
+
+
+def read_image_tokenizer(path: Path) -> ImageTokenizer:
+    """That of CogView or of CogView2, by what is in the file."""
+    return icetk.read(path) if icetk.holds(TorchFile(path)) else read_vqvae(path)
 
 
 def read_vqvae(path: Path) -> VQVAE:
@@ -22,13 +29,7 @@ def read_vqvae(path: Path) -> VQVAE:
     config = _config(path, stored)
     with torch.device("meta"):
         wanted = VQVAE(config).state_dict()
-    found: dict[str, Tensor] = {}
-    for name in sorted(wanted.keys() | stored.keys()):
-        expected = list(wanted[name].shape) if name in wanted else "absent"
-        got = stored[name].shape if name in stored else "absent"
-        if expected != got:
-            raise ValueError(f"{path}: {name}: expected {expected}, got {got}")
-        found[name] = file.weights(stored[name], name)
+    found = file.all_of(wanted, stored)
     model = VQVAE(config)
     model.load_state_dict(found)
     return model.eval()

@@ -8,6 +8,7 @@ import math
 import re
 import struct
 import zipfile
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,17 @@ class TorchFile:
         found = self.tensor(stored, name)
         if not found.is_floating_point() or not found.numel() or not all_finite(found):
             raise ValueError(f"{self.path}: {name}: expected finite floating-point values, got others")
+        return found
+
+    def all_of(self, wanted: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+        """Weights by name: `stored`, whose names and shapes are to be those of `wanted`."""
+        found = {}
+        for name in sorted(wanted.keys() | stored.keys()):
+            expected = list(wanted[name].shape) if name in wanted else "absent"
+            got = stored[name].shape if name in stored else "absent"
+            if expected != got:
+                raise ValueError(f"{self.path}: {name}: expected {expected}, got {got}")
+            found[name] = self.weights(stored[name], name)
         return found
 
     def named(self, tensors: Any, what: str) -> dict[str, Stored]:

@@ -17,7 +17,7 @@ class Sizes(Protocol):
 
 
 class ImageTokenizer(Protocol):
-    """Pictures to a grid of codes and back: a `VQVAE`, trained here, or a `PublishedCodec`."""
+    """Pictures to a grid of codes and back: a `VQVAE`, trained here, or an `IcetkTokenizer` or `PublishedCodec`."""
 
     @property
     def config(self) -> Sizes:

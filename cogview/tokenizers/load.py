@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from cogview.tokenizers import published_codec, stored
+from cogview.tokenizers import icetk, published_codec, stored
+from cogview.tokenizers.icetk import IcetkTokenizer
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.tokenizers.published_codec import PublishedCodec
@@ -10,7 +11,10 @@ from cogview.tokenizers.published_codec import PublishedCodec
 
 def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
     """Reads what its `save` wrote; ValueError in one sentence if it is anything else."""
-    kind: type[VQVAE] | type[PublishedCodec] = VQVAE
-    if stored.kind_of(path) == published_codec.FORMAT:
-        kind = PublishedCodec
-    return kind.load(path)
+    match stored.kind_of(path):
+        case published_codec.FORMAT:
+            return PublishedCodec.load(path)
+        case icetk.FORMAT:
+            return IcetkTokenizer.load(path)
+        case _:
+            return VQVAE.load(path)  # which says what else it is
