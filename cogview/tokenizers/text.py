@@ -8,14 +8,17 @@ import bisect
 import hashlib
 import io
 import itertools
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from cogview.config import require
 from cogview.data.files import written_beside
+from cogview.tokenizers import pieces
 
 MAX_MODEL_BYTES = 64 << 20
 _BYTES = 257  # pieces that every vocabulary has: the bytes, and one for what is unknown
@@ -55,26 +58,38 @@ class TextTokenizer:
             raise ValueError("model: expected a SentencePiece model, got no bytes")
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
+            self.chinese_from = self._chinese_from()
+            """The id from which on pieces are Chinese or rare, so that a text with lower ids only is English; None of a
+            vocabulary that is not in CogView2's order."""
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise ValueError("model: not a SentencePiece model") from error
         self._model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocab_size: int | None = None) -> "TextTokenizer":
+    def train(
+        cls, captions: Iterable[str], vocab_size: int | None = None, *, bilingual: bool = False
+    ) -> "TextTokenizer":
         """Trains on captions.
 
         vocab_size: an upper limit, since few captions have few pieces; None: by the captions, see `fitting_size`. 256
         pieces are bytes, which spell the rare characters. Where there is no room for all others, half of it is for the
         most frequent ones. The same captions in the same order give the same model.
+
+        bilingual: with <s>, </s> and <pad>, and ids in the order of CogView2's vocabulary (pieces.py); texts are cut
+        into the same pieces.
         """
         captions = [_begin(c) for c in captions if c.strip()]
         if not captions:
             raise ValueError("captions: expected at least one that is not blank")
         require(vocab_size is None or vocab_size >= 300, "vocab_size", "at least 300 (256 are bytes)", vocab_size)
         counts = Counter(character for caption in captions for character in f" {caption}")  # as SentencePiece begins it
-        size = fitting_size(counts) if vocab_size is None else vocab_size
-        if rare := counts.keys() - _kept(counts, None if vocab_size is None else size - _BYTES):
+        specials: dict[str, Any] = {"bos_id": -1, "eos_id": -1}  # the sequence has commands of its own
+        if bilingual:
+            specials = pieces.SPECIALS
+        more = len(pieces.SPECIALS) if bilingual else 0
+        size = fitting_size(counts) + more if vocab_size is None else vocab_size
+        if rare := counts.keys() - _kept(counts, None if vocab_size is None else size - _BYTES - more):
             blanks = str.maketrans(dict.fromkeys(rare, " "))
             captions = [caption.translate(blanks) for caption in captions]
         model = io.BytesIO()
@@ -90,15 +105,14 @@ class TextTokenizer:
                 normalization_rule_name="identity",  # what goes in comes out
                 remove_extra_whitespaces=False,
                 max_sentence_length=_LONGEST,
-                bos_id=-1,  # the sequence has commands of its own
-                eos_id=-1,
                 num_threads=1,  # the result depends on it
                 minloglevel=2,
+                **specials,
             )
         except RuntimeError as error:
             reason = str(error).rsplit("] ", 1)[-1].strip() or "training failed"
             raise ValueError(f"vocab_size: no tokenizer of {size} pieces from these captions: {reason}") from error
-        return cls(model.getvalue())
+        return cls(pieces.ordered(model.getvalue()) if bilingual else model.getvalue())
 
     def save(self, path: str | Path) -> None:
         """Writes the model, never half of it."""
@@ -122,6 +136,25 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         return self._processor.vocab_size()
 
+    @property
+    def end_id(self) -> int | None:
+        """Of </s>, where there is one."""
+        return self._id("</s>")
+
+    @property
+    def pad_id(self) -> int | None:
+        """Of <pad>, where there is one."""
+        return self._id("<pad>")
+
+    def _chinese_from(self) -> int | None:
+        if self.pad_id is None:
+            return None
+        return pieces.chinese_from([self._processor.id_to_piece(i) for i in range(self.vocab_size)])
+
+    def _id(self, piece: str) -> int | None:
+        number = self._processor.piece_to_id(piece)  # of <unk>, where there is none
+        return number if self._processor.id_to_piece(number) == piece else None
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without begin or end marks."""
         if not isinstance(text, str):
@@ -137,8 +170,24 @@ class TextTokenizer:
         none = self._processor.unk_id()
         if none not in ids:
             return ""
-        pieces = self._processor.encode(text, out_type=str)
-        return "".join(piece for piece, number in zip(pieces, ids, strict=True) if number == none)
+        cut = self._processor.encode(text, out_type=str)
+        return "".join(piece for piece, number in zip(cut, ids, strict=True) if number == none)
+
+    def unwritten(self, text: str) -> str:
+        """The letters and pictures (emoji, say) of a text that the vocabulary has no pieces for: it spells them in
+        bytes, or has nothing for them. Word by word; "" if there are none. Digits and marks do not count."""
+        return " ".join(filter(None, map(self._unwritten, text.split())))
+
+    def _unwritten(self, word: str) -> str:
+        ids, lost = self.encode(word), bytearray()
+        for piece, number in zip(self._processor.encode(word, out_type=str), ids, strict=True):
+            if self._processor.is_byte(number):
+                lost.append(int(piece[1:-1], 16))
+            elif number == self._processor.unk_id():
+                lost += piece.encode()
+        kinds = [(c, unicodedata.category(c)) for c in lost.decode(errors="ignore")]
+        shown = [(c, kind) for c, kind in kinds if kind[0] in "LM" or kind == "So"]
+        return "".join(c for c, _ in shown) if any(kind[0] != "M" for _, kind in shown) else ""
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids; ValueError if one is not of this vocabulary."""
