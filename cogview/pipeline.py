@@ -37,11 +37,13 @@ def spread(count: int, most: int = MOST) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else np.zeros(0, np.int64)
 
 
-def text_tokenizer(data: PairDataset, folder: Path, vocab_size: int | None = None) -> TextTokenizer:
-    """The tokenizer in folder/text.model; if it is not there, trained on the captions."""
+def text_tokenizer(
+    data: PairDataset, folder: Path, vocab_size: int | None = None, *, bilingual: bool = False
+) -> TextTokenizer:
+    """The tokenizer in folder/text.model; if it is not there, trained on the captions (see `TextTokenizer.train`)."""
     path = folder / "text.model"
     if not path.exists():
-        TextTokenizer.train(some_captions(data), vocab_size).save(path)
+        TextTokenizer.train(some_captions(data), vocab_size, bilingual=bilingual).save(path)
     return TextTokenizer.load(path)
 
 

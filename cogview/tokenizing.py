@@ -67,6 +67,8 @@ class Tokenizing:
     def settings(self, data: PairDataset) -> dict[str, Any]:
         """The same, and the sizes, as `complete` takes them."""
         sizes = {"text_vocab_size": self.text.vocab_size, "codebook_size": self.image.config.codebook_size}
+        if self.text.chinese_from is not None:
+            sizes["chinese_from"] = self.text.chinese_from
         grids = {_GRIDS[key]: [grid, grid] for key, grid in self.grids.items()}
         return {**self.made_with(data), **sizes, **grids}
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from cogview import cli
-from cogview.data.parts import group
+from cogview.data.parts import group, part_name
 from cogview.data.shards import ShardWriter
+from cogview.data.tar_index import TarIndex
 from cogview.data.tokens import TokenDataset
 from cogview.demo.scenes import render, sample_scenes
 from cogview.tokenizers.image import VQVAE
@@ -294,6 +295,111 @@ def test_chinese_with_the_defaults(tmp_path):
     text = TextTokenizer.load(tmp_path / "few" / "text.model")
     assert text.vocab_size <= 400
     assert text.decode(text.encode(words[5])) == words[5]
+
+
+BOTH = [*captions(10), *(f"树上有{n}只红色的狐狸" for n in range(10))]
+
+
+def test_a_bilingual_vocabulary(tmp_path, capsys):
+    """Goes on without being asked for again; another one is refused, trained anew or not, and changes nothing."""
+    a, b, folder = shard(tmp_path / "a.tar", BOTH), shard(tmp_path / "b.tar", BOTH[5:]), tmp_path / "run"
+    tokenize(a, "--run", folder, *QUICK, "--text-vocabulary", "bilingual")
+    text = TextTokenizer.load(folder / "text.model")
+    said = f"pieces, trained on these captions; Chinese from {text.chinese_from} on"
+    assert said in capsys.readouterr().out.replace("\n", " ")
+    tokens = TokenDataset(folder / "tokens" / "train")
+    assert tokens.meta["chinese_from"] == text.chinese_from
+    rows, _ = tokens.batch(range(20))
+    assert (rows < text.chinese_from).all(1).tolist() == [True] * 10 + [False] * 10
+    tokenize(a, b, "--run", folder)
+    tokenize(b, "--run", folder, "--split", "test", "--text-vocabulary", "bilingual")
+    assert (sequences(folder), sequences(folder, "test")) == (35, 15)
+    assert TokenDataset(folder / "tokens" / "test").meta["chinese_from"] == text.chinese_from
+    plain = ["--text-vocabulary", "plain"]
+    refusal = r"text_vocabulary: .*run has a bilingual text tokenizer, not a plain one: name another run, or --retrain"
+    for more in (["--run", folder], ["--run", tmp_path / "other", "--from", folder]):
+        with pytest.raises(SystemExit, match=refusal):
+            tokenize(a, *more, *plain)
+    assert not (tmp_path / "other").exists()
+    assert TextTokenizer.load(folder / "text.model").sha256 == text.sha256
+    tokenize(a, "--run", folder, *QUICK, *plain, "--retrain-tokenizers")
+    assert TextTokenizer.load(folder / "tokenizers-1" / "text.model").sha256 == text.sha256
+    assert TextTokenizer.load(folder / "text.model").chinese_from is None
+    assert "chinese_from" not in TokenDataset(folder / "tokens" / "train").meta
+    with pytest.raises(SystemExit, match=r"text_vocabulary: .*run has a plain text tokenizer, not a bilingual one"):
+        tokenize(a, "--run", folder, "--text-vocabulary", "bilingual")
+
+
+def test_tokens_are_named_as_before(tmp_path):
+    """Where the vocabulary is plain, and by the text tokenizer's hash alone where it is not."""
+    a = shard(tmp_path / "a.tar", BOTH)
+    for name in ("plain", "bilingual"):
+        tokenize(a, "--run", tmp_path / name, *QUICK, "--text-vocabulary", name)
+    plain, bilingual = (TokenDataset(tmp_path / name / "tokens" / "train").meta for name in ("plain", "bilingual"))
+    assert set(bilingual) - set(plain) == {"chinese_from"}
+    for name, meta in (("plain", plain), ("bilingual", bilingual)):
+        text, image = (TextTokenizer.load(tmp_path / name / "text.model"), tmp_path / name / "vqvae.safetensors")
+        made_with = {"languages": meta["languages"], "image_size": 32, "max_text": 64}
+        made_by = {"text_sha256": text.sha256, "image_sha256": VQVAE.load(image).sha256}
+        assert meta["parts"] == [part_name(version=2, shard=TarIndex.open(a).digest, **made_with, **made_by)]
+
+
+def test_another_vocabulary_while_tokenizers_are_trained(tmp_path, monkeypatch):
+    """The text tokenizer of the stopped command is not the one that is asked for now."""
+    a, arguments = shard(tmp_path / "a.tar", BOTH), ["--run", tmp_path / "run", *SMALL, "--image-passes", "4"]
+    stopped(monkeypatch, a, *arguments)
+    assert TextTokenizer.load(tmp_path / "run" / "text.model").chinese_from is None
+    stopped(monkeypatch, a, *arguments, "--text-vocabulary", "bilingual")
+    bilingual = TextTokenizer.load(tmp_path / "run" / "text.model")
+    assert bilingual.chinese_from is not None
+    tokenize(a, *arguments, "--text-vocabulary", "bilingual")
+    assert TextTokenizer.load(tmp_path / "run" / "text.model").sha256 == bilingual.sha256
+    assert sequences(tmp_path / "run") == 20
+
+
+def test_a_text_model_of_ones_own(tmp_path, monkeypatch, capsys):
+    a, folder, own = shard(tmp_path / "a.tar", BOTH), tmp_path / "run", tmp_path / "ice_text.model"
+    TextTokenizer.train([*BOTH, "other words"], bilingual=True).save(own)
+    stopped(monkeypatch, a, "--run", folder, *SMALL, "--image-passes", "4")
+    take = ["--run", folder, *QUICK, "--image-passes", "4", "--text-model", own]
+    stopped(monkeypatch, a, *take)
+    assert (folder / "text.model").read_bytes() == own.read_bytes()
+    tokenize(a, *take)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"in {folder}, of {own}; Chinese from " in said
+    tokenize(a, *take, "--split", "test")
+    assert (folder / "text.model").read_bytes() == own.read_bytes()
+    assert sequences(folder) == sequences(folder, "test") == 20
+    assert TokenDataset(folder / "tokens" / "train").tokenizers[0] == TextTokenizer.load(own).sha256
+    other = tmp_path / "other.model"
+    TextTokenizer.train(["entirely other words"]).save(other)
+    refusal = r"text_model: .*run has another text tokenizer than .*other\.model: name another run, or --retrain-"
+    with pytest.raises(SystemExit, match=refusal):
+        tokenize(a, "--run", folder, "--text-model", other)
+    assert (folder / "text.model").read_bytes() == own.read_bytes()
+    tokenize(a, "--run", folder, *QUICK, "--text-model", other, "--retrain-tokenizers")
+    assert (folder / "text.model").read_bytes() == other.read_bytes()
+    assert (folder / "tokenizers-1" / "text.model").read_bytes() == own.read_bytes()
+
+
+def test_text_models_that_cannot_be_taken(run, tmp_path, monkeypatch):
+    b, folder, wrong = shard(tmp_path / "b.tar", captions(3)), tmp_path / "run", tmp_path / "wrong.model"
+    with pytest.raises(SystemExit, match=r"text_model: no text tokenizer at .*wrong\.model"):
+        tokenize(b, "--run", folder, "--text-model", wrong)
+    wrong.write_bytes(b"no model" * 9)
+    with pytest.raises(SystemExit, match=r"text_model: .*wrong\.model' is not a SentencePiece model"):
+        tokenize(b, "--run", folder, "--text-model", wrong)
+    monkeypatch.setattr("cogview.tokenizers.text.MAX_MODEL_BYTES", 50)
+    with pytest.raises(SystemExit, match=r"text_model: .*wrong\.model' is larger than 50 bytes"):
+        tokenize(b, "--run", folder, "--text-model", wrong)
+    for more, said in (
+        (["--from", run], "text_model: expected no --from"),
+        (["--text-pieces", "400"], "text_pieces: expected none with --text-model"),
+        (["--text-vocabulary", "plain"], "text_vocabulary: expected none with --text-model"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            tokenize(b, "--run", folder, "--text-model", wrong, *more)
+    assert not folder.exists()
 
 
 def test_what_cannot_be_tokenised(tmp_path):

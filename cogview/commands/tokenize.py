@@ -121,6 +121,7 @@ class Tokenize:
             torch.set_num_threads(cores())  # torchrun gives each process one: the others wait now
         folder, new = self.run_folder, self.tokenizers
         captions = some_captions(data, 1024)
+        known_text = new.known_text(folder)
         if new.from_run is not None:
             adopt(new.from_run, folder)
         of_preset, sizes_here = PRESETS[new.image_preset]
@@ -132,10 +133,10 @@ class Tokenize:
             Crops(self.crops, self.crop_seed, self.cut).check(size, step)
         if self.split == "train":
             shards = [str(path.absolute()) for path in self.shards]
-            of = {} if new.codec is None or known is None else {"codec": known.sha256}
-            about = {"shards": shards, "languages": list(self.selection.languages), **data.chosen(), **of}
+            of = {**data.chosen(), **new.training(known_text, known)}
+            about = {"shards": shards, "languages": list(self.selection.languages), **of}
             begin(folder, about, new.retrain_tokenizers)
-        text = new.text(data, folder, self.split)
+        text = new.text(data, folder, self.split, known_text)
         shortest = min(len(text.encode(caption)) for caption in captions)
         require(shortest <= self.max_text, "max_text", f"at least {shortest}, of the shortest caption", self.max_text)
         image, pictures = new.image(data, folder, size * (2 if self.pairs else 1), known, self.pairs)

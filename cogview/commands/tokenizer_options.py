@@ -35,6 +35,10 @@ def _of_preset(name: str) -> Any:
 class TokenizerOptions:
     text_pieces: Annotated[int | None, option("INT", "by the captions")] = None
     """Vocabulary of a text tokenizer trained here."""
+    text_vocabulary: Annotated[Literal["plain", "bilingual"] | None, option("{plain,bilingual}", "plain")] = None
+    """Order of its pieces: as they are found, or CogView2's, common ones, English, Chinese, rare, with <pad>."""
+    text_model: Annotated[Path | None, option("PATH", "none, train one")] = None
+    """Take a SentencePiece model as the text tokenizer, such as CogView2's file ice_text.model."""
     image_preset: Annotated[Literal["tiny", "cogview", "fashion-400", "fashion-800"], tyro.conf.arg()] = "tiny"
     """Sizes of an image tokenizer trained here: of pictures of 64, 256, 400 or 800 pixels, 8 pixels a code, in
     fashion-800 16."""
@@ -68,24 +72,70 @@ class TokenizerOptions:
         for name in ("codebook", "code_dim", "hidden", "image_passes", "image_seconds"):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, "a positive number", value)
-        require(self.from_run is None or self.codec is None, "codec", "no --from, which takes another", str(self.codec))
+        for name in ("codec", "text_model"):
+            path = getattr(self, name)
+            require(self.from_run is None or path is None, name, "no --from, which takes another", str(path))
+        for name in ("text_pieces", "text_vocabulary"):
+            value = getattr(self, name)
+            require(self.text_model is None or value is None, name, "none with --text-model, which has its own", value)
         if self.retrain_tokenizers:
             require(split == "train", "retrain_tokenizers", "split train, which trains them", split)
             require(self.from_run is None, "retrain_tokenizers", "no --from, which takes others", str(self.from_run))
 
-    def text(self, data: PairDataset, folder: Path, split: str) -> TextTokenizer:
-        """That of the run, or one that is trained now."""
+    def known_text(self, folder: Path) -> TextTokenizer | None:
+        """The model of --text-model; ValueError where the run, or the one of --from, has something else than is asked
+        for."""
+        given = None
+        if self.text_model is not None:
+            try:
+                given = TextTokenizer.load(self.text_model)
+            except ValueError as error:
+                raise ValueError(f"text_model: {str(error).removeprefix('path: ')}") from error
+        source = self.from_run or folder
+        if self.retrain_tokenizers or not (source / TOKENIZERS[0]).exists():
+            return given
+        if not (source / UNFINISHED).exists() or (source / TOKENIZERS[1]).exists():  # else it may be begun anew
+            self._check_text(TextTokenizer.load(source / TOKENIZERS[0]), given, source)
+        return given
+
+    def _check_text(self, there: TextTokenizer, given: TextTokenizer | None, folder: Path) -> None:
+        """ValueError unless the text tokenizer of a run is what is asked for."""
+        kind = "plain" if there.chinese_from is None else "bilingual"
+        what = ""
+        if given is not None and given.sha256 != there.sha256:
+            what = f"text_model: {folder} has another text tokenizer than {self.text_model}"
+        elif self.text_vocabulary not in (None, kind):
+            what = f"text_vocabulary: {folder} has a {kind} text tokenizer, not a {self.text_vocabulary} one"
+        if what:
+            raise ValueError(f"{what}: name another run, or --retrain-tokenizers sets that aside")
+
+    def training(self, text: TextTokenizer | None, image: ImageTokenizer | None) -> dict[str, str]:
+        """What a training of tokenizers here depends on besides the pairs. text, image: those that are known."""
+        found = {"text_vocabulary": "bilingual"} if self.text_vocabulary == "bilingual" else {}
+        if text is not None:
+            found["text_model"] = text.sha256
+        if self.codec is not None and image is not None:
+            found["codec"] = image.sha256
+        return found
+
+    def text(self, data: PairDataset, folder: Path, split: str, known: TextTokenizer | None) -> TextTokenizer:
+        """That of the run, the known one, or one that is trained now."""
         from cogview.pipeline import text_tokenizer
 
         said = "trained on these captions"
         if split != "train":  # only the training split trains
             there = all((folder / name).exists() for name in TOKENIZERS) and not (folder / UNFINISHED).exists()
             require(there, "run", "the tokenizers of a training split in it, tokenised first", str(folder))
-        if (folder / TOKENIZERS[0]).exists():
-            said = f"in {folder}"
+        path = folder / TOKENIZERS[0]
+        if known is not None and not path.exists():
+            known.save(path)
+        if path.exists():
+            said = f"in {folder}" if known is None else f"in {folder}, of {self.text_model}"
         with progress("text tokenizer"):
-            text = text_tokenizer(data, folder, self.text_pieces)
-        console.print(f"text tokenizer: {text.vocab_size:,} pieces, {said}")
+            text = text_tokenizer(data, folder, self.text_pieces, bilingual=self.text_vocabulary == "bilingual")
+        self._check_text(text, known, folder)
+        order = "" if text.chinese_from is None else f"; Chinese from {text.chinese_from:,} on"
+        console.print(f"text tokenizer: {text.vocab_size:,} pieces, {said}{order}")
         return text
 
     def known_image(self, folder: Path) -> ImageTokenizer | None:
