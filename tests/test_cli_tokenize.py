@@ -352,6 +352,9 @@ def test_another_vocabulary_while_tokenizers_are_trained(tmp_path, monkeypatch):
     stopped(monkeypatch, a, *arguments, "--text-vocabulary", "bilingual")
     bilingual = TextTokenizer.load(tmp_path / "run" / "text.model")
     assert bilingual.chinese_from is not None
+    (tmp_path / "run" / "tokenizing.json").write_text("{")  # so that whose that is is not known
+    with pytest.raises(SystemExit, match=r"text_vocabulary: .*run has a bilingual text tokenizer, not a plain one"):
+        tokenize(a, *arguments, "--text-vocabulary", "plain")
     tokenize(a, *arguments, "--text-vocabulary", "bilingual")
     assert TextTokenizer.load(tmp_path / "run" / "text.model").sha256 == bilingual.sha256
     assert sequences(tmp_path / "run") == 20

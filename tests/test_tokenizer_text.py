@@ -161,6 +161,17 @@ def test_english_is_what_has_lower_ids_only(bilingual):
         assert all(number < bilingual.chinese_from for number in bilingual.encode(text)) == expected
 
 
+@pytest.mark.parametrize("size", range(457, 464))
+def test_hardly_room_for_all_characters(size):
+    """200 with the mark of a word's begin; the specials and bytes are 260."""
+    captions = ["".join(chr(0x4E00 + (start + k) % 199) for k in range(40)) for start in range(0, 1990, 10)]
+    tokenizer = TextTokenizer.train(captions, size, bilingual=True)
+    assert tokenizer.vocab_size <= size
+    alone = [piece for piece in all_pieces(tokenizer) if len(piece) == 1]
+    assert len(alone) == (200 if size >= 460 else (size - 260) // 2)
+    assert tokenizer.decode(tokenizer.encode(captions[0])) == captions[0]
+
+
 def test_vocabularies_of_one_language():
     english, chinese, russian = (
         TextTokenizer.train([text] * 20, bilingual=True) for text in ("a red fox, 1", "红色的狐狸。「树」", "лиса, дом")
