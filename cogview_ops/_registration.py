@@ -134,12 +134,12 @@ def statistic(x: torch.Tensor) -> torch.Tensor:
 
 
 def empty_attention(query: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """out and lse of an attention forward."""
+    """out and lse of an attention."""
     return empty_rows(query), statistic(query)
 
 
 def empty_decode(query: torch.Tensor, *rest: Any) -> torch.Tensor:
-    """out of an attention decode."""
+    """out of a local attention decode."""
     return empty_rows(query)
 
 

@@ -123,10 +123,6 @@ def _attention_fwd(*inputs: Any) -> Any:
     return _attention(inputs, inputs[0], inputs[1], [True, True])
 
 
-def _attention_decode(*inputs: Any) -> Any:
-    return _attention(inputs, inputs[0], inputs[1], [True])
-
-
 def _attention_bwd(*inputs: Any) -> Any:
     return _attention(inputs, inputs[2], inputs[3], [True] * 3)
 
@@ -192,7 +188,7 @@ _RULES = {
     "sandwich_rms_norm_bwd": _step_bwd,
     "three_region_attention_fwd": _attention_fwd,
     "three_region_attention_bwd": _attention_bwd,
-    "three_region_attention_decode": _attention_decode,
+    "three_region_attention_decode": _attention_fwd,
     "three_region_attention_varlen_fwd": _varlen_fwd,
     "three_region_attention_varlen_bwd": _varlen_bwd,
     "local_attention_2d_fwd": _local_fwd,

@@ -81,7 +81,7 @@ def register(namespace: str) -> None:
     _registration.define(
         "three_region_attention_decode",
         "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor pivots, Tensor cache_seqlens, "
-        f"{_NUMBERS}, Tensor? cache_leftpad=None) -> Tensor",
-        _registration.empty_decode,
+        f"{_NUMBERS}, Tensor? cache_leftpad=None) -> (Tensor, Tensor)",
+        _registration.empty_attention,
         namespace=namespace,
     )

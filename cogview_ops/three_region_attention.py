@@ -28,6 +28,10 @@ class _VarlenOptions(_Options, total=False):
     max_seqlen: int | None
 
 
+class _DecodeOptions(_Options, total=False):
+    cache_leftpad: Tensor | None
+
+
 @overload
 def three_region_attention(
     query: Tensor,
@@ -204,6 +208,45 @@ def three_region_attention_varlen(
     return (out, lse) if return_lse else out
 
 
+@overload
+def three_region_attention_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    pivots: Tensor,
+    cache_seqlens: Tensor,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[_DecodeOptions],
+) -> Tensor: ...
+
+
+@overload
+def three_region_attention_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    pivots: Tensor,
+    cache_seqlens: Tensor,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[_DecodeOptions],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def three_region_attention_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    pivots: Tensor,
+    cache_seqlens: Tensor,
+    *,
+    return_lse: bool,
+    **options: Unpack[_DecodeOptions],
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
 def three_region_attention_decode(
     query: Tensor,
     key_cache: Tensor,
@@ -216,8 +259,9 @@ def three_region_attention_decode(
     pivot_bias: float = 0.0,
     scale: float | None = None,
     cache_leftpad: Tensor | None = None,
+    return_lse: bool = False,
     impl: str = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     r"""The last Sq tokens of `three_region_attention` against a cache; inference only.
 
     Token by token it equals the full forward; the cost of a token does not grow with the sequence.
@@ -230,10 +274,11 @@ def three_region_attention_decode(
         block_size, window_blocks, pivot_bias, scale, impl: as in `three_region_attention`.
         cache_leftpad: int32 or int64 `[B]`, of a left-padded batch: where in the cache each sequence begins, by default
             at 0. Positions, blocks and pivots count from there, cache_seqlens from the begin of the cache. What lies
-            before is not read; a query that stands there sees nothing and gives 0.
+            before is not read; a query that stands there sees nothing and gives 0, its log-sum-exp is -inf.
+        return_lse: also return the log-sum-exp of each row, `[B, H, Sq]` float32 (float64 for float64).
 
     Returns:
-        `[B, H, Sq, D]` in query's dtype and layout.
+        `[B, H, Sq, D]` in query's dtype and layout; with `return_lse` the pair (out, lse).
     """
     query, key_cache, value_cache = _registration.autocast(query, key_cache, value_cache)
     numbers = _checked_decode(
@@ -259,10 +304,12 @@ def three_region_attention_decode(
     if namespace is None:
         values()
         at = cache_seqlens[:, None] - query.shape[2] + torch.arange(query.shape[2], device=query.device)
-        return reference.three_region_attention(*tensors, *numbers, at, cache_leftpad)[0]
-    name, ends = "three_region_attention_decode", _sharding.beside(cache_seqlens, query)
-    begins = _sharding.beside(cache_leftpad, query)
-    return _dispatch.run(namespace, name, *tensors, ends, *numbers, begins, values=values)
+        out, lse = reference.three_region_attention(*tensors, *numbers, at, cache_leftpad)
+    else:
+        name, ends = "three_region_attention_decode", _sharding.beside(cache_seqlens, query)
+        begins = _sharding.beside(cache_leftpad, query)
+        out, lse = _dispatch.run(namespace, name, *tensors, ends, *numbers, begins, values=values)
+    return (out, lse) if return_lse else out
 
 
 @remembered

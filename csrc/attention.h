@@ -31,7 +31,7 @@ struct Attention {
   int64_t batch, heads, kv_heads, seqlen_q, head_dim;
   double scale;
   Tensor4 q, k, v, out;
-  void* lse;                 // [B, H, seqlen_q], float, or double for double; null in decode
+  void* lse;                 // [B, H, seqlen_q], float, or double for double; null in local attention's decode
   Tensor4 dout, dq, dk, dv;  // of the backward
   void* dlse;                // as lse, or null
   Indices cache_seqlens;     // decode only: query row t stands at cache_seqlens[b] - seqlen_q + t

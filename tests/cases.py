@@ -323,14 +323,14 @@ DECODE = [
         "three_region_decode",
         {"query": (2, 4, 3, 16), "key_cache": (2, 2, 70, 16), "value_cache": (2, 2, 70, 16)},
         {"pivots": some_pivots("text", 2, 70), "cache_seqlens": torch.tensor([70, 41]), "block_size": 8,
-         "window_blocks": 2, "pivot_bias": 0.5},
+         "window_blocks": 2, "pivot_bias": 0.5, "return_lse": True},
     ),
     Case(
         "three_region_attention_decode",
         "three_region_decode_leftpad",
         {"query": (3, 4, 3, 16), "key_cache": (3, 2, 70, 16), "value_cache": (3, 2, 70, 16)},
         {"pivots": some_pivots("text", 3, 60), "cache_seqlens": torch.tensor([70, 41, 5]), "block_size": 8,
-         "window_blocks": 2, "pivot_bias": 0.5, "cache_leftpad": torch.tensor([9, 0, 3])},
+         "window_blocks": 2, "pivot_bias": 0.5, "cache_leftpad": torch.tensor([9, 0, 3]), "return_lse": True},
     ),
     Case(
         "local_attention_2d_decode",

@@ -6,8 +6,6 @@ once. Of a table each score that is computed reads an entry, from the L1 cache. 
 queries; a program leaves its share of the keys in `part` and `part_lse`, which `combine_kernel` merges in their order.
 """
 
-import math
-
 import triton
 import triton.language as tl
 
@@ -33,6 +31,7 @@ from ._local_2d_pattern import (
     whole,
 )
 from ._tiles import (
+    LN2,
     LOWEST,
     exactly,
     gather_rows,
@@ -45,8 +44,6 @@ from ._tiles import (
     softmax_step,
     store_rows,
 )
-
-LN2: tl.constexpr = tl.constexpr(math.log(2))
 
 
 @triton.jit

@@ -6,8 +6,6 @@ out and lse once. Decode reads the same for a few queries; a program leaves its 
 `part_lse`, which `combine_kernel` merges in their order.
 """
 
-import math
-
 import triton
 import triton.language as tl
 
@@ -26,6 +24,7 @@ from ._three_region_pattern import (
 )
 from ._three_region_place import Packed, rank_row, sequence_of, statistics_row, token_tiles
 from ._tiles import (
+    LN2,
     LOWEST,
     Keys,
     exactly,
@@ -40,8 +39,6 @@ from ._tiles import (
     softmax_step,
     store_rows,
 )
-
-LN2: tl.constexpr = tl.constexpr(math.log(2))
 
 
 @triton.jit

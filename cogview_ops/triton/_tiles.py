@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .configs import Config
 
+LN2: tl.constexpr = tl.constexpr(math.log(2))
 LOG2E: tl.constexpr = tl.constexpr(1 / math.log(2))
 # Integers that are compiled for any value, not anew for 1 and for multiples of 16 as Triton does it unasked. Strides
 # and the columns of rows are not among them, for wide accesses, nor are block_size and splits, which cost registers.
@@ -191,18 +192,20 @@ def heavy_first(tiles, heads, section):
 
 @kernel
 def combine_kernel(
-    part, part_lse, out, kv_heads, group, pitch, steps, row_tiles, shares, SHARES: tl.constexpr, SHAPE: tl.constexpr
-):
-    """Joins the shares of one row, in their order. The rows of a step are `pitch` apart from those of the next."""
+    part, part_lse, out, lse, kv_heads, group, pitch, steps, row_tiles, shares,
+    SHARES: tl.constexpr, SHAPE: tl.constexpr,
+):  # fmt: skip
+    """Joins the shares of one row, in their order. The rows of a step are `pitch` apart from those of the next. `lse`
+    may be None."""
     rows = steps * group
     r, head = tl.program_id(0) % rows, tl.program_id(0) // rows
     b, kv = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
     share = tl.arange(0, SHARES)
     of_share = (share * (tl.num_programs(0) // rows) + head).to(tl.int64) * row_tiles * SHAPE.M
     row = of_share + r // group * pitch + r % group
-    lse = tl.load(part_lse + row, mask=share < shares, other=float("-inf"))
-    top = tl.maximum(tl.max(lse, 0), LOWEST)
-    weight = tl.exp2(lse - top)
+    logs = tl.load(part_lse + row, mask=share < shares, other=float("-inf"))
+    top = tl.maximum(tl.max(logs, 0), LOWEST)
+    weight = tl.exp2(logs - top)
     BLOCK_D: tl.constexpr = SHAPE.BLOCK_D
     cols = tl.arange(0, BLOCK_D)
     x = tl.load(part + row[:, None] * BLOCK_D + cols[None, :], mask=(share < shares)[:, None], other=0.0)
@@ -210,6 +213,8 @@ def combine_kernel(
     x = tl.sum(x * weight[:, None], 0) / tl.where(total > 0, total, 1.0)
     at = b * out.b + (kv * group + r % group) * out.h + (r // group).to(tl.int64) * out.s
     tl.store(out.at + at + cols, x.to(out.at.dtype.element_ty), mask=cols < SHAPE.D)
+    if lse is not None:
+        tl.store(lse + (head * group + r % group) * steps + r // group, log_sum(top, total) * LN2)
 
 
 @triton.jit

@@ -120,7 +120,7 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
         scale=scale_of(abs(call.scale)),
         NEGATE=call.scale < 0,
     )
-    shared |= {"out": rows_of(out), "group": call.group, "shares": shares, "SHARES": power_of_4(shares)}
+    shared |= {"out": rows_of(out), "lse": None, "group": call.group, "shares": shares, "SHARES": power_of_4(shares)}
     launch(combine_kernel, (steps * call.group * call.pairs,), configs.SMALL, **shared, SHAPE=call.shape(config))
     return out
 

@@ -151,10 +151,10 @@ def decode(
     pivot_bias: float,
     scale: float,
     cache_leftpad: Tensor | None = None,
-) -> Tensor:
-    out = _registration.empty_decode(q)
+) -> tuple[Tensor, Tensor]:
+    out, lse = _registration.empty_attention(q)
     if not q.numel():
-        return out
+        return out, lse
     call = Call(q, k, v, pivots, (block_size, window_blocks, pivot_bias, scale))
     config = call.config("decode")
     steps = q.shape[2]
@@ -192,9 +192,9 @@ def decode(
         NEGATE=call.scale < 0,
         ACC=call.acc,
     )
-    join = {"out": rows_of(out), "pitch": call.group, "shares": shares, "SHARES": power_of_4(shares)}
+    join = {"out": rows_of(out), "lse": lse, "pitch": call.group, "shares": shares, "SHARES": power_of_4(shares)}
     launch(combine_kernel, (steps * call.group * call.pairs,), configs.SMALL, **shared, **join)
-    return out
+    return out, lse
 
 
 register("cogview_ops_triton")

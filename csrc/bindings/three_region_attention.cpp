@@ -93,17 +93,19 @@ Tensor checked_leftpad(const Tensor& x, const Tensor& seqlens) {
   return leftpad;
 }
 
-Tensor decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in, const Tensor& seqlens_in,
-              int64_t block_size, int64_t window_blocks, double pivot_bias, double scale, const Optional& leftpad_in) {
+std::tuple<Tensor, Tensor> decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& pivots_in,
+                                  const Tensor& seqlens_in, int64_t block_size, int64_t window_blocks,
+                                  double pivot_bias, double scale, const Optional& leftpad_in) {
   const Tensor pivots = checked_pivots(pivots_in, q, k), seqlens = checked_seqlens(seqlens_in, q, k, q.size(2));
   const Optional leftpad = leftpad_in ? Optional(checked_leftpad(*leftpad_in, seqlens)) : std::nullopt;
-  Tensor out = empty_rows(q);
-  if (q.numel() == 0) return out;
+  Tensor out = empty_rows(q), lse = stat_like(q);
+  if (q.numel() == 0) return {out, lse};
   ThreeRegionAttention a = describe(q, k, v, {pivots, nullptr, 0, block_size, window_blocks, pivot_bias, scale});
   describe_decode(&a, seqlens, out);
+  a.lse = lse.mutable_data_ptr();
   if (leftpad) a.cache_leftpad = indices(*leftpad, "cache_leftpad");
   three_region_decode(a, TorchHost(q));
-  return out;
+  return {out, lse};
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 //
 // Memory. Tensors come with any strides but a last one of 1, and aligned to their elements only; scratch and the sums
 // are aligned to 64 bytes. Rows are packed into scratch, once for a group of owners.
-//   forward     reads q, k, v, pivots; writes out and lse (null when decoding), each row once.
+//   forward     reads q, k, v, pivots; writes out and lse, each row once.
 //   rows        the same for a few queries, of which each key and value is read once, where it lies.
 //   prepare     reads dout, out, dlse; writes delta, and zeros to dq_sums.
 //   grad_pivot  reads q, dout, lse, delta, the pivots' k and v; adds to dq_sums of its own chunk of queries, writes
@@ -181,7 +181,7 @@ uint64_t few_rows(const ThreeRegionPlan& plan, const FewRows& it, Engine& engine
         });
       });
   return engine.finish([&](int r) { return a.out.at<T>(b, it.h + r / n) + (first + r % n) * a.out.stride[2]; },
-                       [](int, Acc<T>) {});
+                       [&](int r, Acc<T> value) { stat<T>(a.lse, a, b, it.h + r / n)[first + r % n] = value; });
 }
 
 // At most 8 rows.
@@ -211,9 +211,7 @@ void forward(const ThreeRegionPlan& plan, int64_t item, char* scratch) {
   for (int o = 0; o < it.tiles(); ++o) {
     const int64_t top = it.s.first_query + it.piece.begin + o * kTile;
     spoilt[o] = group.owners[o].finish([&](int r) { return a.out.at<T>(it.s.b, it.h) + (top + r) * a.out.stride[2]; },
-                                       [&](int r, Acc<T> value) {
-                                         if (lse) lse[top + r] = value;
-                                       });
+                                       [&](int r, Acc<T> value) { lse[top + r] = value; });
   }
   for (int o = 0; o < it.tiles(); ++o) {
     const FewRows rows{it.piece.sequence, it.h, it.kv, it.piece.begin + o * kTile, 1, kTile};

@@ -130,7 +130,7 @@ FUNCTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "three_region_attention_decode": lambda k: (
         qkv(3 + k, 17 + k, new=3 + k)
         | {"pivots": some_pivots(3 + k, 17 + k, 9 - k), "cache_seqlens": ends(3 + k, 15)}
-        | {"cache_leftpad": torch.arange(3 + k)}
+        | {"cache_leftpad": torch.arange(3 + k), "return_lse": True}
     ),
     "three_region_attention_varlen": lambda k: (
         packed(k)

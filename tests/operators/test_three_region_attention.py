@@ -218,10 +218,10 @@ def test_decode_equals_forward(impl: str, dtype: torch.dtype, steps: int, label:
     case = BY_LABEL[label]
     inputs = case.inputs(dtype, device_of(impl))
     wide = {k: x.double() for k, x in inputs.items()}
-    truth, formula = case(wide, "reference")[0], case(inputs, "reference")[0]
+    truth, formula = case(wide, "reference"), case(inputs, "reference")
     batch, _, seqlen, _ = inputs["query"].shape
     steps = min(steps, seqlen - 1)
-    options = {k: v for k, v in case.options.items() if k not in ("return_lse", "pivots")}
+    options = {k: v for k, v in case.options.items() if k != "pivots"}
     for end in (steps, seqlen // 2, seqlen - 1, seqlen):
         ends = [max(steps, end - 11 * b) for b in range(batch)]
         spans = [slice(e - steps, e) for e in ends]
@@ -234,8 +234,9 @@ def test_decode_equals_forward(impl: str, dtype: torch.dtype, steps: int, label:
             cache[b, :, e:] = torch.nan
         lens = torch.tensor(ends, device=device_of(impl))
         pivots = case.options["pivots"].to(device_of(impl))
-        out = three_region_attention_decode(rows(inputs["query"]), *caches, pivots, lens, **options, impl=impl)
-        assert_as_good_as(out, rows(truth), rows(formula), f"tokens up to {ends}")
+        outputs = three_region_attention_decode(rows(inputs["query"]), *caches, pivots, lens, **options, impl=impl)
+        for k, (a, t, f) in enumerate(zip(outputs, truth, formula, strict=True)):
+            assert_as_good_as(a, rows(t), rows(f), f"output {k}, tokens up to {ends}")
 
 
 @every_isa
@@ -244,7 +245,8 @@ def test_decode_on_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
     case = BY_LABEL["three_region_decode"]
     inputs = case.inputs(dtype)
     truth = case({k: x.double() for k, x in inputs.items()}, "reference")
-    assert_as_good_as(case(inputs, "cpp")[0], truth[0], case(inputs, "reference")[0])
+    for results in zip(case(inputs, "cpp"), truth, case(inputs, "reference"), strict=True):
+        assert_as_good_as(*results)
 
 
 @each_impl(f"{OP}_decode")
@@ -266,7 +268,36 @@ def test_decode_never_reads_beyond_the_lengths(impl: str, dtype: torch.dtype) ->
         # within the pattern's tiles finite garbage, beyond the written part NaN
         spoiled[name].transpose(1, 2)[unseen] = 100.0
         spoiled[name].transpose(1, 2)[torch.arange(70) >= ends[:, None]] = torch.nan
-    assert torch.equal(case(inputs, impl)[0], case(spoiled, impl)[0])
+    assert all(map(torch.equal, case(inputs, impl), case(spoiled, impl)))
+
+
+@each_impl(f"{OP}_decode")
+def test_decode_returns_lse_if_asked(impl: str) -> None:
+    case = BY_LABEL["three_region_decode"]
+    inputs = case.inputs(torch.float32, device_of(impl))
+    out = case._replace(options={**case.options, "return_lse": False})(inputs, impl)
+    assert len(out) == 1  # a tensor alone
+    assert torch.equal(out[0], case(inputs, impl)[0])
+
+
+@each_impl(f"{OP}_decode")
+def test_decode_equals_its_merged_parts(impl: str) -> None:
+    """Of a cache in two, by lengths and padding; of one sample the first half is empty."""
+    device = device_of(impl)
+    query, (key, value) = torch.randn(2, 4, 1, 16, device=device), torch.randn(2, 2, 2, 50, 16, device=device)
+    cuts, ends = torch.tensor([30, 7], device=device), torch.tensor([50, 41], device=device)
+    pivots = torch.arange(50, device=device).repeat(2, 1)
+
+    def part(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        return three_region_attention_decode(query, key, value, pivots, end, block_size=8, window_blocks=2,
+                                             cache_leftpad=begin, return_lse=True, impl=impl)  # fmt: skip
+
+    begins = cuts * torch.tensor([0, 1], device=device)
+    parts = [part(begins, cuts), part(cuts, ends)]
+    assert parts[0][1][1].isneginf().all()
+    merged = merge_attentions(*zip(*parts, strict=True))
+    for a, b in zip(merged, part(begins, ends), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------

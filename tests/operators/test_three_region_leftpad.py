@@ -16,21 +16,23 @@ from cogview_ops import three_region_attention_decode
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("steps", [1, 3, 70])
 def test_decode_of_left_padded_caches_equals_varlen(impl: str, dtype: torch.dtype, steps: int) -> None:
-    """Token by token or several at once, of which some may stand in the padding and give 0; what lies before the
-    sequences and behind them is NaN."""
+    """Token by token or several at once, of which some may stand in the padding and give 0 and -inf; what lies before
+    the sequences and behind them is NaN."""
     skip_uncomputable(dtype, impl)
     skip_slow(impl, unless=(steps, dtype) == (3, torch.float16))
     lengths, capacity, device = (130, 41, 90), 150, device_of(impl)
     case = varlen("leftpad", lengths, 16, 16, 2, heads=4, kv_heads=2, pivot_bias=0.4)
     options = {k: case.options[k] for k in ("block_size", "window_blocks", "pivot_bias")}
     inputs = case.inputs(dtype, device)
-    truth = case({k: x.double() for k, x in inputs.items()}, "reference")[0]
-    formula, pivots = case(inputs, "reference")[0], case.options["pivots"].to(device)
+    truth = case({k: x.double() for k, x in inputs.items()}, "reference")
+    formula, pivots = case(inputs, "reference"), case.options["pivots"].to(device)
     for end in (steps, 100, 139) if not interpreted(impl) else (100,):  # the cache is filled up to here
         begins = [139 - length for length in lengths]
         caches = [x.new_full((3, 2, capacity, 16), math.nan) for x in (inputs["key"], inputs["value"])]
         query = torch.randn(3, 4, steps, 16, device=device).to(dtype)
-        expected = [torch.zeros(3, 4, steps, 16, device=device, dtype=x.dtype) for x in (truth, formula)]
+        expected = [
+            (out.new_zeros(3, 4, steps, 16), lse.new_full((3, 4, steps), -math.inf)) for out, lse in (truth, formula)
+        ]
         for b, (begin, (first, _)) in enumerate(zip(begins, spans(case), strict=True)):
             there = max(0, end - begin)  # tokens of the sequence
             for cache, name in zip(caches, ("key", "value"), strict=True):
@@ -38,12 +40,16 @@ def test_decode_of_left_padded_caches_equals_varlen(impl: str, dtype: torch.dtyp
             new = min(steps, there)
             last = slice(first + there - new, first + there)
             query[b, :, steps - new :] = inputs["query"][last].transpose(0, 1)
-            for mine, whole in zip(expected, (truth, formula), strict=True):
-                mine[b, :, steps - new :] = whole[last].transpose(0, 1)
+            for (out, lse), whole in zip(expected, (truth, formula), strict=True):
+                out[b, :, steps - new :] = whole[0][last].transpose(0, 1)
+                lse[b, :, steps - new :] = whole[1][:, last]
         ends, pads = torch.full((3,), end, device=device), torch.tensor(begins, device=device).clamp(max=end)
         for impls in (impl, "reference"):
-            out = three_region_attention_decode(query, *caches, pivots, ends, cache_leftpad=pads, **options, impl=impls)
-            assert_as_good_as(out, *expected, f"cache up to {end}, {impls}")
+            outputs = three_region_attention_decode(
+                query, *caches, pivots, ends, cache_leftpad=pads, **options, return_lse=True, impl=impls
+            )
+            for k, results in enumerate(zip(outputs, *expected, strict=True)):
+                assert_as_good_as(*results, f"output {k}, cache up to {end}, {impls}")
 
 
 @each_impl("three_region_attention_decode")
@@ -51,7 +57,7 @@ def test_no_padding_is_as_none_given(impl: str) -> None:
     case = BY_LABEL["three_region_decode"]
     inputs = case.inputs(torch.float32, device_of(impl))
     padded = case._replace(options={**case.options, "cache_leftpad": torch.zeros(2, dtype=torch.int32)})
-    assert torch.equal(case(inputs, impl)[0], padded(inputs, impl)[0])
+    assert all(map(torch.equal, case(inputs, impl), padded(inputs, impl)))
 
 
 @every_isa
@@ -60,7 +66,8 @@ def test_left_padded_decode_on_every_instruction_set(isa: str, dtype: torch.dtyp
     case = BY_LABEL["three_region_decode_leftpad"]
     inputs = case.inputs(dtype)
     truth = case({k: x.double() for k, x in inputs.items()}, "reference")
-    assert_as_good_as(case(inputs, "cpp")[0], truth[0], case(inputs, "reference")[0])
+    for results in zip(case(inputs, "cpp"), truth, case(inputs, "reference"), strict=True):
+        assert_as_good_as(*results)
 
 
 @pytest.mark.parametrize("impl", ["reference", "auto"])

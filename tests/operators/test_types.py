@@ -16,6 +16,7 @@ from cogview_ops import (
     local_attention_2d,
     pb_relax_attention,
     three_region_attention,
+    three_region_attention_decode,
     three_region_attention_varlen,
 )
 
@@ -35,13 +36,22 @@ def test_example_is_clean_in_pyright_strict() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [local_attention_2d, pb_relax_attention, three_region_attention, three_region_attention_varlen]
+    "function",
+    [
+        local_attention_2d,
+        pb_relax_attention,
+        three_region_attention,
+        three_region_attention_decode,
+        three_region_attention_varlen,
+    ],
 )
 def test_overloads_have_every_option(function: Any) -> None:
     module = inspect.getmodule(function)
     assert isinstance(module, ModuleType)
+    more = {three_region_attention_decode: "_DecodeOptions", three_region_attention_varlen: "_VarlenOptions"}
+    assert len(get_overloads(function)) == 3
     for overload in get_overloads(function):
-        options = module._VarlenOptions if function is three_region_attention_varlen else module._Options
+        options = getattr(module, more.get(function, "_Options"))
         seen = set(inspect.signature(overload).parameters) - {"options"} | set(options.__annotations__)
         assert seen == set(inspect.signature(function).parameters)
 
