@@ -82,6 +82,11 @@ class ModelConfig:
         return self.image_grid**2
 
     @property
+    def text_end(self) -> int:
+        """Rows of the position table before those of images, where these are fixed, or all."""
+        return self.max_text + 2 if self.image_positions == "fixed" else self.max_positions  # [ROI1] text [BASE] first
+
+    @property
     def max_text(self) -> int:
         """Longest caption in tokens: what [ROI1] [BASE] [BOI1] image [EOI1] leave of a stored sequence."""
         return self.max_positions - self.image_tokens - 4

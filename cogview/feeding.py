@@ -60,9 +60,8 @@ class Feed:
         alone, longest = len(chosen) == len(starts), int(starts.max())
         # as wide as the whole one: what attention is told of later places stays inside
         begun = self.cache if alone else model.make_cache(len(chosen), self.tokens.shape[1])
-        attention = {name: values[chosen] for name, values in self.context.attention.items()}
-        positions = self.positions[chosen, :longest]
-        before = dataclasses.replace(self.context, positions=positions, attention=attention, prompt=True)
+        own = dataclasses.replace(self.context, positions=self.positions).rows(chosen)
+        before = dataclasses.replace(own, positions=own.positions[:, :longest], prompt=True)
         at = starts.to(model.device)[chosen] - 1
         logits = model(self.tokens[chosen, :longest], before, at=at, cache=begun, among=self._among)
         if not alone:

@@ -15,7 +15,6 @@ from torch import Tensor
 from cogview.config import require
 from cogview.feeding import Feed
 from cogview.parts.transformer import Transformer, evaluating
-from cogview.recipes.caption import Caption
 from cogview.recipes.recipe import Prompt, Recipe
 from cogview.sampling import Sampling, check_seeds, sample_token
 from cogview.sequence import pad_text
@@ -55,7 +54,7 @@ def generate_batches(
 
     Everything that is asked for is checked before the first is drawn.
     """
-    require(recipe.draws == "pictures", "recipe", "one that draws pictures", recipe.name)
+    require("pictures" in recipe.draws, "recipe", "one that draws pictures", recipe.name)
     text = pad_text(captions)
     seeds = check_seeds(range(len(captions)) if seeds is None else seeds, len(captions))
     recipe.layout(text, torch.zeros(len(text), recipe.config.image_tokens, dtype=torch.int64))  # checks the ids
@@ -82,6 +81,8 @@ def draw_batches(
         if longest is not None:
             prompt = dataclasses.replace(prompt, drawn=prompt.drawn & (prompt.drawn.cumsum(dim=1) <= longest))
         against = None if how.guidance == 1 else recipe.prompt(given[part][:, :0], streams)
+        prompt = emphasised(recipe, prompt, how)
+        against = None if against is None else emphasised(recipe, against, how)
 
         def told(tokens: int, before: int = start, rows: int = len(streams)) -> None:
             update(before * count + rows * tokens)
@@ -90,8 +91,19 @@ def draw_batches(
         yield tokens[prompt.drawn].view(len(tokens), *(recipe.drawn_shape if longest is None else (-1,)))
 
 
+def emphasised(recipe: Recipe, prompt: Prompt, how: Sampling) -> Prompt:
+    """A prompt whose text counts for more, see `Sampling.text_attention`."""
+    if how.text_attention == 0:
+        return prompt
+    with torch.device("meta"):
+        heeded = all(recipe.attention(layer).emphasises for layer in range(recipe.config.num_layers))
+    require(heeded, "text_attention", f"0 with recipe {recipe.name}", how.text_attention)
+    context = dataclasses.replace(prompt.context, emphasis=recipe.emphasis(prompt.inputs, how.text_attention))
+    return dataclasses.replace(prompt, context=context)
+
+
 def describe(
-    recipe: Caption,
+    recipe: Recipe,
     model: Transformer,
     codes: Tensor,
     how: Sampling,
@@ -106,7 +118,7 @@ def describe(
     default 20 tokens, as in the original, of models that know no end, else as many as there is room for.
     """
     require(longest is None or longest >= 1, "longest", "at least 1", longest)
-    longest = _NO_END if longest is None and not recipe.config.stop else longest
+    longest = _NO_END if longest is None and not recipe.stops else longest
     seeds = check_seeds(range(len(codes)) if seeds is None else seeds, len(codes))
     require(how.guidance == 1, "guidance", "1 for captions", how.guidance)
     flat, found = codes.flatten(1), list[list[int]]()

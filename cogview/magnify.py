@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cogview.config import require
-from cogview.generate import Update, fill
+from cogview.generate import Update, emphasised, fill
 from cogview.parts.transformer import Transformer
 from cogview.recipes.recipe import Recipe
 from cogview.recipes.superresolution import SuperResolution
@@ -121,8 +121,10 @@ def _draw(
     cells = cells.flatten(0, 1).flatten(1)
     small = torch.cat([_cut(codes, Window(w.top // 2, w.left // 2, 0), side // 2).flatten(1) for w in level])
     streams, text = list(streams) * len(level), text.repeat(len(level), 1)
-    prompt = recipe.continued(text, small, cells, streams)
-    against = None if how.guidance == 1 else recipe.continued(text[:, :0], small, cells, streams)
+    prompt = emphasised(recipe, recipe.continued(text, small, cells, streams), how)
+    against = None
+    if how.guidance != 1:
+        against = emphasised(recipe, recipe.continued(text[:, :0], small, cells, streams), how)
     counts = (cells < 0).sum(dim=1)
     drawn_first = (cells >= 0).int().argsort(dim=1, stable=True)[:, : int(counts.max())]
     uniforms = torch.cat([_cut(chances, window, side).flatten(1) for window in level]).gather(1, drawn_first)

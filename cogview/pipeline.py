@@ -9,7 +9,7 @@ import numpy as np
 
 from cogview.config import TrainConfig, require
 from cogview.data.ahead import cores
-from cogview.data.crops import Crops
+from cogview.data.crops import Crops, Reduced
 from cogview.data.decoded import Decoded
 from cogview.data.mixture import Mixture
 from cogview.data.parts import group, has_part
@@ -62,17 +62,17 @@ def image_tokenizer(
     training: TrainConfig,
     *,
     adversarial: bool = False,
-    halves: bool = False,
+    times: int = 1,
     watch: Watch | None = None,
 ) -> tuple[VQVAE, VQReport]:
     """The VQ-VAE in folder/vqvae.safetensors, trained to its end from where it was stopped; else Interrupted.
 
-    halves: on pictures of half the size, too."""
+    times: on pictures so many times smaller, too."""
     held = _held_out(data, decoded)
     if trained_on(folder) == len(decoded):  # a training that was begun before any were held out
         held = None
     try:
-        about: dict[str, Any] = {"held_out": held, "name": decoded.name, "halves": halves, "watch": watch}
+        about: dict[str, Any] = {"held_out": held, "name": decoded.name, "times": times, "watch": watch}
         report = train_vqvae(decoded.images, config, training, folder, adversarial=adversarial, **about)
     except AnotherRun as error:
         raise ValueError(
@@ -112,12 +112,12 @@ def tokenize_pairs(
     max_text: int = 64,
     batch: int | None = None,
     decoded: Decoded | None = None,
-    crops: Crops | None = None,
+    crops: Crops | Reduced | None = None,
 ) -> TokenDataset:
     """Tokenises all captions and pictures into the folder `out`, with progress.
 
     crops: of each picture at twice image_size some squares of image_size, as two sets of tokens: of the square, and of
-    the square at half its size.
+    the square at half its size; or two of the whole picture, at image_size and smaller.
 
     A caption of more than max_text tokens gives no row; meta.json counts those, what cannot be read and what the
     filters of `data` leave out. Shards whose tokens are there already, made with these tokenizers, are kept. batch:
@@ -188,4 +188,6 @@ def sizes_of(*data: TokenDataset | Rows | Mixture) -> dict[str, int]:
         "text_vocab": meta["text_vocab_size"],
         "image_grid": rows,
         "max_text": max(d.meta["text_length"] for d in data) + TEXT_ROOM,
+        **({"chinese_from": meta["chinese_from"]} if "chinese_from" in meta else {}),
+        **({"small_grid": meta["small_grid"][0]} if "small_grid" in meta else {}),
     }

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cogview.clusters import Clusters
 from cogview.config import require
 
 _GREEDY, _UNIFORM = 1e-30, 1e30  # temperatures beyond which only the largest logit counts, or none does
@@ -29,6 +30,10 @@ class Sampling:
     guidance: float = 1.0
     """g of classifier-free guidance (arXiv 2207.12598): logits are u + g (c - u), c with the caption, u without. 1: c
     alone. It is for models that were trained with some captions dropped (train --drop-text)."""
+    text_attention: float = 0.0
+    """c of CogView2 (arXiv 2204.14217), added to the scores of what is drawn and text: 0 to 3, published 1.4."""
+    clusters: Clusters | None = None
+    """Draw a cluster of image codes, then a code of it, instead of one of the top_k codes."""
     batch_size: int = 32
     """Rows at once."""
 
@@ -37,7 +42,11 @@ class Sampling:
             value = getattr(self, name)
             real = isinstance(value, numbers.Real) and not isinstance(value, bool)
             require(real and 0 < value < math.inf, name, "a positive and finite number", value)
+        c = self.text_attention
+        fits = isinstance(c, numbers.Real) and not isinstance(c, bool) and 0 <= c < math.inf
+        require(fits, "text_attention", "a finite number that is not negative", c)
         require(self.top_p <= 1, "top_p", "at most 1", self.top_p)
+        require(self.clusters is None or self.top_p == 1, "top_p", "1 with clusters", self.top_p)
         for name in ("top_k", "batch_size"):
             value = getattr(self, name)
             require(is_whole(value) and value >= 1, name, "a whole number, at least 1", value)
@@ -49,6 +58,8 @@ def sample_token(logits: Tensor, allowed: Tensor, uniform: Tensor, how: Sampling
 
     Of the top_k only those are drawn before which less than top_p of their probability lies.
     """
+    if how.clusters is not None:
+        return sample_in_clusters(logits, allowed, uniform, how.temperature, how.clusters)
     temperature, top_k, top_p = how.temperature, how.top_k, how.top_p
     if temperature < _GREEDY:
         temperature, top_k = 1.0, 1
@@ -63,6 +74,36 @@ def sample_token(logits: Tensor, allowed: Tensor, uniform: Tensor, how: Sampling
     target = uniform[:, None].to(cumulated) * cumulated.gather(1, last)
     place = torch.searchsorted(cumulated, target, right=True).minimum(last)
     return ids.gather(1, place)[:, 0]
+
+
+def sample_in_clusters(
+    logits: Tensor, allowed: Tensor, uniform: Tensor, temperature: float, clusters: Clusters
+) -> Tensor:
+    """The same by clusters of codes (CogView2, coglm_strategy.py): of p = softmax(logits / temperature) the likeliest
+    clusters by the sums of their codes' p, one of those by these sums, and in it a code by
+    softmax(logits / temperature / the clusters' own)."""
+    labels = clusters.labels.to(logits.device)
+    codes = logits.shape[-1]
+    require(len(labels) == codes, "clusters", f"labels of {codes:,} codes, as the model draws", f"{len(labels):,}")
+    scaled = logits.double().masked_fill(~allowed, -torch.inf)
+    scaled = (scaled - scaled.amax(dim=1, keepdim=True)) / min(max(temperature, _GREEDY), _UNIFORM)
+    likely = scaled.softmax(dim=1)
+    sums = torch.zeros(len(logits), clusters.count, dtype=likely.dtype, device=logits.device)
+    sums, which = sums.index_add_(1, labels, likely).topk(min(clusters.top, clusters.count))
+    place, rest = _inverted(sums, uniform.double())
+    inside = labels == which.gather(1, place)
+    return _inverted((scaled / clusters.temperature).masked_fill(~inside, -torch.inf).softmax(dim=1), rest)[0][:, 0]
+
+
+def _inverted(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of weights [B, N] the place, [B, 1], where their sums pass `uniform` (float64 [B] in [0, 1)) of all,
+    one of weight, and how far inside it, which is uniform again."""
+    cumulated = weights.cumsum(dim=1)
+    target = uniform[:, None] * cumulated[:, -1:]
+    last = weights.shape[1] - 1 - (weights.flip(1) > 0).int().argmax(dim=1, keepdim=True)
+    place = torch.searchsorted(cumulated, target, right=True).minimum(last)
+    own = weights.gather(1, place)
+    return place, ((target - (cumulated.gather(1, place) - own)) / own).clamp(0, 1 - 2**-53)[:, 0]
 
 
 def check_seed(seed: int) -> int:

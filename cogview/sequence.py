@@ -15,8 +15,10 @@ batch, S tokens, L layers, P pivots, T longest text.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 COMMANDS = (
@@ -76,10 +78,10 @@ class Vocabulary:
     def fixed_text(self, text: Tensor, codes: Tensor, max_text: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, int64 [B, max_text + 3 + N], with the image's codes [B, N] from place max_text + 3 on
         whatever the length of the text [B, T]. The holes before [BOI1] predict nothing: their targets are [PAD]."""
-        self._check(text, [codes], max_text + codes.shape[1] + 4)
+        self.check(text, [codes], max_text + codes.shape[1] + 4)
         codes = codes.long()
-        left = self._join(["ROI1", text, "BASE"], text, max_text + 2)
-        following = self._join([text, "BASE", "BOI1"], text, max_text + 2)
+        left = self.join(["ROI1", text, "BASE"], text, max_text + 2)
+        following = self.join([text, "BASE", "BOI1"], text, max_text + 2)
         begin, end = (codes.new_full((len(codes), 1), self[name]) for name in ("BOI1", "EOI1"))
         return torch.cat([left, begin, codes], dim=1), torch.cat([following, codes, end], dim=1)
 
@@ -99,10 +101,10 @@ class Vocabulary:
         return (place - begin + first.gather(1, begin)).clamp_max(rows - 1)
 
     def _pack(self, parts: list[str | Tensor], text: Tensor, images: list[Tensor], length: int) -> Tensor:
-        self._check(text, images, length, sum(isinstance(part, str) for part in parts))
-        return self._join(parts, text, length)
+        self.check(text, images, length, sum(isinstance(part, str) for part in parts))
+        return self.join(parts, text, length)
 
-    def _join(self, parts: list[str | Tensor], text: Tensor, length: int) -> Tensor:
+    def join(self, parts: list[str | Tensor], text: Tensor, length: int) -> Tensor:
         """Commands, text and codes one after the other, int64 [B, length], padded at the end."""
         rows = []
         for part in parts:
@@ -117,7 +119,7 @@ class Vocabulary:
         tokens[:, : joined.shape[1]] = joined.where(joined >= 0, self["PAD"])
         return tokens
 
-    def _check(self, text: Tensor, images: list[Tensor], length: int, commands: int = 4) -> None:
+    def check(self, text: Tensor, images: list[Tensor], length: int, commands: int = 4) -> None:
         for codes in images:
             if text.ndim != 2 or codes.ndim != 2 or len(text) != len(codes):
                 shapes = f"{list(text.shape)} and {list(codes.shape)}"
@@ -140,6 +142,34 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Emphasis:
+    """Textual attention (CogView2, arXiv 2204.14217): what is added to the scaled scores of some keys."""
+
+    value: float
+    keys: Tensor
+    """bool [B, T]: those of text, of as many places as have some."""
+    queries: Tensor
+    """bool [B, S]: which of the prompt's tokens see it so; all that is drawn does."""
+
+    @classmethod
+    def of(cls, value: float, keys: Tensor, queries: Tensor) -> "Emphasis":
+        """keys: bool [B, S]."""
+        width = int(keys.any(dim=0).nonzero().max()) + 1 if bool(keys.any()) else 0
+        return cls(value, keys[:, :width], queries)
+
+    def rows(self, rows: slice | Tensor) -> "Emphasis":
+        return dataclasses.replace(self, keys=self.keys[rows], queries=self.queries[rows])
+
+    def beside(self, other: "Emphasis") -> "Emphasis":
+        width = max(self.keys.shape[1], other.keys.shape[1])
+        keys = [F.pad(e.keys, (0, width - e.keys.shape[1])) for e in (self, other)]
+        return Emphasis(self.value, torch.cat(keys), torch.cat([self.queries, other.queries]))
+
+    def to(self, device: torch.device | str) -> "Emphasis":
+        return dataclasses.replace(self, keys=self.keys.to(device), queries=self.queries.to(device))
+
+
+@dataclass(frozen=True)
 class Context:
     """What the layers take besides states."""
 
@@ -152,23 +182,33 @@ class Context:
     seeds: Tensor | None = None
     """int64 [B, 2 L + 1]: of dropout, for each row that of its embedding and of both branches of every layer; None:
     drawn by the model in training."""
+    emphasis: Emphasis | None = None
+    """With a cache, and in super-resolution."""
+    only: Tensor | None = None
+    """Of a layer behind which no others' states are asked for: the places int64 [B, n] of those that are."""
 
-    def rows(self, rows: slice) -> "Context":
+    def rows(self, rows: slice | Tensor) -> "Context":
         positions = self.positions if self.positions.ndim == 1 else self.positions[rows]
         attention = {name: values[rows] for name, values in self.attention.items()}
         seeds = None if self.seeds is None else self.seeds[rows]
-        return dataclasses.replace(self, positions=positions, attention=attention, seeds=seeds)
+        emphasis = None if self.emphasis is None else self.emphasis.rows(rows)
+        return dataclasses.replace(self, positions=positions, attention=attention, seeds=seeds, emphasis=emphasis)
 
     def beside(self, other: "Context", rows: int) -> "Context":
         """Of the rows of both, `rows` each."""
         positions = torch.cat([p.expand(rows, -1) for p in (self.positions, other.positions)])
         attention = {name: torch.cat([values, other.attention[name]]) for name, values in self.attention.items()}
-        return dataclasses.replace(self, positions=positions, attention=attention)
+        emphasis = None
+        if self.emphasis is not None and other.emphasis is not None:
+            emphasis = self.emphasis.beside(other.emphasis)
+        return dataclasses.replace(self, positions=positions, attention=attention, emphasis=emphasis)
 
     def to(self, device: torch.device | str) -> "Context":
         attention = {name: values.to(device) for name, values in self.attention.items()}
         seeds = None if self.seeds is None else self.seeds.to(device)
-        return dataclasses.replace(self, positions=self.positions.to(device), attention=attention, seeds=seeds)
+        emphasis = None if self.emphasis is None else self.emphasis.to(device)
+        own: dict[str, Any] = {"attention": attention, "seeds": seeds, "emphasis": emphasis}
+        return dataclasses.replace(self, positions=self.positions.to(device), **own)
 
 
 @dataclass(frozen=True)

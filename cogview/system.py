@@ -8,7 +8,7 @@ Captions are a string or a list of strings, pictures uint8 [N, 3, H, W] or PIL i
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +25,8 @@ from cogview.models import check_tokenizers, load_model
 from cogview.parts.quantized import int8_weights
 from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes import RECIPES
-from cogview.recipes.caption import Caption, caploss
+from cogview.recipes.caption import caploss
 from cogview.recipes.recipe import Recipe
-from cogview.recipes.superresolution import SuperResolution
 from cogview.runs import Source, last_of, sources
 from cogview.sampling import Sampling, check_seed, check_seeds
 from cogview.sequence import Batch, pad_text
@@ -106,7 +105,7 @@ class System:
         ValueError in one sentence where a part is missing or does not fit the others, or torch cannot use the device.
         """
         folder, damaged, device = Path(folder), None, available(device)
-        recipes = [name for name, recipe in RECIPES.items() if recipe.draws == (draws or "pictures")]
+        recipes = [name for name, recipe in RECIPES.items() if (draws or "pictures") in recipe.draws]
         if draws is None:
             name = last_of(folder, recipes) if name is None else name
         tried = sources(folder, name, step, recipes=None if draws is None else recipes)
@@ -127,10 +126,12 @@ class System:
         raise damaged or ValueError(f"{folder} holds no trained model")
 
     def which_draws(self, what: str) -> "System":
-        """Itself; ValueError where the model draws something else."""
-        name = "model" if self.source is None else self.source.path.parent.name
-        require(self.recipe.draws == what, "name", f"a model that draws {what}", f"{name}, of {self.recipe.name}")
-        return self
+        """Itself, as it draws this; ValueError where the model draws something else."""
+        recipe = self.recipe.drawing(what)
+        if recipe is None:
+            name = "model" if self.source is None else self.source.path.parent.name
+            raise ValueError(f"name: expected a model that draws {what}, got {name}, of {self.recipe.name}")
+        return self if recipe is self.recipe else replace(self, recipe=recipe)
 
     def encode(self, captions: Captions) -> list[list[int]]:
         """Text ids of each caption; ValueError names one that is blank, too long, no valid Unicode, or has characters
@@ -227,7 +228,7 @@ class System:
         update: Update = lambda tokens: None,
     ) -> Iterator[Tensor]:
         """The same of codes [N, h, w], batch by batch. `update` is told how many tokens are drawn of all, 4 N h w."""
-        ids = self.which_draws(SuperResolution.draws).encode(captions)
+        ids = self.which_draws("larger pictures").encode(captions)
         codes = self._codes(codes)
         return map(self.pictures, magnify_batches(self.recipe, self.model, ids, codes, how, seeds=seeds, update=update))
 
@@ -366,10 +367,8 @@ class System:
     def _words(self, ids: list[int]) -> str:
         return self.text.decode([i for i in ids if i < self.text.vocab_size]).strip()  # a model may have room for more
 
-    def _captioning(self) -> Caption:
-        recipe = self.which_draws("captions").recipe
-        assert isinstance(recipe, Caption)
-        return recipe
+    def _captioning(self) -> Recipe:
+        return self.which_draws("captions").recipe
 
     def _batches(self, captions: Captions, pictures: Pictures, seed: int) -> Iterator[Batch]:
         seed = check_seed(seed)

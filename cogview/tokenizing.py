@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cogview.config import require
-from cogview.data.crops import Crops, Row, Squares, Whole
+from cogview.data.crops import Both, Crops, Reduced, Row, Squares, Whole
 from cogview.data.decoded import Decoded
 from cogview.data.parts import PartWriter, group, part_name
 from cogview.data.shards import OF_PICTURES, PairDataset
@@ -34,7 +34,7 @@ class Tokenizing:
     image: ImageTokenizer
     image_size: int = 64
     max_text: int = 64
-    crops: Crops | None = None
+    crops: Crops | Reduced | None = None
     batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -43,13 +43,15 @@ class Tokenizing:
         self.grids = {"codes": self.image_size // step}
         """Codes along a side, by the array that they are for."""
         if self.crops is not None:
-            both = 2 * step
+            times = self.crops.times if isinstance(self.crops, Reduced) else 2
+            both = times * step
             require(self.image_size % both == 0, "image_size", f"a multiple of {both} for pairs", self.image_size)
-            self.crops.check(self.image_size, both)
-            self.grids["small"] = self.grids["codes"] // 2
+            if isinstance(self.crops, Crops):
+                self.crops.check(self.image_size, both)
+            self.grids["small"] = self.grids["codes"] // times
         self.image.eval()
         self.made_by = {"text_sha256": self.text.sha256, "image_sha256": self.image.sha256}
-        most = (128 * 64**2) // self.image_size**2 // (1 if self.crops is None else self.crops.count)
+        most = (128 * 64**2) // self.image_size**2 // (self.crops.count if isinstance(self.crops, Crops) else 1)
         self.batch = max(1, most) if self.batch is None else self.batch
 
     def made_with(self, data: PairDataset) -> dict[str, Any]:
@@ -90,7 +92,7 @@ class Tokenizing:
         shard, numbers = data.shards[number], data.numbers(number)
         with PartWriter(out, self.part(data, shard), {key: grid**2 for key, grid in self.grids.items()}) as writer:
             texts, skipped = self._texts(data, numbers)
-            size = self.image_size * (1 if self.crops is None else 2)
+            size = self.image_size * (2 if isinstance(self.crops, Crops) else 1)
             pictures = _pictures(data, list(texts), size, decoded, threads, skipped)
             last = numbers.start
             for k, rows in self._codes(pictures, self._rows(shard, numbers.start)):
@@ -122,6 +124,8 @@ class Tokenizing:
     def _rows(self, shard: TarIndex, first: int) -> Whole:
         if self.crops is None:
             return Whole()
+        if isinstance(self.crops, Reduced):
+            return Both(self.crops)
         return Squares(self.crops, 2 * self.image.config.downsample, int(shard.digest[:15], 16), first)
 
     def _codes(self, pictures: Iterator[tuple[int, Tensor]], of: Whole) -> Iterator[tuple[int, list[Row]]]:

@@ -25,6 +25,8 @@ def cogview2_attention(
     coarse_grid: tuple[int, int] | None = None,
     coarse_kernel_size: tuple[int, int] = (5, 5),
     text_mask: Tensor | None = None,
+    text_bias: float = 0.0,
+    coarse_bias: float = 0.0,
     scale: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
@@ -52,6 +54,9 @@ def cogview2_attention(
         coarse_grid: (Hc, Wc), which divides (H, W).
         coarse_kernel_size: odd, at most (2Hc-1, 2Wc-1); not looked at without coarse_grid.
         text_mask: bool `[B, text_len]`, False = padding, which nobody but itself sees.
+        text_bias: added to the scaled scores of image and text (CogView2's textual attention c; 0 in its released
+            super-resolution).
+        coarse_bias: added to those of image and coarse image.
         scale: `D ** -0.5` by default.
         impl: "auto", "reference", "cpp", "cuda" or "triton".
 
@@ -68,21 +73,28 @@ def cogview2_attention(
     lengths = [text_len, rows * columns, grid[0] * grid[1]]
     _checks.whole_sequence(lengths, query=query, key=key)
     _checks.text_mask(text_mask, query, text_len)
+    text_bias, coarse_bias = (
+        _checks.finite(value, name, query.dtype)
+        for value, name in ((text_bias, "text_bias"), (coarse_bias, "coarse_bias"))
+    )
     scale = _checks.scale(scale, query)
     window: dict[str, Any] = {"grid": grid, "kernel_size": kernel_size, "raster_causal": raster_causal}
     coarse: dict[str, Any] = {"coarse_grid": coarse_grid, "coarse_kernel_size": coarse_kernel_size}
     if impl == "reference":
         pattern = {"text_len": text_len, **window, **coarse}
-        return reference.cogview2_attention(query, key, value, text_mask=text_mask, scale=scale, **pattern)
+        biases = text_bias, coarse_bias
+        return reference.cogview2_attention(
+            query, key, value, text_mask=text_mask, biases=biases, scale=scale, **pattern
+        )
     (tq, cq, iq), (tk, ck, ik), (tv, cv, iv) = (x.split(lengths, 2) for x in (query, key, value))
     how: dict[str, Any] = {"scale": scale, "impl": impl}
-    text: dict[str, Any] = {"prefix_key": tk, "prefix_value": tv, "prefix_mask": text_mask}
+    text: dict[str, Any] = {"prefix_key": tk, "prefix_value": tv, "prefix_mask": text_mask, "prefix_bias": text_bias}
     parts: list[Any] = [_text(tq, tk, tv, text_mask, scale)]
     if coarse_grid is None:
         parts.append(local_attention_2d(iq, ik, iv, **window, **text, **how))
     else:
         everywhere = 2 * coarse_grid[0] - 1, 2 * coarse_grid[1] - 1
-        coarse |= {"coarse_key": ck, "coarse_value": cv}
+        coarse |= {"coarse_key": ck, "coarse_value": cv, "coarse_bias": coarse_bias}
         parts.append(local_attention_2d(cq, ck, cv, grid=coarse_grid, kernel_size=everywhere, **text, **how))
         parts.append(local_attention_2d(iq, ik, iv, **window, **coarse, **how))
     return _registration.cat_tokens(parts, query)

@@ -14,6 +14,11 @@ def causal(tokens: int) -> int:
     return tokens * (tokens + 1) // 2
 
 
+def prefix(tokens: int, first: int) -> int:
+    """The first so many see each other; causal behind them."""
+    return causal(tokens) + causal(max(0, first - 1))
+
+
 def three_region(tokens: int, pivots: int, block_size: int, window_blocks: int) -> int:
     """Causal in the block, all of the window's blocks before it, and pivots before those."""
     pairs = 0
@@ -43,6 +48,16 @@ def dalle(*, kind: str, text_len: int, grid: Pair, kernel_size: int = 11, wrap: 
     window, kernel = patterns.dalle_window(kind, grid, kernel_size, wrap)
     image = local_2d(window, kernel, raster_causal=True) + math.prod(grid) * text_len
     return causal(text_len) + image
+
+
+def cogview2(
+    *, text_len: int, grid: Pair, kernel_size: Pair, coarse_grid: Pair | None = None, coarse_kernel_size: Pair = (5, 5)
+) -> int:
+    image = local_2d(grid, kernel_size, raster_causal=False)
+    if coarse_grid is None:
+        return text_len * (text_len + math.prod(grid)) + image
+    cells = math.prod(coarse_grid)
+    return text_len**2 + cells * (text_len + cells) + image + coarse_2d(grid, coarse_grid, coarse_kernel_size)
 
 
 def _seen(length: int, kernel_size: int, dilation: int = 1, edge: str = "clip") -> int:

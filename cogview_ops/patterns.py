@@ -190,6 +190,18 @@ def cogview2(
     return torch.where(i >= 0, fine, key < torch.where(query < text_len, text_len, start))
 
 
+def cogview2_level(position: Tensor, text_len: int, coarse_grid: tuple[int, int] | None) -> Tensor:
+    """Of positions of that sequence: 0 text, 1 the coarse image, 2 the image."""
+    cells = 0 if coarse_grid is None else coarse_grid[0] * coarse_grid[1]
+    return (position >= text_len).int() + (position >= text_len + cells)
+
+
+def leading(key: Tensor, count: Tensor) -> Tensor:
+    """The first `count` tokens of the sequence, a number for each query: all of GLM's masks, once what is context, and
+    sees itself alone, stands before what is drawn, which sees that and what was drawn before it."""
+    return key < count
+
+
 def causal(query: Tensor, key: Tensor, num_queries: int, num_keys: int) -> Tensor:
     """Bottom-right aligned: row i of R sees columns j <= i + K - R."""
     return key <= query + num_keys - num_queries

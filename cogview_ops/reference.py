@@ -276,11 +276,23 @@ def dalle_attention(
 
 
 def cogview2_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, text_mask: Tensor | None, scale: float, **pattern: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    text_mask: Tensor | None,
+    biases: tuple[float, float],
+    scale: float,
+    **pattern: Any,
 ) -> Tensor:
+    """biases: of image and text, and of image and coarse image."""
     i = torch.arange(query.shape[2], device=query.device)
     mask = patterns.cogview2(i[:, None], i, **pattern)[None]
-    return masked_attention(query, key, value, _hide_padding(mask, i[None], text_mask), 0.0, scale)[0]
+    level = patterns.cogview2_level(i, pattern["text_len"], pattern["coarse_grid"])
+    to_text = (level[:, None] > 0) & (level == 0)
+    to_coarse = (level[:, None] == 2) & (level == 1)
+    bias = to_text.to(query.dtype) * biases[0] + to_coarse.to(query.dtype) * biases[1]
+    return masked_attention(query, key, value, _hide_padding(mask, i[None], text_mask), bias, scale)[0]
 
 
 def _hide_padding(mask: Tensor, query_pos: Tensor, text_mask: Tensor | None) -> Tensor:

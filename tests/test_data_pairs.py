@@ -9,7 +9,7 @@ from PIL import Image
 from test_train_command import SMALL, header
 
 from cogview import cli
-from cogview.data.crops import Crops, half
+from cogview.data.crops import Crops, smaller
 from cogview.data.images import pixels
 from cogview.data.shards import PairDataset, ShardWriter
 from cogview.data.tokens import TokenDataset, read_meta
@@ -96,7 +96,7 @@ def test_squares_of_codes_know_their_surroundings(tmp_path):
         picture = data.picture(number, 64)
         with torch.no_grad():
             codes = vqvae.encode(picture[None].float() / 255)[0]
-            less = vqvae.encode(half(picture)[None].float() / 255)[0]
+            less = vqvae.encode(smaller(picture)[None].float() / 255)[0]
         wanted = [
             (
                 less[i : i + 2, k : k + 2].flatten().tolist(),

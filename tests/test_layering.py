@@ -166,7 +166,7 @@ def test_cogview_imports_absolutely() -> None:
 @pytest.mark.parametrize("path", modules("cogview/recipes"), ids=lambda p: p.stem)
 def test_recipes_know_no_shards_no_loop_and_no_command_line(path: Path) -> None:
     known = {name.split(".")[1] for name in imports(path) if name.startswith("cogview.")}
-    assert known <= {"config", "sequence", "loss", "parts", "recipes"}
+    assert known <= {"config", "sequence", "bilingual", "lopar", "loss", "parts", "recipes"}
 
 
 @pytest.mark.parametrize("name", ["loop", "task", "optimizer", "schedule", "checkpoint", "log", "interrupts"])
@@ -185,13 +185,14 @@ def test_the_stack_knows_no_tokens() -> None:
         "cogview.config.ModelConfig",
         "cogview.config.Recompute",
         "cogview.parts.attend.Attention",
+        "cogview.parts.attend.chosen",
         "cogview.sequence.Context",
         "cogview.parts.linear.Linear",
     }
 
 
 def test_cogview_uses_public_names_only() -> None:
-    public = {*cogview_ops.__all__, "__version__", "modules", "info", "checkpointing", "pairs"}
+    public = {*cogview_ops.__all__, "__version__", "modules", "info", "checkpointing", "pairs", "patterns"}
     for path in [*modules("cogview"), *(ROOT / "benchmarks").rglob("*.py")]:
         used = own(imports(path)) - {""}
         inner = {"_dispatch", "_registration", "patterns", "reference", "triton"}

@@ -45,7 +45,7 @@ def test_published_shapes():
 
 
 def test_every_recipe_has_presets():
-    assert list(RECIPES) == ["cogview", "dalle", "caption", "superresolution"]
+    assert list(RECIPES) == ["cogview", "dalle", "caption", "superresolution", "coglm", "direct", "iterative"]
     for recipe in RECIPES.values():
         assert all(isinstance(shape, recipe.Config) for shape, _ in recipe.presets.values())
     assert preset("tiny") == CogView.presets["tiny"]
@@ -54,7 +54,7 @@ def test_every_recipe_has_presets():
     with pytest.raises(ValueError, match=r"preset: expected one of tiny, cogview-4b, .*, got 'huge'"):
         preset("huge")
     with pytest.raises(
-        ValueError, match="recipe: expected one of cogview, dalle, caption, superresolution, got 'imagen'"
+        ValueError, match=r"recipe: expected one of cogview, dalle, caption, .*, iterative, got 'imagen'"
     ):
         preset("tiny", "imagen")
 

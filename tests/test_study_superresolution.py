@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cogview.commands.study import Superresolution
-from cogview.data.crops import half
+from cogview.data.crops import smaller
 from cogview.demo import models
 from cogview.demo.measure import decibels, score
 from cogview.demo.scenes import Scene, render, sample_scenes
@@ -34,7 +34,7 @@ def test_scenes_of_twice_the_size_are_recognised():
     assert large.shape == (40, 3, 128, 128)
     assert score(large, SCENES)["all"] == 1
     assert score(large.roll(1, 0), SCENES)["all"] < 0.1
-    halved = torch.stack([half(picture) for picture in large])
+    halved = torch.stack([smaller(picture) for picture in large])
     assert decibels(halved, pixels(SCENES, 1)).min() > 30  # the same scene, resized once and composed of resized tiles
 
 
@@ -76,7 +76,7 @@ def test_figures_of_pictures():
     np.testing.assert_allclose(decibels(flat, true), 20 * np.log10(255 / 2), rtol=1e-5)
     only = torch.where(inside[:, None], true.float(), flat)
     assert decibels(only, true, inside).min() > 100 > decibels(only, true, ~inside).max()
-    blurred = superresolution.bicubic(torch.stack([half(picture) for picture in true]))
+    blurred = superresolution.bicubic(torch.stack([smaller(picture) for picture in true]))
     assert sharpness(blurred, inside) < sharpness(true, inside)
     assert decibels(blurred, true).max() < decibels(off, true).min()
 
@@ -90,7 +90,7 @@ def test_an_image_tokenizer_learns_two_sizes():
     """Half of a step's pictures at half the size, all of them squares on the grid of codes."""
     images = torch.arange(32).view(1, 1, 1, 32).expand(6, 3, 32, 32).to(torch.uint8) * 4
     model = VQVAE(VQConfig(codebook_size=8, dim=4, hidden=4)).train()
-    task = PictureTask(model, Pictures(images), halves=True)
+    task = PictureTask(model, Pictures(images), times=2)
     batch = task.batch(task.data, np.arange(6), streams(range(6))) * 255
     assert batch.shape == (6, 3, 16, 16)
     slopes = batch[:, 0, 0].diff(dim=1)[:, 4:12].mean(dim=1)

@@ -141,7 +141,7 @@ def test_finetuned_logits_are_the_sources_before_the_first_step(tmp_path, name, 
     grown = recipe(recipe.fit(config, **sizes))
     model = grown.model().eval()
     fresh = model.embedding.positions.weight.detach().clone()
-    start_from(path, config, model)
+    start_from(path, recipe(config), grown, model)
     text = torch.tensor([[3, 4, 5, 6, 7], [8, 9, -1, -1, -1]])
     codes = torch.randint(20, (2, 16), generator=torch.Generator().manual_seed(1))
     kept = {}
@@ -157,11 +157,11 @@ def test_finetuned_logits_are_the_sources_before_the_first_step(tmp_path, name, 
 
 
 def test_a_checkpoint_that_is_no_model_is_no_beginning(tmp_path):
-    config, _ = preset("tiny")
+    recipe = RECIPES["cogview"](preset("tiny")[0])
     path = checkpoint.path_of(tmp_path, 1)
     checkpoint.save(path, {"model.a": torch.zeros(1)}, {"recipe": "cogview", "config": {}})
     with pytest.raises(ValueError, match=r"does not fit the model: model\.a: expected absent"):
-        start_from(path, config, RECIPES["cogview"](config).model())
+        start_from(path, recipe, recipe, recipe.model())
 
 
 def test_what_a_source_may_be(tmp_path, monkeypatch):

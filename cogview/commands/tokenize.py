@@ -19,7 +19,7 @@ from cogview.commands.tokenizers import TOKENIZERS, UNFINISHED, adopt, begin, ch
 from cogview.config import require
 from cogview.data import decoded
 from cogview.data.ahead import cores
-from cogview.data.crops import Crops
+from cogview.data.crops import Crops, Reduced
 from cogview.data.decoded import Decoded
 from cogview.data.inspection import BAD_SHARD
 from cogview.data.parts import read_part
@@ -56,6 +56,9 @@ class Tokenize:
     """Make the tokens that super-resolution is trained on: of squares of image_size from pictures at twice that, and of
     the same at half the size. Smaller pictures are enlarged, and teach blur. An image tokenizer trained here sees both
     sizes, so begin with these."""
+    whole: Annotated[int | None, option("TIMES", "squares")] = None
+    """With --pairs: no squares, but the whole picture at image_size and so many times larger, 3 for the recipes direct
+    and iterative."""
     crops: int = 1
     """With --pairs: squares of each picture."""
     crop_seed: int = 0
@@ -87,9 +90,8 @@ class Tokenize:
             ranks.tell("tokenizers", [size, text.sha256, image.sha256])
         else:
             text, image, size = self._made(ranks)
-        crops = Crops(self.crops, self.crop_seed, self.cut) if self.pairs else None
         out = tokens_of(self.run_folder, self.split, 2 if self.pairs else 1)
-        how = Tokenizing(text, image, size, self.max_text, crops)
+        how = Tokenizing(text, image, size * (self.whole or 1), self.max_text, self._rows())
         if ranks.count > 1:
             torch.set_num_threads(ranks.cores())
         if data is None:  # nothing of this process's share can be read
@@ -102,6 +104,12 @@ class Tokenize:
             decoded.remove(self.run_folder / "pixels")
             (self.run_folder / UNFINISHED).unlink(missing_ok=True)
             say(tokens, data, how)
+
+    def _rows(self) -> Crops | Reduced | None:
+        """What rows are made of a picture, beside it as it is."""
+        if not self.pairs:
+            return None
+        return Crops(self.crops, self.crop_seed, self.cut) if self.whole is None else Reduced(self.whole)
 
     def _all(self, ranks: Ranks, mine: PairDataset | None) -> PairDataset:
         """The pairs of all shards."""
@@ -127,10 +135,11 @@ class Tokenize:
         of_preset, sizes_here = PRESETS[new.image_preset]
         size = self.image_size or size_of(folder) or of_preset
         known = new.known_image(folder)
-        step = (sizes_here if known is None else known.config).downsample * (2 if self.pairs else 1)
+        rows, times = self._rows(), self.whole or (2 if self.pairs else 1)
+        step = (sizes_here if known is None else known.config).downsample * (2 if isinstance(rows, Crops) else 1)
         require(size % step == 0, "image_size", f"a multiple of {step}{' for pairs' if self.pairs else ''}", size)
-        if self.pairs:
-            Crops(self.crops, self.crop_seed, self.cut).check(size, step)
+        if isinstance(rows, Crops):
+            rows.check(size, step)
         if self.split == "train":
             shards = [str(path.absolute()) for path in self.shards]
             of = {**data.chosen(), **new.training(known_text, known)}
@@ -139,7 +148,7 @@ class Tokenize:
         text = new.text(data, folder, self.split, known_text)
         shortest = min(len(text.encode(caption)) for caption in captions)
         require(shortest <= self.max_text, "max_text", f"at least {shortest}, of the shortest caption", self.max_text)
-        image, pictures = new.image(data, folder, size * (2 if self.pairs else 1), known, self.pairs)
+        image, pictures = new.image(data, folder, size * times, known, times)
         check_made_by(folder, [text.sha256, image.sha256])
         return text, image, pictures, size
 
@@ -160,9 +169,14 @@ class Tokenize:
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, "a positive number", value)
         if not self.pairs:
-            for name in ("crops", "crop_seed", "cut"):
+            for name in ("whole", "crops", "crop_seed", "cut"):
                 given = getattr(self, name) != DEFAULTS[name]
                 require(not given, name, "none without --pairs", getattr(self, name))
+        if self.whole is not None:
+            require(self.whole >= 2, "whole", "at least 2", self.whole)
+            for name in ("crops", "crop_seed", "cut"):
+                given = getattr(self, name) != DEFAULTS[name]
+                require(not given, name, "none with --whole", getattr(self, name))
         self.selection.check()
         self.tokenizers.check(folder, self.split)
         for path in self.shards:

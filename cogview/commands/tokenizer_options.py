@@ -154,10 +154,10 @@ class TokenizerOptions:
         return codec
 
     def image(
-        self, data: PairDataset, folder: Path, size: int, known: ImageTokenizer | None, halves: bool
+        self, data: PairDataset, folder: Path, size: int, known: ImageTokenizer | None, times: int
     ) -> tuple[ImageTokenizer, Decoded | None]:
         """That of the run, or one that is trained now, with the pictures that it was trained on. size: of those.
-        halves: on them at half their size, too."""
+        times: on them so many times smaller, too."""
         from cogview import pipeline
 
         path = folder / TOKENIZERS[1]
@@ -181,7 +181,7 @@ class TokenizerOptions:
             f"pictures of {size} x {size}, about {minutes:.1f} minutes"
         )
         training = TrainConfig(steps=steps, seconds=self.image_seconds, **TRAINING)
-        how: dict[str, Any] = {"adversarial": self.adversarial, "halves": halves}
+        how: dict[str, Any] = {"adversarial": self.adversarial, "times": times}
         image, report = pipeline.image_tokenizer(data, pictures, folder, config, training, **how)
         judged = f"held-out pictures ({report.held_out})" if report.held_out else "pictures that it was trained on"
         console.print(

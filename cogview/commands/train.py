@@ -151,7 +151,7 @@ class Train:
 
         def begin(model: Transformer) -> None:
             if known is not None and not known.own:
-                start_from(known.path, known.recipe.config, model)
+                start_from(known.path, known.recipe, recipe, model)
                 say(f"beginning with the weights of {known.path}")
 
         with progress("preparing the model", shown=ranks.first) as update:
@@ -162,7 +162,7 @@ class Train:
             trainer = Trainer(task, training, folder, {"preset": name, "from": origin})
             try:
                 if trainer.resume():
-                    check_room(folder, recipe.config, tokens)
+                    check_room(folder, recipe, tokens)
                     say(f"going on at step {trainer.state.step:,}")
             except AnotherRun as error:
                 raise ValueError(f"{error}. {advice(folder)}") from error

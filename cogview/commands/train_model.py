@@ -7,7 +7,7 @@ from typing import Any
 
 from cogview.commands.console import console
 from cogview.commands.train_data import Tokens
-from cogview.config import ModelConfig, require
+from cogview.config import require
 from cogview.models import recipe_of
 from cogview.recipes import named, preset
 from cogview.recipes.recipe import Recipe
@@ -129,7 +129,7 @@ def recipe_for(before: Before | None, tokens: Tokens, asked: dict[str, Any]) -> 
         if dropout not in (None, config.dropout):
             before.refuse("dropout", dropout, config.dropout)
         return recipe, name, ""
-    _check_tokens(before, tokens)
+    _check_tokens(before, recipe, tokens)
     if tokens.longest > config.max_text:
         config = recipe.fit(config, **tokens.sizes())
     config, said = _dropped(config, tokens, name, dropout)
@@ -154,9 +154,9 @@ def _dropped(config: Any, tokens: Tokens, name: str, asked: float | None) -> tup
     return (config if asked is None else dataclasses.replace(config, dropout=asked)), ""
 
 
-def _check_tokens(before: Before, tokens: Tokens) -> None:
+def _check_tokens(before: Before, recipe: Recipe, tokens: Tokens) -> None:
     """ValueError unless another run's model can read the tokens."""
-    folder, config = before.path.parent, before.recipe.config
+    folder = before.path.parent
     theirs = before.header.get("tokenizers")
     then = theirs if isinstance(theirs, list) and len(theirs) == 2 else [None, None]
     for kind in other_tokenizers(tokens.all.tokenizers, then):
@@ -164,21 +164,22 @@ def _check_tokens(before: Before, tokens: Tokens) -> None:
             f"{tokens.all.folder}: the tokens were made by another {kind} tokenizer than those that {folder} was "
             f"trained on: tokenize with --from {folder.parent} first"
         )
-    _check_grid(folder, config, tokens)
+    _check_grid(folder, recipe, tokens)
 
 
-def check_room(folder: Path, config: ModelConfig, tokens: Tokens) -> None:
+def check_room(folder: Path, recipe: Recipe, tokens: Tokens) -> None:
     """ValueError where pictures or captions, of either split, are not those that a model which goes on has room for."""
-    _check_grid(folder, config, tokens)
-    if tokens.longest > config.max_text:
+    _check_grid(folder, recipe, tokens)
+    longest = recipe.config.max_text
+    if tokens.longest > longest:
         raise ValueError(
             f"{tokens.all.folder.parent}: the longest caption has {tokens.longest} tokens, and {folder} was made for "
-            f"{config.max_text} at most: tokenize with --max-text {config.max_text}. {advice(folder)}"
+            f"{longest} at most: tokenize with --max-text {longest}. {advice(folder)}"
         )
 
 
-def _check_grid(folder: Path, config: ModelConfig, tokens: Tokens) -> None:
-    grid, side = tokens.all.meta["grid"], config.image_grid
+def _check_grid(folder: Path, recipe: Recipe, tokens: Tokens) -> None:
+    grid, side = tokens.all.meta["grid"], recipe.grids[-1]
     if grid != [side, side]:
         size = tokens.all.meta["image_size"] // grid[0] * side
         raise ValueError(

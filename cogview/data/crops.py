@@ -1,7 +1,8 @@
-"""Squares of a picture, whole and at half their size: what super-resolution is trained on (CogView paper, section 3.1).
+"""Pictures at two sizes, which super-resolution is trained on: squares, whole and at half their size (CogView paper,
+section 3.1), or whole pictures and the same some times smaller (CogView2).
 
-A picture comes at twice the side of its squares, the size that magnification makes. They lie on the grid of the codes
-of the picture at half that size, where the windows of magnification lie, too.
+For squares a picture comes at twice their side, the size that magnification makes. They lie on the grid of the codes of
+the picture at half that size, where the windows of magnification lie, too.
 """
 
 import math
@@ -44,7 +45,7 @@ class Crops:
         size = picture.shape[-1] // 2
         places = [(step * row, step * column) for row, column in self.places(size // step + 1, *key)]
         large = torch.stack([picture[:, y : y + size, x : x + size] for y, x in places])
-        return large, torch.stack([half(square) for square in large])
+        return large, torch.stack([smaller(square) for square in large])
 
     def of_codes(self, large: np.ndarray, small: np.ndarray, *key: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of the codes [2 m, 2 m] and [m, m] of a picture at both sizes: squares of m x m and m/2 x m/2 of the same."""
@@ -55,10 +56,20 @@ class Crops:
         ]
 
 
-def half(picture: Tensor) -> Tensor:
-    """uint8 [3, S, S] at half its size, as pictures are resized everywhere."""
+@dataclass(frozen=True)
+class Reduced:
+    """Whole pictures, and `times` smaller."""
+
+    times: int = 3
+
+    def __post_init__(self):
+        require(self.times >= 2, "times", "at least 2", self.times)
+
+
+def smaller(picture: Tensor, times: int = 2) -> Tensor:
+    """uint8 [3, S, S] at a part of its size, as pictures are resized everywhere."""
     image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
-    return pixels(image, picture.shape[-1] // 2)
+    return pixels(image, picture.shape[-1] // times)
 
 
 Row = dict[str, np.ndarray]
@@ -77,6 +88,16 @@ class Whole:
         return [dict(zip(codes, row, strict=True)) for row in zip(*codes.values(), strict=True)]
 
 
+class Both(Whole):
+    """A row of a picture's codes at two sizes."""
+
+    def __init__(self, reduced: Reduced):
+        self.times = reduced.times
+
+    def pictures(self, number: int, picture: Tensor) -> dict[str, Tensor]:
+        return {"codes": picture[None], "small": smaller(picture, self.times)[None]}
+
+
 class Squares(Whole):
     """Rows of a picture's squares at two sizes. Where they are depends on the shard, `key`, and the place in it."""
 
@@ -85,7 +106,7 @@ class Squares(Whole):
 
     def pictures(self, number: int, picture: Tensor) -> dict[str, Tensor]:
         if self.crops.cut == "codes":
-            return {"codes": picture[None], "small": half(picture)[None]}
+            return {"codes": picture[None], "small": smaller(picture)[None]}
         large, small = self.crops.of_picture(picture, self.step, self.key, number - self.first)
         return {"codes": large, "small": small}
 

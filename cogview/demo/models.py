@@ -47,11 +47,11 @@ def finetuned(
     about = {"from": {"folder": source.name, "step": checkpoint.step_of(best)}}
     if (begun := next(checkpoint.readable(folder), None)) is not None and begun[1].get("from") != about["from"]:
         folder.rename(aside(folder))
-    before, training = load_model(best)[0].config, replace(preset("tiny", kind.name)[1], steps=steps)
-    recipe = kind(kind.begun(before))
+    before, training = load_model(best)[0], replace(preset("tiny", kind.name)[1], steps=steps)
+    recipe = kind(kind.begun(before.config))
     torch.manual_seed(training.seed)
     model = recipe.model()
-    start_from(best, before, model)
+    start_from(best, before, recipe, model)
     return trained(folder, TokenTask(recipe, model, data, training, held_out), training, about, seconds)
 
 

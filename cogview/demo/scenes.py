@@ -27,7 +27,7 @@ from cogview.emoji import load_emoji
 VERSION = 1
 SIZE = 64  # pixels of a side
 TILE = 32  # pixels of an emoji's side
-SCALES = (1, 2)
+SCALES = (1, 2, 3)
 SCENES_PER_SHARD = 4096
 _SALT = "2908"  # with it every emoji is in some test scene of either kind, and none in many
 

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogview.config import ModelConfig, require
+from cogview.parts import emphasis
 from cogview.parts.linear import Linear
 from cogview.sequence import Context
 from cogview_ops import pairs as pairs_of
-from cogview_ops import pb_relax_attention, three_region_attention, three_region_attention_decode
+from cogview_ops import patterns, pb_relax_attention, three_region_attention, three_region_attention_decode
 from cogview_ops.modules import KVCache
 
 
@@ -27,6 +28,8 @@ class Attention(nn.Module):
 
     takes: tuple[str, ...] = ()
     """The names in Context.attention that it needs."""
+    emphasises = False
+    """Whether its decode heeds Context.emphasis."""
     fused = True
     """Whether an operator of its own computes it, whose output selective checkpointing keeps."""
 
@@ -38,13 +41,14 @@ class Attention(nn.Module):
         self.dense = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, context: Context, cache: KVCache | None = None) -> Tensor:
-        """The branch [B, S, C] of x [B, S, C]. With a cache the tokens continue its rows, which grow by S."""
+        """The branch [B, S, C] of x [B, S, C], or of the context's `only` places. With a cache the tokens continue its
+        rows, which grow by S."""
         q, k, v = self.split(self.query_key_value(x))
         if cache is None:
             out = self.attend(q, k, v, context)
         else:
             out = self.decode(q, k, v, context, cache, cache.append(k, v))
-        return self.dense(out.transpose(1, 2).flatten(2))
+        return chosen(self.dense(out.transpose(1, 2).flatten(2)), context.only)
 
     def split(self, query_key_value: Tensor) -> list[Tensor]:
         """Queries, keys, values [B, H, S, D] of the projection's output [B, S, 3 H D], of the heads that are here."""
@@ -74,6 +78,11 @@ class Attention(nn.Module):
         return 0
 
 
+def chosen(x: Tensor, places: Tensor | None) -> Tensor:
+    """[B, n, C] of x [B, S, C] at places [B, n], or all of it."""
+    return x if places is None else x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+
 def seen(cache: KVCache, ends: Tensor, count: int) -> Tensor:
     """bool [B, 1, count, Smax]: cached tokens at or before each of the `count` new ones."""
     keys = torch.arange(cache.keys.shape[2], device=ends.device)
@@ -84,21 +93,45 @@ def seen(cache: KVCache, ends: Tensor, count: int) -> Tensor:
 class Dense(Attention):
     """Causal attention to all tokens."""
 
+    emphasises = True
+
     def attend(self, q, k, v, context):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def decode(self, q, k, v, context, cache, ends):
         if context.prompt:  # many queries: SDPA takes them in tiles
-            return F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=seen(cache, ends, q.shape[2]))
+            return emphasis.masked(q, cache.keys, cache.values, seen(cache, ends, q.shape[2]), context)
         # few: a window of one block that is the whole cache, of which only what is there is read
         pivots = ends.new_full((len(q), 1), -1)
-        whole = {"block_size": cache.keys.shape[2], "window_blocks": 1}
-        return three_region_attention_decode(q, cache.keys, cache.values, pivots, ends, **whole)
+        whole: dict[str, Any] = {"block_size": cache.keys.shape[2], "window_blocks": 1, "return_lse": True}
+        found = three_region_attention_decode(q, cache.keys, cache.values, pivots, ends, **whole)
+        return emphasis.merged(found, q, cache, context)
+
+
+class Leading(Dense):
+    """Attention to the first `sees` tokens of the sequence, a number of each token's own; what is drawn sees all before
+    it."""
+
+    takes = ("sees",)
+    fused = False
+
+    def attend(self, q, k, v, context):
+        return emphasis.masked(q, k, v, self._mask(q, context), dataclasses.replace(context, emphasis=None))
+
+    def decode(self, q, k, v, context, cache, ends):
+        if context.prompt:
+            return emphasis.masked(q, k, v, self._mask(q, context), context)
+        return super().decode(q, k, v, context, cache, ends)
+
+    def _mask(self, q: Tensor, context: Context) -> Tensor:
+        sees = context.attention["sees"][:, None, : q.shape[2], None]
+        return patterns.leading(torch.arange(q.shape[2], device=q.device), sees)
 
 
 class PBRelax(Attention):
     """As Dense, by the formula that cannot overflow float16. `record_weights` shows its weights."""
 
+    emphasises = True
     fused = False
 
     def __init__(self, config: ModelConfig, index: int):
@@ -110,6 +143,7 @@ class PBRelax(Attention):
 
     def decode(self, q, k, v, context, cache, ends):
         mask = seen(cache, ends, q.shape[2])
+        mask = emphasis.in_mask(mask, context, q.dtype)
         return self._recorded(pb_relax_attention(q, cache.keys, cache.values, mask=mask, return_weights=True))
 
     def also_saved(self, tokens):
@@ -144,6 +178,7 @@ class ThreeRegion(Attention):
     """
 
     takes = ("pivots",)
+    emphasises = True
 
     def __init__(
         self, config: ModelConfig, index: int, *, block_size: int, window_blocks: int, num_pivots: int, fed: int
@@ -169,4 +204,16 @@ class ThreeRegion(Attention):
 
     def decode(self, q, k, v, context, cache, ends):
         pivots = context.attention["pivots"]
-        return three_region_attention_decode(q, cache.keys, cache.values, pivots, ends, **self.pattern)
+        found = three_region_attention_decode(
+            q, cache.keys, cache.values, pivots, ends, **self.pattern, return_lse=True
+        )
+        return emphasis.merged(found, q, cache, context, self._bias(cache, ends, q.shape[2]))
+
+    def _bias(self, cache: KVCache, ends: Tensor, count: int) -> Tensor | None:
+        """Of pivots, [B, 1, count, Smax] as the last tokens see all of the cache."""
+        if self.pattern["pivot_bias"] == 0:
+            return None
+        last = ends[:, None, None] - count + torch.arange(count, device=ends.device)[:, None]
+        keys = torch.arange(cache.keys.shape[2], device=ends.device)
+        window = self.pattern["block_size"], self.pattern["window_blocks"]
+        return self.pattern["pivot_bias"] * patterns.three_region_pivot(last, keys, *window)[:, None]

@@ -5,6 +5,7 @@ fused with the pre-norm that follows it, so a layer owns its two post-norms and 
 MLP and that of the next layer, or of the head. The first pre-norm is the stack's.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cogview.config import ModelConfig, Recompute
-from cogview.parts.attend import Attention
+from cogview.parts.attend import Attention, chosen
 from cogview.parts.linear import Linear
 from cogview.sequence import Context
 from cogview_ops import layer_norm, sandwich_layer_norm
@@ -71,7 +72,8 @@ class Layer(nn.Module):
         return checkpoint(self.compute, h, x, context, seeds, use_reentrant=False, **some)
 
     def compute(self, h: Tensor, x: Tensor, context: Context, seeds: Seeds, cache: KVCache | None = None) -> States:
-        h, x = self.join(self.attention(x, context, cache), h, self.post_norm, self.mlp_norm, seeds[0])
+        branch = self.attention(x, context, cache)
+        h, x = self.join(branch, chosen(h, context.only), self.post_norm, self.mlp_norm, seeds[0])
         return self.join(self.mlp(x), h, self.mlp_post_norm, self.next_norm, seeds[1])
 
     def join(self, branch: Tensor, h: Tensor, post: nn.LayerNorm, pre: nn.LayerNorm, seed: Tensor | None) -> States:
@@ -105,12 +107,15 @@ class Stack(nn.Module):
         cache: Sequence[KVCache] | None = None,
         recompute: Recompute = "none",
     ) -> Tensor:
-        """x [B, S, C] behind the last layer, normalised, of embeddings h [B, S, C]."""
+        """x [B, S, C] behind the last layer, normalised, of embeddings h [B, S, C]; of the context's `only` places, at
+        which alone the last layer computes queries and what follows."""
         seeds = self._seeds(len(h), context)
         h, x = self._begin(h, seeds[0])
         layer: Any
         for i, layer in enumerate(self.layers):
             own = layer.attention.own(context)
+            if context.only is not None and i + 1 < len(self.layers):
+                own = dataclasses.replace(own, only=None)
             h, x = layer(h, x, own, seeds[2 * i + 1 : 2 * i + 3], None if cache is None else cache[i], recompute)
         return x
 

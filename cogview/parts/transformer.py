@@ -32,7 +32,7 @@ class Transformer(nn.Module):
         attends = [module for module in self.modules() if isinstance(module, Attention)]
         self.takes = frozenset(name for module in attends for name in module.takes)
         for name, parameter in self.named_parameters():
-            if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
+            if name.endswith(("attention.dense.weight", "fine_dense.weight", "dense_4h_to_h.weight")):
                 nn.init.normal_(parameter, std=config.init_std / math.sqrt(2 * config.num_layers))
             elif name.startswith("embedding."):
                 nn.init.normal_(parameter, std=config.embedding_std)
@@ -59,9 +59,7 @@ class Transformer(nn.Module):
         [B, S]; with weights [B, S] as well the pair of their weighted sum, which alone has gradients, and these; with
         `at` int64 [B] the logits [B, V] of one place of each row alone; of the ids `among` alone. With a cache, see
         `make_cache`, the tokens continue its rows. recompute: what a backward computes again."""
-        self._check(inputs, context, cache)
-        h = self.embedding(inputs, context.positions)
-        x = self.stack(h, context, cache, recompute)
+        x = self.states(inputs, context, cache, recompute)
         if targets is not None:
             return (
                 self.embedding.nll(x, targets) if weights is None else self.embedding.weighted_nll(x, targets, weights)
@@ -69,6 +67,17 @@ class Transformer(nn.Module):
         if at is not None:
             x = x[torch.arange(len(x), device=x.device), at]
         return self.embedding.logits(x, among)
+
+    def states(
+        self,
+        inputs: Tensor,
+        context: Context,
+        cache: Sequence[KVCache] | None = None,
+        recompute: Recompute = "none",
+    ) -> Tensor:
+        """What the head reads, [B, S, C], or of the context's `only` places, [B, n, C]."""
+        self._check(inputs, context, cache)
+        return self.stack(self.embedding(inputs, context.positions), context, cache, recompute)
 
     def step(self, inputs: Tensor, context: Context, *, cache: Sequence[KVCache], among: slice = slice(None)) -> Tensor:
         """float32 logits [B, V] behind one more token of every row, inputs int64 [B, 1]."""

@@ -4,12 +4,16 @@ from typing import Any
 
 from cogview.config import TrainConfig, require
 from cogview.recipes.caption import Caption
+from cogview.recipes.coglm import CogLM
 from cogview.recipes.cogview import CogView
 from cogview.recipes.dalle import Dalle
+from cogview.recipes.direct import Direct
+from cogview.recipes.iterative import Iterative
 from cogview.recipes.recipe import Recipe
 from cogview.recipes.superresolution import SuperResolution
 
-RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (CogView, Dalle, Caption, SuperResolution)}
+_ALL = (CogView, Dalle, Caption, SuperResolution, CogLM, Direct, Iterative)
+RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in _ALL}
 
 
 def named(name: str) -> type[Recipe]:

@@ -20,7 +20,7 @@ from cogview.config import ModelConfig, TrainConfig, require
 from cogview.loss import row_means
 from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes.cogview import CogView, CogViewConfig
-from cogview.recipes.recipe import Draws, Prompt, first_alike
+from cogview.recipes.recipe import Draws, Prompt, Recipe, first_alike
 from cogview.sequence import pad_text
 
 
@@ -39,7 +39,7 @@ _PUBLISHED: dict[str, Any] = {"steps": 3000, "batch_size": 512, "accumulate": 8,
 
 class Caption(CogView):
     name = "caption"
-    draws = "captions"
+    draws = ("captions",)
     Config = CaptionConfig
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {
         name: (
@@ -50,6 +50,10 @@ class Caption(CogView):
     }
     begins_from = ("cogview",)
     config: CaptionConfig
+
+    @property
+    def stops(self) -> bool:
+        return self.config.stop
 
     @property
     def length(self) -> int:
@@ -90,7 +94,7 @@ class Caption(CogView):
 
 @torch.no_grad()
 def caploss(
-    recipe: Caption,
+    recipe: Recipe,
     model: Transformer,
     codes: Tensor,
     captions: Sequence[Sequence[int]],
@@ -98,8 +102,8 @@ def caploss(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
-    """float32 [N], nats a text token, of codes int64 [N, h, w] and as many captions of raw text ids; `batch_size` at
-    once. The lower, the better the caption fits.
+    """float32 [N], nats a text token, of codes int64 [N, h, w] and as many captions of raw text ids, by a recipe that
+    draws captions; `batch_size` at once. The lower, the better the caption fits.
 
     Every pair draws its pivots from the same seed, so that a score does not depend on its batch, but for models of
     relax "tensor". ValueError where the logits are not finite.

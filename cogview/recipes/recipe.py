@@ -5,7 +5,7 @@ It says what its sequences are (`layout`), what its tokens see (`attention`, `co
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from cogview.config import ModelConfig, TrainConfig
 from cogview.parts.attend import Attention
 from cogview.parts.transformer import Transformer
-from cogview.sequence import Batch, Context, Vocabulary
+from cogview.sequence import Batch, Context, Emphasis, Vocabulary
 
+POSITIONS = "embedding.positions.weight"
 Draws = torch.Generator | Sequence[torch.Generator] | None
 """Where random numbers come from: one stream, or one for each row, or torch's own."""
 
@@ -77,8 +78,8 @@ class Recipe:
     """Of the command line and of checkpoints."""
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {}
-    draws: ClassVar[str] = "pictures"
-    """What it draws: pictures, captions, or larger pictures."""
+    draws: ClassVar[tuple[str, ...]] = ("pictures",)
+    """What it draws: pictures, captions, larger pictures."""
     begins_from: ClassVar[tuple[str, ...]] = ()
     """Names of recipes whose weights a training may begin with, beside its own."""
     sizes: ClassVar[int] = 1
@@ -91,6 +92,15 @@ class Recipe:
     def attention(self, index: int) -> Attention:
         """Of layer `index`, counted from 0."""
         raise NotImplementedError
+
+    def drawing(self, what: str) -> "Recipe | None":
+        """The recipe that draws this with the same model, or None."""
+        return self if what in self.draws else None
+
+    @property
+    def stops(self) -> bool:
+        """Whether what it draws may end before its longest."""
+        return False
 
     def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets, int64 [B, S], of text [B, T] (-1 padded) and codes [B, N], those of the smallest size
@@ -119,6 +129,10 @@ class Recipe:
         allowed, same = self.vocab.allowed_after("BOI1"), first_alike(text)
         return Prompt(inputs, self.context(inputs, draws), drawn, allowed, same=same)
 
+    def emphasis(self, inputs: Tensor, value: float) -> Emphasis:
+        """Of the text of sequences [B, S] for what is drawn behind it (SwissArmyTransformer's CogView has it so)."""
+        return Emphasis.of(value, self.vocab.is_caption(inputs), self.vocab.is_image(inputs))
+
     @property
     def drawn_shape(self) -> tuple[int, ...]:
         """Of what is drawn for one prompt."""
@@ -131,9 +145,19 @@ class Recipe:
 
     @classmethod
     def fit(cls, config: Any, **sizes: int) -> Any:
-        """A config with image_grid, max_text, image_vocab and text_vocab of some data."""
+        """A config with image_grid, max_text, image_vocab and text_vocab of some data; the recipes of CogView2 take
+        chinese_from of bilingual text and small_grid of pictures at two sizes as well."""
+        sizes = {name: value for name, value in sizes.items() if name not in ("chinese_from", "small_grid")}
         positions = sizes["image_grid"] ** 2 + 4 + sizes.pop("max_text")
         return dataclasses.replace(config, max_positions=positions, **sizes)
+
+    def inherited(self, tensors: dict[str, Tensor], before: "Recipe", new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a model begins with of one of another recipe with these tensors. It may have room for longer text: rows
+        of the position table that are new are as `new`, its own tensors, has them."""
+        before_it, own = before.config, self.config
+        if POSITIONS not in tensors or len(tensors[POSITIONS]) != before_it.max_positions:
+            return tensors  # which do not fit, as is said then
+        return tensors | {POSITIONS: grown(tensors[POSITIONS], before_it.text_end, own.text_end, new[POSITIONS])}
 
     def model(self) -> Transformer:
         """With new weights, from torch's random state."""
@@ -161,13 +185,21 @@ class Recipe:
         device: torch.device | str = "cpu",
     ) -> Batch:
         """What the model is trained on, of text [B, T] (-1 padded) and codes [B, N] of each of the `sizes`."""
+        self.check_codes(codes)
+        inputs, targets = (tokens.to(device) for tokens in self.layout(text, torch.cat(codes, dim=1)))
+        weights = self.vocab.loss_weights(targets, text_weight, image_weight)
+        return Batch(inputs, targets, weights, self.context(inputs, draws))
+
+    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: float) -> Batch:
+        """What a training step takes, where that is drawn, too."""
+        return self.batch(text, *codes, draws=draws, **weights)  # type: ignore[arg-type]
+
+    def check_codes(self, codes: Sequence[Tensor]) -> None:
+        """ValueError unless there are those of each of the sizes."""
         wanted, got = [grid**2 for grid in self.grids], [rows.shape[-1] for rows in codes]
         if got != wanted:
             told = [" and ".join(map(str, counts)) for counts in (wanted, got)]
             raise ValueError(f"codes: expected {told[0]} of each image, got {told[1]}")
-        inputs, targets = (tokens.to(device) for tokens in self.layout(text, torch.cat(codes, dim=1)))
-        weights = self.vocab.loss_weights(targets, text_weight, image_weight)
-        return Batch(inputs, targets, weights, self.context(inputs, draws))
 
     def hideable(self, inputs: Tensor) -> Tensor:
         """bool [B, S]: what `hide_context` may hide, the image that is learned to be drawn."""
@@ -176,3 +208,14 @@ class Recipe:
     def kinds(self, targets: Tensor) -> dict[str, Tensor]:
         """bool like targets, by name: the kinds of tokens whose losses are told apart."""
         return {"text": self.vocab.is_text(targets), "image": self.vocab.is_image(targets)}
+
+
+def grown(old: Tensor, end: int, new_end: int, new: Tensor) -> Tensor:
+    """A position table of the size that `new` has, whose rows are new where there were none. Images at fixed places
+    stand behind the longest text, so their rows, from `end` on, move to new_end and on."""
+    by = new_end - end
+    if by < 0 or len(old) > len(new):
+        return old
+    table = new.clone()
+    table[:end], table[end + by : len(old) + by] = old[:end], old[end:]
+    return table

@@ -45,7 +45,7 @@ _PUBLISHED: dict[str, Any] = {"steps": 4000, "batch_size": 512, "accumulate": 16
 
 class SuperResolution(CogView):
     name = "superresolution"
-    draws = "larger pictures"
+    draws = ("larger pictures",)
     Config = SuperResolutionConfig
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {}
     """Those of CogView whose windows lie on its grid."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogview.config import require
-from cogview.data.crops import Crops, half
+from cogview.data.crops import Crops, smaller
 from cogview.demo import models
 from cogview.demo.demo import IMAGE, language_of
 from cogview.demo.scenes import caption, render, sample_scenes
@@ -67,7 +67,7 @@ def run(out: Path, sizes: Sizes) -> str:
         trained[name] = models.finetuned(out / name, SuperResolution, out / BASE, sizes.steps, *squares)
     scenes = sample_scenes("test", sizes.tested)
     true = torch.stack([torch.from_numpy(np.array(render(s, 2))).permute(2, 0, 1) for s in scenes])
-    small = torch.stack([half(picture) for picture in true])
+    small = torch.stack([smaller(picture) for picture in true])
     texts = [caption(s, language_of(k)) for k, s in enumerate(scenes)]
     systems, seconds = {name: System.load(out, name=name) for name in LENSES}, dict[str, float]()
     system = systems["sr"]

@@ -87,11 +87,11 @@ class PictureTask:
 
     title, unit, units, flops, ranks, inside = "image tokenizer", "images", 1, 0, ALONE, None
 
-    def __init__(self, model: VQVAE | VQGAN, data: Pictures, held_out: Pictures | None = None, halves: bool = False):
-        """halves: half of the pictures come at half their size, for one that pictures of both sizes are made with."""
-        self.model, self.data, self.held_out, self.halves = model, data, held_out, halves
+    def __init__(self, model: VQVAE | VQGAN, data: Pictures, held_out: Pictures | None = None, times: int = 1):
+        """times: half of the pictures come so many times smaller, for one that both sizes are made with."""
+        self.model, self.data, self.held_out, self.times = model, data, held_out, times
         crop = crop_of(model.config)
-        self.crop = min(crop, *(side // 2 for side in data.images.shape[2:])) if halves else crop
+        self.crop = min(crop, *(side // times for side in data.images.shape[2:])) if times > 1 else crop
         self.counts: dict[str, int] = {}
         self.bfloat16 = _native_bfloat16(data.images.device)
         self.share: Callable[[], float] = lambda: 1.0
@@ -101,9 +101,10 @@ class PictureTask:
         self, samples: Pictures, indices: np.ndarray, draws: Sequence[torch.Generator], training: bool = True
     ) -> Tensor:
         images = samples.images[samples.rows[indices]]
-        if training and self.halves:
-            some, step = len(images) // 2, self.model.config.downsample  # on the grid of the codes, as pairs are
-            small = _halved(_crops(images[:some], 2 * self.crop, draws[:some], 2 * step))
+        if training and self.times > 1:
+            some, step, times = len(images) // 2, self.model.config.downsample, self.times
+            # on the grid of the codes, as pairs are
+            small = _smaller(_crops(images[:some], times * self.crop, draws[:some], times * step), times)
             images = torch.cat([small, _crops(images[some:], self.crop, draws[some:], step)])
         elif training:
             images = _crops(images, self.crop, draws)
@@ -127,7 +128,7 @@ class PictureTask:
 
     def identity(self) -> dict[str, Any]:
         known: dict[str, Any] = {"pictures": self.data.digest} if self.data.digest else {}
-        known |= {"halves": True} if self.halves else {}
+        known |= {1: {}, 2: {"halves": True}}.get(self.times, {"times": self.times})
         recipe = "vqgan" if isinstance(self.model, VQGAN) else "vqvae"
         return {"recipe": recipe, "config": asdict(self.model.config), "data": len(self.data), **known}
 
@@ -172,14 +173,14 @@ def train_vqvae(
     adversarial: bool = False,
     held_out: np.ndarray | None = None,
     name: str = "",
-    halves: bool = False,
+    times: int = 1,
     watch: Watch | None = None,
 ) -> VQReport:
     """Trains a VQ-VAE and leaves vqvae.safetensors, reconstructions.png and vqvae/ (checkpoints, log) in `out_dir`.
 
     images: uint8 [N, 3, H, W]. training: its length, and the rest as in TRAINING. adversarial: as a VQGAN. held_out:
     numbers of the pictures to report on and not to train on; None: the first 256 are reported on, and trained on. name:
-    of the pictures. halves: see PictureTask. It goes on from out_dir's checkpoint, which must have the same config,
+    of the pictures. times: see PictureTask. It goes on from out_dir's checkpoint, which must have the same config,
     pictures and seed. Ctrl-C saves and returns; what is not trained to its end leaves no vqvae.safetensors.
     """
     out, rows = Path(out_dir), np.arange(len(images))
@@ -189,7 +190,7 @@ def train_vqvae(
     model = VQVAE(config)
     trained = VQGAN(model) if adversarial else model
     trained.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    task = PictureTask(trained, data, None if held_out is None else Pictures(images, held_out), halves)
+    task = PictureTask(trained, data, None if held_out is None else Pictures(images, held_out), times)
     trainer = Trainer(task, training, out / "vqvae")
     task.share = trainer.progress
     trainer.resume(newest_checkpoint(out))
@@ -270,9 +271,9 @@ def _crops(images: Tensor, side: int, draws: Sequence[torch.Generator], step: in
     return torch.stack(found)
 
 
-def _halved(images: Tensor) -> Tensor:
-    """uint8 pictures at half their size."""
-    small = F.interpolate(images.float(), scale_factor=0.5, mode="bicubic", antialias=True)
+def _smaller(images: Tensor, times: int) -> Tensor:
+    """uint8 pictures at a part of their size."""
+    small = F.interpolate(images.float(), scale_factor=1 / times, mode="bicubic", antialias=True)
     return small.round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -53,7 +53,7 @@ class TokenTask:
         """of_data: what else a resumed run must have in common with the one before, by name."""
         self.recipe, self.model, self.config = recipe, model, config
         self.data, self.held_out, self.of_data, self.ranks = data, held_out, of_data, ranks
-        described = recipe.draws != "captions"
+        described = recipe.draws != ("captions",)
         require(described or config.drop_text == 0, "drop_text", "0 where captions are learned", config.drop_text)
         self.units, self.flops = recipe.length, model_flops(recipe)
         self.inside = Inside(recipe, model, ranks)
@@ -71,7 +71,7 @@ class TokenTask:
             dropped = torch.cat([torch.rand(1, generator=stream) for stream in draws]) < c.drop_text
             text = text.masked_fill(dropped[:, None], -1)
         weights: dict[str, Any] = {"text_weight": c.text_weight, "image_weight": c.image_weight}
-        batch = recipe.batch(text, *codes, draws=draws, **weights)
+        batch = recipe.training_batch(text, *codes, draws=draws, **weights)
         if training:
             batch = self._dropped(self._hide_context(batch, draws), draws, cut)
         return batch.to(self.model.device)

@@ -28,6 +28,7 @@ from torch import Tensor
 from cogview_ops import cogview2_attention, dalle_attention, dalle_attention_decode, patterns
 
 OP = "local_attention_2d"  # which the compositions need
+BIASES = ("text_bias", "coarse_bias")
 KINDS = ("row", "row_wrap", "column", "convolutional")
 
 
@@ -74,7 +75,10 @@ CASES = [
     cogview2("direct", 6, (6, 9), (2, 3), kernel_size=(5, 3), coarse_kernel_size=(3, 3)),
     cogview2("direct_causal", 5, (4, 6), (4, 2), kernel_size=(5, 3), coarse_kernel_size=(3, 1), masked=True,
              raster_causal=True),
+    cogview2("direct_biased", 5, (4, 6), (2, 3), kernel_size=(5, 3), coarse_kernel_size=(3, 1), masked=True,
+             text_bias=1.4, coarse_bias=-0.7),
     cogview2("iterative", 6, (9, 7), masked=True, heads=2),
+    cogview2("iterative_biased", 6, (5, 7), masked=True, text_bias=1.4),
     cogview2("iterative_causal", 1, (9, 7), raster_causal=True, scale=0.4),
     # small enough for Triton's interpreter
     dalle("convolutional", 2, (2, 3), kernel_size=3, heads=1, kv_heads=1)._replace(label="tiny_dalle"),
@@ -92,7 +96,7 @@ def pattern(case: Case) -> Tensor:
     """bool [3, S, S], from the patterns."""
     how = {"kernel_size": 11} if case.op == "dalle_attention" else {"kernel_size": (9, 5), "raster_causal": False}
     how |= {"coarse_kernel_size": (5, 5)} if case.op == "cogview2_attention" else {}
-    how |= {k: v for k, v in case.options.items() if k not in ("text_mask", "scale")}
+    how |= {k: v for k, v in case.options.items() if k not in (*BIASES, "text_mask", "scale")}
     i = torch.arange(case.shapes["query"][2])
     predicate = patterns.dalle if case.op == "dalle_attention" else patterns.cogview2
     seen = predicate(i[:, None], i, **how).expand(3, -1, -1)
@@ -101,6 +105,15 @@ def pattern(case: Case) -> Tensor:
         hidden[:, 0, : how["text_len"]] = ~case.options["text_mask"]
         seen = seen & (~hidden | torch.eye(len(i), dtype=torch.bool))
     return seen
+
+
+def added(case: Case) -> Tensor:
+    """float64 [S, S]: the biases, block by block."""
+    text, cells = case.options["text_len"], math.prod(case.options["coarse_grid"] or (0,))
+    bias = torch.zeros(2 * case.shapes["query"][2:3], dtype=torch.float64)
+    bias[text:, :text] = case.options.get("text_bias", 0.0)
+    bias[text + cells :, text : text + cells] = case.options.get("coarse_bias", 0.0)
+    return bias
 
 
 @each_impl(OP, CASES, narrow=False)
@@ -113,6 +126,8 @@ def test_truth(impl: str, case: Case, dtype: torch.dtype) -> None:
 def test_reference_is_sdpa_under_the_pattern(case: Case) -> None:
     inputs = case.inputs(torch.float64)
     mask, scale = pattern(case)[:, None], case.options.get("scale")
+    if any(name in case.options for name in BIASES):
+        mask = added(case).masked_fill(~mask, -torch.inf)
     expected = torch.nn.functional.scaled_dot_product_attention(
         *inputs.values(), attn_mask=mask, scale=scale, enable_gqa=True
     )
@@ -298,6 +313,8 @@ def test_invalid_arguments_of_cogview2(impl: str) -> None:
         ("coarse_grid", (1, 3), ValueError),
         ("coarse_kernel_size", (1, 9), ValueError),
         ("raster_causal", "no", TypeError),
+        ("text_bias", float("nan"), ValueError),
+        ("coarse_bias", "1", TypeError),
     ]
     for name, value, error in BOTH + own:
         refused(cogview2_attention, arguments, name, value, error)

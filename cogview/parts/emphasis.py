@@ -1,0 +1,53 @@
+"""Textual attention of CogView2 (arXiv 2204.14217): a constant c on the scores of what is drawn and text, with a cache.
+
+Nothing is computed anew for it. A mask takes it as it is; and of attention that was computed without it, output and lse
+say all that is needed: text then counts e^c times in the softmax, so that e^c - 1 times what attention to text alone
+gives is added to what was found.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cogview.sequence import Context
+from cogview_ops import merge_attentions
+from cogview_ops.modules import KVCache
+
+
+def masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, context: Context) -> Tensor:
+    """Attention under a mask, bool [B, 1, Sq, Sk]."""
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=in_mask(mask, context, q.dtype))
+
+
+def in_mask(mask: Tensor, context: Context, dtype: torch.dtype) -> Tensor:
+    """The mask, and with an emphasis what it comes to as a summand of scores."""
+    emphasis = context.emphasis
+    if emphasis is None:
+        return mask
+    of_text = F.pad(emphasis.keys, (0, mask.shape[3] - emphasis.keys.shape[1]))[:, None, None]
+    if context.prompt:
+        of_text = of_text & emphasis.queries[:, None, : mask.shape[2], None]
+    return torch.where(mask, emphasis.value * of_text.to(dtype), -torch.inf)
+
+
+def merged(
+    found: tuple[Tensor, Tensor], q: Tensor, cache: KVCache, context: Context, bias: Tensor | None = None
+) -> Tensor:
+    """What was found without it, output and lse, with it. bias: of the cache's keys, broadcastable to [B, H, Sq, Smax],
+    which is in that."""
+    out, lse = found
+    emphasis = context.emphasis
+    if emphasis is None:
+        return out
+    width = emphasis.keys.shape[1]
+    keys, values, of_text = cache.keys[:, :, :width], cache.values[:, :, :width], emphasis.keys[:, None, None]
+    if context.prompt:
+        of_text = of_text & emphasis.queries[:, None, : q.shape[2], None]
+    scores = (q @ keys.mT).float() * q.shape[-1] ** -0.5
+    scores = (scores if bias is None else scores + bias[..., :width]).masked_fill(~of_text, -torch.inf)
+    text = scores.logsumexp(-1)
+    weights = (scores - text[..., None]).exp().nan_to_num(0)  # without text there is -inf less -inf
+    more = text + math.log(math.expm1(emphasis.value))
+    return merge_attentions([out, weights.to(values.dtype) @ values], [lse, more])[0]

@@ -1,0 +1,321 @@
+"""CogLM, the base of CogView2 (arXiv 2204.14217): one model that draws, captions and completes pictures.
+
+Three objectives, for each sample one of them (pretrain_coglm.py):
+
+    text to image (70 %)    the text is context; all cells are predicted, one after the other
+    image to text (30 %)    cells but for patches are context; each patch predicts its columns 2 to 4, each from the one
+                            on its left, and text, which sees all of the picture, is predicted as well
+    text alone              spans of Poisson(3) pieces are predicted, others are context; of samples without picture
+
+`cogview.bilingual` has the sequences. In the released code texts of both languages stand in one sample; here a row has
+one caption, and a picture with two gives two rows.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cogview.bilingual import BilingualVocabulary, Layout, Rows, sampled_patches, sampled_spans
+from cogview.config import ModelConfig, TrainConfig, require
+from cogview.parts.attend import Attention, Leading
+from cogview.recipes.recipe import Draws, Prompt, Recipe, first_alike
+from cogview.sequence import Batch, Context, Emphasis
+from cogview_ops import pairs as pairs_of
+
+
+@dataclass(frozen=True)
+class BilingualConfig(ModelConfig):
+    """Of the models of CogView2."""
+
+    max_caption: int = 111
+    """Tokens of the longest caption."""
+    text_rows: int = 512
+    """Of the position table, before those of [SOI] and the image."""
+    chinese_from: int = 63_823
+    """The text id from which on pieces are not English."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        rows = self.max_caption + 1
+        require(self.text_rows >= rows, "text_rows", f"at least {rows} for captions of {rows - 1}", self.text_rows)
+        require(
+            self.max_positions >= self.image_rows_end,
+            "max_positions",
+            f"at least {self.image_rows_end}",
+            self.max_positions,
+        )
+        known = 1 <= self.chinese_from <= self.text_vocab
+        require(known, "chinese_from", f"1 to {self.text_vocab}", self.chinese_from)
+
+    @property
+    def max_text(self) -> int:
+        return self.max_caption
+
+    @property
+    def text_end(self) -> int:
+        return self.text_rows
+
+    @property
+    def image_rows_end(self) -> int:
+        """Rows of the position table up to the last of the image."""
+        return self.text_rows + 1 + self.image_tokens
+
+
+@dataclass(frozen=True)
+class CogLMConfig(BilingualConfig):
+    caption_share: float = 0.3
+    """Of the samples, those from image to text."""
+    spans_share: float = 0.0
+    """Of the samples, those that lose their picture and are text alone."""
+    patch_side: int = 4
+    patch_share: float = 0.8
+    """Cells of all patches, as a share of the picture, where none overlap."""
+    stop: bool = True
+    """Whether </s> ends a caption; the released weights know no end."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        shares = (self.caption_share, self.spans_share)
+        fits = min(shares) >= 0 and sum(shares) <= 1
+        require(fits, "caption_share, spans_share", "shares that come to 1 at most", shares)
+        fits = 1 <= self.patch_side < self.image_grid
+        require(fits, "patch_side", f"1 to {self.image_grid - 1}", self.patch_side)
+        require(0 <= self.patch_share <= 1, "patch_share", "a number in [0, 1]", self.patch_share)
+
+    @property
+    def patches(self) -> int:
+        """Of a picture."""
+        return int(self.patch_share * self.image_tokens / self.patch_side**2)
+
+
+_TINY = CogLMConfig(
+    num_layers=5,
+    hidden_size=256,
+    num_heads=4,
+    image_grid=8,
+    max_positions=97,
+    max_caption=29,
+    text_rows=32,
+    image_vocab=512,
+    text_vocab=500,
+    chinese_from=300,
+    spans_share=0.05,
+    init_std=0.06,
+    embedding_std=0.1,
+    branch_gain=0.3,
+    dropout=0.0,
+)
+_6B = CogLMConfig(
+    num_layers=48,
+    hidden_size=3072,
+    num_heads=48,
+    image_grid=20,
+    max_positions=1024,
+    image_vocab=20_000,
+    text_vocab=130_000,
+    relax=None,  # PB-relax is there in the released code, and never switched on
+    embedding_grad_scale=1.0,
+    stop=False,
+)
+_TINY_TRAINING = TrainConfig(
+    seconds=480.0,
+    batch_size=16,
+    learning_rate=1e-3,
+    hide_context=0.7,
+    save_every=200,
+    save_seconds=60.0,
+    validate_every=200,
+)
+# the article has no rates; these are CogView's
+_PUBLISHED = TrainConfig(
+    steps=300_000,
+    batch_size=4096,
+    accumulate=64,
+    checkpoint_activations="full",
+    save_every=1000,
+    validate_samples=2048,
+)
+
+
+class CogLM(Recipe):
+    name = "coglm"
+    draws: ClassVar[tuple[str, ...]] = ("pictures", "captions")
+    Config = CogLMConfig
+    presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {
+        "tiny": (_TINY, _TINY_TRAINING),
+        "coglm-6b": (_6B, _PUBLISHED),
+    }
+    config: CogLMConfig
+    vocab: BilingualVocabulary
+
+    def __init__(self, config: CogLMConfig):
+        super().__init__(config)
+        c = config
+        self.vocab = BilingualVocabulary(c.image_vocab, c.text_vocab, c.chinese_from)
+        self.sequences = Layout(self.vocab, c.image_grid, c.max_caption, c.text_rows)
+
+    def attention(self, index: int) -> Attention:
+        return CogLMAttention(self.config, index)
+
+    @property
+    def length(self) -> int:
+        return self.sequences.length
+
+    def drawing(self, what: str) -> "Recipe | None":
+        return CogLMCaption(self.config) if what == "captions" else super().drawing(what)
+
+    def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        rows, _ = self.sequences.picture(text, codes)
+        return rows.inputs, rows.targets
+
+    def prompt(self, text: Tensor, draws: Draws = None) -> Prompt:
+        codes = text.new_zeros(len(text), self.config.image_tokens)
+        return dataclasses.replace(self.completion(text, codes, None), same=first_alike(text))
+
+    def completion(self, text: Tensor, codes: Tensor, drawn: Tensor | None) -> Prompt:
+        """To draw the cells of a mask bool [B, N], None: all, of pictures of codes [B, N]. The others are context, in
+        both directions; see `Layout.picture`."""
+        rows, places = self.sequences.picture(text, codes, drawn)
+        return Prompt(rows.inputs, seen(rows), places, self.vocab.is_image(torch.arange(self.vocab.size)))
+
+    def emphasis(self, inputs: Tensor, value: float) -> Emphasis:
+        """Text sees nothing else, so that every row is published to have it."""
+        return Emphasis.of(value, self.vocab.is_caption(inputs), torch.ones_like(inputs, dtype=torch.bool))
+
+    def batch(
+        self,
+        text: Tensor,
+        *codes: Tensor,
+        draws: Draws = None,
+        text_weight: float = 1.0,
+        image_weight: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> Batch:
+        """From text to image."""
+        self.check_codes(codes)
+        return self.of_rows(self.sequences.picture(text, *codes)[0], text_weight, image_weight).to(device)
+
+    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: float) -> Batch:
+        """Each row by its own stream one of the three objectives."""
+        self.check_codes(codes)
+        c, streams = self.config, draws if isinstance(draws, Sequence) else [draws] * len(text)
+        chances = torch.cat([torch.rand(1, generator=stream) for stream in streams])
+        kind = (chances < c.caption_share).int() + 2 * (chances >= 1 - c.spans_share).int()
+        ways: list[Callable[..., Rows]] = [self._pictures, self._captions, self._spans]
+        chosen = [(kind == number).nonzero()[:, 0] for number in range(len(ways))]
+        made = [
+            way(text[some], codes[0][some], [streams[n] for n in some.tolist()])
+            for way, some in zip(ways, chosen, strict=True)
+            if len(some)
+        ]
+        order = torch.cat(chosen).argsort()
+        rows = Rows(*(torch.cat(parts)[order] for parts in zip(*made, strict=True)))
+        return self.of_rows(rows, **weights)
+
+    def _pictures(self, text: Tensor, codes: Tensor, streams: Sequence[Any]) -> Rows:
+        return self.sequences.picture(text, codes)[0]
+
+    def _captions(self, text: Tensor, codes: Tensor, streams: Sequence[Any]) -> Rows:
+        c = self.config
+        patches = [sampled_patches(c.image_grid, c.patch_side, c.patches, stream) for stream in streams]
+        inside, predicted = (torch.stack(some) for some in zip(*patches, strict=True))
+        return self.sequences.caption(text, codes, inside, predicted, stop=c.stop)
+
+    def _spans(self, text: Tensor, codes: Tensor, streams: Sequence[Any]) -> Rows:
+        inside, predicted = torch.zeros(2, *text.shape, dtype=torch.bool)
+        for row, stream in enumerate(streams):
+            length = int((text[row] >= 0).sum())
+            inside[row, :length], predicted[row, :length] = sampled_spans(length, stream)
+        return self.sequences.spans(text, inside, predicted)
+
+    def of_rows(self, rows: Rows, text_weight: float = 1.0, image_weight: float = 1.0) -> Batch:
+        weights = self.vocab.loss_weights(rows.targets, text_weight, image_weight)
+        return Batch(rows.inputs, rows.targets, weights, seen(rows))
+
+    def hideable(self, inputs: Tensor) -> Tensor:
+        """Of what is drawn behind text."""
+        return self.vocab.is_image(inputs) & (inputs == self.vocab["SOI"]).any(dim=1, keepdim=True)
+
+    def kinds(self, targets: Tensor) -> dict[str, Tensor]:
+        """Rows with text among their targets are from image to text, or text alone."""
+        text, image = self.vocab.is_text(targets), self.vocab.is_image(targets)
+        described = text.any(dim=1, keepdim=True)
+        return {"text": text, "image": image & ~described, "patches": image & described}
+
+    @classmethod
+    def fit(cls, config: Any, **sizes: int) -> Any:
+        bilingual = "those of a bilingual text tokenizer (cogview tokenize --text-vocabulary bilingual)"
+        require("chinese_from" in sizes, "tokens", bilingual, "others")
+        longest = sizes.pop("max_text")
+        positions = longest + 2 + sizes["image_grid"] ** 2
+        own = {"max_caption": longest, "text_rows": longest + 1, "max_positions": positions}
+        return dataclasses.replace(config, **own, **sizes)
+
+
+class CogLMAttention(Leading):
+    def __init__(self, config: CogLMConfig, index: int):
+        super().__init__(config, index)
+        self.text = config.max_caption
+
+    def pairs(self, tokens):
+        """Of text to image, with the longest text."""
+        return pairs_of.prefix(tokens, self.text)
+
+
+class CogLMCaption(CogLM):
+    """The same model as it captions: behind a picture and the start of a language."""
+
+    draws = ("captions",)
+    language = "SOE"
+    """Of what is drawn: [SOE] English, [SOC] Chinese."""
+
+    @property
+    def stops(self) -> bool:
+        return self.config.stop
+
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        return (self.config.max_caption,)
+
+    def drawing(self, what: str) -> "Recipe | None":
+        return self if what == "captions" else None
+
+    def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self._described(text, codes)
+        return rows.inputs, rows.targets
+
+    def batch(
+        self,
+        text: Tensor,
+        *codes: Tensor,
+        draws: Draws = None,
+        text_weight: float = 1.0,
+        image_weight: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> Batch:
+        self.check_codes(codes)
+        return self.of_rows(self._described(text, *codes), text_weight, image_weight).to(device)
+
+    def _described(self, text: Tensor, codes: Tensor) -> Rows:
+        nothing = torch.zeros_like(codes, dtype=torch.bool)
+        return self.sequences.caption(text, codes, nothing, nothing, stop=self.config.stop)
+
+    def prompt(self, codes: Tensor, draws: Draws = None) -> Prompt:
+        """To draw a text behind each picture of codes [B, N]."""
+        c, vocab = self.config, self.vocab
+        fits = codes.ndim == 2 and codes.shape[1] == c.image_tokens
+        require(fits, "codes", f"{c.image_tokens} of each picture", list(codes.shape))
+        rows = self._described(codes.new_zeros(len(codes), c.max_caption), codes)
+        inputs = rows.inputs.clone()
+        inputs[:, c.image_tokens] = vocab[self.language]
+        drawn = (torch.arange(inputs.shape[1]) > c.image_tokens).expand(inputs.shape)
+        stop = vocab["EOS"] if c.stop else None
+        return Prompt(inputs, seen(rows), drawn, vocab.drawn_text(c.stop), stop, first_alike(codes))
+
+
+def seen(rows: Rows) -> Context:
+    return Context(rows.positions, {"sees": rows.sees})

@@ -1,0 +1,115 @@
+"""What both of CogView2's super-resolutions have in common (arXiv 2204.14217): a fine grid of codes, all predicted in
+place, whose positions are more rows of the base model's table.
+
+These begin as the base's own rows of image cells, repeated over the fine grid like tiles.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogview.bilingual import BilingualVocabulary
+from cogview.config import require
+from cogview.recipes.coglm import BilingualConfig
+from cogview.recipes.recipe import POSITIONS, Recipe, grown
+
+RATIO = 3  # of the grids, published: 20 and 60
+
+
+@dataclass(frozen=True)
+class FineConfig(BilingualConfig):
+    """image_grid is the coarse one's; max_positions counts the fine cells, which are the table's last rows."""
+
+    fine_grid: int = 60
+    kernel_size: tuple[int, int] = (9, 5)
+    """Of the fine cells' windows; the article has (9, 9), the released code (9, 5)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        fine, grid = self.fine_grid, self.image_grid
+        require(fine >= grid and fine % grid == 0, "fine_grid", f"a multiple of image_grid ({grid})", fine)
+        check_window("kernel_size", self.kernel_size, fine)
+        least = self.image_rows_end + fine**2
+        require(self.max_positions >= least, "max_positions", f"at least {least}", self.max_positions)
+
+    @property
+    def base_positions(self) -> int:
+        """Rows of the base model's table."""
+        return self.max_positions - self.fine_grid**2
+
+
+def check_window(name: str, window: tuple[int, int], side: int) -> None:
+    fits = len(window) == 2 and all(k % 2 == 1 and 1 <= k < 2 * side for k in window)
+    require(fits, name, f"two odd numbers below {2 * side}", window)
+
+
+class Fine(Recipe):
+    """Sequences end with the fine cells."""
+
+    sizes = 2
+    begins_from = ("coglm",)
+    draws = ()
+    config: FineConfig
+    vocab: BilingualVocabulary
+
+    def __init__(self, config: FineConfig):
+        super().__init__(config)
+        self.vocab = BilingualVocabulary(config.image_vocab, config.text_vocab, config.chinese_from)
+
+    @property
+    def grids(self) -> tuple[int, ...]:
+        return self.config.image_grid, self.config.fine_grid
+
+    @property
+    def before(self) -> int:
+        """Tokens before the fine cells."""
+        raise NotImplementedError
+
+    @property
+    def length(self) -> int:
+        return self.before + self.config.fine_grid**2
+
+    def kinds(self, targets: Tensor) -> dict[str, Tensor]:
+        return {"image": self.vocab.is_image(targets)}
+
+    def hideable(self, inputs: Tensor) -> Tensor:
+        return torch.zeros_like(inputs, dtype=torch.bool)
+
+    def text(self, text: Tensor, slots: int) -> Tensor:
+        """Its ids in so many places, [PAD] behind: int64 [B, slots]. The places of longer text are its first."""
+        self.vocab.check(text, [], self.config.max_caption, commands=0)
+        return self.vocab.join([text], text, slots)
+
+    def inherited(self, tensors: dict[str, Tensor], before: Recipe, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        c, old = self.config, before.config
+        if POSITIONS not in tensors or len(tensors[POSITIONS]) != old.max_positions:
+            return tensors
+        count = old.base_positions if isinstance(old, FineConfig) else old.max_positions
+        base, fine = tensors[POSITIONS].tensor_split([count])
+        base = grown(base, old.text_end, c.text_end, new[POSITIONS][: c.base_positions])
+        if len(fine) == 0:
+            cells = base[c.text_rows + 1 : c.image_rows_end].view(c.image_grid, c.image_grid, -1)
+            times = c.fine_grid // c.image_grid
+            fine = cells.repeat(times, times, 1).flatten(0, 1)
+        return tensors | {POSITIONS: torch.cat([base, fine])}
+
+    @classmethod
+    def begun(cls, config: Any) -> Any:
+        names = {f.name for f in dataclasses.fields(BilingualConfig)}
+        base = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in names}
+        fine = RATIO * config.image_grid
+        return cls.Config(**base | {"max_positions": config.max_positions + fine**2, "fine_grid": fine})
+
+    @classmethod
+    def fit(cls, config: Any, **sizes: int) -> Any:
+        bilingual = "those of a bilingual text tokenizer (cogview tokenize --text-vocabulary bilingual)"
+        require("chinese_from" in sizes, "tokens", bilingual, "others")
+        require("small_grid" in sizes, "tokens", "pictures at two sizes (cogview tokenize --pairs)", "one size")
+        longest, grid, fine = sizes.pop("max_text"), sizes.pop("small_grid"), sizes.pop("image_grid")
+        own = {"max_caption": longest, "text_rows": longest + 1, "image_grid": grid, "fine_grid": fine}
+        positions = longest + 2 + grid**2 + fine**2
+        return dataclasses.replace(config, max_positions=positions, **own, **sizes)

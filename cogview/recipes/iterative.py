@@ -1,0 +1,145 @@
+"""Iterative super-resolution of CogView2 (arXiv 2204.14217): some fine cells anew, in place, from the others.
+
+    text    fine cells, those that are drawn [SOI]
+
+Fine cells see the first tokens of the text and each other in a window, in one softmax. The order in which cells are
+drawn is that of `cogview.lopar`; a training sample hides what one of its rounds hides.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cogview import lopar
+from cogview.config import ModelConfig, TrainConfig, require
+from cogview.parts.attend import Attention
+from cogview.recipes.coglm import CogLM
+from cogview.recipes.fine import Fine, FineConfig
+from cogview.recipes.recipe import Draws
+from cogview.sequence import Batch, Context
+from cogview_ops import cogview2_attention, local_attention_2d_decode
+from cogview_ops import pairs as pairs_of
+
+
+@dataclass(frozen=True)
+class IterativeConfig(FineConfig):
+    text_slots: int = 16
+    """Text tokens that are seen, the first ones."""
+    tile: tuple[tuple[int, ...], ...] = lopar.PUBLISHED
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.text_slots >= 1, "text_slots", "at least 1", self.text_slots)
+        lopar.order(self.tile, self.fine_grid)
+
+
+class IterativeAttention(Attention):
+    takes = ("text_mask",)
+    emphasises = True
+
+    def __init__(self, config: IterativeConfig, index: int):
+        super().__init__(config, index)
+        self.text_len = config.text_slots
+        self.window: dict[str, Any] = {"grid": (config.fine_grid,) * 2, "kernel_size": config.kernel_size}
+
+    def forward(self, x, context, cache=None):
+        if context.only is None:
+            return super().forward(x, context)
+        q, k, v = self.split(self.query_key_value(x))
+        out = self._some(q, k, v, context, context.only)
+        return self.dense(out.transpose(1, 2).flatten(2))
+
+    def attend(self, q, k, v, context):
+        how: dict[str, Any] = {"text_mask": context.attention["text_mask"], "text_bias": self._bias(context)}
+        return cogview2_attention(q, k, v, text_len=self.text_len, **how, **self.window)
+
+    def _some(self, q: Tensor, k: Tensor, v: Tensor, context: Context, places: Tensor) -> Tensor:
+        """Of fine cells at some places of the sequence, int64 [B, n]."""
+        (text_k, cells_k), (text_v, cells_v) = (x.tensor_split([self.text_len], dim=2) for x in (k, v))
+        queries = q.gather(2, places[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+        every = torch.full((len(q),), cells_k.shape[2], device=q.device)
+        return local_attention_2d_decode(
+            queries,
+            cells_k,
+            cells_v,
+            every,
+            query_index=places - self.text_len,
+            raster_causal=False,
+            prefix_key=text_k,
+            prefix_value=text_v,
+            prefix_mask=context.attention["text_mask"],
+            prefix_bias=self._bias(context),
+            **self.window,
+        )
+
+    def _bias(self, context: Context) -> float:
+        return 0.0 if context.emphasis is None else context.emphasis.value
+
+    def pairs(self, tokens):
+        return pairs_of.cogview2(text_len=self.text_len, **self.window)
+
+    def also_saved(self, tokens):
+        return self.num_heads * tokens * self.head_dim  # text's and cells' outputs are copied into one
+
+
+# The article has no rates; these are CogView's. Batches and steps are ours.
+_TINY: dict[str, Any] = {"seconds": 240.0, "learning_rate": 7e-4, "hide_context": 0.0, "validate_every": 100}
+_PUBLISHED: dict[str, Any] = {"steps": 30_000, "batch_size": 512, "accumulate": 64, "learning_rate": 1e-4}
+
+
+class Iterative(Fine):
+    name = "iterative"
+    Config = IterativeConfig
+    presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {}
+    """Those of CogLM."""
+    config: IterativeConfig
+
+    def attention(self, index: int) -> Attention:
+        return IterativeAttention(self.config, index)
+
+    @property
+    def before(self) -> int:
+        return self.config.text_slots
+
+    @property
+    def order(self) -> Tensor:
+        """int64 [fine cells]."""
+        return lopar.order(self.config.tile, self.config.fine_grid).flatten()
+
+    def hidden(self, text: Tensor, fine: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of fine codes [B, N] of which some, bool [B, N] or [N], are hidden, and predicted."""
+        c, vocab = self.config, self.vocab
+        vocab.check(text, [fine], c.max_caption + fine.shape[1], commands=0)
+        head = self.text(text, c.text_slots)
+        inputs = torch.cat([head, fine.long().masked_fill(hidden, vocab["SOI"])], dim=1)
+        return inputs, torch.cat([torch.full_like(head, vocab["PAD"]), fine.long().where(hidden, vocab["PAD"])], dim=1)
+
+    def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """codes: coarse and fine ones, of which these are taken: the first round."""
+        return self.hidden(text, codes[:, self.config.image_tokens :], self.order >= 1)
+
+    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: float) -> Batch:
+        """Each row by its own stream one of the rounds."""
+        self.check_codes(codes)
+        streams = draws if isinstance(draws, Sequence) else [draws] * len(text)
+        rounds = torch.cat([torch.randint(1, int(self.order.max()) + 1, (1,), generator=s) for s in streams])
+        inputs, targets = self.hidden(text, codes[1], self.order >= rounds[:, None])
+        of_kinds = self.vocab.loss_weights(targets, weights.get("text_weight", 1.0), weights.get("image_weight", 1.0))
+        return Batch(inputs, targets, of_kinds, self.context(inputs))
+
+    def context(self, inputs: Tensor, draws: Draws = None) -> Context:
+        c = self.config
+        starts = ((0, c.text_slots), (c.base_positions, c.fine_grid**2))
+        positions = torch.cat([start + torch.arange(count) for start, count in starts]).to(inputs.device)
+        there = inputs[:, : c.text_slots] != self.vocab["PAD"]
+        return Context(positions, {"text_mask": there})
+
+
+Iterative.presets |= {
+    name: (Iterative.begun(config), dataclasses.replace(training, **(_TINY if name == "tiny" else _PUBLISHED)))
+    for name, (config, training) in CogLM.presets.items()
+}
