@@ -175,6 +175,85 @@ def shifted_local(
     return attention
 
 
+Pair = tuple[int, int]
+Windows = Callable[[Tensor], Tensor]  # of cells [N, H * W, D], the neighbours of each, [N, H * W, D, K]
+
+
+def unfolded_windows(grid: Pair, kernel_size: Pair) -> Windows:
+    """As Image-Local-Attention's own Python has them where its CUDA kernels are absent: F.unfold, channels first, then
+    a copy cell by cell."""
+    padding = kernel_size[0] // 2, kernel_size[1] // 2
+
+    def windows(x: Tensor) -> Tensor:
+        copies = F.unfold(x.mT.unflatten(2, grid), kernel_size, padding=padding)
+        return copies.unflatten(1, (x.shape[2], -1)).permute(0, 3, 1, 2).contiguous()
+
+    return windows
+
+
+def gathered_windows(grid: Pair, kernel_size: Pair) -> Windows:
+    """By index_select of whole cells: on CPU the fastest of the copies in torch that we tried."""
+    cells = torch.arange(grid[0] * grid[1])[None, :, None]
+    index = unfolded_windows(grid, kernel_size)(cells.float())[0, :, 0].long()  # of what lies outside, the first cell
+    return lambda x: x.index_select(1, index.flatten()).unflatten(1, index.shape).mT
+
+
+def _similar_and_weighting(
+    copies: Callable[[Pair, Pair], Windows], grid: Pair, cells: Pair, kernel_size: Pair
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Image-Local-Attention's two functions, of queries of `grid` and windows in an image of `cells`: scores
+    `[N, H * W, K]`, -10000 outside, and from their softmax the sum of values."""
+    windows, (inside, *_) = copies(cells, kernel_size), _neighbours(cells, kernel_size, (1, 1), False)
+    rows, columns = grid[0] // cells[0], grid[1] // cells[1]
+
+    def by_cell(x: Tensor) -> Tensor:
+        """Queries of a cell together: `[N, H * W, X]` -> `[N, cells, rows * columns, X]`."""
+        return x.unflatten(1, (cells[0], rows, cells[1], columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def raster(x: Tensor) -> Tensor:
+        return x.unflatten(2, (rows, columns)).unflatten(1, cells).transpose(2, 3).flatten(1, 4)
+
+    def similar(query: Tensor, key: Tensor) -> Tensor:
+        scores = by_cell(query) @ windows(key)
+        return raster(scores.masked_fill(~inside.flatten(0, 1)[:, None], -10000.0))
+
+    def weighting(p: Tensor, value: Tensor) -> Tensor:
+        return raster(by_cell(p) @ windows(value).mT)
+
+    return similar, weighting
+
+
+def published_cogview2(
+    copies: Callable[[Pair, Pair], Windows],
+    text_len: int,
+    grid: Pair,
+    kernel_size: Pair,
+    coarse_grid: Pair | None = None,
+    coarse_kernel_size: Pair = (5, 5),
+) -> Callable[..., Tensor]:
+    """CogView2's own formula, unfused: dense attention among text and coarse image; for the image the scores of its
+    window and of the coarse window, or of text, side by side in one softmax."""
+    similar, weighting = _similar_and_weighting(copies, grid, grid, kernel_size)
+    if coarse_grid is None:
+        first, begin, similar_far, weighting_far = text_len, 0, lambda query, key: query @ key.mT, torch.matmul
+    else:
+        first, begin = text_len + coarse_grid[0] * coarse_grid[1], text_len
+        similar_far, weighting_far = _similar_and_weighting(copies, grid, coarse_grid, coarse_kernel_size)
+    position = torch.arange(first)
+    hidden = (position[:, None] < text_len) & (position >= text_len)
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        heads = (x.flatten(0, 1).tensor_split([first], 1) for x in (query * query.shape[-1] ** -0.5, key, value))
+        (q0, q1), (k0, k1), (v0, v1) = heads
+        out = (q0 @ k0.mT).masked_fill(hidden, -10000.0).softmax(-1) @ v0
+        far, near = similar_far(q1, k0[:, begin:]), similar(q1, k1)
+        p_far, p_near = torch.cat([far, near], -1).softmax(-1).tensor_split([far.shape[-1]], -1)
+        image = weighting_far(p_far, v0[:, begin:]) + weighting(p_near, v1)
+        return torch.cat([out, image], 1).view_as(query)
+
+    return attention
+
+
 def flex_attention(mask_mod: Callable[..., Tensor], seqlen: int, num_keys: int | None = None) -> Callable[..., Tensor]:
     """FlexAttention over the pairs of `mask_mod(b, h, i, j)`, compiled at the first call; on CPU forward only."""
     num_keys = seqlen if num_keys is None else num_keys

@@ -9,6 +9,7 @@ import torch
 
 from .problems import (
     Problem,
+    cogview2,
     cross_resolution,
     dalle,
     local_2d,
@@ -82,6 +83,7 @@ PACKED: dict[str, tuple[int, ...]] = {
     "6x8x64-of-128-to-2048": (2048, 128, 1024, 256, 128, 512),
     "200x20x8x64": (20,) * 200,
 }
+ITERATIVE: dict[str, Any] = {"text": 16, "coarse": None}
 CASES = [
     *_cases("three_region_attention", "16x4224x64", three_region, *BOTH),
     *(
@@ -159,6 +161,8 @@ CASES = [
         for kind in ("row", "column", "convolutional")
         for case in _cases("dalle_attention", f"16x1280x64-{kind}", partial(dalle, kind=kind), *BOTH[:3])
     ),
+    *_cases("cogview2_attention", "4x4096x64-direct", cogview2, *BOTH),
+    *_cases("cogview2_attention", "4x3616x64-iterative", partial(cogview2, **ITERATIVE), *BOTH),
     *_cases("pb_relax_softmax", "16x1088x1088", softmax, *BOTH[:3]),
     *_cases("pb_relax_softmax", "16x1088x1088-causal", partial(softmax, causal=True), ("bf16", False)),
     *_cases("pb_relax_softmax", "2x4224x4224", partial(softmax, heads=2, seqlen=4224), ("bf16", False)),
@@ -192,6 +196,7 @@ GPU_CASES = [
     *_cases("three_region_attention", "160x4224x64", partial(three_region, heads=160), *BOTH[::2]),
     *_cases("three_region_attention", "40x33792x64", partial(three_region, heads=40, seqlen=33792), *BOTH[::2]),
     *_cases("local_attention_2d", "320x64x64x64", partial(local_2d, heads=320), *BOTH[::2]),
+    *_cases("cogview2_attention", "48x4096x64-direct", partial(cogview2, heads=48), *BOTH[::2]),
     Case(
         "three_region_attention_decode",
         "8x40x4224x64",
@@ -200,6 +205,11 @@ GPU_CASES = [
         partial(three_region_decode, lengths=(4224,) * 8, heads=40, kv_heads=40),
     ),
     *_cases("local_attention_2d", "16x128x128x64-13", partial(local_2d, grid=(128, 128), kernel=(13, 13)), *BOTH[::2]),
+    *_cases("cogview2_attention", "48x3616x64-iterative", partial(cogview2, heads=48, **ITERATIVE), *BOTH[::2]),
     *widths(2**27),
-    *(case for case in CASES if case.shape != "33792x2560" and case.op != "linear_decode"),  # which is for CPUs
+    *(
+        case
+        for case in CASES  # linear_decode is for CPUs, CogView2's has more heads above
+        if case.shape != "33792x2560" and case.op not in ("linear_decode", "cogview2_attention")
+    ),
 ]

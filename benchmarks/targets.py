@@ -36,6 +36,8 @@ TARGETS = [
     Target("local_attention_2d", "320x64x64x64", "forward", 3, ("FlexAttention",)),
     Target("local_attention_2d", "320x64x64x64", "forward", 40, ("global vanilla",)),
     Target("local_attention_2d", "320x64x64x64", "forward", 0.01, ("global vanilla",), memory=True),
+    Target("cogview2_attention", "48x4096x64-direct", "forward", 60, ("published formula",)),
+    Target("cogview2_attention", "48x4096x64-direct", "forward+backward", 60, ("published formula",)),
     Target("three_region_attention_decode", "8x40x4224x64", "forward", 1 / 1.5),
 ]
 

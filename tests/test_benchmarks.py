@@ -46,6 +46,12 @@ SMALL = {
     ),
     "dalle_attention": partial(problems.dalle, kind="convolutional", heads=2, text=9, grid=(13, 12), dim=16),
     "dalle_attention-wrap": partial(problems.dalle, kind="row", wrap=True, heads=2, text=9, grid=(6, 5), dim=16),
+    "cogview2_attention": partial(
+        problems.cogview2, heads=2, text=5, grid=(8, 12), dim=16, kernel=(5, 3), coarse=(4, 6), cross=(3, 5)
+    ),
+    "cogview2_attention-iterative": partial(
+        problems.cogview2, heads=2, text=5, grid=(7, 6), dim=16, kernel=(3, 5), coarse=None
+    ),
     "linear_decode": partial(row_problems.linear, rows=3, out=20, dim=24),
     "linear_decode-int8": partial(row_problems.linear, rows=3, out=20, dim=24, int8=True),
     "pb_relax_softmax": partial(row_problems.softmax, heads=2, seqlen=33, causal=True),
