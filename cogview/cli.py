@@ -14,14 +14,25 @@ SPINS = 2000  # what lies between two operators of a model; the default is 300,0
 
 
 def main(arguments: list[str] | None = None) -> None:
+    _prepare()
+    from cogview.commands import run
+
+    run(arguments, description=__doc__.partition("\n")[0])
+
+
+def cogview2(arguments: list[str] | None = None) -> None:
+    _prepare()
+    from cogview.commands import run_cogview2
+
+    run_cogview2(arguments)
+
+
+def _prepare() -> None:
     if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")
-    from cogview.commands import run
-
-    run(arguments, description=__doc__.partition("\n")[0])
 
 
 if __name__ == "__main__":

@@ -82,8 +82,17 @@ def images(pictures: Pictures, side: int, bad: Bad | None = None) -> Tensor:
     return found
 
 
-def _rgb(picture: Any, side: int) -> Image.Image:
-    """Of a picture or its file, whole; ValueError where there is none."""
+def whole(picture: Tensor | Image.Image | Path) -> Tensor:
+    """uint8 [3, H, W] of one picture, as large as it is; ValueError for what is none."""
+    if isinstance(picture, Tensor):
+        fits = picture.dtype == torch.uint8 and picture.ndim == 3 and picture.shape[0] == 3 and picture.numel() > 0
+        require(fits, "picture", "uint8 [3, H, W]", picture)
+        return picture
+    return torch.from_numpy(np.array(_rgb(picture, None))).permute(2, 0, 1)
+
+
+def _rgb(picture: Any, side: int | None) -> Image.Image:
+    """Of a picture or its file, whole, which may come smaller, see `decode_image`; ValueError where there is none."""
     if isinstance(picture, Path):
         try:
             with open(picture, "rb") as file:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -98,3 +98,20 @@ class _Lines:
 def _clock(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+class Sum:
+    """Adds up how far several pieces of work are, each of which tells it of its own."""
+
+    def __init__(self, update: Callable[[int], None]):
+        self.update, self.parts = update, list[int]()
+
+    def part(self) -> Callable[[int], None]:
+        number = len(self.parts)
+        self.parts.append(0)
+
+        def told(count: int) -> None:
+            self.parts[number] = count
+            self.update(sum(self.parts))
+
+        return told

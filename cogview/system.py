@@ -92,6 +92,7 @@ class System:
         name: str | None = None,
         step: int | None = None,
         draws: str | None = None,
+        recipe: str | None = None,
         dtype: torch.dtype | None = torch.float32,
         int8: bool = False,
         compile: bool = False,
@@ -99,17 +100,48 @@ class System:
         """Reads a run's folder. name: of its model, default the one trained last of those that draw what is asked for.
         step: of its checkpoint, default the best by held-out loss, or the newest; where that one is damaged the next is
         taken, and `source.why` says so. draws: what the model is to draw: pictures, captions or larger pictures;
-        default pictures, where a model does. dtype: of the model, None: as its weights are stored. int8: its linear
-        layers' weights in 8 bits, by torchao. compile: see `Transformer.compile_step`.
+        default pictures, where a model does. recipe: that the model is to be of, whatever it draws. dtype: of the
+        model, None: as its weights are stored. int8: its linear layers' weights in 8 bits, by torchao. compile: see
+        `Transformer.compile_step`.
 
         ValueError in one sentence where a part is missing or does not fit the others, or torch cannot use the device.
         """
-        folder, damaged, device = Path(folder), None, available(device)
-        recipes = [name for name, recipe in RECIPES.items() if (draws or "pictures") in recipe.draws]
-        if draws is None:
+        folder, device = Path(folder), available(device)
+        recipes = [name for name, kind in RECIPES.items() if (draws or "pictures") in kind.draws]
+        if recipe is not None:
+            recipes = [recipe]
+        elif draws is None:
             name = last_of(folder, recipes) if name is None else name
-        tried = sources(folder, name, step, recipes=None if draws is None else recipes)
+        any_recipe = draws is None and recipe is None
+        tried = sources(folder, name, step, recipes=None if any_recipe else recipes)
         text, image = TextTokenizer.load(folder / "text.model"), load_image_tokenizer(folder / "vqvae.safetensors")
+        model: dict[str, Any] = {"device": device, "dtype": dtype, "int8": int8, "compile": compile}
+        found = cls._of_first(text, image.to(device).eval(), folder, tried, **model)
+        return found if draws is None else found.which_draws(draws)
+
+    def beside(self, recipe: str, *, name: str | None = None, **how: Any) -> "System":
+        """Another model of the same run, with the tokenizers that are there. recipe, name, how: as in `load`."""
+        assert self.source is not None
+        folder = self.source.path.parent.parent
+        tried = sources(folder, name, recipes=[recipe])
+        how = {"dtype": torch.float32} | how | {"device": available(how.get("device", self.model.device))}
+        return self._of_first(self.text, self.image, folder, tried, **how)
+
+    @classmethod
+    def _of_first(
+        cls,
+        text: TextTokenizer,
+        image: ImageTokenizer,
+        folder: Path,
+        tried: Iterator[Source],
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        int8: bool = False,
+        compile: bool = False,
+    ) -> "System":
+        """That of the first checkpoint that is whole."""
+        damaged = None
         for source in tried:
             try:
                 check_tokenizers(folder, source.path, [text.sha256, image.sha256])
@@ -121,8 +153,7 @@ class System:
                     int8_weights(model)
                 if compile:
                     model.compile_step()
-                found = cls(text, image.to(device).eval(), recipe, model, source)
-                return found if draws is None else found.which_draws(draws)
+                return cls(text, image, recipe, model, source)
         raise damaged or ValueError(f"{folder} holds no trained model")
 
     def which_draws(self, what: str) -> "System":
@@ -141,6 +172,10 @@ class System:
             found.append(self.text.encode(caption))
             if unknown := self.text.unknown(caption, found[-1]):
                 raise BadCaption(number, caption, "characters that the text tokenizer knows", repr(unknown))
+            if self.text.chinese_from is not None and (other := self.text.unwritten(caption)):
+                raise BadCaption(
+                    number, caption, "English or Chinese", f"{other!r}, which its text tokenizer has not seen"
+                )
             if (count := len(found[-1])) > longest:
                 raise BadCaption(number, caption, f"at most {longest} tokens", f"{count}")
         return found

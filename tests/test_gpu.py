@@ -367,7 +367,10 @@ def test_benchmarks_of_a_gpu_are_rehearsed(tmp_path, monkeypatch, capsys) -> Non
     [
         (["--op", "layer"], "'sandwich_layer_norm'"),
         (["--dtype", "typo"], "'bf16'"),
-        (["--op", "layer_norm", "--dtype", "fp16"], "no case of layer_norm in fp16, but of dalle_attention in bf16, "),
+        (
+            ["--op", "layer_norm", "--dtype", "fp16"],
+            "no case of layer_norm in fp16, but of cogview2_attention in bf16, ",
+        ),
     ],
 )
 def test_what_names_no_case_is_told_which_there_are(main, arguments, said, monkeypatch, capsys) -> None:

@@ -1,10 +1,11 @@
 """The commands of the command line: a dataclass each, its fields the options, `run` what it does."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from cogview.commands import cogview2
 from cogview.commands.caption import Caption, Rerank
 from cogview.commands.compare import Compare
 from cogview.commands.data import Build, Data
@@ -39,14 +40,25 @@ Command = (
 )
 
 
+CogView2 = (
+    Annotated[cogview2.Generate, tyro.conf.subcommand("generate")]
+    | Annotated[cogview2.Edit, tyro.conf.subcommand("edit")]
+)
+
+
 def run(arguments: list[str] | None, description: str) -> None:
-    command = tyro.cli(
-        Command,  # type: ignore[arg-type]
-        prog="cogview",
-        description=description,
-        args=arguments,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-    )
+    flat = tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes
+    how: Any = {"prog": "cogview", "description": description, "args": arguments, "config": flat}
+    _run(tyro.cli(Command, **how))  # type: ignore[arg-type]
+
+
+def run_cogview2(arguments: list[str] | None) -> None:
+    """Options of a stage have its name before them."""
+    how: Any = {"prog": "cogview2", "args": arguments, "config": (tyro.conf.OmitSubcommandPrefixes,)}
+    _run(tyro.cli(CogView2, description="Draw and edit pictures with a run's CogView2.", **how))  # type: ignore[arg-type]
+
+
+def _run(command: Any) -> None:
     try:
         command.run()
     except (KeyboardInterrupt, Interrupted):

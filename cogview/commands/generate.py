@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -120,7 +120,7 @@ class Generate:
         self, system, judge, lens, captions: Sequence[str], seeds: Sequence[int], how, nearer, sheet: Path
     ) -> None:
         from cogview.pictures import image_of, save_image
-        from cogview.progress import progress
+        from cogview.progress import Sum, progress
 
         repeated = [caption for caption in captions for _ in range(self.count)]
         paths, kept = picture_paths(captions, sheet, self.count), list[Tensor]()
@@ -166,7 +166,7 @@ class Generate:
             assert candidates.codes is not None
             yield candidates.codes[: self.count]
 
-    def _larger(self, lens, captions: Sequence[str], codes, seeds: Sequence[int], how, told: "Sum") -> Iterator[Tensor]:
+    def _larger(self, lens, captions: Sequence[str], codes, seeds: Sequence[int], how, told) -> Iterator[Tensor]:
         """Pictures at twice the side of batches of codes and their captions."""
         first = 0
         for some in codes:
@@ -180,23 +180,6 @@ class Generate:
         side = rows[0][1][0].shape[-1]
         zoom = max(1, round(_SHOWN / side))
         return contact_sheet(rows, sheet, columns=max(1, _WIDE // (min(self.count, 8) * side * zoom)), zoom=zoom)
-
-
-class Sum:
-    """Adds up how far several pieces of work are, each of which tells it of its own."""
-
-    def __init__(self, update: Callable[[int], None]):
-        self.update, self.parts = update, list[int]()
-
-    def part(self) -> Callable[[int], None]:
-        number = len(self.parts)
-        self.parts.append(0)
-
-        def told(count: int) -> None:
-            self.parts[number] = count
-            self.update(sum(self.parts))
-
-        return told
 
 
 def read_captions(path: Path) -> list[tuple[int, str]]:

@@ -252,6 +252,10 @@ class IcetkTokenizer(nn.Module):
         return self.decs[self.config.decoder](vectors) * self.std + self.mean
 
     @property
+    def codebook(self) -> Tensor:
+        return self.quantize.embed.weight
+
+    @property
     def sha256(self) -> str:
         """Of sizes and weights: names the model in files made with it."""
         return stored.digest(asdict(self.config), self.state_dict())

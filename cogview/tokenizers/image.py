@@ -167,6 +167,10 @@ class VQVAE(nn.Module):
         return self.dec(vectors.permute(0, 3, 1, 2)).float() * self.std + self.mean
 
     @property
+    def codebook(self) -> Tensor:
+        return self.quantize_t.embed.t()
+
+    @property
     def sha256(self) -> str:
         """Of sizes and weights: names the model in files made with it."""
         return stored.digest(self.config.stored(), self.state_dict())

@@ -27,6 +27,10 @@ class ImageTokenizer(Protocol):
     def sha256(self) -> str:
         """Of sizes and weights: names the model in files made with it."""
 
+    @property
+    def codebook(self) -> Tensor:
+        """float [codebook_size, D]: a vector a code; ValueError where it is a library's own affair."""
+
     def encode(self, images: Tensor) -> Tensor:
         """images: float [B, 3, H, W] in [0, 1], H and W multiples of `downsample`. Codes: int64 [B, h, w]."""
 

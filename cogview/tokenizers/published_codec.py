@@ -172,6 +172,10 @@ class PublishedCodec(nn.Module):
         return pictures.clamp_(0, 1)
 
     @property
+    def codebook(self) -> Tensor:
+        raise ValueError(f"codebook: expected that of an image tokenizer trained here, got {self.config.kind}")
+
+    @property
     def sha256(self) -> str:
         """Of sizes and weights: names the model in files made with it."""
         return stored.digest(asdict(self.config), self.state_dict())

@@ -1,0 +1,321 @@
+"""CogView2 as a whole (arXiv 2204.14217): small pictures of captions, the best of them by their captions' perplexity,
+and these enlarged, at once and then in rounds; and parts of a picture drawn anew.
+
+    cogview2 = CogView2.load("runs/cogview2")
+    best = next(cogview2.draw(["a fox above a tree"], count=1, candidates=8))
+
+Codes int64: small [n, h, w], direct and fine [n, m, m]; pictures uint8 [n, 3, H, W].
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from cogview import editing
+from cogview.clusters import Clusters
+from cogview.config import require
+from cogview.generate import Update, emphasised, fill
+from cogview.inputs import images, whole
+from cogview.lopar import PUBLISHED_TOP_K
+from cogview.progress import Sum
+from cogview.recipes.coglm import CogLM
+from cogview.recipes.iterative import Iterative
+from cogview.reranking import draw_candidates
+from cogview.sampling import Sampling, check_seeds
+from cogview.sequence import pad_text
+from cogview.superresolve import fine_batches
+from cogview.system import System
+
+_STATES = (
+    16  # of each token, of the width: main branch and its norm, projections, attention, MLP before and behind gelu
+)
+_ALWAYS = 6e8  # bytes: torch, logits of some cells, the image tokenizer and pictures in it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How each stage draws."""
+
+    base: Sampling = field(default_factory=Sampling)
+    direct: Sampling = field(default_factory=Sampling)
+    iterative: Sampling = field(default_factory=Sampling)
+    top_k: tuple[int, ...] | None = PUBLISHED_TOP_K
+    """Of the iterative rounds; None: the stage's own in all."""
+
+    @classmethod
+    def published(cls, labels: Tensor, batch_size: int = 8) -> "Settings":
+        """Those of the released code; labels: int64 [V], of the clusters of codes."""
+        base = Sampling(temperature=1.15, text_attention=1.4, clusters=Clusters(labels, 16), batch_size=batch_size)
+        direct = Sampling(clusters=Clusters(labels, 100, 0.89), batch_size=batch_size)
+        return cls(base, direct, Sampling(batch_size=batch_size))
+
+
+class Drawn(NamedTuple):
+    """Of one caption, the best first."""
+
+    caption: str
+    caploss: Tensor
+    """float32 [n], of the small pictures."""
+    small: Tensor
+    direct: Tensor | None = None
+    fine: Tensor | None = None
+
+    @property
+    def last(self) -> Tensor:
+        """The codes of the last stage."""
+        return next(codes for codes in (self.fine, self.direct, self.small) if codes is not None)
+
+
+class Edited(NamedTuple):
+    """A picture's parts drawn anew, the best first."""
+
+    pictures: Tensor
+    """uint8 [n, 3, H, W]: the whole picture, which outside the mask is as it was."""
+    caploss: Tensor
+    box: editing.Box
+    """What of it the model was given."""
+
+
+@dataclass(frozen=True)
+class CogView2:
+    """The models of one run, which share its tokenizers; without the others only small pictures are drawn."""
+
+    base: System
+    direct: System | None = None
+    iterative: System | None = None
+
+    def __post_init__(self):
+        require(isinstance(self.base.recipe, CogLM), "base", "a model of recipe coglm", self.base.recipe.name)
+        fits = self.iterative is None or self.direct is not None
+        require(fits, "direct", "a model, which iterative goes on from", None)
+        for name, system in (("direct", self.direct), ("iterative", self.iterative)):
+            if system is not None:
+                require(system.recipe.name == name, name, f"a model of recipe {name}", system.recipe.name)
+                theirs, ours = system.recipe.config, self.base.recipe.config
+                fits = theirs.image_grid == ours.image_grid
+                require(fits, name, f"a model for pictures of {ours.image_grid} x {ours.image_grid}", theirs.image_grid)
+        if self.direct is not None and self.iterative is not None:
+            grids = self.direct.recipe.grids, self.iterative.recipe.grids
+            require(grids[0] == grids[1], "iterative", f"grids {grids[0]}, as direct", grids[1])
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        base: str | None = None,
+        direct: str | None = None,
+        iterative: str | None = None,
+        stages: int = 3,
+        **how: Any,
+    ) -> "CogView2":
+        """Of a run's folder, once. base, direct, iterative: names of its models, default those of these recipes trained
+        last. stages: 1 to 3 of them. how: as in `System.load`. ValueError where one is missing."""
+        require(stages in (1, 2, 3), "stages", "1, 2 or 3", stages)
+        first = System.load(folder, name=base, recipe="coglm", **how)
+        others = [("direct", direct), ("iterative", iterative)][: stages - 1]
+        return cls(first, *(first.beside(recipe, name=name, **how) for recipe, name in others))
+
+    @property
+    def stages(self) -> list[System]:
+        return [stage for stage in (self.base, self.direct, self.iterative) if stage is not None]
+
+    @property
+    def side(self) -> int:
+        """Of the pictures of the last stage, in pixels."""
+        return self.stages[-1].recipe.grids[-1] * self.base.image.config.downsample
+
+    @property
+    def rounds(self) -> int:
+        """Of the iterative stage."""
+        recipe = None if self.iterative is None else self.iterative.recipe
+        return int(recipe.order.max()) if isinstance(recipe, Iterative) else 0
+
+    def fitting(self, memory: float) -> int:
+        """How many pictures at once so many bytes hold beside the models; ValueError where not one does. By formula: a
+        layer's states, projections and MLP for all tokens of a stage, and the cache of the first."""
+        used, most = float(_ALWAYS), 0.0
+        for stage in self.stages:
+            c, size = stage.recipe.config, stage.model.embedding.words.weight.element_size()
+            used += sum(p.numel() * p.element_size() for p in stage.model.parameters())
+            cached = 2 * c.num_layers * c.hidden_size * size if stage is self.base else 0
+            most = max(most, stage.recipe.length * (_STATES * c.hidden_size * size + cached))
+        least = (used + most) / 1e9
+        require(memory >= used + most, "memory", f"at least {least:.2g} GB, for one picture", f"{memory / 1e9:g}")
+        return int((memory - used) // most)
+
+    def draw(
+        self,
+        captions: Sequence[str],
+        how: Settings | None = None,
+        *,
+        count: int = 1,
+        candidates: int | None = None,
+        seed: int = 0,
+        update: Update = lambda done: None,
+    ) -> Iterator[Drawn]:
+        """Of each caption `count` pictures, the best of so many candidates (default as many), by CapLoss. seed: of the
+        first candidate, the others have the following ones; a picture depends on its seed, whatever the batch. `update`
+        is told cells done of `work(...)`. What is asked for is checked before anything is drawn."""
+        how = Settings() if how is None else how
+        drawn = count if candidates is None else candidates
+        require(count >= 1, "count", "at least 1", count)
+        require(drawn >= count, "candidates", f"at least count ({count})", drawn)
+        seeds = check_seeds(range(seed, seed + drawn), drawn)
+        for stage in self.stages[1:]:
+            stage.encode(captions)
+        self._check(how)
+        ids = self.base.encode(captions)
+        told = Sum(update)
+        found = draw_candidates(self.base, self.base, captions, how.base, seeds=seeds, update=told.part())
+        return self._enlarged(captions, ids, found, how, count, seeds[:count], told)
+
+    def work(self, captions: int, count: int, candidates: int | None = None) -> int:
+        """Cells in all."""
+        cells = captions * (count if candidates is None else candidates) * self.base.recipe.config.image_tokens
+        return cells + sum(captions * count * stage.recipe.grids[-1] ** 2 for stage in self.stages[1:])
+
+    def _check(self, how: Settings) -> None:
+        codes = self.base.recipe.config.image_vocab
+        for name, stage in vars(how).items():
+            if isinstance(stage, Sampling) and stage.clusters is not None:
+                count = len(stage.clusters.labels)
+                require(count == codes, "clusters", f"labels of {codes:,} codes, as the models draw", f"{count:,}")
+            if isinstance(stage, Sampling) and name != "base":
+                require(stage.guidance == 1, "guidance", f"1 for {name}", stage.guidance)
+        if how.top_k is not None and self.iterative is not None:
+            require(len(how.top_k) == self.rounds, "top_k", f"one of each of {self.rounds} rounds", how.top_k)
+
+    def _enlarged(self, captions, ids, found, how: Settings, count: int, seeds, told: Sum) -> Iterator[Drawn]:
+        """Batches of how.direct.batch_size pictures at least, of several captions where one has fewer."""
+        waiting, first = list[Any](), 0
+        for number, candidates in enumerate(found, 1):
+            waiting.append((candidates.caploss[:count], candidates.codes[:count]))
+            if len(waiting) * count < how.direct.batch_size and number < len(captions):
+                continue
+            rows = [ids[first + k] for k in range(len(waiting)) for _ in range(count)]
+            small = torch.cat([codes for _, codes in waiting])
+            direct, fine = self.enlarge(rows, small, how, list(seeds) * len(waiting), told)
+            for k, (caploss, codes) in enumerate(waiting):
+                part = slice(k * count, (k + 1) * count)
+                larger = (None if c is None else c[part] for c in (direct, fine))
+                yield Drawn(captions[first + k], caploss, codes, *larger)
+            first, waiting = first + len(waiting), []
+
+    def enlarge(
+        self,
+        ids: Sequence[Sequence[int]],
+        small: Tensor,
+        how: Settings,
+        seeds: Sequence[int],
+        told: Sum,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Direct and fine codes of small ones, with captions as raw text ids and seeds, one each."""
+        if self.direct is None:
+            return None, None
+        recipe, model = self.direct.recipe, self.direct.model
+        about: dict[str, Any] = {"seeds": seeds, "update": told.part()}
+        direct = torch.cat(list(fine_batches(recipe, model, ids, small, how.direct, **about)))
+        if self.iterative is None:
+            return direct, None
+        return direct, self._refined(ids, direct, how, seeds, told)
+
+    def _refined(
+        self,
+        ids: Sequence[Sequence[int]],
+        direct: Tensor,
+        how: Settings,
+        seeds: Sequence[int],
+        told: Sum,
+        **of_rounds: Any,
+    ) -> Tensor:
+        assert self.iterative is not None
+        recipe, model = self.iterative.recipe, self.iterative.model
+        about: dict[str, Any] = {"seeds": seeds, "update": told.part(), "top_k": how.top_k, **of_rounds}
+        return torch.cat(list(fine_batches(recipe, model, ids, direct, how.iterative, **about)))
+
+    def edit(
+        self,
+        picture: Image.Image | Tensor | Path,
+        mask: Tensor,
+        caption: str,
+        how: Settings | None = None,
+        *,
+        count: int = 1,
+        candidates: int | None = None,
+        seed: int = 0,
+        feather: int = 0,
+        update: Update = lambda done: None,
+    ) -> Edited:
+        """A picture of any size with what a mask, bool [H, W], covers drawn anew: the square around it is drawn small,
+        in the order of `Layout.picture`; the best of the candidates by CapLoss are enlarged where the square is larger,
+        with the picture's own codes where nothing is masked. The new pixels are laid over the picture under the mask,
+        so that others stay exactly; see `cogview.editing`."""
+        how = Settings() if how is None else how
+        drawn = count if candidates is None else candidates
+        require(count >= 1, "count", "at least 1", count)
+        require(drawn >= count, "candidates", f"at least count ({count})", drawn)
+        seeds = check_seeds(range(seed, seed + drawn), drawn)
+        given = whole(picture)
+        editing.check(mask, given)
+        self._check(how)
+        ids = self.base.encode(caption)
+        box = editing.surrounding(mask)
+        crop, hidden = box.of(given), box.of(mask)
+        told = Sum(update)
+        codes = self._completed(ids[0], crop, hidden, how.base, seeds, told.part())
+        ranked = self.base.rerank(caption, codes, batch_size=how.base.batch_size)
+        best = ranked.order[:count]
+        chosen = [seeds[n] for n in best.tolist()]
+        pictures = _resized(self._sharp(ids * count, codes[best], crop, hidden, how, chosen, told), box.side)
+        return Edited(editing.laid_over(given, box, pictures, mask, feather), ranked.caploss[best], box)
+
+    def _completed(self, ids, crop: Tensor, hidden: Tensor, how: Sampling, seeds, update: Update) -> Tensor:
+        """Small codes int64 [N, h, w] of a square, those of masked cells drawn."""
+        recipe, grid = self.base.recipe, self.base.recipe.config.image_grid
+        assert isinstance(recipe, CogLM)
+        cells = editing.touched(hidden, grid).flatten()
+        known, found, count = self.base.tokenize(crop).flatten(1), list[Tensor](), int(cells.sum())
+        for start in range(0, len(seeds), how.batch_size):
+            some = seeds[start : start + how.batch_size]
+            rows = known.repeat(len(some), 1)
+            prompt = recipe.completion(pad_text([ids]).repeat(len(some), 1), rows, cells.expand_as(rows))
+            prompt = emphasised(recipe, replace(prompt, same=torch.zeros(len(some), dtype=torch.int64)), how)
+            chances = torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(s)) for s in some])
+
+            def told(tokens: int, before: int = start, rows: int = len(some)) -> None:
+                update((before + rows * tokens // count) * grid**2)
+
+            tokens = fill(self.base.model, prompt, chances, how, told)
+            rows[:, cells] = tokens[prompt.drawn].view(len(some), -1)
+            found.append(rows.view(-1, grid, grid))
+        return torch.cat(found)
+
+    def _sharp(self, ids, codes: Tensor, crop: Tensor, hidden: Tensor, how: Settings, seeds, told: Sum) -> Tensor:
+        """Pictures of a square of small codes, by all stages where it has more pixels than these show."""
+        if self.direct is None or crop.shape[-1] <= self.base.side:
+            return self.base.pictures(codes)
+        grid = self.direct.recipe.grids[-1]
+        side, cells = grid * self.base.image.config.downsample, editing.touched(hidden, grid)
+        own = images(_resized(crop[None], side), side).to(self.base.model.device)
+        known = self.base.image.encode(own.float() / 255).cpu()
+        direct, _ = replace(self, iterative=None).enlarge(ids, codes, how, seeds, told)
+        assert direct is not None
+        fine = torch.where(cells, direct, known)
+        if self.iterative is not None:
+            fine = self._refined(ids, fine, how, seeds, told, within=cells.expand_as(fine))
+        return self.base.pictures(fine)
+
+
+def _resized(pictures: Tensor, side: int) -> Tensor:
+    """uint8 [n, 3, side, side]."""
+    if pictures.shape[-1] == side:
+        return pictures
+    how: Any = {"mode": "bicubic", "antialias": True}
+    return F.interpolate(pictures.float(), (side, side), **how).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,257 @@
+"""`cogview2 generate` and `cogview2 edit`: CogView2 of a run, all its stages."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+import tyro
+
+from cogview.commands.console import console
+from cogview.commands.generate import read_captions
+from cogview.commands.pictures import SHEET_PIXELS, RunFolder, make_places, picture_paths
+from cogview.commands.presets import option
+from cogview.config import require
+
+if TYPE_CHECKING:
+    from cogview.cogview2 import CogView2, Settings
+    from cogview.sampling import Sampling
+
+_OF = "of --settings"
+Corners = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a stage draws."""
+
+    temperature: Annotated[float | None, option("FLOAT", _OF)] = None
+    """Below 1 likely codes become likelier, above 1 less likely."""
+    top_k: Annotated[int | None, option("INT", _OF)] = None
+    """Of the likeliest codes so many may be drawn; 1: always the likeliest. Instead of clusters."""
+    clusters: Annotated[int | None, option("INT", _OF)] = None
+    """Of the likeliest clusters of codes so many may be drawn, then a code of one."""
+    cluster_temperature: Annotated[float | None, option("FLOAT", _OF)] = None
+    """Of the codes in a cluster."""
+
+    def of(self, before: "Sampling", labels: torch.Tensor | None) -> "Sampling":
+        """What was chosen before, changed by what is asked for here."""
+        from cogview.clusters import Clusters
+
+        how, both = before, self.top_k is not None and self.clusters is not None
+        require(not both, "top_k", "none with clusters", self.top_k)
+        if self.temperature is not None:
+            how = replace(how, temperature=self.temperature)
+        if self.top_k is not None:
+            how = replace(how, top_k=self.top_k, clusters=None)
+        if self.clusters is not None:
+            assert labels is not None
+            how = replace(how, clusters=Clusters(labels, self.clusters))
+        if self.cluster_temperature is not None:
+            if how.clusters is None:
+                raise ValueError("cluster_temperature: expected none without clusters, see --help")
+            how = replace(how, clusters=replace(how.clusters, temperature=self.cluster_temperature))
+        return how
+
+
+@dataclass(frozen=True)
+class BaseStage(Stage):
+    text_attention: Annotated[float | None, option("FLOAT", _OF)] = None
+    """Added to the scores of what is drawn and text: pictures keep closer to their captions. 0 to 3, published 1.4."""
+
+    def of(self, before: "Sampling", labels: torch.Tensor | None) -> "Sampling":
+        how = super().of(before, labels)
+        return how if self.text_attention is None else replace(how, text_attention=self.text_attention)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Whose models, and how they compute."""
+
+    folder: RunFolder = None
+    """Folder of the run: both tokenizers and its models."""
+    base: Annotated[str | None, option("NAME", "trained last of recipe coglm")] = None
+    """Which of its models draws small pictures, and ranks them."""
+    direct: Annotated[str | None, option("NAME", "trained last of recipe direct")] = None
+    """Which enlarges them."""
+    iterative: Annotated[str | None, option("NAME", "trained last of recipe iterative")] = None
+    """Which draws most of these anew."""
+    stages: Literal[1, 2, 3] = 3
+    """1: small pictures alone; 2: and direct super-resolution; 3: and the iterative one."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the models: 16 bits take half the memory and less time."""
+    batch_size: int = 8
+    """Pictures at once in each stage."""
+    memory: Annotated[float | None, option("GB", "no limit")] = None
+    """As many pictures at once, up to batch-size, as fit this much memory with the models."""
+
+    def load(self) -> "tuple[CogView2, int]":
+        """All models, once, and how many pictures at once."""
+        from cogview.cogview2 import CogView2
+        from cogview.runs import last_run
+
+        require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        require(self.memory is None or self.memory > 0, "memory", "a positive number", self.memory)
+        folder = last_run() if self.folder is None else self.folder
+        names = {"base": self.base, "direct": self.direct, "iterative": self.iterative}
+        how: dict[str, Any] = {"device": self.device, "dtype": getattr(torch, self.dtype)}
+        found = CogView2.load(folder, stages=self.stages, **names, **how)
+        for stage in found.stages:
+            console.print(f"{stage.recipe.name}: {stage.source}")
+        if self.memory is None:
+            return found, self.batch_size
+        most = found.fitting(self.memory * 1e9)
+        if most < self.batch_size:
+            console.print(f"{most} pictures at once fit {self.memory:g} GB")
+        return found, min(most, self.batch_size)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How the stages draw."""
+
+    settings: Literal["ours", "published"] = "ours"
+    """Of all stages. published: those of the released code, for its weights."""
+    labels: Annotated[Path | None, option("FILE", "by k-means")] = None
+    """Clusters of the codes, a .npy file of their numbers, as CogView2's cluster_label.npy; default those of the run's
+    codebook by k-means, 40 codes in each on average."""
+    base: BaseStage = field(default_factory=BaseStage)
+    direct: Stage = field(default_factory=Stage)
+    iterative: Stage = field(default_factory=Stage)
+
+    def of(self, models: "CogView2", batch_size: int) -> "Settings":
+        from cogview.clusters import k_means, read_labels
+        from cogview.cogview2 import Settings
+
+        stages, labels = (self.base, self.direct, self.iterative), None
+        if self.labels is not None:
+            labels = read_labels(self.labels, models.base.recipe.config.image_vocab)
+        elif self.settings == "published" or any(stage.clusters is not None for stage in stages):
+            labels = k_means(models.base.image.codebook)
+        before = Settings() if labels is None or self.settings == "ours" else Settings.published(labels)
+        made = [
+            replace(stage.of(how, labels), batch_size=batch_size)
+            for stage, how in zip(stages, (before.base, before.direct, before.iterative), strict=True)
+        ]
+        last, rounds = self.iterative, before.top_k
+        if last.top_k is not None or last.clusters is not None or len(rounds or ()) != models.rounds:
+            rounds = None
+        return Settings(made[0], made[1], made[2], rounds)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Draw pictures for captions: many small ones, the best of them by CapLoss enlarged, a file each, and a sheet."""
+
+    captions: Annotated[tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]], tyro.conf.arg(metavar="TEXT ...")] = ()
+    """What to draw. Several may follow, and the option may be repeated."""
+    captions_file: Annotated[Path | None, option("FILE", "none")] = None
+    """More captions, one a line (UTF-8); blank lines are skipped."""
+    out: Path = Path("pictures.png")
+    """The sheet. Its suffix says the format; the single pictures come into a folder beside it of the same name without
+    the suffix."""
+    count: int = 4
+    """Pictures of each caption."""
+    candidates: Annotated[int | None, option("INT", "as many as count")] = None
+    """Small pictures drawn of each caption, of which the best are kept."""
+    keep_stages: bool = False
+    """Also write each picture as the stages before have it."""
+    seed: int = 0
+    """Of each caption's first candidate; the others have the following ones. The same seed draws the same picture."""
+    models: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
+    ways: Annotated[Ways, tyro.conf.arg(name="")] = field(default_factory=Ways)
+
+    def run(self) -> None:
+        from cogview.pictures import picture_path
+        from cogview.progress import progress
+
+        captions = [caption.strip() for group in self.captions for caption in group]
+        if self.captions_file is not None:
+            captions += [caption for _, caption in read_captions(self.captions_file)]
+        require(bool(captions), "captions", "at least one, of --captions or --captions-file", captions)
+        sheet = picture_path(self.out)
+        models, at_once = self.models.load()
+        how = self.ways.of(models, at_once)
+        about: dict[str, Any] = {"count": self.count, "candidates": self.candidates, "seed": self.seed}
+        with progress("drawing", models.work(len(captions), self.count, self.candidates)) as update:
+            drawn = models.draw(captions, how, **about, update=update)
+            make_places(sheet)
+            self._write(models, captions, drawn, sheet)
+
+    def _write(self, models: "CogView2", captions: list[str], drawn: Any, sheet: Path) -> None:
+        from cogview.pictures import contact_sheet, image_of, save_image
+
+        paths, rows, kept = picture_paths(captions, sheet, self.count), list[tuple[str, list[torch.Tensor]]](), 0
+        for one in drawn:
+            stages = [codes for codes in (one.small, one.direct, one.fine) if codes is not None]
+            pictures = [models.base.pictures(codes) for codes in stages]
+            for n in range(self.count):
+                path = next(paths)
+                save_image(image_of(pictures[-1][n]), path)
+                if self.keep_stages:
+                    for stage, name in zip(pictures[:-1], ("small", "direct"), strict=False):
+                        save_image(image_of(stage[n]), path.with_stem(f"{path.stem}-{name}"))
+            if kept < SHEET_PIXELS:
+                losses = " ".join(f"{loss:.2f}" for loss in one.caploss.tolist())
+                rows.append((f"{one.caption} (CapLoss {losses})", list(pictures[-1])))
+                kept += pictures[-1].numel()
+        shown = contact_sheet(rows, sheet, columns=max(1, 8 // self.count), zoom=max(1, 128 // models.side))
+        total, folder = f"{len(captions) * self.count:,} pictures", f"{sheet.with_suffix('')}{os.sep}"
+        console.print(f"{total} in {folder}, those of {shown:,} captions on {sheet}")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Draw a part of a picture anew, by a caption of what its surroundings show; all else stays as it is."""
+
+    picture: tyro.conf.Positional[Path]
+    """PNG, JPEG, WebP, GIF or BMP of any size."""
+    caption: Annotated[str, tyro.conf.arg(metavar="TEXT")]
+    """What the square around the mask is to show."""
+    mask: Annotated[Path | None, option("FILE", "none")] = None
+    """A picture of the same size: what is light in it, or where it has transparency what is opaque, is drawn anew."""
+    box: Annotated[tyro.conf.UseAppendAction[tuple[Corners, ...]], tyro.conf.arg(metavar="LEFT TOP RIGHT BOTTOM")] = ()
+    """Pixels of a rectangle that is drawn anew, to before RIGHT and BOTTOM; may be repeated, and go with --mask."""
+    out: Path = Path("edited.png")
+    """The sheet: the picture, its mask and what was drawn. The pictures, PNG, come into a folder beside it."""
+    count: int = 4
+    """Pictures, the best first."""
+    candidates: Annotated[int | None, option("INT", "as many as count")] = None
+    """Small squares drawn, of which the best are kept."""
+    feather: int = 0
+    """Pixels inside the mask's border in which what is drawn fades in."""
+    seed: int = 0
+    """Of the first candidate; the others have the following ones."""
+    models: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
+    ways: Annotated[Ways, tyro.conf.arg(name="")] = field(default_factory=Ways)
+
+    def run(self) -> None:
+        from cogview.editing import masked_by, read_mask
+        from cogview.inputs import whole
+        from cogview.pictures import contact_sheet, image_of, picture_path, save_image
+        from cogview.progress import progress
+
+        sheet = picture_path(self.out)
+        given = whole(self.picture)
+        mask = masked_by(self.box, given)
+        if self.mask is not None:
+            mask |= read_mask(self.mask, given)
+        models, at_once = self.models.load()
+        how = self.ways.of(models, at_once)
+        about: dict[str, Any] = {"count": self.count, "candidates": self.candidates, "seed": self.seed}
+        with progress("drawing", models.work(1, self.count, self.candidates)) as update:
+            found = models.edit(given, mask, self.caption, how, **about, feather=self.feather, update=update)
+        make_places(sheet)
+        for path, picture in zip(picture_paths([self.caption], sheet, self.count), found.pictures, strict=True):
+            save_image(image_of(picture), path.with_suffix(".png"))  # which keeps every pixel
+        shown = torch.where(mask, torch.tensor([255, 0, 255], dtype=torch.uint8)[:, None, None], given)
+        cells = [("given", [given]), ("drawn anew", [shown])]
+        cells += [
+            (f"CapLoss {loss:.2f}", [picture])
+            for loss, picture in zip(found.caploss.tolist(), found.pictures, strict=True)
+        ]
+        contact_sheet(cells, sheet, columns=len(cells), zoom=1, note=self.caption)
+        console.print(f"{self.count} pictures in {sheet.with_suffix('')}{os.sep}, all of them on {sheet}")
