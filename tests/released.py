@@ -1,12 +1,16 @@
-"""CogView's released files at reduced width, written from their description, and the published formulas in plain torch.
+"""CogView's and CogView2's released files at reduced width, written from their description, and the published formulas
+in plain torch.
 
 Nothing here is of cogview: names, shapes and order of computation are those of the released code.
 """
 
+import json
 import math
 import random
+import re
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +101,7 @@ def part(m: Module, rank: int, parts: int) -> Module:
             made[name] = value[[third * HIDDEN + row for third in range(3) for row in q_rows]]
         elif "word_embeddings" in name or "dense_h_to_4h" in name:
             made[name] = value[rank * size : (rank + 1) * size].clone()
-        elif name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
+        elif re.search(r"(attention(_plus)?\.dense(\.\d+)?|dense_4h_to_h)\.weight$", name):
             size = value.shape[1] // parts
             made[name] = value[:, rank * size : (rank + 1) * size].clone()
         else:
@@ -192,3 +196,154 @@ def pictures_of(m: Module, codes: Tensor) -> Tensor:
         weight, bias = w[f"dec.blocks.{i}.weight"], w[f"dec.blocks.{i}.bias"]
         x = F.relu(F.conv_transpose2d(x, weight, bias, stride=2, padding=1))
     return F.conv2d(x, w["dec.blocks.6.weight"], w["dec.blocks.6.bias"]) * STD + MEAN
+
+
+# CogView2: SwissArmyTransformer 0.2 (training/model_io.py, model/transformer.py) and CogView2's own models
+
+EXTRA = "mixins.extra_position_embedding.position_embeddings.weight"
+SAT_POSITIONS = 1024
+Attend = Callable[[int, Tensor], Tensor]
+"""What attention of a layer makes of its normalised input [B, S, C]."""
+
+
+def sat_module(rows: int, *, fine: int = 0, projections: bool = False, seed: int = 0) -> Module:
+    """Weights of coglm; of a super-resolution with so many fine cells, direct's with projections of their own."""
+    made = module(rows, seed)
+    g = torch.Generator().manual_seed(seed + 1)
+    words = made.pop("word_embeddings.weight")
+    words[3] /= 300  # norms are plain here
+    made["transformer.word_embeddings.weight"] = words
+    made["transformer.position_embeddings.weight"] = (torch.randn(SAT_POSITIONS, HIDDEN, generator=g) * 0.3).half()
+    if fine:
+        made[EXTRA] = (torch.randn(fine, HIDDEN, generator=g) * 0.3).half()
+    for part in ("query_key_value", "dense") if projections else ():
+        for i in range(LAYERS):
+            for kind in ("weight", "bias"):
+                shape = LAYER[f"attention.{part}.{kind}"]
+                made[f"mixins.attention_plus.{part}.{i}.{kind}"] = (torch.randn(shape, generator=g) * 0.08).half()
+    return made
+
+
+def write_sat(folder: Path, m: Module, *, parts: int = 1, iteration: int = 300, tracker: str = "latest") -> Path:
+    (folder / str(iteration)).mkdir(parents=True)
+    (folder / tracker).write_text(str(iteration))
+    (folder / "model_config.json").write_text(json.dumps({"num_attention_heads": HEADS, "layernorm_order": "sandwich"}))
+    for rank in range(parts):
+        content = {"module": part(m, rank, parts), "iteration": iteration, "torch_rng_state": torch.get_rng_state()}
+        torch.save(content, folder / str(iteration) / f"mp_rank_{rank:02d}_model_states.pt")
+    return folder
+
+
+class Sat:
+    """The computation of such weights, all in one dtype."""
+
+    def __init__(self, m: Module, dtype: torch.dtype):
+        self.w = {name: value.to(dtype) for name, value in m.items()}
+        self.dtype = dtype
+
+    def linear(self, x: Tensor, name: str, layer: str = "") -> Tensor:
+        return F.linear(x, self.w[f"{name}{layer}.weight"], self.w[f"{name}{layer}.bias"])
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, (HIDDEN,), self.w[f"transformer.{name}.weight"], self.w[f"transformer.{name}.bias"])
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Positions from 1024 on are those of fine cells."""
+        table = torch.cat(
+            [self.w["transformer.position_embeddings.weight"], *(self.w[n] for n in (EXTRA,) if n in self.w)]
+        )
+        return self.w["transformer.word_embeddings.weight"][tokens] + table[positions]
+
+    def logits(self, h: Tensor, attend: Attend) -> Tensor:
+        """[B, S, V] of embeddings [B, S, C]; order of norms: sandwich."""
+        for i in range(LAYERS):
+            at = f"layers.{i}"
+            h = h + self.norm(attend(i, self.norm(h, f"{at}.input_layernorm")), f"{at}.third_layernorm")
+            x = self.linear(self.norm(h, f"{at}.post_attention_layernorm"), f"transformer.{at}.mlp.dense_h_to_4h")
+            x = 0.5 * x * (1 + torch.tanh(0.7978845608028654 * x * (1 + 0.044715 * x * x)))
+            h = h + self.norm(self.linear(x, f"transformer.{at}.mlp.dense_4h_to_h"), f"{at}.fourth_layernorm")
+        return self.norm(h, "final_layernorm") @ self.w["transformer.word_embeddings.weight"].t()
+
+    def heads(self, x: Tensor, name: str, layer: str = "") -> list[Tensor]:
+        """Queries, divided by sqrt(D), keys, values, [B, H, S, D]."""
+        q, k, v = (
+            part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in self.linear(x, name, layer).chunk(3, dim=-1)
+        )
+        return [q / math.sqrt(HIDDEN // HEADS), k, v]
+
+    def base(self, i: int, x: Tensor) -> list[Tensor]:
+        return self.heads(x, f"transformer.layers.{i}.attention.query_key_value")
+
+    def dense(self, i: int, out: Tensor) -> Tensor:
+        return self.linear(joined(out), f"transformer.layers.{i}.attention.dense")
+
+    def masked(self, scores: Tensor, mask: Tensor) -> Tensor:
+        mask = mask.to(self.dtype)
+        return scores * mask - 10000 * (1 - mask)
+
+    def coglm(self, tokens: Tensor, positions: Tensor, mask: Tensor, log_weights: float | Tensor = 0.0) -> Tensor:
+        """mask, 1 or 0, and what is added to scores: [S, S]."""
+
+        def attend(i: int, x: Tensor) -> Tensor:
+            q, k, v = self.base(i, x)
+            weights = self.masked(q @ k.mT + log_weights, mask).softmax(-1)
+            return self.dense(i, weights @ v)
+
+        return self.logits(self.embed(tokens, positions), attend)
+
+    def direct(self, tokens: Tensor, positions: Tensor, mask: Tensor, text: int, coarse: int, fine: int) -> Tensor:
+        """dsr_model.py: of text padded to so many tokens on the left, coarse cells and fine ones, of so many a side;
+        mask of the first two kinds."""
+        before = text + coarse**2
+
+        def attend(i: int, x: Tensor) -> Tensor:
+            q0, k0, v0 = self.base(i, x[:, :before])
+            q1, k1, v1 = self.heads(x[:, before:], "mixins.attention_plus.query_key_value", f".{i}")
+            out0 = self.masked(q0 @ k0.mT, mask).softmax(-1) @ v0
+            around = Windows(9, 5, fine, fine)
+            below = Windows(5, 5, coarse, fine)
+            k0, v0 = k0[:, :, text:], v0[:, :, text:]
+            weights = torch.cat([below.scores(q1, k0), around.scores(q1, k1)], dim=-1).softmax(-1)
+            out1 = around.weighted(weights[..., 25:], v1) + below.weighted(weights[..., :25], v0)
+            plus = self.linear(joined(out1), "mixins.attention_plus.dense", f".{i}")
+            return torch.cat([self.dense(i, out0), plus], dim=1)
+
+        return self.logits(self.embed(tokens, positions), attend)
+
+    def iterative(self, tokens: Tensor, positions: Tensor, mask: Tensor, text: int, fine: int) -> Tensor:
+        """itersr_model.py: of text padded to so many tokens on the left, of which mask [text] tells, and fine cells."""
+
+        def attend(i: int, x: Tensor) -> Tensor:
+            (q0, q1), (k0, k1), (v0, v1) = (each.tensor_split([text], dim=2) for each in self.base(i, x))
+            out0 = self.masked(q0 @ k0.mT, mask).softmax(-1) @ v0
+            around = Windows(9, 5, fine, fine)
+            weights = torch.cat([self.masked(q1 @ k0.mT, mask), around.scores(q1, k1)], dim=-1).softmax(-1)
+            out1 = around.weighted(weights[..., text:], v1) + weights[..., :text] @ v0
+            return self.dense(i, torch.cat([out0, out1], dim=2))
+
+        return self.logits(self.embed(tokens, positions), attend)
+
+
+def joined(out: Tensor) -> Tensor:
+    return out.transpose(1, 2).flatten(2)
+
+
+class Windows:
+    """Image-Local-Attention's f_similar and f_weighting, not causal: of queries in a grid of `fine` cells a side, keys
+    of `side` cells in a window around the one that each is on; -10000 outside of the grid."""
+
+    def __init__(self, rows: int, columns: int, side: int, fine: int):
+        on = torch.arange(fine) // (fine // side)
+        y = on[:, None, None, None] + torch.arange(rows)[:, None] - rows // 2
+        x = on[:, None, None] + torch.arange(columns) - columns // 2
+        inside = (y >= 0) & (y < side) & (x >= 0) & (x < side)
+        self.inside = inside.reshape(fine**2, rows * columns)
+        self.places = (y.clamp(0, side - 1) * side + x.clamp(0, side - 1)).reshape(self.inside.shape)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """[B, H, queries, keys of a window]"""
+        found = (q[..., None, :] * k[:, :, self.places]).sum(-1)
+        return found.where(self.inside, -10000)
+
+    def weighted(self, weights: Tensor, v: Tensor) -> Tensor:
+        return (weights[..., None] * v[:, :, self.places] * self.inside[..., None]).sum(-2)

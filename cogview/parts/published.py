@@ -1,4 +1,5 @@
-"""The names of CogView's released checkpoints, and the order of rows of what makes queries, keys and values."""
+"""The names of released checkpoints, CogView's and CogView2's, and the order of rows of what makes queries, keys and
+values."""
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ _LAYER = {
     "mlp.dense_4h_to_h": "mlp.dense_4h_to_h",
     "mlp_post_norm": "fourth_layernorm",
 }
+_FINE = {"fine_query_key_value": "query_key_value", "fine_dense": "dense"}  # of direct super-resolution alone
 
 
 def published_names(num_layers: int) -> dict[str, str]:
@@ -28,6 +30,19 @@ def published_names(num_layers: int) -> dict[str, str]:
                 names[f"stack.layers.{i}.{ours}.{kind}"] = f"transformer.layers.{i}.{theirs}.{kind}"
             following = f"layers.{i + 1}.input_layernorm" if i + 1 < num_layers else "final_layernorm"
             names[f"stack.layers.{i}.next_norm.{kind}"] = f"transformer.{following}.{kind}"
+    return names
+
+
+def sat_names(num_layers: int, *, fine_projections: bool = False) -> dict[str, str]:
+    """Likewise of CogView2's checkpoints, which SwissArmyTransformer wrote; of a super-resolution's positions the
+    base's alone. fine_projections: of fine cells, a table of layers for each kind."""
+    names = published_names(num_layers)
+    names["embedding.words.weight"] = f"transformer.{names['embedding.words.weight']}"
+    if fine_projections:
+        for kind in ("weight", "bias"):
+            for i in range(num_layers):
+                for ours, theirs in _FINE.items():
+                    names[f"stack.layers.{i}.attention.{ours}.{kind}"] = f"mixins.attention_plus.{theirs}.{i}.{kind}"
     return names
 
 

@@ -3,11 +3,12 @@
     import_model(Path("cogview-base"), Path("runs/cogview"), name="gpt", vqvae=..., text=...)
     export_run(Path("runs/cogview"), Path("released"))
 
-A run's checkpoint has the released float16 values themselves: half the bytes of float32, in which they are computed
-with and trained. The way back gives the same values.
+CogView's and CogView2's, see `families`. A run's checkpoint has the released float16 values themselves: half the bytes
+of float32, in which they are computed with and trained. The way back gives the same values.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ from torch import Tensor
 
 from cogview.config import require
 from cogview.data.files import written_beside
-from cogview.parts.published import THREE, by_kind, published_names
 from cogview.parts.transformer import Transformer
 from cogview.progress import progress, track
-from cogview.published import cuts
+from cogview.published import cuts, families
+from cogview.published.families import FAMILIES, Family, Tokens
 from cogview.published.image import read_image_tokenizer
+from cogview.published.layout import Layout
 from cogview.published.torch_file import all_finite, save
-from cogview.published.transformer import PRESET, TRACKER, WORDS, Published, part_path
-from cogview.recipes.caption import Caption
-from cogview.recipes.cogview import CogViewConfig
+from cogview.published.transformer import CONFIG, Published, part_path
+from cogview.recipes.fine import Fine
 from cogview.recipes.recipe import Recipe
 from cogview.recipes.superresolution import Restart, SuperResolution
 from cogview.runs import folder_of
@@ -38,7 +39,6 @@ from cogview.train import checkpoint, record
 from cogview.train.state import State
 
 TEXT, IMAGE = "text.model", "vqvae.safetensors"
-RELEASED_TEXT, RELEASED_IMAGE = "cog-pretrain.model", "vqvae_hard_biggerset_011.pt"
 
 Tell = Callable[[str], None]
 
@@ -59,32 +59,37 @@ def import_model(
     """Makes a released model the model `name` of a run, and writes its tokenizers there if they are not yet; its
     checkpoint. All is read and checked before anything is written; `tell` is told what was found.
 
-    source: a folder with latest_checkpointed_iteration.txt, or one with mp_rank_*_model_states.pt. vqvae, text: its
-    tokenizers; None: those of the run. restart: of recipe superresolution, see its config; default "on", as it was
-    trained. ValueError in one sentence where something is missing or does not fit.
+    source: a folder with latest_checkpointed_iteration.txt or latest, or one with mp_rank_*_model_states.pt. vqvae,
+    text: its tokenizers; None: those of the run. restart: of recipe superresolution, see its config; default "on", as
+    it was trained. ValueError in one sentence where something is missing or does not fit, as weights of another recipe.
     """
+    family = families.of(recipe)
     fits = restart is None or recipe == SuperResolution.name
     require(fits, "restart", f"none but with recipe {SuperResolution.name}", restart)
     folder = folder_of(run, name)
     there = checkpoint.latest(folder)
     require(there is None, "name", "a new one", f"{name}, which has {there}")
+    published = Published.read(source)
+    published.check_stage(recipe)
     text_tokenizer = _tokenizer(run / TEXT, text, "text", TextTokenizer.load, TextTokenizer.load)
     image_tokenizer = _tokenizer(run / IMAGE, vqvae, "vqvae", read_image_tokenizer, load_image_tokenizer)
-    published = Published.read(source)
-    sizes = image_tokenizer.config.codebook_size, text_tokenizer.vocab_size
-    own: dict[str, Any] = {Caption.name: {"stop": False}}.get(recipe, {})  # released captions know no end
-    own |= {} if restart is None else {"restart": restart}
-    made = published.recipe(recipe, *sizes, heads=heads, image_grid=image_grid, **own)
+    tokens = Tokens(image_tokenizer.config.codebook_size, text_tokenizer.vocab_size, text_tokenizer.chinese_from)
+    own = family.release(recipe).own | ({} if restart is None else {"restart": restart})
+    made = published.recipe(recipe, tokens, heads=heads, image_grid=image_grid, **own)
     c, count = made.config, len(published.files)
+    grids = made.grids if isinstance(made, Fine) else (c.image_grid,)
     tell(
-        f"{recipe}: {c.num_layers} layers of width {c.hidden_size} with {c.num_heads} heads, {c.image_grid} x "
-        f"{c.image_grid} image tokens and up to {c.max_text} of text, of {count} part{'s' if count > 1 else ''}"
+        f"{recipe}: {c.num_layers} layers of width {c.hidden_size} with {c.num_heads} heads, "
+        f"{' and '.join(f'{grid} x {grid}' for grid in grids)} image tokens and up to {c.max_text} of text, "
+        f"of {count} part{'s' if count > 1 else ''}"
     )
     if published.others:
         more = len(published.others) - 20
         tell(f"not read: {', '.join(published.others[:20])}{f' and {more:,} more' if more > 0 else ''}")
     if (spare := published.rows - made.vocab.size) > 0:
-        tell(f"left out: {spare} rows that pad the token table for its parts")
+        tell(f"left out: {spare:,} rows that pad the token table")
+    elif spare < 0:
+        tell(f"added: {-spare} rows of zeros that pad the token table")
     reading = track(published.tensors(made), "reading", len(published.modules[0]))
     tensors = {f"model.{ours}": tensor for ours, tensor in reading}
     for path, tokenizer in ((run / TEXT, text_tokenizer), (run / IMAGE, image_tokenizer)):
@@ -93,7 +98,7 @@ def import_model(
     step = published.iteration
     about = {
         "recipe": recipe,
-        "preset": PRESET,
+        "preset": family.preset,
         "published": {"folder": str(source.resolve()), "iteration": step},
     }
     about |= {"config": dataclasses.asdict(c), "tokenizers": [text_tokenizer.sha256, image_tokenizer.sha256]}
@@ -119,39 +124,46 @@ def _tokenizer(ours: Path, given: Path | None, option: str, read: Callable[..., 
 def export_run(
     run: Path, out: Path, *, name: str | None = None, step: int | None = None, parts: int = 1, tell: Tell = print
 ) -> Path:
-    """Writes a run's model and tokenizers as CogView's released files, the model in so many tensor-parallel parts; the
-    folder of the parts. ValueError where CogView's code would not compute what the run's model does."""
+    """Writes a run's model and tokenizers as released files of its family, the model in so many tensor-parallel parts;
+    the folder of the parts. ValueError where that family's code would not compute what the run's model does."""
     system = System.load(run, name=name, step=step, dtype=None)
     recipe, source = system.recipe, system.source
     assert source is not None
-    _check(recipe, parts)
-    image = _released_image(system.image)
+    family = families.of(recipe.name)
+    family.check(recipe)
+    require(
+        1 <= parts <= 99 and recipe.config.num_heads % parts == 0,
+        "parts",
+        f"a divisor of {recipe.config.num_heads} heads",
+        parts,
+    )
+    image = _released_image(system.image) if family.image else {}
     folder = out / str(source.step)
     paths = [part_path(folder, rank) for rank in range(parts)]
-    named = (TRACKER, RELEASED_TEXT, RELEASED_IMAGE)
-    free = not any((out / name).exists() for name in named) and not set(folder.glob("mp_rank_*")).difference(paths)
+    taken = [*(other.tracker for other in FAMILIES), family.text, *([family.image] if family.image else [])]
+    free = not any((out / name).exists() for name in taken) and not set(folder.glob("mp_rank_*")).difference(paths)
     require(free, "out", "a folder without a released model", str(out))
-    halves = _halves(system.model, tell)
-    if (rows := cuts.padded(recipe.vocab.size, parts) - recipe.vocab.size) > 0:
+    halves = _halves(recipe, system.model, family, tell)
+    words = halves[family.words]
+    if (rows := cuts.padded(len(words), parts) - len(words)) > 0:
         tell(f"added: {rows} rows of zeros that pad the token table for {parts} parts")
-        halves[WORDS] = torch.cat([halves[WORDS], halves[WORDS].new_zeros(rows, recipe.config.hidden_size)])
+        halves[family.words] = torch.cat([words, words.new_zeros(rows, words.shape[1])])
+    about = family.beside(recipe, len(halves[family.words]), parts)
     whole = {key: cuts.cut(key, value, parts) for key, value in halves.items()}
     for rank, path in enumerate(track(paths, "writing")):
         module = {key: pieces[rank] for key, pieces in whole.items()}
         save({"module": module, "iteration": source.step, "mp_world_size": parts}, path)
-    system.text.save(out / RELEASED_TEXT)
-    save(image, out / RELEASED_IMAGE)
-    with written_beside(out / TRACKER) as beside:  # the last: what it is missing beside is not whole
+    system.text.save(out / family.text)
+    if family.image:
+        save(image, out / family.image)
+    else:
+        tell("not written: the image tokenizer, of whose file the run has the networks of one size only")
+    if about is not None:
+        with written_beside(out / CONFIG) as beside:
+            beside.write_text(json.dumps(about, indent=4))
+    with written_beside(out / family.tracker) as beside:  # the last: what it is missing beside is not whole
         beside.write_text(str(source.step))
     return folder
-
-
-def _check(recipe: Recipe, parts: int) -> None:
-    c = recipe.config
-    fits = isinstance(c, CogViewConfig) and c.attention != "three_region"
-    require(fits, "attention", "dense, as CogView's code has it", getattr(c, "attention", recipe.name))
-    require(c.image_positions == "following", "image_positions", "following, as in CogView's code", c.image_positions)
-    require(1 <= parts <= 99 and c.num_heads % parts == 0, "parts", f"a divisor of {c.num_heads} heads", parts)
 
 
 def _released_image(image: ImageTokenizer) -> dict[str, Tensor]:
@@ -164,20 +176,20 @@ def _released_image(image: ImageTokenizer) -> dict[str, Tensor]:
     return averages | {name: tensors[name] for name in ours}
 
 
-def _halves(model: Transformer, tell: Tell) -> dict[str, Tensor]:
+def _halves(recipe: Recipe, model: Transformer, family: Family, tell: Tell) -> dict[str, Tensor]:
     """A model's tensors in float16 by published names; what that changes is told."""
     halves, changed, total = dict[str, Tensor](), 0, 0
-    for ours, theirs in track(published_names(model.config.num_layers).items(), "converting"):
+    layout = Layout(recipe)
+    for ours in track(layout.names, "converting"):
         value = model.get_parameter(ours).detach()  # files have tensors, not parameters
-        if theirs.endswith(THREE):
-            value = by_kind(value, model.config.num_heads)
-        halves[theirs] = value.half()
-        require(all_finite(halves[theirs]), ours, "values that float16 has", "others")
+        half = value.half()
+        require(all_finite(half), ours, "values that float16 has", "others")
         if value.dtype != torch.float16:
-            changed += int((halves[theirs].to(value.dtype) != value).sum())
+            changed += int((half.to(value.dtype) != value).sum())
         total += value.numel()
+        halves |= layout.released(ours, half)
     if changed:
         tell(f"rounded to float16: {changed:,} of {total:,} values")
-    if (relax := model.config.relax) != "tensor":
-        tell(f"its norms are those of relax {relax}; CogView's code divides by the largest of the whole tensor instead")
+    if (relax := model.config.relax) != family.relax:
+        tell(f"its norms are those of relax {relax}; {family.code} {family.relaxes}")
     return halves

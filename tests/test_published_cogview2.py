@@ -1,0 +1,576 @@
+"""CogView2's released weights as runs and back: layout, stages, the released computations, what is refused."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import released
+import test_icetk
+import torch
+from common import assert_as_good_as
+from test_published_weights import same
+from torch import Tensor
+
+from cogview import cli
+from cogview.bilingual import BilingualVocabulary
+from cogview.models import load_model
+from cogview.parts.transformer import Transformer
+from cogview.recipes import preset
+from cogview.recipes.direct import Direct
+from cogview.recipes.iterative import Iterative
+from cogview.sequence import pad_text
+from cogview.system import System
+from cogview.tokenizers.text import TextTokenizer
+from cogview.train import checkpoint
+
+CAPTIONS = ["a fox above a tree", "a red car", "两只鸟", "蓝色的房子", "一只红色的狐狸"]
+COARSE, FINE, CELLS = 4, 12, 6  # of a side; the last of coglm alone
+ROWS = 512  # positions before [SOI]'s
+GRIDS = {"coglm": CELLS, "direct": COARSE, "iterative": COARSE}
+FOLDERS = {"coglm": "coglm", "direct": "cogview2-dsr", "iterative": "cogview2-itersr"}
+STAGES = pytest.mark.parametrize("recipe", GRIDS)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """Released tokenizers, and a model of each stage."""
+    folder = tmp_path_factory.mktemp("released")
+    TextTokenizer.train([*CAPTIONS, "two birds on a house"], 380, bilingual=True).save(folder / "ice_text.model")
+    torch.save(released.image_tokenizer(), folder / "vqvae.pt")
+    for recipe, name in FOLDERS.items():
+        released.write_sat(folder / name, weights(folder, recipe))
+    return folder
+
+
+def vocabulary(files: Path) -> BilingualVocabulary:
+    text = TextTokenizer.load(files / "ice_text.model")
+    assert text.chinese_from is not None
+    return BilingualVocabulary(released.CODES, text.vocab_size, text.chinese_from)
+
+
+def weights(files: Path, recipe: str, rows: int | None = None) -> released.Module:
+    rows = vocabulary(files).size if rows is None else rows
+    fine = 0 if recipe == "coglm" else FINE**2
+    return released.sat_module(rows, fine=fine, projections=recipe == "direct")
+
+
+def take(files: Path, run: Path, recipe: str, *more: object, source: Path | None = None) -> None:
+    given = ["--vqvae", files / "vqvae.pt", "--text", files / "ice_text.model", "--image-grid", GRIDS[recipe]]
+    source = files / FOLDERS[recipe] if source is None else source
+    cli.main(list(map(str, ["import-weights", source, "--run", run, *given, *more])))
+
+
+@pytest.fixture(scope="module")
+def run(files, tmp_path_factory) -> Path:
+    """Models of all stages in one run, what each is found by its folder's name."""
+    folder = tmp_path_factory.mktemp("imported") / "run"
+    for recipe in GRIDS:
+        take(files, folder, recipe)
+    return folder
+
+
+def imported(run: Path, recipe: str) -> tuple[Any, Transformer]:
+    return load_model(checkpoint.latest(run / recipe))
+
+
+@STAGES
+def test_a_run_as_any_other(files, run, recipe):
+    made, model = imported(run, recipe)
+    c = made.config
+    assert made.name == recipe
+    assert (c.num_layers, c.hidden_size, c.num_heads, c.image_grid, c.text_rows) == (2, 128, 2, GRIDS[recipe], ROWS)
+    assert (c.relax, c.chinese_from) == (None, vocabulary(files).chinese_from)
+    header = checkpoint.read_header(checkpoint.latest(run / recipe))
+    assert header["published"] == {"folder": str((files / FOLDERS[recipe]).resolve()), "iteration": 300}
+    assert header["preset"] == "coglm-6b"
+    module, found = weights(files, recipe), model.state_dict()
+    table = [module["transformer.position_embeddings.weight"]]
+    if recipe == "coglm":
+        assert not c.stop
+    else:
+        table.append(module[released.EXTRA])
+        assert (c.fine_grid, c.base_positions, c.kernel_size) == (FINE, 1024, (9, 5))
+    assert getattr(c, "coarse_kernel_size", (5, 5)) == (5, 5)
+    assert getattr(c, "text_slots", 16) == 16
+    assert torch.equal(found["embedding.positions.weight"], torch.cat(table).float())
+    assert torch.equal(found["embedding.words.weight"], module["transformer.word_embeddings.weight"].float())
+    for i in range(2):
+        at, theirs = f"stack.layers.{i}.", f"transformer.layers.{i}."
+        norms = {"post_norm": "third_layernorm", "mlp_norm": "post_attention_layernorm"}
+        norms |= {"mlp_post_norm": "fourth_layernorm"}
+        for ours, name in norms.items():
+            assert torch.equal(found[f"{at}{ours}.bias"], module[f"{theirs}{name}.bias"].float())
+        if recipe == "direct":
+            dense = module[f"mixins.attention_plus.dense.{i}.weight"]
+            assert torch.equal(found[f"{at}attention.fine_dense.weight"], dense.float())
+            three = module[f"mixins.attention_plus.query_key_value.{i}.weight"].view(3, 2, 64, 128)
+            ours = found[f"{at}attention.fine_query_key_value.weight"].view(2, 3, 64, 128)
+            assert torch.equal(ours, three.transpose(0, 1).float())
+    tensors, _ = checkpoint.read(checkpoint.latest(run / recipe))
+    assert {value.dtype for value in tensors.values()} == {torch.float16}
+
+
+@STAGES
+@pytest.mark.parametrize("parts", [1, 2])
+def test_there_and_back(files, tmp_path, capsys, recipe, parts):
+    text, rows = vocabulary(files), -(-vocabulary(files).size // (128 * parts)) * 128 * parts
+    module = weights(files, recipe, rows)
+    module["transformer.word_embeddings.weight"][text.size :] = 0
+    source = released.write_sat(tmp_path / FOLDERS[recipe], module, parts=parts)
+    take(files, tmp_path / "run", recipe, source=source)
+    out = tmp_path / "out"
+    cli.main(["export-weights", str(tmp_path / "run"), "--name", recipe, "--out", str(out), "--parts", str(parts)])
+    assert "not written: the image tokenizer" in capsys.readouterr().out.replace("\n", " ")
+    assert sorted(p.name for p in out.iterdir()) == ["300", "ice_text.model", "latest", "model_config.json"]
+    assert (out / "latest").read_text() == "300"
+    for rank in range(parts):
+        path = Path("300", f"mp_rank_{rank:02d}_model_states.pt")
+        same(torch.load(out / path)["module"], torch.load(source / path, weights_only=False)["module"])
+    said = json.loads((out / "model_config.json").read_text())
+    assert (said["vocab_size"], said["num_attention_heads"], said["model_parallel_size"]) == (rows, 2, parts)
+    assert (said["max_sequence_length"], said["layernorm_order"]) == (1024, "sandwich")
+    take(files, tmp_path / "again", recipe, "--recipe", recipe, "--name", recipe, source=out)
+    one, other = (checkpoint.read(checkpoint.latest(tmp_path / folder / recipe)) for folder in ("run", "again"))
+    assert one[1]["config"] == other[1]["config"]
+    same(one[0], other[0])
+
+
+@pytest.mark.parametrize("rows", [403, 406, 512, 700])
+def test_a_table_of_any_padding(files, tmp_path, capsys, rows):
+    """Of ids' rows all are there, of others those that there are."""
+    assert vocabulary(files)["SOC"] == 402
+    module = weights(files, "coglm", rows)
+    source = released.write_sat(tmp_path / "coglm", module)
+    take(files, tmp_path / "run", "coglm", source=source)
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert ("left out: 188 rows that pad the token table" in said) == (rows == 700)
+    assert (f"added: {512 - rows} rows of zeros that pad the token table" in said) == (rows < 512)
+    found = imported(tmp_path / "run", "coglm")[1].embedding.words.weight
+    table = module["transformer.word_embeddings.weight"].float()
+    assert torch.equal(found[:rows], table[:512])
+    assert not found[rows:].any()
+
+
+# the released computations
+
+
+class Sample(NamedTuple):
+    """As pretrain_coglm.py gives it to the model: in the original order, of one picture."""
+
+    tokens: Tensor
+    positions: Tensor
+    labels: Tensor
+    mask: Tensor
+    """[S, S], 1 where a row sees a column."""
+    learned: Tensor
+    """bool [S]"""
+
+
+TEXT = 112  # places before an image's cells, one of them [SOI]'s or the first language's start
+LENGTH = TEXT + CELLS**2
+
+
+def stored(ids: BilingualVocabulary, texts: list[list[int]], codes: Tensor) -> list[int]:
+    """A sample on the disk: texts with <pad> between and behind them, up to the picture."""
+    row: list[int] = []
+    for text in texts:
+        row += [ids.image_size + i for i in text] + [ids["PAD"]]
+    return [*row, *[ids["PAD"]] * (TEXT - len(row)), *codes.tolist()]
+
+
+def spans_of(texts: list[list[int]]) -> list[tuple[int, int]]:
+    """Where each text stands."""
+    first = [sum(len(other) + 1 for other in texts[:n]) for n in range(len(texts))]
+    return [(begin, begin + len(text)) for begin, text in zip(first, texts, strict=True)]
+
+
+def text_to_image(ids: BilingualVocabulary, texts: list[list[int]], codes: Tensor, chosen: int) -> Sample:
+    """One language is seen by all; the picture, [SOI] first, is causal."""
+    row = stored(ids, texts, codes)
+    begin, end = spans_of(texts)[chosen]
+    image = range(TEXT - 1, LENGTH)
+    positions, mask, learned = torch.zeros(LENGTH).long(), torch.zeros(LENGTH, LENGTH), torch.zeros(LENGTH).bool()
+    labels = torch.tensor([*row[1:], row[-1]])
+    row[TEXT - 1] = ids["SOI"]
+    for n, place in enumerate(range(begin, end)):
+        positions[place] = n
+    mask[:, begin:end] = 1
+    for n, place in enumerate(image):
+        positions[place] = ROWS + n
+        mask[place, image[0] : place + 1] = 1
+        learned[place] = place < image[-1]
+    return Sample(torch.tensor(row), positions, labels, mask, learned)
+
+
+def image_to_text(ids: BilingualVocabulary, texts: list[list[int]], codes: Tensor, corners: list[int]) -> Sample:
+    """Texts move one place on, so that the start of its language stands before each; they see the picture and
+    themselves. Cells outside of patches see each other, those inside these and what is before them."""
+    row = stored(ids, texts, codes)
+    row = [row[0], *row[: TEXT - 1], *row[TEXT:]]
+    positions, mask, learned = torch.zeros(LENGTH).long(), torch.zeros(LENGTH, LENGTH), torch.zeros(LENGTH).bool()
+    for (begin, end), text in zip(spans_of(texts), texts, strict=True):
+        row[begin] = ids["SOE" if max(text) < ids.chinese_from else "SOC"]
+        for n, place in enumerate(range(begin, end + 1)):
+            positions[place] = n
+            mask[place, begin : place + 1] = 1
+            mask[place, TEXT:] = 1
+            learned[place] = place < end
+    inside = torch.zeros(CELLS, CELLS).bool()
+    for corner in corners:
+        y, x = divmod(corner, CELLS - 4)
+        inside[y : y + 4, x : x + 4] = True
+        learned[TEXT:].view(CELLS, CELLS)[y : y + 4, x : x + 3] = True
+    outside = [TEXT + j for j in range(CELLS**2) if not inside.flatten()[j]]
+    for j in range(CELLS**2):
+        positions[TEXT + j] = ROWS + 1 + j
+        mask[TEXT + j, outside] = 1
+        if inside.flatten()[j]:
+            mask[TEXT + j, TEXT : TEXT + j + 1] = 1
+    tokens = torch.tensor(row)
+    return Sample(tokens, positions, torch.cat([tokens[1:], tokens[-1:]]), mask, learned)
+
+
+def text_alone(ids: BilingualVocabulary, text: list[int], spans: list[tuple[int, int]]) -> Sample:
+    """spans: the piece before each, which belongs to it, and how many are predicted. What is before a span and in none
+    is seen by all; what is behind the last is causal, and seen by nothing that is predicted."""
+    tokens, count = ids.image_size + torch.tensor(text), len(text)
+    mask, learned = torch.ones(count, count).tril(), torch.zeros(count).bool()
+    behind = 0
+    for first, length in spans:
+        mask[behind:first] = 0
+        learned[first : first + length] = True
+        behind = first + length + 1
+    behind = 0
+    for first, length in spans:
+        mask[:, behind:first] = 1
+        behind = first + length + 1
+    return Sample(tokens, torch.arange(count), torch.cat([tokens[1:], tokens[-1:]]), mask, learned)
+
+
+def learned_logits(files: Path, sample: Sample, dtype: torch.dtype) -> dict[int, Tensor]:
+    """Of each position whose label is learned, which stands for its place."""
+    model = released.Sat(weights(files, "coglm"), dtype)
+    logits = model.coglm(sample.tokens[None], sample.positions, sample.mask)[0]
+    places = sample.learned.nonzero()[:, 0].tolist()
+    return {int(sample.positions[place]): logits[place] for place in places}
+
+
+def assert_learned_alike(files: Path, run: Path, sample: Sample, rows: Any, places: Any = None) -> None:
+    """Our logits of all positions that have a target are those of the sample, and so are the targets. places: of the
+    sample's, since a row of ours has one text; None: all."""
+    recipe, model = imported(run, "coglm")
+    batch = recipe.of_rows(rows)
+    ours = model(batch.inputs, batch.context)[0]
+    every = range(len(sample.learned))
+    learned = torch.tensor([places is None or place in places for place in every]) & sample.learned
+    sample = sample._replace(learned=learned)
+    truth, plain = (learned_logits(files, sample, dtype) for dtype in (torch.float64, torch.float32))
+    there = (batch.targets[0] != recipe.vocab["PAD"]).nonzero()[:, 0]
+    at = rows.positions[0, there].tolist()
+    assert sorted(at) == sorted(truth)
+    targets = dict(zip(sample.positions[learned].tolist(), sample.labels[learned].tolist(), strict=True))
+    assert dict(zip(at, batch.targets[0, there].tolist(), strict=True)) == targets
+    assert_as_good_as(ours[there], *(torch.stack([some[p] for p in at]) for some in (truth, plain)))
+
+
+def codes(cells: int, seed: int = 1) -> Tensor:
+    return torch.randint(released.CODES, (cells,), generator=torch.Generator().manual_seed(seed))
+
+
+def texts(files: Path) -> list[list[int]]:
+    """English and Chinese of one picture."""
+    text, ids = TextTokenizer.load(files / "ice_text.model"), vocabulary(files)
+    both = [text.encode(caption) for caption in ("a fox above a tree", "蓝色的房子")]
+    assert max(both[0]) < ids.chinese_from <= max(both[1])
+    return both
+
+
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_text_to_image(files, run, chosen):
+    both, image = texts(files), codes(CELLS**2)
+    recipe, _ = imported(run, "coglm")
+    for given, which in ((both, chosen), (both[chosen:][:1], 0)):
+        rows, _ = recipe.sequences.picture(pad_text([both[chosen]]), image[None])
+        assert_learned_alike(files, run, text_to_image(recipe.vocab, given, image, which), rows)
+
+
+@pytest.mark.parametrize("corners", [[], [2], [0, 3], [1, 2]])
+def test_image_to_text(files, run, corners):
+    both, image = texts(files), codes(CELLS**2)
+    recipe, _ = imported(run, "coglm")
+    sample = image_to_text(recipe.vocab, both, image, corners)
+    inside, predicted = torch.zeros(2, CELLS, CELLS).bool()
+    for y, x in (divmod(corner, CELLS - 4) for corner in corners):
+        inside[y : y + 4, x : x + 4] = True
+        predicted[y : y + 4, x : x + 3] = True
+    for text, (begin, end) in zip(both, spans_of(both), strict=True):
+        rows = recipe.sequences.caption(
+            pad_text([text]), image[None], inside.view(1, -1), predicted.view(1, -1), stop=False
+        )
+        assert_learned_alike(files, run, sample, rows, {*range(begin, end + 1), *range(TEXT, LENGTH)})
+
+
+@pytest.mark.parametrize("spans", [[(3, 2)], [(0, 1), (2, 3), (9, 1)]])
+def test_text_alone(files, run, spans):
+    """What stands behind the last span changes nothing of what is predicted there, and is left out of our row."""
+    ids = vocabulary(files)
+    text = torch.randint(4, ids.text_size, (17,), generator=torch.Generator().manual_seed(2)).tolist()
+    recipe, _ = imported(run, "coglm")
+    inside, predicted = torch.zeros(2, 1, sum(spans[-1]) + 1).bool()
+    for first, count in spans:
+        inside[0, first : first + count + 1] = True
+        predicted[0, first : first + count] = True
+    rows = recipe.sequences.spans(pad_text([text[: inside.shape[1]]]), inside, predicted)
+    assert_learned_alike(files, run, text_alone(ids, text, spans), rows)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.4])
+@pytest.mark.parametrize("masked", [range(CELLS**2), [0, 1, 9, 10, 17, 35]], ids=["all", "some"])
+def test_drawing_and_textual_attention(files, run, value, masked):
+    """cogview2_text2image.py, and base_completion.py of some cells: the constant is added to the scores of every row
+    and the columns of text. Here the prompt has it, and what is drawn behind it, token by token."""
+    recipe, model = imported(run, "coglm")
+    text, image = texts(files)[0], codes(CELLS**2)
+    last = {*masked, *(j - 1 for j in masked if j % CELLS)}  # and the left neighbours of masked cells
+    order = [*(j for j in range(CELLS**2) if j not in last), *sorted(last)]
+    count, begun = len(text), len(text) + 1 + CELLS**2 - len(last)  # of text, and before what is causal
+    tokens = torch.tensor([[*(released.CODES + i for i in text), recipe.vocab["SOI"], *image[order].tolist()]])
+    positions = torch.tensor([*range(count), ROWS, *(ROWS + 1 + j for j in order)])
+    mask = torch.ones(tokens.shape[1], tokens.shape[1]).tril()
+    mask[:count, :count] = 1
+    mask[count + 1 :, count + 1 : begun] = 1
+    log_weights = torch.zeros_like(mask)
+    log_weights[:, :count] = value
+    computed = [released.Sat(weights(files, "coglm"), dtype) for dtype in (torch.float64, torch.float32)]
+    truth, plain = (each.coglm(tokens, positions, mask, log_weights) for each in computed)
+
+    drawn = torch.zeros(1, CELLS**2).bool()
+    drawn[0, list(masked)] = True
+    prompt = recipe.completion(pad_text([text]), image[None], drawn)
+    context = dataclasses.replace(prompt.context, emphasis=recipe.emphasis(prompt.inputs, value) if value else None)
+    length = prompt.inputs.shape[1] - int((prompt.inputs == recipe.vocab["PAD"]).sum())
+    assert torch.equal(prompt.inputs[:, :length], tokens[:, :length])
+    assert length >= tokens.shape[1] - 1  # the last cell is drawn and not seen
+    cache, found = model.make_cache(1, length), []
+    for start, end in ((0, begun), *((place, place + 1) for place in range(begun, length))):
+        own = dataclasses.replace(context, positions=context.positions[:, start:end], prompt=start == 0)
+        found.append(model(tokens[:, start:end], own, cache=cache))
+    assert_as_good_as(torch.cat(found, dim=1), truth[:, :length], plain[:, :length])
+    if value:
+        none = computed[0].coglm(tokens, positions, mask)
+        assert (none - truth)[:, count:].abs().max() > 0.05
+
+
+def sequences(files: Path, slots: int) -> list[tuple[list[int], list[int]]]:
+    """Texts, of which one is longer than 16, and their ids padded on the left."""
+    both = texts(files)
+    ids = vocabulary(files)
+    long = torch.randint(4, ids.text_size, (23,), generator=torch.Generator().manual_seed(2)).tolist()
+    given = [*both, long, both[0][:1]]
+    # what is padded with is 0, an image's code
+    return [(text, [0] * max(0, slots - len(text)) + [ids.image_size + i for i in text[:slots]]) for text in given]
+
+
+def left(slots: int, text: list[int]) -> tuple[int, list[int]]:
+    """Padding, and positions of padding and text."""
+    there = min(slots, len(text))
+    return slots - there, [*[0] * (slots - there), *range(there)]
+
+
+def test_direct(files, run):
+    """Text padded on the left to 96, [SOI] where fine cells are; what padding comes to is nobody's."""
+    recipe, model = imported(run, "direct")
+    assert isinstance(recipe, Direct)
+    coarse, ids, slots, before = codes(COARSE**2), recipe.vocab, 96, 96 + COARSE**2
+    for text, padded in sequences(files, slots):
+        none, at = left(slots, text)
+        mask = torch.ones(before, before)
+        mask[:slots, slots:] = 0
+        mask[none:, :none] = 0
+        tokens = torch.tensor([[*padded, *coarse.tolist(), *[ids["SOI"]] * FINE**2]])
+        positions = torch.tensor([*at, *range(513, 513 + COARSE**2), *range(1024, 1024 + FINE**2)])
+        sizes = slots, COARSE, FINE
+        truth, plain = (
+            released.Sat(weights(files, "direct"), d).direct(tokens, positions, mask, *sizes)
+            for d in (torch.float64, torch.float32)
+        )
+        inputs, targets = recipe.layout(pad_text([text]), torch.cat([coarse, codes(FINE**2, 3)])[None])
+        ours, there = model(inputs, recipe.context(inputs)), inputs[0] != ids["PAD"]
+        assert_as_good_as(ours[:, there], truth[:, none:], plain[:, none:])
+        assert torch.equal(targets[:, recipe.before :], codes(FINE**2, 3)[None])
+
+
+def test_iterative(files, run):
+    """The first 16 of text, padded on the left; cells that are drawn are [SOI], in their places."""
+    recipe, model = imported(run, "iterative")
+    assert isinstance(recipe, Iterative)
+    fine, ids, slots = codes(FINE**2), recipe.vocab, 16
+    hidden = recipe.order.view(-1) >= 2
+    assert 0 < int(hidden.sum()) < FINE**2
+    for text, padded in sequences(files, slots):
+        none, at = left(slots, text)
+        mask = torch.ones(slots)
+        mask[:none] = 0
+        tokens = torch.tensor([[*padded, *fine.masked_fill(hidden, ids["SOI"]).tolist()]])
+        positions = torch.tensor([*at, *range(1024, 1024 + FINE**2)])
+        truth, plain = (
+            released.Sat(weights(files, "iterative"), d).iterative(tokens, positions, mask, slots, FINE)
+            for d in (torch.float64, torch.float32)
+        )
+        inputs, _ = recipe.hidden(pad_text([text]), fine[None], hidden[None])
+        ours, there = model(inputs, recipe.context(inputs)), inputs[0] != ids["PAD"]
+        assert_as_good_as(ours[:, there], truth[:, none:], plain[:, none:])
+
+
+# what is found, and refused
+
+
+def refused(files: Path, run: Path, said: str, recipe: str, *more: object, source: Path | None = None) -> None:
+    with pytest.raises(SystemExit, match=said):
+        take(files, run, recipe, *more, source=source)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("given", GRIDS)
+@pytest.mark.parametrize("asked", GRIDS)
+def test_weights_of_another_stage(files, tmp_path, asked, given):
+    if asked != given:
+        said = f"recipe: expected {given}, since .*300 has tensors as {FOLDERS[given]} does, got '{asked}', "
+        said += f"whose are those of {FOLDERS[asked]}$"
+        refused(files, tmp_path / "run", said, asked, "--recipe", asked, source=files / FOLDERS[given])
+
+
+def test_weights_of_cogview_and_of_cogview2(files, tmp_path):
+    sizes = files / "ice_text.model", vocabulary(files)
+    source = released.write_model(tmp_path / "model", released.module(released.vocab_size(sizes[1].text_size)))
+    said = "recipe: expected cogview, caption or superresolution, since .* has tensors as cogview-base, cogview-caption"
+    refused(files, tmp_path / "run", said, "coglm", "--recipe", "coglm", source=source)
+    said = "recipe: expected coglm, since .* has tensors as coglm does, got 'cogview', whose are those of cogview-base"
+    refused(files, tmp_path / "run", said, "coglm", "--recipe", "cogview")
+
+
+def test_what_does_not_fit(files, tmp_path):
+    run = tmp_path / "run"
+    TextTokenizer.train(CAPTIONS, 380).save(tmp_path / "plain.model")
+    plain = "one in the order of CogView2's vocabulary, icetk's ice_text.model, got 'another of"
+    refused(files, run, f"text: expected {plain}", "coglm", "--text", tmp_path / "plain.model")
+    said = "heads: expected a divisor of the width 128 and a multiple of 1 parts, got 3"
+    refused(files, run, said, "direct", "--heads", 3)
+    refused(files, run, "fine_grid: expected a multiple of image_grid", "direct", "--image-grid", 5)
+    torch.save(released.image_tokenizer(codes=300), tmp_path / "many.pt")
+    said = "word_embeddings.weight: expected at least 683 rows for 300 image codes, 380 text pieces and 3 commands"
+    refused(files, run, said, "iterative", "--vqvae", tmp_path / "many.pt")
+
+
+def without(name: str) -> Callable[[released.Module], object]:
+    return lambda m: m.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "said"),
+    [
+        ("direct", without(released.EXTRA), "extra_position_embedding.position_embeddings.weight is missing"),
+        ("direct", without("mixins.attention_plus.dense.1.bias"), r"dense\.1\.bias: expected \[128\], got absent"),
+        ("iterative", lambda m: m.update({released.EXTRA: torch.ones(143, 128)}), "the cells of a square, got 143"),
+        ("coglm", without("transformer.position_embeddings.weight"), "position_embeddings.weight is missing"),
+        ("coglm", without("transformer.layers.0.third_layernorm.bias"), "third_layernorm.bias: expected"),
+        ("coglm", lambda m: m.update({"mixins.other.weight": torch.ones(1)}), "other.weight: expected absent"),
+    ],
+)
+def test_models_that_are_not_whole(files, tmp_path, recipe, change, said):
+    module = weights(files, recipe)
+    change(module)
+    source = released.write_sat(tmp_path / FOLDERS[recipe], module)
+    refused(files, tmp_path / "run", said, recipe, source=source)
+
+
+def test_trackers(files, tmp_path):
+    module = weights(files, "coglm")
+    older = released.write_sat(tmp_path / "coglm", module, tracker="latest_checkpointed_iteration.txt")
+    take(files, tmp_path / "run", "coglm", source=older)
+    alone = tmp_path / "model" / "coglm"
+    shutil.copytree(older / "300", alone)
+    take(files, tmp_path / "run", "coglm", "--name", "other", source=alone)
+    one, other = (checkpoint.read(checkpoint.latest(tmp_path / "run" / name))[0] for name in ("coglm", "other"))
+    same(one, other)
+    (older / "300").rename(older / "release")
+    (older / "latest_checkpointed_iteration.txt").write_text("release\n")
+    take(files, tmp_path / "run", "coglm", "--name", "third", source=older)
+    (older / "latest_checkpointed_iteration.txt").write_text("../300")
+    refused(files, tmp_path / "none", r"expected the number of an iteration, got '\.\./300'", "coglm", source=older)
+    (tmp_path / "coglm.zip").touch()
+    refused(files, tmp_path / "none", r"unpack it first \(unzip\)", "coglm", source=tmp_path / "coglm.zip")
+
+
+@pytest.mark.parametrize(
+    ("said", "heads"),
+    [(b'{"num_attention_heads": 4}', 4), (b"{}", 2), (b"[]", None), (b"{", None), (b"\xff", None)],
+)
+def test_sizes_that_are_said(files, tmp_path, said, heads):
+    source = shutil.copytree(files / "coglm", tmp_path / "coglm")
+    (source / "model_config.json").write_bytes(said)
+    if heads is None:
+        refused(files, tmp_path / "run", "model_config.json: expected sizes by name", "coglm", source=source)
+    else:
+        take(files, tmp_path / "run", "coglm", source=source)
+        assert imported(tmp_path / "run", "coglm")[0].config.num_heads == heads
+        (source / "model_config.json").write_text('{"num_attention_heads": "2"}')
+        refused(
+            files, tmp_path / "none", "num_attention_heads: expected a whole number, got '2'", "coglm", source=source
+        )
+
+
+def test_what_cannot_be_exported(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    for name, change, said in (
+        ("coglm", {"text_rows": 511}, "text_rows: expected 512, as in CogView2's code, got 511"),
+        ("direct", {"coarse_kernel_size": [3, 3]}, r"coarse_kernel_size: expected \(5, 5\), as in CogView2's code"),
+        ("iterative", {"kernel_size": [9, 9]}, r"kernel_size: expected \(9, 5\), as in CogView2's code, got \(9, 9\)"),
+        ("iterative", {"text_slots": 15}, "text_slots: expected 16, as in CogView2's code, got 15"),
+    ):
+        path = checkpoint.latest(folder / name)
+        stored, header = checkpoint.read(path)
+        checkpoint.save(path, stored, header | {"config": header["config"] | change})
+        with pytest.raises(SystemExit, match=said):
+            cli.main(["export-weights", str(folder), "--name", name, "--out", str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
+        checkpoint.save(path, stored, header)
+
+
+def test_with_icetks_image_tokenizer(files, tmp_path):
+    """All that CogView2 has, as it was released."""
+    path = test_icetk.write(tmp_path / "ice_image.pt", test_icetk.module())
+    text = vocabulary(files).text_size
+    for recipe, name in FOLDERS.items():
+        fine = 0 if recipe == "coglm" else FINE**2
+        module = released.sat_module(test_icetk.CODES + text + 3, fine=fine, projections=recipe == "direct")
+        source = released.write_sat(tmp_path / name, module)
+        grid = 5 if recipe == "coglm" else COARSE
+        take(files, tmp_path / "run", recipe, "--vqvae", path, "--image-grid", grid, source=source)
+    system = System.load(tmp_path / "run", name="coglm")
+    assert system.recipe.config.image_vocab == test_icetk.CODES
+    assert system.draw([CAPTIONS[3]], seeds=[0]).shape == (1, 3, 40, 40)
+    cli.main(["export-weights", str(tmp_path / "run"), "--name", "direct", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "latest").exists()
+
+
+def test_names_are_all_of_a_models():
+    """The published sizes: names and shapes of the three files."""
+    from cogview.published.layout import Layout
+    from cogview.recipes import named
+
+    shapes = {name: Layout(named(name)(preset("coglm-6b", name)[0])).shapes() for name in GRIDS}
+    base = shapes["coglm"]
+    assert base["transformer.word_embeddings.weight"] == [150_016, 3072]
+    assert base["transformer.position_embeddings.weight"] == [1024, 3072]
+    assert len(base) == 48 * 16 + 4
+    assert shapes["iterative"] == base | {released.EXTRA: [3600, 3072]}
+    more = {name: shape for name, shape in shapes["direct"].items() if name not in shapes["iterative"]}
+    assert len(more) == 48 * 4
+    assert more["mixins.attention_plus.query_key_value.47.weight"] == [9216, 3072]
+    assert more["mixins.attention_plus.dense.0.bias"] == [3072]
