@@ -214,9 +214,10 @@ class CogView2:
         small: Tensor,
         how: Settings,
         seeds: Sequence[int],
-        told: Sum,
+        told: Sum | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Direct and fine codes of small ones, with captions as raw text ids and seeds, one each."""
+        told = Sum(lambda cells: None) if told is None else told
         if self.direct is None:
             return None, None
         recipe, model = self.direct.recipe, self.direct.model
@@ -269,23 +270,37 @@ class CogView2:
         box = editing.surrounding(mask)
         crop, hidden = box.of(given), box.of(mask)
         told = Sum(update)
-        codes = self._completed(ids[0], crop, hidden, how.base, seeds, told.part())
+        cells = editing.touched(hidden, self.base.recipe.config.image_grid)
+        codes = self.complete(caption, self.base.tokenize(crop)[0], cells, how.base, seeds=seeds, update=told.part())
         ranked = self.base.rerank(caption, codes, batch_size=how.base.batch_size)
         best = ranked.order[:count]
         chosen = [seeds[n] for n in best.tolist()]
         pictures = _resized(self._sharp(ids * count, codes[best], crop, hidden, how, chosen, told), box.side)
         return Edited(editing.laid_over(given, box, pictures, mask, feather), ranked.caploss[best], box)
 
-    def _completed(self, ids, crop: Tensor, hidden: Tensor, how: Sampling, seeds, update: Update) -> Tensor:
-        """Small codes int64 [N, h, w] of a square, those of masked cells drawn."""
-        recipe, grid = self.base.recipe, self.base.recipe.config.image_grid
+    def complete(
+        self,
+        caption: str,
+        codes: Tensor,
+        cells: Tensor,
+        how: Sampling,
+        *,
+        seeds: Sequence[int],
+        update: Update = lambda done: None,
+    ) -> Tensor:
+        """Small codes int64 [N, h, w] of one picture's [h, w], those of some cells, bool [h, w], drawn with each of N
+        seeds. `update` is told how many of all N h w cells are done."""
+        recipe, (ids,) = self.base.recipe, self.base.encode(caption)
         assert isinstance(recipe, CogLM)
-        cells = editing.touched(hidden, grid).flatten()
-        known, found, count = self.base.tokenize(crop).flatten(1), list[Tensor](), int(cells.sum())
+        grid, chosen = recipe.config.image_grid, cells.flatten()
+        require(list(codes.shape) == [grid, grid], "codes", f"[{grid}, {grid}]", list(codes.shape))
+        fits = list(cells.shape) == [grid, grid] and cells.dtype == torch.bool and bool(cells.any())
+        require(fits, "cells", f"bool [{grid}, {grid}], some of them", cells)
+        known, found, count = codes.flatten(), list[Tensor](), int(chosen.sum())
         for start in range(0, len(seeds), how.batch_size):
             some = seeds[start : start + how.batch_size]
             rows = known.repeat(len(some), 1)
-            prompt = recipe.completion(pad_text([ids]).repeat(len(some), 1), rows, cells.expand_as(rows))
+            prompt = recipe.completion(pad_text([ids]).repeat(len(some), 1), rows, chosen.expand_as(rows))
             prompt = emphasised(recipe, replace(prompt, same=torch.zeros(len(some), dtype=torch.int64)), how)
             chances = torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(s)) for s in some])
 
@@ -293,7 +308,7 @@ class CogView2:
                 update((before + rows * tokens // count) * grid**2)
 
             tokens = fill(self.base.model, prompt, chances, how, told)
-            rows[:, cells] = tokens[prompt.drawn].view(len(some), -1)
+            rows[:, chosen] = tokens[prompt.drawn].view(len(some), -1)
             found.append(rows.view(-1, grid, grid))
         return torch.cat(found)
 

@@ -30,12 +30,12 @@ class Sampling:
     guidance: float = 1.0
     """g of classifier-free guidance (arXiv 2207.12598): logits are u + g (c - u), c with the caption, u without. 1: c
     alone. It is for models that were trained with some captions dropped (train --drop-text)."""
+    batch_size: int = 32
+    """Rows at once."""
     text_attention: float = 0.0
     """c of CogView2 (arXiv 2204.14217), added to the scores of what is drawn and text: 0 to 3, published 1.4."""
     clusters: Clusters | None = None
     """Draw a cluster of image codes, then a code of it, instead of one of the top_k codes."""
-    batch_size: int = 32
-    """Rows at once."""
 
     def __post_init__(self):
         for name in ("temperature", "top_p", "guidance"):

@@ -172,7 +172,7 @@ class System:
             found.append(self.text.encode(caption))
             if unknown := self.text.unknown(caption, found[-1]):
                 raise BadCaption(number, caption, "characters that the text tokenizer knows", repr(unknown))
-            if self.text.chinese_from is not None and (other := self.text.unwritten(caption)):
+            if self.text.chinese_from is not None and (other := self.text.foreign(caption)):
                 raise BadCaption(
                     number, caption, "English or Chinese", f"{other!r}, which its text tokenizer has not seen"
                 )

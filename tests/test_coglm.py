@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from cogview.bilingual import Rows, sampled_patches, sampled_spans
 from cogview.generate import describe, fill, generate
+from cogview.parts import emphasis
 from cogview.parts.transformer import Transformer
 from cogview.recipes import preset
 from cogview.recipes.caption import caploss
@@ -246,18 +247,17 @@ def test_textual_attention(value):
     masks = torch.rand(2, 36, generator=torch.Generator().manual_seed(4)) < 0.4
     prompt = recipe.completion(text, codes, masks)
     how = Sampling(top_k=1, text_attention=value)
-    emphasis = recipe.emphasis(prompt.inputs, value)
-    emphasised = dataclasses.replace(prompt, context=dataclasses.replace(prompt.context, emphasis=emphasis))
-    drawn = fill(model, emphasised, torch.zeros(2, int(masks.sum(dim=1).max())), how)
+    context = dataclasses.replace(prompt.context, emphasis=recipe.emphasis(prompt.inputs, value))
+    drawn = fill(model, dataclasses.replace(prompt, context=context), torch.zeros(2, int(masks.sum(dim=1).max())), how)
     plain = fill(model, prompt, torch.zeros(2, int(masks.sum(dim=1).max())), Sampling(top_k=1))
     assert not torch.equal(drawn, plain)
 
-    def by_hand(q, k, v, attn_mask, **how):
-        bias = torch.where(attn_mask, value * recipe.vocab.is_caption(drawn)[:, None, None], -torch.inf)
+    def by_hand(q, k, v, mask, context):
+        bias = torch.where(mask, value * recipe.vocab.is_caption(drawn)[:, None, None], -torch.inf)
         return ((q @ k.mT) / q.shape[-1] ** 0.5 + bias).softmax(-1) @ v
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(F, "scaled_dot_product_attention", by_hand)
+        patch.setattr(emphasis, "masked", by_hand)
         logits = model(drawn, prompt.context)
     there = prompt.drawn[:, 1:]
     assert torch.equal(logits[:, :-1, :IMAGE].argmax(dim=-1)[there], drawn[:, 1:][there])

@@ -13,6 +13,7 @@ from test_system import write
 from test_transformer import recipe_of
 
 from cogview import cli, labels
+from cogview.clusters import Clusters, k_means
 from cogview.system import System
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.text import TextTokenizer
@@ -90,6 +91,25 @@ def test_several_after_one_flag_and_a_step(run, capsys):
     assert "runs/mine, gpt, step 2 (as asked for)" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="step: expected one that runs/mine/gpt has a checkpoint of: 1, 2, got 3"):
         command("--captions", "a", "--step", 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        (("--text-attention", 2), {"text_attention": 2.0}),
+        (("--clusters", 3), {"clusters": 3}),
+    ],
+)
+def test_cogview2s_ways_to_draw(run, options, how):
+    common = ("--captions", "c", "--count", 2, "--temperature", 1.5)
+    command(*common, *options)
+    system = System.load(run / "runs/mine")
+    if "clusters" in how:
+        how = {"clusters": Clusters(k_means(system.image.codebook), how["clusters"])}
+    drawn = system.draw(["c", "c"], seeds=[0, 1], temperature=1.5, **how)
+    for path, picture in zip(files(run / "pictures"), drawn, strict=True):
+        assert torch.equal(pixels_of(run / "pictures" / path), picture)
+    assert not torch.equal(drawn, system.draw(["c", "c"], seeds=[0, 1], temperature=1.5))
 
 
 def test_no_caption_loses_a_picture(run):

@@ -260,6 +260,12 @@ def test_what_the_vocabulary_has_no_pieces_for(path, text, expected):
     assert TextTokenizer.load(path).unwritten(text) == expected
 
 
+def test_what_is_neither_english_nor_chinese(bilingual):
+    assert bilingual.unwritten("龘 ёж œuvre 🦊") == "龘 ёж œ 🦊"
+    assert bilingual.foreign("龘 ёж œuvre 🦊") == "ёж 🦊"
+    assert bilingual.foreign("a red fox") == ""
+
+
 def test_scripts_that_the_vocabulary_has(bilingual):
     assert bilingual.unwritten("лиса и дом, café きつね") == ""
     assert bilingual.unwritten("лиса ёж") == "ёж"

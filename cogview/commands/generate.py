@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from torch import Tensor
@@ -49,6 +49,11 @@ class Generate:
     guidance: float = 1.0
     """Above 1 pictures keep closer to their captions and vary less (classifier-free guidance), in twice the time; for
     models trained with --drop-text."""
+    text_attention: float = 0.0
+    """Added to the scores of what is drawn and text (CogView2): pictures keep closer to their captions. 0 to 3."""
+    clusters: Annotated[int | None, option("INT", "none")] = None
+    """Draw one of so many of the likeliest clusters of codes, then a code of it (CogView2), instead of --top-k codes.
+    Clusters are those of the run's codebook by k-means, 40 codes in each on average."""
     rerank: Annotated[str | None, option("NAME", "none")] = None
     """Order candidates by CapLoss of this captioning model of the run (train --recipe caption), and keep the best; the
     folder also gets a sheet of each caption's candidates in their order."""
@@ -67,6 +72,7 @@ class Generate:
     models: Models = field(default_factory=Models)
 
     def run(self) -> None:
+        from cogview.clusters import Clusters, k_means
         from cogview.inputs import BadCaption
         from cogview.pictures import picture_path
         from cogview.runs import last_run
@@ -85,14 +91,17 @@ class Generate:
         require(drawn >= self.count, "candidates", f"at least count ({self.count})", drawn)
         last = f"2^63 - {drawn}"  # that of the last picture is below 2^63 then
         require(0 <= self.seed <= 2**63 - drawn, "seed", f"a whole number from 0 to {last}", self.seed)
-        how = Sampling(self.temperature, self.top_k, self.top_p, self.guidance, self.batch_size)
-        nearer = replace(how, top_k=self.magnify_top_k, guidance=1.0)
+        more: dict[str, Any] = {"batch_size": self.batch_size, "text_attention": self.text_attention}
+        how = Sampling(self.temperature, self.top_k, self.top_p, self.guidance, **more)
+        nearer = replace(how, top_k=self.magnify_top_k, guidance=1.0, text_attention=0.0)
         require(self.magnify is not None or self.magnify_top_k == 1, "magnify_top_k", "--magnify NAME", nearer.top_k)
         sheet = picture_path(self.out)
 
         folder = last_run() if self.run_folder is None else self.run_folder
         how_loaded = self.models.options()
         system = System.load(folder, name=self.name, step=self.step, draws="pictures", **how_loaded)
+        if self.clusters is not None:
+            how = replace(how, clusters=Clusters(k_means(system.image.codebook), self.clusters))
         judge = None
         if self.rerank is not None:
             judge = System.load(folder, name=self.rerank, draws="captions", **how_loaded)

@@ -24,8 +24,13 @@ from cogview.train.token_task import TokenTask
 
 def drawing(folder: Path, steps: int, data: TokenDataset, held_out: TokenDataset) -> Result:
     """A model of the preset tiny, which draws pictures."""
-    config, training = preset("tiny")
-    recipe, training = CogView(CogView.fit(config, **sizes_of(data, held_out))), replace(training, steps=steps)
+    return new(folder, CogView, steps, data, held_out)
+
+
+def new(folder: Path, kind: type[Recipe], steps: int, data: TokenDataset, held_out: TokenDataset, **of: Any) -> Result:
+    """A model of a recipe's preset tiny. of: its training's fields, instead of the preset's."""
+    config, training = preset("tiny", kind.name)
+    recipe, training = kind(kind.fit(config, **sizes_of(data, held_out))), replace(training, steps=steps, **of)
     torch.manual_seed(training.seed)
     return trained(folder, TokenTask(recipe, recipe.model(), data, training, held_out), training)
 
@@ -39,15 +44,16 @@ def finetuned(
     held_out: TokenDataset,
     *,
     seconds: float | None = None,
+    **of: Any,
 ) -> Result:
     """One of another recipe that begins with the best weights of the model in `source`; one that began with other
-    weights of it is set aside. seconds: that it may take at most."""
+    weights of it is set aside. seconds: that it may take. of: fields of its training, instead of the preset's."""
     best = checkpoint.best(source)
     assert best is not None
     about = {"from": {"folder": source.name, "step": checkpoint.step_of(best)}}
     if (begun := next(checkpoint.readable(folder), None)) is not None and begun[1].get("from") != about["from"]:
         folder.rename(aside(folder))
-    before, training = load_model(best)[0], replace(preset("tiny", kind.name)[1], steps=steps)
+    before, training = load_model(best)[0], replace(preset("tiny", kind.name)[1], steps=steps, **of)
     recipe = kind(kind.begun(before.config))
     torch.manual_seed(training.seed)
     model = recipe.model()

@@ -265,6 +265,9 @@ class CogLMAttention(Leading):
         """Of text to image, with the longest text."""
         return pairs_of.prefix(tokens, self.text)
 
+    def also_saved(self, tokens):
+        return self.num_heads * tokens * tokens  # on a CPU, the weights
+
 
 class CogLMCaption(CogLM):
     """The same model as it captions: behind a picture and the start of a language."""

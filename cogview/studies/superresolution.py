@@ -19,12 +19,12 @@ from cogview.config import require
 from cogview.data.crops import Crops, smaller
 from cogview.demo import models
 from cogview.demo.demo import IMAGE, language_of
+from cogview.demo.large_scenes import LargeScenes, splits
 from cogview.demo.scenes import caption, render, sample_scenes
 from cogview.progress import progress
 from cogview.recipes.superresolution import SuperResolution
 from cogview.sampling import Sampling
 from cogview.studies import superresolution_report
-from cogview.studies.large_scenes import LargeScenes, splits
 from cogview.system import System
 from cogview.tokenizers.train_image import reconstruct
 

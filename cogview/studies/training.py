@@ -16,8 +16,8 @@ import torch
 from cogview.config import require
 from cogview.data.files import write_json
 from cogview.data.tokens import TokenDataset
+from cogview.demo.large_scenes import LargeScenes, splits
 from cogview.studies import training_report
-from cogview.studies.large_scenes import LargeScenes, splits
 from cogview.studies.training_runs import Way, share_seen, step_seconds, trained
 from cogview.tokenizers.image import VQConfig
 

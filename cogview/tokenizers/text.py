@@ -22,6 +22,7 @@ from cogview.tokenizers import pieces
 
 MAX_MODEL_BYTES = 64 << 20
 _BYTES = 257  # pieces that every vocabulary has: the bytes, and one for what is unknown
+_OWN = (pieces.ENGLISH, pieces.CHINESE)
 _COVERAGE = 0.99999  # of the text by characters that are pieces
 _FEW = 300  # characters that are kept in any case
 _LONGEST = 4000  # bytes of a caption that the vocabulary is made of
@@ -177,6 +178,11 @@ class TextTokenizer:
         """The letters and pictures (emoji, say) of a text that the vocabulary has no pieces for: it spells them in
         bytes, or has nothing for them. Word by word; "" if there are none. Digits and marks do not count."""
         return " ".join(filter(None, map(self._unwritten, text.split())))
+
+    def foreign(self, text: str) -> str:
+        """Of those what is neither Latin nor Han: letters of other scripts, and pictures."""
+        kept = "".join(c for c in self.unwritten(text) if c == " " or pieces.group(c) not in _OWN)
+        return " ".join(kept.split())
 
     def _unwritten(self, word: str) -> str:
         ids, lost = self.encode(word), bytearray()
