@@ -159,9 +159,9 @@ class System:
     def which_draws(self, what: str) -> "System":
         """Itself, as it draws this; ValueError where the model draws something else."""
         recipe = self.recipe.drawing(what)
-        if recipe is None:
-            name = "model" if self.source is None else self.source.path.parent.name
-            raise ValueError(f"name: expected a model that draws {what}, got {name}, of {self.recipe.name}")
+        name = "model" if self.source is None else self.source.path.parent.name
+        require(recipe is not None, "name", f"a model that draws {what}", f"{name}, of {self.recipe.name}")
+        assert recipe is not None
         return self if recipe is self.recipe else replace(self, recipe=recipe)
 
     def encode(self, captions: Captions) -> list[list[int]]:

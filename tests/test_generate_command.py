@@ -96,7 +96,7 @@ def test_several_after_one_flag_and_a_step(run, capsys):
 @pytest.mark.parametrize(
     ("options", "how"),
     [
-        (("--text-attention", 2), {"text_attention": 2.0}),
+        (("--text-attention", 50), {"text_attention": 50.0}),  # of these weights it takes as much to be seen
         (("--clusters", 3), {"clusters": 3}),
     ],
 )
