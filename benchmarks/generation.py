@@ -40,7 +40,9 @@ class Original:
     """CogView's own way (its mpu/sparse_transformer.py): what is kept are the states that enter each layer, and every
     step normalises and projects those of all tokens again; its sampling."""
 
-    def __init__(self, model: Transformer, batch: int):
+    def __init__(self, model: Transformer, batch: int, positions: Tensor | None = None):
+        """positions: int64 [S], of all tokens; None: one after the other."""
+        self.positions = torch.arange(model.longest) if positions is None else positions
         self.model, self.heads, self.layers = model, model.config.num_heads, list[Any](model.stack.layers)
         like = model.embedding.words.weight
         self.kept = [like.new_zeros(batch, 0, model.config.hidden_size) for _ in self.layers]
@@ -48,7 +50,7 @@ class Original:
     def __call__(self, tokens: Tensor) -> Tensor:
         """float32 logits [B, V] behind tokens [B, S]."""
         before = self.kept[0].shape[1]
-        positions = torch.arange(before, before + tokens.shape[1])
+        positions = self.positions[before : before + tokens.shape[1]]
         h = self.model.embedding.words(tokens) + self.model.embedding.positions(positions)
         mask = torch.ones(len(positions), before + len(positions), dtype=h.dtype).tril(before)
         norm = self.model.stack.first_norm
@@ -77,10 +79,10 @@ class Original:
         return F.layer_norm(x / largest, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
     @torch.inference_mode()
-    def draw(self, tokens: Tensor, codes: int) -> list[float]:
+    def draw(self, tokens: Tensor, codes: int, count: int = TOKENS) -> list[float]:
         """Seconds of each further token, image codes alone."""
         logits, seconds = self(tokens), []
-        for _ in range(TOKENS):
+        for _ in range(count):
             begun = perf_counter()
             logits[:, codes:] = -torch.inf
             logits[logits < logits.topk(200).values[:, -1:]] = -torch.inf
@@ -97,11 +99,17 @@ def part_of(prompt: Prompt, place: int, count: int) -> Prompt:
     return dataclasses.replace(prompt, drawn=(at >= first[:, None]) & (at < first[:, None] + count))
 
 
-def draw(model: Transformer, prompt: Prompt, place: int) -> list[float]:
+def draw(model: Transformer, prompt: Prompt, place: int, count: int = TOKENS) -> list[float]:
     """Seconds of each further token, as `cogview.generate` draws them."""
     told: list[float] = []
-    uniforms = torch.rand(len(prompt.inputs), TOKENS + 1)
-    fill(model, part_of(prompt, place, TOKENS + 1), uniforms, Sampling(), lambda tokens: told.append(perf_counter()))
+    uniforms = torch.rand(len(prompt.inputs), count + 1)
+    fill(
+        model,
+        part_of(prompt, place, count + 1),
+        uniforms,
+        Sampling(),
+        lambda tokens: told.append(machine.now(model.device)),
+    )
     return [after - before for before, after in pairwise(told)]
 
 

@@ -35,6 +35,18 @@ def facts() -> dict[str, Any]:
     }
 
 
+def facts_of(device: torch.device) -> dict[str, Any]:
+    """The same of what runs there."""
+    return facts() | ({"device": torch.cuda.get_device_name()} if device.type == "cuda" else {})
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once all is done that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
 def _commit() -> str | None:
     """COGVIEW_OPS_COMMIT, or of the checkout, with "-dirty" where what is timed has changed since; None outside one."""
     if given := os.environ.get("COGVIEW_OPS_COMMIT"):

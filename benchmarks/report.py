@@ -1,7 +1,8 @@
-"""`python -m benchmarks.report`: the results of every machine as Markdown tables."""
+"""`python -m benchmarks.report [folder of results]`: the results of every machine as Markdown tables."""
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def line(row: dict[str, Any]) -> str:
         seconds(row["median_s"]) + kernels(row),
         seconds(row["median_s"] / row["tokens"]) if row.get("tokens") else "",
         f"± {row['iqr_s'] / row['median_s'] / 2:.0%}",
-        f"{row['floor_s'] / row['median_s']:.0%} ({row['bound']})",
-        size(row["extra_bytes"]),
+        f"{row['floor_s'] / row['median_s']:.0%} ({row['bound']})" if "bound" in row else "",
+        size(row.get("extra_bytes")),
         ", ".join(map(contestant, row["baselines"].items())),
     ]
     return f"| {' | '.join(cells)} |"
@@ -65,7 +66,7 @@ def contestant(item: tuple[str, dict[str, Any]]) -> str:
     name, result = item
     if "failed" in result:
         return f"{name} not timed ({result['failed']})"
-    memory = f" ({size(result['extra_bytes'])})" if result["extra_bytes"] is not None else ""
+    memory = f" ({size(result['extra_bytes'])})" if result.get("extra_bytes") is not None else ""
     return f"{name} {result['ratio']:.3g}{'' if result['same_result'] else '*'}{memory}"
 
 
@@ -100,4 +101,4 @@ def tables(folder: Path = RESULTS) -> str:
 
 
 if __name__ == "__main__":
-    print(tables())
+    print(tables(RESULTS.joinpath(*sys.argv[1:])))

@@ -10,12 +10,11 @@ results/steps/<device>.json.
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +26,7 @@ from cogview.hardware import peak_flops
 from cogview.parts.attend import Attention
 from cogview.parts.transformer import Transformer
 from cogview.recipes.cogview import CogView, CogViewConfig
+from cogview.recipes.recipe import Recipe
 from cogview.sequence import Batch
 from cogview.train.optimizer import Optimizer
 
@@ -52,13 +52,17 @@ CASES = {
 }
 
 
+def materialised(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention as CogView's own code trains it (standard_attention of its mpu/sparse_transformer.py); mask: 0 or 1."""
+    scores = (q / math.sqrt(q.shape[-1])) @ k.mT
+    return (scores * mask - 10000.0 * (1.0 - mask)).softmax(dim=-1) @ v
+
+
 class Materialised(Attention):
-    """Causal attention as CogView's own code trains it (standard_attention of its mpu/sparse_transformer.py)."""
+    """The same, causal."""
 
     def attend(self, q, k, v, context):
-        mask = torch.ones(q.shape[2], q.shape[2], device=q.device, dtype=q.dtype).tril()
-        scores = (q / math.sqrt(q.shape[-1])) @ k.mT
-        return (scores * mask - 10000.0 * (1.0 - mask)).softmax(dim=-1) @ v
+        return materialised(q, k, v, torch.ones(q.shape[2], q.shape[2], device=q.device, dtype=q.dtype).tril())
 
 
 class Vanilla(CogView):
@@ -77,31 +81,33 @@ def recipes(config: CogViewConfig) -> dict[str, CogView]:
 
 
 class Contestant(NamedTuple):
-    recipe: CogView
+    recipe: Recipe
     attentions: list[Attention]
     batch: Batch
 
 
 class Steps:
-    """One model whose layers take any contestant's attention."""
+    """One model whose layers take the attention of any contestant, recipes that differ in it alone."""
 
-    def __init__(self, config: CogViewConfig, dtype: str, device: torch.device):
+    def __init__(self, recipes: Mapping[str, Recipe], dtype: str, device: torch.device):
         torch.manual_seed(0)
-        self.device, found = device, recipes(config)
-        self.model: Transformer = found["SDPA"].model().to(device)
+        self.device, first = device, next(iter(recipes.values()))
+        self.model: Transformer = first.model().to(device)
         self.optimizer = Optimizer(self.model, TrainConfig(steps=1, batch_size=1, dtype=dtype))  # type: ignore[arg-type]
         self.layers: list[Any] = list(self.model.stack.layers)
-        text, codes = torch.randint(500, (1, config.max_text)), torch.randint(512, (1, config.image_tokens))
-        self.contestants = {name: self._made(recipe, text, codes) for name, recipe in found.items()}
+        text = torch.randint(500, (1, first.config.max_text))
+        codes = [torch.randint(512, (1, grid**2)) for grid in first.grids]
+        self.contestants = {name: self._made(recipe, text, codes) for name, recipe in recipes.items()}
 
-    def _made(self, recipe: CogView, text: Tensor, codes: Tensor) -> Contestant:
+    def _made(self, recipe: Recipe, text: Tensor, codes: Sequence[Tensor]) -> Contestant:
         attentions = []
         for n, layer in enumerate(self.layers):
             with torch.device("meta"):
                 attention = recipe.attention(n)
-            attention.query_key_value, attention.dense = layer.attention.query_key_value, layer.attention.dense
+            for name, projection in layer.attention.named_children():
+                setattr(attention, name, projection)
             attentions.append(attention)
-        return Contestant(recipe, attentions, recipe.batch(text, codes).to(self.device))
+        return Contestant(recipe, attentions, recipe.batch(text, *codes).to(self.device))
 
     def take(self, name: str) -> list[float]:
         """Seconds of each of PARTS."""
@@ -109,20 +115,15 @@ class Steps:
         for layer, attention in zip(self.layers, attentions, strict=True):
             layer.attention = attention
         self.model.takes = frozenset(attentions[0].takes)
-        times = [self._now()]
+        times = [machine.now(self.device)]
         total, _ = self.model(batch.inputs, batch.context, targets=batch.targets, weights=batch.weights)
         loss = total / batch.weights.sum()
-        times.append(self._now())
+        times.append(machine.now(self.device))
         self.optimizer.backward(loss)
-        times.append(self._now())
+        times.append(machine.now(self.device))
         self.optimizer.step(1e-6)
-        times.append(self._now())
+        times.append(machine.now(self.device))
         return [after - before for before, after in pairwise(times)] + [times[-1] - times[0]]
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return perf_counter()
 
     def states(self) -> int:
         """Bytes of weights and of the optimizer's state."""
@@ -139,10 +140,12 @@ class Steps:
         return torch.cuda.max_memory_allocated() - before
 
 
-def rows(shape: str, dtype: str, rounds: int, device: torch.device) -> list[dict[str, Any]]:
-    """One for each part, and each of the two windows; the other contestants are their baselines."""
-    steps = Steps(CASES[shape], DTYPES[dtype], device)
-    names = list(steps.contestants)
+def rows(
+    steps: Steps, ours: Mapping[str, str], dtype: str, rounds: int, *, same_result: bool = False
+) -> list[dict[str, Any]]:
+    """One for each part and each of ours, names of contestants with their rows' shapes; the other contestants are their
+    baselines."""
+    names, device = list(steps.contestants), steps.device
     extra = {}
     for name in names:
         steps.take(name)  # warms up
@@ -151,12 +154,10 @@ def rows(shape: str, dtype: str, rounds: int, device: torch.device) -> list[dict
     for _ in range(rounds):
         for name in names:
             times[name].append(steps.take(name))
-    facts = machine.facts()
-    if device.type == "cuda":
-        facts |= {"device": torch.cuda.get_device_name()}
+    facts = machine.facts_of(device)
     peak, states = peak_flops(device, getattr(torch, DTYPES[dtype])), steps.states()
     found = []
-    for name, case in (("three_region", shape), ("window-2", f"{shape}-window-2")):
+    for name, case in ours.items():
         for part, seconds in enumerate(zip(*(_by_part(times[n]) for n in names), strict=True)):
             of = dict(zip(names, seconds, strict=True))
             mine = median(of[name])
@@ -164,9 +165,9 @@ def rows(shape: str, dtype: str, rounds: int, device: torch.device) -> list[dict
             row = {"op": "training", "shape": case, "dtype": dtype, "direction": PARTS[part], **facts, "rounds": rounds}
             row |= {"median_s": mine, "iqr_s": high - low, "tokens": steps.contestants[name].recipe.length}
             row["baselines"] = {
-                other: {"median_s": median(x), "ratio": median(x) / mine, "same_result": False}
+                other: {"median_s": median(x), "ratio": median(x) / mine, "same_result": same_result}
                 for other, x in of.items()
-                if other not in ("three_region", "window-2")
+                if other not in ours
             }
             if PARTS[part] == "step":
                 for n, into in ((name, row), *row["baselines"].items()):
@@ -192,7 +193,9 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for shape in ["quick"] if options.quick else options.cases:
         for dtype in options.dtypes:
-            for row in rows(shape, dtype, 2 if options.quick else options.rounds, device):
+            steps = Steps(recipes(CASES[shape]), DTYPES[dtype], device)
+            ours = {"three_region": shape, "window-2": f"{shape}-window-2"}
+            for row in rows(steps, ours, dtype, 2 if options.quick else options.rounds):
                 path = report.save(row, options.out)
                 if row["direction"] == "step":
                     print(line(row), flush=True)

@@ -23,7 +23,7 @@ def test_every_part_is_timed_and_kept(tmp_path, capsys):
 
 
 def test_dense_contestants_compute_the_same():
-    small = steps.Steps(steps.CASES["quick"], "float32", torch.device("cpu"))
+    small = steps.Steps(steps.recipes(steps.CASES["quick"]), "float32", torch.device("cpu"))
     losses = []
     for name in ("SDPA", "materialised scores"):
         small.take(name)  # puts its attention in
