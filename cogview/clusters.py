@@ -6,6 +6,7 @@ top-k keeps the few above its edge. CogView2 clusters its 20,000 codes by k-mean
 
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,15 @@ class Clusters:
         fits = 0 < self.temperature < float("inf")
         require(fits, "cluster temperature", "a positive and finite number", self.temperature)
 
-    @property
-    def count(self) -> int:
-        return int(self.labels.max()) + 1
+    @cached_property
+    def members(self) -> Tensor:
+        """int64 [C, most]: of each cluster its codes, padded with -1."""
+        order, sizes = self.labels.argsort(stable=True), self.labels.bincount()
+        members = torch.full((len(sizes), int(sizes.max())), -1)
+        starts = sizes.cumsum(dim=0) - sizes
+        place = torch.arange(len(order)) - starts[self.labels[order]]
+        members[self.labels[order], place] = order
+        return members
 
 
 def k_means(codebook: Tensor, count: int | None = None, *, seed: int = 0) -> Tensor:

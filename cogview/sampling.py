@@ -82,17 +82,19 @@ def sample_in_clusters(
     """The same by clusters of codes (CogView2, coglm_strategy.py): of p = softmax(logits / temperature) the likeliest
     clusters by the sums of their codes' p, one of those by these sums, and in it a code by
     softmax(logits / temperature / the clusters' own)."""
-    labels = clusters.labels.to(logits.device)
     codes = logits.shape[-1]
-    require(len(labels) == codes, "clusters", f"labels of {codes:,} codes, as the model draws", f"{len(labels):,}")
-    scaled = logits.double().masked_fill(~allowed, -torch.inf)
+    known = len(clusters.labels)
+    require(known == codes, "clusters", f"labels of {codes:,} codes, as the model draws", f"{known:,}")
+    labels, members = clusters.labels.to(logits.device), clusters.members.to(logits.device)
+    scaled = logits.float().masked_fill(~allowed, -torch.inf)
     scaled = (scaled - scaled.amax(dim=1, keepdim=True)) / min(max(temperature, _GREEDY), _UNIFORM)
-    likely = scaled.softmax(dim=1)
-    sums = torch.zeros(len(logits), clusters.count, dtype=likely.dtype, device=logits.device)
-    sums, which = sums.index_add_(1, labels, likely).topk(min(clusters.top, clusters.count))
-    place, rest = _inverted(sums, uniform.double())
-    inside = labels == which.gather(1, place)
-    return _inverted((scaled / clusters.temperature).masked_fill(~inside, -torch.inf).softmax(dim=1), rest)[0][:, 0]
+    sums = torch.zeros(len(logits), len(members), device=logits.device).index_add_(1, labels, scaled.softmax(dim=1))
+    sums, which = sums.topk(min(clusters.top, len(members)))
+    place, rest = _inverted(sums.double(), uniform.double())
+    ids = members[which.gather(1, place)[:, 0]]
+    inside = scaled.gather(1, ids.clamp_min(0)).masked_fill(ids < 0, -torch.inf)
+    chosen, _ = _inverted((inside.double() / clusters.temperature).softmax(dim=1), rest)
+    return ids.gather(1, chosen)[:, 0]
 
 
 def _inverted(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """CogView2's demo, small enough for seconds."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,8 @@ from PIL import Image
 from cogview import cli
 from cogview.demo import cogview2 as demo
 from cogview.demo.scenes import sample_scenes
+from cogview.recipes.coglm import CogLM
+from cogview.recipes.cogview import CogView
 from cogview.tokenizers.image import VQConfig
 from cogview.train import checkpoint
 
@@ -27,6 +30,10 @@ def finished(tmp_path_factory):
             "FINE_BATCH": 2,
         }.items():
             patch.setattr(demo, name, value)
+        small = {"num_layers": 2, "hidden_size": 64, "num_heads": 2}
+        for kind in (CogLM, CogView):
+            config, training = kind.presets["tiny"]
+            patch.setitem(kind.presets, "tiny", (dataclasses.replace(config, **small), training))
         patch.setattr(demo, "IMAGE", VQConfig(codebook_size=32, dim=8, hidden=8))
         cli.main(["demo", "--system", "cogview2", "--out", str(out), "--minutes", str(demo.FIXED + 0.03)])
     return out

@@ -121,6 +121,36 @@ class Training:
 
 
 @dataclass(frozen=True)
+class CogView2:
+    """How do CogLM, clusters, textual attention, direct super-resolution and parallel rounds do, beside what they stand
+    against? On scenes of emoji of 64 and 192 pixels."""
+
+    out: Path = Path("runs/study-cogview2")
+    """Folder for the models, report.md, figures.json and the pictures; a stopped study goes on in it. That of a demo of
+    cogview2 may be it: its models are taken as they are."""
+    tested: int = 32
+    """Held-out scenes."""
+    candidates: int = 3
+    """Pictures of each, where diversity is asked for."""
+    image_steps: int = 1_500
+    """Steps of the image tokenizer."""
+    base_steps: int = 3_500
+    """Steps of CogLM, and of CogView beside it."""
+    early_steps: int = 1_500
+    """Steps of the CogLM that errs."""
+    domain_steps: int = 200
+    """Steps of its finetuning to one domain."""
+    fine_steps: int = 700
+    """Steps of each model of fine codes."""
+
+    def run(self) -> None:
+        from cogview.studies import cogview2
+
+        console.print(cogview2.run(self.out, _chosen(self, cogview2.Sizes)))
+        console.print(f"Read {self.out / 'report.md'}")
+
+
+@dataclass(frozen=True)
 class Study:
     """Run an experiment and write its report, figures and pictures."""
 
@@ -129,6 +159,7 @@ class Study:
         | Annotated[Superresolution, tyro.conf.subcommand("superresolution")]
         | Annotated[Tokenizers, tyro.conf.subcommand("tokenizers")]
         | Annotated[Training, tyro.conf.subcommand("training")]
+        | Annotated[CogView2, tyro.conf.subcommand("cogview2")]
     )
 
     def run(self) -> None:

@@ -127,6 +127,19 @@ def _compare(explained: tuple[Tensor, dict[str, str], str], scene: Scene) -> dic
     }
 
 
+def clarity(images: Sequence[Picture] | Tensor) -> float:
+    """How near pictures are to the scenes that explain them, whatever was asked for: the mean PSNR in dB."""
+    given = _stack(images)
+    scale, shown = given.shape[-1] // SIZE, []
+    for _, found, background in _explain(given):
+        picture = Image.new("RGB", (SIZE * scale, SIZE * scale), BACKGROUNDS[background][0])
+        for place, noun in found.items():
+            (x, y), tile = PLACES[place][0], tiles(scale)[noun]
+            picture.paste(tile, (x * scale, y * scale), tile)
+        shown.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+    return float(decibels(given, torch.stack(shown)).mean())
+
+
 def decibels(pictures: Tensor, true: Tensor, inside: Tensor | None = None) -> Tensor:
     """PSNR of each picture, float [N], or of its pixels inside a mask bool [N, H, W] alone."""
     squares = (pictures.float() - true.float()).square().mean(dim=1) / 255**2

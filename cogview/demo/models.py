@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from cogview.config import TrainConfig
-from cogview.data.tokens import TokenDataset
+from cogview.data.tokens import Rows, TokenDataset
 from cogview.models import load_model
 from cogview.pipeline import sizes_of
-from cogview.recipes import preset
 from cogview.recipes.cogview import CogView
 from cogview.recipes.recipe import Recipe
 from cogview.train import checkpoint
@@ -21,15 +20,17 @@ from cogview.train.loop import Result, Trainer
 from cogview.train.task import Task
 from cogview.train.token_task import TokenTask
 
+Tokens = TokenDataset | Rows
+
 
 def drawing(folder: Path, steps: int, data: TokenDataset, held_out: TokenDataset) -> Result:
     """A model of the preset tiny, which draws pictures."""
     return new(folder, CogView, steps, data, held_out)
 
 
-def new(folder: Path, kind: type[Recipe], steps: int, data: TokenDataset, held_out: TokenDataset, **of: Any) -> Result:
+def new(folder: Path, kind: type[Recipe], steps: int, data: Tokens, held_out: Tokens, **of: Any) -> Result:
     """A model of a recipe's preset tiny. of: its training's fields, instead of the preset's."""
-    config, training = preset("tiny", kind.name)
+    config, training = kind.presets["tiny"]
     recipe, training = kind(kind.fit(config, **sizes_of(data, held_out))), replace(training, steps=steps, **of)
     torch.manual_seed(training.seed)
     return trained(folder, TokenTask(recipe, recipe.model(), data, training, held_out), training)
@@ -40,8 +41,8 @@ def finetuned(
     kind: type[Recipe],
     source: Path,
     steps: int,
-    data: TokenDataset,
-    held_out: TokenDataset,
+    data: Tokens,
+    held_out: Tokens,
     *,
     seconds: float | None = None,
     **of: Any,
@@ -53,7 +54,7 @@ def finetuned(
     about = {"from": {"folder": source.name, "step": checkpoint.step_of(best)}}
     if (begun := next(checkpoint.readable(folder), None)) is not None and begun[1].get("from") != about["from"]:
         folder.rename(aside(folder))
-    before, training = load_model(best)[0], replace(preset("tiny", kind.name)[1], steps=steps, **of)
+    before, training = load_model(best)[0], replace(kind.presets["tiny"][1], steps=steps, **of)
     recipe = kind(kind.begun(before.config))
     torch.manual_seed(training.seed)
     model = recipe.model()
