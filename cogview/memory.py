@@ -26,7 +26,11 @@ from cogview.recipes.recipe import Recipe
 MODES: tuple[Recompute, ...] = ("none", "selective", "full")
 
 _BY_COLUMNS = ("query_key_value.weight", "query_key_value.bias", "dense_h_to_4h.weight", "dense_h_to_4h.bias")
-_BY_ROWS = ("attention.dense.weight", "dense_4h_to_h.weight")  # each rank has the whole bias
+_BY_ROWS = (
+    "attention.dense.weight",
+    "attention.fine_dense.weight",
+    "dense_4h_to_h.weight",
+)  # each rank has the whole bias
 
 
 class Parameters(NamedTuple):

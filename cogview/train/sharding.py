@@ -66,6 +66,12 @@ def _cut(model: Transformer, config: TrainConfig, ranks: Ranks) -> None:
                 "mlp.dense_h_to_4h": ColwiseParallel(),
                 "mlp.dense_4h_to_h": RowwiseParallel(),
             }
+            if hasattr(layer.attention, "fine_dense"):
+                plan |= {
+                    name.replace("attention.", "attention.fine_"): how
+                    for name, how in plan.items()
+                    if "mlp" not in name
+                }
             parallelize_module(layer, tensor, plan)
         fully_shard(layer, mesh=data, mp_policy=policy, reshard_after_forward=config.reshard)
     fully_shard(model, mesh=data, mp_policy=policy)

@@ -46,7 +46,7 @@ class Inside:
         found: dict[str, Tensor] = {}
 
         def see(layer: int, name: str, x: Tensor) -> None:
-            if name in _PLACES:
+            if name in _PLACES and x.shape[1] == pad.shape[1]:  # projections of a part of the tokens are left out
                 each = self._scores(layer, x, pad) if name.endswith("key_value") else x.abs().amax(-1).float()
                 for kind, there in kinds.items():
                     found[f"watch/{layer + 1:02}/{_PLACES[name]}/{kind}"] = each.where(there, 0).amax()
