@@ -26,6 +26,7 @@ from torch import Tensor
 from cogview.sequence import Vocabulary, text_lengths
 
 COMMANDS = ("SOI", "SOE", "SOC")
+LANGUAGES = {"en": "SOE", "zh": "SOC"}
 PIECES = {"EOS": 2, "PAD": 3}
 """Text ids that every vocabulary in icetk's order has."""
 

@@ -121,6 +121,8 @@ def describe(
     longest = _NO_END if longest is None and not recipe.stops else longest
     seeds = check_seeds(range(len(codes)) if seeds is None else seeds, len(codes))
     require(how.guidance == 1, "guidance", "1 for captions", how.guidance)
+    require(how.text_attention == 0, "text_attention", "0 for captions", how.text_attention)
+    require(how.clusters is None, "clusters", "none for captions", how.clusters)
     flat, found = codes.flatten(1), list[list[int]]()
     recipe.layout(flat[:, :0], flat)  # checks the ids
     for drawn in draw_batches(recipe, model, flat, how, seeds, lambda tokens: None, longest):

@@ -273,16 +273,20 @@ class System:
         *,
         seeds: Sequence[int] | None = None,
         longest: int | None = None,
+        language: str | None = None,
         bad: Bad | None = None,
         **how: Any,
     ) -> list[str]:
-        """A caption of each picture (or its codes), by a model of recipe caption; one that it ends at once is "".
+        """A caption of each picture (or its codes), by a model of recipe caption or coglm; one that it ends at once is
+        "".
 
-        seeds: one each, default 0 to N - 1. longest: tokens of a caption. how: as in `draw`. bad: takes what is wrong
+        seeds: one each, default 0 to N - 1. longest: tokens of a caption. language: "en" (default) or "zh", of recipe
+        coglm, which is told; models of recipe caption choose. how: as in `draw`. bad: takes what is wrong
         with some of the pictures, see `inputs.images`, whose captions are "" then; without it one such is a ValueError.
         """
         codes = self._codes(pictures, bad)
-        found = describe(self._captioning(), self.model, codes, Sampling(**how), seeds=seeds, longest=longest)
+        recipe = self._captioning(language)
+        found = describe(recipe, self.model, codes, Sampling(**how), seeds=seeds, longest=longest)
         return ["" if number in (bad or ()) else self._words(ids) for number, ids in enumerate(found)]
 
     def describe(
@@ -292,6 +296,7 @@ class System:
         *,
         seed: int = 0,
         longest: int | None = None,
+        language: str | None = None,
         bad: Bad | None = None,
         **how: Any,
     ) -> list[list[Described]]:
@@ -299,7 +304,7 @@ class System:
         CapLoss first; none where the model ended all of them at once. seed: of the first, the others have the following
         ones. The rest as in `caption`; those of `bad` have none."""
         require(count >= 1, "count", "at least 1", count)
-        recipe, sampling, codes = self._captioning(), Sampling(**how), self._codes(pictures, bad)
+        recipe, sampling, codes = self._captioning(language), Sampling(**how), self._codes(pictures, bad)
         seeds = check_seeds(range(check_seed(seed), seed + count), count)
         rows = codes.repeat_interleave(count, dim=0)
         drawn = describe(recipe, self.model, rows, sampling, seeds=seeds * len(codes), longest=longest)
@@ -402,8 +407,9 @@ class System:
     def _words(self, ids: list[int]) -> str:
         return self.text.decode([i for i in ids if i < self.text.vocab_size]).strip()  # a model may have room for more
 
-    def _captioning(self) -> Recipe:
-        return self.which_draws("captions").recipe
+    def _captioning(self, language: str | None = None) -> Recipe:
+        recipe = self.which_draws("captions").recipe
+        return recipe if language is None else recipe.speaking(language)
 
     def _batches(self, captions: Captions, pictures: Pictures, seed: int) -> Iterator[Batch]:
         seed = check_seed(seed)

@@ -20,6 +20,12 @@ def system_of(attention="dense", **change) -> System:
     return System(small_text(), small_image(), *make(attention, **SIZES | change))
 
 
+def test_the_language_is_the_models_own_choice():
+    message = "language: expected none with recipe caption, whose models choose it, got 'zh'"
+    with pytest.raises(ValueError, match=message):
+        system_of().caption(CODES, language="zh")
+
+
 @pytest.mark.parametrize("image_positions", ["fixed", "following"])
 @pytest.mark.parametrize("attention", KINDS)
 def test_a_drawn_caption_is_the_likeliest_of_full_forwards(attention, image_positions):

@@ -228,4 +228,12 @@ def test_the_models_caption(models, run):
     base = System.load(run, recipe="coglm")
     pictures = base.pictures(drawn(models, count=2)[0].small)
     assert len(base.caption(pictures, top_k=1)) == 2
+    assert base.caption(pictures, top_k=1, language="zh") != base.caption(pictures, top_k=1, language="en")
+    assert base.describe(pictures, 3, language="zh")[0]
+    for bad, said in (
+        ({"language": "fr"}, "language: expected en or zh, got 'fr'"),
+        ({"text_attention": 1.0}, r"text_attention: expected 0 for captions, got 1\.0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            base.caption(pictures, **bad)
     assert base.rerank("a fox", pictures).caploss.shape == (2,)

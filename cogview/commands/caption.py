@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,12 +15,12 @@ from cogview.config import require
 from cogview.data.files import written_beside
 from cogview.labels import printable
 
-Name = Annotated[str | None, option("NAME", "trained last of recipe caption")]
+Name = Annotated[str | None, option("NAME", "trained last of recipe caption or coglm")]
 
 
 @dataclass(frozen=True)
 class Caption:
-    """Write captions of pictures, with a model of recipe caption."""
+    """Write captions of pictures, with a model of recipe caption or coglm."""
 
     pictures: Files
     """Files; a picture that cannot be read is named, and the others have captions."""
@@ -35,6 +35,8 @@ class Caption:
     `cogview data pack --captions` takes them."""
     count: int = 1
     """Captions drawn of each picture, shown from the lowest CapLoss on; what is drawn twice is shown once."""
+    language: Annotated[Literal["en", "zh"] | None, option("{en,zh}", "en of recipe coglm")] = None
+    """Of the captions, for models of recipe coglm, which are told; those of recipe caption choose themselves."""
     longest: Annotated[int | None, option("INT", "what there is room for")] = None
     """Tokens of a caption at most; default 20 of models that learned no end, as the released one."""
     temperature: float = 0.7
@@ -64,7 +66,8 @@ class Caption:
         records, left, at_once = list[dict[str, Any]](), 0, max(1, self.batch_size // self.count)
         for start in range(0, len(self.pictures), at_once):
             some, bad = self.pictures[start : start + at_once], dict[int, str]()
-            found = system.describe(list(some), self.count, seed=self.seed, longest=self.longest, bad=bad, **vars(how))
+            about: dict[str, Any] = {"seed": self.seed, "longest": self.longest, "language": self.language}
+            found = system.describe(list(some), self.count, **about, bad=bad, **vars(how))
             left += report(some, bad)
             for number in (n for n in range(len(some)) if n not in bad):
                 captions = found[number] or [Described("", math.nan)]
@@ -86,7 +89,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Rerank:
-    """Put pictures in the order in which they fit a caption, by CapLoss, with a model of recipe caption."""
+    """Put pictures in the order in which they fit a caption, by CapLoss, with a model of recipe caption or coglm."""
 
     pictures: Files
     """Files; a picture that cannot be read is named, and the others have their order."""

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cogview.bilingual import BilingualVocabulary, Layout, Rows, sampled_patches, sampled_spans
+from cogview.bilingual import LANGUAGES, BilingualVocabulary, Layout, Rows, sampled_patches, sampled_spans
 from cogview.config import ModelConfig, TrainConfig, require
 from cogview.parts.attend import Attention, Leading
 from cogview.recipes.recipe import Draws, Prompt, Recipe, first_alike
@@ -273,8 +273,14 @@ class CogLMCaption(CogLM):
     """The same model as it captions: behind a picture and the start of a language."""
 
     draws = ("captions",)
-    language = "SOE"
+    start = "SOE"
     """Of what is drawn: [SOE] English, [SOC] Chinese."""
+
+    def speaking(self, language: str) -> "CogLMCaption":
+        require(language in LANGUAGES, "language", " or ".join(LANGUAGES), language)
+        told = CogLMCaption(self.config)
+        told.start = LANGUAGES[language]
+        return told
 
     @property
     def stops(self) -> bool:
@@ -314,7 +320,7 @@ class CogLMCaption(CogLM):
         require(fits, "codes", f"{c.image_tokens} of each picture", list(codes.shape))
         rows = self._described(codes.new_zeros(len(codes), c.max_caption), codes)
         inputs = rows.inputs.clone()
-        inputs[:, c.image_tokens] = vocab[self.language]
+        inputs[:, c.image_tokens] = vocab[self.start]
         drawn = (torch.arange(inputs.shape[1]) > c.image_tokens).expand(inputs.shape)
         stop = vocab["EOS"] if c.stop else None
         return Prompt(inputs, seen(rows), drawn, vocab.drawn_text(c.stop), stop, first_alike(codes))

@@ -97,6 +97,10 @@ class Recipe:
         """The recipe that draws this with the same model, or None."""
         return self if what in self.draws else None
 
+    def speaking(self, language: str) -> "Recipe":
+        """The same, where it draws captions in a language that it is told: "en" or "zh"."""
+        raise ValueError(f"language: expected none with recipe {self.name}, whose models choose it, got {language!r}")
+
     @property
     def stops(self) -> bool:
         """Whether what it draws may end before its longest."""
