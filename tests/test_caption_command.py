@@ -62,7 +62,7 @@ def test_the_model_that_was_trained_last_and_draws_that(run):
     assert System.load("runs/mine").source.path.parent.name == "caption"
     (run / "aside").rename(run / "runs/mine/gpt")
     (run / "runs/mine/caption/step-00000001.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"name: expected a model of recipe caption in .*mine, got 'gpt'"):
+    with pytest.raises(ValueError, match=r"name: expected a model of recipe caption or coglm in .*mine, got 'gpt'"):
         judge()
 
 
