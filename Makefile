@@ -45,15 +45,18 @@ test: lint
 # What takes too long for every change: every Triton kernel for every chip, with Triton 3.6 too; every kernel of
 # attention in CUDA C++; kernels for AMX and AVX512-BF16 emulated, and broken in fifty ways or so that tests must find;
 # every way to install; every operator through AOTInductor; trainings killed at thirty random moments; the operators in
-# models of transformers and diffusers, and beside NATTEN; the operators on the oldest torch and on Python 3.12; the GPU
-# check rehearsed there. About an hour and a half more, and 4 GB of downloads.
+# models of transformers and diffusers, and beside NATTEN; the page in a browser; the operators on the oldest torch and
+# on Python 3.12; the GPU check rehearsed there. About an hour and a half more, and 4 GB of downloads.
 test-all: test oldest build/triton-3.6.0/done
 	@COGVIEW_TESTS=all $(PY) -m pytest -n $(JOBS) tests/test_triton_build.py tests/test_cuda_build.py \
 	  tests/test_cuda_hopper.py tests/test_emulated_isa.py tests/test_packaging.py tests/operators/test_export.py \
 	  tests/test_faults.py
 	@$(PIP) install -e '.[wrappers]' --no-build-isolation
 	@$(PY) -m pytest tests/operators/test_wrapped_modules.py
-	@$(PIP) install -e '.[integrations,int8]' --no-build-isolation
+	@$(PIP) install -e '.[integrations,int8,demo,browser]' --no-build-isolation
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || \
+	  $(PY) -m playwright install chromium > build/browser.log 2>&1 || \
+	  echo "no Chromium is here or could be installed: the page is not tested in a browser"
 	@$(PY) -m pytest tests/integrations
 	@NATTEN_CUDA_ARCH= $(PIP) install --no-deps --no-build-isolation --upgrade --target build/natten 'natten>=0.21'
 	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten_functions.py

@@ -191,9 +191,11 @@ def test_base_needs_torch_alone_and_every_extra_is_used() -> None:
         "cogview",
         "dev",
         "int8",
+        "demo",  # cogview.commands.page
+        "browser",  # tests/integrations/test_page_browser.py
         "integrations",
-        "wrappers",
-    }  # the last: tests/operators/test_wrapped_modules.py
+        "wrappers",  # tests/operators/test_wrapped_modules.py
+    }
     assert imported("cogview_ops") == {"torch", "triton", "natten"} | named["integrations"]
     assert imported("cogview") | {"tensorboard"} == named["cogview"] | named["int8"] | {
         "torch"

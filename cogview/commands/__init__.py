@@ -14,6 +14,7 @@ from cogview.commands.export import Export
 from cogview.commands.generate import Generate
 from cogview.commands.info import Info
 from cogview.commands.magnify import Magnify
+from cogview.commands.page import Page
 from cogview.commands.plan import Plan
 from cogview.commands.study import Study
 from cogview.commands.tokenize import Tokenize
@@ -32,6 +33,7 @@ Command = (
     | Annotated[Caption, tyro.conf.subcommand("caption")]
     | Annotated[Rerank, tyro.conf.subcommand("rerank")]
     | Annotated[Magnify, tyro.conf.subcommand("magnify")]
+    | Annotated[Page, tyro.conf.subcommand("page")]
     | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[ImportWeights, tyro.conf.subcommand("import-weights")]

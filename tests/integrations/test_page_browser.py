@@ -1,0 +1,210 @@
+"""`cogview page` as people use it: a browser draws, opens a picture, paints on it and has that drawn anew. What it
+shows is in build/page, wide and narrow."""
+
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_cogview2 import HOW, run  # noqa: F401
+
+from cogview.cogview2 import CogView2
+from cogview.commands.page import laid_out
+from cogview.page import Models
+from cogview.pictures import image_of
+
+gr: Any = pytest.importorskip("gradio")
+playwright: Any = pytest.importorskip("playwright.sync_api")
+
+SHOTS = Path(__file__).parents[2] / "build" / "page"
+SCREENS = {
+    "wide": {"viewport": {"width": 1280, "height": 900}},
+    "narrow": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2},
+}
+SECONDS = 60_000  # thousandths of them: how long anything may take
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        here = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        if here is None and not Path(started.chromium.executable_path).exists():
+            pytest.skip("no Chromium here: apt-get install chromium, or playwright install chromium")
+        browser = started.chromium.launch(executable_path=here, args=["--enable-unsafe-swiftshader"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(run, tmp_path_factory) -> Iterator[str]:  # noqa: F811
+    """Of a page over the run, which ends in good order."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = tmp_path_factory.mktemp("places")
+    command = [sys.executable, "-m", "cogview.cli", "page", "--run", str(run), "--port", str(port)]
+    variables = {**os.environ, "TMPDIR": str(places), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    said, ready = list[str](), threading.Event()
+
+    def listen() -> None:
+        for line in process.stdout:
+            said.append(line)
+            if "has the page" in line:
+                ready.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    until = time.monotonic() + 120
+    while not ready.wait(0.1) and process.poll() is None and time.monotonic() < until:
+        pass
+    assert ready.is_set(), "".join(said)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    assert process.wait(30) == 1
+    assert "Traceback" not in "".join(said)
+    assert said[-1] == "cogview: stopped\n"
+    assert not list(places.glob("cogview-page-*"))  # with all pictures
+
+
+@pytest.fixture(params=SCREENS)
+def page(request, chromium, address) -> Iterator[Any]:
+    """The page, as it is opened; nothing is asked of other hosts."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    context = chromium.new_context(**SCREENS[request.param])
+    context.set_default_timeout(SECONDS)
+    page, hosts, errors = context.new_page(), set[str](), list[str]()
+    page.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname or "here"))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    tab(page, "Text to picture").wait_for()
+    page.shot = lambda name: page.screenshot(path=SHOTS / f"{request.param}-{name}.png", full_page=True)
+    yield page
+    context.close()
+    assert hosts <= {"127.0.0.1", "here"}
+    assert not errors
+
+
+def tab(page: Any, name: str) -> Any:
+    return page.get_by_role("tab", name=name)
+
+
+def press(page: Any, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def write(page: Any, text: str) -> None:
+    page.get_by_label("Caption").locator("visible=true").fill(text)
+
+
+def notes(page: Any, text: str) -> Any:
+    found = page.locator(".note").locator("visible=true").get_by_text(re.compile(text))
+    found.wait_for()
+    return found
+
+
+def shown(page: Any, label: str) -> list[Image.Image]:
+    """The pictures of a gallery, as they can be saved."""
+    gallery = page.locator(".pictures").locator("visible=true").filter(has_text=label)
+    gallery.locator("img").first.wait_for()
+    places = [one.get_attribute("src") for one in gallery.locator("img").all()]
+    return [Image.open(io.BytesIO(page.request.get(place).body())) for place in places]
+
+
+def test_pictures_appear(page, run):  # noqa: F811
+    page.shot("1-begin")
+    press(page, "Draw")
+    notes(page, "Write a caption")
+    write(page, "a fox")
+    press(page, "Draw")
+    notes(page, r"2 pictures in [\d.]+ s\.")
+    assert [one.size for one in shown(page, "Pictures")] == [(96, 96)] * 2
+    small = shown(page, "All that were drawn")
+    assert [one.size for one in small] == [(32, 32)] * 8
+    texts = page.locator(".small").get_by_text("CapLoss").all_inner_texts()
+    losses = [float(text.removeprefix("CapLoss ")) for text in texts]
+    assert len(losses) == 8
+    assert losses == sorted(losses)
+    page.shot("2-drawn")
+    page.get_by_role("button", name="Thumbnail 1 of 2", exact=True).click()
+    page.shot("3-one")
+
+
+def test_what_is_wrong_is_a_sentence(page, tmp_path):
+    write(page, "лиса")
+    press(page, "Draw")
+    said = notes(page, "expected English or Chinese")
+    assert (
+        said.inner_text()
+        == "The caption: expected English or Chinese, got 'лиса', which its text tokenizer has not seen."
+    )
+    write(page, "a fox " * 30)
+    press(page, "Draw")
+    notes(page, "expected at most 30 tokens")
+    page.shot("4-wrong")
+    tab(page, "Edit").click()
+    write(page, "a fox")
+    press(page, "Draw anew")
+    notes(page, r"Open a picture first\.")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "broken.png")
+    notes(page, r"The file broken\.png: not a readable picture")
+    page.shot("5-broken")
+
+
+def test_a_part_is_drawn_anew(page, tmp_path):
+    tab(page, "Edit").click()
+    page.shot("6-edit")
+    picture = torch.randint(256, (3, 30, 42), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    picture = picture.repeat_interleave(10, 1).repeat_interleave(10, 2)
+    image_of(picture).save(tmp_path / "given.png")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "given.png")
+    canvas = page.locator("canvas").first
+    canvas.wait_for()
+    write(page, "a red car")
+    page.wait_for_timeout(1500)  # the picture comes into the canvas
+    press(page, "Draw anew")
+    notes(page, "Nothing is painted")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 25, y)
+    page.mouse.down()
+    page.mouse.move(x + 25, y + 10, steps=10)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    press(page, "Draw anew")
+    notes(page, r"2 pictures in [\d.]+ s\.")
+    before, *after = (torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in shown(page, "Before and after"))
+    page.shot("7-edited")
+    assert torch.equal(before, picture)
+    for one in after:
+        changed = (one != picture).any(dim=0)
+        rows, columns = changed.nonzero().unbind(1)
+        assert 500 < len(rows) < 0.3 * changed.numel()
+        height, width = (int(n.max() - n.min()) for n in (rows, columns))
+        assert height < width < 300
+        assert abs(float(rows.float().mean()) - 150) < 40
+        assert abs(float(columns.float().mean()) - 210) < 40
+    page.get_by_role("button", name="Clear").locator("visible=true").first.click()
+    canvas.wait_for(state="hidden")
+
+
+def test_one_request_at_a_time(run):  # noqa: F811
+    page = laid_out(gr, Models.of(CogView2.load(run), HOW))
+    answers = [function for function in page.fns.values() if function.concurrency_id == "models"]
+    assert len(answers) == 2
+    assert all(function.concurrency_limit == 1 for function in answers)
