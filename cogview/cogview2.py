@@ -21,7 +21,7 @@ from cogview import editing
 from cogview.clusters import Clusters
 from cogview.config import require
 from cogview.generate import Update, emphasised, fill
-from cogview.inputs import images, whole
+from cogview.inputs import Captions, images, texts, whole
 from cogview.lopar import PUBLISHED_TOP_K
 from cogview.progress import Sum
 from cogview.recipes.coglm import CogLM
@@ -32,9 +32,7 @@ from cogview.sequence import pad_text
 from cogview.superresolve import fine_batches
 from cogview.system import System
 
-_STATES = (
-    16  # of each token, of the width: main branch and its norm, projections, attention, MLP before and behind gelu
-)
+_STATES = 16  # times the width, of each token: main branch, its norm, projections, attention, both ends of the MLP
 _ALWAYS = 6e8  # bytes: torch, logits of some cells, the image tokenizer and pictures in it
 
 
@@ -152,7 +150,7 @@ class CogView2:
 
     def draw(
         self,
-        captions: Sequence[str],
+        captions: Captions,
         how: Settings | None = None,
         *,
         count: int = 1,
@@ -163,7 +161,7 @@ class CogView2:
         """Of each caption `count` pictures, the best of so many candidates (default as many), by CapLoss. seed: of the
         first candidate, the others have the following ones; a picture depends on its seed, whatever the batch. `update`
         is told cells done of `work(...)`. What is asked for is checked before anything is drawn."""
-        how = Settings() if how is None else how
+        how, captions = Settings() if how is None else how, texts(captions)
         drawn = count if candidates is None else candidates
         require(count >= 1, "count", "at least 1", count)
         require(drawn >= count, "candidates", f"at least count ({count})", drawn)
@@ -299,15 +297,18 @@ class CogView2:
         known, found, count = codes.flatten(), list[Tensor](), int(chosen.sum())
         for start in range(0, len(seeds), how.batch_size):
             some = seeds[start : start + how.batch_size]
-            rows = known.repeat(len(some), 1)
-            prompt = recipe.completion(pad_text([ids]).repeat(len(some), 1), rows, chosen.expand_as(rows))
-            prompt = emphasised(recipe, replace(prompt, same=torch.zeros(len(some), dtype=torch.int64)), how)
+            rows, text = known.repeat(len(some), 1), pad_text([ids]).repeat(len(some), 1)
+            alike = torch.zeros(len(some), dtype=torch.int64)
+            prompt, against = (
+                emphasised(recipe, replace(recipe.completion(told, rows, chosen.expand_as(rows)), same=alike), how)
+                for told in (text, text[:, :0])
+            )
             chances = torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(s)) for s in some])
 
             def told(tokens: int, before: int = start, rows: int = len(some)) -> None:
                 update((before + rows * tokens // count) * grid**2)
 
-            tokens = fill(self.base.model, prompt, chances, how, told)
+            tokens = fill(self.base.model, prompt, chances, how, told, None if how.guidance == 1 else against)
             rows[:, chosen] = tokens[prompt.drawn].view(len(some), -1)
             found.append(rows.view(-1, grid, grid))
         return torch.cat(found)

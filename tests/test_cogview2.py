@@ -133,6 +133,10 @@ def test_a_picture_is_edited(models):
         assert bool((found.caploss.diff() >= 0).all())
         again = models.edit(image_of(picture), hidden, "a fox", dataclasses.replace(HOW), count=2, candidates=3)
         assert torch.equal(again.pictures, found.pictures)
+    guided = dataclasses.replace(HOW, base=Sampling(top_k=5, batch_size=2, guidance=3.0))
+    assert not torch.equal(
+        models.edit(picture, hidden, "a fox", guided, count=2, candidates=3).pictures, found.pictures
+    )
     one = dataclasses.replace(HOW, base=Sampling(top_k=5, batch_size=8))
     assert torch.equal(models.edit(picture, hidden, "a fox", one, count=2, candidates=3).pictures, found.pictures)
 

@@ -251,8 +251,8 @@ class CogLM(Recipe):
         bilingual = "those of a bilingual text tokenizer (cogview tokenize --text-vocabulary bilingual)"
         require("chinese_from" in sizes, "tokens", bilingual, "others")
         longest = sizes.pop("max_text")
-        positions = longest + 2 + sizes["image_grid"] ** 2
-        own = {"max_caption": longest, "text_rows": longest + 1, "max_positions": positions}
+        rows = max(config.text_rows, longest + 1)
+        own = {"max_caption": longest, "text_rows": rows, "max_positions": rows + 1 + sizes["image_grid"] ** 2}
         return dataclasses.replace(config, **own, **sizes)
 
 

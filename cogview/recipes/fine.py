@@ -110,6 +110,6 @@ class Fine(Recipe):
         require("chinese_from" in sizes, "tokens", bilingual, "others")
         require("small_grid" in sizes, "tokens", "pictures at two sizes (cogview tokenize --pairs)", "one size")
         longest, grid, fine = sizes.pop("max_text"), sizes.pop("small_grid"), sizes.pop("image_grid")
-        own = {"max_caption": longest, "text_rows": longest + 1, "image_grid": grid, "fine_grid": fine}
-        positions = longest + 2 + grid**2 + fine**2
-        return dataclasses.replace(config, max_positions=positions, **own, **sizes)
+        rows = max(config.text_rows, longest + 1)
+        own = {"max_caption": longest, "text_rows": rows, "image_grid": grid, "fine_grid": fine}
+        return dataclasses.replace(config, max_positions=rows + 1 + grid**2 + fine**2, **own, **sizes)
