@@ -11,7 +11,8 @@ first `sees` tokens of its sequence (`patterns.leading`), and all three objectiv
 they stand, tokens keep their own positions: text from 0 on, [SOI] at `text_rows`, cell j at text_rows + 1 + j.
 
 The released code pads differently and leaves pieces and cells in their places, under a mask for each sample; what every
-token sees, and which are predicted, is the same (pretrain_coglm.py, comp_pipeline/base_completion.py).
+token sees, and which are predicted, is the same (pretrain_coglm.py, comp_pipeline/base_completion.py), but for one: text
+behind the last span is no context to anything there.
 
 Shapes: B batch, S tokens, T longest text, N cells of a picture.
 """
