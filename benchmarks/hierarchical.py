@@ -31,7 +31,8 @@ from cogview.flops import forward_flops
 from cogview.generate import draw_batches, generate_batches
 from cogview.magnify import magnify_batches
 from cogview.parts.transformer import Transformer
-from cogview.recipes.coglm import CogLM, CogLMConfig
+from cogview.recipes.coglm import CogLM
+from cogview.recipes.coglm_sizes import CogLMConfig
 from cogview.recipes.cogview import CogView, CogViewConfig
 from cogview.recipes.direct import Direct
 from cogview.recipes.iterative import Iterative

@@ -10,9 +10,9 @@ What stands first is context, which sees itself alone; behind it every token see
 first `sees` tokens of its sequence (`patterns.leading`), and all three objectives are decoded with a cache. Wherever
 they stand, tokens keep their own positions: text from 0 on, [SOI] at `text_rows`, cell j at text_rows + 1 + j.
 
-The released code pads differently and leaves pieces and cells in their places, under a mask for each sample; what every
-token sees, and which are predicted, is the same (pretrain_coglm.py, comp_pipeline/base_completion.py), but for one: text
-behind the last span is no context to anything there.
+The released code pads differently and leaves pieces and cells in their places, under a mask for each sample; what
+every token sees, and which are predicted, is the same (pretrain_coglm.py, comp_pipeline/base_completion.py), but for
+text behind the last span, which is no context to anything there.
 
 Shapes: B batch, S tokens, T longest text, N cells of a picture.
 """

@@ -1,5 +1,5 @@
 """CogView2 as a whole (arXiv 2204.14217): small pictures of captions, the best of them by their captions' perplexity,
-and these enlarged, at once and then in rounds; and parts of a picture drawn anew.
+and these enlarged, at once and then in rounds. `cogview.completion` draws parts of pictures anew with it.
 
     cogview2 = CogView2.load("runs/cogview2")
     best = next(cogview2.draw(["a fox above a tree"], count=1, candidates=8))
@@ -8,27 +8,23 @@ Codes int64: small [n, h, w], direct and fine [n, m, m]; pictures uint8 [n, 3, H
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from cogview import editing
 from cogview.clusters import Clusters
 from cogview.config import require
-from cogview.generate import Update, emphasised, fill
-from cogview.inputs import Captions, images, texts, whole
+from cogview.generate import Update
+from cogview.inputs import Captions, texts
 from cogview.lopar import PUBLISHED_TOP_K
 from cogview.progress import Sum
 from cogview.recipes.coglm import CogLM
 from cogview.recipes.iterative import Iterative
 from cogview.reranking import draw_candidates
 from cogview.sampling import Sampling, check_seeds
-from cogview.sequence import pad_text
 from cogview.superresolve import fine_batches
 from cogview.system import System
 
@@ -68,16 +64,6 @@ class Drawn(NamedTuple):
     def last(self) -> Tensor:
         """The codes of the last stage."""
         return next(codes for codes in (self.fine, self.direct, self.small) if codes is not None)
-
-
-class Edited(NamedTuple):
-    """A picture's parts drawn anew, the best first."""
-
-    pictures: Tensor
-    """uint8 [n, 3, H, W]: the whole picture, which outside the mask is as it was."""
-    caploss: Tensor
-    box: editing.Box
-    """What of it the model was given."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +154,7 @@ class CogView2:
         seeds = check_seeds(range(seed, seed + drawn), drawn)
         for stage in self.stages[1:]:
             stage.encode(captions)
-        self._check(how)
+        self.check(how)
         ids = self.base.encode(captions)
         told = Sum(update)
         found = draw_candidates(self.base, self.base, captions, how.base, seeds=seeds, update=told.part())
@@ -179,7 +165,8 @@ class CogView2:
         cells = captions * (count if candidates is None else candidates) * self.base.recipe.config.image_tokens
         return cells + sum(captions * count * stage.recipe.grids[-1] ** 2 for stage in self.stages[1:])
 
-    def _check(self, how: Settings) -> None:
+    def check(self, how: Settings) -> None:
+        """ValueError where settings do not fit the models."""
         codes = self.base.recipe.config.image_vocab
         for name, stage in vars(how).items():
             if isinstance(stage, Sampling) and stage.clusters is not None:
@@ -223,9 +210,9 @@ class CogView2:
         direct = torch.cat(list(fine_batches(recipe, model, ids, small, how.direct, **about)))
         if self.iterative is None:
             return direct, None
-        return direct, self._refined(ids, direct, how, seeds, told)
+        return direct, self.refined(ids, direct, how, seeds, told)
 
-    def _refined(
+    def refined(
         self,
         ids: Sequence[Sequence[int]],
         direct: Tensor,
@@ -234,104 +221,8 @@ class CogView2:
         told: Sum,
         **of_rounds: Any,
     ) -> Tensor:
+        """Direct codes after the iterative rounds. of_rounds: as in `superresolve.refine`."""
         assert self.iterative is not None
         recipe, model = self.iterative.recipe, self.iterative.model
         about: dict[str, Any] = {"seeds": seeds, "update": told.part(), "top_k": how.top_k, **of_rounds}
         return torch.cat(list(fine_batches(recipe, model, ids, direct, how.iterative, **about)))
-
-    def edit(
-        self,
-        picture: Image.Image | Tensor | Path,
-        mask: Tensor,
-        caption: str,
-        how: Settings | None = None,
-        *,
-        count: int = 1,
-        candidates: int | None = None,
-        seed: int = 0,
-        feather: int = 0,
-        update: Update = lambda done: None,
-    ) -> Edited:
-        """A picture of any size with what a mask, bool [H, W], covers drawn anew: the square around it is drawn small,
-        in the order of `Layout.picture`; the best of the candidates by CapLoss are enlarged where the square is larger,
-        with the picture's own codes where nothing is masked. The new pixels are laid over the picture under the mask,
-        so that others stay exactly; see `cogview.editing`."""
-        how = Settings() if how is None else how
-        drawn = count if candidates is None else candidates
-        require(count >= 1, "count", "at least 1", count)
-        require(drawn >= count, "candidates", f"at least count ({count})", drawn)
-        seeds = check_seeds(range(seed, seed + drawn), drawn)
-        given = whole(picture)
-        editing.check(mask, given)
-        self._check(how)
-        ids = self.base.encode(caption)
-        box = editing.surrounding(mask)
-        crop, hidden = box.of(given), box.of(mask)
-        told = Sum(update)
-        cells = editing.touched(hidden, self.base.recipe.config.image_grid)
-        codes = self.complete(caption, self.base.tokenize(crop)[0], cells, how.base, seeds=seeds, update=told.part())
-        ranked = self.base.rerank(caption, codes, batch_size=how.base.batch_size)
-        best = ranked.order[:count]
-        chosen = [seeds[n] for n in best.tolist()]
-        pictures = _resized(self._sharp(ids * count, codes[best], crop, hidden, how, chosen, told), box.side)
-        return Edited(editing.laid_over(given, box, pictures, mask, feather), ranked.caploss[best], box)
-
-    def complete(
-        self,
-        caption: str,
-        codes: Tensor,
-        cells: Tensor,
-        how: Sampling,
-        *,
-        seeds: Sequence[int],
-        update: Update = lambda done: None,
-    ) -> Tensor:
-        """Small codes int64 [N, h, w] of one picture's [h, w], those of some cells, bool [h, w], drawn with each of N
-        seeds. `update` is told how many of all N h w cells are done."""
-        recipe, (ids,) = self.base.recipe, self.base.encode(caption)
-        assert isinstance(recipe, CogLM)
-        grid, chosen = recipe.config.image_grid, cells.flatten()
-        require(list(codes.shape) == [grid, grid], "codes", f"[{grid}, {grid}]", list(codes.shape))
-        fits = list(cells.shape) == [grid, grid] and cells.dtype == torch.bool and bool(cells.any())
-        require(fits, "cells", f"bool [{grid}, {grid}], some of them", cells)
-        known, found, count = codes.flatten(), list[Tensor](), int(chosen.sum())
-        for start in range(0, len(seeds), how.batch_size):
-            some = seeds[start : start + how.batch_size]
-            rows, text = known.repeat(len(some), 1), pad_text([ids]).repeat(len(some), 1)
-            alike = torch.zeros(len(some), dtype=torch.int64)
-            prompt, against = (
-                emphasised(recipe, replace(recipe.completion(told, rows, chosen.expand_as(rows)), same=alike), how)
-                for told in (text, text[:, :0])
-            )
-            chances = torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(s)) for s in some])
-
-            def told(tokens: int, before: int = start, rows: int = len(some)) -> None:
-                update((before + rows * tokens // count) * grid**2)
-
-            tokens = fill(self.base.model, prompt, chances, how, told, None if how.guidance == 1 else against)
-            rows[:, chosen] = tokens[prompt.drawn].view(len(some), -1)
-            found.append(rows.view(-1, grid, grid))
-        return torch.cat(found)
-
-    def _sharp(self, ids, codes: Tensor, crop: Tensor, hidden: Tensor, how: Settings, seeds, told: Sum) -> Tensor:
-        """Pictures of a square of small codes, by all stages where it has more pixels than these show."""
-        if self.direct is None or crop.shape[-1] <= self.base.side:
-            return self.base.pictures(codes)
-        grid = self.direct.recipe.grids[-1]
-        side, cells = grid * self.base.image.config.downsample, editing.touched(hidden, grid)
-        own = images(_resized(crop[None], side), side).to(self.base.model.device)
-        known = self.base.image.encode(own.float() / 255).cpu()
-        direct, _ = replace(self, iterative=None).enlarge(ids, codes, how, seeds, told)
-        assert direct is not None
-        fine = torch.where(cells, direct, known)
-        if self.iterative is not None:
-            fine = self._refined(ids, fine, how, seeds, told, within=cells.expand_as(fine))
-        return self.base.pictures(fine)
-
-
-def _resized(pictures: Tensor, side: int) -> Tensor:
-    """uint8 [n, 3, side, side]."""
-    if pictures.shape[-1] == side:
-        return pictures
-    how: Any = {"mode": "bicubic", "antialias": True}
-    return F.interpolate(pictures.float(), (side, side), **how).round().clamp(0, 255).to(torch.uint8)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cogview import completion
 from cogview.cogview2 import CogView2, Settings
 from cogview.config import require
 from cogview.data.captions import blank
@@ -198,7 +199,7 @@ def edit(
     about["feather"] = _whole(feather, "feather", 0)
     about["update"] = lambda cells: update(min(1.0, cells / total), doing)
     update(0.0, doing)
-    found = models.cogview2.edit(given, mask, caption, models.how, **about)
+    found = completion.edit(models.cogview2, given, mask, caption, models.how, **about)
     pictures = [Shown(image_of(given), "as it was"), *_shown(found.pictures, _scores(found.caploss))]
     return Edited(pictures, f"{_several(count, 'picture')} in {_seconds(begun)}.")
 

@@ -14,7 +14,8 @@ from cogview.parts import emphasis
 from cogview.parts.transformer import Transformer
 from cogview.recipes import preset
 from cogview.recipes.caption import caploss
-from cogview.recipes.coglm import CogLM, CogLMConfig
+from cogview.recipes.coglm import CogLM
+from cogview.recipes.coglm_sizes import CogLMConfig
 from cogview.sampling import Sampling
 
 CELLS, ROWS, IMAGE, TEXT = 6, 12, 40, 20

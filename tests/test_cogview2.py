@@ -13,8 +13,10 @@ from test_editing import mask
 from cogview import cli
 from cogview.clusters import Clusters, k_means
 from cogview.cogview2 import CogView2, Drawn, Settings
+from cogview.completion import edit
 from cogview.pictures import image_of
-from cogview.recipes.coglm import CogLM, CogLMConfig
+from cogview.recipes.coglm import CogLM
+from cogview.recipes.coglm_sizes import CogLMConfig
 from cogview.recipes.direct import Direct
 from cogview.recipes.iterative import Iterative
 from cogview.sampling import Sampling
@@ -125,20 +127,20 @@ def test_a_picture_is_edited(models):
     stream = torch.Generator().manual_seed(2)
     picture = torch.randint(256, (3, 130, 150), generator=stream).to(torch.uint8)
     for hidden in (mask(130, 150, (20, 30, 90, 100)), mask(130, 150, (5, 5, 15, 20), (12, 25, 19, 26))):
-        found = models.edit(picture, hidden, "a fox", HOW, count=2, candidates=3)
+        found = edit(models, picture, hidden, "a fox", HOW, count=2, candidates=3)
         assert found.pictures.shape == (2, 3, 130, 150)
         assert torch.equal(found.pictures[:, :, ~hidden], picture[:, ~hidden].expand(2, -1, -1))
         assert not torch.equal(found.pictures[0], found.pictures[1])
         assert bool((found.pictures[0] != picture).any())
         assert bool((found.caploss.diff() >= 0).all())
-        again = models.edit(image_of(picture), hidden, "a fox", dataclasses.replace(HOW), count=2, candidates=3)
+        again = edit(models, image_of(picture), hidden, "a fox", dataclasses.replace(HOW), count=2, candidates=3)
         assert torch.equal(again.pictures, found.pictures)
     guided = dataclasses.replace(HOW, base=Sampling(top_k=5, batch_size=2, guidance=3.0))
     assert not torch.equal(
-        models.edit(picture, hidden, "a fox", guided, count=2, candidates=3).pictures, found.pictures
+        edit(models, picture, hidden, "a fox", guided, count=2, candidates=3).pictures, found.pictures
     )
     one = dataclasses.replace(HOW, base=Sampling(top_k=5, batch_size=8))
-    assert torch.equal(models.edit(picture, hidden, "a fox", one, count=2, candidates=3).pictures, found.pictures)
+    assert torch.equal(edit(models, picture, hidden, "a fox", one, count=2, candidates=3).pictures, found.pictures)
 
 
 def test_what_fits_the_memory(models):

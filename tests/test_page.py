@@ -12,7 +12,7 @@ from PIL import Image
 from test_cogview2 import HOW, run  # noqa: F401
 from test_data_pairs import run as pairs  # noqa: F401
 
-from cogview import cli, page
+from cogview import cli, completion, page
 from cogview.cogview2 import CogView2
 from cogview.commands.cogview2 import Run
 from cogview.commands.page import TABS, Page
@@ -125,7 +125,7 @@ def test_what_is_painted_is_drawn_anew(models, given, scale):
     for one in after:
         assert torch.equal(one[:, ~mask], picture[:, ~mask])
         assert bool((one[:, mask] != picture[:, mask]).any())
-    expected = models.cogview2.edit(picture, mask, "a fox", HOW, count=2, candidates=3, seed=4)
+    expected = completion.edit(models.cogview2, picture, mask, "a fox", HOW, count=2, candidates=3, seed=4)
     assert torch.equal(torch.stack(after), expected.pictures)
     assert [one.below for one in found.pictures] == [
         "as it was",

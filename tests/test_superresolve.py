@@ -9,7 +9,8 @@ from test_coglm import SIZES as BASE
 from cogview import lopar
 from cogview.parts.transformer import Transformer
 from cogview.recipes import RECIPES
-from cogview.recipes.coglm import CogLM, CogLMConfig
+from cogview.recipes.coglm import CogLM
+from cogview.recipes.coglm_sizes import CogLMConfig
 from cogview.recipes.direct import Direct, DirectConfig
 from cogview.recipes.fine import Fine
 from cogview.recipes.iterative import Iterative

@@ -229,6 +229,7 @@ class Edit:
     ways: Annotated[Ways, tyro.conf.arg(name="")] = field(default_factory=Ways)
 
     def run(self) -> None:
+        from cogview.completion import edit
         from cogview.editing import masked_by, read_mask
         from cogview.inputs import whole
         from cogview.pictures import contact_sheet, image_of, picture_path, save_image
@@ -243,7 +244,7 @@ class Edit:
         how = self.ways.of(models, at_once)
         about: dict[str, Any] = {"count": self.count, "candidates": self.candidates, "seed": self.seed}
         with progress("drawing", models.work(1, self.count, self.candidates)) as update:
-            found = models.edit(given, mask, self.caption, how, **about, feather=self.feather, update=update)
+            found = edit(models, given, mask, self.caption, how, **about, feather=self.feather, update=update)
         make_places(sheet)
         for path, picture in zip(picture_paths([self.caption], sheet, self.count), found.pictures, strict=True):
             save_image(image_of(picture), path.with_suffix(".png"))  # which keeps every pixel

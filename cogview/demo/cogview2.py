@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from cogview.cogview2 import CogView2, Settings
+from cogview.completion import complete, edit
 from cogview.config import require
 from cogview.data.crops import Reduced, smaller
 from cogview.data.shards import PairDataset
@@ -140,7 +141,7 @@ def of_fills(found: CogView2, scenes: list[Scene], true: Tensor) -> dict[str, fl
         for scene, other, picture in zip(scenes, order, true, strict=True):
             cells = tile_mask(scene)
             codes = found.base.tokenize(picture)
-            drawn = found.complete(caption(other, "en"), codes[0], cells, how, seeds=[0])
+            drawn = complete(found, caption(other, "en"), codes[0], cells, how, seeds=[0])
             filled.append(found.base.pictures(drawn)[0])
             right.append(float((drawn == codes)[:, cells].float().mean()))
         figures |= {f"recognised, {name}": score(torch.stack(filled), scenes)["all"]}
@@ -206,7 +207,7 @@ def show(found: CogView2, scenes: list[Scene]) -> tuple[dict[str, Any], cogview2
         picture = whole(render(scene, TIMES))
         mask = tile_mask(scene, TIMES, 1)
         wanted = dataclasses.replace(scene, first=another(scene, other.first))
-        done = found.edit(picture, mask, caption(wanted, "en"), how, candidates=CANDIDATES)
+        done = edit(found, picture, mask, caption(wanted, "en"), how, candidates=CANDIDATES)
         edits.append((caption(wanted, "en"), picture, mask, done.pictures[0]))
     best = {"small": score(stages[0], shown), "direct": score(stages[1], shown), "fine": score(stages[2], shown)}
     return {**best, "seconds": seconds}, cogview2_report.Sheet(texts, stages, pictures_of(shown, TIMES), edits)

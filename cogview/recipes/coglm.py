@@ -13,7 +13,6 @@ one caption, and a picture with two gives two rows.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,123 +21,10 @@ from torch import Tensor
 from cogview.bilingual import LANGUAGES, BilingualVocabulary, Layout, Rows, sampled_patches, sampled_spans
 from cogview.config import ModelConfig, TrainConfig, require
 from cogview.parts.attend import Attention, Leading
+from cogview.recipes.coglm_sizes import PUBLISHED, SIX_BILLION, TINY, TINY_TRAINING, CogLMConfig
 from cogview.recipes.recipe import Draws, Prompt, Recipe, first_alike
 from cogview.sequence import Batch, Context, Emphasis
 from cogview_ops import pairs as pairs_of
-
-
-@dataclass(frozen=True)
-class BilingualConfig(ModelConfig):
-    """Of the models of CogView2."""
-
-    max_caption: int = 111
-    """Tokens of the longest caption."""
-    text_rows: int = 512
-    """Of the position table, before those of [SOI] and the image."""
-    chinese_from: int = 63_823
-    """The text id from which on pieces are not English."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        rows = self.max_caption + 1
-        require(self.text_rows >= rows, "text_rows", f"at least {rows} for captions of {rows - 1}", self.text_rows)
-        require(
-            self.max_positions >= self.image_rows_end,
-            "max_positions",
-            f"at least {self.image_rows_end}",
-            self.max_positions,
-        )
-        known = 1 <= self.chinese_from <= self.text_vocab
-        require(known, "chinese_from", f"1 to {self.text_vocab}", self.chinese_from)
-
-    @property
-    def max_text(self) -> int:
-        return self.max_caption
-
-    @property
-    def text_end(self) -> int:
-        return self.text_rows
-
-    @property
-    def image_rows_end(self) -> int:
-        """Rows of the position table up to the last of the image."""
-        return self.text_rows + 1 + self.image_tokens
-
-
-@dataclass(frozen=True)
-class CogLMConfig(BilingualConfig):
-    caption_share: float = 0.3
-    """Of the samples, those from image to text."""
-    spans_share: float = 0.0
-    """Of the samples, those that lose their picture and are text alone."""
-    patch_side: int = 4
-    patch_share: float = 0.8
-    """Cells of all patches, as a share of the picture, where none overlap."""
-    stop: bool = True
-    """Whether </s> ends a caption; the released weights know no end."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        shares = (self.caption_share, self.spans_share)
-        fits = min(shares) >= 0 and sum(shares) <= 1
-        require(fits, "caption_share, spans_share", "shares that come to 1 at most", shares)
-        fits = 1 <= self.patch_side < self.image_grid
-        require(fits, "patch_side", f"1 to {self.image_grid - 1}", self.patch_side)
-        require(0 <= self.patch_share <= 1, "patch_share", "a number in [0, 1]", self.patch_share)
-
-    @property
-    def patches(self) -> int:
-        """Of a picture."""
-        return int(self.patch_share * self.image_tokens / self.patch_side**2)
-
-
-_TINY = CogLMConfig(
-    num_layers=5,
-    hidden_size=256,
-    num_heads=4,
-    image_grid=8,
-    max_positions=97,
-    max_caption=29,
-    text_rows=32,
-    image_vocab=512,
-    text_vocab=500,
-    chinese_from=300,
-    spans_share=0.05,
-    init_std=0.06,
-    embedding_std=0.1,
-    branch_gain=0.3,
-    dropout=0.0,
-)
-_6B = CogLMConfig(
-    num_layers=48,
-    hidden_size=3072,
-    num_heads=48,
-    image_grid=20,
-    max_positions=1024,
-    image_vocab=20_000,
-    text_vocab=130_000,
-    relax=None,  # PB-relax is there in the released code, and never switched on
-    embedding_grad_scale=1.0,
-    stop=False,
-)
-_TINY_TRAINING = TrainConfig(
-    seconds=480.0,
-    batch_size=16,
-    learning_rate=1e-3,
-    hide_context=0.7,
-    save_every=200,
-    save_seconds=60.0,
-    validate_every=200,
-)
-# the article has no rates; these are CogView's
-_PUBLISHED = TrainConfig(
-    steps=300_000,
-    batch_size=4096,
-    accumulate=64,
-    checkpoint_activations="full",
-    save_every=1000,
-    validate_samples=2048,
-)
 
 
 class CogLM(Recipe):
@@ -146,8 +32,8 @@ class CogLM(Recipe):
     draws: ClassVar[tuple[str, ...]] = ("pictures", "captions")
     Config = CogLMConfig
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {
-        "tiny": (_TINY, _TINY_TRAINING),
-        "coglm-6b": (_6B, _PUBLISHED),
+        "tiny": (TINY, TINY_TRAINING),
+        "coglm-6b": (SIX_BILLION, PUBLISHED),
     }
     config: CogLMConfig
     vocab: BilingualVocabulary

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cogview.bilingual import BilingualVocabulary
 from cogview.config import require
-from cogview.recipes.coglm import BilingualConfig
+from cogview.recipes.coglm_sizes import BilingualConfig
 from cogview.recipes.recipe import POSITIONS, Recipe, grown
 
 RATIO = 3  # of the grids, published: 20 and 60

@@ -23,7 +23,8 @@ from cogview.demo.scenes import Scene, caption
 from cogview.generate import fill
 from cogview.parts.attend import Leading
 from cogview.parts.transformer import Transformer
-from cogview.recipes.coglm import CogLM, CogLMConfig, seen
+from cogview.recipes.coglm import CogLM, seen
+from cogview.recipes.coglm_sizes import CogLMConfig
 from cogview.recipes.direct import Direct
 from cogview.recipes.fine import Fine, FineConfig
 from cogview.recipes.recipe import Draws, Prompt, Recipe

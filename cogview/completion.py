@@ -1,0 +1,137 @@
+"""Parts of a picture drawn anew by CogView2 (arXiv 2204.14217): cells by its CogLM, between context that sees itself in
+both directions; and whole pictures, of which the square around what is masked is drawn and enlarged.
+
+    found = edit(CogView2.load("runs/cogview2"), Path("photo.png"), mask, "a red car", count=2, candidates=8)
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from cogview import editing
+from cogview.cogview2 import CogView2, Settings
+from cogview.config import require
+from cogview.generate import Update, emphasised, fill
+from cogview.inputs import images, whole
+from cogview.progress import Sum
+from cogview.recipes.coglm import CogLM
+from cogview.sampling import Sampling, check_seeds
+from cogview.sequence import pad_text
+
+
+class Edited(NamedTuple):
+    """A picture's parts drawn anew, the best first."""
+
+    pictures: Tensor
+    """uint8 [n, 3, H, W]: the whole picture, which outside the mask is as it was."""
+    caploss: Tensor
+    box: editing.Box
+    """What of it the model was given."""
+
+
+def edit(
+    models: CogView2,
+    picture: Image.Image | Tensor | Path,
+    mask: Tensor,
+    caption: str,
+    how: Settings | None = None,
+    *,
+    count: int = 1,
+    candidates: int | None = None,
+    seed: int = 0,
+    feather: int = 0,
+    update: Update = lambda done: None,
+) -> Edited:
+    """A picture of any size with what a mask, bool [H, W], covers drawn anew: the square around it is drawn small,
+    in the order of `Layout.picture`; the best of the candidates by CapLoss are enlarged where the square is larger,
+    with the picture's own codes where nothing is masked. The new pixels are laid over the picture under the mask,
+    so that others stay exactly; see `cogview.editing`."""
+    how = Settings() if how is None else how
+    drawn = count if candidates is None else candidates
+    require(count >= 1, "count", "at least 1", count)
+    require(drawn >= count, "candidates", f"at least count ({count})", drawn)
+    seeds = check_seeds(range(seed, seed + drawn), drawn)
+    given = whole(picture)
+    editing.check(mask, given)
+    models.check(how)
+    ids = models.base.encode(caption)
+    box = editing.surrounding(mask)
+    crop, hidden = box.of(given), box.of(mask)
+    told = Sum(update)
+    cells = editing.touched(hidden, models.base.recipe.config.image_grid)
+    codes = complete(models, caption, models.base.tokenize(crop)[0], cells, how.base, seeds=seeds, update=told.part())
+    ranked = models.base.rerank(caption, codes, batch_size=how.base.batch_size)
+    best = ranked.order[:count]
+    chosen = [seeds[n] for n in best.tolist()]
+    pictures = _resized(_sharp(models, ids * count, codes[best], crop, hidden, how, chosen, told), box.side)
+    return Edited(editing.laid_over(given, box, pictures, mask, feather), ranked.caploss[best], box)
+
+
+def complete(
+    models: CogView2,
+    caption: str,
+    codes: Tensor,
+    cells: Tensor,
+    how: Sampling,
+    *,
+    seeds: Sequence[int],
+    update: Update = lambda done: None,
+) -> Tensor:
+    """Small codes int64 [N, h, w] of one picture's [h, w], those of some cells, bool [h, w], drawn with each of N
+    seeds. `update` is told how many of all N h w cells are done."""
+    recipe, (ids,) = models.base.recipe, models.base.encode(caption)
+    assert isinstance(recipe, CogLM)
+    grid, chosen = recipe.config.image_grid, cells.flatten()
+    require(list(codes.shape) == [grid, grid], "codes", f"[{grid}, {grid}]", list(codes.shape))
+    fits = list(cells.shape) == [grid, grid] and cells.dtype == torch.bool and bool(cells.any())
+    require(fits, "cells", f"bool [{grid}, {grid}], some of them", cells)
+    known, found, count = codes.flatten(), list[Tensor](), int(chosen.sum())
+    for start in range(0, len(seeds), how.batch_size):
+        some = seeds[start : start + how.batch_size]
+        rows, text = known.repeat(len(some), 1), pad_text([ids]).repeat(len(some), 1)
+        alike = torch.zeros(len(some), dtype=torch.int64)
+        prompt, against = (
+            emphasised(recipe, replace(recipe.completion(told, rows, chosen.expand_as(rows)), same=alike), how)
+            for told in (text, text[:, :0])
+        )
+        chances = torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(s)) for s in some])
+
+        def told(tokens: int, before: int = start, rows: int = len(some)) -> None:
+            update((before + rows * tokens // count) * grid**2)
+
+        tokens = fill(models.base.model, prompt, chances, how, told, None if how.guidance == 1 else against)
+        rows[:, chosen] = tokens[prompt.drawn].view(len(some), -1)
+        found.append(rows.view(-1, grid, grid))
+    return torch.cat(found)
+
+
+def _sharp(
+    models: CogView2, ids, codes: Tensor, crop: Tensor, hidden: Tensor, how: Settings, seeds, told: Sum
+) -> Tensor:
+    """Pictures of a square of small codes, by all stages where it has more pixels than these show."""
+    if models.direct is None or crop.shape[-1] <= models.base.side:
+        return models.base.pictures(codes)
+    grid = models.direct.recipe.grids[-1]
+    side, cells = grid * models.base.image.config.downsample, editing.touched(hidden, grid)
+    own = images(_resized(crop[None], side), side).to(models.base.model.device)
+    known = models.base.image.encode(own.float() / 255).cpu()
+    direct, _ = replace(models, iterative=None).enlarge(ids, codes, how, seeds, told)
+    assert direct is not None
+    fine = torch.where(cells, direct, known)
+    if models.iterative is not None:
+        fine = models.refined(ids, fine, how, seeds, told, within=cells.expand_as(fine))
+    return models.base.pictures(fine)
+
+
+def _resized(pictures: Tensor, side: int) -> Tensor:
+    """uint8 [n, 3, side, side]."""
+    if pictures.shape[-1] == side:
+        return pictures
+    how: Any = {"mode": "bicubic", "antialias": True}
+    return F.interpolate(pictures.float(), (side, side), **how).round().clamp(0, 255).to(torch.uint8)
