@@ -17,6 +17,8 @@ from cogview.recipes.caption import caploss
 from cogview.recipes.coglm import CogLM
 from cogview.recipes.coglm_sizes import CogLMConfig
 from cogview.sampling import Sampling
+from cogview.sequence import Context
+from cogview_ops.modules import KVCache
 
 CELLS, ROWS, IMAGE, TEXT = 6, 12, 40, 20
 SIZES: dict[str, Any] = {
@@ -144,6 +146,42 @@ def test_completion_as_published():
         expected[cell(j)] = {0, 1, ROWS} | context | {cell(i) for i in last if i <= j}
     assert seen(rows) == expected
     assert {order[k - 3] for k in places[0].nonzero()[:, 0].tolist()} == masked
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_attention_is_the_pattern(dtype):
+    """Entry by entry: with equal scores the weights are the pattern over its row's sum, of whole sequences and of a
+    prompt with a cache; a step sees all before it."""
+    recipe, _ = make()
+    inside, lead = (
+        torch.stack(some) for some in zip(*(sampled_patches(CELLS, 4, 1, None) for _ in range(2)), strict=True)
+    )
+    text, codes = torch.cat([text_of(5, 6, 13), text_of(7)]), CODES.expand(2, -1)
+    for rows in (
+        recipe.sequences.picture(text, codes)[0],
+        recipe.sequences.picture(text, codes, inside)[0],
+        recipe.sequences.caption(text, codes, inside, lead, stop=True),
+    ):
+        tokens, attention = rows.inputs.shape[1], recipe.attention(0)
+        nothing = torch.zeros(2, 1, tokens, tokens, dtype=dtype)
+        values = torch.eye(tokens, dtype=dtype).expand(2, 1, -1, -1)
+        pattern = (torch.arange(tokens) < rows.sees[..., None])[:, None].double()
+        expected = pattern / pattern.sum(dim=-1, keepdim=True)
+        context = Context(rows.positions, {"sees": rows.sees})
+        cache = KVCache(2, 1, tokens + 1, tokens, dtype=dtype)
+        ends = cache.append(nothing, values)
+        prompt = dataclasses.replace(context, prompt=True)
+        for found in (
+            attention.attend(nothing, nothing, values, context),
+            attention.decode(nothing, nothing, values, prompt, cache, ends),
+        ):
+            tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-6
+            torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
+            assert torch.equal(found != 0, pattern.bool())
+        cache.lengths -= 1  # the last token once more, as a step
+        last = [x[:, :, -1:] for x in (nothing, nothing, values)]
+        step = attention.decode(*last, context, cache, cache.append(*last[1:]))
+        torch.testing.assert_close(step.double(), torch.full_like(step.double(), 1 / tokens), atol=1e-2, rtol=0)
 
 
 def test_patches_and_spans_are_drawn_as_defined():
