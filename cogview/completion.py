@@ -45,13 +45,15 @@ def edit(
     count: int = 1,
     candidates: int | None = None,
     seed: int = 0,
+    around: float = editing.AROUND,
     feather: int = 0,
     update: Update = lambda done: None,
 ) -> Edited:
     """A picture of any size with what a mask, bool [H, W], covers drawn anew: the square around it is drawn small,
     in the order of `Layout.picture`; the best of the candidates by CapLoss are enlarged where the square is larger,
     with the picture's own codes where nothing is masked. The new pixels are laid over the picture under the mask,
-    so that others stay exactly; see `cogview.editing`."""
+    so that others stay exactly; see `cogview.editing`. The caption is of the square, whose side is `around` times that
+    of what is masked; inf: as large as the picture has room for."""
     how = Settings() if how is None else how
     drawn = count if candidates is None else candidates
     require(count >= 1, "count", "at least 1", count)
@@ -61,7 +63,7 @@ def edit(
     editing.check(mask, given)
     models.check(how)
     ids = models.base.encode(caption)
-    box = editing.surrounding(mask)
+    box = editing.surrounding(mask, around)
     crop, hidden = box.of(given), box.of(mask)
     told = Sum(update)
     cells = editing.touched(hidden, models.base.recipe.config.image_grid)

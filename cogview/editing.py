@@ -74,15 +74,16 @@ def read_mask(path: Path, picture: Tensor) -> Tensor:
 
 
 def surrounding(mask: Tensor, around: float = AROUND) -> Box:
-    """The square around what is masked, `around` times as large where the picture has room, inside it. ValueError where
-    no square of the picture holds all of it."""
+    """The square around what is masked, `around` times its longer side where the picture has room, inside it.
+    ValueError where no square of the picture holds all of it."""
+    require(around >= 1, "around", "at least 1", around)
     height, width = mask.shape
     rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
     (top, bottom), (left, right) = ((int(n.min()), int(n.max()) + 1) for n in (rows, columns))
     longer, most = max(bottom - top, right - left), min(height, width)
     wanted = f"what a square of the picture's shorter side ({most} pixels) holds"
     require(longer <= most, "mask", wanted, f"{right - left} x {bottom - top}")
-    side = min(most, max(longer, int(longer * around)))
+    side = int(min(most, longer * around))
     y, x = (top + bottom - side) // 2, (left + right - side) // 2
     return Box(max(0, min(y, height - side)), max(0, min(x, width - side)), side)
 

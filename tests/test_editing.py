@@ -25,6 +25,7 @@ def mask(height: int, width: int, *boxes: tuple[int, int, int, int]) -> torch.Te
     ],
 )
 def test_the_square_around(size, box, expected):
+    assert surrounding(mask(*size, box), float("inf")).side == min(size)
     found = surrounding(mask(*size, box))
     assert found == expected
     assert bool(found.of(mask(*size, box)).sum() == mask(*size, box).sum())
@@ -88,6 +89,8 @@ def test_bad_masks():
             editing.check(bad, picture)
     with pytest.raises(ValueError, match=r"mask: expected what a square of .* \(8 pixels\) holds, got '10 x 2'"):
         surrounding(mask(8, 12, (0, 0, 10, 2)))
+    with pytest.raises(ValueError, match=r"around: expected at least 1, got 0\.5"):
+        surrounding(mask(8, 12, (0, 0, 2, 2)), 0.5)
     with pytest.raises(ValueError, match="box: expected LEFT TOP RIGHT BOTTOM inside 12 x 8 pixels"):
         mask(8, 12, (0, 0, 13, 2))
     with pytest.raises(ValueError, match="feather: expected at least 0 pixels, got -1"):

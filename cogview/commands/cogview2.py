@@ -221,6 +221,9 @@ class Edit:
     """Pictures, the best first."""
     candidates: Annotated[int | None, option("INT", "as many as count")] = None
     """Small squares drawn, of which the best are kept."""
+    around: float = 20 / 14
+    """Side of the square that is given to the model, as times that of what is masked; inf: as large as the picture has
+    room for. The caption is of the square."""
     feather: int = 0
     """Pixels inside the mask's border in which what is drawn fades in."""
     seed: int = 0
@@ -244,7 +247,9 @@ class Edit:
         how = self.ways.of(models, at_once)
         about: dict[str, Any] = {"count": self.count, "candidates": self.candidates, "seed": self.seed}
         with progress("drawing", models.work(1, self.count, self.candidates)) as update:
-            found = edit(models, given, mask, self.caption, how, **about, feather=self.feather, update=update)
+            found = edit(
+                models, given, mask, self.caption, how, **about, around=self.around, feather=self.feather, update=update
+            )
         make_places(sheet)
         for path, picture in zip(picture_paths([self.caption], sheet, self.count), found.pictures, strict=True):
             save_image(image_of(picture), path.with_suffix(".png"))  # which keeps every pixel
