@@ -64,6 +64,7 @@ def test_rows_are_the_same_in_any_batch_and_with_guidance(attention):
     plain = generate(recipe, model, captions, seeds=[5, 6, 7], temperature=2.0)
     assert torch.equal(plain[2], whole[2])  # without text
     assert not torch.equal(plain[:2], whole[:2])
+    assert torch.equal(generate(recipe, model, [[]], **{**how, "seeds": [7]})[0], plain[2])
     guided = generate(recipe, model, captions, **how, guidance=1.5)
     assert torch.equal(generate(recipe, model, captions, **how, guidance=1.5, batch_size=1), guided)
     assert not torch.equal(guided[:2], whole[:2])

@@ -6,13 +6,14 @@ gives is added to what was found.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cogview.sequence import Context
-from cogview_ops import merge_attentions, pb_relax_attention
+from cogview_ops import local_attention_2d, pb_relax_attention
 from cogview_ops.modules import KVCache
 
 
@@ -43,15 +44,22 @@ def merged(
     which is in that."""
     out, lse = found
     emphasis = context.emphasis
-    if emphasis is None:
+    if emphasis is None or emphasis.keys.shape[1] == 0:
         return out
     width = emphasis.keys.shape[1]
-    keys, values, of_text = cache.keys[:, :, :width], cache.values[:, :, :width], emphasis.keys[:, None, None]
+    alone, own = _of_text(q, cache.keys[:, :, :width], cache.values[:, :, :width], emphasis.keys, bias)
+    share = torch.sigmoid(own + math.log(math.expm1(emphasis.value)) - lse)
     if context.prompt:
-        of_text = of_text & emphasis.queries[:, None, : q.shape[2], None]
-    scores = (q @ keys.mT).float() * q.shape[-1] ** -0.5
-    scores = (scores if bias is None else scores + bias[..., :width]).masked_fill(~of_text, -torch.inf)
-    text = scores.logsumexp(-1)
-    weights = (scores - text[..., None]).exp().nan_to_num(0)  # without text there is -inf less -inf
-    more = text + math.log(math.expm1(emphasis.value))
-    return merge_attentions([out, weights.to(values.dtype) @ values], [lse, more])[0]
+        share = share * emphasis.queries[:, None, : q.shape[2]]
+    return torch.lerp(out, alone, share[..., None].to(out.dtype))
+
+
+def _of_text(q: Tensor, keys: Tensor, values: Tensor, there: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention to text alone, output and lse; of no text -inf. In a step of drawing one operator takes half the time
+    of two products of so little."""
+    if bias is None:
+        text: dict[str, Any] = {"prefix_key": keys, "prefix_value": values, "prefix_mask": there}
+        return local_attention_2d(q, None, None, grid=(1, q.shape[2]), kernel_size=None, **text, return_lse=True)
+    scores = torch.add(bias[..., : keys.shape[2]], q @ keys.mT, alpha=q.shape[-1] ** -0.5)
+    scores = scores.masked_fill(~there[:, None, None], torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).to(values.dtype) @ values, scores.logsumexp(-1)
