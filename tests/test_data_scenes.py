@@ -124,5 +124,5 @@ def test_scenes_of_twice_the_size(tmp_path):
         assert abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 2  # transparent parts are resampled
     with pytest.raises(ValueError, match="other settings"):
         build_scene_shards(tmp_path, 4, 1)
-    with pytest.raises(ValueError, match="scale: expected one of 1, 2, got 3"):
-        build_scene_shards(tmp_path / "three", 4, 1, scale=3)
+    with pytest.raises(ValueError, match="scale: expected one of 1, 2, 3, got 4"):
+        build_scene_shards(tmp_path / "four", 4, 1, scale=4)

@@ -15,6 +15,7 @@ from cogview.demo.scenes import sample_scenes
 from cogview.generate import fill
 from cogview.recipes.coglm import CogLM
 from cogview.recipes.cogview import CogView
+from cogview.recipes.direct import Direct
 from cogview.sampling import Sampling
 from cogview.sequence import pad_text
 from cogview.studies import cogview2_fine, cogview2_sampling
@@ -27,12 +28,13 @@ from cogview.tokenizers.image import VQConfig
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"BASE_SCENES": 24, "FINE_SCENES": 8, "TEST_SCENES": 66, "FINE_BATCH": 2}.items():
+        for name, value in {"BASE_SCENES": 24, "FINE_SCENES": 8, "TEST_SCENES": 6, "FINE_BATCH": 2}.items():
             patch.setattr(demo, name, value)
         small = {"num_layers": 2, "hidden_size": 64, "num_heads": 2}
         for kind in (CogLM, CogView):
             config, training = kind.presets["tiny"]
             patch.setitem(kind.presets, "tiny", (dataclasses.replace(config, **small), training))
+        patch.setitem(Direct.presets, "tiny", (Direct.begun(CogLM.presets["tiny"][0]), Direct.presets["tiny"][1]))
         patch.setattr(demo, "IMAGE", VQConfig(codebook_size=64, dim=8, hidden=8))
         patch.setattr(cogview2_fine, "ROUNDS", 1)
         patch.setattr(cogview2_sampling, "CONSTANTS", (0.0, 3.0))

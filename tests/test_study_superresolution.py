@@ -9,11 +9,10 @@ from PIL import Image
 
 from cogview.commands.study import Superresolution
 from cogview.data.crops import smaller
-from cogview.demo import models
 from cogview.demo.measure import decibels, score
 from cogview.demo.scenes import Scene, render, sample_scenes
 from cogview.magnify import windows
-from cogview.recipes import preset
+from cogview.recipes.cogview import CogView
 from cogview.sampling import Sampling
 from cogview.studies import superresolution
 from cogview.studies.seams import KINDS, borders, jumps, owners
@@ -103,11 +102,9 @@ def test_an_image_tokenizer_learns_two_sizes():
 def test_the_study_in_small(tmp_path, monkeypatch):
     monkeypatch.setattr(superresolution, "_IMAGE", VQConfig(codebook_size=16, dim=4, hidden=4))
 
-    def small(*names):
-        config, training = preset(*names)
-        return dataclasses.replace(config, num_layers=1, hidden_size=32, num_heads=2), training
-
-    monkeypatch.setattr(models, "preset", small)
+    config, training = CogView.presets["tiny"]
+    small = dataclasses.replace(config, num_layers=1, hidden_size=32, num_heads=2)
+    monkeypatch.setitem(CogView.presets, "tiny", (small, training))
     monkeypatch.setattr(superresolution, "_HELD_OUT", 4)
     monkeypatch.setattr(superresolution, "HOW", {"greedy": Sampling(top_k=1)})
     sizes = {"scenes": 12, "crops": 1, "tested": 2, "image_steps": 2, "base_steps": 1, "steps": 1}

@@ -167,7 +167,7 @@ def at_first(base: Recipe | None, model: Transformer | None, held_out: TokenData
         recipe = Direct(Direct.begun(base.config))
         begun = recipe.model().eval()
         begun.load_state_dict(recipe.inherited(dict(model.state_dict()), base, begun.state_dict()))
-    text, *codes = held_out.batch(range(count))
+    text, *codes = held_out.batch(range(min(count, len(held_out))))
     batch = recipe.batch(text, *codes)
     nll = begun(batch.inputs, batch.context, targets=batch.targets)
     return float((nll * batch.weights).sum() / batch.weights.sum())
