@@ -20,6 +20,7 @@ from cogview.bilingual import BilingualVocabulary
 from cogview.models import load_model
 from cogview.parts.transformer import Transformer
 from cogview.recipes import preset
+from cogview.recipes.coglm import of_rows
 from cogview.recipes.direct import Direct
 from cogview.recipes.iterative import Iterative
 from cogview.sequence import pad_text
@@ -263,7 +264,7 @@ def assert_learned_alike(files: Path, run: Path, sample: Sample, rows: Any, plac
     """Our logits of all positions that have a target are those of the sample, and so are the targets. places: of the
     sample's, since a row of ours has one text; None: all."""
     recipe, model = imported(run, "coglm")
-    batch = recipe.of_rows(rows)
+    batch = recipe.weighed(*of_rows(rows))
     ours = model(batch.inputs, batch.context)[0]
     every = range(len(sample.learned))
     learned = torch.tensor([places is None or place in places for place in every]) & sample.learned

@@ -21,7 +21,7 @@ from torch import Tensor
 from cogview.bilingual import LANGUAGES, BilingualVocabulary, Layout, Rows, sampled_patches, sampled_spans
 from cogview.config import ModelConfig, TrainConfig, require
 from cogview.parts.attend import Attention, Leading
-from cogview.recipes.coglm_sizes import PUBLISHED, SIX_BILLION, TINY, TINY_TRAINING, CogLMConfig
+from cogview.recipes.coglm_sizes import PUBLISHED, SIX_BILLION, TINY, TINY_TRAINING, CogLMConfig, check_bilingual
 from cogview.recipes.recipe import Draws, Prompt, Recipe, first_alike
 from cogview.sequence import Batch, Context, Emphasis
 from cogview_ops import pairs as pairs_of
@@ -55,8 +55,12 @@ class CogLM(Recipe):
         return CogLMCaption(self.config) if what == "captions" else super().drawing(what)
 
     def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        rows, _ = self.sequences.picture(text, codes)
-        return rows.inputs, rows.targets
+        inputs, targets, _ = self.laid_out(text, codes)
+        return inputs, targets
+
+    def laid_out(self, text: Tensor, codes: Tensor, draws: Draws = None) -> tuple[Tensor, Tensor, Context]:
+        """From text to image."""
+        return of_rows(self.sequences.picture(text, codes)[0])
 
     def prompt(self, text: Tensor, draws: Draws = None) -> Prompt:
         codes = text.new_zeros(len(text), self.config.image_tokens)
@@ -72,20 +76,7 @@ class CogLM(Recipe):
         """Text sees nothing else, so that every row is published to have it."""
         return Emphasis.of(value, self.vocab.is_caption(inputs), torch.ones_like(inputs, dtype=torch.bool))
 
-    def batch(
-        self,
-        text: Tensor,
-        *codes: Tensor,
-        draws: Draws = None,
-        text_weight: float = 1.0,
-        image_weight: float = 1.0,
-        device: torch.device | str = "cpu",
-    ) -> Batch:
-        """From text to image."""
-        self.check_codes(codes)
-        return self.of_rows(self.sequences.picture(text, *codes)[0], text_weight, image_weight).to(device)
-
-    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: float) -> Batch:
+    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: Any) -> Batch:
         """Each row by its own stream one of the three objectives."""
         self.check_codes(codes)
         c, streams = self.config, draws if isinstance(draws, Sequence) else [draws] * len(text)
@@ -100,7 +91,7 @@ class CogLM(Recipe):
         ]
         order = torch.cat(chosen).argsort()
         rows = Rows(*(torch.cat(parts)[order] for parts in zip(*made, strict=True)))
-        return self.of_rows(rows, **weights)
+        return self.weighed(*of_rows(rows), **weights)
 
     def _pictures(self, text: Tensor, codes: Tensor, streams: Sequence[Any]) -> Rows:
         return self.sequences.picture(text, codes)[0]
@@ -118,10 +109,6 @@ class CogLM(Recipe):
             inside[row, :length], predicted[row, :length] = sampled_spans(length, stream)
         return self.sequences.spans(text, inside, predicted)
 
-    def of_rows(self, rows: Rows, text_weight: float = 1.0, image_weight: float = 1.0) -> Batch:
-        weights = self.vocab.loss_weights(rows.targets, text_weight, image_weight)
-        return Batch(rows.inputs, rows.targets, weights, seen(rows))
-
     def hideable(self, inputs: Tensor) -> Tensor:
         """Of what is drawn behind text."""
         return self.vocab.is_image(inputs) & (inputs == self.vocab["SOI"]).any(dim=1, keepdim=True)
@@ -134,8 +121,7 @@ class CogLM(Recipe):
 
     @classmethod
     def fit(cls, config: Any, **sizes: int) -> Any:
-        bilingual = "those of a bilingual text tokenizer (cogview tokenize --text-vocabulary bilingual)"
-        require("chinese_from" in sizes, "tokens", bilingual, "others")
+        check_bilingual(sizes)
         longest = sizes.pop("max_text")
         rows = max(config.text_rows, longest + 1)
         own = {"max_caption": longest, "text_rows": rows, "max_positions": rows + 1 + sizes["image_grid"] ** 2}
@@ -179,21 +165,8 @@ class CogLMCaption(CogLM):
     def drawing(self, what: str) -> "Recipe | None":
         return self if what == "captions" else None
 
-    def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        rows = self._described(text, codes)
-        return rows.inputs, rows.targets
-
-    def batch(
-        self,
-        text: Tensor,
-        *codes: Tensor,
-        draws: Draws = None,
-        text_weight: float = 1.0,
-        image_weight: float = 1.0,
-        device: torch.device | str = "cpu",
-    ) -> Batch:
-        self.check_codes(codes)
-        return self.of_rows(self._described(text, *codes), text_weight, image_weight).to(device)
+    def laid_out(self, text: Tensor, codes: Tensor, draws: Draws = None) -> tuple[Tensor, Tensor, Context]:
+        return of_rows(self._described(text, codes))
 
     def _described(self, text: Tensor, codes: Tensor) -> Rows:
         nothing = torch.zeros_like(codes, dtype=torch.bool)
@@ -214,3 +187,8 @@ class CogLMCaption(CogLM):
 
 def seen(rows: Rows) -> Context:
     return Context(rows.positions, {"sees": rows.sees})
+
+
+def of_rows(rows: Rows) -> tuple[Tensor, Tensor, Context]:
+    """Inputs, targets and context."""
+    return rows.inputs, rows.targets, seen(rows)

@@ -1,5 +1,6 @@
 """Sizes of CogView2's models (arXiv 2204.14217), and the presets of CogLM."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cogview.config import ModelConfig, TrainConfig, require
@@ -68,6 +69,12 @@ class CogLMConfig(BilingualConfig):
     def patches(self) -> int:
         """Of a picture."""
         return int(self.patch_share * self.image_tokens / self.patch_side**2)
+
+
+def check_bilingual(sizes: Mapping[str, int]) -> None:
+    """ValueError unless the sizes of some data, those of `Recipe.fit`, are of bilingual text."""
+    bilingual = "those of a bilingual text tokenizer (cogview tokenize --text-vocabulary bilingual)"
+    require("chinese_from" in sizes, "tokens", bilingual, "others")
 
 
 TINY = CogLMConfig(

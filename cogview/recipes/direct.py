@@ -7,7 +7,6 @@ under one softmax. In each layer the fine cells have projections of their own, w
 are the same for all. Every fine cell is [SOI] and predicts its own code.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,8 +17,7 @@ from torch import Tensor
 from cogview.config import ModelConfig, TrainConfig
 from cogview.parts.attend import Attention, chosen
 from cogview.parts.linear import Linear
-from cogview.recipes.coglm import CogLM
-from cogview.recipes.fine import Fine, FineConfig, check_window
+from cogview.recipes.fine import Fine, FineConfig, check_window, presets
 from cogview.recipes.recipe import Draws, Recipe
 from cogview.sequence import Context
 from cogview_ops import cogview2_attention
@@ -71,11 +69,6 @@ class DirectAttention(Attention):
         return 2 * self.num_heads * tokens * self.head_dim  # the outputs of both parts, and they together
 
 
-# The article has no rates; these are CogView's. Batches and steps are ours.
-_TINY: dict[str, Any] = {"seconds": 240.0, "learning_rate": 7e-4, "hide_context": 0.0, "validate_every": 100}
-_PUBLISHED: dict[str, Any] = {"steps": 30_000, "batch_size": 512, "accumulate": 64, "learning_rate": 1e-4}
-
-
 class Direct(Fine):
     name = "direct"
     Config = DirectConfig
@@ -101,10 +94,7 @@ class Direct(Fine):
 
     def context(self, inputs: Tensor, draws: Draws = None) -> Context:
         c = self.config
-        starts = ((0, c.max_caption), (c.text_rows + 1, c.image_tokens), (c.base_positions, c.fine_grid**2))
-        positions = torch.cat([start + torch.arange(count) for start, count in starts]).to(inputs.device)
-        there = inputs[:, : c.max_caption] != self.vocab["PAD"]
-        return Context(positions, {"text_mask": there})
+        return self.placed(inputs, (0, c.max_caption), (c.text_rows + 1, c.image_tokens))
 
     def inherited(self, tensors: dict[str, Tensor], before: Recipe, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Fine projections begin as the base's."""
@@ -119,7 +109,4 @@ class Direct(Fine):
         return super().inherited(tensors, before, new)
 
 
-Direct.presets |= {
-    name: (Direct.begun(config), dataclasses.replace(training, **(_TINY if name == "tiny" else _PUBLISHED)))
-    for name, (config, training) in CogLM.presets.items()
-}
+Direct.presets |= presets(Direct)

@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from cogview.bilingual import BilingualVocabulary
-from cogview.config import require
-from cogview.recipes.coglm_sizes import BilingualConfig
+from cogview.config import ModelConfig, TrainConfig, require
+from cogview.recipes.coglm import CogLM
+from cogview.recipes.coglm_sizes import BilingualConfig, check_bilingual
 from cogview.recipes.recipe import POSITIONS, Recipe, grown
+from cogview.sequence import Context
 
 RATIO = 3  # of the grids, published: 20 and 60
+# The article has no rates; these are CogView's. Batches and steps are ours.
+_TINY: dict[str, Any] = {"seconds": 240.0, "learning_rate": 7e-4, "hide_context": 0.0, "validate_every": 100}
+_PUBLISHED: dict[str, Any] = {"steps": 30_000, "batch_size": 512, "accumulate": 64, "learning_rate": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,14 @@ class Fine(Recipe):
         self.vocab.check(text, [], self.config.max_caption, commands=0)
         return self.vocab.join([text], text, slots)
 
+    def placed(self, inputs: Tensor, *before: tuple[int, int]) -> Context:
+        """The context of inputs whose parts before the fine cells, text first, have so many rows of the position table
+        each, as (first row, count)."""
+        c, (_, slots) = self.config, before[0]
+        spans = (*before, (c.base_positions, c.fine_grid**2))
+        positions = torch.cat([start + torch.arange(count) for start, count in spans]).to(inputs.device)
+        return Context(positions, {"text_mask": inputs[:, :slots] != self.vocab["PAD"]})
+
     def inherited(self, tensors: dict[str, Tensor], before: Recipe, new: Mapping[str, Tensor]) -> dict[str, Tensor]:
         c, old = self.config, before.config
         if POSITIONS not in tensors or len(tensors[POSITIONS]) != old.max_positions:
@@ -106,10 +119,17 @@ class Fine(Recipe):
 
     @classmethod
     def fit(cls, config: Any, **sizes: int) -> Any:
-        bilingual = "those of a bilingual text tokenizer (cogview tokenize --text-vocabulary bilingual)"
-        require("chinese_from" in sizes, "tokens", bilingual, "others")
+        check_bilingual(sizes)
         require("small_grid" in sizes, "tokens", "pictures at two sizes (cogview tokenize --pairs)", "one size")
         longest, grid, fine = sizes.pop("max_text"), sizes.pop("small_grid"), sizes.pop("image_grid")
         rows = max(config.text_rows, longest + 1)
         own = {"max_caption": longest, "text_rows": rows, "image_grid": grid, "fine_grid": fine}
         return dataclasses.replace(config, max_positions=rows + 1 + grid**2 + fine**2, **own, **sizes)
+
+
+def presets(recipe: type[Fine]) -> dict[str, tuple[ModelConfig, TrainConfig]]:
+    """Those of CogLM, gone on from."""
+    return {
+        name: (recipe.begun(config), dataclasses.replace(training, **(_TINY if name == "tiny" else _PUBLISHED)))
+        for name, (config, training) in CogLM.presets.items()
+    }

@@ -6,7 +6,6 @@ Fine cells see the first tokens of the text and each other in a window, in one s
 drawn is that of `cogview.lopar`; a training sample hides what one of its rounds hides.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,8 +16,7 @@ from torch import Tensor
 from cogview import lopar
 from cogview.config import ModelConfig, TrainConfig, require
 from cogview.parts.attend import Attention
-from cogview.recipes.coglm import CogLM
-from cogview.recipes.fine import Fine, FineConfig
+from cogview.recipes.fine import Fine, FineConfig, presets
 from cogview.recipes.recipe import Draws
 from cogview.sequence import Batch, Context
 from cogview_ops import cogview2_attention, local_attention_2d_decode
@@ -86,11 +84,6 @@ class IterativeAttention(Attention):
         return self.num_heads * tokens * self.head_dim  # text's and cells' outputs are copied into one
 
 
-# The article has no rates; these are CogView's. Batches and steps are ours.
-_TINY: dict[str, Any] = {"seconds": 240.0, "learning_rate": 7e-4, "hide_context": 0.0, "validate_every": 100}
-_PUBLISHED: dict[str, Any] = {"steps": 30_000, "batch_size": 512, "accumulate": 64, "learning_rate": 1e-4}
-
-
 class Iterative(Fine):
     name = "iterative"
     Config = IterativeConfig
@@ -122,24 +115,16 @@ class Iterative(Fine):
         """codes: coarse and fine ones, of which these are taken: the first round."""
         return self.hidden(text, codes[:, self.config.image_tokens :], self.order >= 1)
 
-    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: float) -> Batch:
+    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: Any) -> Batch:
         """Each row by its own stream one of the rounds."""
         self.check_codes(codes)
         streams = draws if isinstance(draws, Sequence) else [draws] * len(text)
         rounds = torch.cat([torch.randint(1, int(self.order.max()) + 1, (1,), generator=s) for s in streams])
         inputs, targets = self.hidden(text, codes[1], self.order >= rounds[:, None])
-        of_kinds = self.vocab.loss_weights(targets, weights.get("text_weight", 1.0), weights.get("image_weight", 1.0))
-        return Batch(inputs, targets, of_kinds, self.context(inputs))
+        return self.weighed(inputs, targets, self.context(inputs), **weights)
 
     def context(self, inputs: Tensor, draws: Draws = None) -> Context:
-        c = self.config
-        starts = ((0, c.text_slots), (c.base_positions, c.fine_grid**2))
-        positions = torch.cat([start + torch.arange(count) for start, count in starts]).to(inputs.device)
-        there = inputs[:, : c.text_slots] != self.vocab["PAD"]
-        return Context(positions, {"text_mask": there})
+        return self.placed(inputs, (0, self.config.text_slots))
 
 
-Iterative.presets |= {
-    name: (Iterative.begun(config), dataclasses.replace(training, **(_TINY if name == "tiny" else _PUBLISHED)))
-    for name, (config, training) in CogLM.presets.items()
-}
+Iterative.presets |= presets(Iterative)

@@ -179,24 +179,30 @@ class Recipe:
         """Tokens per side of the picture at each of its `sizes`."""
         return tuple(self.config.image_grid >> n for n in reversed(range(self.sizes)))
 
-    def batch(
-        self,
-        text: Tensor,
-        *codes: Tensor,
-        draws: Draws = None,
-        text_weight: float = 1.0,
-        image_weight: float = 1.0,
-        device: torch.device | str = "cpu",
-    ) -> Batch:
+    def batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: Any) -> Batch:
         """What the model is trained on, of text [B, T] (-1 padded) and codes [B, N] of each of the `sizes`."""
         self.check_codes(codes)
-        inputs, targets = (tokens.to(device) for tokens in self.layout(text, torch.cat(codes, dim=1)))
-        weights = self.vocab.loss_weights(targets, text_weight, image_weight)
-        return Batch(inputs, targets, weights, self.context(inputs, draws))
+        return self.weighed(*self.laid_out(text, torch.cat(codes, dim=1), draws), **weights)
 
-    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: float) -> Batch:
+    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: Any) -> Batch:
         """What a training step takes, where that is drawn, too."""
-        return self.batch(text, *codes, draws=draws, **weights)  # type: ignore[arg-type]
+        return self.batch(text, *codes, draws=draws, **weights)
+
+    def laid_out(self, text: Tensor, codes: Tensor, draws: Draws = None) -> tuple[Tensor, Tensor, Context]:
+        """`layout`, and the context, where that is not of the inputs alone."""
+        inputs, targets = self.layout(text, codes)
+        return inputs, targets, self.context(inputs, draws)
+
+    def weighed(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        context: Context,
+        *,
+        text_weight: float = 1.0,
+        image_weight: float = 1.0,
+    ) -> Batch:
+        return Batch(inputs, targets, self.vocab.loss_weights(targets, text_weight, image_weight), context)
 
     def check_codes(self, codes: Sequence[Tensor]) -> None:
         """ValueError unless there are those of each of the sizes."""

@@ -23,13 +23,13 @@ from cogview.demo.scenes import Scene, caption
 from cogview.generate import fill
 from cogview.parts.attend import Leading
 from cogview.parts.transformer import Transformer
-from cogview.recipes.coglm import CogLM, seen
+from cogview.recipes.coglm import CogLM, of_rows, seen
 from cogview.recipes.coglm_sizes import CogLMConfig
 from cogview.recipes.direct import Direct
 from cogview.recipes.fine import Fine, FineConfig
 from cogview.recipes.recipe import Draws, Prompt, Recipe
 from cogview.sampling import Sampling
-from cogview.sequence import Batch, Context, pad_text, text_lengths
+from cogview.sequence import Context, pad_text, text_lengths
 from cogview.superresolve import direct, refine
 from cogview.train import checkpoint
 from cogview.train.log import read_log
@@ -54,10 +54,6 @@ class Walk(Fine):
     def before(self) -> int:
         return self.config.max_caption + 1 + self.config.image_tokens
 
-    @property
-    def length(self) -> int:
-        return self.before + self.config.fine_grid**2
-
     def rows(self, text: Tensor, codes: Tensor) -> tuple[Rows, Tensor]:
         """codes: coarse and fine ones. Also where the fine ones stand, bool [B, S]."""
         c, vocab, cells = self.config, self.vocab, self.config.image_tokens
@@ -73,26 +69,8 @@ class Walk(Fine):
         places = positions.clamp_max(c.max_positions - 1)
         return Rows(inputs, torch.where(told, following, vocab["PAD"]), places, sees), drawn
 
-    def layout(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        rows, _ = self.rows(text, codes)
-        return rows.inputs, rows.targets
-
-    def context(self, inputs: Tensor, draws: Draws = None) -> Context:
-        raise NotImplementedError("its batches have it")
-
-    def batch(
-        self,
-        text: Tensor,
-        *codes: Tensor,
-        draws: Draws = None,
-        text_weight: float = 1.0,
-        image_weight: float = 1.0,
-        device: torch.device | str = "cpu",
-    ) -> Batch:
-        self.check_codes(codes)
-        rows, _ = self.rows(text, torch.cat(codes, dim=1))
-        weights = self.vocab.loss_weights(rows.targets, text_weight, image_weight)
-        return Batch(rows.inputs, rows.targets, weights, seen(rows)).to(device)
+    def laid_out(self, text: Tensor, codes: Tensor, draws: Draws = None) -> tuple[Tensor, Tensor, Context]:
+        return of_rows(self.rows(text, codes)[0])
 
     def behind(self, text: Tensor, coarse: Tensor) -> Prompt:
         """To draw the fine codes."""
