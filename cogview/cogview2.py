@@ -148,10 +148,7 @@ class CogView2:
         first candidate, the others have the following ones; a picture depends on its seed, whatever the batch. `update`
         is told cells done of `work(...)`. What is asked for is checked before anything is drawn."""
         how, captions = Settings() if how is None else how, texts(captions)
-        drawn = count if candidates is None else candidates
-        require(count >= 1, "count", "at least 1", count)
-        require(drawn >= count, "candidates", f"at least count ({count})", drawn)
-        seeds = check_seeds(range(seed, seed + drawn), drawn)
+        seeds = candidate_seeds(seed, count, candidates)
         for stage in self.stages[1:]:
             stage.encode(captions)
         self.check(how)
@@ -226,3 +223,11 @@ class CogView2:
         recipe, model = self.iterative.recipe, self.iterative.model
         about: dict[str, Any] = {"seeds": seeds, "update": told.part(), "top_k": how.top_k, **of_rounds}
         return torch.cat(list(fine_batches(recipe, model, ids, direct, how.iterative, **about)))
+
+
+def candidate_seeds(seed: int, count: int, candidates: int | None) -> list[int]:
+    """Of so many candidates, None: `count`, from which the best `count` are taken; ValueError where they are fewer."""
+    drawn = count if candidates is None else candidates
+    require(count >= 1, "count", "at least 1", count)
+    require(drawn >= count, "candidates", f"at least count ({count})", drawn)
+    return check_seeds(range(seed, seed + drawn), drawn)

@@ -7,21 +7,21 @@ both directions; and whole pictures, of which the square around what is masked i
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from cogview import editing
-from cogview.cogview2 import CogView2, Settings
+from cogview.cogview2 import CogView2, Settings, candidate_seeds
 from cogview.config import require
+from cogview.data.images import resized
 from cogview.generate import Update, emphasised, fill
 from cogview.inputs import images, whole
 from cogview.progress import Sum
 from cogview.recipes.coglm import CogLM
-from cogview.sampling import Sampling, check_seeds
+from cogview.sampling import Sampling
 from cogview.sequence import pad_text
 
 
@@ -55,10 +55,7 @@ def edit(
     so that others stay exactly; see `cogview.editing`. The caption is of the square, whose side is `around` times that
     of what is masked; inf: as large as the picture has room for."""
     how = Settings() if how is None else how
-    drawn = count if candidates is None else candidates
-    require(count >= 1, "count", "at least 1", count)
-    require(drawn >= count, "candidates", f"at least count ({count})", drawn)
-    seeds = check_seeds(range(seed, seed + drawn), drawn)
+    seeds = candidate_seeds(seed, count, candidates)
     given = whole(picture)
     editing.check(mask, given)
     models.check(how)
@@ -71,7 +68,7 @@ def edit(
     ranked = models.base.rerank(caption, codes, batch_size=how.base.batch_size)
     best = ranked.order[:count]
     chosen = [seeds[n] for n in best.tolist()]
-    pictures = _resized(_sharp(models, ids * count, codes[best], crop, hidden, how, chosen, told), box.side)
+    pictures = resized(_sharp(models, ids * count, codes[best], crop, hidden, how, chosen, told), box.side)
     return Edited(editing.laid_over(given, box, pictures, mask, feather), ranked.caploss[best], box)
 
 
@@ -121,7 +118,7 @@ def _sharp(
         return models.base.pictures(codes)
     grid = models.direct.recipe.grids[-1]
     side, cells = grid * models.base.image.config.downsample, editing.touched(hidden, grid)
-    own = images(_resized(crop[None], side), side).to(models.base.model.device)
+    own = images(resized(crop[None], side), side).to(models.base.model.device)
     known = models.base.image.encode(own.float() / 255).cpu()
     direct, _ = replace(models, iterative=None).enlarge(ids, codes, how, seeds, told)
     assert direct is not None
@@ -129,11 +126,3 @@ def _sharp(
     if models.iterative is not None:
         fine = models.refined(ids, fine, how, seeds, told, within=cells.expand_as(fine))
     return models.base.pictures(fine)
-
-
-def _resized(pictures: Tensor, side: int) -> Tensor:
-    """uint8 [n, 3, side, side]."""
-    if pictures.shape[-1] == side:
-        return pictures
-    how: Any = {"mode": "bicubic", "antialias": True}
-    return F.interpolate(pictures.float(), (side, side), **how).round().clamp(0, 255).to(torch.uint8)

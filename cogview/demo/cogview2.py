@@ -19,12 +19,14 @@ from cogview.cogview2 import CogView2, Settings
 from cogview.completion import complete, edit
 from cogview.config import require
 from cogview.data.crops import Reduced, smaller
+from cogview.data.images import resized
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset, tokens_of
 from cogview.demo import cogview2_report, models
 from cogview.demo.captions import tells
 from cogview.demo.demo import IMAGE, LANGUAGES, TEMPERATURE, language_of
 from cogview.demo.large_scenes import LargeScenes
+from cogview.demo.measure import chance, decibels, score
 from cogview.demo.scenes import PLACES, SIZE, TILE, Scene, build_scene_shards, caption, render, sample_scenes
 from cogview.inputs import whole
 from cogview.pipeline import tokenize_pairs
@@ -116,8 +118,6 @@ def pictures_of(scenes: list[Scene], scale: int = 1) -> Tensor:
 
 def of_base(found: CogView2, scenes: list[Scene]) -> dict[str, Any]:
     """Shares of right pictures in both languages, of right captions, and what comes of filled squares."""
-    from cogview.demo.measure import chance, score
-
     true, base = pictures_of(scenes), found.base
     rebuilt = base.pictures(base.tokenize(true))
     figures: dict[str, Any] = {"bound": score(rebuilt, scenes), "chance": chance(true, scenes)}
@@ -133,8 +133,6 @@ def of_base(found: CogView2, scenes: list[Scene]) -> dict[str, Any]:
 def of_fills(found: CogView2, scenes: list[Scene], true: Tensor) -> dict[str, float]:
     """Of each scene the tile of its first emoji is drawn anew, with its caption, likeliest codes: how often it is
     recognised, its codes are the true ones, and both by chance, with another scene's caption."""
-    from cogview.demo.measure import score
-
     how = Sampling(top_k=1, batch_size=JUDGED)
     figures: dict[str, float] = {}
     for name, order in (("told", scenes), ("chance", scenes[1:] + scenes[:1])):
@@ -161,8 +159,6 @@ def tile_mask(scene: Scene, scale: int = 1, cell: int = 8) -> Tensor:
 
 def of_fine(found: CogView2, scenes: list[Scene]) -> dict[str, Any]:
     """Held-out true small pictures enlarged, the likeliest codes of each stage, against bicubic and the bound."""
-    from cogview.demo.measure import decibels, score
-
     true = pictures_of(scenes, TIMES)
     small = torch.stack([smaller(picture, TIMES) for picture in true])
     codes = found.base.tokenize(small)
@@ -177,7 +173,7 @@ def of_fine(found: CogView2, scenes: list[Scene]) -> dict[str, Any]:
     whole_codes = torch.cat([image.encode(part.float() / 255) for part in true.split(8)])
     decoded = found.base.pictures(codes)
     large = {
-        "bicubic": cogview2_report.bicubic(decoded, TIMES),
+        "bicubic": resized(decoded, TIMES * decoded.shape[-1]),
         "direct": found.base.pictures(direct),
         "direct, then iterative": found.base.pictures(fine),
         "bound": found.base.pictures(whole_codes),
@@ -190,8 +186,6 @@ def of_fine(found: CogView2, scenes: list[Scene]) -> dict[str, Any]:
 
 def show(found: CogView2, scenes: list[Scene]) -> tuple[dict[str, Any], cogview2_report.Sheet]:
     """A batch of small pictures of each caption, ranked, the best enlarged twice; and some pictures edited."""
-    from cogview.demo.measure import score
-
     shown = scenes[:ENLARGED]
     texts = [caption(scene, language_of(k)) for k, scene in enumerate(shown)]
     bold = Sampling(temperature=1.2, batch_size=32)  # where a good model errs, too

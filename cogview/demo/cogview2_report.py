@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cogview.data.files import write_json, written_beside
@@ -22,11 +21,6 @@ class Sheet(NamedTuple):
     true: Tensor
     edits: Sequence[tuple[str, Tensor, Tensor, Tensor]]
     """Caption, picture [3, H, W], mask [H, W], what came of them."""
-
-
-def bicubic(pictures: Tensor, times: int) -> Tensor:
-    large = F.interpolate(pictures.float(), scale_factor=times, mode="bicubic", antialias=True)  # the kernel of Pillow
-    return large.round().clamp(0, 255).to(torch.uint8)
 
 
 def write(out: Path, facts: dict[str, Any], sheet: Sheet) -> str:

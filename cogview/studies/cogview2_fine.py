@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cogview.bilingual import Rows
-from cogview.cogview2 import CogView2
+from cogview.cogview2 import CogView2, Settings
 from cogview.config import ModelConfig, TrainConfig
 from cogview.data.tokens import TokenDataset, tokens_of
 from cogview.demo import cogview2 as demo
@@ -30,7 +30,6 @@ from cogview.recipes.fine import Fine, FineConfig
 from cogview.recipes.recipe import Draws, Prompt, Recipe
 from cogview.sampling import Sampling
 from cogview.sequence import Context, pad_text, text_lengths
-from cogview.superresolve import direct, refine
 from cogview.train import checkpoint
 from cogview.train.log import read_log
 from cogview.train.loop import Result
@@ -194,13 +193,12 @@ def rounds(found: CogView2, recipe: Walk, model: Transformer, scenes: list[Scene
     coarse = base.tokenize(torch.stack([demo.smaller(picture, demo.TIMES) for picture in true]))
     ids = base.encode([caption(scene, language_of(k)) for k, scene in enumerate(scenes)])
     text, greedy, cells = pad_text(ids), Sampling(top_k=1, batch_size=8), recipe.config.fine_grid**2
-    first, last = found.direct, found.iterative
-    assert first is not None and last is not None  # noqa: PT018
+    stages = Settings(direct=greedy, iterative=greedy, top_k=None)
 
     def parallel(rows: slice) -> Tensor:
-        chances = torch.zeros(len(text[rows]), cells)
-        large = direct(first.recipe, first.model, text[rows], coarse[rows], greedy, chances)  # type: ignore[arg-type]
-        return refine(last.recipe, last.model, text[rows], large, greedy, chances)  # type: ignore[arg-type]
+        _, fine = found.enlarge(ids[rows], coarse[rows], stages, range(len(ids[rows])))
+        assert fine is not None
+        return fine
 
     def walked(rows: slice) -> Tensor:
         prompt = recipe.behind(text[rows], coarse[rows].flatten(1))

@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cogview.config import require
 from cogview.data.crops import Crops, smaller
+from cogview.data.images import resized
 from cogview.demo import models
 from cogview.demo.demo import IMAGE, language_of
 from cogview.demo.large_scenes import LargeScenes, splits
@@ -95,9 +95,8 @@ def run(out: Path, sizes: Sizes) -> str:
 
 
 def bicubic(pictures: Tensor) -> Tensor:
-    """uint8 [N, 3, H, W] at twice the side."""
-    large = F.interpolate(pictures.float(), scale_factor=2, mode="bicubic", antialias=True)  # the kernel of Pillow
-    return large.round().clamp(0, 255).to(torch.uint8)
+    """uint8 [N, 3, S, S] at twice the side."""
+    return resized(pictures, 2 * pictures.shape[-1])
 
 
 def repeated(codes: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from cogview.config import TrainConfig, require
 from cogview.data.files import written_beside
+from cogview.data.images import resized
 from cogview.data.shuffle import permutation
 from cogview.tokenizers.adversarial import VQGAN
 from cogview.tokenizers.image import VQVAE, VQConfig
@@ -104,7 +104,7 @@ class PictureTask:
         if training and self.times > 1:
             some, step, times = len(images) // 2, self.model.config.downsample, self.times
             # on the grid of the codes, as pairs are
-            small = _smaller(_crops(images[:some], times * self.crop, draws[:some], times * step), times)
+            small = resized(_crops(images[:some], times * self.crop, draws[:some], times * step), self.crop)
             images = torch.cat([small, _crops(images[some:], self.crop, draws[some:], step)])
         elif training:
             images = _crops(images, self.crop, draws)
@@ -269,12 +269,6 @@ def _crops(images: Tensor, side: int, draws: Sequence[torch.Generator], step: in
         top, left = (step * int(torch.randint(n, (), generator=stream)) for n in room)
         found.append(image[:, top : top + side, left : left + side])
     return torch.stack(found)
-
-
-def _smaller(images: Tensor, times: int) -> Tensor:
-    """uint8 pictures at a part of their size."""
-    small = F.interpolate(images.float(), scale_factor=1 / times, mode="bicubic", antialias=True)
-    return small.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _decibels(squared: float) -> float:
