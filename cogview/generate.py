@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cogview.config import require
 from cogview.feeding import Feed
+from cogview.flops import attentions
 from cogview.parts.transformer import Transformer, evaluating
 from cogview.recipes.recipe import Prompt, Recipe
 from cogview.sampling import Sampling, check_seeds, sample_token
@@ -95,8 +96,7 @@ def emphasised(recipe: Recipe, prompt: Prompt, how: Sampling) -> Prompt:
     """A prompt whose text counts for more, see `Sampling.text_attention`."""
     if how.text_attention == 0:
         return prompt
-    with torch.device("meta"):
-        heeded = all(recipe.attention(layer).emphasises for layer in range(recipe.config.num_layers))
+    heeded = all(attention.emphasises for attention in attentions(recipe))
     require(heeded, "text_attention", f"0 with recipe {recipe.name}", how.text_attention)
     context = dataclasses.replace(prompt.context, emphasis=recipe.emphasis(prompt.inputs, how.text_attention))
     return dataclasses.replace(prompt, context=context)

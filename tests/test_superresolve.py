@@ -1,5 +1,6 @@
 """CogView2's super-resolution: what its models begin with, what sees what, and what its rounds draw."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -125,8 +126,6 @@ def test_iterative_sees_its_window_and_the_first_text():
 @pytest.mark.parametrize("name", ["direct", "iterative"])
 @pytest.mark.parametrize("value", [0.0, 1.4])
 def test_some_places_alone(name, value):
-    import dataclasses
-
     recipe, model = make(name)
     text = pad_text(CAPTIONS)
     inputs, _ = recipe.layout(text, torch.cat(codes(recipe), dim=1))
