@@ -30,6 +30,10 @@ COMMANDS = ("SOI", "SOE", "SOC")
 LANGUAGES = {"en": "SOE", "zh": "SOC"}
 PIECES = {"EOS": 2, "PAD": 3}
 """Text ids that every vocabulary in icetk's order has."""
+BYTES = range(4, 260)
+"""Text ids of the bytes, which spell characters without a piece, of vocabularies that are trained here."""
+ICETK = 63_823
+"""Where Chinese begins in the released vocabulary, whose pieces are no bytes."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,18 @@ class BilingualVocabulary(Vocabulary):
         return super().is_caption(tokens) & (tokens != self["PAD"]) & (tokens != self["EOS"])
 
     def tags(self, text: Tensor) -> Tensor:
-        """int64 [B, 1]: [SOC] of raw text [B, T] with any piece that is not English, else [SOE]."""
-        english = (text < self.chinese_from).all(dim=1, keepdim=True)
-        return torch.where(english, self["SOE"], self["SOC"])
+        """int64 [B, 1]: [SOC] of raw text [B, T] with any piece that is not English, or a Han character in bytes, else
+        [SOE]."""
+        other = (text >= self.chinese_from).any(dim=1, keepdim=True) | self._spells_han(text)
+        return torch.where(other, self["SOC"], self["SOE"])
+
+    def _spells_han(self, text: Tensor) -> Tensor:
+        """bool [B, 1]: whether three bytes in a row are a character of U+3000 to U+9FFF, in UTF-8."""
+        if not BYTES.stop <= self.chinese_from != ICETK:
+            return text.new_zeros(len(text), 1, dtype=torch.bool)
+        first, second, third = (text[:, n : n + max(0, text.shape[1] - 2)] - BYTES.start for n in range(3))
+        spelled = (first >= 0xE3) & (first <= 0xE9) & (second >> 6 == 2) & (third >> 6 == 2)
+        return spelled.any(dim=1, keepdim=True)
 
     def drawn_text(self, stop: bool) -> Tensor:
         """bool [size]: what may be drawn of a caption."""

@@ -121,7 +121,8 @@ class TrainConfig:
     hide_context: float = 0.0
     """Share of sequences that see only a random part of their own image tokens, so that the text has to tell."""
     drop_text: float = 0.0
-    """Share of sequences that lose their caption, for drawing with guidance (classifier-free, arXiv 2207.12598)."""
+    """Of the sequences to draw pictures the share that loses its caption, for guidance (classifier-free, arXiv
+    2207.12598)."""
     truncate_text: bool = False
     """Cut captions that are too long, and count them; off: they are an error."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"

@@ -100,10 +100,10 @@ def check_finite(rows: Tensor) -> None:
 
 
 def row_means(nll: Tensor, kept: Tensor) -> Tensor:
-    """Means [B] of nll [B, S] over the places that are kept (bool [B, S]), 0 where none is.
+    """Means [B] of nll [B, S] over the places that are kept (bool [B, S]), NaN where none is.
 
     ValueError where one of them is not finite.
     """
     chosen = torch.where(kept, nll, 0)
     check_finite(chosen)
-    return chosen.sum(dim=1) / kept.sum(dim=1).clamp_min(1)
+    return chosen.sum(dim=1) / kept.sum(dim=1)

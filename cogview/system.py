@@ -7,7 +7,7 @@ Captions are a string or a list of strings, pictures uint8 [N, 3, H, W] or PIL i
 [N, h, w]. N captions, S tokens of a sequence, V ids.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,12 +40,14 @@ _PIXELS = 8 * 256**2  # that go through an image tokenizer together
 
 
 class Likelihood(NamedTuple):
-    """Mean log-probabilities a token, float32 [N], in nats: at most 0, and the larger the likelier."""
+    """Mean log-probabilities a token, float32 [N], in nats: at most 0, and the larger the likelier; NaN of what the
+    model does not predict."""
 
     picture: Tensor
     """Of the image's codes, given what stands before them in the model's sequence: the caption."""
     caption: Tensor
-    """Of the caption's own tokens, likewise; in a sequence of text and then image they are predicted without it."""
+    """Of the caption's own tokens, likewise; in a sequence of text and then image they are predicted without it. Of a
+    model that captions in a sequence of its own, as CogLM does, given the picture."""
 
 
 class Described(NamedTuple):
@@ -366,12 +368,12 @@ class System:
 
         What attention samples of an image is drawn from `seed` for every row, so that none depends on its batch.
         """
-        vocab, batches = self.recipe.vocab, self._batches(captions, pictures, seed)
-        found = [(self._run(b, targets=b.targets).cpu(), b.targets.cpu()) for b in batches]
-        if not found:
-            return Likelihood(*torch.zeros(2, 0))
-        nll, targets = map(torch.cat, zip(*found, strict=True))
-        return Likelihood(-row_means(nll, vocab.is_image(targets)), -row_means(nll, vocab.is_caption(targets)))
+        vocab, codes = self.recipe.vocab, self._codes(pictures)
+        picture, caption = self._means(captions, codes, seed, vocab.is_image, vocab.is_caption)
+        own = self.recipe.drawing("captions") in (None, self.recipe)
+        if len(picture) and not own:  # it captions in other sequences
+            caption = -self.caploss(captions, codes, seed=seed)
+        return Likelihood(picture, caption)
 
     def choose(self, pictures: Pictures, captions: Captions | Sequence[Sequence[str]], *, seed: int = 0) -> Tensor:
         """int64 [N]: for each picture (or its codes) the number of the caption that makes it likeliest, of the same
@@ -389,8 +391,17 @@ class System:
         counts = [len(some) for some in own]
         require(min(counts, default=1) >= 1, "captions", "at least one for each picture", own)
         rows = codes.repeat_interleave(torch.tensor(counts, dtype=torch.int64), dim=0)
-        scores = self.likelihood([c for some in own for c in some], rows, seed=seed).picture
+        (scores,) = self._means([c for some in own for c in some], rows, seed, self.recipe.vocab.is_image)
         return torch.tensor([int(part.argmax()) for part in scores.split(counts)], dtype=torch.int64)
+
+    def _means(self, captions: Captions, codes: Tensor, seed: int, *kinds: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Mean log-probabilities a token [N] of each kind of targets."""
+        batches = self._batches(captions, codes, seed)
+        found = [(self._run(b, targets=b.targets).cpu(), b.targets.cpu()) for b in batches]
+        if not found:
+            return [torch.zeros(0) for _ in kinds]
+        nll, targets = map(torch.cat, zip(*found, strict=True))
+        return [-row_means(nll, of(targets)) for of in kinds]
 
     def _run(self, batch: Batch, **what: Any) -> Tensor:
         with evaluating(self.model):

@@ -329,8 +329,6 @@ def test_fit_takes_sizes_from_the_tokens(finished):
     own = {"coglm": {"chinese_from": 9}, "direct": {"chinese_from": 9, "small_grid": 4}}
     for recipe in RECIPES.values():
         sizes = pipeline.sizes_of(data) | own.get(recipe.name, own["direct"] if recipe.name == "iterative" else {})
-        if recipe.name == "iterative":
-            sizes["image_grid"] = 12  # which its rounds' tiles divide
         config = recipe.fit(recipe.presets["tiny"][0], **sizes)
         assert config.image_vocab == 32
         assert config.max_text == data.meta["text_length"] + pipeline.TEXT_ROOM

@@ -4,11 +4,13 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from cogview.bilingual import Rows, sampled_patches, sampled_spans
+from cogview.bilingual import BilingualVocabulary, Rows, sampled_patches, sampled_spans
+from cogview.config import TrainConfig
 from cogview.generate import describe, fill, generate
 from cogview.parts import emphasis
 from cogview.parts.transformer import Transformer
@@ -17,7 +19,9 @@ from cogview.recipes.caption import caploss
 from cogview.recipes.coglm import CogLM
 from cogview.recipes.coglm_sizes import CogLMConfig
 from cogview.sampling import Sampling
-from cogview.sequence import Context
+from cogview.sequence import Context, pad_text
+from cogview.tokenizers.text import TextTokenizer
+from cogview.train.token_task import TokenTask
 from cogview_ops.modules import KVCache
 
 CELLS, ROWS, IMAGE, TEXT = 6, 12, 40, 20
@@ -115,6 +119,22 @@ def test_the_start_of_a_language_is_that_of_its_pieces():
     text = torch.cat([text_of(5, 11), text_of(5, 12), text_of(19)])
     rows = recipe.sequences.caption(text, CODES.expand(3, -1), nothing, nothing, stop=True)
     assert rows.inputs[:, 36].tolist() == [SOE, SOC, SOC]
+
+
+def test_han_characters_may_be_spelled_in_bytes():
+    """By a small vocabulary of one's own; the released one has English words where that has bytes."""
+    text = TextTokenizer.train(["a red fox", "蓝色的房子"] * 3, 310, bilingual=True)
+    assert text.chinese_from is not None
+    expected = {"我爱你": SOC, "a fox 我": SOC, "蓝色": SOC, "a fox": SOE, "œuvre — 🦊": SOE, "ё": SOE, "": SOE}
+    ids = [text.encode(one) for one in expected]
+    assert max(ids[0]) < text.chinese_from
+    vocab = BilingualVocabulary(IMAGE, text.vocab_size, text.chinese_from)
+    tags = [SOE + int(tag) - vocab["SOE"] for tag in vocab.tags(pad_text(ids))]
+    assert dict(zip(expected, tags, strict=True)) == expected
+    assert [int(vocab.tags(pad_text([some]))) - vocab["SOE"] for some in ids[:1] + ids[-1:]] == [1, 0]
+    released = preset("coglm-6b", "coglm")[0]
+    vocab = CogLM(released).vocab
+    assert int(vocab.tags(pad_text(ids[:1]))) == vocab["SOE"]
 
 
 def test_spans_of_text():
@@ -228,6 +248,44 @@ def test_training_mixes_by_each_rows_own_stream():
     hidden = recipe.hideable(whole.inputs)
     drawn = recipe.kinds(whole.targets)["image"].any(dim=1)
     assert bool((hidden.any(dim=1) == drawn).all())
+
+
+def test_text_is_dropped_where_it_is_context():
+    """No caption that is learned is empty, nor are spans; of text to image no row has one."""
+    recipe, model = make(spans_share=0.2)
+
+    class Pairs:
+        def batch(self, rows):
+            return torch.arange(4, 12).expand(len(rows), -1), CODES.expand(len(rows), -1)
+
+    task = TokenTask(recipe, model, Pairs(), TrainConfig(steps=1, drop_text=1.0))
+    batch = task.batch(task.data, np.arange(60), [torch.Generator().manual_seed(n) for n in range(60)])
+    vocab, inputs = recipe.vocab, batch.inputs
+    drawn = (inputs == SOI).any(dim=1)
+    counts = vocab.is_caption(inputs).sum(dim=1)
+    assert 0 < int(drawn.sum()) < 60
+    assert bool((counts[drawn] == 0).all())
+    assert bool((counts[~drawn] == 8).all())
+    assert bool(((batch.targets == EOS).sum(dim=1) == (inputs == SOE).sum(dim=1)).all())
+    plain = recipe.kinds(batch.targets)
+    assert bool((plain["text"].any(dim=1) == ~drawn).all())
+    held_out = task.batch(task.data, np.arange(4), [torch.Generator().manual_seed(n) for n in range(4)], training=False)
+    assert bool((vocab.is_caption(held_out.inputs).sum(dim=1) == 8).all())
+
+
+def test_kinds_of_inputs():
+    """A text before its picture is no target, and no reason to call the cells patches; hidden ones are neither."""
+    recipe, _ = make()
+    text, nothing = text_of(5, 6), torch.zeros(1, 36, dtype=torch.bool)
+    inputs = recipe.sequences.picture(text, CODES)[0].inputs
+    inputs[0, [6, 9]] = SOI
+    kinds = recipe.input_kinds(inputs)
+    assert kinds["text"][0].nonzero()[:, 0].tolist() == [0, 1, 2]
+    assert kinds["image"][0].nonzero()[:, 0].tolist() == [k for k in range(3, 39) if k not in (6, 9)]
+    inputs = recipe.sequences.caption(text, CODES, nothing, nothing, stop=True).inputs
+    kinds = recipe.input_kinds(inputs)
+    assert kinds["image"][0].nonzero()[:, 0].tolist() == list(range(36))
+    assert kinds["text"][0].nonzero()[:, 0].tolist() == [36, 37, 38, 39]
 
 
 @pytest.mark.parametrize("given", [0, 1])

@@ -15,10 +15,11 @@ from common import assert_as_good_as
 from test_published_weights import same
 from torch import Tensor
 
-from cogview import cli
+from cogview import cli, lopar
 from cogview.bilingual import BilingualVocabulary
 from cogview.models import load_model
 from cogview.parts.transformer import Transformer
+from cogview.published import families
 from cogview.recipes import preset
 from cogview.recipes.coglm import of_rows
 from cogview.recipes.direct import Direct
@@ -125,7 +126,9 @@ def test_there_and_back(files, tmp_path, capsys, recipe, parts):
     take(files, tmp_path / "run", recipe, source=source)
     out = tmp_path / "out"
     cli.main(["export-weights", str(tmp_path / "run"), "--name", recipe, "--out", str(out), "--parts", str(parts)])
-    assert "not written: the image tokenizer" in capsys.readouterr().out.replace("\n", " ")
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert "not written: the image tokenizer" in told
+    assert f"image codes 20,000 (here 20), image grid 20 x 20 (here {GRIDS[recipe]} x {GRIDS[recipe]})" in told
     assert sorted(p.name for p in out.iterdir()) == ["300", "ice_text.model", "latest", "model_config.json"]
     assert (out / "latest").read_text() == "300"
     for rank in range(parts):
@@ -541,6 +544,49 @@ def test_what_cannot_be_exported(run, tmp_path):
             cli.main(["export-weights", str(folder), "--name", name, "--out", str(tmp_path / "out")])
         assert not (tmp_path / "out").exists()
         checkpoint.save(path, stored, header)
+
+
+RELEASED_SIZES = {"image_vocab": 20_000, "image_grid": 20, "chinese_from": 63_823, "max_caption": 111}
+FINE_SIZES = {"fine_grid": 60, "max_positions": 1024 + 3600}
+OTHERS = {
+    "coglm": "",
+    "direct": ", fine grid 60 x 60 (here 12 x 12), layout [96, 496, 4096] (here [96, 112, 256])",
+    "iterative": ", fine grid 60 x 60 (here 12 x 12), layout [16, 3616] (here [16, 160])",
+}
+
+
+def released_config(run: Path, recipe: str) -> Any:
+    """A small model's with what the released scripts have as numbers."""
+    config = imported(run, recipe)[0].config
+    own = {"max_positions": 1024} if recipe == "coglm" else FINE_SIZES
+    return dataclasses.replace(config, text_vocab=130_000, **RELEASED_SIZES, **own)
+
+
+@STAGES
+def test_sizes_that_the_released_scripts_have_as_numbers(files, run, recipe):
+    """None is told of a model that has them, and of a small one what differs."""
+    made, family = imported(run, recipe)[0], families.of(recipe)
+    config, chinese = released_config(run, recipe), released.CODES + made.config.chinese_from
+    assert family.differing(type(made)(config)) is None
+    said, grid = family.differing(made), GRIDS[recipe]
+    assert said is not None
+    assert said.startswith("CogView2's code has sizes written into it")
+    first = f"image codes 20,000 (here 20), image grid 20 x 20 (here {grid} x {grid})"
+    assert said.endswith(f": {first}, first Chinese id 83,823 (here {chinese}){OTHERS[recipe]}")
+    longer = type(made)(dataclasses.replace(config, max_caption=200))
+    assert str(family.differing(longer)).endswith(": tokens of the longest caption 111 (here 200)")
+    if recipe == "iterative":
+        for tile, name in ((lopar.diagonals(5, 5), "another of 5 x 5"), (lopar.diagonals(6, 6), "another of 6 x 6")):
+            other = type(made)(dataclasses.replace(config, tile=tile))
+            assert str(family.differing(other)).endswith(f": tile order the published of 6 x 6 (here {name})")
+
+
+def test_a_fine_grid_that_the_published_tile_does_not_divide(files, tmp_path):
+    module = released.sat_module(vocabulary(files).size, fine=15**2)
+    source = released.write_sat(tmp_path / "cogview2-itersr", module)
+    take(files, tmp_path / "run", "iterative", "--image-grid", 5, source=source)
+    config = imported(tmp_path / "run", "iterative")[0].config
+    assert (config.fine_grid, config.tile) == (15, lopar.diagonals(5, 5))
 
 
 def test_with_icetks_image_tokenizer(files, tmp_path):

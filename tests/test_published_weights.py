@@ -14,6 +14,7 @@ from test_train_command import header, tokens, train
 
 from cogview import cli
 from cogview.models import load_model
+from cogview.published import families
 from cogview.published.convert import _released_image
 from cogview.recipes.cogview import CogView
 from cogview.system import System
@@ -390,8 +391,16 @@ def test_trained_weights_are_rounded_and_it_is_said(files, run, tmp_path, capsys
     said = capsys.readouterr().out
     assert re.search(r"rounded to float16: 5 of [\d,]+ values", said)
     assert "its norms are those of relax row" in said
+    differing = "image codes 8,192 (here 20), image grid 32 x 32 (here 4 x 4)"
+    assert f"CogView's code has sizes written into it that are to be changed for this model: {differing}\n" in said
     module = torch.load(tmp_path / "out" / "20" / "mp_rank_00_model_states.pt")["module"]
     same(module, weights(files))
+
+
+def test_nothing_is_said_of_the_released_sizes(run):
+    recipe = System.load(run).recipe
+    config = dataclasses.replace(recipe.config, image_vocab=8192, image_grid=32, max_positions=1089)
+    assert families.of("cogview").differing(CogView(config)) is None
 
 
 @pytest.mark.parametrize("codebook", ["fixed", "straight_through"])

@@ -140,42 +140,54 @@ def test_some_places_alone(name, value):
     torch.testing.assert_close(some, whole, atol=1e-5, rtol=1e-5)
 
 
-def test_the_published_order():
-    order = lopar.order(lopar.PUBLISHED, 60)
-    tile = order[:6, :6]
-    assert torch.equal(order.view(10, 6, 10, 6)[7, :, 3], tile)
-    assert [int((tile >= m).sum()) for m in range(1, 7)] == [23, 19, 15, 10, 6, 2]
-    assert int((tile < 1).sum()) == 13
-    generic = lopar.order(lopar.diagonals(4), 8)
-    assert [int((generic == m).sum()) for m in range(1, 8)] == [4 * n for n in (1, 2, 3, 4, 3, 2, 1)]
-    with pytest.raises(ValueError, match=r"tile: expected sides that divide 8, got \[6, 6\]"):
-        lopar.order(lopar.PUBLISHED, 8)
-    with pytest.raises(ValueError, match="tile: expected a cell to be drawn"):
-        lopar.order(((0, -1),), 8)
-
-
-def test_rounds_draw_the_likeliest_of_what_stands():
+@pytest.mark.parametrize("grid", [4, 5])
+def test_rounds_draw_the_likeliest_of_what_stands(grid):
     """Greedily, by hand: in round m all cells of m or later are hidden, and those of m drawn from whole logits."""
-    recipe, model = make("iterative")
-    text, fine = pad_text(CAPTIONS), codes(recipe)[1].view(3, 12, 12)
-    order = lopar.order(lopar.PUBLISHED, 12)
-    known, chances = fine.clone(), torch.rand(3, 144)
-    for m in range(1, 7):
+    recipe, model = make("iterative", image_grid=grid, max_positions=12 + 1 + grid**2)
+    side = 3 * grid
+    text, fine = pad_text(CAPTIONS), codes(recipe)[1].view(3, side, side)
+    order = lopar.order(lopar.PUBLISHED if grid == 4 else lopar.diagonals(5, 5), side)
+    known, chances = fine.clone(), torch.rand(3, side**2)
+    last = int(order.max())
+    for m in range(1, last + 1):
         inputs, _ = recipe.hidden(text, known.flatten(1), (order >= m).flatten())
         with torch.no_grad():
             likeliest = model(inputs, recipe.context(inputs))[:, recipe.before :, :40].argmax(dim=-1)
-        known = torch.where(order == m, likeliest.view(3, 12, 12), known)
+        known = torch.where(order == m, likeliest.view(3, side, side), known)
     rounds: list[int] = []
     found = refine(recipe, model, text, fine, Sampling(top_k=1), chances, update=rounds.append)
     assert torch.equal(found, known)
-    assert rounds == [1, 2, 3, 4, 5, 6]
+    assert rounds == list(range(1, {4: 6, 5: 7}[grid] + 1))
     assert torch.equal(found[:, order < 1], fine[:, order < 1])
-    within = torch.zeros(3, 12, 12, dtype=torch.bool)
+    within = torch.zeros(3, side, side, dtype=torch.bool)
     within[0, :5], within[1, 3, 3] = True, True
     part = refine(recipe, model, text, fine, Sampling(top_k=1), chances, within=within)
     assert torch.equal(part[~within], fine[~within])
     assert torch.equal(part[2], fine[2])
     assert not torch.equal(part[0], fine[0])
+
+
+def test_rounds_of_another_number_have_their_top_k():
+    recipe, model = make("iterative", image_grid=5, max_positions=12 + 1 + 25)
+    fine = codes(recipe)[1].view(3, 15, 15)
+    how: dict[str, Any] = {"top_k": lopar.top_k(7)}
+    found = torch.cat(list(fine_batches(recipe, model, CAPTIONS, fine, Sampling(), **how)))
+    assert found.shape == fine.shape
+    kept = recipe.order.view(15, 15) < 1
+    assert torch.equal(found[:, kept], fine[:, kept])
+    assert not torch.equal(found, fine)
+    how = {"top_k": lopar.PUBLISHED_TOP_K}
+    with pytest.raises(ValueError, match="top_k: expected one of each of 7 rounds"):
+        list(fine_batches(recipe, model, CAPTIONS, fine, Sampling(), **how))
+
+
+@pytest.mark.parametrize("name", ["direct", "iterative"])
+def test_training_without_text(name):
+    """In the rows that lose it."""
+    recipe, _ = make(name)
+    draws, dropped = [torch.Generator().manual_seed(n) for n in range(3)], torch.tensor([True, False, True])
+    batch = recipe.training_batch(pad_text(CAPTIONS), *codes(recipe), draws=draws, dropped=dropped)
+    assert recipe.vocab.is_caption(batch.inputs).sum(dim=1).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("name", ["direct", "iterative"])
@@ -197,15 +209,18 @@ def test_a_picture_depends_on_its_seed_alone(name):
     assert not torch.equal(other[2], whole[2])
 
 
-def test_training_hides_what_a_round_hides():
-    recipe, _ = make("iterative")
+@pytest.mark.parametrize(
+    ("grid", "hidden_of_a_tile", "tiles"), [(4, (2, 6, 10, 15, 19, 23), 4), (5, (2, 4, 6, 10, 12, 14, 16), 9)]
+)
+def test_training_hides_what_a_round_hides(grid, hidden_of_a_tile, tiles):
+    recipe, _ = make("iterative", image_grid=grid, max_positions=12 + 1 + grid**2)
     small, large = codes(recipe, 60)
     text = pad_text([[4]] * 60)
     streams = [torch.Generator().manual_seed(n) for n in range(60)]
     batch = recipe.training_batch(text, small, large, draws=streams)
     hidden = batch.inputs[:, 16:] == recipe.vocab["SOI"]
     shares = sorted({int(n) for n in hidden.sum(dim=1)})
-    assert shares == [4 * n for n in (2, 6, 10, 15, 19, 23)]
+    assert shares == [tiles * n for n in hidden_of_a_tile]
     assert torch.equal(batch.targets[:, 16:][hidden], large[hidden])
     assert bool((batch.targets[:, 16:][~hidden] == recipe.vocab["PAD"]).all())
     assert torch.equal(batch.inputs[:, 16:][~hidden], large[~hidden])

@@ -14,6 +14,8 @@ from PIL import Image
 from test_transformer import recipe_of
 
 from cogview.generate import generate
+from cogview.recipes.coglm import CogLM
+from cogview.recipes.coglm_sizes import CogLMConfig
 from cogview.runs import last_run, models
 from cogview.sequence import pad_text
 from cogview.system import System
@@ -287,6 +289,30 @@ def test_logits_and_likelihood(text, image, attention):
     empty = system.likelihood([], codes[:0])
     assert [len(part) for part in empty] == [0, 0]
     assert system.logits([], codes[:0]).shape == (0, *logits.shape[1:])
+
+
+def test_likelihood_of_a_model_that_draws_both(image):
+    """CogLM: pictures behind their captions, and captions behind their pictures."""
+    text = TextTokenizer.train(CAPTIONS * 3, 310, bilingual=True)
+    sizes = {"image_grid": 4, "image_vocab": 20, "text_vocab": text.vocab_size, "chinese_from": text.chinese_from}
+    shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "patch_side": 2, "max_positions": 48}
+    torch.manual_seed(0)
+    recipe = CogLM(CogLMConfig(**shape, **sizes, max_caption=30, text_rows=31))
+    system = System(text, image, recipe, recipe.model())
+    for p in system.model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    codes = torch.randint(20, (3, 4, 4), generator=torch.Generator().manual_seed(1))
+    found = system.likelihood(CAPTIONS, codes)
+    assert torch.equal(found.caption, -system.caploss(CAPTIONS, codes))
+    assert all(part.max() < 0 and len(part.unique()) == 3 for part in found)
+    p = F.log_softmax(system.logits(CAPTIONS, codes), -1)
+    for n, ids in enumerate(system.encode(CAPTIONS)):
+        own = p[n, len(ids) : len(ids) + 16].gather(1, codes[n].view(-1, 1))
+        torch.testing.assert_close(found.picture[n], own.mean())
+    captioning = system.which_draws("captions").likelihood(CAPTIONS, codes)
+    assert torch.equal(captioning.caption, found.caption)
+    assert captioning.picture.isnan().all()  # which it does not predict
+    assert [len(part) for part in system.likelihood([], codes[:0])] == [0, 0]
 
 
 def test_one_picture_and_many_captions(system, monkeypatch):

@@ -14,12 +14,14 @@ from common import needs_processes
 from PIL import Image
 from spread import CPU, in_processes, sharing
 from spread import trainer as spread_trainer
+from test_superresolve import SIZES as COGVIEW2
 from test_train_command import tokens, train
 from test_train_run import CONFIG, TRAIN, Pairs, trainer
 from torch import Tensor
 
 from cogview.parts.transformer import Transformer
 from cogview.recipes import RECIPES
+from cogview.recipes.coglm_sizes import CogLMConfig
 from cogview.recipes.dalle import DalleConfig
 from cogview.sequence import Batch
 from cogview.train.feed import streams
@@ -104,6 +106,80 @@ def test_largest_values_are_those_of_the_formulas(name: str, monkeypatch: pytest
         expected = largest(task, batch)
     assert len(expected) == 2 * 4 * 2
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def cogview2(name: str) -> tuple[TokenTask, Batch]:
+    kind: Any = RECIPES[name]
+    base = CogLMConfig(**COGVIEW2)
+    recipe = kind(base if name == "coglm" else kind.begun(base))
+    torch.manual_seed(0)
+    data = Pairs(9)
+    data.text += 4 * (data.text >= 0)  # behind </s> and <pad>
+    codes = [torch.randint(40, (9, grid**2)) for grid in recipe.grids]
+    data.batch = lambda rows: (data.text[rows], *(c[rows] for c in codes))
+    task = TokenTask(recipe, recipe.model(), data, dataclasses.replace(TRAIN, hide_context=0.5))
+    for p in task.model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return task, task.batch(data, torch.arange(9).numpy(), streams(range(9), 0))
+
+
+@pytest.mark.parametrize("name", ["coglm", "direct", "iterative"])
+@torch.no_grad()
+def test_largest_values_of_cogview2(name: str) -> None:
+    """Of text and cells wherever they stand, and the scores of all keys that may be seen, before and behind."""
+    task, batch = cogview2(name)
+    x, vocab, sees = batch.inputs, task.recipe.vocab, batch.context.attention.get("sees")
+    soi, keys = x == vocab["SOI"], (x != vocab["PAD"])[:, None, None]
+    text, image = (x >= 40) & (x != vocab["PAD"]), x < 40
+    if sees is None:  # a cell
+        text, image = text & ~soi, image | soi
+    else:  # the first one is a command, others hide cells
+        text &= ~(soi & (soi.cumsum(dim=1) > 1))
+        keys = keys & (torch.arange(x.shape[1]) < sees[:, None, :, None])
+    rows = [soi.any(dim=1)] if sees is None else [soi.any(dim=1), ~soi.any(dim=1)]
+    for some in rows:
+        assert some.any()
+        found = task.inside.largest(Batch(x[some], batch.targets[some], batch.weights[some], batch.context.rows(some)))
+        seen: list[tuple[Tensor, Tensor]] = []
+        hooked = [
+            layer.attention.register_forward_hook(lambda _, inputs, out, seen=seen: seen.append((inputs[0], out)))
+            for layer in task.model.stack.layers
+        ]
+        task.model(x[some], batch.context.rows(some), targets=batch.targets[some])
+        for hook in hooked:
+            hook.remove()
+        assert len(found) == 2 * 4 * 2
+        assert all(0 < value < math.inf for value in found.values())
+        layers: Any = task.model.stack.layers
+        for number, (layer, (states, out)) in enumerate(zip(layers, seen, strict=True), 1):
+            own = projected = layer.attention.query_key_value(states)
+            if name == "direct":
+                own = layer.attention.fine_query_key_value(states)
+            before = getattr(task.recipe, "before", 0)
+            q, k, _ = layer.attention.split(torch.cat([projected[:, :before], own[:, before:]], dim=1))
+            scores = (q @ k.mT / math.sqrt(q.shape[-1])).abs().where(keys[some], 0).amax((1, 3))
+            for kind, there in (("text", text[some]), ("image", image[some])):
+                for place, values in (("scores", scores), ("attention", out)):
+                    expected = float(values[there].abs().max())
+                    assert found[f"watch/{number:02}/{place}/{kind}"] == pytest.approx(expected, rel=1e-4)
+
+
+EMBEDDED = r"ahead of the layers, output of embedding: nan at 0 text, [1-9]\d*"
+IN_COGVIEW2 = [
+    ("coglm", "embedding.words.weight:3", EMBEDDED),
+    ("direct", "stack.layers.0.attention.query_key_value.bias", r"in layer 1 .*\.query_key_value: nan at 35 text, 144"),
+    ("direct", "stack.layers.1.attention.fine_dense.bias", "in layer 2 .* attention.dense: nan at 0 text, 1296"),
+    ("iterative", "embedding.words.weight:60", EMBEDDED),
+]
+
+
+@pytest.mark.parametrize(("name", "where", "words"), IN_COGVIEW2, ids=[f"{n[0]}-{n[1]}" for n in IN_COGVIEW2])
+def test_what_is_planted_in_cogview2_is_found(name: str, where: str, words: str) -> None:
+    """Cells are called so, hidden ones of super-resolution, too."""
+    task, batch = cogview2(name)
+    plant(task.model, where, math.nan)
+    said = task.inside.first_not_finite([batch])
+    assert re.match(f"{words} image(, 46 other)? tokens", said), said
 
 
 def hooks(model: Transformer) -> int:

@@ -86,7 +86,7 @@ class Train:
     hide_context: Annotated[float | None, of_preset("hide_context")] = None
     """Share of sequences that see only a part of their own image, so that the text has to tell."""
     drop_text: Annotated[float | None, of_preset("drop_text")] = None
-    """Share of sequences that lose their caption, for generate --guidance."""
+    """Of the sequences to draw pictures the share that loses its caption, for generate --guidance."""
     dtype: Annotated[Literal["bfloat16", "float16", "float32"] | None, of_preset("dtype")] = None
     """Of the computation; master weights are float32."""
     optimizer: Annotated[Literal["adamw", "muon"] | None, of_preset("optimizer")] = None

@@ -125,7 +125,12 @@ def export_run(
     run: Path, out: Path, *, name: str | None = None, step: int | None = None, parts: int = 1, tell: Tell = print
 ) -> Path:
     """Writes a run's model and tokenizers as released files of its family, the model in so many tensor-parallel parts;
-    the folder of the parts. ValueError where that family's code would not compute what the run's model does."""
+    the folder of the parts.
+
+    ValueError where that family's code would compute something else in any sizes (attention, positions, windows, slots
+    of text: `Family.check`), and where float16 does not have the values. `tell` is told which sizes are numbers in that
+    code and others here, as codes, grids and the order of rounds (`Family.differing`): it computes the model once they
+    are changed there; that norms are of another PB-relax; and what is rounded, added or not written."""
     system = System.load(run, name=name, step=step, dtype=None)
     recipe, source = system.recipe, system.source
     assert source is not None
@@ -143,6 +148,8 @@ def export_run(
     taken = [*(other.tracker for other in FAMILIES), family.text, *([family.image] if family.image else [])]
     free = not any((out / name).exists() for name in taken) and not set(folder.glob("mp_rank_*")).difference(paths)
     require(free, "out", "a folder without a released model", str(out))
+    if differing := family.differing(recipe):
+        tell(differing)
     halves = _halves(recipe, system.model, family, tell)
     words = halves[family.words]
     if (rows := cuts.padded(len(words), parts) - len(words)) > 0:

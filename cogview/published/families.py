@@ -10,19 +10,24 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from cogview import lopar
 from cogview.bilingual import COMMANDS as BILINGUAL
 from cogview.config import ModelConfig, require
 from cogview.parts.published import published_names, sat_names
 from cogview.published import cuts
+from cogview.recipes.coglm_sizes import BilingualConfig
 from cogview.recipes.cogview import CogViewConfig
 from cogview.recipes.direct import Direct
 from cogview.recipes.fine import FineConfig
+from cogview.recipes.iterative import IterativeConfig
 from cogview.recipes.recipe import Recipe
 from cogview.sequence import COMMANDS, Vocabulary
 
 POSITIONS = "transformer.position_embeddings.weight"
 FINE_POSITIONS = "mixins.extra_position_embedding.position_embeddings.weight"
 _FINE_PROJECTIONS = "mixins.attention_plus."
+_LONGEST = 111  # tokens of a caption in CogView2's samples: 512 with [SOI] and 400 cells
+_DIRECT_TEXT = 96  # its script of direct super-resolution has room for, whatever the model
 
 
 class Release(NamedTuple):
@@ -95,8 +100,19 @@ class Family:
             image_grid = fitting[-1]
         return {"image_grid": image_grid, "max_positions": tables.positions}
 
+    def written(self, recipe: Recipe) -> dict[str, str]:
+        """Sizes of a model of the recipe that are numbers in its code, in words."""
+        return {"image codes": f"{recipe.config.image_vocab:,}", "image grid": _square(recipe.config.image_grid)}
+
+    def differing(self, recipe: Recipe) -> str | None:
+        """In a sentence, which of these sizes the released models have otherwise; None: none."""
+        here, there = (self.written(r) for r in (recipe, type(recipe)(recipe.presets[self.preset][0])))
+        others = ", ".join(f"{name} {size} (here {here[name]})" for name, size in there.items() if size != here[name])
+        said = f"{self.code} has sizes written into it that are to be changed for this model: {others}"
+        return said if others else None
+
     def check(self, recipe: Recipe) -> None:
-        """ValueError where its code would not compute what a model of the recipe does."""
+        """ValueError where its code would not compute what a model of the recipe does, whatever sizes it is given."""
         c = recipe.config
         fits = isinstance(c, CogViewConfig) and c.attention != "three_region"
         require(fits, "attention", f"dense, as {self.code} has it", getattr(c, "attention", recipe.name))
@@ -129,7 +145,7 @@ class SatFamily(Family):
         ids = tokens.codes + tokens.pieces + len(BILINGUAL)
         expected = f"at least {ids:,} {_rows(tables, tokens, len(BILINGUAL))}"
         require(tables.words >= ids, self.words, expected, tables.words)
-        made = {
+        made: dict[str, Any] = {
             "image_grid": self.image_grid if image_grid is None else image_grid,
             "max_positions": tables.positions + tables.fine,
             "chinese_from": tokens.chinese_from,
@@ -138,6 +154,25 @@ class SatFamily(Family):
             side = math.isqrt(tables.fine)
             require(side**2 == tables.fine, FINE_POSITIONS, "the cells of a square", tables.fine)
             made["fine_grid"] = side
+        if isinstance(config, IterativeConfig):
+            made["tile"] = lopar.fitting(made["fine_grid"])
+        return made
+
+    def written(self, recipe: Recipe) -> dict[str, str]:
+        """Of shorter text its code computes the same."""
+        c = recipe.config
+        assert isinstance(c, BilingualConfig)
+        made = super().written(recipe) | {
+            "first Chinese id": f"{c.image_vocab + c.chinese_from:,}",
+            "tokens of the longest caption": str(max(c.max_caption, _LONGEST)),
+        }
+        if isinstance(c, FineConfig):
+            direct = [_DIRECT_TEXT, _DIRECT_TEXT + c.image_tokens]
+            before = [c.text_slots] if isinstance(c, IterativeConfig) else direct
+            made |= {"fine grid": _square(c.fine_grid), "layout": str([*before, before[-1] + c.fine_grid**2])}
+        if isinstance(c, IterativeConfig):
+            which = "the published" if c.tile == lopar.PUBLISHED else "another"
+            made["tile order"] = f"{which} of {len(c.tile)} x {len(c.tile[0])}"
         return made
 
     def check(self, recipe: Recipe) -> None:
@@ -157,6 +192,10 @@ class SatFamily(Family):
             "layernorm_order": "sandwich",
             "model_parallel_size": parts,
         }
+
+
+def _square(side: int) -> str:
+    return f"{side} x {side}"
 
 
 def _rows(tables: Tables, tokens: Tokens, commands: int) -> str:

@@ -5,7 +5,10 @@ Three objectives, for each sample one of them (pretrain_coglm.py):
     text to image (70 %)    the text is context; all cells are predicted, one after the other
     image to text (30 %)    cells but for patches are context; each patch predicts its columns 2 to 4, each from the one
                             on its left, and text, which sees all of the picture, is predicted as well
-    text alone              spans of Poisson(3) pieces are predicted, others are context; of samples without picture
+    text alone              spans of Poisson(3) pieces are predicted, others are context; the picture is left out
+
+Published, samples without a picture are text alone. Here all have one, and `spans_share` of them lose it: none in
+preset coglm-6b.
 
 `cogview.bilingual` has the sequences. In the released code texts of both languages stand in one sample; here a row has
 one caption, and a picture with two gives two rows.
@@ -22,7 +25,7 @@ from cogview.bilingual import LANGUAGES, BilingualVocabulary, Layout, Rows, samp
 from cogview.config import ModelConfig, TrainConfig, require
 from cogview.parts.attend import Attention, Leading
 from cogview.recipes.coglm_sizes import PUBLISHED, SIX_BILLION, TINY, TINY_TRAINING, CogLMConfig, check_bilingual
-from cogview.recipes.recipe import Draws, Prompt, Recipe, first_alike
+from cogview.recipes.recipe import Draws, Prompt, Recipe, first_alike, without
 from cogview.sequence import Batch, Context, Emphasis
 from cogview_ops import pairs as pairs_of
 
@@ -76,12 +79,16 @@ class CogLM(Recipe):
         """Text sees nothing else, so that every row is published to have it."""
         return Emphasis.of(value, self.vocab.is_caption(inputs), torch.ones_like(inputs, dtype=torch.bool))
 
-    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: Any) -> Batch:
-        """Each row by its own stream one of the three objectives."""
+    def training_batch(
+        self, text: Tensor, *codes: Tensor, draws: Draws = None, dropped: Tensor | None = None, **weights: Any
+    ) -> Batch:
+        """Each row by its own stream one of the three objectives. Text is dropped where it is context, from text to
+        image; where it is predicted it stays."""
         self.check_codes(codes)
         c, streams = self.config, draws if isinstance(draws, Sequence) else [draws] * len(text)
         chances = torch.cat([torch.rand(1, generator=stream) for stream in streams])
         kind = (chances < c.caption_share).int() + 2 * (chances >= 1 - c.spans_share).int()
+        text = without(text, None if dropped is None else dropped & (kind == 0))
         ways: list[Callable[..., Rows]] = [self._pictures, self._captions, self._spans]
         chosen = [(kind == number).nonzero()[:, 0] for number in range(len(ways))]
         made = [
@@ -118,6 +125,15 @@ class CogLM(Recipe):
         text, image = self.vocab.is_text(targets), self.vocab.is_image(targets)
         described = text.any(dim=1, keepdim=True)
         return {"text": text, "image": image & ~described, "patches": image & described}
+
+    def input_kinds(self, inputs: Tensor) -> dict[str, Tensor]:
+        """[SOI] begins a picture; any behind it hides a cell."""
+        begins = inputs == self.vocab["SOI"]
+        hidden = begins & (begins.cumsum(dim=1) > 1)
+        return {"text": self.vocab.is_text(inputs) & ~hidden, "image": self.vocab.is_image(inputs)}
+
+    def reach(self, context: Context) -> Tensor:
+        return context.attention["sees"]
 
     @classmethod
     def fit(cls, config: Any, **sizes: int) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cogview.bilingual import ICETK
 from cogview.config import ModelConfig, TrainConfig, require
 
 
@@ -14,7 +15,7 @@ class BilingualConfig(ModelConfig):
     """Tokens of the longest caption."""
     text_rows: int = 512
     """Of the position table, before those of [SOI] and the image."""
-    chinese_from: int = 63_823
+    chinese_from: int = ICETK
     """The text id from which on pieces are not English."""
 
     def __post_init__(self):
@@ -49,7 +50,7 @@ class CogLMConfig(BilingualConfig):
     caption_share: float = 0.3
     """Of the samples, those from image to text."""
     spans_share: float = 0.0
-    """Of the samples, those that lose their picture and are text alone."""
+    """Of the samples, which all have a picture, those that lose it and are text alone."""
     patch_side: int = 4
     patch_share: float = 0.8
     """Cells of all patches, as a share of the picture, where none overlap."""

@@ -1,7 +1,8 @@
 """What both of CogView2's super-resolutions have in common (arXiv 2204.14217): a fine grid of codes, all predicted in
 place, whose positions are more rows of the base model's table.
 
-These begin as the base's own rows of image cells, repeated over the fine grid like tiles.
+These begin as the base's own rows of image cells, repeated over the fine grid like tiles. The released `reinit_slice`
+repeats rows 512 to 911, which are [SOI]'s and all cells but the last; here they are those of the cells, 513 to 912.
 """
 
 import dataclasses
@@ -80,6 +81,15 @@ class Fine(Recipe):
 
     def kinds(self, targets: Tensor) -> dict[str, Tensor]:
         return {"image": self.vocab.is_image(targets)}
+
+    def input_kinds(self, inputs: Tensor) -> dict[str, Tensor]:
+        """[SOI] hides no cell from the losses: it is the cell that is predicted in its place."""
+        cells = self.vocab.is_image(inputs) | (inputs == self.vocab["SOI"])
+        return {"text": self.vocab.is_caption(inputs), "image": cells}
+
+    def reach(self, context: Context) -> Tensor:
+        """Text and windows lie before and behind."""
+        return torch.full_like(super().reach(context), context.positions.shape[-1])
 
     def hideable(self, inputs: Tensor) -> Tensor:
         return torch.zeros_like(inputs, dtype=torch.bool)

@@ -17,7 +17,7 @@ from cogview import lopar
 from cogview.config import ModelConfig, TrainConfig, require
 from cogview.parts.attend import Attention
 from cogview.recipes.fine import Fine, FineConfig, presets
-from cogview.recipes.recipe import Draws
+from cogview.recipes.recipe import Draws, without
 from cogview.sequence import Batch, Context
 from cogview_ops import cogview2_attention, local_attention_2d_decode
 from cogview_ops import pairs as pairs_of
@@ -27,10 +27,13 @@ from cogview_ops import pairs as pairs_of
 class IterativeConfig(FineConfig):
     text_slots: int = 16
     """Text tokens that are seen, the first ones."""
-    tile: tuple[tuple[int, ...], ...] = lopar.PUBLISHED
+    tile: lopar.Tile = ()
+    """Its order is that of the rounds. Default: `lopar.fitting` of the fine grid."""
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.tile:  # filled in, so that checkpoints say it
+            object.__setattr__(self, "tile", lopar.fitting(self.fine_grid))
         require(self.text_slots >= 1, "text_slots", "at least 1", self.text_slots)
         lopar.order(self.tile, self.fine_grid)
 
@@ -115,16 +118,25 @@ class Iterative(Fine):
         """codes: coarse and fine ones, of which these are taken: the first round."""
         return self.hidden(text, codes[:, self.config.image_tokens :], self.order >= 1)
 
-    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: Any) -> Batch:
+    def training_batch(
+        self, text: Tensor, *codes: Tensor, draws: Draws = None, dropped: Tensor | None = None, **weights: Any
+    ) -> Batch:
         """Each row by its own stream one of the rounds."""
         self.check_codes(codes)
         streams = draws if isinstance(draws, Sequence) else [draws] * len(text)
         rounds = torch.cat([torch.randint(1, int(self.order.max()) + 1, (1,), generator=s) for s in streams])
-        inputs, targets = self.hidden(text, codes[1], self.order >= rounds[:, None])
+        inputs, targets = self.hidden(without(text, dropped), codes[1], self.order >= rounds[:, None])
         return self.weighed(inputs, targets, self.context(inputs), **weights)
 
     def context(self, inputs: Tensor, draws: Draws = None) -> Context:
         return self.placed(inputs, (0, self.config.text_slots))
+
+    @classmethod
+    def fit(cls, config: Any, **sizes: int) -> Any:
+        """With the config's tile, or where that does not fit the default."""
+        fits = lopar.fits(config.tile, sizes["image_grid"])
+        own: dict[str, Any] = {"tile": config.tile if fits else ()}
+        return super().fit(config, **sizes, **own)
 
 
 Iterative.presets |= presets(Iterative)

@@ -184,9 +184,11 @@ class Recipe:
         self.check_codes(codes)
         return self.weighed(*self.laid_out(text, torch.cat(codes, dim=1), draws), **weights)
 
-    def training_batch(self, text: Tensor, *codes: Tensor, draws: Draws = None, **weights: Any) -> Batch:
-        """What a training step takes, where that is drawn, too."""
-        return self.batch(text, *codes, draws=draws, **weights)
+    def training_batch(
+        self, text: Tensor, *codes: Tensor, draws: Draws = None, dropped: Tensor | None = None, **weights: Any
+    ) -> Batch:
+        """What a training step takes, where that is drawn, too. dropped: the rows that lose their text, bool [B]."""
+        return self.batch(without(text, dropped), *codes, draws=draws, **weights)
 
     def laid_out(self, text: Tensor, codes: Tensor, draws: Draws = None) -> tuple[Tensor, Tensor, Context]:
         """`layout`, and the context, where that is not of the inputs alone."""
@@ -218,6 +220,21 @@ class Recipe:
     def kinds(self, targets: Tensor) -> dict[str, Tensor]:
         """bool like targets, by name: the kinds of tokens whose losses are told apart."""
         return {"text": self.vocab.is_text(targets), "image": self.vocab.is_image(targets)}
+
+    def input_kinds(self, inputs: Tensor) -> dict[str, Tensor]:
+        """The same of inputs, whose states are told apart; an image token that is hidden is of no kind."""
+        shown = inputs != self.vocab["MASK"]
+        return {kind: there & shown for kind, there in self.kinds(inputs).items()}
+
+    def reach(self, context: Context) -> Tensor:
+        """int64 [S] or [B, S]: of each token how many of the first ones have all that it may see among them."""
+        places = context.positions
+        return 1 + torch.arange(places.shape[-1], device=places.device)
+
+
+def without(text: Tensor, dropped: Tensor | None) -> Tensor:
+    """Text [B, T], none in the rows that are dropped, bool [B]; None: no row is."""
+    return text if dropped is None else text.masked_fill(dropped[:, None], -1)
 
 
 def grown(old: Tensor, end: int, new_end: int, new: Tensor) -> Tensor:

@@ -67,11 +67,11 @@ class TokenTask:
         text, *codes = samples.batch(indices)
         if c.truncate_text:
             text, cut = truncate_text(text, recipe.config.max_text)
+        dropped = None
         if c.drop_text and training:
             dropped = torch.cat([torch.rand(1, generator=stream) for stream in draws]) < c.drop_text
-            text = text.masked_fill(dropped[:, None], -1)
         weights: dict[str, Any] = {"text_weight": c.text_weight, "image_weight": c.image_weight}
-        batch = recipe.training_batch(text, *codes, draws=draws, **weights)
+        batch = recipe.training_batch(text, *codes, draws=draws, dropped=dropped, **weights)
         if training:
             batch = self._dropped(self._hide_context(batch, draws), draws, cut)
         return batch.to(self.model.device)

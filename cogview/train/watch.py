@@ -3,7 +3,7 @@ was the first to give one that is not finite.
 
 Both are of a forward of their own, with the step's samples and dropout, without gradients and not compiled: a step that
 is not looked at costs nothing. Text and image tokens, whose states differ in scale (CogView paper, section 2.4), are
-told apart; places of [PAD], and of [MASK], which hides an image token, are neither. Shapes: B batch, S tokens.
+told apart; places of [PAD], and of an image token that is hidden, are neither. Shapes: B batch, S tokens.
 """
 
 import math
@@ -40,14 +40,15 @@ class Inside:
     def largest(self, part: Batch) -> dict[str, float]:
         """The largest absolute values in a forward of some samples, as "watch/03/scores/image": of layer 3, counted
         from 1, behind it the main branch "h", of its "attention" and "mlp" what enters the norm behind them, and the
-        "scores" q·k/√d of all earlier or same keys that are no [PAD], whichever of them the attention sees; by the
-        kind of a state's token or a score's query. inf where one is not finite."""
-        kinds, pad = self._kinds(part), part.inputs == self.recipe.vocab["PAD"]
+        "scores" q·k/√d of all keys up to the last that the query may see but [PAD], whichever of them the attention
+        sees; by the kind of a state's token or a score's query. inf where one is not finite."""
+        kinds, pad = self.recipe.input_kinds(part.inputs), part.inputs == self.recipe.vocab["PAD"]
+        reach = self.recipe.reach(part.context).expand(pad.shape)
         found: dict[str, Tensor] = {}
 
         def see(layer: int, name: str, x: Tensor) -> None:
-            if name in _PLACES and x.shape[1] == pad.shape[1]:  # projections of a part of the tokens are left out
-                each = self._scores(layer, x, pad) if name.endswith("key_value") else x.abs().amax(-1).float()
+            if name in _PLACES:
+                each = self._scores(layer, x, pad, reach) if name.endswith("key_value") else x.abs().amax(-1).float()
                 for kind, there in kinds.items():
                     found[f"watch/{layer + 1:02}/{_PLACES[name]}/{kind}"] = each.where(there, 0).amax()
 
@@ -60,7 +61,7 @@ class Inside:
         empty where all are finite."""
         found: list[tuple[int, str]] = []
         for part in parts:
-            check = _Check(self._kinds(part), len(self.model.stack.layers))
+            check = _Check(self.recipe.input_kinds(part.inputs), len(self.model.stack.layers))
             losses = self._forward(part, check)
             check(len(self.model.stack.layers), "embedding.nll", losses)
             found += check.found
@@ -76,20 +77,17 @@ class Inside:
         with _shown(self.model, see):
             return self.model(part.inputs, part.context, targets=part.targets)
 
-    def _kinds(self, part: Batch) -> dict[str, Tensor]:
-        shown = part.inputs != self.recipe.vocab["MASK"]
-        return {kind: there & shown for kind, there in self.recipe.kinds(part.inputs).items()}
-
-    def _scores(self, layer: Any, query_key_value: Tensor, pad: Tensor) -> Tensor:
+    def _scores(self, layer: Any, query_key_value: Tensor, pad: Tensor, reach: Tensor) -> Tensor:
         """float32 [B, S]: of each query the largest one, in float32 whatever the dtype, so that none overflows."""
         attention: Any = self.model.stack.layers[layer].attention
         q, k, _ = attention.split(query_key_value)
         k = k.float().masked_fill(pad[:, None, :, None], 0) / math.sqrt(attention.head_dim)
         at_once, found = max(1, _PAIRS // k[..., 0].numel()), []
         for start in range(0, k.shape[2], at_once):
-            end = start + at_once
-            scores = q[:, :, start:end].float() @ k[:, :, :end].mT
-            found.append(scores.tril(start).abs().amax((1, 3)))
+            ends = reach[:, None, start : start + at_once, None]
+            keys = torch.arange(int(ends.max()), device=k.device)
+            scores = q[:, :, start : start + at_once].float() @ k[:, :, : len(keys)].mT
+            found.append(scores.abs().masked_fill_(keys >= ends, 0).amax((1, 3)))
         return torch.cat(found, dim=1)
 
 
@@ -130,30 +128,53 @@ def _shown(model: Transformer, see: See) -> Iterator[None]:
     """Forwards inside show what each operation gives, in the order of their computation."""
     with ExitStack() as hooks:
 
-        def after(module: nn.Module, layer: int, name: str) -> None:
-            hooks.enter_context(module.register_forward_hook(lambda _, inputs, x: see(layer, name, x)))
+        def after(modules: Sequence[nn.Module], layer: int, name: str) -> None:
+            show = _whole(see, len(modules))
+            for module in modules:
+                hooks.enter_context(module.register_forward_hook(lambda _, inputs, x: show(layer, name, x)))
 
-        def ahead(module: nn.Module, layer: int, *names: str) -> None:
+        def ahead(modules: Sequence[nn.Module], layer: int, *names: str) -> None:
+            show = _whole(see, len(modules))
+
             def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 for name, x in zip(names, inputs, strict=False):
-                    see(layer, name, x)
+                    show(layer, name, x)
 
-            # ahead of what tensor parallelism makes of it
-            hooks.enter_context(module.register_forward_pre_hook(hook, prepend=True))
+            for module in modules:  # ahead of what tensor parallelism makes of it
+                hooks.enter_context(module.register_forward_pre_hook(hook, prepend=True))
 
-        after(model.embedding, -1, "embedding")
+        after([model.embedding], -1, "embedding")
         layer: Any
         for i, layer in enumerate(model.stack.layers):
             if i == 0:
-                ahead(layer, -1, "dropout of embedding", "first_norm")
-            after(layer.attention.query_key_value, i, "attention.query_key_value")
-            ahead(layer.attention.dense, i, "attention.attend")
-            after(layer.attention.dense, i, "attention.dense")
+                ahead([layer], -1, "dropout of embedding", "first_norm")
+            into, out = (_projections(layer.attention, name) for name in ("query_key_value", "dense"))
+            after(into, i, "attention.query_key_value")
+            ahead(out, i, "attention.attend")
+            after(out, i, "attention.dense")
             hooks.enter_context(_joins_shown(layer, i, see))
-            after(layer.mlp.dense_h_to_4h, i, "mlp.dense_h_to_4h")
-            ahead(layer.mlp.dense_4h_to_h, i, "mlp.gelu")
-            after(layer.mlp.dense_4h_to_h, i, "mlp.dense_4h_to_h")
+            after([layer.mlp.dense_h_to_4h], i, "mlp.dense_h_to_4h")
+            ahead([layer.mlp.dense_4h_to_h], i, "mlp.gelu")
+            after([layer.mlp.dense_4h_to_h], i, "mlp.dense_4h_to_h")
         yield
+
+
+def _projections(attention: nn.Module, name: str) -> list[nn.Module]:
+    """One of all tokens; of direct super-resolution one of those before the fine cells, and one of these."""
+    return [part for own, part in attention.named_children() if own.endswith(name)]
+
+
+def _whole(see: See, count: int) -> See:
+    """Shows parts of a sequence, of which there are so many, as one."""
+    parts: list[Tensor] = []
+
+    def together(layer: int, name: str, x: Tensor) -> None:
+        parts.append(x)
+        if len(parts) == count:
+            see(layer, name, x if count == 1 else torch.cat(parts, dim=1))
+            parts.clear()
+
+    return together
 
 
 @contextmanager
