@@ -40,6 +40,16 @@ class Clusters:
         fits = 0 < self.temperature < float("inf")
         require(fits, "cluster temperature", "a positive and finite number", self.temperature)
 
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Labels and members there, copied once."""
+        if device not in self._there:
+            self._there[device] = self.labels.to(device), self.members.to(device)
+        return self._there[device]
+
+    @cached_property
+    def _there(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
     @cached_property
     def members(self) -> Tensor:
         """int64 [C, most]: of each cluster its codes, padded with -1."""
@@ -97,4 +107,7 @@ def read_labels(path: Path, codes: int) -> Tensor:
         raise ValueError(f"cluster labels: {path} is no .npy file of numbers ({error})") from error
     fits = isinstance(labels, np.ndarray) and labels.shape == (codes,) and labels.dtype.kind in "iu"
     require(fits, "cluster labels", f"whole numbers, one for each of {codes:,} codes, in {path}", labels)
+    low, high = int(labels.min()), int(labels.max())
+    fits = low >= 0 and high < codes
+    require(fits, "cluster labels", f"numbers from 0 to {codes - 1:,} in {path}", f"{low:,} to {high:,}")
     return torch.from_numpy(labels.astype(np.int64))

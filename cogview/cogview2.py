@@ -19,11 +19,11 @@ from cogview.clusters import Clusters
 from cogview.config import require
 from cogview.generate import Update
 from cogview.inputs import Captions, texts
-from cogview.lopar import PUBLISHED_TOP_K
+from cogview.lopar import PUBLISHED_TOP_K, top_k
 from cogview.progress import Sum
 from cogview.recipes.coglm import CogLM
 from cogview.recipes.iterative import Iterative
-from cogview.reranking import draw_candidates
+from cogview.reranking import Ranked, draw_ranked
 from cogview.sampling import Sampling, check_seeds
 from cogview.superresolve import fine_batches
 from cogview.system import System
@@ -40,7 +40,8 @@ class Settings:
     direct: Sampling = field(default_factory=Sampling)
     iterative: Sampling = field(default_factory=Sampling)
     top_k: tuple[int, ...] | None = PUBLISHED_TOP_K
-    """Of the iterative rounds; None: the stage's own in all."""
+    """Of the iterative rounds; None: the stage's own in all. The published ones are spread over as many rounds as there
+    are."""
 
     @classmethod
     def published(cls, labels: Tensor, batch_size: int = 8) -> "Settings":
@@ -154,8 +155,8 @@ class CogView2:
         self.check(how)
         ids = self.base.encode(captions)
         told = Sum(update)
-        found = draw_candidates(self.base, self.base, captions, how.base, seeds=seeds, update=told.part())
-        return self._enlarged(captions, ids, found, how, count, seeds[:count], told)
+        found = draw_ranked(self.base, self.base, captions, how.base, seeds=seeds, update=told.part())
+        return self._enlarged(captions, ids, found, how, count, seeds, told)
 
     def work(self, captions: int, count: int, candidates: int | None = None) -> int:
         """Cells in all."""
@@ -171,20 +172,23 @@ class CogView2:
                 require(count == codes, "clusters", f"labels of {codes:,} codes, as the models draw", f"{count:,}")
             if isinstance(stage, Sampling) and name != "base":
                 require(stage.guidance == 1, "guidance", f"1 for {name}", stage.guidance)
-        if how.top_k is not None and self.iterative is not None:
+        if how.top_k not in (None, PUBLISHED_TOP_K) and self.iterative is not None:
             require(len(how.top_k) == self.rounds, "top_k", f"one of each of {self.rounds} rounds", how.top_k)
 
-    def _enlarged(self, captions, ids, found, how: Settings, count: int, seeds, told: Sum) -> Iterator[Drawn]:
+    def _enlarged(
+        self, captions, ids, found: Iterator[Ranked], how: Settings, count: int, seeds, told: Sum
+    ) -> Iterator[Drawn]:
         """Batches of how.direct.batch_size pictures at least, of several captions where one has fewer."""
-        waiting, first = list[Any](), 0
+        waiting, first = list[Ranked](), 0
         for number, candidates in enumerate(found, 1):
-            waiting.append((candidates.caploss[:count], candidates.codes[:count]))
+            waiting.append(Ranked(*(part[:count] for part in candidates)))
             if len(waiting) * count < how.direct.batch_size and number < len(captions):
                 continue
             rows = [ids[first + k] for k in range(len(waiting)) for _ in range(count)]
-            small = torch.cat([codes for _, codes in waiting])
-            direct, fine = self.enlarge(rows, small, how, list(seeds) * len(waiting), told)
-            for k, (caploss, codes) in enumerate(waiting):
+            small = torch.cat([one.codes for one in waiting])
+            chosen = [seeds[n] for one in waiting for n in one.order.tolist()]
+            direct, fine = self.enlarge(rows, small, how, chosen, told)
+            for k, (codes, caploss, _) in enumerate(waiting):
                 part = slice(k * count, (k + 1) * count)
                 larger = (None if c is None else c[part] for c in (direct, fine))
                 yield Drawn(captions[first + k], caploss, codes, *larger)
@@ -221,7 +225,8 @@ class CogView2:
         """Direct codes after the iterative rounds. of_rounds: as in `superresolve.refine`."""
         assert self.iterative is not None
         recipe, model = self.iterative.recipe, self.iterative.model
-        about: dict[str, Any] = {"seeds": seeds, "update": told.part(), "top_k": how.top_k, **of_rounds}
+        each = top_k(self.rounds) if how.top_k == PUBLISHED_TOP_K else how.top_k
+        about: dict[str, Any] = {"seeds": seeds, "update": told.part(), "top_k": each, **of_rounds}
         return torch.cat(list(fine_batches(recipe, model, ids, direct, how.iterative, **about)))
 
 

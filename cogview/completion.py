@@ -19,6 +19,7 @@ from cogview.config import require
 from cogview.data.images import resized
 from cogview.generate import Update, emphasised, fill
 from cogview.inputs import images, whole
+from cogview.pictures import image_of
 from cogview.progress import Sum
 from cogview.recipes.coglm import CogLM
 from cogview.sampling import Sampling
@@ -29,10 +30,12 @@ class Edited(NamedTuple):
     """A picture's parts drawn anew, the best first."""
 
     pictures: Tensor
-    """uint8 [n, 3, H, W]: the whole picture, which outside the mask is as it was."""
+    """uint8 [n, 3, H, W], or [n, 4, H, W] with transparency: the whole picture, which outside the mask is as it was."""
     caploss: Tensor
     box: editing.Box
     """What of it the model was given."""
+    codes: tuple[Tensor, ...]
+    """Of that square, int64 [n, h, w], as each stage has it."""
 
 
 def edit(
@@ -56,20 +59,27 @@ def edit(
     of what is masked; inf: as large as the picture has room for."""
     how = Settings() if how is None else how
     seeds = candidate_seeds(seed, count, candidates)
-    given = whole(picture)
-    editing.check(mask, given)
+    own = whole(picture, exact=True)
+    editing.check(mask, own)
     models.check(how)
-    ids = models.base.encode(caption)
-    box = editing.surrounding(mask, around)
-    crop, hidden = box.of(given), box.of(mask)
+    grid = models.base.recipe.config.image_grid
+    box = editing.surrounding(mask, around, least=grid)
+    crop, hidden = box.of(whole(image_of(own))), box.of(mask)
+    if models.base.side >= box.side:
+        models = replace(models, direct=None, iterative=None)  # its pixels are all there
+    ids, *_ = [stage.encode(caption) for stage in models.stages]
     told = Sum(update)
-    cells = editing.touched(hidden, models.base.recipe.config.image_grid)
+    cells = editing.touched(hidden, grid)
+    square = f"{box.side} x {box.side} pixels around it that the model is given"
+    require(not bool(cells.all()), "mask", f"less than all {grid} x {grid} cells of the {square}", "all of them")
     codes = complete(models, caption, models.base.tokenize(crop)[0], cells, how.base, seeds=seeds, update=told.part())
     ranked = models.base.rerank(caption, codes, batch_size=how.base.batch_size)
     best = ranked.order[:count]
     chosen = [seeds[n] for n in best.tolist()]
-    pictures = resized(_sharp(models, ids * count, codes[best], crop, hidden, how, chosen, told), box.side)
-    return Edited(editing.laid_over(given, box, pictures, mask, feather), ranked.caploss[best], box)
+    stages = _enlarged(models, ids * count, codes[best], crop, hidden, how, chosen, told)
+    drawn = (resized(square[None], box.side)[0] for square in models.base.pictures(stages[-1]))
+    pictures = [editing.laid_over(own, box, square, mask, feather) for square in drawn]
+    return Edited(torch.stack(pictures), ranked.caploss[best], box, stages)
 
 
 def complete(
@@ -84,45 +94,47 @@ def complete(
 ) -> Tensor:
     """Small codes int64 [N, h, w] of one picture's [h, w], those of some cells, bool [h, w], drawn with each of N
     seeds. `update` is told how many of all N h w cells are done."""
+    require(isinstance(caption, str), "caption", "text", caption)
     recipe, (ids,) = models.base.recipe, models.base.encode(caption)
     assert isinstance(recipe, CogLM)
     grid, chosen = recipe.config.image_grid, cells.flatten()
     require(list(codes.shape) == [grid, grid], "codes", f"[{grid}, {grid}]", list(codes.shape))
-    fits = list(cells.shape) == [grid, grid] and cells.dtype == torch.bool and bool(cells.any())
-    require(fits, "cells", f"bool [{grid}, {grid}], some of them", cells)
+    fits = list(cells.shape) == [grid, grid] and cells.dtype == torch.bool
+    require(fits, "cells", f"bool [{grid}, {grid}]", cells)
+    require(bool(cells.any()), "cells", "some that are drawn", "none")
     known, found, count = codes.flatten(), list[Tensor](), int(chosen.sum())
     for start in range(0, len(seeds), how.batch_size):
         some = seeds[start : start + how.batch_size]
         rows, text = known.repeat(len(some), 1), pad_text([ids]).repeat(len(some), 1)
         alike = torch.zeros(len(some), dtype=torch.int64)
-        prompt, against = (
-            emphasised(recipe, replace(recipe.completion(told, rows, chosen.expand_as(rows)), same=alike), how)
-            for told in (text, text[:, :0])
-        )
+        texts = [text] if how.guidance == 1 else [text, text[:, :0]]
+        prompts = [recipe.completion(told, rows, chosen.expand_as(rows)) for told in texts]
+        prompt, *against = (emphasised(recipe, replace(prompt, same=alike), how) for prompt in prompts)
         chances = torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(s)) for s in some])
 
         def told(tokens: int, before: int = start, rows: int = len(some)) -> None:
             update((before + rows * tokens // count) * grid**2)
 
-        tokens = fill(models.base.model, prompt, chances, how, told, None if how.guidance == 1 else against)
+        tokens = fill(models.base.model, prompt, chances, how, told, *against)
         rows[:, chosen] = tokens[prompt.drawn].view(len(some), -1)
         found.append(rows.view(-1, grid, grid))
     return torch.cat(found)
 
 
-def _sharp(
+def _enlarged(
     models: CogView2, ids, codes: Tensor, crop: Tensor, hidden: Tensor, how: Settings, seeds, told: Sum
-) -> Tensor:
-    """Pictures of a square of small codes, by all stages where it has more pixels than these show."""
-    if models.direct is None or crop.shape[-1] <= models.base.side:
-        return models.base.pictures(codes)
+) -> tuple[Tensor, ...]:
+    """Codes of a square as each stage has it, the small ones first; larger ones are the picture's own where nothing is
+    masked."""
+    if models.direct is None:
+        return (codes,)
     grid = models.direct.recipe.grids[-1]
     side, cells = grid * models.base.image.config.downsample, editing.touched(hidden, grid)
     own = images(resized(crop[None], side), side).to(models.base.model.device)
     known = models.base.image.encode(own.float() / 255).cpu()
     direct, _ = replace(models, iterative=None).enlarge(ids, codes, how, seeds, told)
     assert direct is not None
-    fine = torch.where(cells, direct, known)
-    if models.iterative is not None:
-        fine = models.refined(ids, fine, how, seeds, told, within=cells.expand_as(fine))
-    return models.base.pictures(fine)
+    direct = torch.where(cells, direct, known)
+    if models.iterative is None:
+        return codes, direct
+    return codes, direct, models.refined(ids, direct, how, seeds, told, within=cells.expand_as(direct))

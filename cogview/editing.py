@@ -5,6 +5,7 @@ A mask is bool [H, W], True where the picture is to be drawn. What it leaves is 
 over the picture under the mask itself, with `feather` pixels inside its border in which they fade in.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,7 @@ class Box(NamedTuple):
 
 
 def check(mask: Tensor, picture: Tensor) -> None:
-    """ValueError unless the mask fits a picture uint8 [3, H, W], and covers some of it and not all."""
+    """ValueError unless the mask fits a picture uint8 [C, H, W], and covers some of it and not all."""
     kind = mask.dtype == torch.bool and mask.ndim == 2
     require(kind, "mask", "bool [H, W]", mask)
     size = f"{picture.shape[2]} x {picture.shape[1]}"
@@ -73,9 +74,9 @@ def read_mask(path: Path, picture: Tensor) -> Tensor:
     return values[..., :3].float().mean(dim=2) >= 128 if bool(opaque.all()) else opaque
 
 
-def surrounding(mask: Tensor, around: float = AROUND) -> Box:
-    """The square around what is masked, `around` times its longer side where the picture has room, inside it.
-    ValueError where no square of the picture holds all of it."""
+def surrounding(mask: Tensor, around: float = AROUND, least: int = 1) -> Box:
+    """The square around what is masked, `around` times its longer side and at least so many pixels where the picture
+    has room, inside it. ValueError where no square of the picture holds all of it."""
     require(around >= 1, "around", "at least 1", around)
     height, width = mask.shape
     rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
@@ -83,7 +84,7 @@ def surrounding(mask: Tensor, around: float = AROUND) -> Box:
     longer, most = max(bottom - top, right - left), min(height, width)
     wanted = f"what a square of the picture's shorter side ({most} pixels) holds"
     require(longer <= most, "mask", wanted, f"{right - left} x {bottom - top}")
-    side = int(min(most, longer * around))
+    side = math.ceil(min(most, max(round(longer * around, 6), least)))
     y, x = (top + bottom - side) // 2, (left + right - side) // 2
     return Box(max(0, min(y, height - side)), max(0, min(x, width - side)), side)
 
@@ -94,9 +95,11 @@ def touched(mask: Tensor, cells: int) -> Tensor:
 
 
 def laid_over(picture: Tensor, box: Box, drawn: Tensor, mask: Tensor, feather: int = 0) -> Tensor:
-    """uint8 [B, 3, H, W]: a picture [3, H, W] with what was drawn of the box, [B, 3, side, side], where the mask is."""
+    """uint8 [3, H, W]: a picture of that size with what was drawn of the box, [3, side, side], where the mask is; or
+    [4, H, W], where that is opaque."""
     require(feather >= 0, "feather", "at least 0 pixels", feather)
-    found = picture.expand(len(drawn), -1, -1, -1).clone()
+    found, opaque = picture.clone(), torch.full_like(drawn[:1], 255)
+    drawn = torch.cat([drawn, opaque])[: len(picture)]
     inside = box.of(mask).float()
     if feather:  # the share of masked pixels around is a half at a straight border
         padded = F.pad(inside[None, None], (feather,) * 4, mode="replicate")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cogview.config import briefly, require
 from cogview.data.captions import blank
-from cogview.data.images import MAX_BYTES, decode_image, pixels, to_rgb
+from cogview.data.images import MAX_BYTES, decode_image, deep, pixels, to_rgb
 
 Captions = str | Sequence[str]
 Pictures = Tensor | Image.Image | Path | Sequence[Image.Image | Path]
@@ -82,28 +82,34 @@ def images(pictures: Pictures, side: int, bad: Bad | None = None) -> Tensor:
     return found
 
 
-def whole(picture: Tensor | Image.Image | Path) -> Tensor:
-    """uint8 [3, H, W] of one picture, as large as it is; ValueError for what is none."""
+def whole(picture: Tensor | Image.Image | Path, *, exact: bool = False) -> Tensor:
+    """uint8 [3, H, W] of one picture, as large as it is; ValueError for what is none. exact: all that it is, so that it
+    is [4, H, W] with transparency, and ValueError for more than 8 bits a channel."""
     if isinstance(picture, Tensor):
-        fits = picture.dtype == torch.uint8 and picture.ndim == 3 and picture.shape[0] == 3 and picture.numel() > 0
-        require(fits, "picture", "uint8 [3, H, W]", picture)
+        channels = (3, 4) if exact else (3,)
+        fits = picture.dtype == torch.uint8 and picture.ndim == 3 and picture.shape[0] in channels
+        require(fits and picture.numel() > 0, "picture", f"uint8 [{' or '.join(map(str, channels))}, H, W]", picture)
         return picture
-    return torch.from_numpy(np.array(_rgb(picture, None))).permute(2, 0, 1)
+    found = torch.from_numpy(np.array(_rgb(picture, None, exact))).permute(2, 0, 1)
+    return found[:3] if exact and bool((found[3] == 255).all()) else found
 
 
-def _rgb(picture: Any, side: int | None) -> Image.Image:
-    """Of a picture or its file, whole, which may come smaller, see `decode_image`; ValueError where there is none."""
+def _rgb(picture: Any, side: int | None, exact: bool = False) -> Image.Image:
+    """Of a picture or its file, whole, which may come smaller, see `decode_image`; RGBA where it is to be exact.
+    ValueError where there is none."""
+    mode = "RGBA" if exact else "RGB"
     if isinstance(picture, Path):
         try:
             with open(picture, "rb") as file:
-                return decode_image(file.read(MAX_BYTES + 1), side=side)
+                return decode_image(file.read(MAX_BYTES + 1), mode=mode, side=side, exact=exact)
         except OSError as error:
             raise ValueError(f"pictures: cannot read {picture} ({error.strerror})") from error
         except ValueError as error:
             raise ValueError(f"{picture}: {error}") from error
     require(isinstance(picture, Image.Image), "pictures", "PIL images or a uint8 tensor", picture)
     require(0 not in picture.size, "pictures", "at least one pixel each", f"{picture.width} x {picture.height}")
+    require(not (exact and deep(picture)), "picture", "8 bits a channel", picture.mode)
     try:
-        return to_rgb(picture)
+        return to_rgb(picture, mode)
     except Exception as error:  # one that was opened and not read yet: decoders raise nearly anything
         raise ValueError(f"pictures: not a readable picture ({error})") from error

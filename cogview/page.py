@@ -19,11 +19,12 @@ from cogview import completion
 from cogview.cogview2 import CogView2, Settings
 from cogview.config import require
 from cogview.data.captions import blank
-from cogview.editing import surrounding
+from cogview.data.images import to_rgb
+from cogview.editing import AROUND, surrounding
 from cogview.inputs import BadCaption, whole
 from cogview.pictures import image_of
 from cogview.progress import Sum
-from cogview.reranking import Candidates, draw_candidates
+from cogview.reranking import Ranked, draw_ranked
 from cogview.sampling import check_seeds
 from cogview.system import System
 
@@ -87,13 +88,13 @@ class Models:
             return self.cogview2.work(1, count, candidates)
         return (candidates + (0 if self.lens is None else 4 * count)) * self.base.recipe.config.image_tokens
 
-    def candidates(self, caption: str, seeds: Sequence[int], update: Callable[[int], None]) -> Candidates:
+    def candidates(self, caption: str, seeds: Sequence[int], update: Callable[[int], None]) -> Ranked:
         """In the order of CapLoss; without a judge in that of the seeds, and CapLoss is NaN."""
         about: dict[str, Any] = {"seeds": seeds, "update": update}
         if self.judge is not None:
-            return next(draw_candidates(self.base, self.judge, [caption], self.how.base, **about))
+            return next(draw_ranked(self.base, self.judge, [caption], self.how.base, **about))
         codes = torch.cat(list(self.base.code_batches([caption] * len(seeds), self.how.base, **about)))
-        return Candidates(self.base.pictures(codes), torch.full((len(seeds),), torch.nan), codes)
+        return Ranked(codes, torch.full((len(seeds),), torch.nan), torch.arange(len(seeds)))
 
     def enlarged(self, caption: str, codes: Tensor, seeds: Sequence[int], told: Sum) -> Tensor:
         """uint8 [n, 3, H, W] of small codes [n, h, w], as `generate` makes them of these seeds."""
@@ -121,22 +122,22 @@ def draw(
     told = Sum(lambda cells: update(min(1.0, cells / total), doing))
     update(0.0, doing)
     found = models.candidates(caption, seeds, told.part())
-    assert found.codes is not None
     names = [f"seed {s}" for s in seeds] if models.judge is None else _scores(found.caploss)
-    small = _shown(found.pictures, names)
+    small = _shown(models.base.pictures(found.codes), names)
     if models.enlarge:
         doing = f"enlarging {'the best of them' if models.judge is not None else 'them'}"
         yield Drawn(small, [], f"{doing.capitalize()} …")
-    larger = models.enlarged(caption, found.codes[:count], seeds[:count], told)
+    chosen = [seeds[n] for n in found.order[:count].tolist()]
+    larger = models.enlarged(caption, found.codes[:count], chosen, told)
     yield Drawn(small, _shown(larger, names), f"{_several(count, 'picture')} in {_seconds(begun)}.")
 
 
 def opened(path: Path | None) -> Tensor:
-    """uint8 [3, H, W] of an uploaded picture, as large as it is."""
+    """uint8 [3, H, W] of an uploaded picture, as large as it is; [4, H, W] with transparency."""
     if path is None:
         raise ValueError("Open a picture first.")
     try:
-        given = whole(path)
+        given = whole(path, exact=True)
     except ValueError as error:
         reason = str(error).removeprefix(f"{path}: ").removeprefix("image: ")
         raise ValueError(f"The file {path.name}: {reason}") from error
@@ -148,13 +149,13 @@ def opened(path: Path | None) -> Tensor:
 
 def to_paint_on(given: Tensor) -> Image.Image:
     """A copy of a size that people can paint on."""
-    image = image_of(given)
+    image = to_rgb(image_of(given))
     share = PAINTED / max(image.size)
     size = (max(1, round(image.width * share)), max(1, round(image.height * share)))
     return image.resize(size, Image.Resampling.NEAREST if share > 1 else Image.Resampling.LANCZOS)
 
 
-def painted(strokes: Sequence[Image.Image], given: Tensor) -> Tensor:
+def painted(strokes: Sequence[Image.Image], given: Tensor, around: float = AROUND) -> Tensor:
     """The mask bool [H, W] of strokes, RGBA, on such a copy of any size; ValueError where it is no part of the picture
     that can be drawn anew."""
     height, width = given.shape[1:]
@@ -170,7 +171,7 @@ def painted(strokes: Sequence[Image.Image], given: Tensor) -> Tensor:
     if bool(mask.all()):
         raise ValueError("Everything is painted: leave a part of the picture, by which the rest is drawn.")
     try:
-        surrounding(mask)
+        surrounding(mask, around)
     except ValueError as error:
         longest = f"no higher or wider than {min(height, width)} pixels, the picture's shorter side"
         raise ValueError(f"Too much is painted: what is drawn anew is to be {longest}.") from error
@@ -186,17 +187,18 @@ def edit(
     count: int = 1,
     seed: int = 0,
     feather: int = 0,
+    around: float = AROUND,
     update: Update = lambda share, doing: None,
 ) -> Edited:
     """What is painted over of a picture drawn anew; all other pixels are those of the file. strokes: as `painted` takes
-    them, on what `to_paint_on` makes of the file."""
+    them, on what `to_paint_on` makes of the file. around: as `completion.edit` takes it."""
     assert models.cogview2 is not None
     given = opened(path)
-    mask = painted(strokes, given)
+    mask = painted(strokes, given, around)
     caption, seeds = _asked(models, caption, candidates, count, seed)
     begun, total, doing = time.monotonic(), models.work(len(seeds), count), "drawing what is painted over"
     about: dict[str, Any] = {"count": count, "candidates": len(seeds), "seed": seeds[0]}
-    about["feather"] = _whole(feather, "feather", 0)
+    about |= {"feather": _whole(feather, "feather", 0), "around": around}
     about["update"] = lambda cells: update(min(1.0, cells / total), doing)
     update(0.0, doing)
     found = completion.edit(models.cogview2, given, mask, caption, models.how, **about)

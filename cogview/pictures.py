@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.cells import cell_len
 from torch import Tensor
 
 from cogview.config import require
 from cogview.data.files import written_beside
+from cogview.data.images import to_rgb
 from cogview.labels import FONTS, label, printable
 
 FORMATS = {
@@ -67,8 +69,15 @@ def save_image(image: Image.Image, path: str | Path) -> Path:
 
 
 def image_of(picture: Tensor) -> Image.Image:
-    """Of uint8 [3, H, W]."""
+    """Of uint8 [3, H, W], or [4, H, W] with transparency."""
     return Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy().astype(np.uint8))
+
+
+def thumbnail(picture: Tensor, most: int) -> Tensor:
+    """uint8 [3, h, w] of one of any size, on white, no side longer than `most` pixels."""
+    image = to_rgb(image_of(picture))
+    image.thumbnail((most, most))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def contact_sheet(

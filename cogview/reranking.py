@@ -16,18 +16,18 @@ from cogview.system import System
 _SHOWN, _COLUMNS = 128, 10  # pixels of a picture on a sheet, about, and pictures side by side
 
 
-class Candidates(NamedTuple):
-    """Of one caption, the best first."""
+class Ranked(NamedTuple):
+    """Candidates of one caption, the best first."""
 
-    pictures: Tensor
-    """uint8 [n, 3, H, W]."""
+    codes: Tensor
+    """int64 [n, h, w]."""
     caploss: Tensor
     """float32 [n], ascending."""
-    codes: Tensor | None = None
-    """int64 [n, h, w], where they were drawn."""
+    order: Tensor
+    """int64 [n]: which of the seeds each was drawn with."""
 
 
-def draw_candidates(
+def draw_ranked(
     system: System,
     judge: System,
     captions: Sequence[str],
@@ -35,7 +35,7 @@ def draw_candidates(
     *,
     seeds: Sequence[int],
     update: Update = lambda tokens: None,
-) -> Iterator[Candidates]:
+) -> Iterator[Ranked]:
     """Of each caption as many candidates as seeds, drawn by the one system, how.batch_size at once, and ordered by the
     other, which captions. `update` is told how many tokens are drawn of all. ValueError before the first is drawn."""
     require(len(seeds) > 0, "seeds", "at least one", seeds)
@@ -44,29 +44,31 @@ def draw_candidates(
     judge.which_draws("captions").encode(captions)
     repeated = [caption for caption in captions for _ in seeds]
     batches = system.code_batches(repeated, how, seeds=list(seeds) * len(captions), update=update)
-    return _ordered(system, judge, captions, batches, len(seeds), how.batch_size)
+    return _ordered(judge, captions, batches, len(seeds), how.batch_size)
 
 
 def _ordered(
-    system: System, judge: System, captions: Sequence[str], batches: Iterator[Tensor], count: int, batch_size: int
-) -> Iterator[Candidates]:
-    grid = system.recipe.config.image_grid
+    judge: System, captions: Sequence[str], batches: Iterator[Tensor], count: int, batch_size: int
+) -> Iterator[Ranked]:
+    grid = judge.recipe.config.image_grid
     waiting = torch.zeros(0, grid, grid, dtype=torch.int64)
     for caption in captions:
         while len(waiting) < count:
             waiting = torch.cat([waiting, next(batches)])
         codes, waiting = waiting[:count], waiting[count:]
         order, caploss = judge.rerank(caption, codes, batch_size=batch_size)
-        yield Candidates(system.pictures(codes[order]), caploss[order], codes[order])
+        yield Ranked(codes[order], caploss[order], order)
 
 
-def candidate_sheet(candidates: Candidates, path: Path, note: str, marks: Sequence[str] | None = None) -> int:
+def candidate_sheet(
+    pictures: Tensor, caploss: Tensor, path: Path, note: str, marks: Sequence[str] | None = None
+) -> int:
     """Writes all candidates in their order, each above its CapLoss, as in figure 6, and a mark if there are some;
     returns how many are on it."""
-    marks = [""] * len(candidates.pictures) if marks is None else marks
+    marks = [""] * len(pictures) if marks is None else marks
     rows = [
         (f"{score:.3f} {mark}", [picture])
-        for picture, score, mark in zip(candidates.pictures, candidates.caploss.tolist(), marks, strict=True)
+        for picture, score, mark in zip(pictures, caploss.tolist(), marks, strict=True)
     ]
-    zoom = max(1, round(_SHOWN / candidates.pictures.shape[-1]))
+    zoom = max(1, round(_SHOWN / pictures.shape[-1]))
     return contact_sheet(rows, path, columns=_COLUMNS, zoom=zoom, note=note)

@@ -85,7 +85,7 @@ def sample_in_clusters(
     codes = logits.shape[-1]
     known = len(clusters.labels)
     require(known == codes, "clusters", f"labels of {codes:,} codes, as the model draws", f"{known:,}")
-    labels, members = clusters.labels.to(logits.device), clusters.members.to(logits.device)
+    labels, members = clusters.on(logits.device)
     scaled = logits.float().masked_fill(~allowed, -torch.inf)
     scaled = (scaled - scaled.amax(dim=1, keepdim=True)) / min(max(temperature, _GREEDY), _UNIFORM)
     sums = torch.zeros(len(logits), len(members), device=logits.device).index_add_(1, labels, scaled.softmax(dim=1))

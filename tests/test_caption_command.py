@@ -14,7 +14,7 @@ from cogview.generate import describe
 from cogview.inputs import images
 from cogview.pictures import image_of
 from cogview.recipes.caption import caploss
-from cogview.reranking import candidate_sheet, draw_candidates
+from cogview.reranking import candidate_sheet, draw_ranked
 from cogview.sampling import Sampling
 from cogview.system import System
 
@@ -139,16 +139,20 @@ def test_the_best_candidates_are_kept_best_first(run, capsys):
 def test_candidates_of_several_captions_do_not_depend_on_the_batch(run, tmp_path):
     system, ranks = System.load("runs/mine", draws="pictures"), judge()
     found = [
-        list(draw_candidates(system, ranks, ["a fox", "a red car"], Sampling(batch_size=size), seeds=[4, 5, 6]))
+        list(draw_ranked(system, ranks, ["a fox", "a red car"], Sampling(batch_size=size), seeds=[4, 5, 6]))
         for size in (2, 32)
     ]
     for one, other in zip(*found, strict=True):
-        assert torch.equal(one.pictures, other.pictures)
+        assert torch.equal(one.codes, other.codes)
+        assert sorted(one.order.tolist()) == [0, 1, 2]
         torch.testing.assert_close(one.caploss, other.caploss)
         assert (one.caploss.diff() >= 0).all()
-    assert candidate_sheet(found[0][0], tmp_path / "sheet.png", "a fox") == 3
+    first = found[0][0]
+    drawn = torch.cat(list(system.code_batches(["a fox"] * 3, Sampling(), seeds=[4, 5, 6])))
+    assert torch.equal(first.codes, drawn[first.order])
+    assert candidate_sheet(system.pictures(first.codes), first.caploss, tmp_path / "sheet.png", "a fox") == 3
     with pytest.raises(ValueError, match="seeds: expected at least one"):
-        draw_candidates(system, ranks, ["a fox"], Sampling(), seeds=[])
+        draw_ranked(system, ranks, ["a fox"], Sampling(), seeds=[])
 
 
 def test_one_bad_picture_of_several(run):

@@ -1,7 +1,9 @@
 """CogView2's stages together, as a class and as commands: any batch, the best first, each stage as it is asked."""
 
 import dataclasses
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,10 @@ import torch
 from PIL import Image
 from test_editing import mask
 
-from cogview import cli
+from cogview import cli, lopar
 from cogview.clusters import Clusters, k_means
-from cogview.cogview2 import CogView2, Drawn, Settings
-from cogview.completion import edit
+from cogview.cogview2 import _ALWAYS, CogView2, Drawn, Settings
+from cogview.completion import complete, edit
 from cogview.pictures import image_of
 from cogview.recipes.coglm import CogLM
 from cogview.recipes.coglm_sizes import CogLMConfig
@@ -104,6 +106,15 @@ def test_any_batch_draws_the_same(models, size):
     assert same(drawn(models, CAPTIONS[1:2], how, count=3, candidates=5)[0], expected[1])
 
 
+def test_a_seed_draws_the_same_picture_among_others_and_alone(models):
+    ranked = drawn(models, CAPTIONS[:1], count=5, seed=7)[0]
+    kept = drawn(models, CAPTIONS[:1], count=2, candidates=5, seed=7)[0]
+    assert all(torch.equal(a, b[:2]) for a, b in zip(kept[1:], ranked[1:], strict=True))
+    alone = [drawn(models, CAPTIONS[:1], seed=seed)[0] for seed in range(7, 12)]
+    best = min(alone, key=lambda one: float(one.caploss))
+    assert same(best, Drawn(kept.caption, *(part[:1] for part in kept[1:])))
+
+
 def test_each_stage_draws_as_it_is_asked(models):
     before = drawn(models)[0]
     for name, part in (("base", "small"), ("direct", "direct"), ("iterative", "fine")):
@@ -115,6 +126,9 @@ def test_each_stage_draws_as_it_is_asked(models):
         assert all(torch.equal(getattr(found, e), getattr(before, e)) for e in earlier)
     rounds = dataclasses.replace(HOW, top_k=(1, 1, 1, 1, 1, 1))
     assert not torch.equal(drawn(models, CAPTIONS[:1], rounds)[0].fine, before.fine)
+    tile = dataclasses.replace(models.iterative.recipe.config, tile=lopar.diagonals(4, 4))
+    other = dataclasses.replace(models, iterative=dataclasses.replace(models.iterative, recipe=Iterative(tile)))
+    assert (other.rounds, drawn(other, CAPTIONS[:1], Settings())[0].fine.shape) == (5, (1, 12, 12))
     labels = k_means(models.base.image.codebook, 4)
     published = Settings.published(labels)
     assert published.base.clusters.top == 16
@@ -126,27 +140,104 @@ def test_each_stage_draws_as_it_is_asked(models):
 def test_a_picture_is_edited(models):
     stream = torch.Generator().manual_seed(2)
     picture = torch.randint(256, (3, 130, 150), generator=stream).to(torch.uint8)
-    for hidden in (mask(130, 150, (20, 30, 90, 100)), mask(130, 150, (5, 5, 15, 20), (12, 25, 19, 26))):
-        found = edit(models, picture, hidden, "a fox", HOW, count=2, candidates=3)
+    for hidden in (mask(130, 150, (30, 40, 80, 90)), mask(130, 150, (5, 5, 15, 20), (12, 25, 19, 26))):
+        found = edit(models, picture, hidden, "a fox", HOW, count=2, candidates=3, around=2)
         assert found.pictures.shape == (2, 3, 130, 150)
         assert torch.equal(found.pictures[:, :, ~hidden], picture[:, ~hidden].expand(2, -1, -1))
         assert not torch.equal(found.pictures[0], found.pictures[1])
         assert bool((found.pictures[0] != picture).any())
         assert bool((found.caploss.diff() >= 0).all())
-        again = edit(models, image_of(picture), hidden, "a fox", dataclasses.replace(HOW), count=2, candidates=3)
+        again = edit(
+            models, image_of(picture), hidden, "a fox", dataclasses.replace(HOW), count=2, candidates=3, around=2
+        )
         assert torch.equal(again.pictures, found.pictures)
     guided = dataclasses.replace(HOW, base=Sampling(top_k=5, batch_size=2, guidance=3.0))
     assert not torch.equal(
-        edit(models, picture, hidden, "a fox", guided, count=2, candidates=3).pictures, found.pictures
+        edit(models, picture, hidden, "a fox", guided, count=2, candidates=3, around=2).pictures, found.pictures
     )
     one = dataclasses.replace(HOW, base=Sampling(top_k=5, batch_size=8))
-    assert torch.equal(edit(models, picture, hidden, "a fox", one, count=2, candidates=3).pictures, found.pictures)
+    assert torch.equal(
+        edit(models, picture, hidden, "a fox", one, count=2, candidates=3, around=2).pictures, found.pictures
+    )
+    (alone,) = edit(models, picture, mask(130, 150, (5, 5, 15, 15)), "a fox", HOW, around=2).codes
+    assert alone.shape == (1, 4, 4)  # all that a square of 20 pixels needs
+
+
+def test_a_picture_with_transparency_is_edited(models, tmp_path):
+    """It keeps it, and hidden colours too."""
+    stream = torch.Generator().manual_seed(3)
+    values = torch.randint(256, (4, 130, 150), generator=stream).to(torch.uint8)
+    hidden = mask(130, 150, (50, 50, 100, 90))
+    image_of(values).save(tmp_path / "given.png")
+    found = edit(models, tmp_path / "given.png", hidden, "a fox", HOW, around=2)
+    assert found.pictures.shape == (1, 4, 130, 150)
+    assert torch.equal(found.pictures[0, :, ~hidden], values[:, ~hidden])
+    assert bool((found.pictures[0, 3, hidden] == 255).all())
+    assert torch.equal(edit(models, values, hidden, "a fox", HOW, around=2).pictures, found.pictures)
+    assert [codes.shape[1:] for codes in found.codes] == [(4, 4), (12, 12), (12, 12)]
+    Image.fromarray(np.full((130, 150), 4000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="expected 8 bits a channel"):
+        edit(models, tmp_path / "deep.png", hidden, "a fox", HOW)
+
+
+def test_what_cannot_be_edited(models):
+    picture = torch.zeros(3, 60, 90, dtype=torch.uint8)
+    short = dataclasses.replace(models.direct.recipe.config, max_caption=2)
+    direct = dataclasses.replace(models.direct, recipe=Direct(short))
+    for some, hidden, caption, said in (
+        (
+            models,
+            mask(60, 90, (0, 0, 60, 60)),
+            "a fox",
+            "mask: expected less than all 4 x 4 cells of the 60 x 60 pixels",
+        ),
+        (models, mask(60, 90, (1, 1, 59, 59)), "a fox", "mask: expected less than all 4 x 4 cells"),
+        (
+            dataclasses.replace(models, direct=direct),
+            mask(60, 90, (0, 0, 30, 30)),
+            "a red car",
+            "expected at most 2 tok",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            edit(some, picture, hidden, caption, HOW)
+    grid, cells = models.base.recipe.config.image_grid, torch.zeros(4, 4, dtype=torch.bool)
+    codes = torch.zeros(grid, grid, dtype=torch.int64)
+    with pytest.raises(ValueError, match="cells: expected some that are drawn, got 'none'"):
+        complete(models, "a fox", codes, cells, HOW.base, seeds=[0])
+    with pytest.raises(ValueError, match="caption: expected text, got"):
+        complete(models, ["a fox"], codes, ~cells, HOW.base, seeds=[0])
 
 
 def test_what_fits_the_memory(models):
     assert models.fitting(4e9) > models.fitting(2e9) > 8
     with pytest.raises(ValueError, match=r"memory: expected at least 0\.6 GB, for one picture, got '0.1'"):
         models.fitting(1e8)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks are read where Linux has them")
+def test_the_memory_that_is_taken(models):
+    """At a width where pictures take most of it: what they are said to take, and not several times less."""
+    before = models.base.recipe.config
+    wide = dataclasses.replace(before, hidden_size=512, num_heads=8, image_grid=8, max_positions=before.text_rows + 65)
+    base = CogLM(wide)
+    recipes = [base, Direct(Direct.begun(wide)), Iterative(Iterative.begun(wide))]
+    of = [System(models.base.text, models.base.image, recipe, recipe.model().eval()) for recipe in recipes]
+    large, count = CogView2(*of), 6
+    told = count * 1e12 / large.fitting(1e12)
+    small = torch.zeros(count, 8, 8, dtype=torch.int64)
+    how = Settings(*(Sampling(top_k=5, batch_size=count) for _ in range(3)), top_k=None)
+    large.enlarge(models.base.encode("a fox"), small[:1], how, [0])  # what is made once
+    Path("/proc/self/clear_refs").write_text("5")
+    begun = peak()
+    large.enlarge(models.base.encode("a fox") * count, small, how, range(count))
+    assert 0.4 * told < peak() - begun < told + 0.1 * _ALWAYS
+
+
+def peak() -> float:
+    """Bytes, since they were last reset."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * float(line.split()[1])
 
 
 def test_bad_input(models, run, tmp_path):
@@ -193,8 +284,12 @@ def test_generate(run, tmp_path, monkeypatch, capsys):
         (["--base.clusters", "3", "--base.top-k", "5"], "top_k: expected none with clusters, got 5"),
         (["--base.cluster-temperature", "2"], "cluster_temperature: expected none without clusters"),
         (["--memory", "0.01"], "memory: expected at least 0.6 GB"),
-        (["--labels", "none.npy"], "cluster labels: cannot read none.npy"),
+        (["--base.clusters", "3", "--labels", "none.npy"], "cluster labels: cannot read none.npy"),
+        (["--memory", "inf"], "memory: expected a positive number, got inf"),
         (["--out", "x.mp4"], "out: expected a name that ends in"),
+        (["--labels", "labels.npy"], "labels: expected none where no stage draws from clusters, got 'labels.npy'"),
+        (["--stages", "1", "--direct", "larger"], "direct: expected none with --stages 1, got 'larger'"),
+        (["--stages", "2", "--iterative.top-k", "3"], "iterative: expected no settings with --stages 2, got 'some'"),
     ):
         with pytest.raises(SystemExit, match=message):
             cli.cogview2([*common, *more])
@@ -208,15 +303,24 @@ def test_edit(run, tmp_path, monkeypatch):
     image_of(given[:, :50]).save("small.png")
     hidden = mask(120, 140, (10, 10, 60, 60), (70, 30, 80, 40))
     Image.fromarray(mask(120, 140, (10, 10, 60, 60)).numpy()).save("mask.png")
-    common = ["edit", "given.png", "--run", str(run), "--caption", "a fox", "--count", "2"]
-    cli.cogview2([*common, "--mask", "mask.png", "--box", "70", "30", "80", "40", "--out", "done.jpg"])
-    paths = sorted((tmp_path / "done").glob("*.png"))
+    common = ["edit", "given.png", "--run", str(run), "--caption", "a fox", "--count", "2", "--around", "inf"]
+    cli.cogview2([*common, "--mask", "mask.png", "--box", "70", "30", "80", "40", "--out", "done.jpg", "--keep-stages"])
+    paths = sorted((tmp_path / "done").glob("*-fox.png"))
     assert len(paths) == 2
     for path in paths:
         found = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
         assert torch.equal(found[:, ~hidden], given[:, ~hidden])
         assert bool((found[:, hidden] != given[:, hidden]).any())
     assert Image.open("done.jpg").width > 4 * 140
+    sizes = {path.stem.rpartition("-")[2]: Image.open(path).size for path in (tmp_path / "done").iterdir()}
+    assert sizes == {"small": (32, 32), "direct": (96, 96), "fine": (96, 96), "fox": (140, 120)}
+    before = (tmp_path / "given.png").read_bytes()
+    for out in ("given.png", "given", "mask.png"):
+        with pytest.raises(SystemExit, match=r"out: expected a place where \w+.png is not written over"):
+            cli.cogview2([*common, "--mask", "mask.png", "--out", out])
+    with pytest.raises(SystemExit, match=r"out: expected a place where .* is not written over"):
+        cli.cogview2([*common, "--mask", "mask.png", "--out", str(tmp_path.with_suffix(".png"))])
+    assert (tmp_path / "given.png").read_bytes() == before
     for more, message in (
         ([], "mask: expected some of the picture, which is drawn anew, got 'nothing of it'"),
         (["--box", "0", "0", "140", "120"], "mask: expected a part of the picture; all of it is `cogview2 generate`"),

@@ -29,6 +29,8 @@ def test_the_square_around(size, box, expected):
     found = surrounding(mask(*size, box))
     assert found == expected
     assert bool(found.of(mask(*size, box)).sum() == mask(*size, box).sum())
+    assert surrounding(mask(*size, box), least=50).side == max(found.side, 50)
+    assert surrounding(mask(90, 90, (4, 4, 5, 6))).side == 3  # of 2 pixels not these alone
 
 
 def test_cells_that_are_touched():
@@ -45,17 +47,22 @@ def test_what_is_not_masked_stays(feather):
     picture = torch.randint(256, (3, 40, 50), generator=stream).to(torch.uint8)
     hidden = mask(40, 50, (10, 5, 30, 25)) | mask(40, 50, (31, 30, 32, 31))
     box = surrounding(hidden)
-    drawn = torch.full((2, 3, box.side, box.side), 200, dtype=torch.uint8)
+    drawn = torch.full((3, box.side, box.side), 200, dtype=torch.uint8)
     found = laid_over(picture, box, drawn, hidden, feather)
-    assert found.shape == (2, 3, 40, 50)
-    assert torch.equal(found[:, :, ~hidden], picture[:, ~hidden].expand(2, -1, -1))
+    assert found.shape == (3, 40, 50)
+    assert torch.equal(found[:, ~hidden], picture[:, ~hidden])
     if not feather:
-        assert bool((found[:, :, hidden] == 200).all())
+        assert bool((found[:, hidden] == 200).all())
     else:
-        assert bool((found[:, :, 12:18, 17:23] == 200).all())  # the middle
-        assert not bool((found[:, :, 5, 10:30] == 200).all())  # the border
-        far = (found[0].float() - 200).abs()[:, 10, 10:14].mean(dim=0)
+        assert bool((found[:, 12:18, 17:23] == 200).all())  # the middle
+        assert not bool((found[:, 5, 10:30] == 200).all())  # the border
+        far = (found.float() - 200).abs()[:, 10, 10:14].mean(dim=0)
         assert bool((far.diff() <= 0).all())
+    see_through = torch.cat([picture, picture[:1]])
+    again = laid_over(see_through, box, drawn, hidden, feather)
+    assert torch.equal(again[:3], found)
+    assert torch.equal(again[3, ~hidden], see_through[3, ~hidden])
+    assert bool((again[3, 12:18, 17:23] == 255).all())
 
 
 def test_masks_of_files(tmp_path):
@@ -94,4 +101,4 @@ def test_bad_masks():
     with pytest.raises(ValueError, match="box: expected LEFT TOP RIGHT BOTTOM inside 12 x 8 pixels"):
         mask(8, 12, (0, 0, 13, 2))
     with pytest.raises(ValueError, match="feather: expected at least 0 pixels, got -1"):
-        laid_over(picture, Box(0, 0, 4), picture[None, :, :4, :4], mask(8, 12, (0, 0, 2, 2)), -1)
+        laid_over(picture, Box(0, 0, 4), picture[:, :4, :4], mask(8, 12, (0, 0, 2, 2)), -1)

@@ -1,6 +1,7 @@
 """What the page over a run's models answers, without the package that shows it."""
 
 import dataclasses
+import math
 import socket
 import sys
 from typing import Any
@@ -117,7 +118,7 @@ def test_what_a_run_has_is_taken(run, tmp_path, capsys):  # noqa: F811
 def test_what_is_painted_is_drawn_anew(models, given, scale):
     path, picture = given
     layers, told = strokes(picture, 25, 20, 60, 70, scale=scale), list[float]()
-    found = edit(models, path, layers, "a fox", 3, 2, 4, update=lambda share, _: told.append(share))
+    found = edit(models, path, layers, "a fox", 3, 2, 4, around=math.inf, update=lambda share, _: told.append(share))
     mask = painted(layers, picture)
     assert abs(int(mask.sum()) - 120 * 90 * 0.35 * 0.5) < 250
     before, *after = pixels(found.pictures)
@@ -125,14 +126,16 @@ def test_what_is_painted_is_drawn_anew(models, given, scale):
     for one in after:
         assert torch.equal(one[:, ~mask], picture[:, ~mask])
         assert bool((one[:, mask] != picture[:, mask]).any())
-    expected = completion.edit(models.cogview2, picture, mask, "a fox", HOW, count=2, candidates=3, seed=4)
+    expected = completion.edit(
+        models.cogview2, picture, mask, "a fox", HOW, count=2, candidates=3, seed=4, around=math.inf
+    )
     assert torch.equal(torch.stack(after), expected.pictures)
     assert [one.below for one in found.pictures] == [
         "as it was",
         *(f"CapLoss {x:.2f}" for x in expected.caploss.tolist()),
     ]
     assert told == sorted(told)
-    soft = edit(models, path, layers, "a fox", 3, 1, 4, 5)
+    soft = edit(models, path, layers, "a fox", 3, 1, 4, 5, math.inf)
     assert torch.equal(pixels(soft.pictures)[1][:, ~mask], picture[:, ~mask])
     assert not torch.equal(pixels(soft.pictures)[1], after[0])
 

@@ -22,6 +22,7 @@ from cogview.studies import cogview2_fine, cogview2_sampling
 from cogview.studies.cogview2_fine import Near, Walk
 from cogview.studies.cogview2_report import _at
 from cogview.tokenizers.image import VQConfig
+from cogview_ops import local_attention_2d
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,7 @@ def finished(tmp_path_factory):
         patch.setattr(demo, "IMAGE", VQConfig(codebook_size=64, dim=8, hidden=8))
         patch.setattr(cogview2_fine, "ROUNDS", 1)
         patch.setattr(cogview2_sampling, "CONSTANTS", (0.0, 3.0))
-        ways = {name: some[:2] for name, some in cogview2_sampling.WAYS.items()}
-        patch.setattr(cogview2_sampling, "WAYS", ways)
+        patch.setattr(cogview2_sampling, "TEMPERATURES", (0.5, 3.0))
         steps = [f"--{name}-steps" for name in ("image", "base", "early", "domain", "fine")]
         sizes = [part for name in steps for part in (name, "2")]
         cli.main(["study", "cogview2", "--out", str(out), "--tested", "5", "--candidates", "2", *sizes])
@@ -52,14 +52,19 @@ def test_it_leaves_everything(finished):
             assert picture.size[0] > 100
     facts = json.loads((finished / "figures.json").read_text())
     figures = facts["figures"]
-    assert {"coglm", "direct", "iterative", "gpt", "early", "domain"} == set(facts["models"])
+    assert {"coglm", "direct", "iterative", "gpt", "early", "early-gpt", "domain", "longer"} == set(facts["models"])
     assert [point["c"] for point in figures["constants"]] == [0, 3]
-    assert {name: len(points) for name, points in figures["ways"].items()} == {"top-k": 2, "top-p": 2, "clusters": 2}
+    assert list(figures["ways"]) == ["top-k", "top-p", "clusters", "clusters, their own"]
+    for points in figures["ways"].values():
+        assert points[0]["diversity"] < points[1]["diversity"]
+    assert {name: set(of) for name, of in figures["domain"].items()} == {
+        name: {"one", "two"} for name in ("early", "domain", "longer")
+    }
     lost = figures["cut"]["lost"]
     assert lost["1"] >= lost["20"] >= lost["200"] >= 0
     assert figures["cut"]["places"] == 5 * 64
-    assert set(figures["local"]) == {"dense", "3 x 3", "5 x 5", "9 x 9"}
-    assert figures["local"]["3 x 3"] != figures["local"]["dense"]
+    assert set(figures["local"]) == {"dense", "3 x 3", "5 x 5", "9 x 9", "trained"}
+    assert len(set(figures["local"].values())) >= 4
     for line in figures["beginnings"].values():
         assert line[0][0] == 0
         assert line[-1][0] == 2
@@ -92,12 +97,16 @@ def test_near_is_dense_where_the_window_is_everything():
     recipe, model = base()
     batch = recipe.batch(pad_text([[5, 6, 13], [7, 8, 9]]), codes(Walk(Walk.begun(recipe.config)), 2)[0])
     q, k, v = torch.randn(3, 2, 2, recipe.length, 16)
-    dense = model.stack.layers[0].attention.attend(q, k, v, batch.context)
-    near = Near(recipe.config, 0, (7, 7), 4).attend(q, k, v, batch.context)
-    torch.testing.assert_close(near, dense)
-    small = Near(recipe.config, 0, (3, 3), 4).attend(q, k, v, batch.context)
-    assert not torch.allclose(small[:, :, 4:20], dense[:, :, 4:20])
-    torch.testing.assert_close(small[:, :, :4], dense[:, :, :4])
+    dense, layer = model.stack.layers[0].attention.attend(q, k, v, batch.context), Near(recipe.config, 0)
+    for window in ((7, 7), (3, 3), (5, 1)):
+        layer.window = window
+        found = layer.attend(q, k, v, batch.context)
+        torch.testing.assert_close(found[:, :, :4], dense[:, :, :4])
+        cells, text = ([x[:, :, part] for x in (q, k, v)] for part in (slice(4, 20), slice(4)))
+        prefix = {"prefix_key": text[1], "prefix_value": text[2]}
+        near = local_attention_2d(*cells, grid=(4, 4), kernel_size=window, raster_causal=True, **prefix)
+        torch.testing.assert_close(found[:, :, 4:20], near)
+        assert (float((near - dense[:, :, 4:20]).abs().max()) < 1e-5) == (window == (7, 7))
 
 
 def test_measures():
@@ -113,4 +122,4 @@ def test_measures():
     assert cogview2_sampling.diversity(anything, codebook) == pytest.approx(7 / 8, abs=0.05)
     points = [{"diversity": d, "all": a} for d, a in ((0.1, 0.9), (0.3, 0.5))]
     assert _at(points, 0.2) == pytest.approx(0.7)
-    assert (_at(points, 0.0), _at(points, 1.0)) == (0.9, 0.5)
+    assert (_at(points, 0.1), _at(points, 0.3)) == (0.9, 0.5)

@@ -111,7 +111,7 @@ class Rerank:
     def run(self) -> None:
         from cogview.inputs import images
         from cogview.pictures import picture_path
-        from cogview.reranking import Candidates, candidate_sheet
+        from cogview.reranking import candidate_sheet
 
         require(bool(self.pictures), "pictures", "at least one", "none")
         sheet = None if self.out is None else picture_path(self.out)
@@ -126,5 +126,5 @@ class Rerank:
         for n in order.tolist():
             console.print(f"{losses[n]:.3f}  {self.pictures[good[n]]}")
         if sheet is not None:
-            shown = candidate_sheet(Candidates(pictures[good][order], losses[order]), sheet, self.caption)
+            shown = candidate_sheet(pictures[good][order], losses[order], sheet, self.caption)
             console.print(f"{shown:,} of {len(good):,} pictures on {sheet}")

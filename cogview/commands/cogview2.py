@@ -1,5 +1,6 @@
 """`cogview2 generate` and `cogview2 edit`: CogView2 of a run, all its stages."""
 
+import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +17,12 @@ from cogview.config import require
 
 if TYPE_CHECKING:
     from cogview.cogview2 import CogView2, Settings
+    from cogview.completion import Edited
     from cogview.sampling import Sampling
 
 _OF = "of --settings"
+STAGES = ("small", "direct", "fine")
+SHOWN = 512  # pixels of the longer side of an edited picture on its sheet
 Corners = tuple[int, int, int, int]
 
 
@@ -86,7 +90,8 @@ class Run:
     batch_size: int = 8
     """Pictures at once in each stage."""
     memory: Annotated[float | None, option("GB", "no limit")] = None
-    """As many pictures at once, up to batch-size, as fit this much memory with the models."""
+    """As many pictures at once, up to batch-size, as fit this much memory with the models; a picture that is edited
+    comes on top."""
 
     def load(self) -> "tuple[CogView2, int]":
         """All models, once, and how many pictures at once."""
@@ -94,7 +99,10 @@ class Run:
         from cogview.runs import last_run
 
         require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
-        require(self.memory is None or self.memory > 0, "memory", "a positive number", self.memory)
+        require(self.memory is None or 0 < self.memory < math.inf, "memory", "a positive number", self.memory)
+        for number, name in enumerate(("direct", "iterative"), 2):
+            known = getattr(self, name) is None or self.stages >= number
+            require(known, name, f"none with --stages {self.stages}", getattr(self, name))
         folder = last_run() if self.folder is None else self.folder
         names = {"base": self.base, "direct": self.direct, "iterative": self.iterative}
         how: dict[str, Any] = {"device": self.device, "dtype": getattr(torch, self.dtype)}
@@ -127,9 +135,14 @@ class Ways:
         from cogview.cogview2 import Settings
 
         stages, labels = (self.base, self.direct, self.iterative), None
+        clustered = self.settings == "published" or any(stage.clusters is not None for stage in stages)
+        require(self.labels is None or clustered, "labels", "none where no stage draws from clusters", str(self.labels))
+        for name in ("direct", "iterative"):
+            known = getattr(models, name) is not None or getattr(self, name) == Stage()
+            require(known, name, f"no settings with --stages {len(models.stages)}", "some")
         if self.labels is not None:
             labels = read_labels(self.labels, models.base.recipe.config.image_vocab)
-        elif self.settings == "published" or any(stage.clusters is not None for stage in stages):
+        elif clustered:
             labels = k_means(models.base.image.codebook)
         before = Settings() if labels is None or self.settings == "ours" else Settings.published(labels)
         made = [
@@ -137,7 +150,7 @@ class Ways:
             for stage, how in zip(stages, (before.base, before.direct, before.iterative), strict=True)
         ]
         last, rounds = self.iterative, before.top_k
-        if last.top_k is not None or last.clusters is not None or len(rounds or ()) != models.rounds:
+        if last.top_k is not None or last.clusters is not None:
             rounds = None
         return Settings(made[0], made[1], made[2], rounds)
 
@@ -192,7 +205,7 @@ class Generate:
                 path = next(paths)
                 save_image(image_of(pictures[-1][n]), path)
                 if self.keep_stages:
-                    for stage, name in zip(pictures[:-1], ("small", "direct"), strict=False):
+                    for stage, name in zip(pictures[:-1], STAGES, strict=False):
                         save_image(image_of(stage[n]), path.with_stem(f"{path.stem}-{name}"))
             if kept < SHEET_PIXELS:
                 losses = " ".join(f"{loss:.2f}" for loss in one.caploss.tolist())
@@ -226,6 +239,8 @@ class Edit:
     room for. The caption is of the square."""
     feather: int = 0
     """Pixels inside the mask's border in which what is drawn fades in."""
+    keep_stages: bool = False
+    """Also write the square that is given to the models as each stage draws it."""
     seed: int = 0
     """Of the first candidate; the others have the following ones."""
     models: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
@@ -233,31 +248,39 @@ class Edit:
 
     def run(self) -> None:
         from cogview.completion import edit
-        from cogview.editing import masked_by, read_mask
+        from cogview.editing import check, masked_by, read_mask
         from cogview.inputs import whole
-        from cogview.pictures import contact_sheet, image_of, picture_path, save_image
+        from cogview.pictures import picture_path
         from cogview.progress import progress
 
         sheet = picture_path(self.out)
-        given = whole(self.picture)
+        given = whole(self.picture, exact=True)
         mask = masked_by(self.box, given)
         if self.mask is not None:
             mask |= read_mask(self.mask, given)
+        check(mask, given)
         models, at_once = self.models.load()
         how = self.ways.of(models, at_once)
         about: dict[str, Any] = {"count": self.count, "candidates": self.candidates, "seed": self.seed}
+        about |= {"around": self.around, "feather": self.feather}
+        make_places(sheet, [self.picture, self.mask])
         with progress("drawing", models.work(1, self.count, self.candidates)) as update:
-            found = edit(
-                models, given, mask, self.caption, how, **about, around=self.around, feather=self.feather, update=update
-            )
-        make_places(sheet)
-        for path, picture in zip(picture_paths([self.caption], sheet, self.count), found.pictures, strict=True):
-            save_image(image_of(picture), path.with_suffix(".png"))  # which keeps every pixel
-        shown = torch.where(mask, torch.tensor([255, 0, 255], dtype=torch.uint8)[:, None, None], given)
-        cells = [("given", [given]), ("drawn anew", [shown])]
-        cells += [
-            (f"CapLoss {loss:.2f}", [picture])
-            for loss, picture in zip(found.caploss.tolist(), found.pictures, strict=True)
-        ]
+            found = edit(models, given, mask, self.caption, how, **about, update=update)
+        self._write(models, given, mask, found, sheet)
+
+    def _write(self, models: "CogView2", given: torch.Tensor, mask: torch.Tensor, found: "Edited", sheet: Path) -> None:
+        from cogview.pictures import contact_sheet, image_of, save_image, thumbnail
+
+        paths = [path.with_suffix(".png") for path in picture_paths([self.caption], sheet, self.count)]
+        for path, picture in zip(paths, found.pictures, strict=True):
+            save_image(image_of(picture), path)  # a PNG keeps every pixel
+        for name, codes in zip(STAGES, found.codes if self.keep_stages else (), strict=False):
+            for path, square in zip(paths, models.base.pictures(codes), strict=True):
+                save_image(image_of(square), path.with_stem(f"{path.stem}-{name}"))
+        new = torch.tensor([255, 0, 255, 255], dtype=torch.uint8)[: len(given), None, None]
+        named = [("given", given), ("drawn anew", torch.where(mask, new, given))]
+        losses = [f"CapLoss {loss:.2f}" for loss in found.caploss.tolist()]
+        named += zip(losses, found.pictures, strict=True)
+        cells = [(name, [thumbnail(picture, SHOWN)]) for name, picture in named]
         contact_sheet(cells, sheet, columns=len(cells), zoom=1, note=self.caption)
         console.print(f"{self.count} pictures in {sheet.with_suffix('')}{os.sep}, all of them on {sheet}")

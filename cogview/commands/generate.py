@@ -42,7 +42,7 @@ class Generate:
     """Pictures for each caption."""
     temperature: float = 0.9
     """Below 1 likely tokens become likelier, above 1 less likely."""
-    top_k: int = 200
+    top_k: Annotated[int | None, option("INT", "200")] = None
     """Of the likeliest tokens so many may be drawn; 1: always the likeliest."""
     top_p: float = 1.0
     """And of those only the likeliest whose probabilities come to this share."""
@@ -52,8 +52,12 @@ class Generate:
     text_attention: float = 0.0
     """Added to the scores of what is drawn and text (CogView2): pictures keep closer to their captions. 0 to 3."""
     clusters: Annotated[int | None, option("INT", "none")] = None
-    """Draw one of so many of the likeliest clusters of codes, then a code of it (CogView2), instead of --top-k codes.
-    Clusters are those of the run's codebook by k-means, 40 codes in each on average."""
+    """Draw one of so many of the likeliest clusters of codes, then a code of it (CogView2), instead of --top-k."""
+    cluster_temperature: float = 1.0
+    """Of the codes in a cluster, besides that of all."""
+    labels: Annotated[Path | None, option("FILE", "by k-means")] = None
+    """Clusters of the codes, a .npy file of their numbers, as CogView2's cluster_label.npy; default those of the run's
+    codebook by k-means, 40 codes in each on average."""
     rerank: Annotated[str | None, option("NAME", "none")] = None
     """Order candidates by CapLoss of this captioning model of the run (train --recipe caption), and keep the best; the
     folder also gets a sheet of each caption's candidates in their order."""
@@ -72,7 +76,7 @@ class Generate:
     models: Models = field(default_factory=Models)
 
     def run(self) -> None:
-        from cogview.clusters import Clusters, k_means
+        from cogview.clusters import Clusters, k_means, read_labels
         from cogview.inputs import BadCaption
         from cogview.pictures import picture_path
         from cogview.runs import last_run
@@ -92,7 +96,12 @@ class Generate:
         last = f"2^63 - {drawn}"  # that of the last picture is below 2^63 then
         require(0 <= self.seed <= 2**63 - drawn, "seed", f"a whole number from 0 to {last}", self.seed)
         more: dict[str, Any] = {"batch_size": self.batch_size, "text_attention": self.text_attention}
-        how = Sampling(self.temperature, self.top_k, self.top_p, self.guidance, **more)
+        require(self.clusters is None or self.top_k is None, "top_k", "none with clusters", self.top_k)
+        for name in ("cluster_temperature", "labels"):
+            unused = self.clusters is None and getattr(self, name) != getattr(Generate, name)
+            require(not unused, name, "none without clusters", str(getattr(self, name)))
+        top_k = 200 if self.top_k is None else self.top_k
+        how = Sampling(self.temperature, top_k, self.top_p, self.guidance, **more)
         nearer = replace(how, top_k=self.magnify_top_k, guidance=1.0, text_attention=0.0)
         require(self.magnify is not None or self.magnify_top_k == 1, "magnify_top_k", "--magnify NAME", nearer.top_k)
         sheet = picture_path(self.out)
@@ -101,7 +110,9 @@ class Generate:
         how_loaded = self.models.options()
         system = System.load(folder, name=self.name, step=self.step, draws="pictures", **how_loaded)
         if self.clusters is not None:
-            how = replace(how, clusters=Clusters(k_means(system.image.codebook), self.clusters))
+            codebook = system.image.codebook
+            labels = k_means(codebook) if self.labels is None else read_labels(self.labels, len(codebook))
+            how = replace(how, clusters=Clusters(labels, self.clusters, self.cluster_temperature))
         judge = None
         if self.rerank is not None:
             judge = System.load(folder, name=self.rerank, draws="captions", **how_loaded)
@@ -137,13 +148,15 @@ class Generate:
         total = len(captions) * len(seeds) * of_one + (0 if lens is None else 4 * len(repeated) * of_one)
         with progress("drawing", total) as update:
             told = Sum(update)
+            given = list(seeds) * len(captions)
             if judge is None:
-                codes = system.code_batches(repeated, how, seeds=list(seeds) * len(captions), update=told.part())
+                codes = system.code_batches(repeated, how, seeds=given, update=told.part())
             else:
-                codes = self._best(system, judge, captions, seeds, how, sheet, told.part())
+                given = []  # those of the best, as they are found
+                codes = self._best(system, judge, captions, seeds, how, sheet, given, told.part())
             batches: Iterator[Tensor] = map(system.pictures, codes)
             if lens is not None:
-                batches = self._larger(lens, repeated, codes, list(seeds)[: self.count] * len(captions), nearer, told)
+                batches = self._larger(lens, repeated, codes, given, nearer, told)
             for picture in (picture for batch in batches for picture in batch):
                 save_image(image_of(picture), next(paths))
                 if len(kept) * picture[0].numel() < SHEET_PIXELS:
@@ -161,18 +174,20 @@ class Generate:
         pictures = f"{len(repeated):,} picture{'s' if len(repeated) > 1 else ''}"
         console.print(f"{pictures} in {sheet.with_suffix('')}{os.sep}, {some} on {sheet}")
 
-    def _best(self, system, judge, captions, seeds, how, sheet: Path, update) -> Iterator[Tensor]:
-        """Codes of the best candidates of one caption after the other; writes a sheet of all of them beside."""
-        from cogview.reranking import candidate_sheet, draw_candidates
+    def _best(self, system, judge, captions, seeds, how, sheet: Path, chosen: list[int], update) -> Iterator[Tensor]:
+        """Codes of the best candidates of one caption after the other, whose seeds go to `chosen`; writes a sheet of
+        all of them beside."""
+        from cogview.reranking import candidate_sheet, draw_ranked
 
-        found = draw_candidates(system, judge, captions, how, seeds=seeds, update=update)
+        found = draw_ranked(system, judge, captions, how, seeds=seeds, update=update)
         paths = picture_paths(captions, sheet, 1)
         for caption, candidates, path in zip(captions, found, paths, strict=True):
             try:
-                candidate_sheet(candidates, path.with_stem(f"{path.stem}-candidates"), caption)
+                pictures = system.pictures(candidates.codes)
+                candidate_sheet(pictures, candidates.caploss, path.with_stem(f"{path.stem}-candidates"), caption)
             except Exception as error:  # whatever it is, the pictures are more
                 console.print(f"no sheet of the candidates of {caption!r} could be made ({error})")
-            assert candidates.codes is not None
+            chosen += [seeds[n] for n in candidates.order[: self.count].tolist()]
             yield candidates.codes[: self.count]
 
     def _larger(self, lens, captions: Sequence[str], codes, seeds: Sequence[int], how, told) -> Iterator[Tensor]:

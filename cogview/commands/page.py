@@ -3,6 +3,7 @@
 import contextlib
 import html
 import importlib
+import math
 import os
 import signal
 import socket
@@ -209,6 +210,7 @@ def _drawing(gr: Any, models: "Models") -> None:
 
 
 def _editing(gr: Any, models: "Models") -> None:
+    from cogview.editing import AROUND
     from cogview.page import edit, opened, to_paint_on
 
     with gr.Row():
@@ -220,6 +222,8 @@ def _editing(gr: Any, models: "Models") -> None:
         with gr.Column(scale=1, min_width=300):
             caption = _caption(gr, "What the painted part and its surroundings are to show.")
             candidates, count = _counts(gr, "Pictures to choose from", 8, 2, True)
+            info = "What the words above tell of; else the painted part and its surroundings."
+            scene = gr.Checkbox(False, label="The whole picture", info=info)
             feather = gr.Slider(0, 32, 0, step=1, label="Soft border", info="Pixels in which what is new fades in.")
             seed = _seed(gr)
             button, note = gr.Button("Draw anew", variant="primary"), _note(gr)
@@ -243,14 +247,16 @@ def _editing(gr: Any, models: "Models") -> None:
         count: int,
         seed: int,
         feather: int,
+        scene: bool,
     ) -> Iterator[Sequence[Any]]:
         strokes = [layer for layer in (painted or {}).get("layers", []) if layer is not None]
         file = None if path is None else Path(path)
-        found = edit(models, file, strokes, text, candidates, count, seed, feather, update)
+        around = math.inf if scene else AROUND
+        found = edit(models, file, strokes, text, candidates, count, seed, feather, around, update)
         yield found.pictures, found.said
 
     _answers(gr, [file.change], show, [file], [editor, results, note], "pictures")
-    given = [file, editor, caption, candidates, count, seed, feather]
+    given = [file, editor, caption, candidates, count, seed, feather, scene]
     _answers(gr, [button.click, caption.submit], answer, given, [results, note])
 
 

@@ -10,6 +10,7 @@ import tyro
 
 from cogview.commands.console import console
 from cogview.commands.presets import option
+from cogview.config import require
 from cogview.labels import file_name
 
 if TYPE_CHECKING:
@@ -57,11 +58,15 @@ def report(paths: Sequence[Path], bad: dict[int, str]) -> int:
     return len(bad)
 
 
-def make_places(sheet: Path) -> None:
-    """Makes the folders of the sheet and of the single pictures; OSError if nothing can be written there."""
+def make_places(sheet: Path, given: Sequence[Path | None] = ()) -> None:
+    """Makes the folders of the sheet and of the single pictures; OSError if nothing can be written there, ValueError
+    if one of the given files is the sheet or stands in that folder, where it could be written over."""
     from cogview.pictures import check_place
 
     folder = sheet.with_suffix("")
+    for file in filter(None, given):
+        apart = file.resolve() != sheet.resolve() and file.resolve().parent != folder.resolve()
+        require(apart, "out", f"a place where {file} is not written over", str(sheet))
     try:
         for path in (sheet, folder / "001.png"):
             check_place(path)

@@ -137,9 +137,10 @@ class CogView2:
     base_steps: int = 3_500
     """Steps of CogLM, and of CogView beside it."""
     early_steps: int = 1_500
-    """Steps of the CogLM that errs."""
-    domain_steps: int = 200
-    """Steps of its finetuning to one domain."""
+    """Steps of the CogLM that errs, and of a CogView beside it."""
+    domain_steps: int = 1_000
+    """Steps of its finetuning to one domain, of as long a training on all scenes beside it, and of a CogLM that goes
+    on with local attention."""
     fine_steps: int = 700
     """Steps of each model of fine codes."""
 

@@ -53,17 +53,21 @@ def decode_image(
     *,
     mode: str = "RGB",
     side: int | None = None,
+    exact: bool = False,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """Decodes the first frame of an encoded picture, turned as its EXIF says.
 
     data: PNG, JPEG, WebP, GIF or BMP. mode: "RGB" (transparent parts become white) or "RGBA". side: a JPEG may come
-    smaller than it is, but no side below twice this one, which is many times as fast.
+    smaller than it is, but no side below twice this one, which is many times as fast. exact: ValueError for a picture
+    of more bits than these 8 a channel, of which some would be lost.
     Raises TooLarge, a ValueError, and decodes nothing, if the file is larger than max_bytes or the picture than
     max_pixels (a small file can claim a huge picture); ValueError too if it cannot be decoded.
     """
     image = open_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
+    if exact and (deep(image) or (image.format == "PNG" and data[24] > 8)):
+        raise ValueError("image: expected 8 bits a channel, got more")
     try:
         if side is not None:
             image.draft(None, (2 * side, 2 * side))  # type: ignore[arg-type]
@@ -90,7 +94,7 @@ def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
     Grey of more than 8 bits becomes 8 linearly: I;16 and its like, and I, which is how Pillow before 11.3 reads 16-bit
     PNGs, hold 0 to 65,535, F holds 0 to 255; what lies beyond is clipped.
     """
-    if image.mode.startswith("I") or image.mode == "F":
+    if deep(image):
         image = _eight_bits(image)
     elif image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
@@ -102,6 +106,11 @@ def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image if image.mode == mode else image.convert(mode)
+
+
+def deep(image: Image.Image) -> bool:
+    """Whether its pixels are of more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ from cogview.data.images import pixels
 from cogview.demo.measure import judge
 from cogview.demo.scenes import RELATIONS, SIZE, Scene, caption, render
 from cogview.pictures import contact_sheet
-from cogview.reranking import draw_candidates
+from cogview.reranking import draw_ranked
 from cogview.sampling import Sampling
 from cogview.system import System
 
@@ -35,9 +35,10 @@ def write(
         columns=4,
         note=note,
     )
-    drawn = list(draw_candidates(system, judges, captions, _BOLD, seeds=range(CANDIDATES)))
-    right = torch.stack([shown(found.pictures, scene) for found, scene in zip(drawn, scenes, strict=True)]).float()
-    rows = [(text, list(found.pictures)) for text, found in zip(captions, drawn, strict=True)]
+    ranked = draw_ranked(system, judges, captions, _BOLD, seeds=range(CANDIDATES))
+    drawn = [system.pictures(found.codes) for found in ranked]
+    right = torch.stack([shown(pictures, scene) for pictures, scene in zip(drawn, scenes, strict=True)]).float()
+    rows = [(text, list(pictures)) for text, pictures in zip(captions, drawn, strict=True)]
     wrong_first = sorted(range(len(rows)), key=lambda n: float(right[n].mean()))[: SHOWN // 2]
     contact_sheet(
         [rows[n] for n in sorted(wrong_first)],

@@ -42,7 +42,7 @@ TIMES = 3
 BASE_SCENES, FINE_SCENES, TEST_SCENES = 12_000, 3_000, 400
 IMAGE_STEPS, BASE_STEPS, FINE_STEPS = 1_500, 3_500, 700
 FINE_BATCH = 8
-JUDGED, CANDIDATES, ENLARGED, EDITED = 64, 4, 32, 4
+JUDGED, CANDIDATES, ENLARGED, RANKED, EDITED = 64, 4, 32, 4, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +126,7 @@ def of_base(found: CogView2, scenes: list[Scene]) -> dict[str, Any]:
         figures[language] = score(base.draw(texts, temperature=TEMPERATURE), scenes)
     written = base.caption(true, top_k=1)
     figures["captions"] = sum(map(tells, written, scenes)) / len(scenes)
+    figures["captions, chance"] = sum(map(tells, written, scenes[1:] + scenes[:1])) / len(scenes)
     figures["fills"] = of_fills(found, scenes, true)
     return figures
 
@@ -197,6 +198,11 @@ def show(found: CogView2, scenes: list[Scene]) -> tuple[dict[str, Any], cogview2
     stages = [
         torch.cat([found.base.pictures(getattr(one, stage)) for one in drawn]) for stage in ("small", "direct", "fine")
     ]
+    small = dataclasses.replace(found, direct=None, iterative=None)
+    ranked = [
+        (f"{one.caption}: {' '.join(f'{loss:.2f}' for loss in one.caploss.tolist())}", found.base.pictures(one.small))
+        for one in small.draw(texts[:RANKED], how, count=CANDIDATES)
+    ]
     edits = []
     for scene, other in itertools.pairwise(shown[: EDITED + 1]):
         picture = whole(render(scene, TIMES))
@@ -205,7 +211,8 @@ def show(found: CogView2, scenes: list[Scene]) -> tuple[dict[str, Any], cogview2
         done = edit(found, picture, mask, caption(wanted, "en"), how, candidates=CANDIDATES, around=math.inf)
         edits.append((caption(wanted, "en"), picture, mask, done.pictures[0]))
     best = {"small": score(stages[0], shown), "direct": score(stages[1], shown), "fine": score(stages[2], shown)}
-    return {**best, "seconds": seconds}, cogview2_report.Sheet(texts, stages, pictures_of(shown, TIMES), edits)
+    true = pictures_of(shown, TIMES)
+    return {**best, "seconds": seconds}, cogview2_report.Sheet(texts, ranked, stages, true, edits)
 
 
 def another(scene: Scene, wish: str) -> str:

@@ -16,6 +16,8 @@ SHOWN = 12
 
 class Sheet(NamedTuple):
     captions: Sequence[str]
+    ranked: Sequence[tuple[str, Tensor]]
+    """Some of them with CapLoss of all candidates, and these, uint8 [n, 3, h, w], the best first."""
     stages: Sequence[Tensor]
     """uint8 [N, 3, H, W], small ones first."""
     true: Tensor
@@ -27,10 +29,17 @@ def write(out: Path, facts: dict[str, Any], sheet: Sheet) -> str:
     """Writes samples.png, curves.png, figures.json and report.md into `out`; returns its first line."""
     side, purple = sheet.true.shape[-1], torch.tensor([255, 0, 255], dtype=torch.uint8)[:, None, None]
     small, direct, fine = sheet.stages
-    large = small.repeat_interleave(side // small.shape[-1], 2).repeat_interleave(side // small.shape[-1], 3)
-    cells = [(text, [large[k], direct[k], fine[k], sheet.true[k]]) for k, text in enumerate(sheet.captions[:SHOWN])]
+    large, *batches = (
+        some.repeat_interleave(side // some.shape[-1], 2).repeat_interleave(side // some.shape[-1], 3)
+        for some in (small, *(pictures for _, pictures in sheet.ranked))
+    )
+    named = zip(sheet.ranked, batches, strict=True)
+    cells = [(f"a batch by CapLoss: {text}", list(pictures)) for (text, _), pictures in named]
+    cells += [(text, [large[k], direct[k], fine[k], sheet.true[k]]) for k, text in enumerate(sheet.captions[:SHOWN])]
     cells += [(f"edited: {text}", [one, torch.where(mask, purple, one), done]) for text, one, mask, done in sheet.edits]
-    note = "the best of a batch of small pictures, direct, iterative super-resolution, true; below: given, mask, edited"
+    note = (
+        "above: small pictures, the best first; the best, direct, iterative super-resolution, true; given, mask, edited"
+    )
     contact_sheet(cells, out / "samples.png", columns=2, zoom=1, note=note)
     _curves(out)
     write_json(out / "figures.json", facts)
@@ -115,5 +124,6 @@ super-resolution in {drawn["direct"]["all"]:.0%}, after the rounds in {drawn["fi
 Draw and edit your own, with the environment that made this activated (`source .venv/bin/activate`):
 
     cogview2 generate --run {out} --captions "a fox above a tree on a green background"
-    cogview2 edit picture.png --run {out} --box 64 64 128 128 --caption "a frog in the middle of a blue background"
+    cogview2 edit picture.png --run {out} --box 64 64 128 128 --around inf \\
+      --caption "a frog in the middle of a blue background"
 """

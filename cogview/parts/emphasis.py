@@ -48,7 +48,7 @@ def merged(
         return out
     width = emphasis.keys.shape[1]
     alone, own = _of_text(q, cache.keys[:, :, :width], cache.values[:, :, :width], emphasis.keys, bias)
-    share = torch.sigmoid(own + math.log(math.expm1(emphasis.value)) - lse)
+    share = torch.sigmoid(own + emphasis.value + math.log(-math.expm1(-emphasis.value)) - lse)
     if context.prompt:
         share = share * emphasis.queries[:, None, : q.shape[2]]
     return torch.lerp(out, alone, share[..., None].to(out.dtype))

@@ -7,6 +7,7 @@ enough to err.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ EARLY = "early"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the study. Steps: of the image tokenizer, CogLM and CogView, the CogLM that errs, its finetuning, and each
-    model of fine codes."""
+    """Of the study. Steps: of the image tokenizer, CogLM and CogView, those that err, finetuning of the CogLM that errs
+    and as many on all scenes and of CogLM with windows, and each model of fine codes."""
 
     tested: int
     candidates: int
@@ -59,8 +60,11 @@ def run(out: Path, sizes: Sizes) -> str:
     trained: dict[str, Result] = demo.train(out, demo.Steps(sizes.image_steps, sizes.base_steps, sizes.fine_steps))
     trained["gpt"] = models.new(out / "gpt", CogView, sizes.base_steps, *small)
     trained[EARLY] = models.new(out / EARLY, CogLM, sizes.early_steps, *small)
+    trained["early-gpt"] = models.new(out / "early-gpt", CogView, sizes.early_steps, *small)
     two = of_two(small[0]), of_two(small[1])
-    trained["domain"] = models.finetuned(out / "domain", CogLM, out / EARLY, sizes.domain_steps, *two)
+    further: dict[str, tuple[models.Tokens, models.Tokens]] = {"domain": two, "longer": (small[0], small[1])}
+    for name, (data, held_out) in further.items():
+        trained[name] = models.finetuned(out / name, CogLM, out / EARLY, sizes.domain_steps, data, held_out)
     scenes = sample_scenes("test", sizes.tested)
     found = CogView2.load(out, base="coglm", direct="direct", iterative="iterative")
     early = System.load(out, name=EARLY)
@@ -68,10 +72,11 @@ def run(out: Path, sizes: Sizes) -> str:
         "base": demo.of_base(found, scenes),
         "gpt": drawn(System.load(out, name="gpt"), scenes),
         EARLY: drawn(early, scenes),
-        "domain": of_domain(early, System.load(out, name="domain"), sizes.tested),
+        "early-gpt": drawn(System.load(out, name="early-gpt"), scenes),
+        "domain": of_domain({EARLY: early} | {name: System.load(out, name=name) for name in further}, sizes.tested),
     }
     figures |= cogview2_sampling.run(out, early, scenes, sizes.candidates)
-    figures |= cogview2_fine.run(out, found, scenes, trained, sizes.fine_steps)
+    figures |= cogview2_fine.run(out, found, scenes, sizes.fine_steps, sizes.domain_steps)
     facts = {
         "sizes": asdict(sizes),
         "models": {name: models.fact(result) for name, result in trained.items()},
@@ -93,13 +98,13 @@ def of_two(data: TokenDataset) -> Rows:
     return Rows(data, numbers[numbers // len(LANGUAGES) % 2 == 1])
 
 
-def of_domain(before: System, after: System, count: int) -> dict[str, float]:
-    """Scenes of two emoji drawn right, and of one, by the model before and after it was finetuned to those of two."""
+def of_domain(systems: Mapping[str, System], count: int) -> dict[str, dict[str, float]]:
+    """Scenes of two emoji drawn right, and of one, by each model; about as many of either as `count`."""
     scenes = sample_scenes("test", 2 * count)
     kinds = {"two": [s for s in scenes if s.second is not None], "one": [s for s in scenes if s.second is None]}
-    systems = {"before": before, "after": after}
     return {
-        f"{kind}, {when}": sum(of["all"] for of in drawn(system, some).values()) / len(LANGUAGES)
-        for kind, some in kinds.items()
-        for when, system in systems.items()
+        name: {
+            kind: sum(of["all"] for of in drawn(system, some).values()) / len(LANGUAGES) for kind, some in kinds.items()
+        }
+        for name, system in systems.items()
     }

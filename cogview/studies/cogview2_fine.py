@@ -3,7 +3,6 @@ rounds of parallel drawing against one code after the other with a cache."""
 
 import statistics
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,10 +29,9 @@ from cogview.recipes.fine import Fine, FineConfig
 from cogview.recipes.recipe import Draws, Prompt, Recipe
 from cogview.sampling import Sampling
 from cogview.sequence import Context, pad_text, text_lengths
+from cogview.system import System
 from cogview.train import checkpoint
 from cogview.train.log import read_log
-from cogview.train.loop import Result
-from cogview_ops import local_attention_2d
 
 WINDOWS = ((3, 3), (5, 5), (9, 9))
 ROUNDS = 3  # timings of each way
@@ -80,48 +78,66 @@ class Walk(Fine):
 
 
 class Near(Leading):
-    """Of text to image with texts of one length: image tokens see text, and of the image a causal window alone."""
+    """Of the picture's cells one sees those of the others that stand in a causal window around it alone."""
 
-    def __init__(self, config: CogLMConfig, index: int, window: tuple[int, int], start: int):
+    window = WINDOWS[0]
+
+    def __init__(self, config: CogLMConfig, index: int):
         super().__init__(config, index)
-        self.start, self.grid, self.window = start, (config.image_grid,) * 2, window
+        self.first, self.grid = config.text_rows + 1, config.image_grid
 
-    def attend(self, q, k, v, context):
-        end = self.start + self.grid[0] * self.grid[1]
-        cells = [x[:, :, self.start : end] for x in (q, k, v)]
-        text: dict[str, Any] = {"prefix_key": k[:, :, : self.start], "prefix_value": v[:, :, : self.start]}
-        near = local_attention_2d(*cells, grid=self.grid, kernel_size=self.window, raster_causal=True, **text)
-        out = super().attend(q, k, v, context)
-        return torch.cat([out[:, :, : self.start], near, out[:, :, end:]], dim=2)
+    def _mask(self, q: Tensor, context: Context) -> Tensor:
+        cells = context.positions - self.first
+        image = (cells >= 0) & (cells < self.grid**2)
+        far = torch.zeros((), dtype=torch.bool)
+        for place, size in zip((cells // self.grid, cells % self.grid), self.window, strict=True):
+            far = far | ((place[..., :, None] - place[..., None, :]).abs() > size // 2)
+        both = image[..., :, None] & image[..., None, :]
+        return super()._mask(q, context) & ~(both & far).unsqueeze(-3)
 
 
-def run(out: Path, found: CogView2, scenes: list[Scene], trained: Mapping[str, Result], steps: int) -> dict[str, Any]:
+class NearCogLM(CogLM):
+    """A CogLM with these in all layers, to go on with its weights."""
+
+    name = "near"
+
+    def attention(self, index: int) -> Near:
+        return Near(self.config, index)
+
+
+def run(out: Path, found: CogView2, scenes: list[Scene], steps: int, near_steps: int) -> dict[str, Any]:
     both = [TokenDataset(tokens_of(out, split, 2)) for split in ("train", "test")]
     how: dict[str, Any] = {"batch_size": demo.FINE_BATCH, "validate_every": max(1, steps // 8)}
     fresh = models.new(out / "direct-fresh", Direct, steps, *both, **how)
-    walk = models.finetuned(out / "walk", Walk, out / "coglm", steps, *both, **how)
+    walk = models.finetuned(out / Walk.name, Walk, out / "coglm", steps, *both, **how)
+    small = [TokenDataset(tokens_of(out, split)) for split in ("train", "test")]
+    models.finetuned(out / NearCogLM.name, NearCogLM, out / "coglm", near_steps, *small)
     figures = {
         "beginnings": {
             "from CogLM": line(out / "direct", at_first(found.base.recipe, found.base.model, both[1])),
             "new weights": line(out / "direct-fresh", at_first(None, None, both[1])),
         },
-        "local": local(found, scenes),
+        "local": local(found.base, best_of(out / NearCogLM.name, near_of(found.base.recipe)), scenes),
         "fine": demo.of_fine(found, scenes),
         "walk_seconds": walk.state.elapsed,
         "fresh_seconds": fresh.state.elapsed,
     }
-    recipe, model = walker(out, found.base.recipe)
-    return figures | {"rounds": rounds(found, recipe, model, scenes)}
+    recipe = Walk(Walk.begun(found.base.recipe.config))
+    return figures | {"rounds": rounds(found, recipe, best_of(out / Walk.name, recipe), scenes)}
 
 
-def walker(out: Path, base: Recipe) -> tuple[Walk, Transformer]:
-    """The model of its best checkpoint; it is no recipe of the command line."""
-    best = checkpoint.best(out / Walk.name)
+def near_of(base: Recipe) -> NearCogLM:
+    assert isinstance(base, CogLM)
+    return NearCogLM(base.config)
+
+
+def best_of(folder: Path, recipe: Recipe) -> Transformer:
+    """The model of the best checkpoint of a recipe that is none of the command line's."""
+    best = checkpoint.best(folder)
     assert best is not None
-    recipe = Walk(Walk.begun(base.config))
     model, (tensors, _) = recipe.model().eval(), checkpoint.read(best, prefix="model.")
     model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
-    return recipe, model
+    return model
 
 
 def line(folder: Path, first: float) -> list[tuple[int, float]]:
@@ -151,29 +167,23 @@ def at_first(base: Recipe | None, model: Transformer | None, held_out: TokenData
 
 
 @torch.no_grad()
-def local(found: CogView2, scenes: list[Scene]) -> dict[str, float]:
-    """Nats an image token of held-out pictures by the CogLM as it is, and with windows in all layers, untrained."""
-    base, recipe = found.base, found.base.recipe
-    assert isinstance(recipe, CogLM)
+def local(base: System, near: Transformer, scenes: list[Scene]) -> dict[str, float]:
+    """Nats an image token of held-out pictures by the CogLM as it is, and with windows in all layers, as it is and
+    after its training with them."""
     ids = base.encode([caption(scene, language_of(k)) for k, scene in enumerate(scenes)])
-    codes, layers = base.tokenize(demo.pictures_of(scenes)).flatten(1), base.model.stack.layers
-    kept = [layer.attention for layer in layers]
-    sums, count = dict.fromkeys(["dense", *(f"{h} x {w}" for h, w in WINDOWS)], 0.0), 0.0
-    for length in sorted({len(text) for text in ids}):
-        some = [k for k, text in enumerate(ids) if len(text) == length]
-        batch = recipe.batch(pad_text([ids[k] for k in some]), codes[some])
-        count += float(batch.weights.sum())
-        for name, window in zip(sums, (None, *WINDOWS), strict=True):
-            for layer, before in zip(layers, kept, strict=True):
-                if window is not None:
-                    near = Near(recipe.config, 0, window, length + 1)
-                    near.load_state_dict(before.state_dict())  # type: ignore[union-attr]
-                layer.attention = before if window is None else near
-            nll = base.model(batch.inputs, batch.context, targets=batch.targets)
-            sums[name] += float((nll * batch.weights).sum())
-    for layer, before in zip(layers, kept, strict=True):
-        layer.attention = before
-    return {name: total / count for name, total in sums.items()}
+    batch = base.recipe.batch(pad_text(ids), base.tokenize(demo.pictures_of(scenes)).flatten(1))
+
+    def nats(model: Transformer) -> float:
+        nll = model(batch.inputs, batch.context, targets=batch.targets)
+        return float((nll * batch.weights).sum() / batch.weights.sum())
+
+    figures, own = {"dense": nats(base.model)}, near_of(base.recipe).model().eval()
+    own.load_state_dict(base.model.state_dict())
+    for window in WINDOWS:
+        for layer in own.stack.layers:
+            layer.attention.window = window  # type: ignore[union-attr]
+        figures[" x ".join(map(str, window))] = nats(own)
+    return figures | {"trained": nats(near)}
 
 
 @dataclass(frozen=True)
@@ -218,10 +228,8 @@ def rounds(found: CogView2, recipe: Walk, model: Transformer, scenes: list[Scene
                 way(slice(0, size))
                 times.append(time.monotonic() - begun)
             seconds[str(size)] = statistics.median(times)
-        some = len(scenes) if name != "one after the other" else min(len(scenes), 16)
-        large = torch.cat([way(slice(k, k + 8)) for k in range(0, some, 8)])
-        pictures = base.pictures(large)
-        figures = score(pictures, scenes[: len(large)])
-        psnr = float(decibels(pictures, true[: len(large)]).mean())
+        pictures = base.pictures(torch.cat([way(slice(k, k + 8)) for k in range(0, len(scenes), 8)]))
+        figures = score(pictures, scenes)
+        psnr = float(decibels(pictures, true).mean())
         ways[name] = Way(forwards, seconds, psnr, figures["all"]).__dict__
     return ways

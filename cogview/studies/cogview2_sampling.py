@@ -20,48 +20,58 @@ from cogview.sequence import pad_text
 from cogview.system import System
 
 CONSTANTS = (0.0, 0.5, 1.0, 1.4, 2.0, 3.0)
-WAYS: dict[str, tuple[dict[str, Any], ...]] = {
-    "top-k": tuple({"top_k": k} for k in (2, 5, 10, 20, 50, 200)),
-    "top-p": tuple({"top_p": p, "top_k": 1024} for p in (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)),
-    "clusters": tuple({"clusters": n} for n in (1, 2, 3, 5, 9, 17)),
-}
-"""Each from little diversity to much."""
-TEMPERATURE = 1.0
+TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+"""Of each way, from little diversity to much."""
+TOP_K, TOP_P, TOP_CLUSTERS = 20, 0.9, 4
 KEPT = (1, 2, 5, 10, 20, 50, 100, 200)
+
+
+def ways(labels: Tensor) -> dict[str, list[Sampling]]:
+    """Of clusters the temperature of all codes is swept, and their own with the other at 1."""
+    some: dict[str, list[dict[str, Any]]] = {
+        "top-k": [{"temperature": t, "top_k": TOP_K} for t in TEMPERATURES],
+        "top-p": [{"temperature": t, "top_k": len(labels), "top_p": TOP_P} for t in TEMPERATURES],
+        "clusters": [{"temperature": t, "clusters": Clusters(labels, TOP_CLUSTERS)} for t in TEMPERATURES],
+        "clusters, their own": [{"clusters": Clusters(labels, TOP_CLUSTERS, t)} for t in TEMPERATURES],
+    }
+    return {name: [Sampling(batch_size=64, **how) for how in each] for name, each in some.items()}
 
 
 def run(out: Path, system: System, scenes: list[Scene], candidates: int) -> dict[str, Any]:
     labels = k_means(system.image.codebook)
     texts = [caption(scene, language_of(k)) for k, scene in enumerate(scenes)]
-    ways, work = dict[str, list[dict[str, float]]](), [(name, how) for name, some in WAYS.items() for how in some]
-    for name, how in track(work, "drawing in several ways"):
-        own = {**how, **({"clusters": Clusters(labels, how["clusters"])} if "clusters" in how else {})}
-        codes = several(system, texts, candidates, **own)
-        found = right(system, codes, scenes) | {"diversity": diversity(codes, system.image.codebook)}
-        ways.setdefault(name, []).append(found | {key: float(value) for key, value in how.items()})
+    work = [(name, t, how) for name, each in ways(labels).items() for t, how in zip(TEMPERATURES, each, strict=True)]
+    found = dict[str, list[dict[str, float]]]()
+    for name, temperature, how in track(work, "drawing in several ways"):
+        codes = several(system, texts, candidates, how)
+        found.setdefault(name, []).append(judged(system, codes, scenes) | {"temperature": temperature})
     constants, rows = list[dict[str, float]](), list[tuple[str, list[Tensor]]]()
     for c in track(CONSTANTS, "drawing with textual attention"):
-        codes = several(system, texts, candidates, text_attention=c)
-        found = right(system, codes, scenes) | {"diversity": diversity(codes, system.image.codebook)}
-        constants.append(found | {"c": c})
-        rows.append((f"c = {c:g}: {found['all']:.0%} right", list(system.pictures(codes[:8, 0]))))
+        codes = several(system, texts, candidates, Sampling(batch_size=64, text_attention=c))
+        constants.append(judged(system, codes, scenes) | {"c": c})
+        rows.append((f"c = {c:g}: {constants[-1]['all']:.0%} right", list(system.pictures(codes[:8, 0]))))
     contact_sheet(rows, out / "constants.png", columns=1, zoom=1, note="; ".join(texts[:8]))
-    return {"ways": ways, "constants": constants, "cut": cut(system, labels, scenes, texts)}
+    return {"ways": found, "constants": constants, "cut": cut(system, labels, scenes, texts)}
 
 
-def several(system: System, texts: Sequence[str], count: int, **how: Any) -> Tensor:
+def several(system: System, texts: Sequence[str], count: int, how: Sampling) -> Tensor:
     """Codes int64 [N, count, h, w]."""
-    repeated, seeds = [text for text in texts for _ in range(count)], list(range(count)) * len(texts)
-    sampling = Sampling(**{"temperature": TEMPERATURE, "batch_size": 64} | how)
-    codes = torch.cat(list(system.code_batches(repeated, sampling, seeds=seeds)))
+    repeated = [text for text in texts for _ in range(count)]
+    codes = torch.cat(list(system.code_batches(repeated, how, seeds=range(len(repeated)))))
     return codes.unflatten(0, (len(texts), count))
 
 
-def right(system: System, codes: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
-    """Shares that are right, and how clear the pictures are, whatever they show."""
+def judged(system: System, codes: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Shares that are right, with the standard error of that of all, over captions; how clear the pictures are,
+    whatever they show; and how unlike those of a caption."""
     pictures = system.pictures(codes.flatten(0, 1))
-    repeated = [scene for scene in scenes for _ in range(codes.shape[1])]
-    return score(pictures, repeated) | {"clarity": clarity(pictures)}
+    each = [
+        score(some, [scene] * len(some)) for some, scene in zip(pictures.split(codes.shape[1]), scenes, strict=True)
+    ]
+    shares = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+    error = float(torch.tensor([one["all"] for one in each]).std()) / len(each) ** 0.5
+    apart = diversity(codes, system.image.codebook)
+    return shares | {"error": error, "clarity": clarity(pictures), "diversity": apart}
 
 
 def diversity(codes: Tensor, codebook: Tensor) -> float:

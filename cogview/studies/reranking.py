@@ -26,7 +26,7 @@ from cogview.demo.scenes import SIZE, Scene, caption, render, sample_scenes
 from cogview.pipeline import sizes_of
 from cogview.progress import progress, track
 from cogview.recipes.caption import Caption
-from cogview.reranking import candidate_sheet, draw_candidates
+from cogview.reranking import candidate_sheet, draw_ranked
 from cogview.sampling import Sampling
 from cogview.studies import contrastive, reranking_report
 from cogview.system import System
@@ -156,9 +156,10 @@ def _measured(
 def _sheet(out: Path, system: System, ranks: System, scene: Scene, text: str, count: int) -> None:
     """As figure 6, of a caption about half of whose candidates are right."""
     with progress("drawing a sheet", count * system.recipe.config.image_tokens) as update:
-        found = next(draw_candidates(system, ranks, [text], _HOW, seeds=range(count), update=update))
-    marks = ["right" if right else "wrong" for right in captions.shown(found.pictures, scene).tolist()]
-    candidate_sheet(found, out / "candidates.png", f"{text}: in the order of CapLoss", marks)
+        found = next(draw_ranked(system, ranks, [text], _HOW, seeds=range(count), update=update))
+    pictures = system.pictures(found.codes)
+    marks = ["right" if right else "wrong" for right in captions.shown(pictures, scene).tolist()]
+    candidate_sheet(pictures, found.caploss, out / "candidates.png", f"{text}: in the order of CapLoss", marks)
 
 
 def _captions_right(ranks: System, scenes: Sequence[Scene]) -> float:

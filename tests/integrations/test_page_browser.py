@@ -186,6 +186,7 @@ def test_a_part_is_drawn_anew(page, tmp_path):
     page.mouse.move(x + 25, y + 10, steps=10)
     page.mouse.up()
     page.wait_for_timeout(500)
+    page.get_by_label("The whole picture").check()
     press(page, "Draw anew")
     notes(page, r"2 pictures in [\d.]+ s\.")
     before, *after = (torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in shown(page, "Before and after"))
