@@ -9,7 +9,7 @@ from test_transformer import ATTENTIONS, make
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cogview.generate import fill, generate, generate_batches
+from cogview.generate import emphasised, fill, generate, generate_batches
 from cogview.sampling import Sampling, sample_token
 from cogview.sequence import pad_text
 
@@ -319,12 +319,17 @@ def test_a_compiled_step_draws_the_same():
     prompt = recipe.prompt(pad_text(CAPTIONS), [torch.Generator().manual_seed(seed) for seed in range(4)])
     plain = fill(model, prompt, torch.full((4, 16), 0.5), Sampling(top_k=1))
     assert not plain.is_inference()  # whoever trains on it could not
+    how = Sampling(top_k=1, text_attention=2.0)
+    stronger = emphasised(recipe, prompt, how)
+    drawn = fill(model, stronger, torch.full((4, 16), 0.5), how)
     model.compile_step()
     torch._dynamo.reset()
     counters.clear()
     for _ in range(2):
         assert torch.equal(plain, fill(model, prompt, torch.full((4, 16), 0.5), Sampling(top_k=1)))
     assert counters["stats"]["unique_graphs"] == 1  # one of all steps of both
+    assert torch.equal(drawn, fill(model, stronger, torch.full((4, 16), 0.5), how))
+    assert not torch.equal(drawn, plain)
     _, other = make("three_region", num_layers=1)
     other.double().requires_grad_(False)
     wanted = fill(other, prompt, torch.full((4, 16), 0.5), Sampling(top_k=1))

@@ -1,17 +1,23 @@
-"""Every layer and the root wrapped by FSDP2: two processes train to the losses of one."""
+"""Every layer and the root wrapped by FSDP2, and of CogView2's models with shared heads: two processes train to the
+losses of one."""
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from common import in_two_processes, needs_processes
+from test_superresolve import CAPTIONS, base, codes, make
 from test_transformer import recipe_of
 
+from cogview.config import TrainConfig
 from cogview.recipes.recipe import Recipe
-from cogview.sequence import Batch
+from cogview.sequence import Batch, pad_text
+from cogview.train import sharding
 
 STEPS, ATTENTIONS = 4, ("three_region", "dense_pb_relax", "dalle")
+COGVIEW2 = ("coglm", "direct", "iterative")
 
 
 def _problem(attention: str) -> tuple[Recipe, torch.nn.Module, Batch]:
@@ -21,6 +27,13 @@ def _problem(attention: str) -> tuple[Recipe, torch.nn.Module, Batch]:
     text = torch.randint(10, (4, 9))
     text[1, 4:] = -1
     return recipe, model, recipe.batch(text, torch.randint(20, (4, 16)), draws=torch.Generator().manual_seed(0))
+
+
+def _of_cogview2(name: str) -> tuple[torch.nn.Module, Batch]:
+    recipe, model = base() if name == "coglm" else make(name)
+    of_four = codes(recipe, 4) if name != "coglm" else [torch.arange(64).view(4, 16) % 40]
+    streams = [torch.Generator().manual_seed(n) for n in range(4)]
+    return model, recipe.training_batch(pad_text([*CAPTIONS[:3], CAPTIONS[0]]), *of_four, draws=streams)
 
 
 def _losses(model: torch.nn.Module, part: Batch, total: torch.Tensor, ranks: int) -> list[torch.Tensor]:
@@ -48,6 +61,16 @@ def _rank(mesh: Any, folder: Path) -> None:
         torch.distributed.all_reduce(losses)
         if mesh.get_rank() == 0:
             torch.save(losses, folder / f"{attention}.pt")
+    for name in COGVIEW2:
+        for sizes in ((2, 1), (1, 2)):
+            model, batch = _of_cogview2(name)
+            both = torch.distributed.init_device_mesh("cpu", sizes, mesh_dim_names=("data", "tensor"))
+            sharding._cut(model, TrainConfig(steps=STEPS, dtype="float32"), SimpleNamespace(mesh=both, tensor=sizes[1]))
+            part = batch.chunk(sizes[0])[both["data"].get_local_rank()]
+            losses = torch.stack(_losses(model, part, batch.weights.sum(), sizes[0]))
+            torch.distributed.all_reduce(losses, group=both["data"].get_group())
+            if mesh.get_rank() == 0:
+                torch.save(losses, folder / f"{name}-{sizes[1]}.pt")
 
 
 @needs_processes
@@ -58,3 +81,9 @@ def test_two_ranks_train_to_the_losses_of_one(tmp_path: Path) -> None:
         expected = torch.stack(_losses(model, batch, batch.weights.sum(), 1))
         assert expected[-1] < 0.9 * expected[0]
         torch.testing.assert_close(torch.load(tmp_path / f"{attention}.pt"), expected, rtol=1e-4, atol=1e-5)
+    for name in COGVIEW2:
+        model, batch = _of_cogview2(name)
+        expected = torch.stack(_losses(model, batch, batch.weights.sum(), 1))
+        assert expected[-1] < 0.9 * expected[0]
+        for tensor in (1, 2):
+            torch.testing.assert_close(torch.load(tmp_path / f"{name}-{tensor}.pt"), expected, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from test_coglm import SIZES as BASE
+from torch._dynamo.utils import counters
 
 from cogview import lopar
 from cogview.parts.transformer import Transformer
@@ -260,3 +261,28 @@ def test_bad_input():
         model.embedding.words.weight[0] = torch.nan
     with pytest.raises(ValueError, match="logits are not finite"):
         list(fine_batches(recipe, model, CAPTIONS, small, Sampling()))
+
+
+@pytest.mark.parametrize("name", ["coglm", "direct", "iterative"])
+def test_layers_compile(name):
+    """As in training, without a break; other texts, masks and rounds compile nothing."""
+    recipe, model = base() if name == "coglm" else make(name)
+    grids = codes(recipe) if name != "coglm" else [torch.arange(48).view(3, 16) % 40]
+    torch._dynamo.reset()
+    counters.clear()
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            for layer in model.stack.layers:
+                layer.forward = torch.compile(layer.forward, fullgraph=True, backend="aot_eager")
+        for seed in (0, 3):
+            streams = [torch.Generator().manual_seed(seed + n) for n in range(3)]
+            batch = recipe.training_batch(pad_text(CAPTIONS), *grids, draws=streams)
+            model.zero_grad()
+            loss = (model(batch.inputs, batch.context, targets=batch.targets) * batch.weights).sum()
+            loss.backward()
+            found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    for plain, other in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-4)
+    assert 1 <= counters["stats"]["unique_graphs"] <= 2
+    assert not counters["graph_break"]

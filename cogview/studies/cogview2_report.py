@@ -142,9 +142,9 @@ temperatures from {TEMPERATURES[0]:g} to {TEMPERATURES[-1]:g}, of all codes or o
 the mean distance between codes of two pictures of one caption as a share of that between any two codes. A point is of
 {drawn} pictures; over captions its standard error is {error:.0%} at most.
 
-At {cut["places"]:,} places of unseen pictures the likeliest cluster has {cut["codes"]:.0f} codes and
-{cut["probability"]:.0%} of the probability, of which top-20 cuts away {cut["lost"]["20"]:.1%} and top-5
-{cut["lost"]["5"]:.1%}.
+Of {cut["clusters"]} clusters the largest has {cut["largest"]} codes. At {cut["places"]:,} places of unseen pictures
+the likeliest cluster has {cut["codes"]:.0f} codes and {cut["probability"]:.0%} of the probability, of which top-20 cuts
+away {cut["lost"]["20"]:.1%} and top-5 {cut["lost"]["5"]:.1%}.
 
 ## Textual attention
 

@@ -22,7 +22,9 @@ from cogview.system import System
 CONSTANTS = (0.0, 0.5, 1.0, 1.4, 2.0, 3.0)
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """Of each way, from little diversity to much."""
-TOP_K, TOP_P, TOP_CLUSTERS = 20, 0.9, 4
+TOP_K, TOP_P, TOP_CLUSTERS = 20, 0.9, 16
+CODES = 8
+"""To a cluster, on average: of forty, as published of 20,000 codes, one cluster of these 1,024 has a quarter."""
 KEPT = (1, 2, 5, 10, 20, 50, 100, 200)
 
 
@@ -38,7 +40,8 @@ def ways(labels: Tensor) -> dict[str, list[Sampling]]:
 
 
 def run(out: Path, system: System, scenes: list[Scene], candidates: int) -> dict[str, Any]:
-    labels = k_means(system.image.codebook)
+    codebook = system.image.codebook
+    labels = k_means(codebook, max(1, len(codebook) // CODES))
     texts = [caption(scene, language_of(k)) for k, scene in enumerate(scenes)]
     work = [(name, t, how) for name, each in ways(labels).items() for t, how in zip(TEMPERATURES, each, strict=True)]
     found = dict[str, list[dict[str, float]]]()
@@ -102,4 +105,6 @@ def cut(system: System, labels: Tensor, scenes: Sequence[Scene], texts: Sequence
         kept = torch.zeros_like(inside).scatter_(1, likely.topk(min(k, likely.shape[1])).indices, True)
         left = torch.where(inside & ~kept, likely, 0).sum(dim=1)
         lost[str(k)] = float((left / share).mean())
-    return {"lost": lost, "codes": float(sizes.mean()), "probability": float(share.mean()), "places": len(likely)}
+    facts = {"codes": float(sizes.mean()), "probability": float(share.mean()), "places": len(likely)}
+    each = labels.bincount()
+    return {"lost": lost, **facts, "clusters": len(each), "largest": int(each.max())}
