@@ -110,6 +110,9 @@ def test_pictures_in_order(run, capsys):
         assert torch.equal(images(sheet.convert("RGB").crop((10, 37, 138, 165)).resize((32, 32), 0), 32)[0], zoomed)
     with pytest.raises(SystemExit, match="captions: expected at most 20 tokens"):
         cli.main(["rerank", "a.png", "--caption", "a fox " * 40])
+    for command in (["rerank", "a.png", "--caption", "a fox"], ["caption", "a.png"]):
+        with pytest.raises(SystemExit, match=r"out: expected a place where a\.png is not written over, got 'a.png'"):
+            cli.main([*command, "--out", "a.png"])
 
 
 def test_the_best_candidates_are_kept_best_first(run, capsys):

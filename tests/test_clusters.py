@@ -67,10 +67,14 @@ def test_published_labels(tmp_path):
     assert found.tolist() == labels.tolist()
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save(tmp_path / "real.npy", labels / 2)
+    np.save(tmp_path / "below.npy", labels - 1)
+    np.save(tmp_path / "above.npy", labels + 26)
     (tmp_path / "text.npy").write_text("hello")
     for name, said in (
         ("labels.npy", "cluster labels: expected whole numbers, one for each of 31 codes"),
         ("real.npy", "cluster labels: expected whole numbers"),
+        ("below.npy", r"cluster labels: expected numbers from 0 to 29 in .*below\.npy, got '-1 to 3'"),
+        ("above.npy", r"cluster labels: expected numbers from 0 to 29 in .*above\.npy, got '26 to 30'"),
         ("objects.npy", r"cluster labels: .*objects\.npy is no \.npy file of numbers"),
         ("text.npy", r"cluster labels: .*text\.npy is no \.npy file of numbers"),
         ("none.npy", r"cluster labels: cannot read .*none\.npy"),

@@ -20,6 +20,7 @@ from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint
 
 CAPTIONS = ["a fox above a tree", "蓝色背景", "🦊"]
+OWN = np.arange(20) % 4  # clusters of codes
 
 
 @pytest.fixture
@@ -97,15 +98,19 @@ def test_several_after_one_flag_and_a_step(run, capsys):
     ("options", "how"),
     [
         (("--text-attention", 50), {"text_attention": 50.0}),  # of these weights it takes as much to be seen
-        (("--clusters", 3), {"clusters": 3}),
+        (("--clusters", 3), {"clusters": (None, 3, 1.0)}),
+        (("--clusters", 2, "--cluster-temperature", 0.5, "--labels", "own.npy"), {"clusters": (OWN, 2, 0.5)}),
     ],
 )
 def test_cogview2s_ways_to_draw(run, options, how):
     common = ("--captions", "c", "--count", 2, "--temperature", 1.5)
+    np.save("own.npy", OWN)
     command(*common, *options)
     system = System.load(run / "runs/mine")
     if "clusters" in how:
-        how = {"clusters": Clusters(k_means(system.image.codebook), how["clusters"])}
+        labels, *others = how["clusters"]
+        found = k_means(system.image.codebook) if labels is None else torch.from_numpy(labels)
+        how = {"clusters": Clusters(found, *others)}
     drawn = system.draw(["c", "c"], seeds=[0, 1], temperature=1.5, **how)
     for path, picture in zip(files(run / "pictures"), drawn, strict=True):
         assert torch.equal(pixels_of(run / "pictures" / path), picture)
@@ -142,6 +147,10 @@ def test_the_format_is_that_of_out(run, out, kind, suffix):
         (["--captions", "a", "--count", 0], "count: expected at least 1, got 0"),
         (["--captions", "a", "--temperature", "nan"], "temperature: expected a positive and finite number, got nan"),
         (["--captions", "a", "--top-k", 0], "top_k: expected a whole number, at least 1, got 0"),
+        (["--captions", "a", "--clusters", 2, "--top-k", 5], "top_k: expected none with clusters, got 5"),
+        (["--captions", "a", "--labels", "own.npy"], "labels: expected none without clusters, got 'own.npy'"),
+        (["--captions", "a", "--cluster-temperature", 2], "cluster_temperature: expected none without clusters"),
+        (["--captions", "a", "--clusters", 2, "--labels", "none.npy"], "cluster labels: cannot read none.npy"),
         (["--captions", "a", "--batch-size", -1], "batch_size: expected a whole number, at least 1, got -1"),
         (["--captions", "a", "--seed", -1], r"seed: expected a whole number from 0 to 2\^63 - 4, got -1"),
         (["--captions", "a", "--seed", 2**63 - 3], r"seed: expected a whole .* 2\^63 - 4, got 9223372036854775805"),

@@ -96,6 +96,7 @@ def test_files_are_magnified_and_a_bad_one_is_named(magnifying, tmp_path, monkey
         (["broken.png", "--captions", "a"], "pictures: expected at least one that can be read, got 'none'"),
         (["a.png", "--captions", " "], "captions: expected one that is not blank"),
         (["a.png", "--captions", "a", "--out", "x.exe"], "out: expected a name that ends in"),
+        (["a.png", "--captions", "a", "--out", "a.png"], "out: expected a place where a.png is not written over"),
         (["a.png", "--captions", "a", "--name", "gpt"], "a model that draws larger pictures, got 'gpt, of cogview'"),
     ):
         with pytest.raises(SystemExit, match=wrong):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cogview.commands.console import console
-from cogview.commands.pictures import Files, RunFolder, Step, load, report
+from cogview.commands.pictures import Files, RunFolder, Step, check_kept, load, report
 from cogview.commands.presets import option
 from cogview.config import require
 from cogview.data.files import written_beside
@@ -61,6 +61,7 @@ class Caption:
         how = Sampling(self.temperature, self.top_k, self.top_p, batch_size=self.batch_size)
         require(self.count >= 1, "count", "at least 1", self.count)
         if self.out is not None:
+            check_kept(self.pictures, self.out)
             check_place(self.out)  # before anything is computed
         system = load(self.run_folder, self.name, self.step, "captions", device=self.device)
         records, left, at_once = list[dict[str, Any]](), 0, max(1, self.batch_size // self.count)
@@ -115,6 +116,8 @@ class Rerank:
 
         require(bool(self.pictures), "pictures", "at least one", "none")
         sheet = None if self.out is None else picture_path(self.out)
+        if sheet is not None:
+            check_kept(self.pictures, sheet)
         system = load(self.run_folder, self.name, self.step, "captions", device=self.device)
         system.encode(self.caption)
         bad = dict[int, str]()

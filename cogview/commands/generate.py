@@ -110,8 +110,8 @@ class Generate:
         how_loaded = self.models.options()
         system = System.load(folder, name=self.name, step=self.step, draws="pictures", **how_loaded)
         if self.clusters is not None:
-            codebook = system.image.codebook
-            labels = k_means(codebook) if self.labels is None else read_labels(self.labels, len(codebook))
+            codes, own = system.recipe.config.image_vocab, self.labels
+            labels = k_means(system.image.codebook) if own is None else read_labels(own, codes)
             how = replace(how, clusters=Clusters(labels, self.clusters, self.cluster_temperature))
         judge = None
         if self.rerank is not None:

@@ -74,7 +74,7 @@ class Magnify:
         left = report(self.pictures, bad)
         require(left < count, "pictures", "at least one that can be read", "none")
         good = [n for n in range(count) if n not in bad]
-        make_places(sheet)
+        make_places(sheet, self.pictures)
         paths = list(picture_paths([path.stem for path in self.pictures], sheet))
         rows = list[tuple[str, list[torch.Tensor]]]()
         small = system.pictures(codes := system.tokenize(given[good]))

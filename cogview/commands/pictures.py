@@ -58,15 +58,21 @@ def report(paths: Sequence[Path], bad: dict[int, str]) -> int:
     return len(bad)
 
 
+def check_kept(given: Sequence[Path | None], out: Path, *folders: Path) -> None:
+    """ValueError if one of the given files is what is written, or stands in one of the folders."""
+    places = {place.resolve() for place in (out, *folders)}
+    for file in filter(None, given):
+        kept = places.isdisjoint((file.resolve(), file.resolve().parent))
+        require(kept, "out", f"a place where {file} is not written over", str(out))
+
+
 def make_places(sheet: Path, given: Sequence[Path | None] = ()) -> None:
     """Makes the folders of the sheet and of the single pictures; OSError if nothing can be written there, ValueError
     if one of the given files is the sheet or stands in that folder, where it could be written over."""
     from cogview.pictures import check_place
 
     folder = sheet.with_suffix("")
-    for file in filter(None, given):
-        apart = file.resolve() != sheet.resolve() and file.resolve().parent != folder.resolve()
-        require(apart, "out", f"a place where {file} is not written over", str(sheet))
+    check_kept(given, sheet, folder)
     try:
         for path in (sheet, folder / "001.png"):
             check_place(path)
