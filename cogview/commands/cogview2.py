@@ -14,6 +14,7 @@ from cogview.commands.generate import read_captions
 from cogview.commands.pictures import SHEET_PIXELS, RunFolder, make_places, picture_paths
 from cogview.commands.presets import option
 from cogview.config import require
+from cogview.editing import AROUND
 
 if TYPE_CHECKING:
     from cogview.cogview2 import CogView2, Settings
@@ -234,7 +235,7 @@ class Edit:
     """Pictures, the best first."""
     candidates: Annotated[int | None, option("INT", "as many as count")] = None
     """Small squares drawn, of which the best are kept."""
-    around: float = 20 / 14
+    around: float = AROUND
     """Side of the square that is given to the model, as times that of what is masked; inf: as large as the picture has
     room for. The caption is of the square."""
     feather: int = 0
