@@ -15,8 +15,8 @@ from test_data_pairs import run as pairs  # noqa: F401
 
 from cogview import cli, completion, page
 from cogview.cogview2 import CogView2
-from cogview.commands.cogview2 import Run
 from cogview.commands.page import TABS, Page
+from cogview.commands.stages import Run
 from cogview.page import Models, draw, edit, opened, painted, sentence, to_paint_on
 from cogview.pictures import image_of
 from cogview.system import System

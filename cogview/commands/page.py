@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import torch
 import tyro
 
-from cogview.commands.cogview2 import Run, Ways
 from cogview.commands.console import console
 from cogview.commands.presets import option
+from cogview.commands.stages import Run, Ways
 from cogview.config import require
 
 if TYPE_CHECKING:
