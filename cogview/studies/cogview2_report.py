@@ -39,7 +39,7 @@ def write(out: Path, facts: dict[str, Any]) -> str:
         across="c",
     )
     begun = {name: ([float(x) for x, _ in line], [y for _, y in line]) for name, line in figures["beginnings"].items()}
-    curves([("direct super-resolution, held out: nats per token", begun)], out / "beginnings.png")
+    curves([("direct super-resolution, held out: nats per token", begun)], out / "beginnings.png", scale="log")
     verdict = _verdict(figures)
     with written_beside(out / "report.md") as beside:
         beside.write_text(_page(verdict, facts), encoding="utf-8")
