@@ -141,6 +141,7 @@ class Trainer:
             lost = self.saver.done and not self._check_saved()
             state.elapsed, stop, lost = self._agreed(time.monotonic() - start, interrupted.is_set(), lost)
             if lost:
+                self._check_saved()  # where another process knew it first: one that is lost is logged once
                 self.best.take_back(state)
             last = self.progress() >= 1
             if state.step % c.log_every == 0 or last:
