@@ -172,8 +172,12 @@ class CogView2:
                 require(count == codes, "clusters", f"labels of {codes:,} codes, as the models draw", f"{count:,}")
             if isinstance(stage, Sampling) and name != "base":
                 require(stage.guidance == 1, "guidance", f"1 for {name}", stage.guidance)
-        if how.top_k not in (None, PUBLISHED_TOP_K) and self.iterative is not None:
-            require(len(how.top_k) == self.rounds, "top_k", f"one of each of {self.rounds} rounds", how.top_k)
+        if self.iterative is not None and (each := self._top_k(how)) is not None:
+            require(len(each) == self.rounds, "top_k", f"one of each of {self.rounds} rounds", each)
+
+    def _top_k(self, how: Settings) -> tuple[int, ...] | None:
+        """Of each round."""
+        return top_k(self.rounds) if how.top_k == PUBLISHED_TOP_K else how.top_k
 
     def _enlarged(
         self, captions, ids, found: Iterator[Ranked], how: Settings, count: int, seeds, told: Sum
@@ -225,8 +229,7 @@ class CogView2:
         """Direct codes after the iterative rounds. of_rounds: as in `superresolve.refine`."""
         assert self.iterative is not None
         recipe, model = self.iterative.recipe, self.iterative.model
-        each = top_k(self.rounds) if how.top_k == PUBLISHED_TOP_K else how.top_k
-        about: dict[str, Any] = {"seeds": seeds, "update": told.part(), "top_k": each, **of_rounds}
+        about: dict[str, Any] = {"seeds": seeds, "update": told.part(), "top_k": self._top_k(how), **of_rounds}
         return torch.cat(list(fine_batches(recipe, model, ids, direct, how.iterative, **about)))
 
 

@@ -64,7 +64,7 @@ def edit(
     models.check(how)
     grid = models.base.recipe.config.image_grid
     box = editing.surrounding(mask, around, least=grid)
-    crop, hidden = box.of(whole(image_of(own))), box.of(mask)
+    crop, hidden = whole(image_of(box.of(own))), box.of(mask)
     if models.base.side >= box.side:
         models = replace(models, direct=None, iterative=None)  # its pixels are all there
     ids, *_ = [stage.encode(caption) for stage in models.stages]

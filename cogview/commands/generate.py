@@ -11,7 +11,7 @@ import tyro
 from torch import Tensor
 
 from cogview.commands.console import console
-from cogview.commands.pictures import SHEET_PIXELS, Models, RunFolder, Step, make_places, picture_paths
+from cogview.commands.pictures import SHEET_PIXELS, Models, RunFolder, Step, labels_of, make_places, picture_paths
 from cogview.commands.presets import option
 from cogview.config import require
 from cogview.data.captions import blank
@@ -76,7 +76,7 @@ class Generate:
     models: Models = field(default_factory=Models)
 
     def run(self) -> None:
-        from cogview.clusters import Clusters, k_means, read_labels
+        from cogview.clusters import Clusters
         from cogview.inputs import BadCaption
         from cogview.pictures import picture_path
         from cogview.runs import last_run
@@ -110,9 +110,9 @@ class Generate:
         how_loaded = self.models.options()
         system = System.load(folder, name=self.name, step=self.step, draws="pictures", **how_loaded)
         if self.clusters is not None:
-            codes, own = system.recipe.config.image_vocab, self.labels
-            labels = k_means(system.image.codebook) if own is None else read_labels(own, codes)
-            how = replace(how, clusters=Clusters(labels, self.clusters, self.cluster_temperature))
+            how = replace(
+                how, clusters=Clusters(labels_of(system, self.labels), self.clusters, self.cluster_temperature)
+            )
         judge = None
         if self.rerank is not None:
             judge = System.load(folder, name=self.rerank, draws="captions", **how_loaded)

@@ -51,6 +51,13 @@ def load(run: Path | None, name: str | None, step: int | None, draws: str, **how
     return system
 
 
+def labels_of(system: "System", path: Path | None) -> torch.Tensor:
+    """Clusters of a system's codes, int64 [V], of a file, or by k-means of its codebook."""
+    from cogview.clusters import k_means, read_labels
+
+    return k_means(system.image.codebook) if path is None else read_labels(path, system.recipe.config.image_vocab)
+
+
 def report(paths: Sequence[Path], bad: dict[int, str]) -> int:
     """Names the pictures that are left out; how many they are."""
     for number, reason in bad.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 
 from cogview.commands.console import console
-from cogview.commands.pictures import RunFolder
+from cogview.commands.pictures import RunFolder, labels_of
 from cogview.commands.presets import option
 from cogview.config import require
 
@@ -124,19 +124,15 @@ class Ways:
     iterative: Stage = field(default_factory=Stage)
 
     def of(self, models: "CogView2", batch_size: int) -> "Settings":
-        from cogview.clusters import k_means, read_labels
         from cogview.cogview2 import Settings
 
-        stages, labels = (self.base, self.direct, self.iterative), None
+        stages = self.base, self.direct, self.iterative
         clustered = self.settings == "published" or any(stage.clusters is not None for stage in stages)
         require(self.labels is None or clustered, "labels", "none where no stage draws from clusters", str(self.labels))
         for name in ("direct", "iterative"):
             known = getattr(models, name) is not None or getattr(self, name) == Stage()
             require(known, name, f"no settings with --stages {len(models.stages)}", "some")
-        if self.labels is not None:
-            labels = read_labels(self.labels, models.base.recipe.config.image_vocab)
-        elif clustered:
-            labels = k_means(models.base.image.codebook)
+        labels = labels_of(models.base, self.labels) if clustered else None
         before = Settings() if labels is None or self.settings == "ours" else Settings.published(labels)
         made = [
             replace(stage.of(how, labels), batch_size=batch_size)

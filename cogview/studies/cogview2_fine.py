@@ -28,10 +28,11 @@ from cogview.recipes.direct import Direct
 from cogview.recipes.fine import Fine, FineConfig
 from cogview.recipes.recipe import Draws, Prompt, Recipe
 from cogview.sampling import Sampling
-from cogview.sequence import Context, pad_text, text_lengths
+from cogview.sequence import Batch, Context, pad_text, text_lengths
 from cogview.system import System
 from cogview.train import checkpoint
 from cogview.train.log import read_log
+from cogview_ops import patterns
 
 WINDOWS = ((3, 3), (5, 5), (9, 9))
 ROUNDS = 3  # timings of each way
@@ -88,12 +89,11 @@ class Near(Leading):
 
     def _mask(self, q: Tensor, context: Context) -> Tensor:
         cells = context.positions - self.first
-        image = (cells >= 0) & (cells < self.grid**2)
-        far = torch.zeros((), dtype=torch.bool)
-        for place, size in zip((cells // self.grid, cells % self.grid), self.window, strict=True):
-            far = far | ((place[..., :, None] - place[..., None, :]).abs() > size // 2)
-        both = image[..., :, None] & image[..., None, :]
-        return super()._mask(q, context) & ~(both & far).unsqueeze(-3)
+        other = (cells < 0) | (cells >= self.grid**2)
+        how: dict[str, Any] = {"grid": (self.grid,) * 2, "kernel_size": self.window, "raster_causal": False}
+        near = patterns.local_2d(cells[..., :, None], cells[..., None, :], **how)
+        near = near | other[..., :, None] | other[..., None, :]
+        return super()._mask(q, context) & near.unsqueeze(-3)
 
 
 class NearCogLM(CogLM):
@@ -162,7 +162,12 @@ def at_first(base: Recipe | None, model: Transformer | None, held_out: TokenData
         begun.load_state_dict(recipe.inherited(dict(model.state_dict()), base, begun.state_dict()))
     text, *codes = held_out.batch(range(min(count, len(held_out))))
     batch = recipe.batch(text, *codes)
-    nll = begun(batch.inputs, batch.context, targets=batch.targets)
+    return nats(begun, batch)
+
+
+def nats(model: Transformer, batch: Batch) -> float:
+    """A predicted token."""
+    nll = model(batch.inputs, batch.context, targets=batch.targets)
     return float((nll * batch.weights).sum() / batch.weights.sum())
 
 
@@ -172,18 +177,14 @@ def local(base: System, near: Transformer, scenes: list[Scene]) -> dict[str, flo
     after its training with them."""
     ids = base.encode([caption(scene, language_of(k)) for k, scene in enumerate(scenes)])
     batch = base.recipe.batch(pad_text(ids), base.tokenize(demo.pictures_of(scenes)).flatten(1))
-
-    def nats(model: Transformer) -> float:
-        nll = model(batch.inputs, batch.context, targets=batch.targets)
-        return float((nll * batch.weights).sum() / batch.weights.sum())
-
-    figures, own = {"dense": nats(base.model)}, near_of(base.recipe).model().eval()
+    figures, own = {"dense": nats(base.model, batch)}, near_of(base.recipe).model().eval()
     own.load_state_dict(base.model.state_dict())
+    layer: Any
     for window in WINDOWS:
         for layer in own.stack.layers:
-            layer.attention.window = window  # type: ignore[union-attr]
-        figures[" x ".join(map(str, window))] = nats(own)
-    return figures | {"trained": nats(near)}
+            layer.attention.window = window
+        figures[" x ".join(map(str, window))] = nats(own, batch)
+    return figures | {"trained": nats(near, batch)}
 
 
 @dataclass(frozen=True)
