@@ -46,7 +46,7 @@ test: lint
 # attention in CUDA C++; kernels for AMX and AVX512-BF16 emulated, and broken in fifty ways or so that tests must find;
 # every way to install; every operator through AOTInductor; trainings killed at thirty random moments; the operators in
 # models of transformers and diffusers, and beside NATTEN; the page in a browser; the operators on the oldest torch and
-# on Python 3.12; the GPU check rehearsed there. About an hour and a half more, and 4 GB of downloads.
+# on Python 3.12; the GPU check rehearsed there. About an hour more, and 4 GB of downloads.
 test-all: test oldest build/triton-3.6.0/done
 	@COGVIEW_TESTS=all $(PY) -m pytest -n $(JOBS) tests/test_triton_build.py tests/test_cuda_build.py \
 	  tests/test_cuda_hopper.py tests/test_emulated_isa.py tests/test_packaging.py tests/operators/test_export.py \
