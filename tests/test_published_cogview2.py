@@ -31,8 +31,10 @@ FOLDERS = {"coglm": "coglm", "direct": "cogview2-dsr", "iterative": "cogview2-it
 STAGES = pytest.mark.parametrize("recipe", GRIDS)
 
 
-def write_all(folder: Path) -> Path:
+@pytest.fixture(scope="module", name="files")  # named, so that other modules can import and use them
+def released_files(tmp_path_factory) -> Path:
     """Released tokenizers, and a model of each stage."""
+    folder = tmp_path_factory.mktemp("released")
     TextTokenizer.train([*CAPTIONS, "two birds on a house"], 380, bilingual=True).save(folder / "ice_text.model")
     torch.save(released.image_tokenizer(), folder / "vqvae.pt")
     for recipe, name in FOLDERS.items():
@@ -58,25 +60,17 @@ def take(files: Path, run: Path, recipe: str, *more: object, source: Path | None
     cli.main(list(map(str, ["import-weights", source, "--run", run, *given, *more])))
 
 
-def take_all(files: Path, run: Path) -> Path:
+@pytest.fixture(scope="module", name="run")
+def imported_run(files, tmp_path_factory) -> Path:
     """Models of all stages in one run, what each is found by its folder's name."""
+    folder = tmp_path_factory.mktemp("imported") / "run"
     for recipe in GRIDS:
-        take(files, run, recipe)
-    return run
+        take(files, folder, recipe)
+    return folder
 
 
 def imported(run: Path, recipe: str) -> tuple[Any, Transformer]:
     return load_model(checkpoint.latest(run / recipe))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    return write_all(tmp_path_factory.mktemp("released"))
-
-
-@pytest.fixture(scope="module")
-def run(files, tmp_path_factory) -> Path:
-    return take_all(files, tmp_path_factory.mktemp("imported") / "run")
 
 
 @STAGES

@@ -8,7 +8,17 @@ import pytest
 import released
 import torch
 from common import assert_as_good_as
-from test_published_cogview2 import CELLS, COARSE, FINE, ROWS, imported, take_all, vocabulary, weights, write_all
+from test_published_cogview2 import (  # noqa: F401
+    CELLS,
+    COARSE,
+    FINE,
+    ROWS,
+    imported,
+    imported_run,
+    released_files,
+    vocabulary,
+    weights,
+)
 from torch import Tensor
 
 from cogview.bilingual import BilingualVocabulary
@@ -17,16 +27,6 @@ from cogview.recipes.direct import Direct
 from cogview.recipes.iterative import Iterative
 from cogview.sequence import pad_text
 from cogview.tokenizers.text import TextTokenizer
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    return write_all(tmp_path_factory.mktemp("released"))
-
-
-@pytest.fixture(scope="module")
-def run(files, tmp_path_factory) -> Path:
-    return take_all(files, tmp_path_factory.mktemp("imported") / "run")
 
 
 class Sample(NamedTuple):

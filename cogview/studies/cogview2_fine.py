@@ -20,6 +20,7 @@ from cogview.demo.demo import language_of
 from cogview.demo.measure import decibels, score
 from cogview.demo.scenes import Scene, caption
 from cogview.generate import fill
+from cogview.loss import weighted_mean
 from cogview.parts.attend import Leading
 from cogview.parts.transformer import Transformer
 from cogview.recipes.coglm import CogLM, of_rows, seen
@@ -167,8 +168,7 @@ def at_first(base: Recipe | None, model: Transformer | None, held_out: TokenData
 
 def nats(model: Transformer, batch: Batch) -> float:
     """A predicted token."""
-    nll = model(batch.inputs, batch.context, targets=batch.targets)
-    return float((nll * batch.weights).sum() / batch.weights.sum())
+    return float(weighted_mean(model(batch.inputs, batch.context, targets=batch.targets), batch.weights))
 
 
 @torch.no_grad()
