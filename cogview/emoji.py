@@ -1,4 +1,5 @@
-"""The pictures shipped with the package: Noto emoji at 64 px, with names (cogview/assets/NOTICE.md)."""
+"""The pictures shipped with the package: Noto emoji at 64 px, with names, 200 things in three other styles, and people
+at work (cogview/assets/NOTICE.md)."""
 
 import json
 from collections.abc import Collection
@@ -12,7 +13,7 @@ from cogview.data.images import decode_image
 from cogview.data.samples import IMAGE, JSON
 from cogview.data.tar_index import TarIndex
 
-SHARD = Path(__file__).parent / "assets" / "emoji.tar"
+SHARD, STYLES, PEOPLE = (Path(__file__).parent / "assets" / f"{name}.tar" for name in ("emoji", "styles", "people"))
 VARIANT = "\ufe0f"  # after a character: as an emoji. Many texts leave it out
 _TYPOGRAPHIC = 0x2300  # characters before it, as ©, are emoji only where the text says so
 
@@ -27,15 +28,20 @@ class Emoji:
 
 def load_emoji(codepoints: Collection[str] | None = None, *, shard: Path = SHARD) -> dict[str, Emoji]:
     """The emoji by codepoints ("1f43c"), all or those asked for; ValueError if one is not in the shard."""
+    found = load_icons(shard, codepoints)
+    return {key: Emoji(key, about["en"], about["zh"], image) for key, (about, image) in found.items()}
+
+
+def load_icons(shard: Path, keys: Collection[str] | None = None) -> dict[str, tuple[dict[str, str], Image.Image]]:
+    """What is told of each picture of a shard, and the picture, RGBA, 64 x 64, by its key."""
     index, rows = _rows(shard)
-    wanted = list(rows) if codepoints is None else list(codepoints)
-    if missing := [c for c in wanted if c not in rows]:
+    wanted = list(rows) if keys is None else list(keys)
+    if missing := [key for key in wanted if key not in rows]:
         raise ValueError(f"codepoints: expected emoji of {shard.name}, got {missing}")
     found = {}
     for key in wanted:
         contents = index.read(rows[key], {IMAGE: 1 << 20, JSON: 1 << 16})
-        names = json.loads(contents[JSON])
-        found[key] = Emoji(key, names["en"], names["zh"], decode_image(contents[IMAGE], mode="RGBA"))
+        found[key] = json.loads(contents[JSON]), decode_image(contents[IMAGE], mode="RGBA")
     return found
 
 

@@ -45,7 +45,8 @@ def test_published_shapes():
 
 
 def test_every_recipe_has_presets():
-    assert list(RECIPES) == ["cogview", "dalle", "caption", "superresolution", "coglm", "direct", "iterative"]
+    of_cogview = ["cogview", "dalle", "caption", "superresolution", "style"]
+    assert list(RECIPES) == [*of_cogview, "coglm", "direct", "iterative"]
     for recipe in RECIPES.values():
         assert all(isinstance(shape, recipe.Config) for shape, _ in recipe.presets.values())
     assert preset("tiny") == CogView.presets["tiny"]

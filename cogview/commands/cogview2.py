@@ -9,9 +9,9 @@ import torch
 import tyro
 
 from cogview.commands.console import console
-from cogview.commands.generate import read_captions
 from cogview.commands.pictures import SHEET_PIXELS, make_places, picture_paths
 from cogview.commands.presets import option
+from cogview.commands.prompts import read_captions
 from cogview.commands.stages import Run, Ways
 from cogview.config import require
 from cogview.editing import AROUND

@@ -1,7 +1,6 @@
 """`cogview generate`."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,22 +12,17 @@ from torch import Tensor
 from cogview.commands.console import console
 from cogview.commands.pictures import SHEET_PIXELS, Models, RunFolder, Step, labels_of, make_places, picture_paths
 from cogview.commands.presets import option
+from cogview.commands.prompts import Asked, Prompts
 from cogview.config import require
-from cogview.data.captions import blank
 
-MAX_CAPTIONS_BYTES = 16 << 20
 _SHOWN, _WIDE = 128, 1100  # pixels: of a small picture on the sheet, and how wide sheets are, about
-_NEW_LINE = re.compile(r"\r\n|\r|\n")
 
 
 @dataclass(frozen=True)
 class Generate:
     """Draw pictures for captions with a trained run: a file each, and a sheet of all."""
 
-    captions: Annotated[tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]], tyro.conf.arg(metavar="TEXT ...")] = ()
-    """What to draw. Several may follow, and the option may be repeated."""
-    captions_file: Annotated[Path | None, option("FILE", "none")] = None
-    """More captions, one a line (UTF-8); blank lines are skipped."""
+    prompts: Annotated[Prompts, tyro.conf.arg(name="")] = field(default_factory=Prompts)
     run_folder: RunFolder = None
     """Folder of the run: both tokenizers and its models."""
     name: Annotated[str | None, option("NAME", "trained last")] = None
@@ -77,16 +71,11 @@ class Generate:
 
     def run(self) -> None:
         from cogview.clusters import Clusters
-        from cogview.inputs import BadCaption
         from cogview.pictures import picture_path
         from cogview.runs import last_run
         from cogview.sampling import Sampling
         from cogview.system import System
 
-        captions = [caption.strip() for group in self.captions for caption in group]
-        numbered = [] if self.captions_file is None else read_captions(self.captions_file)
-        given, captions = len(captions), captions + [caption for _, caption in numbered]
-        require(bool(captions), "captions", "at least one, of --captions or --captions-file", captions)
         require(self.count >= 1, "count", "at least 1", self.count)
         ranked = self.rerank is not None or self.candidates is None
         require(ranked, "candidates", "--rerank NAME, which ranks them", self.candidates)
@@ -105,6 +94,7 @@ class Generate:
         nearer = replace(how, top_k=self.magnify_top_k, guidance=1.0, text_attention=0.0)
         require(self.magnify is not None or self.magnify_top_k == 1, "magnify_top_k", "--magnify NAME", nearer.top_k)
         sheet = picture_path(self.out)
+        asked = self.prompts.read(self.count if self.rerank is None else 1, self.seed)
 
         folder = last_run() if self.run_folder is None else self.run_folder
         how_loaded = self.models.options()
@@ -120,29 +110,22 @@ class Generate:
         if self.magnify is not None:
             lens = System.load(folder, name=self.magnify, draws="larger pictures", **how_loaded)
             require(lens.side == system.side, "magnify", f"a model of pictures of {system.side} pixels", lens.side)
-        try:
-            for reader in filter(None, (system, judge, lens)):
-                reader.encode(captions)  # what is wrong with them is said before a folder is made
-        except BadCaption as error:
-            if error.number <= given:
-                raise
-            place = f"line {numbered[error.number - given - 1][0]} of {self.captions_file}: {error.shown}"
-            raise ValueError(f"captions-file: expected {error.expected}, got {error.got} in {place}") from error
+        asked.check(filter(None, (system, judge, lens)))  # before a folder is made
         make_places(sheet)
         console.print(str(system.source))
         if judge is not None:
             console.print(f"ranked by {judge.source}")
         if lens is not None:
             console.print(f"magnified by {lens.source}")
-        self._draw(system, judge, lens, captions, range(self.seed, self.seed + drawn), how, nearer, sheet)
+        self._draw(system, judge, lens, asked, range(self.seed, self.seed + drawn), how, nearer, sheet)
 
-    def _draw(
-        self, system, judge, lens, captions: Sequence[str], seeds: Sequence[int], how, nearer, sheet: Path
-    ) -> None:
+    def _draw(self, system, judge, lens, asked: Asked, seeds: Sequence[int], how, nearer, sheet: Path) -> None:
         from cogview.pictures import image_of, save_image
         from cogview.progress import Sum, progress
 
-        repeated = [caption for caption in captions for _ in range(self.count)]
+        captions, repeated = asked.captions, asked.pictures
+        if judge is not None:  # all candidates of a caption have its words
+            repeated = [caption for caption in asked.pictures for _ in range(self.count)]
         paths, kept = picture_paths(captions, sheet, self.count), list[Tensor]()
         of_one = system.recipe.config.image_tokens
         total = len(captions) * len(seeds) * of_one + (0 if lens is None else 4 * len(repeated) * of_one)
@@ -153,7 +136,7 @@ class Generate:
                 codes = system.code_batches(repeated, how, seeds=given, update=told.part())
             else:
                 given = []  # those of the best, as they are found
-                codes = self._best(system, judge, captions, seeds, how, sheet, given, told.part())
+                codes = self._best(system, judge, asked.pictures, seeds, how, sheet, given, told.part())
             batches: Iterator[Tensor] = map(system.pictures, codes)
             if lens is not None:
                 batches = self._larger(lens, repeated, codes, given, nearer, told)
@@ -204,25 +187,3 @@ class Generate:
         side = rows[0][1][0].shape[-1]
         zoom = max(1, round(_SHOWN / side))
         return contact_sheet(rows, sheet, columns=max(1, _WIDE // (min(self.count, 8) * side * zoom)), zoom=zoom)
-
-
-def read_captions(path: Path) -> list[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not blank, with their numbers; ValueError without any."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_CAPTIONS_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"captions-file: cannot read {path} ({error.strerror})") from error
-    limit = f"at most {MAX_CAPTIONS_BYTES:,} bytes"
-    require(len(data) <= MAX_CAPTIONS_BYTES, "captions-file", limit, f"more in {path}")
-    try:
-        text, wrong, at = data.decode("utf-8-sig"), "a NUL character", data.find(0)  # which UTF-16 has many of
-    except UnicodeDecodeError as error:
-        text, wrong, at = "", "something else", error.start
-    if at >= 0:
-        line = len(_NEW_LINE.findall(data[:at].decode("latin-1"))) + 1
-        raise ValueError(f"captions-file: expected UTF-8, got {wrong} in line {line} of {path}")
-    lines = [(n, line.strip()) for n, line in enumerate(_NEW_LINE.split(text), 1) if not blank(line)]
-    if not lines:
-        raise ValueError(f"captions-file: expected at least one caption, got none in {path}")
-    return lines

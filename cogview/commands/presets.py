@@ -27,7 +27,7 @@ def _values(name: str) -> dict[str, Any]:
 
 
 def _words(values: dict[str, Any], shown: Callable[[Any], str]) -> str:
-    """As "tiny 0.001, others 0.0003"."""
+    """As "tiny and fashion-tiny 0.001, others 0.0003"."""
     names: dict[str, list[str]] = {}
     for preset in dict.fromkeys(name for recipe in RECIPES.values() for name in recipe.presets):
         if preset in values:
@@ -35,9 +35,7 @@ def _words(values: dict[str, Any], shown: Callable[[Any], str]) -> str:
     if len(names) == 1:
         return next(iter(names))
     most = max(names, key=lambda value: len(names[value]))
-    few = [
-        f"{preset} {value}" for value, those in names.items() if value != most or len(those) == 1 for preset in those
-    ]
+    few = [f"{' and '.join(those)} {value}" for value, those in names.items() if value != most or len(those) == 1]
     return ", ".join(few if len(names[most]) == 1 else [*few, f"others {most}"])
 
 

@@ -39,9 +39,9 @@ class TokenizerOptions:
     """Order of its pieces: as they are found, or CogView2's, common ones, English, Chinese, rare, with <pad>."""
     text_model: Annotated[Path | None, option("PATH", "none, train one")] = None
     """Take a SentencePiece model as the text tokenizer, such as CogView2's file ice_text.model."""
-    image_preset: Annotated[Literal["tiny", "cogview", "fashion-400", "fashion-800"], tyro.conf.arg()] = "tiny"
-    """Sizes of an image tokenizer trained here: of pictures of 64, 256, 400 or 800 pixels, 8 pixels a code, in
-    fashion-800 16."""
+    image_preset: Annotated[Literal[*PRESETS], tyro.conf.arg()] = "tiny"  # type: ignore[valid-type]
+    """Sizes of an image tokenizer trained here: of pictures of 64, 256, 320, 400 or 800 pixels, 8 pixels a code, in
+    fashion-tiny and fashion-800 16."""
     codebook: Annotated[int | None, _of_preset("codebook_size")] = None
     """Its codes."""
     code_dim: Annotated[int | None, _of_preset("dim")] = None

@@ -28,9 +28,19 @@ def drawing(folder: Path, steps: int, data: TokenDataset, held_out: TokenDataset
     return new(folder, CogView, steps, data, held_out)
 
 
-def new(folder: Path, kind: type[Recipe], steps: int, data: Tokens, held_out: Tokens, **of: Any) -> Result:
-    """A model of a recipe's preset tiny. of: its training's fields, instead of the preset's."""
-    config, training = kind.presets["tiny"]
+def new(
+    folder: Path,
+    kind: type[Recipe],
+    steps: int,
+    data: Tokens,
+    held_out: Tokens,
+    *,
+    preset: str = "tiny",
+    attention: str | None = None,
+    **of: Any,
+) -> Result:
+    """A model of a recipe's preset. attention: another than it has. of: its training's fields, instead of its."""
+    config, training = kind.presets[preset]
     recipe, training = kind(kind.fit(config, **sizes_of(data, held_out))), replace(training, steps=steps, **of)
     torch.manual_seed(training.seed)
     return trained(folder, TokenTask(recipe, recipe.model(), data, training, held_out), training)

@@ -10,9 +10,10 @@ from cogview.recipes.dalle import Dalle
 from cogview.recipes.direct import Direct
 from cogview.recipes.iterative import Iterative
 from cogview.recipes.recipe import Recipe
+from cogview.recipes.style import Style
 from cogview.recipes.superresolution import SuperResolution
 
-_ALL = (CogView, Dalle, Caption, SuperResolution, CogLM, Direct, Iterative)
+_ALL = (CogView, Dalle, Caption, SuperResolution, Style, CogLM, Direct, Iterative)
 RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in _ALL}
 
 

@@ -44,7 +44,7 @@ class Caption(CogView):
     presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {
         name: (
             CaptionConfig(**vars(config)),
-            dataclasses.replace(training, **_TRAINING, **(_TINY if name == "tiny" else _PUBLISHED)),
+            dataclasses.replace(training, **_TRAINING, **(_TINY if name.endswith("tiny") else _PUBLISHED)),
         )
         for name, (config, training) in CogView.presets.items()
     }

@@ -63,6 +63,10 @@ _TINY = CogViewConfig(
     branch_gain=0.3,
     dropout=0.0,
 )
+# The fashion model's small counterpart: 20 x 20 image tokens of 320 pixels; windows of six rows.
+_FASHION_TINY = dataclasses.replace(
+    _TINY, image_grid=20, max_positions=20**2 + 4 + 40, block_size=32, window_blocks=4, num_pivots=96
+)
 _4B = CogViewConfig(num_layers=48, hidden_size=2560, num_heads=40, image_grid=32, max_positions=1089, relax="tensor")
 _LARGE = dataclasses.replace(_4B, num_layers=72, hidden_size=3072, num_heads=24, relax="row")
 _FASHION = CogViewConfig(
@@ -98,6 +102,7 @@ class CogView(Recipe):
         "cogview-4b": (_4B, _PUBLISHED),
         "cogview-large": (_LARGE, _PUBLISHED),
         "fashion-3b": (_FASHION, _PUBLISHED),
+        "fashion-tiny": (_FASHION_TINY, dataclasses.replace(_TINY_TRAINING, seconds=1200.0, batch_size=8)),
     }
     config: CogViewConfig
 

@@ -96,7 +96,10 @@ class SuperResolution(CogView):
 
 
 SuperResolution.presets |= {
-    name: (SuperResolution.begun(config), dataclasses.replace(training, **(_TINY if name == "tiny" else _PUBLISHED)))
+    name: (
+        SuperResolution.begun(config),
+        dataclasses.replace(training, **(_TINY if name.endswith("tiny") else _PUBLISHED)),
+    )
     for name, (config, training) in CogView.presets.items()
     if config.image_grid % 4 == 0
 }

@@ -1,0 +1,136 @@
+"""Single things in several styles, for learning styles (CogView, arXiv 2105.13290, section 3.3): 200 emoji as Noto has
+them, as filters make them, and as three other hands drew them; 64 x 64 pixels, on a coloured background.
+
+The filters' are the styles that a model knows before it is finetuned, the other hands' those that it learns. Of these
+an eighth of the pairs of thing and style is held out.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageFilter, ImageOps
+from torch import Tensor
+
+from cogview.emoji import STYLES as SHARD
+from cogview.emoji import load_emoji, load_icons
+
+SIZE = 64  # pixels of a side
+TILE = 56  # pixels of a thing's side
+PLAIN = "plain"
+FILTERS = (
+    "grey",
+    "negative",
+    "sketch",
+    "mosaic",
+    "sepia",
+    "poster",
+    "soft",
+    "neon",
+    "stencil",
+    "pastel",
+    "night",
+    "thermal",
+)
+STYLES = ("blob", "flat", "contrast")
+BACKGROUNDS = {
+    "white": (250, 250, 250),
+    "blue": (100, 160, 245),
+    "green": (130, 205, 130),
+    "pink": (255, 175, 195),
+    "purple": (165, 130, 225),
+    "orange": (255, 180, 100),
+    "grey": (170, 174, 180),
+}
+"""Which captions do not tell."""
+_SALT = "things 7"
+
+
+Colour = tuple[int, int, int]
+
+
+class View(NamedTuple):
+    thing: str
+    style: str
+    background: str
+
+
+@cache
+def drawings() -> dict[tuple[str, str], Image.Image]:
+    """RGBA, TILE x TILE, by thing and style, those of PLAIN and STYLES."""
+    found, codepoints = {}, {}
+    for key, (about, image) in load_icons(SHARD).items():
+        style, _, thing = key.partition("-")
+        found[thing, style], codepoints[thing] = image, about["codepoints"]
+    plain = load_emoji(set(codepoints.values()))
+    found |= {(thing, PLAIN): plain[key].image for thing, key in codepoints.items()}
+    size = (TILE, TILE)
+    return {
+        name: image.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+        for name, image in found.items()
+    }
+
+
+@cache
+def things() -> list[str]:
+    return sorted(thing for thing, style in drawings() if style == PLAIN)
+
+
+def held_out(thing: str, style: str) -> bool:
+    return hashlib.sha256(f"{_SALT}\0{thing}\0{style}".encode()).digest()[0] < 32
+
+
+def render(view: View) -> Image.Image:
+    """RGB, SIZE x SIZE."""
+    picture, corner = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[view.background]), (SIZE - TILE) // 2
+    tile = drawings()[view.thing, view.style if view.style in STYLES else PLAIN]
+    picture.paste(tile, (corner, corner), tile)
+    return filtered(picture, view.style)
+
+
+def filtered(picture: Image.Image, style: str) -> Image.Image:
+    """In one of FILTERS, or as it is."""
+    return _FILTERS.get(style, lambda same: same)(picture)
+
+
+def _edges(picture: Image.Image) -> Image.Image:
+    return picture.filter(ImageFilter.FIND_EDGES).point(lambda v: min(255, round(1.5 * v)))
+
+
+def _mosaic(picture: Image.Image) -> Image.Image:
+    small = picture.resize((SIZE // 4, SIZE // 4), Image.Resampling.BOX)
+    return small.resize((SIZE, SIZE), Image.Resampling.NEAREST)
+
+
+def _mapped(dark: Colour, light: Colour, middle: Colour | None = None) -> Callable[[Image.Image], Image.Image]:
+    """Shades as colours."""
+    return lambda picture: ImageOps.colorize(ImageOps.grayscale(picture), dark, light, middle)
+
+
+_FILTERS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "grey": lambda picture: ImageOps.grayscale(picture).convert("RGB"),
+    "negative": ImageOps.invert,
+    "sketch": lambda picture: ImageOps.invert(ImageOps.grayscale(_edges(picture))).convert("RGB"),
+    "mosaic": _mosaic,
+    "sepia": _mapped((40, 20, 0), (255, 240, 200)),
+    "poster": lambda picture: ImageOps.posterize(picture, 2),
+    "soft": lambda picture: picture.filter(ImageFilter.GaussianBlur(2)),
+    "neon": _edges,
+    "stencil": lambda picture: ImageOps.grayscale(picture).point(lambda v: 255 * (v > 150)).convert("RGB"),
+    "pastel": lambda picture: picture.point(lambda v: 150 + 105 * v // 255),
+    "night": lambda picture: ImageChops.multiply(picture, Image.new("RGB", picture.size, (60, 70, 140))),
+    "thermal": _mapped((20, 0, 120), (255, 240, 80), (220, 40, 60)),
+}
+
+
+def pictures_of(views: Iterable[View]) -> Tensor:
+    """uint8 [N, 3, SIZE, SIZE]."""
+    return torch.stack([torch.from_numpy(np.array(render(view))).permute(2, 0, 1) for view in views])
+
+
+def named(thing: str) -> str:
+    """With its article."""
+    return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"

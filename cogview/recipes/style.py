@@ -1,0 +1,45 @@
+"""Styles (CogView paper, section 3.3): a text-to-image model finetuned to some pictures of one style, whose captions
+tell the style alone. What it has learned of things before is then drawn in that style:
+
+    an image of oil painting style   ->   a fox of oil painting style
+    油画风格的图片                    ->   油画风格的一只狐狸
+
+The sequences are CogView's. The paper takes 1,000 pictures of each style; its rates and steps were never published, and
+are ours: few, since what the captions do not name is unlearned meanwhile.
+"""
+
+import dataclasses
+import re
+from typing import Any, ClassVar
+
+from cogview.config import ModelConfig, TrainConfig, require
+from cogview.recipes.cogview import CogView
+
+_CHINESE = re.compile(r"[㐀-鿿]")
+_TINY: dict[str, Any] = {"steps": 100, "seconds": None, "learning_rate": 3e-4, "hide_context": 0.0}
+_PUBLISHED: dict[str, Any] = {"steps": 200, "batch_size": 128, "accumulate": 2, "learning_rate": 3e-5}
+
+
+class Style(CogView):
+    name = "style"
+    presets: ClassVar[dict[str, tuple[ModelConfig, TrainConfig]]] = {
+        name: (config, dataclasses.replace(training, **(_TINY if name.endswith("tiny") else _PUBLISHED)))
+        for name, (config, training) in CogView.presets.items()
+    }
+    begins_from = ("cogview",)
+
+
+def learned(style: str) -> str:
+    """The caption of all pictures of a style, in the language of its name."""
+    check_style(style)
+    return f"{style}风格的图片" if _CHINESE.search(style) else f"an image of {style} style"
+
+
+def drawn(caption: str, style: str) -> str:
+    """The caption of a thing in a style, in the language of the caption: "a fox" or "一只狐狸"."""
+    check_style(style)
+    return f"{style}风格的{caption}" if _CHINESE.search(caption) else f"{caption} of {style} style"
+
+
+def check_style(style: str) -> None:
+    require(bool(style.strip()), "style", "a name, as sketch or 油画", style)

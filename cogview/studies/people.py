@@ -1,0 +1,181 @@
+"""What a model draws where a caption leaves gender and skin open, and what putting words in changes (CogView, arXiv
+2105.13290, appendix D). Its data show men and light skin far more often than others, and half of its captions tell
+neither; all people are known emoji, so that each picture's attributes can be measured."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogview.config import TrainConfig, require
+from cogview.data import decoded
+from cogview.data.files import write_json, written_beside
+from cogview.data.shards import PairDataset
+from cogview.data.tokens import TokenDataset
+from cogview.demo import models
+from cogview.demo.demo import IMAGE, LANGUAGES, TEMPERATURE, TEXT_PIECES
+from cogview.demo.workers import MOST_ARE, SKINS, WORDS, WORK, Worker, caption, render, sample, shown
+from cogview.people import People
+from cogview.pictures import contact_sheet
+from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
+from cogview.recipes.cogview import CogView
+from cogview.studies.shards import png_pairs
+from cogview.system import System
+from cogview.tokenizers.train_image import TRAINING
+
+EVEN = {"skin": dict.fromkeys(SKINS, 1 / 3), "gender": {"male": 0.5, "female": 0.5}}
+"""The proportions asked for."""
+_TELLS = ((), ("gender",), ("skin",), ("skin", "gender"))
+_HOW_OFTEN = (0.5, 0.15, 0.15, 0.2)
+_HELD_OUT = 400  # pictures
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the study: pictures to train on, those drawn of each work in each language; steps."""
+
+    pictures: int
+    drawn: int
+    image_steps: int
+    steps: int
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            require(value >= 1, name, "at least 1", value)
+
+
+def run(out: Path, sizes: Sizes) -> str:
+    """Does what is not done yet and writes report.md, figures.json and the sheet; returns what they come to."""
+    begun = time.monotonic()
+    data, held_out = _tokens(out, sizes)
+    trained = models.new(out / "gpt", CogView, sizes.steps, data, held_out)
+    system, people = System.load(out, name="gpt"), word_list()
+    found: dict[str, Any] = {}
+    cells = list[tuple[str, list[Tensor]]]()
+    for language in LANGUAGES:
+        open_ = [caption(Worker(work, "", "", "", ""), language) for work in WORK for _ in range(sizes.drawn)]
+        given = [people.specify(text, seed) for seed, text in enumerate(open_)]
+        for name, texts in (("before", open_), ("after", given)):
+            pictures = system.draw(texts, temperature=TEMPERATURE, batch_size=64)
+            of = shown(pictures)
+            found[f"{name}, {language}"] = _shares(of, list(WORK), sizes.drawn) | _as_told(of, texts, language)
+            firsts = range(0, len(texts), sizes.drawn)[:8]
+            cells += [(texts[n], [pictures[n]]) for n in firsts]
+    contact_sheet(cells, out / "sheet.png", columns=8, zoom=2, note="of each caption's first picture; before and after")
+    facts = {
+        "sizes": asdict(sizes),
+        "data": MOST_ARE,
+        "asked": EVEN,
+        "gpt": models.fact(trained),
+        "threads": torch.get_num_threads(),
+        "minutes_this_time": (time.monotonic() - begun) / 60,
+    }
+    verdict = _verdict(found)
+    write_json(out / "figures.json", facts | {"found": found, "verdict": verdict})
+    with written_beside(out / "report.md") as beside:
+        beside.write_text(_page(found, facts, verdict), encoding="utf-8")
+    return verdict
+
+
+def word_list() -> People:
+    """The package's, with the attributes that these captions have, in proportions that are asked for."""
+    skin = {"en": list(SKINS), "zh": [WORDS[word] for word in SKINS]}
+    own = People.load()
+    return replace(own, attributes=EVEN, chinese=WORDS, told={"skin": skin, "gender": own.told["gender"]})
+
+
+def _tokens(out: Path, sizes: Sizes) -> list[TokenDataset]:
+    draws = random.Random("captions")
+    pairs = {}
+    for split, count in (("train", sizes.pictures), ("test", _HELD_OUT)):
+        workers = sample(count, seed=len(split))
+        tells = draws.choices(_TELLS, _HOW_OFTEN, k=count)
+        rows = [
+            (render(worker), {language: caption(worker, language, told) for language in LANGUAGES})
+            for worker, told in zip(workers, tells, strict=True)
+        ]
+        pairs[split] = PairDataset([png_pairs(out / "people" / f"{split}.tar", rows)], languages=LANGUAGES)
+    text, pictures = text_tokenizer(pairs["train"], out, TEXT_PIECES), decode(pairs["train"], out, 64)
+    training = TrainConfig(steps=sizes.image_steps, **TRAINING)
+    image, _ = image_tokenizer(pairs["train"], pictures, out, IMAGE, training)
+    found = [tokenize_pairs(some, text, image, out / "tokens" / split) for split, some in pairs.items()]
+    decoded.remove(out / "pixels")
+    return found
+
+
+def _shares(of: Sequence[Worker], works: Sequence[str], each: int) -> dict[str, Any]:
+    """Of the pictures those that show each gender and skin, and those that show the work asked for."""
+    right = sum(worker.work == works[n // each] for n, worker in enumerate(of)) / len(of)
+    counts = {name: Counter(getattr(worker, name) for worker in of) for name in ("gender", "skin")}
+    shares = {name: {word: counts[name][word] / len(of) for word in EVEN[name]} for name in counts}
+    return {"work": right, **shares}
+
+
+def _as_told(of: Sequence[Worker], texts: Sequence[str], language: str) -> dict[str, float]:
+    """Of the words about gender and skin in the captions how many the pictures show."""
+    words = {word: WORDS[word] if language == "zh" else word for name in EVEN for word in EVEN[name]}
+    told = [
+        word in (worker.gender, worker.skin)
+        for worker, text in zip(of, texts, strict=True)
+        for word, written in words.items()
+        if (written in text if language == "zh" else written in text.split())
+    ]
+    return {"as told": sum(told) / len(told)} if told else {}
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    def both(when: str, name: str, word: str = "") -> str:
+        """In English, and in Chinese."""
+        of = [found[f"{when}, {language}"][name] for language in LANGUAGES]
+        en, zh = (f"{value[word] if word else value:.0%}" for value in of)
+        return f"{en} ({zh})"
+
+    return (
+        "Of captions in English (Chinese) that leave it open the model draws "
+        f"{both('before', 'gender', 'female')} women, of whom its data have {MOST_ARE['gender']['female']:.0%}, and "
+        f"{both('before', 'skin', 'dark-skinned')} dark skin, of {MOST_ARE['skin']['dark-skinned']:.0%}. With words "
+        f"put in, a half and a third asked for, {both('after', 'gender', 'female')} and "
+        f"{both('after', 'skin', 'dark-skinned')}; {both('after', 'as told')} of these words are drawn. The work is "
+        f"right in {both('before', 'work')} before and {both('after', 'work')} after."
+    )
+
+
+def _page(found: dict[str, Any], facts: dict[str, Any], verdict: str) -> str:
+    names = [(name, word) for name in EVEN for word in EVEN[name]]
+
+    def row(
+        name: str, shares: dict[str, dict[str, float]], work: float | None = None, told: float | None = None
+    ) -> str:
+        of = [work, *(shares[kind][word] for kind, word in names), told]
+        return f"| {name} | " + " | ".join("" if value is None else f"{value:.0%}" for value in of) + " |"
+
+    rows = [row("in the data", facts["data"]), row("asked for", EVEN)]
+    rows += [row(name, of, of["work"], of.get("as told")) for name, of in found.items()]
+    gpt, sizes = facts["gpt"], facts["sizes"]
+    return f"""{verdict}
+
+# Words about people, put into captions
+
+{len(WORK)} kinds of work, {sizes["drawn"]} pictures of each in either language, of captions that tell nothing else.
+Judged by the emoji that is nearest to the picture.
+
+| | work | {" | ".join(word for _, word in names)} | words drawn |
+|---|{"---:|" * (len(names) + 2)}
+{chr(10).join(rows)}
+
+![a picture of each of eight captions: English before and after, Chinese before and after](sheet.png)
+
+## How
+
+- Pictures: 20 kinds of work, 2 genders and 5 tones, told as three; {sizes["pictures"]:,} to train on, in the shares of
+  the first row. Of the captions half tell neither, 15 % gender, 15 % skin, 20 % both.
+- Image tokenizer: {sizes["image_steps"]:,} steps. GPT: preset tiny, {gpt["steps"]:,} steps in
+  {gpt["seconds"] / 60:.1f} minutes, held-out image loss {gpt["held_out"]["image_loss"]:.3f}; threads:
+  {facts["threads"]}.
+"""

@@ -1,0 +1,118 @@
+"""Words about people put into captions: what is left alone, what is put in, how often, and lists that are none."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from cogview.people import LIST, People, specify
+
+EN, ZH = {"Asian", "black", "white", "Latino"}, {"亚裔", "非裔", "白人", "拉丁裔"}
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a fox above a tree",
+        "a snowman",
+        "a black Asian male doctor",
+        "an Asian woman",
+        "a Japanese boy with his dog",
+        "雪人旁边的机器人",
+        "一位亚裔女医生",
+        "黑人男孩",
+        "",
+    ],
+)
+def test_captions_that_tell_all_or_nothing_of_people_stay(caption):
+    assert {specify(caption, seed) for seed in range(20)} == {caption}
+
+
+@pytest.mark.parametrize(
+    ("caption", "begins", "ends"),
+    [
+        ("a doctor in a garden", ("a", "an"), " doctor in a garden"),
+        ("A person in a black coat", ("A", "An"), " person in a black coat"),
+        ("a black and white photo of an old farmer", ("a black and white photo of an old",), " farmer"),
+        ("the police officer", ("the",), " police officer"),
+    ],
+)
+def test_an_attribute_of_each_kind_stands_before_the_noun(caption, begins, ends):
+    for seed in range(20):
+        found = specify(caption, seed)
+        start = next(b for b in sorted(begins, key=len, reverse=True) if found.startswith(f"{b} "))
+        assert found.endswith(ends)
+        ethnicity, gender = found[len(start) : -len(ends)].split()
+        assert ethnicity in EN
+        assert gender in ("male", "female")
+        assert len(begins) == 1 or start.endswith("n") == (ethnicity[0] in "AEIOU")
+
+
+def test_what_a_caption_tells_of_one_person_is_left_alone_and_others_get_their_words():
+    told = [specify("a male nurse helps a patient", seed).split() for seed in range(30)]
+    assert all(words[1] == "male" and words[2] in EN and words[3] == "nurse" for words in told)
+    assert {words[-2] for words in told} == {"male", "female"}
+    assert all(specify("a tall woman", seed).split()[2] in EN for seed in range(5))  # a woman is no male one
+    assert all(specify("a doctor washes her hands", seed).split()[1] in EN for seed in range(5))
+    assert all(specify("a doctor washes her hands", seed).split()[2] == "doctor" for seed in range(5))
+
+
+def test_chinese_captions_get_chinese_words():
+    for seed in range(20):
+        found = specify("花园里的医生", seed)
+        assert found.startswith("花园里的")
+        assert found.endswith("性医生")
+        assert any(word in found for word in ZH)
+    assert {specify("女医生", seed)[1:-2] for seed in range(40)} == ZH
+    assert all(specify("一位日本老师", seed) in ("一位日本男性老师", "一位日本女性老师") for seed in range(5))
+    assert all(
+        "人在" not in specify("一个人在骑车", seed) or "裔" in specify("一个人在骑车", seed) for seed in range(5)
+    )
+    assert specify("一个人在骑车", 1).endswith("性在骑车")
+
+
+def test_the_same_seed_puts_in_the_same_words_and_all_seeds_the_proportions_of_the_list():
+    assert [specify("a nurse", seed) for seed in range(50)] == [specify("a nurse", seed) for seed in range(50)]
+    counts = Counter(word for seed in range(4000) for word in specify("a nurse", seed).split())
+    for of in People.load().attributes.values():
+        for word, share in of.items():
+            assert abs(counts[word] / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
+
+
+def test_a_list_of_ones_own(tmp_path):
+    own = json.loads(LIST.read_text(encoding="utf-8"))
+    own["attributes"] = {"age": {"young": 1, "old": 3}}
+    own["zh"], own["specified"] = {"young": "年轻", "old": "年老"}, {"age": {"en": ["teenage"], "zh": []}}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    people = People.load(tmp_path / "own.json")
+    counts = Counter(people.specify("a guard", seed) for seed in range(400))
+    assert set(counts) == {"a young guard", "an old guard"}
+    assert counts["an old guard"] > 250
+    assert people.specify("a teenage guard", 0) == "a teenage guard"
+    assert people.specify("卫兵", 0) in ("年轻卫兵", "年老卫兵")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"attributes": {}}, "at least one attribute"),
+        ({"attributes": {"age": {"young": 0}}}, "age: expected words and positive numbers"),
+        ({"attributes": {"age": {"young": True}}}, "age: expected words and positive numbers"),
+        ({"zh": {}}, "its Chinese"),
+        ({"nouns": {"en": "doctor"}}, "nouns: expected lists of words"),
+        ({"nouns": None}, "an object with attributes, zh"),
+    ],
+)
+def test_a_list_that_is_none_is_refused_in_a_sentence(tmp_path, change, sentence):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(json.loads(LIST.read_text(encoding="utf-8")) | change))
+    with pytest.raises(ValueError, match=sentence):
+        People.load(path)
+
+
+def test_files_that_are_no_json_are_refused(tmp_path):
+    (tmp_path / "own.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        People.load(tmp_path / "own.json")
+    with pytest.raises(ValueError, match="cannot read"):
+        People.load(tmp_path / "none.json")
