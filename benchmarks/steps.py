@@ -1,10 +1,10 @@
 """`python -m benchmarks.steps`: a training step with three-region attention beside the same model with dense attention.
 
-CogView with 64 x 64 image tokens behind 125 of text and 3 commands: 4,224 are fed, and a batch is one sequence. Dense
-attention once by SDPA and once as CogView's own code trains, with all scores in memory. All contestants share weights
-and the optimizer's state, and take steps in turn; forward (with the loss), backward and optimizer (AdamW) are timed
-apart. Memory is what a step takes at its peak beside weights and the optimizer's state. Writes
-results/steps/<device>.json.
+CogView with 64 x 64 image tokens behind 125 of text and 3 commands: 4,224 are fed, and a batch is one sequence; or with
+the 50 x 50 of the fashion model, of which 2,560 are fed. Dense attention once by SDPA and once as CogView's own code
+trains, with all scores in memory. All contestants share weights and the optimizer's state, and take steps in turn;
+forward (with the loss), backward and optimizer (AdamW) are timed apart. Memory is what a step takes at its peak beside
+weights and the optimizer's state. Writes results/steps/<device>.json.
 """
 
 import argparse
@@ -37,6 +37,9 @@ DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 _FEW: dict[str, Any] = {"image_vocab": 512, "text_vocab": 500}  # those of CogView are 8,192 and 50,000
 
 
+_FASHION: dict[str, Any] = {"image_grid": 50, "max_positions": 2561}  # of the preset fashion-3b
+
+
 def _config(layers: int, hidden: int, **sizes: Any) -> CogViewConfig:
     heads = hidden // 64
     long = {"image_grid": 64, "max_positions": 4225, "num_heads": heads, "dropout": 0.0}
@@ -46,7 +49,9 @@ def _config(layers: int, hidden: int, **sizes: Any) -> CogViewConfig:
 CASES = {
     "4x512": _config(4, 512, **_FEW),
     "4x512-58240-words": _config(4, 512),
+    "4x512-50x50": _config(4, 512, **_FEW, **_FASHION),
     "1x2560": _config(1, 2560, **_FEW),
+    "1x2560-50x50": _config(1, 2560, **_FEW, **_FASHION),
     "1x2560-58240-words": _config(1, 2560),
     "quick": _config(1, 128, **_FEW, image_grid=8, max_positions=97, block_size=16, num_pivots=48),
 }

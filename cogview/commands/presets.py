@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
@@ -13,6 +14,11 @@ from cogview.recipes import RECIPES
 def option(metavar: str, default: str, **how: Any) -> Any:
     """An option that says its default in words."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})", **how)
+
+
+def chosen(command: Any, sizes: type) -> Any:
+    """A dataclass of sizes, of a command's fields of the same names."""
+    return sizes(**{field.name: getattr(command, field.name) for field in fields(sizes)})
 
 
 def of_preset(name: str, shown: Callable[[Any], str] | None = None) -> Any:

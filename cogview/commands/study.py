@@ -1,13 +1,14 @@
 """`cogview study`: experiments whose figures are asked for."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
+from cogview.commands import study_uses
 from cogview.commands.console import console
-from cogview.commands.presets import option
+from cogview.commands.presets import chosen, option
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Reranking:
     def run(self) -> None:
         from cogview.studies import reranking
 
-        console.print(reranking.run(self.out, self.source, _chosen(self, reranking.Sizes)))
+        console.print(reranking.run(self.out, self.source, chosen(self, reranking.Sizes)))
         console.print(f"Read {self.out / 'report.md'}")
 
 
@@ -61,7 +62,7 @@ class Superresolution:
     def run(self) -> None:
         from cogview.studies import superresolution
 
-        console.print(superresolution.run(self.out, _chosen(self, superresolution.Sizes)))
+        console.print(superresolution.run(self.out, chosen(self, superresolution.Sizes)))
         console.print(f"Read {self.out / 'report.md'}")
 
 
@@ -91,7 +92,7 @@ class Tokenizers:
     def run(self) -> None:
         from cogview.studies import tokenizers
 
-        console.print(tokenizers.run(self.out, _chosen(self, tokenizers.Sizes), console.print))
+        console.print(tokenizers.run(self.out, chosen(self, tokenizers.Sizes), console.print))
         console.print(f"Read {self.out / 'report.md'}")
 
 
@@ -116,7 +117,7 @@ class Training:
     def run(self) -> None:
         from cogview.studies import training
 
-        console.print(training.run(self.out, _chosen(self, training.Sizes), console.print))
+        console.print(training.run(self.out, chosen(self, training.Sizes), console.print))
         console.print(f"Read {self.out / 'report.md'}")
 
 
@@ -147,7 +148,7 @@ class CogView2:
     def run(self) -> None:
         from cogview.studies import cogview2
 
-        console.print(cogview2.run(self.out, _chosen(self, cogview2.Sizes)))
+        console.print(cogview2.run(self.out, chosen(self, cogview2.Sizes)))
         console.print(f"Read {self.out / 'report.md'}")
 
 
@@ -161,12 +162,10 @@ class Study:
         | Annotated[Tokenizers, tyro.conf.subcommand("tokenizers")]
         | Annotated[Training, tyro.conf.subcommand("training")]
         | Annotated[CogView2, tyro.conf.subcommand("cogview2")]
+        | Annotated[study_uses.Styles, tyro.conf.subcommand("styles")]
+        | Annotated[study_uses.Fashion, tyro.conf.subcommand("fashion")]
+        | Annotated[study_uses.People, tyro.conf.subcommand("people")]
     )
 
     def run(self) -> None:
         self.command.run()
-
-
-def _chosen(command: Any, sizes: type) -> Any:
-    """A study's sizes, as its command has them."""
-    return sizes(**{field.name: getattr(command, field.name) for field in fields(sizes)})
