@@ -44,12 +44,13 @@ def draw_ranked(
     judge.which_draws("captions").encode(captions)
     repeated = [caption for caption in captions for _ in seeds]
     batches = system.code_batches(repeated, how, seeds=list(seeds) * len(captions), update=update)
-    return _ordered(judge, captions, batches, len(seeds), how.batch_size)
+    return ordered(judge, captions, batches, len(seeds), how.batch_size)
 
 
-def _ordered(
+def ordered(
     judge: System, captions: Sequence[str], batches: Iterator[Tensor], count: int, batch_size: int
 ) -> Iterator[Ranked]:
+    """Candidates of each caption, `count` codes one after the other in batches of any size, ordered by the judge."""
     grid = judge.recipe.config.image_grid
     waiting = torch.zeros(0, grid, grid, dtype=torch.int64)
     for caption in captions:

@@ -10,7 +10,9 @@ from cogview.commands.caption import Caption, Rerank
 from cogview.commands.compare import Compare
 from cogview.commands.data import Build, Data
 from cogview.commands.demo import Demo
+from cogview.commands.evaluate import Evaluate
 from cogview.commands.export import Export
+from cogview.commands.features import TrainFeatures
 from cogview.commands.generate import Generate
 from cogview.commands.info import Info
 from cogview.commands.magnify import Magnify
@@ -27,11 +29,13 @@ Command = (
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[TrainFeatures, tyro.conf.subcommand("train-features")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Caption, tyro.conf.subcommand("caption")]
     | Annotated[Rerank, tyro.conf.subcommand("rerank")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Magnify, tyro.conf.subcommand("magnify")]
     | Annotated[Page, tyro.conf.subcommand("page")]
     | Annotated[Study, tyro.conf.subcommand("study")]
@@ -65,7 +69,8 @@ def _run(command: Any) -> None:
         command.run()
     except (KeyboardInterrupt, Interrupted):
         inner = getattr(command, "command", command)
-        resumable = isinstance(command, Study) or isinstance(inner, (Demo, Build, Tokenize, Train))
+        kinds = (Demo, Build, Tokenize, Train, TrainFeatures, Evaluate)
+        resumable = isinstance(command, Study) or isinstance(inner, kinds)
         sys.exit(f"cogview: stopped{'; the same command goes on from here' if resumable else ''}")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         sys.exit(f"cogview: {error}")

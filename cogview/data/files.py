@@ -1,9 +1,10 @@
 """Writing files so that nobody ever sees half of one."""
 
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,12 @@ def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, never half of it."""
     with written_beside(path) as beside:
         beside.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def sha256_of(paths: Sequence[Path]) -> str:
+    """Of a file's bytes; of several files, or of none, of their names and sums in the order of the names."""
+    sums = list[tuple[str, str]]()
+    for path in paths:
+        with open(path, "rb") as file:
+            sums.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+    return sums[0][1] if len(sums) == 1 else hashlib.sha256(json.dumps(sorted(sums)).encode()).hexdigest()

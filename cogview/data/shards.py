@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogview.data.ahead import ahead
-from cogview.data.captions import Captions, none_in, read_captions
+from cogview.data.captions import NO_JSON, Captions, none_in, read_captions, read_object
 from cogview.data.files import written_beside
 from cogview.data.filters import Filters
 from cogview.data.images import MAX_BYTES, MAX_PIXELS, TooLarge, decode_image, open_image, pixels
@@ -195,6 +195,15 @@ class PairDataset:
         for kind, detail in problems:
             self.report.add(kind, self.where(index), detail, sample=index)
         return captions._replace(problems=problems)
+
+    def fields(self, index: int) -> Mapping[str, Any]:
+        """A sample's JSON, which may hold more than captions; nothing where it has none that can be read."""
+        shard, row = self._place(index)
+        try:
+            return read_object(shard.read(row, {JSON: MAX_CAPTION_BYTES}).get(JSON, b"{}"))
+        except ValueError as error:
+            self.report.add(NO_JSON, self.where(index), str(error), sample=index)
+            return {}
 
     def picture_bytes(self, index: int) -> bytes | None:
         """The encoded picture of a sample; None, and an entry in `report`, if it is too large."""

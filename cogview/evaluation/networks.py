@@ -1,0 +1,73 @@
+"""The networks that pictures are seen with, each from a path on disk. Nothing is downloaded, and no file executed."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cogview.config import require
+from cogview.data.files import sha256_of
+from cogview.device import available
+from cogview.evaluation import classifier, encoders
+from cogview.evaluation.classifier import Seen
+
+_AT_ONCE = 32 * 256**2  # pixels
+
+
+@dataclass(frozen=True)
+class Network:
+    """What scores are by; those by another are not comparable with them."""
+
+    name: str
+    sha256: str
+    """Of its file, or of the names and sums of its files."""
+    look: Callable[[Tensor], Seen]
+    """What it sees in pictures uint8 [N, 3, H, W], square ones of any size."""
+    features: int
+    """Numbers of a picture."""
+    classes: int
+    """0: it has none, and there is no Inception Score by it."""
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> "Network":
+        """Of a file of `cogview train-features`, a folder of a vision encoder of transformers, or a file of the weights
+        of Inception that the field compares by. ValueError in one sentence of anything else."""
+        device = available(device)
+        if path.is_dir():
+            files, look = encoders.files_of(path), encoders.vision(path, device)
+        elif path.suffix == ".pth" and path.is_file():
+            files, look = [path], encoders.inception(path, device)
+        else:
+            fits = path.suffix == ".safetensors" and path.is_file()
+            kinds = (
+                "a .safetensors file of cogview train-features, a folder of a vision encoder, or Inception's .pth file"
+            )
+            require(fits, "features", kinds, str(path))
+            files, look = [path], _on(classifier.read(path), device)
+        one = look(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        classes = 0 if one.logits is None else one.logits.shape[1]
+        return cls(path.resolve().name, sha256_of(files), look, one.features.shape[1], classes)
+
+    @torch.no_grad()
+    def see(self, batches: Iterable[Tensor], changes: Sequence[Callable[[Tensor], Tensor]]) -> list[Seen]:
+        """What it sees in pictures of one size, batch after batch, behind each of some changes."""
+        parts: list[list[Seen]] = [[] for _ in changes]
+        for batch in batches:
+            for some in batch.split(max(1, _AT_ONCE // batch[0:1, 0].numel())):
+                for change, seen in zip(changes, parts, strict=True):
+                    seen.append(self.look(change(some)))
+        require(bool(parts[0]), "pictures", "at least one", "none")
+        return [_joined(seen) for seen in parts]
+
+
+def _joined(parts: Sequence[Seen]) -> Seen:
+    features = torch.cat([part.features.float().cpu() for part in parts])
+    logits = [part.logits.float().cpu() for part in parts if part.logits is not None]
+    return Seen(features, torch.cat(logits) if logits else None)
+
+
+def _on(model: torch.nn.Module, device: torch.device) -> Callable[[Tensor], Seen]:
+    model = model.to(device)
+    return torch.no_grad()(lambda pictures: model(pictures.to(device)))
