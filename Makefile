@@ -53,7 +53,7 @@ test-all: test oldest build/triton-3.6.0/done
 	  tests/test_faults.py
 	@$(PIP) install -e '.[wrappers]' --no-build-isolation
 	@$(PY) -m pytest tests/operators/test_wrapped_modules.py
-	@$(PIP) install -e '.[integrations,int8,demo,browser]' --no-build-isolation
+	@$(PIP) install -e '.[integrations,int8,evaluation,demo,browser]' --no-build-isolation
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || \
 	  $(PY) -m playwright install chromium > build/browser.log 2>&1 || \
 	  echo "no Chromium is here or could be installed: the page is not tested in a browser"

@@ -193,6 +193,7 @@ def test_base_needs_torch_alone_and_every_extra_is_used() -> None:
         "int8",
         "demo",  # cogview.commands.page
         "browser",  # tests/integrations/test_page_browser.py
+        "evaluation",  # cogview.evaluation.distances, on demand
         "integrations",
         "wrappers",  # tests/operators/test_wrapped_modules.py
     }

@@ -44,7 +44,7 @@ class TrainFeatures:
 
         require(self.out.suffix == ".safetensors", "out", "a name that ends in .safetensors", str(self.out))
         require(self.pictures >= 20, "pictures", "at least 20", self.pictures)
-        require(16 <= self.side <= 1024, "side", "16 to 1,024 pixels", self.side)
+        require(32 <= self.side <= 1024, "side", "32 to 1,024 pixels", self.side)
         training = TrainConfig(steps=self.steps, seed=self.seed, **classifier.TRAINING)
         check_place(self.out)
         data = PairDataset(self.shards)

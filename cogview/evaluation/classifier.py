@@ -61,7 +61,7 @@ class ClassifierConfig:
         object.__setattr__(self, "classes", tuple(self.classes))  # JSON has lists
         fits = len(set(self.classes)) == len(self.classes) and 2 <= len(self.classes) <= _MOST
         require(fits, "classes", f"2 to {_MOST:,} different ones", len(self.classes))
-        require(16 <= self.side <= 1024, "side", "16 to 1,024 pixels", self.side)
+        require(32 <= self.side <= 1024, "side", "32 to 1,024 pixels", self.side)
         for name in ("width", "features"):
             value = getattr(self, name)
             fits = 0 < value <= 4096 and value % _GROUPS == 0

@@ -49,9 +49,9 @@ def _panels(figures: Mapping[str, Any]) -> list[tuple[str, dict[str, tuple[list[
 
 def _verdict(figures: Mapping[str, Any], drawn: str) -> str:
     fids = {name: f"{row['fid']['0']:.3g}" for name, row in figures["rows"].items()}
-    scale = " and ".join(f"{name} to {fids[name]}" for name in (RECOVERED, OTHERS) if name in fids)
-    network = _shown(figures["network"]["name"])
-    return f"{_shown(drawn)}, of {figures['pictures']:,} captions, comes to an FID-0 of {fids[drawn]} by {network}, {scale}."
+    scale = ", ".join(f"{name} to {fids[name]}" for name in (RECOVERED, OTHERS) if name in fids)
+    count, network = f"{figures['pictures']:,} captions", _shown(figures["network"]["name"])
+    return f"{_shown(drawn)}, of {count}, comes to an FID-0 of {fids[drawn]} by {network}; {scale}."
 
 
 def _page(verdict: str, figures: Mapping[str, Any]) -> str:
@@ -87,9 +87,9 @@ def _legend(figures: Mapping[str, Any]) -> str:
     parts = "of all of them" if splits_of(count) == 1 else f"mean and deviation of {splits_of(count)} parts"
     return f"""FID-k: Fréchet distance to the true pictures of the same {count:,} captions, all of them behind a
 Gaussian filter whose standard deviation is k of {side} pixels (Pillow's radius). IS: Inception Score, {parts}.
-CapLoss: mean over captions, in nats a text token. CMMD: biased estimate, times 1000. Lower is better, of IS higher. What is recovered went
-through the image tokenizer and back, the best that a model of its codes can do; other true pictures are of other
-captions, and say what chance alone comes to."""
+CapLoss: mean over captions, in nats a text token. CMMD: biased estimate, times 1000. Lower is better, of IS higher.
+What is recovered went through the image tokenizer and back, the best that a model of its codes can do; other true
+pictures are of other captions, and say what chance alone comes to."""
 
 
 def _how(figures: Mapping[str, Any]) -> str:
