@@ -1,0 +1,187 @@
+"""Styles measured (CogView paper, section 3.3): a model that knows 200 things, as emoji and in the styles of twelve
+filters, is finetuned to pictures by another hand whose captions tell the style alone; then it draws things in that
+style that the finetuning never showed it there, and some whose pictures it saw without their names.
+
+Two networks trained on true pictures, all of them, say which style and which thing a picture shows.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogview.config import TrainConfig, require
+from cogview.data import decoded
+from cogview.data.shards import PairDataset
+from cogview.data.tokens import TokenDataset
+from cogview.demo import models
+from cogview.demo.demo import IMAGE, TEMPERATURE
+from cogview.demo.things import BACKGROUNDS, FILTERS, PLAIN, STYLES, View, held_out, named, pictures_of, render, things
+from cogview.evaluation import classifier
+from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
+from cogview.recipes.cogview import CogView
+from cogview.recipes.style import Style, drawn, learned
+from cogview.studies import styles_report
+from cogview.studies.shards import png_pairs
+from cogview.system import System
+from cogview.tokenizers.train_image import TRAINING, reconstruct
+from cogview.train.interrupts import Interrupted
+
+BASE, ALL = "gpt", "all"
+SHOWN = 12  # pictures of a row
+_HELD_OUT, _TEXT_PIECES = 500, 700
+_UNNAMED = 0.4  # of the captions of a filter's pictures those that tell the style alone
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the study: pictures drawn of each pair of thing and style that is asked for, and steps."""
+
+    drawn: int
+    image_steps: int
+    base_steps: int
+    style_steps: int
+    judge_steps: int
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            require(value >= 1, name, "at least 1", value)
+
+
+def run(out: Path, sizes: Sizes) -> str:
+    """Does what is not done yet and writes report.md, figures.json and pictures; returns what they come to."""
+    begun = time.monotonic()
+    tokens = _tokens(out, sizes)
+    held = tokens.pop("test")
+    trained = {BASE: models.new(out / BASE, CogView, sizes.base_steps, tokens.pop("train"), held)}
+    for name, data in tokens.items():
+        trained[name] = models.finetuned(out / name, Style, out / BASE, sizes.style_steps, data, held)
+    systems = {name: System.load(out, name=name) for name in trained}
+    judges = Judges.trained(out, systems[BASE], sizes.judge_steps)
+    plain = [View(thing, PLAIN, "white") for thing in things()]
+    figures: dict[str, Any] = {
+        "plain": judges.score(draw(systems[BASE], plain, 1), plain),
+        "true": judges.score(judges.true, judges.views),
+    }
+    rows = list[tuple[str, list[Tensor]]]()
+    for style in STYLES:
+        figures[style] = {}
+        for name, of in {"before": BASE, "own": style, "all": ALL}.items():
+            for kind, views in asked(style).items():
+                pictures = draw(systems[of], views, sizes.drawn)
+                several = [view for view in views for _ in range(sizes.drawn)]
+                figures[style].setdefault(kind, {})[name] = judges.score(pictures, several)
+                if kind == "held out":
+                    rows.append((f"{style}, {name}", list(pictures[:: sizes.drawn][:SHOWN])))
+        rows.append((f"{style}, true, never seen", list(pictures_of(asked(style)["held out"][:SHOWN]))))
+    facts = {
+        "sizes": asdict(sizes),
+        "pairs": {style: len(asked(style)["held out"]) for style in STYLES},
+        "models": {name: models.fact(result) for name, result in trained.items()},
+        "threads": torch.get_num_threads(),
+        "minutes_this_time": (time.monotonic() - begun) / 60,
+    }
+    return styles_report.write(out, facts | {"figures": figures}, rows)
+
+
+def draw(system: System, views: Sequence[View], each: int) -> Tensor:
+    """Of each view `each` pictures, one view after the other."""
+    captions = [named(v.thing) if v.style == PLAIN else drawn(named(v.thing), v.style) for v in views]
+    return system.draw([c for c in captions for _ in range(each)], temperature=TEMPERATURE, batch_size=64)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What says which style pictures are in, any of all, and which thing they show."""
+
+    style: classifier.Classifier
+    thing: classifier.Classifier
+    views: list[View]
+    true: Tensor
+    """The true pictures uint8 [N, 3, S, S] of all views, after the image tokenizer."""
+
+    @classmethod
+    def trained(cls, out: Path, system: System, steps: int) -> "Judges":
+        styles = (PLAIN, *FILTERS, *STYLES)
+        draws = random.Random("judges")
+        views = [
+            View(thing, style, background)
+            for thing, style in product(things(), styles)
+            for background in draws.sample(list(BACKGROUNDS), 2)
+        ]
+        pictures = pictures_of(views)
+        true, _ = reconstruct(system.image, pictures)
+        training, found = TrainConfig(steps=steps, **classifier.TRAINING), {}
+        for kind in ("style", "thing"):
+            labels = [getattr(view, kind) for view in views] * 2
+            path = out / f"judge-{kind}.safetensors"
+            result, found[kind] = classifier.train(path, torch.cat([pictures, true]), labels, training, hold_out=0.05)
+            if not result.finished:
+                raise Interrupted
+        return cls(**found, views=views, true=true)
+
+    @torch.no_grad()
+    def score(self, pictures: Tensor, asked: Sequence[View]) -> dict[str, float]:
+        """Shares of pictures in the style asked for, with the thing asked for, and both."""
+        right = {}
+        for kind, judge in (("style", self.style), ("thing", self.thing)):
+            logits = torch.cat([judge(some).logits for some in pictures.split(256)])
+            named = [judge.config.classes[n] for n in logits.argmax(dim=1).tolist()]
+            right[kind] = torch.tensor([name == getattr(view, kind) for name, view in zip(named, asked, strict=True)])
+        right["both"] = right["style"] & right["thing"]
+        return {name: float(of.float().mean()) for name, of in right.items()} | {"pictures": len(asked)}
+
+
+def asked(style: str) -> dict[str, list[View]]:
+    """In a style: things whose picture in it was held out, and as many whose picture the finetuning saw, nameless."""
+    held = [thing for thing in things() if held_out(thing, style)]
+    seen = random.Random(style).sample([thing for thing in things() if not held_out(thing, style)], len(held))
+    some = {"held out": held, "seen": seen}
+    return {kind: [View(thing, style, "white") for thing in each] for kind, each in some.items()}
+
+
+def _tokens(out: Path, sizes: Sizes) -> dict[str, TokenDataset]:
+    """Of "train" and "test", what the model learns first, of each style, and of all of them."""
+    rows = {**_known(), **{style: _views(style) for style in STYLES}}
+    rows[ALL] = [row for style in STYLES for row in rows[style]]
+    paths = {
+        name: png_pairs(out / "things" / f"{name}.tar", ((render(view), {"en": text}) for view, text in some))
+        for name, some in rows.items()
+    }
+    pairs = {name: PairDataset([path], languages=("en",)) for name, path in paths.items()}
+    every = PairDataset([paths[name] for name in ("train", ALL)], languages=("en",))
+    text, pictures = text_tokenizer(pairs["train"], out, _TEXT_PIECES), decode(every, out, 64)
+    image, _ = image_tokenizer(every, pictures, out, IMAGE, TrainConfig(steps=sizes.image_steps, **TRAINING))
+    found = {name: tokenize_pairs(some, text, image, out / "tokens" / name) for name, some in pairs.items()}
+    decoded.remove(out / "pixels")
+    return found
+
+
+def _known() -> dict[str, list[tuple[View, str]]]:
+    """Views and captions: plain things, and each in the filters' styles, some of which tell the style alone."""
+    draws, rows = random.Random("things"), list[tuple[View, str]]()
+    for thing in things():
+        for background in BACKGROUNDS:
+            rows += [(View(thing, PLAIN, background), named(thing))] * 3
+            for style in FILTERS:
+                text = learned(style) if draws.random() < _UNNAMED else drawn(named(thing), style)
+                rows.append((View(thing, style, background), text))
+    draws.shuffle(rows)
+    return {"train": rows[_HELD_OUT:], "test": rows[:_HELD_OUT]}
+
+
+def _views(style: str) -> list[tuple[View, str]]:
+    rows = [
+        (View(thing, style, background), learned(style))
+        for thing in things()
+        for background in BACKGROUNDS
+        if not held_out(thing, style)
+    ]
+    random.Random(style).shuffle(rows)
+    return rows
