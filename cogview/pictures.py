@@ -3,8 +3,9 @@
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from cogview.config import require
 from cogview.data.files import written_beside
 from cogview.data.images import to_rgb
 from cogview.labels import FONTS, label, printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 FORMATS = {
     ".png": "PNG",
@@ -136,16 +141,10 @@ def curves(
     """Writes a picture of panels side by side, each a title and named (x, y) lines over what `across` says; names are
     shown as they are, and those that end in `dashed` go with the others of their beginning. Many or long names stand
     below, once for all."""
-    from matplotlib import colormaps, font_manager, ticker
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib import colormaps, ticker
     from matplotlib.figure import Figure
 
     require(bool(panels), "panels", "at least one", "none")
-    families = [font_manager.FontProperties(fname=str(font)).get_name() for font in reversed(FONTS)]
-    font_manager.fontManager.addfont(str(FONTS[0]))  # found by its name from here on, for Chinese
-
-    def plainly(text, words: str) -> None:
-        text.set(text=printable(words), parse_math=False, fontfamily=families)
 
     def legend_of(make, lines: list, named: Iterable[str], **how) -> None:
         for text, name in zip(make(lines, ["line"] * len(lines), **how).get_texts(), named, strict=True):
@@ -160,7 +159,7 @@ def curves(
     columns = max(1, min(len(names), int(width * 13 / (longest + 8))))  # 13 letters an inch; the line of one takes 8
     rows = -(-len(names) // columns) if below else 0
     figure = Figure(figsize=(width, 3.6 + 0.19 * rows), dpi=110, layout="constrained")
-    canvas, drawn = FigureCanvasAgg(figure), {}
+    drawn = {}
     for number, (title, lines) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number)
         for name, (x, y) in lines.items():  # held out: in the colour of what it was trained on, dashed
@@ -181,6 +180,27 @@ def curves(
         legend_of(
             figure.legend, list(map(drawn.get, order)), order, loc="outside lower center", ncols=columns, fontsize=8
         )
+    return save_figure(figure, path)
+
+
+def plainly(text: "Text", words: str) -> None:
+    """Words of anybody's, as they are, for a text of a figure."""
+    text.set(text=printable(words), parse_math=False, fontfamily=_families())
+
+
+@cache
+def _families() -> list[str]:
+    from matplotlib import font_manager
+
+    font_manager.fontManager.addfont(str(FONTS[0]))  # found by its name from here on, for Chinese
+    return [font_manager.FontProperties(fname=str(font)).get_name() for font in reversed(FONTS)]
+
+
+def save_figure(figure: "Figure", path: str | Path) -> Path:
+    """Writes a figure in the format of the file's name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # one that no font has is drawn as a box
         canvas.draw()

@@ -14,6 +14,7 @@ from cogview.commands.evaluate import Evaluate
 from cogview.commands.export import Export
 from cogview.commands.features import TrainFeatures
 from cogview.commands.generate import Generate
+from cogview.commands.human import Human
 from cogview.commands.info import Info
 from cogview.commands.magnify import Magnify
 from cogview.commands.page import Page
@@ -37,6 +38,7 @@ Command = (
     | Annotated[Rerank, tyro.conf.subcommand("rerank")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Magnify, tyro.conf.subcommand("magnify")]
+    | Annotated[Human, tyro.conf.subcommand("human")]
     | Annotated[Page, tyro.conf.subcommand("page")]
     | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Export, tyro.conf.subcommand("export")]

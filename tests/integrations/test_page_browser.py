@@ -4,7 +4,6 @@ shows is in build/page, wide and narrow."""
 import io
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
+from browser import SCREENS, chromium  # noqa: F401
 from PIL import Image
 from test_cogview2 import HOW, run  # noqa: F401
 
@@ -27,25 +27,9 @@ from cogview.page import Models
 from cogview.pictures import image_of
 
 gr: Any = pytest.importorskip("gradio")
-playwright: Any = pytest.importorskip("playwright.sync_api")
 
 SHOTS = Path(__file__).parents[2] / "build" / "page"
-SCREENS = {
-    "wide": {"viewport": {"width": 1280, "height": 900}},
-    "narrow": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2},
-}
 SECONDS = 60_000  # thousandths of them: how long anything may take
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        here = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        if here is None and not Path(started.chromium.executable_path).exists():
-            pytest.skip("no Chromium here: apt-get install chromium, or playwright install chromium")
-        browser = started.chromium.launch(executable_path=here, args=["--enable-unsafe-swiftshader"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +65,7 @@ def address(run, tmp_path_factory) -> Iterator[str]:  # noqa: F811
 
 
 @pytest.fixture(params=SCREENS)
-def page(request, chromium, address) -> Iterator[Any]:
+def page(request, chromium, address) -> Iterator[Any]:  # noqa: F811
     """The page, as it is opened; nothing is asked of other hosts."""
     SHOTS.mkdir(parents=True, exist_ok=True)
     context = chromium.new_context(**SCREENS[request.param])
