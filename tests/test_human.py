@@ -27,23 +27,39 @@ CAPTIONS = [
     "six",
 ]
 MODELS = {"CogView": (40, 64), "Some GAN": (90, 64), "truth": (140, 64), "enlarged": (190, 128)}  # grey, side
-ASKED = ["--count", "4", "--evaluators", "6"]
+ASKED = ["--count", "4", "--evaluators", "6", "--seed", "0"]
 Given = dict
 
 
-@pytest.fixture
-def there(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
     """Folders of pictures, each of the grey of its model plus its number, and captions."""
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path_factory.mktemp("drawn")
     for name, (grey, side) in MODELS.items():
-        (tmp_path / name).mkdir()
+        (folder / name).mkdir()
         for number in range(1, len(CAPTIONS) + 1):
             said = PngImagePlugin.PngInfo()
             said.add_text("Software", name)
             image = image_of(torch.full((3, side, side), grey + number, dtype=torch.uint8))
-            image.save(tmp_path / name / f"{number:03d}-1-of-{name}.png", pnginfo=said)
-    (tmp_path / "captions.txt").write_text("\n\n".join(CAPTIONS), encoding="utf-8")
-    return tmp_path
+            image.save(folder / name / f"{number:03d}-1-of-{name}.png", pnginfo=said)
+    (folder / "captions.txt").write_text("\n\n".join(CAPTIONS), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def there(drawn, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (*MODELS, "captions.txt"):
+        Path(name).symlink_to(drawn / name)
+
+
+@pytest.fixture(scope="module")
+def key(drawn, tmp_path_factory) -> Path:
+    """Of a form of four captions for six."""
+    models = {name: drawn / name for name in ("CogView", "Some GAN", "truth")}
+    path = tmp_path_factory.mktemp("form") / "key.json"
+    Form(CAPTIONS, models, count=4, evaluators=6, seed=0).write(path.parent / "human", path)
+    return path
 
 
 def form(*more: str) -> Key:
@@ -125,12 +141,13 @@ def test_everybody_sees_a_picture_of_each_model_in_an_order_of_their_own(there):
     orders = Counter(tuple(key.pictures[n].model for n in some) for shown in key.shown for some in shown)
     assert len(orders) > 3  # of 6, in 24 draws
     assert len({json.dumps(shown) for shown in key.shown}) > 4  # of 6, each one of 1,296
-    again = Form(CAPTIONS, {name: Path(name) for name in key.models}, None, 4, 6)
+    again = Form(CAPTIONS, {name: Path(name) for name in key.models}, None, 4, 6, seed=0)
     assert again.write(Path("again"), Path("again.json")) == key
     assert (Path("again") / "index.html").read_bytes() == Path("runs/human/index.html").read_bytes()
     other = Form(CAPTIONS, {name: Path(name) for name in key.models}, None, 4, 6, seed=1)
     assert other.write(Path("other"), Path("other.json")).shown != key.shown
-    more = Form(CAPTIONS, {name: Path(name) for name in key.models}, None, 4, 8)
+    assert len({Form(CAPTIONS, other.models, count=4).seed for _ in range(9)}) == 9
+    more = Form(CAPTIONS, {name: Path(name) for name in key.models}, None, 4, 8, seed=0)
     assert more.write(Path("more"), Path("more.json")).shown[:6] == key.shown
 
 
@@ -259,7 +276,8 @@ def test_answers_with_known_means(there, capsys):
 
 def test_who_is_dropped_and_why(there):
     """Over 80 % have to agree: 4 of 5 are not enough. Of several with the highest score any agrees."""
-    key = Form(CAPTIONS, {"a": Path("CogView"), "b": Path("truth")}, None, 5, 6).write(Path("f"), Path("k.json"))
+    models = {"a": Path("CogView"), "b": Path("truth")}
+    key = Form(CAPTIONS, models, count=5, evaluators=6, seed=0).write(Path("form"), Path("key.json"))
     same = judged(key, 1, lambda picture: 3)
     same["answers"][0]["best"] = key.shown[0][0][1]
     four, all_five, holes, hole = (judged(key, e, lambda p: 2 + (p.model == "a")) for e in (2, 3, 4, 5))
@@ -364,11 +382,11 @@ OF = ["answers", 0, "scores", "first"]
         (change(["answers", 3, "best"], [1]), r"expected one of the pictures .* or null as the best .*, got \[1\]"),
     ],
 )
-def test_answers_that_are_none(there, changed, said):
-    key = form()
-    path = saved(changed(judged(key, 1)), "x.json")
+def test_answers_that_are_none(key, tmp_path, monkeypatch, changed, said):
+    monkeypatch.chdir(tmp_path)
+    saved(changed(judged(Key.read(key), 1)), "x.json")
     with pytest.raises(SystemExit, match=f"cogview: answers: {said}"):
-        cli.main(["human", "results", str(path), "--key", "runs/human-key.json", "--out", "results"])
+        cli.main(["human", "results", "x.json", "--key", str(key), "--out", "results"])
     assert not Path("results").exists()
 
 
@@ -383,11 +401,11 @@ def test_answers_that_are_none(there, changed, said):
         (b" " * (4 << 20) + b"{}", "expected at most 4,194,304 bytes, got 'more in x.json'"),
     ],
 )
-def test_files_that_are_no_answers(there, data, said):
-    form()
+def test_files_that_are_no_answers(key, tmp_path, monkeypatch, data, said):
+    monkeypatch.chdir(tmp_path)
     Path("x.json").write_bytes(data)
     with pytest.raises(SystemExit, match=f"cogview: answers: {said}"):
-        cli.main(["human", "results", "x.json", "--key", "runs/human-key.json"])
+        cli.main(["human", "results", "x.json", "--key", str(key)])
 
 
 def test_answers_twice_and_keys_that_are_none(there):

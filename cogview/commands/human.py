@@ -32,18 +32,20 @@ class Form:
     """Captions, taken at random."""
     evaluators: int = 72
     """People who are asked, with numbers from 1 on; each sees the models in an order of their own."""
-    seed: int = 0
-    """Of the captions, the orders and the halves."""
+    seed: Annotated[int | None, option("INT", "drawn, and kept in the key")] = None
+    """Of the captions, the orders and the halves: the same seed makes the same form. Evaluators must not know it, who
+    could find the models by it."""
 
     def run(self) -> None:
         from cogview.human import form
 
         models = [_named(text, "models") for text in self.models]
-        doubled = len({name for name, _ in models}) == len(models)
-        require(doubled, "models", "names that differ", [name for name, _ in models])
+        differ = len({name for name, _ in models}) == len(models)
+        require(differ, "models", "names that differ", [name for name, _ in models])
         captions = [caption for _, caption in read_captions(self.captions_file)]
         ab = None if self.ab is None else _named(self.ab, "ab")
-        asked = form.Form(captions, dict(models), ab, self.count, self.evaluators, self.seed)
+        drawn = {} if self.seed is None else {"seed": self.seed}
+        asked = form.Form(captions, dict(models), ab, self.count, self.evaluators, **drawn)
         key = self.out.with_name(f"{self.out.name}-key.json") if self.key is None else self.key
         made = asked.write(self.out, key)
         console.print(

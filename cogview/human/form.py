@@ -4,9 +4,10 @@ import hashlib
 import json
 import random
 import re
+import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cogview.config import require
@@ -40,7 +41,8 @@ class Form:
     count: int = 50
     """Captions, taken at random."""
     evaluators: int = 72
-    seed: int = 0
+    seed: int = field(default_factory=lambda: secrets.randbits(63))
+    """Not known to evaluators, who could find the models by it."""
 
     def __post_init__(self):
         require(len(self.models) >= 2, "models", "at least two", list(self.models))
@@ -75,7 +77,7 @@ class Form:
             made = Path(beside) / "form"
             content = json.dumps([texts, shown, _copy(files, made / "pictures")])
             name = hashlib.sha256(content.encode()).hexdigest()[:16]
-            found = Key(name, list(self.models), ab, texts, shown, pictures)
+            found = Key(name, list(self.models), ab, texts, shown, pictures, self.seed)
             with written_beside(made / "index.html") as page:
                 page.write_text(page_of(found), encoding="utf-8")
             found.write(key)

@@ -23,6 +23,13 @@ class Picture(NamedTuple):
     enlarged: bool = False
 
 
+class Plan(NamedTuple):
+    """As `Key` has them."""
+
+    pictures: dict[int, Picture]
+    shown: list[list[list[int]]]
+
+
 @dataclass(frozen=True)
 class Key:
     form: str
@@ -34,6 +41,8 @@ class Key:
     shown: list[list[list[int]]]
     """Numbers of pictures, in the order in which evaluator e + 1 sees those of caption c: shown[e][c]."""
     pictures: dict[int, Picture]
+    seed: int
+    """Of all draws: who knows it can tell the models."""
 
     def __post_init__(self):
         for numbers in self.shown:
@@ -57,8 +66,8 @@ class Key:
             raise ValueError(f"key: expected the key that `cogview human form` wrote, got {str(path)!r}") from error
 
 
-def plan(captions: int, models: Sequence[str], ab: str | None, evaluators: int, seed: int) -> tuple[Any, Any]:
-    """Pictures by their numbers, from 1 on in random order, and who is shown them, as `Key` has them.
+def plan(captions: int, models: Sequence[str], ab: str | None, evaluators: int, seed: int) -> Plan:
+    """Of so many captions and evaluators; pictures have numbers from 1 on, in random order.
 
     The order of the models is drawn for each evaluator and caption. ab: evaluators and captions are divided at random
     into halves Ea, Eb and Ca, Cb; this model's pictures of Ca come without super-resolution to Ea and with it to Eb,
@@ -79,7 +88,7 @@ def plan(captions: int, models: Sequence[str], ab: str | None, evaluators: int, 
             some = [numbers[Picture(caption, model, model == ab and enlarged)] for model in models]
             seen.append(order.sample(some, len(some)))
         shown.append(seen)
-    return {number: picture for picture, number in numbers.items()}, shown
+    return Plan({number: picture for picture, number in numbers.items()}, shown)
 
 
 def read_object(path: Path, name: str, most: int) -> dict[str, Any]:

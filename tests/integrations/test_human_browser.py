@@ -31,7 +31,7 @@ def made(tmp_path_factory) -> tuple[Path, Key]:
             torch.manual_seed(10 * n + number)
             image = image_of(torch.randint(256, (3, 8, 8), dtype=torch.uint8)).resize((64, 64))
             image.save(folder / name / f"{number}.png")
-    form = Form(CAPTIONS, {name: folder / name for name in LEVELS}, count=2, evaluators=3)
+    form = Form(CAPTIONS, {name: folder / name for name in LEVELS}, count=2, evaluators=3, seed=0)
     return folder, form.write(folder / "human", folder / "key.json")
 
 
