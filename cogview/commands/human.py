@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from cogview.commands.console import console
-from cogview.commands.generate import read_captions
+from cogview.commands.prompts import read_captions
 from cogview.commands.presets import option
 from cogview.config import require
 
