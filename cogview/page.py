@@ -16,22 +16,24 @@ from PIL import Image
 from torch import Tensor
 
 from cogview import completion
+from cogview.bilingual import LANGUAGES
 from cogview.cogview2 import CogView2, Settings
 from cogview.config import require
 from cogview.data.captions import blank
 from cogview.data.images import to_rgb
 from cogview.editing import AROUND, surrounding
-from cogview.inputs import BadCaption, whole
+from cogview.inputs import BadCaption, images, whole
 from cogview.pictures import image_of
 from cogview.progress import Sum
-from cogview.reranking import Ranked, draw_ranked
+from cogview.recipes.coglm import CogLMCaption
 from cogview.sampling import check_seeds
-from cogview.system import System
+from cogview.system import Described, Ranked, System
 
 Update = Callable[[float, str], None]
 """Is told what share is done, and what is being done."""
 MAX_PIXELS = 1 << 24  # of a picture that is edited; each result is as large, and a PNG
 PAINTED = 768  # pixels of the longer side of the copy that people paint on
+_WORDS: dict[str, Any] = {"temperature": 0.7, "top_k": 200}  # of captions, as `cogview caption` draws them
 _OPAQUE = 64  # of 255: from here on a stroke counts
 
 
@@ -44,7 +46,15 @@ class Drawn(NamedTuple):
     candidates: list[Shown]
     """The best first, where the run has a model that ranks them."""
     pictures: list[Shown]
-    """The first of these, larger where the run has a model for that; none while they are being drawn."""
+    """The first of these, larger where the run has a model for that; none while they are chosen and enlarged."""
+    said: str
+
+
+class Captioned(NamedTuple):
+    pictures: list[Shown]
+    """The square that was cut out, and what the image tokenizer leaves of it."""
+    captions: list[Described]
+    """The lowest CapLoss first; none while they are being drawn."""
     said: str
 
 
@@ -62,7 +72,7 @@ class Models:
     how: Settings = field(default_factory=Settings)
     """How each stage draws; `lens` as direct does."""
     judge: System | None = None
-    """Ranks them."""
+    """Ranks them, and captions pictures."""
     cogview2: CogView2 | None = None
     """Edits, and enlarges where it has its other stages."""
     lens: System | None = None
@@ -82,19 +92,32 @@ class Models:
     def enlarge(self) -> bool:
         return self.lens is not None or (self.cogview2 is not None and self.cogview2.direct is not None)
 
+    @property
+    def as_drawn(self) -> bool:
+        """Whether what is drawn stays as it is: neither ranked nor enlarged."""
+        return self.judge is None and not self.enlarge
+
+    @property
+    def languages(self) -> list[str]:
+        """Which captions can be asked for in; none where the model chooses."""
+        recipe = None if self.judge is None else self.judge.recipe.drawing("captions")
+        return list(LANGUAGES) if isinstance(recipe, CogLMCaption) else []
+
     def work(self, candidates: int, count: int) -> int:
         """Cells to be drawn."""
         if self.cogview2 is not None:
             return self.cogview2.work(1, count, candidates)
         return (candidates + (0 if self.lens is None else 4 * count)) * self.base.recipe.config.image_tokens
 
-    def candidates(self, caption: str, seeds: Sequence[int], update: Callable[[int], None]) -> Ranked:
-        """In the order of CapLoss; without a judge in that of the seeds, and CapLoss is NaN."""
-        about: dict[str, Any] = {"seeds": seeds, "update": update}
-        if self.judge is not None:
-            return next(draw_ranked(self.base, self.judge, [caption], self.how.base, **about))
-        codes = torch.cat(list(self.base.code_batches([caption] * len(seeds), self.how.base, **about)))
-        return Ranked(codes, torch.full((len(seeds),), torch.nan), torch.arange(len(seeds)))
+    def candidates(self, caption: str, seeds: Sequence[int], update: Callable[[int], None]) -> Iterator[Tensor]:
+        """Small codes [b, h, w], a batch after the other."""
+        return self.base.code_batches([caption] * len(seeds), self.how.base, seeds=seeds, update=update)
+
+    def ranked(self, caption: str, codes: Tensor) -> Ranked:
+        """Candidates in the order of CapLoss; without a judge in their own, and CapLoss is NaN."""
+        if self.judge is None:
+            return Ranked(torch.arange(len(codes)), torch.full((len(codes),), torch.nan))
+        return self.judge.rerank(caption, codes, batch_size=self.how.base.batch_size)
 
     def enlarged(self, caption: str, codes: Tensor, seeds: Sequence[int], told: Sum) -> Tensor:
         """uint8 [n, 3, H, W] of small codes [n, h, w], as `generate` makes them of these seeds."""
@@ -116,34 +139,69 @@ def draw(
     seed: int = 0,
     update: Update = lambda share, doing: None,
 ) -> Iterator[Drawn]:
-    """Many small pictures of a caption, then the best `count` of them, larger. candidates: default as many."""
+    """Many small pictures of a caption, a batch after the other, all of them in their order, then the best `count`,
+    larger. candidates: default as many."""
     caption, seeds = _asked(models, caption, candidates, count, seed)
     begun, total, doing = time.monotonic(), models.work(len(seeds), count), f"drawing {_several(len(seeds), 'picture')}"
     told = Sum(lambda cells: update(min(1.0, cells / total), doing))
     update(0.0, doing)
-    found = models.candidates(caption, seeds, told.part())
-    names = [f"seed {s}" for s in seeds] if models.judge is None else _scores(found.caploss)
-    small = _shown(models.base.pictures(found.codes), names)
+    codes, small = list[Tensor](), list[Shown]()
+    for part in models.candidates(caption, seeds, told.part()):
+        codes.append(part)
+        small = [*small, *_shown(models.base.pictures(part), [f"seed {s}" for s in seeds[len(small) :]])]
+        said = f"{len(small)} of {_several(len(seeds), 'picture')} drawn …"
+        yield Drawn(small, small if models.as_drawn else [], said)
+    ranking = models.ranked(caption, torch.cat(codes))
+    order = ranking.order.tolist()
+    if models.judge is not None:
+        scores = _scores(ranking.caploss)
+        small = [Shown(small[n].picture, scores[n]) for n in order]
     if models.enlarge:
         doing = f"enlarging {'the best of them' if models.judge is not None else 'them'}"
         yield Drawn(small, [], f"{doing.capitalize()} …")
-    chosen = [seeds[n] for n in found.order[:count].tolist()]
-    larger = models.enlarged(caption, found.codes[:count], chosen, told)
-    yield Drawn(small, _shown(larger, names), f"{_several(count, 'picture')} in {_seconds(begun)}.")
+    chosen = order[:count]
+    larger = models.enlarged(caption, torch.cat(codes)[chosen], [seeds[n] for n in chosen], told)
+    pictures = _shown(larger, [one.below for one in small])
+    yield Drawn(small, pictures, f"{_several(count, 'picture')} in {_seconds(begun)}.")
 
 
-def opened(path: Path | None) -> Tensor:
-    """uint8 [3, H, W] of an uploaded picture, as large as it is; [4, H, W] with transparency."""
+def describe(
+    models: Models,
+    path: Path | None,
+    count: int = 1,
+    language: str | None = None,
+    seed: int = 0,
+    update: Update = lambda share, doing: None,
+) -> Iterator[Captioned]:
+    """What the model sees of a picture, then the captions among `count` drawn ones that are not the same, as `cogview
+    caption` draws them. language: of `models.languages`."""
+    assert models.judge is not None
+    given, judge = opened(path, exact=False), models.judge
+    count, seed, begun = _whole(count, "captions", 1), _whole(seed, "seed", 0), time.monotonic()
+    doing = f"writing {_several(count, 'caption')}"
+    update(0.0, doing)
+    square = images(given, judge.side)
+    codes, cut = judge.tokenize(square), _cut(given, judge.side)
+    pictures = _shown(torch.cat([square, judge.pictures(codes)]), ["cut out", "as the model sees it"])
+    yield Captioned(pictures, [], f"{cut} {doing.capitalize()} …")
+    about: dict[str, Any] = {"seed": seed, "language": language, "batch_size": models.how.base.batch_size}
+    (found,) = judge.describe(codes, count, **about, **_WORDS)
+    several = _several(len(found), "caption") if found else "No caption: the model ends it at once,"
+    yield Captioned(pictures, found, f"{cut} {several} in {_seconds(begun)}.")
+
+
+def opened(path: Path | None, exact: bool = True) -> Tensor:
+    """uint8 [3, H, W] of an uploaded picture, as large as it is. exact: to be edited, [4, H, W] with transparency."""
     if path is None:
         raise ValueError("Open a picture first.")
     try:
-        given = whole(path, exact=True)
+        given = whole(path, exact=exact)
     except ValueError as error:
         reason = str(error).removeprefix(f"{path}: ").removeprefix("image: ")
         raise ValueError(f"The file {path.name}: {reason}") from error
     height, width = given.shape[1:]
     most = f"a picture of at most {MAX_PIXELS / 1e6:.0f} million pixels"
-    require(height * width <= MAX_PIXELS, f"The file {path.name}", most, f"{width} x {height}")
+    require(not exact or height * width <= MAX_PIXELS, f"The file {path.name}", most, f"{width} x {height}")
     return given
 
 
@@ -228,6 +286,14 @@ def _asked(models: Models, caption: str, candidates: int | None, count: int, see
     for model in models.all:
         model.encode(caption)
     return caption, check_seeds(range(first, first + drawn), drawn)
+
+
+def _cut(given: Tensor, side: int) -> str:
+    """How a picture becomes the square of `side` pixels that a model takes."""
+    height, width = given.shape[1:]
+    short = min(height, width)
+    part = "The whole picture" if height == width else f"The middle {short} x {short} of {width} x {height} pixels"
+    return f"{part}{'' if short == side else f', brought to {side} x {side}'}."
 
 
 def _whole(value: Any, name: str, least: int) -> int:

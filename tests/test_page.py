@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import socket
 import sys
 from typing import Any
@@ -15,9 +16,11 @@ from test_data_pairs import run as pairs  # noqa: F401
 
 from cogview import cli, completion, page
 from cogview.cogview2 import CogView2
-from cogview.commands.page import TABS, Page
+from cogview.commands.page import Page
+from cogview.commands.page_tabs import TABS
 from cogview.commands.stages import Run
-from cogview.page import Models, draw, edit, opened, painted, sentence, to_paint_on
+from cogview.inputs import images
+from cogview.page import Models, describe, draw, edit, opened, painted, sentence, to_paint_on
 from cogview.pictures import image_of
 from cogview.system import System
 
@@ -59,9 +62,14 @@ def pixels(pictures: list[page.Shown]) -> torch.Tensor:
 
 def test_pictures_are_those_of_the_command(models):
     told: list[tuple[float, str]] = []
-    first, last = draw(models, " a fox ", 5, 2, 7, lambda *what: told.append(what))
+    *drawing, first, last = draw(models, " a fox ", 5, 2, 7, lambda *what: told.append(what))
     (expected,) = models.cogview2.draw(["a fox"], HOW, count=2, candidates=5, seed=7)
-    assert (len(first.candidates), first.pictures) == (5, [])
+    assert [len(one.candidates) for one in drawing] == [2, 4, 5]  # by batches, before they are ranked
+    assert [one.below for one in drawing[-1].candidates] == [f"seed {seed}" for seed in range(7, 12)]
+    assert [one.said for one in drawing] == [f"{n} of 5 pictures drawn …" for n in (2, 4, 5)]
+    assert all(one.pictures == [] for one in (*drawing, first))
+    before, after = (sorted(map(bytes, pixels(one.candidates).numpy())) for one in (drawing[-1], first))
+    assert before == after
     assert torch.equal(pixels(last.pictures), models.base.pictures(expected.fine))
     assert torch.equal(pixels(last.candidates[:2]), models.base.pictures(expected.small))
     assert torch.equal(pixels(first.candidates), pixels(last.candidates))
@@ -74,7 +82,7 @@ def test_pictures_are_those_of_the_command(models):
 
 def test_small_pictures_alone(models):
     base = Models.of(dataclasses.replace(models.cogview2, direct=None, iterative=None), HOW)
-    (found,) = draw(base, "a fox", 3, 1)
+    *_, found = draw(base, "a fox", 3, 1)
     assert torch.equal(pixels(found.pictures), pixels(found.candidates[:1]))
     assert found.said.startswith("1 picture in ")
 
@@ -82,9 +90,11 @@ def test_small_pictures_alone(models):
 def test_a_run_of_cogview(older):
     models = Page(Run(older)).load()
     assert [model.recipe.name for model in models.all] == ["cogview", "caption", "superresolution"]
-    assert [tab.title for tab in TABS if tab.there(models)] == ["Text to picture"]
+    assert [tab.title for tab in TABS if tab.there(models)] == ["Text to picture", "Picture to text"]
+    alone = dataclasses.replace(models, judge=None, lens=None)
+    assert [tab.title for tab in TABS if tab.there(alone)] == ["Text to picture"]
     told: list[float] = []
-    first, last = draw(models, "picture number 1", 4, 2, 5, lambda share, _: told.append(share))
+    *_, first, last = draw(models, "picture number 1", 4, 2, 5, lambda share, _: told.append(share))
     assert (told, told[-1]) == (sorted(told), 1.0)
     assert not first.pictures
     small = pixels(last.candidates)
@@ -92,8 +102,8 @@ def test_a_run_of_cogview(older):
     assert len(judged.order) == 4
     assert all(one.below.startswith("CapLoss ") for one in last.candidates)
     assert [one.picture.size for one in last.pictures] == [(64, 64), (64, 64)]
-    alone = dataclasses.replace(models, judge=None, lens=None)
-    (found,) = draw(alone, "picture number 1", None, 4, 5)
+    first, found = draw(alone, "picture number 1", None, 4, 5)
+    assert first.pictures == first.candidates == found.candidates  # shown as they are drawn
     drawn = System.load(older, draws="pictures").draw(["picture number 1"] * 4, seeds=[5, 6, 7, 8], temperature=0.9)
     assert torch.equal(pixels(found.pictures), drawn)
     assert sorted(map(hash, map(bytes, small.numpy()))) == sorted(map(hash, map(bytes, drawn.numpy())))
@@ -110,8 +120,53 @@ def test_what_a_run_has_is_taken(run, tmp_path, capsys):  # noqa: F811
     assert len(Page(Run(run, stages=2)).load().all) == 2
     models = Page(Run(run), settings="published").load()
     assert models.how.base.clusters.top == 16
-    assert [tab.title for tab in TABS if tab.there(models)] == ["Text to picture", "Edit"]
+    assert [tab.title for tab in TABS if tab.there(models)] == ["Text to picture", "Picture to text", "Edit"]
     assert "iterative: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_captions_are_those_of_the_command(models, given, language):
+    path, picture = given
+    told: list[tuple[float, str]] = []
+    first, last = describe(models, path, 5, language, 3, lambda *what: told.append(what))
+    (expected,) = models.judge.describe(picture, 5, seed=3, language=language, temperature=0.7, top_k=200)
+    assert last.captions == expected
+    assert len(expected) > 1
+    assert [one.caploss for one in last.captions] == sorted(one.caploss for one in last.captions)
+    square = images(picture, 32)
+    assert torch.equal(pixels(last.pictures), torch.cat([square, models.judge.pictures(models.judge.tokenize(square))]))
+    assert (first.captions, first.pictures) == ([], last.pictures)
+    cut = "The middle 90 x 90 of 120 x 90 pixels, brought to 32 x 32."
+    assert first.said == f"{cut} Writing 5 captions …"
+    assert last.said.startswith(f"{cut} {len(expected)} captions in ")
+    assert told == [(0.0, "writing 5 captions")]
+
+
+def test_pictures_of_any_kind_are_captioned(older, tmp_path):
+    models, judge = Page(Run(older)).load(), System.load(older, draws="captions")
+    assert models.languages == []
+    Image.new("LA", (50, 50), (9, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((judge.side, judge.side), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("L", (5000, 4000), 7).save(tmp_path / "large.jpg")  # larger than one that is edited may be
+    for name, cut in (
+        ("clear.png", f"The whole picture, brought to {judge.side} x {judge.side}."),
+        ("deep.png", "The whole picture."),
+        ("large.jpg", f"The middle 4000 x 4000 of 5000 x 4000 pixels, brought to {judge.side} x {judge.side}."),
+    ):
+        _, found = describe(models, tmp_path / name, 2)
+        assert found.said.startswith(cut)
+        assert found.captions == judge.describe(tmp_path / name, 2, temperature=0.7)[0]
+    assert bool((pixels(found.pictures)[0] == 7).all())
+    with pytest.raises(ValueError, match="language: expected none with recipe caption"):
+        list(describe(models, tmp_path / "clear.png", 2, "en"))
+
+
+def test_a_model_may_say_nothing(older, given, monkeypatch):
+    models = Page(Run(older)).load()
+    monkeypatch.setattr(System, "describe", lambda *given, **how: [[]])
+    _, found = describe(models, given[0])
+    assert re.fullmatch(r"The middle 90 x 90 .* No caption: the model ends it at once, in [\d.]+ s\.", found.said)
+    assert found.captions == []
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 0.25])
@@ -170,6 +225,11 @@ def test_what_is_wrong_is_said(models, given, tmp_path):
         (lambda: next(draw(models, "a fox", 2, 1, -1)), "Seed: expected a whole number, at least 0, got -1."),
         (lambda: next(draw(models, "a fox", 2, 1, 1.5)), "Seed: expected a whole number"),  # type: ignore[arg-type]
         (lambda: next(draw(models, "a fox", 2, 1, 2**63 - 1)), "Seeds: expected whole numbers from 0 to 2^63 - 1"),
+        (lambda: next(describe(models, None)), "Open a picture first."),
+        (lambda: next(describe(models, tmp_path / "cut.png")), "The file cut.png: not a readable picture ("),
+        (lambda: next(describe(models, path, 0)), "Captions: expected a whole number, at least 1, got 0."),
+        (lambda: next(describe(models, path, 1, None, -1)), "Seed: expected a whole number, at least 0, got -1."),
+        (lambda: list(describe(models, path, 1, "fr")), "Language: expected en or zh, got 'fr'."),
         (lambda: edit(models, None, [], "a fox"), "Open a picture first."),
         (lambda: edit(models, path, [], "a fox"), "Nothing is painted: paint over"),
         (lambda: edit(models, path, strokes(picture, 0, 0, 0, 0), "a fox"), "Nothing is painted: paint over"),

@@ -1,5 +1,5 @@
-"""`cogview page` as people use it: a browser draws, opens a picture, paints on it and has that drawn anew. What it
-shows is in build/page, wide and narrow."""
+"""`cogview page` as people use it: a browser draws, has a picture captioned, paints on one and has that drawn anew.
+What it shows is in build/page, wide and narrow."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from PIL import Image
 from test_cogview2 import HOW, run  # noqa: F401
 
 from cogview.cogview2 import CogView2
-from cogview.commands.page import laid_out
+from cogview.commands.page_tabs import laid_out
 from cogview.page import Models
 from cogview.pictures import image_of
 
@@ -127,6 +127,49 @@ def test_pictures_appear(page, run):  # noqa: F811
     page.shot("3-one")
 
 
+_WATCH = """() => {
+    const labels = () => [...document.querySelectorAll(".small .caption-label")].map(one => one.innerText)
+    window.seen = []
+    new MutationObserver(() => window.seen.push(labels())).observe(document.body, {childList: true, subtree: true})
+}"""
+
+
+def test_candidates_appear_as_they_are_drawn(page):
+    write(page, "a fox")
+    page.get_by_label("number input for Pictures to choose from").locator("visible=true").fill("64")
+    page.evaluate(_WATCH)
+    press(page, "Draw")
+    notes(page, r"2 pictures in [\d.]+ s\.")
+    before = [names for names in page.evaluate("window.seen") if names and all(n.startswith("seed ") for n in names)]
+    assert 8 <= min(map(len, before)) < 64
+    assert all(names == [f"seed {n}" for n in range(len(names))] for names in before)
+
+
+@pytest.mark.parametrize("language", ["English", "Chinese"])
+def test_a_picture_is_captioned(page, tmp_path, language):
+    tab(page, "Picture to text").click()
+    press(page, "Caption")
+    notes(page, r"Open a picture first\.")
+    picture = torch.zeros(3, 90, 120, dtype=torch.uint8)
+    picture[0, :, 60:] = 255
+    image_of(picture).save(tmp_path / "given.png")
+    page.locator("input[type=file]").locator("nth=0").set_input_files(tmp_path / "given.png")
+    page.get_by_text("given.png").locator("visible=true").wait_for()
+    page.get_by_label(language).check()
+    press(page, "Caption")
+    notes(page, r"The middle 90 x 90 of 120 x 90 pixels, brought to 32 x 32\. [1-4] captions? in [\d.]+ s\.")
+    square, seen = shown(page, "What the model sees")
+    assert square.size == seen.size == (32, 32)
+    assert (square.getpixel((2, 9)), square.getpixel((29, 9))) == ((0, 0, 0), (255, 0, 0))
+    texts = page.locator(".said li span").all_inner_texts()
+    losses = [float(text.removeprefix("CapLoss ")) for text in texts]
+    assert 1 <= len(losses) <= 4
+    assert losses == sorted(losses)
+    page.shot(f"8-captioned-{language}")
+    page.get_by_role("button", name="Clear").locator("visible=true").first.click()
+    page.locator(".said li").first.wait_for(state="hidden")
+
+
 def test_what_is_wrong_is_a_sentence(page, tmp_path):
     write(page, "лиса")
     press(page, "Draw")
@@ -144,7 +187,7 @@ def test_what_is_wrong_is_a_sentence(page, tmp_path):
     press(page, "Draw anew")
     notes(page, r"Open a picture first\.")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    page.locator("input[type=file]").first.set_input_files(tmp_path / "broken.png")
+    page.locator("input[type=file]").last.set_input_files(tmp_path / "broken.png")
     notes(page, r"The file broken\.png: not a readable picture")
     page.shot("5-broken")
 
@@ -155,7 +198,7 @@ def test_a_part_is_drawn_anew(page, tmp_path):
     picture = torch.randint(256, (3, 30, 42), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     picture = picture.repeat_interleave(10, 1).repeat_interleave(10, 2)
     image_of(picture).save(tmp_path / "given.png")
-    page.locator("input[type=file]").first.set_input_files(tmp_path / "given.png")
+    page.locator("input[type=file]").last.set_input_files(tmp_path / "given.png")
     canvas = page.locator("canvas").first
     canvas.wait_for()
     write(page, "a red car")
@@ -191,5 +234,5 @@ def test_a_part_is_drawn_anew(page, tmp_path):
 def test_one_request_at_a_time(run):  # noqa: F811
     page = laid_out(gr, Models.of(CogView2.load(run), HOW))
     answers = [function for function in page.fns.values() if function.concurrency_id == "models"]
-    assert len(answers) == 2
+    assert len(answers) == 3
     assert all(function.concurrency_limit == 1 for function in answers)
