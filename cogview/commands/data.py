@@ -134,15 +134,18 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Pack:
-    """Pack a folder of captioned pictures into tar shards; the pictures' bytes stay as they are."""
+    """Pack captioned pictures, a folder or an archive as it was downloaded, into tar shards; the pictures' bytes stay
+    as they are."""
 
     folder: tyro.conf.Positional[Path]
-    """Pictures at any depth. Captions: a table, or a .txt or .json beside each picture, with its name."""
+    """Pictures at any depth, or a .zip, .tar or .tar.gz of them, which is not unpacked. Captions: a table, or in a
+    folder a .txt or .json beside each picture, with its name."""
     out: Path
     """Folder for the shards; those that the same folder was packed to before are replaced, others never."""
     captions: Annotated[Path | None, option("PATH", "the folder's metadata.jsonl or .csv, else its only table")] = None
-    """A table with a row a caption: CSV or TSV with a header, JSON lines, or a JSON list of objects. Further rows of a
-    picture become caption.2, caption.3 and so on of its pair."""
+    """A table with a row a caption: CSV or TSV with a header, JSON lines, a JSON list of objects, or COCO's JSON. Or an
+    archive with one, ARCHIVE:NAME where it has several. Further rows of a picture become caption.2, caption.3 and so on
+    of its pair."""
     image_column: Annotated[str | None, option("STR", "file_name, image, path or the like")] = None
     """Column with the pictures' names, relative to the folder."""
     caption_columns: Annotated[tuple[str, ...], option("[STR [STR ...]]", "caption, text or the like, en, zh")] = ()

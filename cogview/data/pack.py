@@ -1,8 +1,8 @@
-"""A folder of pictures with captions, into shards.
+"""A folder or an archive of pictures with captions, into shards.
 
-Captions are in a table (CSV, TSV, JSON lines) or in a .txt or .json beside each picture. The bytes of the pictures are
-copied; keys are numbers; the name that a picture had in the folder is "name" in its JSON. The shards depend on the
-folder's contents alone. They are written apart and appear together at the end.
+Captions are in a table (CSV, TSV, JSON lines, COCO's JSON), of a folder also in a .txt or .json beside each picture.
+The bytes of the pictures are copied; keys are numbers; the name that a picture had is "name" in its JSON. The shards
+depend on what is packed alone. They are written apart and appear together at the end.
 """
 
 import filecmp
@@ -13,19 +13,22 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cogview.data.ahead import ahead
+from cogview.data.archive import Archive, Damaged
 from cogview.data.files import write_json
-from cogview.data.images import MAX_BYTES, TooLarge, decode_image, open_image
+from cogview.data.folder import Folder
+from cogview.data.images import TooLarge, decode_image, open_image
 from cogview.data.inspection import rate
 from cogview.data.report import Report, printable
 from cogview.data.samples import OTHER_PICTURES
 from cogview.data.shards import LANGUAGES, MAX_CAPTION_BYTES, ShardWriter
-from cogview.data.sources import TOO_LARGE, Source, beside_pictures, from_table, tables_in
+from cogview.data.sources import TOO_LARGE, Source, beside_pictures, from_table, table_of, tables_in
 from cogview.data.tar_members import BLOCK
 from cogview.progress import Update
 
@@ -59,25 +62,31 @@ def pack(
 ) -> None:
     """Writes the pairs of `folder` to `out`, as 00000.tar and so on; what is left out goes to packed.report.
 
-    captions: the table; default: metadata.jsonl or metadata.csv in the folder, else the only other table there with
-    such columns, else files beside the pictures. shard_pairs, max_shard_bytes: a shard ends before it has more, unless
-    one pair alone is larger. update: is told the share that is done. ValueError if nothing can be packed or `out` holds
-    shards of something else; then nothing is written.
+    folder: or a .zip, .tar or .tar.gz. captions: the table, see `table_of`; default: of an archive the one in it, of a
+    folder metadata.jsonl or metadata.csv, else the only other table there with such columns, else files beside the
+    pictures. shard_pairs, max_shard_bytes: a shard ends before it has more, unless one pair alone is larger. update: is
+    told the share that is done. ValueError if nothing can be packed or `out` holds shards of something else; then
+    nothing is written.
     """
-    if not folder.is_dir():
-        raise ValueError(f"folder: expected a folder of pictures, got {str(folder)!r}")
+    if not folder.exists():
+        raise ValueError(f"folder: expected a folder of pictures or an archive, got {str(folder)!r}")
     if shard_pairs < 1 or max_shard_bytes < 1:
         raise ValueError("shard-pairs, max-shard-mb: expected at least 1")
     made_of = {"folder": str(folder.resolve()), "captions": str(captions.resolve()) if captions else None}
     before = _own_shards(out, made_of)
-    table = packed.table = captions or _table_in(folder, image_column, caption_columns)
-    if table is None:
-        sources = beside_pictures(folder, caption_columns or LANGUAGES, packed.report)
-    else:
-        sources = from_table(folder, table, image_column, caption_columns, packed.report)
-    with _folder_beside(out) as beside, ExitStack() as stack:
+    if captions is None:
+        captions = folder if folder.is_file() else _table_in(folder, image_column, caption_columns)
+    named = None if captions is None else table_of(captions)
+    packed.table = None if named is None else named[0]
+    with _opened(folder, packed) as files, ExitStack() as apart, ExitStack() as stack:
+        if named is not None:
+            sources = from_table(files, *named, image_column, caption_columns, packed.report)
+        else:
+            sources = beside_pictures(files, caption_columns or LANGUAGES, packed.report)
+        beside = apart.enter_context(_folder_beside(out))
         pairs, size, writer, begun = 0, 0, None, time.monotonic()
-        loaded = ahead(lambda source: (source, _load(folder, source, packed.report)), sources)
+        given = ((source, files.contents(source.name)) for source in sources)
+        loaded = ahead(lambda one: (one[0], _load(*one, packed.report)), given)
         for done, (source, picture) in enumerate(loaded, 1):
             update(done / len(sources), rate(done, time.monotonic() - begun, "pictures"))
             if picture is None:
@@ -104,6 +113,12 @@ def pack(
         _move(beside, out, before, made_of, packed.shards)
 
 
+def _opened(folder: Path, packed: Packed) -> AbstractContextManager[Any]:
+    if folder.is_file():
+        return Archive(folder, packed.report, "folder")
+    return nullcontext(Folder(folder, packed.report, *() if packed.table is None else [packed.table.resolve().parent]))
+
+
 def _table_in(folder: Path, image_column: str | None, caption_columns: Sequence[str]) -> Path | None:
     for name in TABLES:
         if (folder / name).is_file():
@@ -120,18 +135,17 @@ def _whole_tar(size: int) -> int:
     return -(size + 2 * BLOCK) // tarfile.RECORDSIZE * -tarfile.RECORDSIZE
 
 
-def _load(folder: Path, source: Source, report: Report) -> tuple[str, bytes] | None:
+def _load(source: Source, contents: Callable[[], bytes], report: Report) -> tuple[str, bytes] | None:
     """Suffix and bytes of a picture; None, and an entry in the report, if it cannot be read."""
     try:
-        if (size := source.path.stat().st_size) > MAX_BYTES:
-            raise TooLarge(f"expected at most {MAX_BYTES} bytes, got {size}")
-        data = source.path.read_bytes()
+        data = contents()
         decode_image(data, side=64)  # whether it can be
         return _SUFFIX[str(open_image(data).format)], data
     except (ValueError, OSError) as error:
-        extension = source.path.suffix[1:].lower()
+        extension = os.path.splitext(source.name)[1][1:].lower()
         other = f"picture in a format that is not read (.{extension})" if extension in OTHER_PICTURES else ""
-        kind = "picture too large" if isinstance(error, TooLarge) else other or "picture not readable"
+        wrong = "damaged member" if isinstance(error, Damaged) else other or "picture not readable"
+        kind = "picture too large" if isinstance(error, TooLarge) else wrong
         report.add(kind, printable(source.name), str(error), sample=source.number)
     return None
 

@@ -1,4 +1,4 @@
-"""Which pictures of a folder have which captions: by a table, or by files beside them. Decodes nothing."""
+"""Which pictures of a folder or an archive have which captions: by a table, or files beside them. Decodes nothing."""
 
 import os
 import re
@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cogview.data.archive import Archive
 from cogview.data.captions import BLANK, INVALID, NO_TEXT, clean, none_in, read_captions, texts_of
-from cogview.data.images import EXTENSIONS
+from cogview.data.folder import Folder
+from cogview.data.images import EXTENSIONS, TooLarge
 from cogview.data.report import Report, printable
 from cogview.data.samples import OTHER_PICTURES
 from cogview.data.shards import MAX_CAPTION_BYTES
-from cogview.data.tables import EXTENSIONS_OF_TABLES, read_table
+from cogview.data.tables import EXTENSIONS_OF_TABLES, MAX_TABLE_BYTES, read_table, table_contents
 
 _PICTURES = {*EXTENSIONS, *OTHER_PICTURES}
 NOTHING = ("NaN", "nan", "<NA>", "None", "NULL", "null", "#N/A")  # a cell that is empty, as pandas and others write it
 _SURROGATE = re.compile("[\udc80-\udcff]")  # a byte that is no UTF-8
+_CALLED = re.compile(r"caption|^metadata\.(jsonl|csv)$", re.IGNORECASE)
 TOO_LARGE = "caption too large"
 MISSING, OUTSIDE, NO_CAPTION = "missing file", "outside the folder", "picture without caption"
 
@@ -26,8 +29,7 @@ MISSING, OUTSIDE, NO_CAPTION = "missing file", "outside the folder", "picture wi
 class Source:
     number: int
     name: str
-    """Of the picture, relative to the folder, with slashes."""
-    path: Path
+    """Of the picture, in its folder or archive, with slashes."""
     captions: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, text: str) -> None:
@@ -38,23 +40,21 @@ class Source:
             self.captions[f"{name}.{len(same) + 1}" if same else name] = text
 
 
-def beside_pictures(folder: Path, languages: Sequence[str], report: Report) -> list[Source]:
+def beside_pictures(folder: Folder, languages: Sequence[str], report: Report) -> list[Source]:
     """The pictures at any depth, in the order of their names, with captions from the .txt and .json named like them."""
-    root, sources = folder.resolve(), list[Source]()
-    names = _files(root, report)
+    names, sources = folder.names, list[Source]()
     there = {(stem, extension.lower()): stem + extension for stem, extension in map(os.path.splitext, names)}
     for name in filter(_is_picture, names):
         stems = [os.path.splitext(name)[0], name]  # a.txt, or a.jpg.txt
         try:
-            path = _place(name, root)
-            as_json, as_text = (
-                _contents(next((there[s, e] for s in stems if (s, e) in there), None), root) for e in (".json", ".txt")
-            )
+            folder.place(name)
+            beside = (next((there[s, e] for s in stems if (s, e) in there), None) for e in (".json", ".txt"))
+            as_json, as_text = (None if other is None else _small(folder, other) for other in beside)
         except OSError as error:
             report.add(_kind(error), printable(name), str(error))
             continue
         captions = read_captions(as_json, as_text, languages)
-        source = Source(len(sources), name, path)
+        source = Source(len(sources), name)
         for language, text in captions.found.items():
             source.add(re.sub(r"\.(json|[0-9]+)$", "", language), text)
         for kind, detail in captions.problems:
@@ -62,20 +62,25 @@ def beside_pictures(folder: Path, languages: Sequence[str], report: Report) -> l
         if source.captions:
             sources.append(source)
         else:
-            beside = as_json is not None or as_text is not None
+            some = as_json is not None or as_text is not None
             report.add(
-                NO_CAPTION, printable(name), none_in(captions, languages) if beside else "no .txt or .json beside it"
+                NO_CAPTION, printable(name), none_in(captions, languages) if some else "no .txt or .json beside it"
             )
     return sources
 
 
 def from_table(
-    folder: Path, table: Path, image_column: str | None, caption_columns: Sequence[str], report: Report
+    files: Folder | Archive,
+    table: Path,
+    data: bytes,
+    image_column: str | None,
+    caption_columns: Sequence[str],
+    report: Report,
 ) -> list[Source]:
-    """The pictures that a table names, in the order of their first rows, with the captions of all their rows."""
-    root, found, named = folder.resolve(), dict[str, Source](), set[str]()
-    names = _Names(root, list(filter(_is_picture, _files(root, report))), table.resolve().parent)
-    rows = read_table(table, report, image_column, names.has)
+    """The pictures that a table names, with the captions of all their rows: of a folder in the order of their first
+    rows, of an archive in its own. table, data: its name and what is in it."""
+    found, named, names = dict[str, Source](), set[str](), _Names(files)
+    rows = read_table(table, data, report, image_column, names.has)
     image, columns = rows.image_column(image_column), rows.caption_columns(caption_columns)
     for line, row in rows.rows:
         where, name = f"{table.name}:{line}", row.get(image)
@@ -84,12 +89,11 @@ def from_table(
             continue
         named.add(os.path.normpath(name.strip()))
         try:
-            path = names.find(name.strip())
+            key = names.find(name.strip())
         except OSError as error:
             report.add(_kind(error), where, f"{error}; {rows.not_utf8}" if _SURROGATE.search(name) else str(error))
             continue
-        key = path.relative_to(root).as_posix()
-        source = found.setdefault(key, Source(len(found), key, path))
+        source = found.setdefault(key, Source(len(found), key))
         _take(source, row, columns, where, report, rows.not_utf8)
     for source in found.values():
         if not source.captions:
@@ -97,7 +101,8 @@ def from_table(
     for name in names.all:
         if name not in found and name not in named:
             report.add("picture that the table does not name", printable(name), table.name)
-    return [source for source in found.values() if source.captions]
+    ordered = found if isinstance(files, Folder) else filter(found.__contains__, files.names)
+    return [found[name] for name in ordered if found[name].captions]
 
 
 def tables_in(folder: Path, image_column: str | None, caption_columns: Sequence[str]) -> list[Path]:
@@ -108,7 +113,8 @@ def tables_in(folder: Path, image_column: str | None, caption_columns: Sequence[
     for name in names:
         if os.path.splitext(name)[1].lower() in EXTENSIONS_OF_TABLES and os.path.splitext(name)[0] not in pictures:
             try:
-                table = read_table(folder / name, Report(), image_column, lambda name: False)
+                data = table_contents(folder / name)
+                table = read_table(folder / name, data, Report(), image_column, lambda name: False)
                 table.image_column(image_column), table.caption_columns(caption_columns)
             except (ValueError, OSError):
                 continue
@@ -116,13 +122,45 @@ def tables_in(folder: Path, image_column: str | None, caption_columns: Sequence[
     return found
 
 
-class _Names:
-    """The pictures of a folder, found by names that people write down."""
+def table_of(captions: Path) -> tuple[Path, bytes]:
+    """Name and contents of a table: a file, or in an archive what is named behind a colon, "some.zip:captions.json",
+    and without that the only table there; those that are called captions or metadata go before others."""
+    path, member = captions, ""
+    if not captions.is_file() and ":" in str(captions):
+        before, _, member = str(captions).rpartition(":")
+        path = Path(before)
+    if not member and path.suffix.lower() not in (".zip", ".tar", ".tgz", ".gz"):
+        return path, table_contents(path)
+    if not path.is_file():
+        raise ValueError(f"captions: expected a file, got {str(captions)!r}")
+    with Archive(path, Report(), "captions") as archive:
+        name = _table_among(archive.names, member, path)
+        try:
+            return Path(f"{path}:{name}"), archive.contents(name, MAX_TABLE_BYTES)()
+        except ValueError as error:
+            raise ValueError(f"captions: {printable(name)} of {str(path)!r} cannot be read ({error})") from error
 
-    def __init__(self, root: Path, names: list[str], *more: Path):
-        self.all, self._folders = names, (root, *more)
+
+def _table_among(names: Sequence[str], member: str, path: Path) -> str:
+    pictures = {part for name in names if _is_picture(name) for part in (name, os.path.splitext(name)[0])}
+    parts = [(name, *os.path.splitext(name)) for name in names]
+    tables = [n for n, stem, kind in parts if kind.lower() in EXTENSIONS_OF_TABLES and stem not in pictures]
+    found = [n for n in tables if (n == member if member else _CALLED.search(os.path.basename(n)))]
+    found = found or ([] if member else tables)
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(printable(name, 60) for name in (found or tables)[:10]) or "none"
+    wanted = f"the table {printable(member)!r}" if member else "one table"
+    raise ValueError(f"captions: expected {wanted} in {str(path)!r}, got {there}; --captions {path}:NAME says which")
+
+
+class _Names:
+    """The pictures of a folder or an archive, found by names that people write down."""
+
+    def __init__(self, files: Folder | Archive):
+        self.all, self._files = list(filter(_is_picture, files.names)), files
         self._alike, self._elsewhere = dict[str, list[str]](), dict[str, list[str]]()
-        for name in names:
+        for name in self.all:
             self._elsewhere.setdefault(os.path.basename(_folded(name)), []).append(name)
             for spelling in dict.fromkeys((name, os.path.splitext(name)[0])):
                 self._alike.setdefault(_folded(spelling), []).append(name)
@@ -133,14 +171,14 @@ class _Names:
         except OSError:
             return False
 
-    def find(self, name: str) -> Path:
-        """The real path: of the name as it is, else of the only one of other case or without extension."""
+    def find(self, name: str) -> str:
+        """The real name: that of the name as it is, else of the only one of other case or without extension."""
         try:
-            return _place(name, *self._folders)
+            return self._files.place(name)
         except FileNotFoundError as error:
             alike = self._alike.get(_folded(name), [])
             if len(alike) == 1:
-                return _place(alike[0], self._folders[0])
+                return self._files.place(alike[0])
             alike = alike or self._alike.get(_folded(os.path.splitext(name)[0]), [])
             alike = alike or self._elsewhere.get(os.path.basename(_folded(name)), [])
             if not alike:
@@ -176,57 +214,16 @@ def _take(
                 report.add(INVALID, where, f"{place}: {not_utf8 if not_utf8 and _SURROGATE.search(one) else error}")
 
 
-def _files(root: Path, report: Report) -> list[str]:
-    """Names of all files below a folder, sorted, hidden ones left out; links to folders are told, not followed."""
-    names = []
-
-    def unlisted(error: OSError) -> None:
-        name = os.path.relpath(error.filename, root)
-        report.add("folder not readable", printable(name), error.strerror or str(error))
-
-    for folder, below, files in os.walk(root, onerror=unlisted):
-        below[:] = [name for name in below if not name.startswith(".") and name != "__MACOSX"]
-        for name in sorted(below):
-            if os.path.islink(os.path.join(folder, name)):
-                report.add(
-                    "link to a folder, not followed", printable(os.path.relpath(os.path.join(folder, name), root))
-                )
-        names += [os.path.relpath(os.path.join(folder, name), root) for name in files if not name.startswith(".")]
-    return sorted(Path(name).as_posix() for name in names)
-
-
 def _is_picture(name: str) -> bool:
     return os.path.splitext(name)[1][1:].lower() in _PICTURES
 
 
-def _place(name: str, root: Path, *more: Path) -> Path:
-    """The real path of a file in a folder, by a name in it or in one of `more`; OSError if there is none."""
-    outside = False
-    for folder in (root, *more):
-        for spelling in dict.fromkeys(
-            (name, name.replace("\\", "/"), unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
-        ):
-            try:
-                path = (folder / spelling).resolve()
-                inside = path.is_relative_to(root)
-                if inside and path.is_file():
-                    return path
-                outside |= not inside and folder == root
-            except (OSError, ValueError, RuntimeError):  # no name at all: too long, NUL, links in a ring
-                continue
-    if outside:
-        raise PermissionError(f"{printable(name)} is not in the folder, or a link out of it")
-    raise FileNotFoundError(f"{printable(name)}")
+def _small(folder: Folder, name: str) -> bytes:
+    try:
+        return folder.contents(folder.place(name), MAX_CAPTION_BYTES)()
+    except TooLarge as error:
+        raise OSError(f"{printable(name)}: {error}") from error
 
 
 def _kind(error: OSError) -> str:
     return {FileNotFoundError: MISSING, PermissionError: OUTSIDE}.get(type(error), "file not readable")
-
-
-def _contents(name: str | None, root: Path) -> bytes | None:
-    if name is None:
-        return None
-    path = _place(name, root)
-    if path.stat().st_size > MAX_CAPTION_BYTES:
-        raise OSError(f"{printable(name)}: expected at most {MAX_CAPTION_BYTES} bytes, got {path.stat().st_size}")
-    return path.read_bytes()

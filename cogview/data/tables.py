@@ -82,16 +82,23 @@ class Table:
         return ", ".join(printable(column, 40) for column in self.columns[:20]) or "none"
 
 
-def read_table(path: Path, report: Report, image_column: str | None, is_there: Callable[[str], bool]) -> Table:
-    """The rows of a table of captions. What is no UTF-8 becomes lone surrogates; damaged rows go to `report`.
-
-    image_column: if it is none of the usual. is_there: whether there is a picture of a name.
-    """
+def table_contents(path: Path) -> bytes:
     if not path.is_file():
         raise ValueError(f"captions: expected a file, got {str(path)!r}")
     if path.stat().st_size > MAX_TABLE_BYTES:
         raise ValueError(f"captions: expected at most {MAX_TABLE_BYTES} bytes, got {path.stat().st_size}")
-    data, kind = path.read_bytes(), path.suffix.lower()
+    return path.read_bytes()
+
+
+def read_table(
+    path: Path, data: bytes, report: Report, image_column: str | None, is_there: Callable[[str], bool]
+) -> Table:
+    """The rows of a table of captions. What is no UTF-8 becomes lone surrogates; damaged rows go to `report`.
+
+    path, data: its name and what is in it. image_column: if it is none of the usual. is_there: whether there is a
+    picture of a name.
+    """
+    kind = path.suffix.lower()
     if kind not in _JSON + _CSV:
         raise ValueError(f"captions: expected {', '.join(_CSV + _JSON)}, got {path.name!r}")
     limit = csv.field_size_limit(MAX_TABLE_BYTES)  # of this process

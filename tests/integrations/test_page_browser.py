@@ -59,7 +59,7 @@ def address(run, tmp_path_factory) -> Iterator[str]:  # noqa: F811
     yield f"http://127.0.0.1:{port}"
     process.terminate()
     assert process.wait(30) == 1
-    assert "Traceback" not in "".join(said)
+    assert "Traceback" not in "".join(said), "".join(said)
     assert said[-1] == "cogview: stopped\n"
     assert not list(places.glob("cogview-page-*"))  # with all pictures
 
