@@ -20,6 +20,7 @@ from cogview.commands.magnify import Magnify
 from cogview.commands.page import Page
 from cogview.commands.plan import Plan
 from cogview.commands.study import Study
+from cogview.commands.style import Style
 from cogview.commands.tokenize import Tokenize
 from cogview.commands.train import Train
 from cogview.commands.weights import ExportWeights, ImportWeights
@@ -31,6 +32,7 @@ Command = (
     | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[TrainFeatures, tyro.conf.subcommand("train-features")]
+    | Annotated[Style, tyro.conf.subcommand("style")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]

@@ -10,6 +10,8 @@ import tyro
 
 from cogview.commands.console import console
 from cogview.commands.presets import option
+from cogview.config import require
+from cogview.data.captions import blank
 from cogview.data.inspection import BAD_SHARD, Caption, Inspection, inspect, rate, readable
 from cogview.data.pack import Packed, pack
 from cogview.data.report import Report, printable
@@ -151,6 +153,8 @@ class Pack:
     caption_columns: Annotated[tuple[str, ...], option("[STR [STR ...]]", "caption, text or the like, en, zh")] = ()
     """Columns (fields of a JSON) with captions. Several keep their names; one alone becomes "caption", unless it is
     en or zh."""
+    caption: Annotated[str | None, option("TEXT", "none")] = None
+    """Of all pictures, instead of captions of their own."""
     shard_pairs: int = 1000
     """Pairs in a shard."""
     max_shard_mb: int = 1024
@@ -159,6 +163,9 @@ class Pack:
     """Write everything that was left out here, a JSON object a line."""
 
     def run(self) -> None:
+        own = self.captions is None and self.image_column is None and not self.caption_columns
+        require(self.caption is None or own, "caption", "none with captions of their own", self.caption)
+        require(self.caption is None or not blank(self.caption), "caption", "one that is not blank", self.caption)
         packed = Packed()
         try:
             with progress("packing") as update:
@@ -170,6 +177,7 @@ class Pack:
                     captions=self.captions,
                     image_column=self.image_column,
                     caption_columns=self.caption_columns,
+                    every=self.caption,
                     shard_pairs=self.shard_pairs,
                     max_shard_bytes=self.max_shard_mb << 20,
                 )

@@ -7,8 +7,8 @@ from typing import Annotated
 import tyro
 
 from cogview.commands.console import console
-from cogview.commands.prompts import read_captions
 from cogview.commands.presets import option
+from cogview.commands.prompts import read_captions
 from cogview.config import require
 
 

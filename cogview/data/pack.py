@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cogview.config import require
 from cogview.data.ahead import ahead
 from cogview.data.archive import Archive, Damaged
 from cogview.data.files import write_json
@@ -28,7 +29,7 @@ from cogview.data.inspection import rate
 from cogview.data.report import Report, printable
 from cogview.data.samples import OTHER_PICTURES
 from cogview.data.shards import LANGUAGES, MAX_CAPTION_BYTES, ShardWriter
-from cogview.data.sources import TOO_LARGE, Source, beside_pictures, from_table, table_of, tables_in
+from cogview.data.sources import TOO_LARGE, Source, beside_pictures, called, from_table, table_of, tables_in
 from cogview.data.tar_members import BLOCK
 from cogview.progress import Update
 
@@ -57,6 +58,8 @@ def pack(
     captions: Path | None = None,
     image_column: str | None = None,
     caption_columns: Sequence[str] = (),
+    every: str | None = None,
+    least: int = 1,
     shard_pairs: int = 1000,
     max_shard_bytes: int = 1 << 30,
 ) -> None:
@@ -64,22 +67,26 @@ def pack(
 
     folder: or a .zip, .tar or .tar.gz. captions: the table, see `table_of`; default: of an archive the one in it, of a
     folder metadata.jsonl or metadata.csv, else the only other table there with such columns, else files beside the
-    pictures. shard_pairs, max_shard_bytes: a shard ends before it has more, unless one pair alone is larger. update: is
-    told the share that is done. ValueError if nothing can be packed or `out` holds shards of something else; then
-    nothing is written.
+    pictures. every: the caption of all pictures, whatever others there are. least: pairs that there are to be.
+    shard_pairs, max_shard_bytes: a shard ends before it has more, unless one pair alone is larger. update: is told the
+    share that is done. ValueError if too little can be packed or `out` holds shards of something else; then nothing is
+    written.
     """
     if not folder.exists():
         raise ValueError(f"folder: expected a folder of pictures or an archive, got {str(folder)!r}")
     if shard_pairs < 1 or max_shard_bytes < 1:
         raise ValueError("shard-pairs, max-shard-mb: expected at least 1")
     made_of = {"folder": str(folder.resolve()), "captions": str(captions.resolve()) if captions else None}
+    made_of |= {} if every is None else {"caption": every}
     before = _own_shards(out, made_of)
-    if captions is None:
+    if captions is None and every is None:
         captions = folder if folder.is_file() else _table_in(folder, image_column, caption_columns)
     named = None if captions is None else table_of(captions)
     packed.table = None if named is None else named[0]
     with _opened(folder, packed) as files, ExitStack() as apart, ExitStack() as stack:
-        if named is not None:
+        if every is not None:
+            sources = called(files, every, packed.report)
+        elif named is not None:
             sources = from_table(files, *named, image_column, caption_columns, packed.report)
         else:
             sources = beside_pictures(files, caption_columns or LANGUAGES, packed.report)
@@ -106,10 +113,12 @@ def pack(
             packed.pairs, pairs, size = packed.pairs + 1, pairs + 1, size + more
             packed.fields += [name for name in source.captions if name not in packed.fields]
         stack.close()
-        if not packed.pairs:
+        if not packed.pairs and every is None:
             first = next((problem for problem in packed.report.problems if "is not UTF-8" in problem.detail), "")
             hint = f"; {first}" if first else ""
             raise ValueError(f"folder: no picture with a caption in {str(folder)!r} ({packed.report}{hint})")
+        kept = f"at least {least:,} pictures that can be read in {str(folder)!r}"
+        require(packed.pairs >= least, "folder", kept, packed.pairs)
         _move(beside, out, before, made_of, packed.shards)
 
 

@@ -69,6 +69,18 @@ def beside_pictures(folder: Folder, languages: Sequence[str], report: Report) ->
     return sources
 
 
+def called(files: Folder | Archive, caption: str, report: Report) -> list[Source]:
+    """All pictures at any depth, of a folder in the order of their names, of an archive in its own, with one
+    caption."""
+    sources = list[Source]()
+    for name in filter(_is_picture, files.names):
+        try:
+            sources.append(Source(len(sources), files.place(name), {"caption": caption}))
+        except OSError as error:
+            report.add(_kind(error), printable(name), str(error))
+    return sources
+
+
 def from_table(
     files: Folder | Archive,
     table: Path,

@@ -1,0 +1,134 @@
+"""`cogview style`, from pictures without captions to a model that draws in their style, and what is no style."""
+
+import json
+import zipfile
+
+import pytest
+import torch
+from PIL import Image
+from test_system import small_image, small_text, system_of, write
+
+from cogview import cli
+from cogview.data.shards import PairDataset
+from cogview.pictures import image_of
+from cogview.recipes.style import Style
+from cogview.system import System
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """runs/mine with a model that draws, a folder of drawings in two formats, and an archive of others."""
+    monkeypatch.chdir(tmp_path)
+    system = system_of(small_text(), small_image())
+    system.text.save("runs/mine/text.model")
+    system.image.save("runs/mine/vqvae.safetensors")
+    write(tmp_path / "runs/mine/gpt", 1, system)
+    torch.manual_seed(0)
+    pictures = [image_of(torch.randint(256, (3, 40, 40), dtype=torch.uint8)) for _ in range(5)]
+    (tmp_path / "drawings/more").mkdir(parents=True)
+    pictures[0].save("drawings/a.png")
+    pictures[1].save("drawings/more/b.jpg")
+    (tmp_path / "drawings/broken.png").write_bytes((tmp_path / "drawings/a.png").read_bytes()[:100])
+    (tmp_path / "drawings/notes.txt").write_text("not a caption")
+    with zipfile.ZipFile("oil.zip", "w") as archive:
+        for number, picture in enumerate(pictures[2:]):
+            picture.save("one.png")
+            archive.write("one.png", f"oil/{number}.png")
+    return system.side
+
+
+def style(*arguments):
+    size = ["--batch-size", "2", "--steps", "2"]
+    cli.main(["style", *map(str, arguments), *size])
+
+
+def test_one_style_becomes_a_model_beside_the_other(run, tmp_path, capsys):
+    style("ink sketch=drawings")
+    said = capsys.readouterr().out
+    assert "2 pictures of ink sketch" in said
+    assert "1 picture not readable, first broken.png" in said
+    assert "few: the paper takes 1,000" in said
+    assert 'next: cogview generate --run runs/mine --name ink-sketch --style "ink sketch"' in said.replace("\n", " ")
+    data = PairDataset(sorted((tmp_path / "runs/mine/shards/ink-sketch").glob("*.tar")))
+    assert [data.captions(n) for n in range(2)] == [{"caption": "an image of ink sketch style"}] * 2
+    system = System.load("runs/mine", name="ink-sketch")
+    assert isinstance(system.recipe, Style)
+    before = System.load("runs/mine", name="gpt")
+    changed = {
+        n: bool((a != b).any())
+        for (n, a), (_, b) in zip(system.model.named_parameters(), before.model.named_parameters(), strict=True)
+        if a.shape == b.shape
+    }
+    assert sum(changed.values()) > len(changed) / 2
+    config = json.loads((tmp_path / "runs/mine/ink-sketch/config.json").read_text())
+    assert config["mix"] == {"style-ink-sketch": 1.0}
+    assert config["from"]["folder"].endswith("gpt")
+    draw = [
+        "--run",
+        "runs/mine",
+        "--name",
+        "ink-sketch",
+        "--style",
+        "ink sketch",
+        "--captions",
+        "a fox",
+        "--count",
+        "1",
+    ]
+    cli.main(["generate", *draw])
+    assert Image.open("pictures/001-1-a-fox-of-ink-sketch-style.png").size == (run, run)
+
+
+def test_several_styles_are_learned_by_one_model(run, tmp_path, capsys):
+    style("油画=oil.zip", "sketch=drawings", "--name", "both", "--seed", "3")
+    data = PairDataset([tmp_path / "runs/mine/shards/油画/00000.tar"])
+    assert [data.captions(n) for n in range(3)] == [{"caption": "油画风格的图片"}] * 3
+    config = json.loads((tmp_path / "runs/mine/both/config.json").read_text())
+    assert config["mix"] == {"style-sketch": 1.0, "style-油画": 1.0}
+    assert config["training"]["seed"] == 3
+    style("油画=oil.zip", "sketch=drawings", "--name", "both", "--seed", "3")  # finished: nothing to do
+    assert "going on at step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["drawings"], "pictures: expected STYLE=PATH, as sketch=drawings, got 'drawings'"),
+        (["=drawings"], "pictures: expected STYLE=PATH"),
+        (["...=drawings"], "pictures: expected a style whose name has a letter"),
+        (["ink=drawings", "INK=oil.zip"], "pictures: expected one path for style INK"),
+        (["ink=nothing"], "pictures of ink: expected a folder or an archive, got 'nothing'"),
+        (["ink=empty"], "at least 2 pictures that can be read in 'empty', got 0"),
+        (["ink=one"], "at least 2 pictures that can be read in 'one', got 1"),
+        (["ink=drawings", "--from", "nothing"], "nothing is no folder of a run or of a model"),
+    ],
+)
+def test_what_is_no_style_is_said_in_a_sentence(run, tmp_path, arguments, sentence):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (8, 8)).save("one/a.png")
+    with pytest.raises(SystemExit, match=sentence):
+        style(*arguments)
+    left = sorted(path.name for path in (tmp_path / "runs/mine").iterdir() if path.name != "shards")
+    assert left == ["gpt", "text.model", "vqvae.safetensors"]
+    assert not list((tmp_path / "runs/mine").glob("shards/*/*.tar"))
+
+
+def test_a_caption_of_all_pictures_is_for_packing_alone(run, tmp_path, capsys):
+    cli.main(["data", "pack", "drawings", "--out", "packed", "--caption", "a scribble"])
+    assert [PairDataset([tmp_path / "packed/00000.tar"]).captions(n)["caption"] for n in range(2)] == ["a scribble"] * 2
+    for more, sentence in (
+        (["--caption-columns", "text"], "caption: expected none with captions of their own"),
+        (["--caption", "  "], "caption: expected one that is not blank"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            cli.main(["data", "pack", "drawings", "--out", "other", "--caption", "a scribble", *more])
+
+
+def test_people_are_told_in_what_is_drawn(run, tmp_path, capsys):
+    draw = ["--run", "runs/mine", "--captions", "a nurse", "--count", "2", "--people"]
+    cli.main(["generate", *draw, "world", "--seed", "1"])
+    assert len(list((tmp_path / "pictures").glob("*a-nurse*"))) == 2
+    (tmp_path / "own.json").write_text("[]")
+    with pytest.raises(SystemExit, match="people: expected an object with attributes"):
+        cli.main(["generate", *draw, "own.json"])
