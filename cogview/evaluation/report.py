@@ -87,9 +87,10 @@ def _legend(figures: Mapping[str, Any]) -> str:
     parts = "of all of them" if splits_of(count) == 1 else f"mean and deviation of {splits_of(count)} parts"
     return f"""FID-k: Fréchet distance to the true pictures of the same {count:,} captions, all of them behind a
 Gaussian filter whose standard deviation is k of {side} pixels (Pillow's radius). IS: Inception Score, {parts}.
-CapLoss: mean over captions, in nats a text token. CMMD: biased estimate, times 1000. Lower is better, of IS higher.
-What is recovered went through the image tokenizer and back, the best that a model of its codes can do; other true
-pictures are of other captions, and say what chance alone comes to."""
+CapLoss: mean over captions, in nats a text token, of the codes that the image tokenizer makes of the pictures, which
+need not be those that were drawn and ranked. CMMD: biased estimate, times 1000. Lower is better, of IS higher. What is
+recovered went through the image tokenizer and back, the best that a model of its codes can do; other true pictures are
+of other captions, and say what chance alone comes to."""
 
 
 def _how(figures: Mapping[str, Any]) -> str:
