@@ -17,7 +17,7 @@ from cogview.commands.features import label_of
 from cogview.config import TrainConfig
 from cogview.data.shards import PairDataset, ShardWriter
 from cogview.evaluation import classifier, distances, report
-from cogview.evaluation.asked import Asked, ask, batches_of, pictures_in, write_captions
+from cogview.evaluation.asked import ask, batches_of, pictures_in, write_captions
 from cogview.evaluation.classifier import Classifier, ClassifierConfig
 from cogview.evaluation.distances import cmmd, frechet, splits_of
 from cogview.evaluation.drawing import counts_of, draw
@@ -66,9 +66,6 @@ def systems():
 
 
 def test_blur_is_gaussian_and_its_radius_the_standard_deviation():
-    dot = torch.zeros(1, 3, 63, 63, dtype=torch.uint8)
-    dot[:, :, 31, 31] = 255
-    found = blurred(dot.expand(1, 3, 63, 63) | torch.zeros_like(dot), 2)[0, 0].double()
     wide = torch.zeros(1, 3, 1, 127, dtype=torch.uint8)
     wide[..., 63:] = 255  # an edge: its slope is the filter
     for radius in (1, 2, 4, 8):
@@ -77,7 +74,6 @@ def test_blur_is_gaussian_and_its_radius_the_standard_deviation():
         mean = (slope * place).sum()
         assert slope.sum() == pytest.approx(1)
         assert ((slope * (place - mean) ** 2).sum()).sqrt() == pytest.approx(radius, rel=0.08)
-    assert found.max() < 15
     noise = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
     assert torch.equal(blurred(noise, 0), noise)
     for radius in (-1, float("nan"), float("inf")):
@@ -307,7 +303,3 @@ def test_the_report_says_what_is_missing_and_escapes_names(tmp_path):
     assert "<" not in page
     assert json.loads((tmp_path / "figures.json").read_text())["rows"]["gpt"]["cmmd"] == 0.25
     assert not (tmp_path / "candidates.png").exists()
-
-
-def test_an_asked_set_has_its_size():
-    assert len(Asked(None, [3, 1], ["a", "b"], 32)) == 2  # type: ignore[arg-type]
