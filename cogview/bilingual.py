@@ -50,6 +50,10 @@ class BilingualVocabulary(Vocabulary):
         return self.image_size + self.text_size + COMMANDS.index("SOI" if command == "MASK" else command)
 
     @property
+    def commands(self) -> dict[int, str]:
+        return {self[name]: name for name in (*COMMANDS, *PIECES)}
+
+    @property
     def size(self) -> int:
         return -(-(self.image_size + self.text_size + len(COMMANDS)) // 128) * 128
 

@@ -167,6 +167,8 @@ def curves(
             dashes, marker = "--" if name.endswith(dashed) else "-", "." if len(x) < 10 else ""
             drawn[name] = axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.3, marker=marker)[0]
         axes.set_xlabel(across)
+        if all(float(at).is_integer() for x, _ in lines.values() for at in x):
+            axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axes.set_yscale(scale)
         if scale == "log":  # 20, not 2 x 10^1
             axes.yaxis.set_major_formatter(ticker.LogFormatter())

@@ -38,6 +38,11 @@ class Vocabulary:
         return self.image_size + self.text_size + COMMANDS.index(command)
 
     @property
+    def commands(self) -> dict[int, str]:
+        """Their names by their ids."""
+        return {self[name]: name for name in COMMANDS}
+
+    @property
     def size(self) -> int:
         """Rows of the embedding: all ids, padded to a multiple of 128."""
         return -(-(self.image_size + self.text_size + len(COMMANDS)) // 128) * 128

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import tyro
 
 from cogview.commands import cogview2
+from cogview.commands.attention import Attention
 from cogview.commands.caption import Caption, Rerank
 from cogview.commands.compare import Compare
 from cogview.commands.data import Build, Data
@@ -41,6 +42,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Magnify, tyro.conf.subcommand("magnify")]
     | Annotated[Human, tyro.conf.subcommand("human")]
+    | Annotated[Attention, tyro.conf.subcommand("attention")]
     | Annotated[Page, tyro.conf.subcommand("page")]
     | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Export, tyro.conf.subcommand("export")]

@@ -165,6 +165,7 @@ class Study:
         | Annotated[study_uses.Styles, tyro.conf.subcommand("styles")]
         | Annotated[study_uses.Fashion, tyro.conf.subcommand("fashion")]
         | Annotated[study_uses.People, tyro.conf.subcommand("people")]
+        | Annotated[study_uses.Attention, tyro.conf.subcommand("attention")]
     )
 
     def run(self) -> None:

@@ -1,7 +1,11 @@
-"""`cogview study` of what a trained model is used for: styles, a single domain, words about people."""
+"""`cogview study` of what a trained model is used for, styles, a single domain, words about people, and of what its heads
+see."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from cogview.commands.console import console
 from cogview.commands.presets import chosen
@@ -75,4 +79,27 @@ class People:
         from cogview.studies import people
 
         console.print(people.run(self.out, chosen(self, people.Sizes)))
+        console.print(f"Read {self.out / 'report.md'}")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Do heads find the part of a picture that a word is about? On held-out scenes of a demo; with a report of what all
+    of its model's heads do."""
+
+    out: Path = Path("runs/study-attention")
+    """Folder for report.md, figures.json and the pictures."""
+    source: Annotated[Path, tyro.conf.arg(name="from", metavar="FOLDER")] = Path("runs/demo")
+    """A finished demo."""
+    scenes: int = 512
+    """Held-out scenes: heads are chosen on one half and judged on the other."""
+    measured: int = 64
+    """Of them, those that the report of all heads is of."""
+    shown: int = 4
+    """Of these, those that are shown."""
+
+    def run(self) -> None:
+        from cogview.studies import attention
+
+        console.print(attention.run(self.out, self.source, chosen(self, attention.Sizes)))
         console.print(f"Read {self.out / 'report.md'}")

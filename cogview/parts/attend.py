@@ -69,6 +69,11 @@ class Attention(nn.Module):
         """The same for new tokens that stand in the cache already, each row's last at `ends` - 1 (int32 [B])."""
         raise NotImplementedError
 
+    def added(self, context: Context, tokens: int) -> Tensor:
+        """What is added to the scaled scores of a whole sequence of so many tokens S, float32, broadcastable to
+        [B, H, S, S]: -inf where a query does not see a key. context: this layer's own."""
+        raise NotImplementedError
+
     def pairs(self, tokens: int) -> int:
         """Of query and key that it sees, of one head and a sequence of so many tokens; causal attention sees these."""
         return pairs_of.causal(tokens)
@@ -90,6 +95,17 @@ def seen(cache: KVCache, ends: Tensor, count: int) -> Tensor:
     return (keys <= last[..., None])[:, None]
 
 
+def summand(mask: Tensor) -> Tensor:
+    """float32 [B, 1, S, S], of scores: 0 where a mask [B, S, S] or [S, S] is true, else -inf."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -math.inf).view(-1, 1, *mask.shape[-2:])
+
+
+def causal(context: Context, tokens: int) -> Tensor:
+    """What causal attention to all tokens adds, see `Attention.added`."""
+    place = torch.arange(tokens, device=context.positions.device)
+    return summand(patterns.causal(place[:, None], place, tokens, tokens))
+
+
 class Dense(Attention):
     """Causal attention to all tokens."""
 
@@ -97,6 +113,9 @@ class Dense(Attention):
 
     def attend(self, q, k, v, context):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def added(self, context, tokens):
+        return causal(context, tokens)
 
     def decode(self, q, k, v, context, cache, ends):
         if context.prompt:  # many queries: SDPA takes them in tiles
@@ -116,16 +135,19 @@ class Leading(Dense):
     fused = False
 
     def attend(self, q, k, v, context):
-        return emphasis.masked(q, k, v, self._mask(q, context), dataclasses.replace(context, emphasis=None))
+        return emphasis.masked(q, k, v, self._mask(q.shape[2], context), dataclasses.replace(context, emphasis=None))
 
     def decode(self, q, k, v, context, cache, ends):
         if context.prompt:
-            return emphasis.masked(q, k, v, self._mask(q, context), context)
+            return emphasis.masked(q, k, v, self._mask(q.shape[2], context), context)
         return super().decode(q, k, v, context, cache, ends)
 
-    def _mask(self, q: Tensor, context: Context) -> Tensor:
-        sees = context.attention["sees"][:, None, : q.shape[2], None]
-        return patterns.leading(torch.arange(q.shape[2], device=q.device), sees)
+    def added(self, context, tokens):
+        return summand(self._mask(tokens, context)[:, 0])
+
+    def _mask(self, tokens: int, context: Context) -> Tensor:
+        sees = context.attention["sees"][:, None, :tokens, None]
+        return patterns.leading(torch.arange(tokens, device=sees.device), sees)
 
 
 class PBRelax(Attention):
@@ -145,6 +167,9 @@ class PBRelax(Attention):
         mask = seen(cache, ends, q.shape[2])
         mask = emphasis.in_mask(mask, context, q.dtype)
         return self._recorded(pb_relax_attention(q, cache.keys, cache.values, mask=mask, return_weights=True))
+
+    def added(self, context, tokens):
+        return causal(context, tokens)
 
     def also_saved(self, tokens):
         return self.num_heads * tokens * tokens  # the weights
@@ -201,6 +226,12 @@ class ThreeRegion(Attention):
 
     def attend(self, q, k, v, context):
         return three_region_attention(q, k, v, context.attention["pivots"], **self.pattern)
+
+    def added(self, context, tokens):
+        pivots, c = context.attention["pivots"], self.pattern
+        place = torch.arange(tokens, device=pivots.device)[None]
+        window, pivot = patterns.three_region_masks(place, tokens, pivots, c["block_size"], c["window_blocks"])
+        return summand(window | pivot) + c["pivot_bias"] * pivot[:, None]
 
     def decode(self, q, k, v, context, cache, ends):
         pivots = context.attention["pivots"]

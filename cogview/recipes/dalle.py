@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogview.config import ModelConfig, TrainConfig, require
-from cogview.parts.attend import Attention
+from cogview.parts.attend import Attention, summand
 from cogview.recipes.cogview import CogView
 from cogview.recipes.recipe import Draws, Recipe
 from cogview.sequence import Context
-from cogview_ops import dalle_attention, dalle_attention_decode
+from cogview_ops import dalle_attention, dalle_attention_decode, patterns
 from cogview_ops import pairs as pairs_of
 
 
@@ -45,7 +45,12 @@ class DalleAttention(Attention):
     def __init__(self, config: DalleConfig, index: int):
         super().__init__(config, index)
         self.kind, self.text_len, self.side = kind_of(index, config.num_layers), config.text_slots, config.image_grid
-        self.pattern: dict[str, Any] = {"kind": self.kind, "wrap": self.kind == "row", "text_len": self.text_len}
+        self.pattern: dict[str, Any] = {
+            "kind": self.kind,
+            "wrap": self.kind == "row",
+            "text_len": self.text_len,
+            "kernel_size": 11,
+        }
 
     def attend(self, q, k, v, context):
         text_mask, image = context.attention["text_mask"], q.shape[2] - self.text_len
@@ -55,6 +60,13 @@ class DalleAttention(Attention):
         require(image > 0 and image % self.side == 0, "inputs", f"whole rows of {self.side} image tokens", image)
         grid = image // self.side, self.side
         return dalle_attention(q, k, v, grid=grid, text_mask=text_mask, **self.pattern)
+
+    def added(self, context, tokens):
+        place = torch.arange(tokens, device=context.positions.device)
+        grid = (tokens - self.text_len) // self.side, self.side
+        near = patterns.dalle(place[:, None], place, grid=grid, **self.pattern)
+        there = F.pad(context.attention["text_mask"], (0, tokens - self.text_len), value=True)
+        return summand(near & (there[:, None] | (place[:, None] == place)))  # padding sees itself
 
     def pairs(self, tokens):
         return pairs_of.dalle(grid=((tokens - self.text_len) // self.side, self.side), **self.pattern)

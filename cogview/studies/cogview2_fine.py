@@ -88,13 +88,13 @@ class Near(Leading):
         super().__init__(config, index)
         self.first, self.grid = config.text_rows + 1, config.image_grid
 
-    def _mask(self, q: Tensor, context: Context) -> Tensor:
+    def _mask(self, tokens: int, context: Context) -> Tensor:
         cells = context.positions - self.first
         other = (cells < 0) | (cells >= self.grid**2)
         how: dict[str, Any] = {"grid": (self.grid,) * 2, "kernel_size": self.window, "raster_causal": False}
         near = patterns.local_2d(cells[..., :, None], cells[..., None, :], **how)
         near = near | other[..., :, None] | other[..., None, :]
-        return super()._mask(q, context) & near.unsqueeze(-3)
+        return super()._mask(tokens, context) & near.unsqueeze(-3)
 
 
 class NearCogLM(CogLM):

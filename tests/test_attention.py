@@ -1,0 +1,238 @@
+"""What is told of attention: its weights are the model's own, its figures are formulas, words and places are theirs."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_coglm import make as coglm
+from test_system import small_image, small_text, system_of
+from test_transformer import recipe_of, sample
+from torch import Tensor
+
+from cogview.attention import look as looking
+from cogview.attention import words
+from cogview.attention.analysis import analyse
+from cogview.attention.look import Places, Seen, check, look, places_of
+from cogview.attention.measure import Tally, regions_of
+from cogview.attention.observations import observations, offset_name, offset_of, strongest
+from cogview.attention.plots import marked, sheet
+from cogview.recipes.superresolution import SuperResolution
+from cogview.system import System
+from cogview.tokenizers.text import TextTokenizer
+
+KINDS = ["dense", "dense_pb_relax", "three_region", "dalle", "coglm"]
+GRID = 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_added_to_scores_gives_the_attention_of_the_model(kind):
+    """Softmax of the scores with it, times values, is what every layer computes: mask, pivots and biases."""
+    torch.manual_seed(0)
+    if kind == "coglm":
+        recipe, _ = coglm()
+        text, codes = torch.tensor([[1, 2, 3, 4], [5, 6, -1, -1]]), torch.randint(20, (2, recipe.config.image_tokens))
+        batch = recipe.batch(text, codes)
+    else:
+        recipe = recipe_of(kind, **({"num_pivots": 13} if kind == "three_region" else {}))  # each stands for two tokens
+        batch = sample(recipe)
+    rows, tokens = batch.inputs.shape
+    biased = False
+    for index in range(recipe.config.num_layers):
+        attention = recipe.attention(index)
+        q, k, v = torch.randn(3, rows, attention.num_heads, tokens, attention.head_dim)
+        own = attention.own(batch.context)
+        added = attention.added(own, tokens)
+        weights = (q @ k.mT / math.sqrt(attention.head_dim) + added).softmax(-1)
+        torch.testing.assert_close(weights @ v, attention.attend(q, k, v, own))
+        biased |= bool((added.isfinite() & (added != 0)).any())
+    assert biased == (kind == "three_region")
+
+
+@pytest.fixture(scope="module")
+def system() -> System:
+    return system_of(small_text(), small_image())
+
+
+def collected(system: System, codes: Tensor) -> tuple[list[Seen], Places]:
+    ids, found = system.encode("a red car")[0], list[Seen]()
+    look(system, ids, codes, found.append)
+    return found, places_of(system, ids)
+
+
+def test_weights_are_those_of_the_forward(system, monkeypatch):
+    """Of each layer those by which its branch comes out, whatever the number of heads at a time."""
+    codes = torch.randint(20, (GRID, GRID), generator=torch.Generator().manual_seed(1))
+    outputs, layers = list[Tensor](), system.model.stack.layers
+    hooks = [
+        layer.attention.dense.register_forward_pre_hook(lambda _, inputs: outputs.append(inputs[0])) for layer in layers
+    ]
+    values = list[Tensor]()
+    hooks += [
+        layer.attention.query_key_value.register_forward_hook(
+            lambda _, inputs, x, attention=layer.attention: values.append(attention.split(x)[2][0])
+        )
+        for layer in layers
+    ]
+    together, places = collected(system, codes)
+    for hook in hooks:
+        hook.remove()
+    for seen, v, out in zip(together, values, outputs, strict=True):
+        assert seen.weights.shape[0] == 2
+        branch = (seen.weights @ v).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(branch, out[0])
+        assert torch.equal(seen.weights > 0, seen.visible.expand_as(seen.weights))
+    monkeypatch.setattr(looking, "_PAIRS", 1)
+    alone, _ = collected(system, codes)
+    assert [(seen.layer, seen.heads.start) for seen in alone] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for seen in alone:
+        torch.testing.assert_close(seen.weights, together[seen.layer].weights[seen.heads])
+    vocab = system.recipe.vocab
+    tokens = system.recipe.layout(torch.tensor([system.encode("a red car")[0]]), codes.flatten()[None])[0][0]
+    assert tokens[places.image].tolist() == codes.flatten().tolist()
+    assert (tokens[places.text] - 20).tolist() == system.encode("a red car")[0]
+    assert [tokens[at].tolist() for at in places.separators.values()] == [[vocab[n]] for n in places.separators]
+
+
+def handmade(weights: Tensor) -> tuple[Seen, Places]:
+    """[ROI1] word [BASE] [BOI1] and 2 x 2 image tokens, of causal attention with these weights."""
+    scores = torch.arange(64.0).view(1, 8, 8)
+    places = Places(torch.arange(4, 8), torch.tensor([1]), {"ROI1": torch.tensor([0]), "BOI1": torch.tensor([2, 3])})
+    return Seen(0, slice(0, 1), scores, weights[None], torch.ones(8, 8).tril().bool()), places
+
+
+def test_figures_are_their_formulas():
+    evenly = torch.ones(8, 8).tril()
+    evenly = evenly / evenly.sum(1, keepdim=True)
+    tally = Tally(1, 1, 2)
+    tally(*handmade(evenly))
+    even = tally.figures()
+    assert float(even.entropy) == pytest.approx(1)
+    torch.testing.assert_close(even.absolute[0, 0], torch.ones(2, 2, dtype=torch.float64))
+    for name in even.regions:
+        torch.testing.assert_close(even.regions[name], even.uniform[name], equal_nan=True)
+    weights = evenly.clone()
+    weights[4:] = 0
+    weights[4, 3] = weights[5, 4] = 1.0  # [BOI1], and the left neighbour
+    weights[6, [1, 4]] = 0.5  # the word, and the token above
+    weights[7, [5, 7]] = 0.5  # the token above, and itself
+    tally = Tally(1, 1, 2)
+    tally(*handmade(weights))
+    tally(*handmade(weights))
+    found = tally.figures()
+    assert {name: float(share) for name, share in found.targets.items()} == pytest.approx(
+        {"itself": 0.5 / 4, "image": 2 / 4, "words": 0.5 / 4, "separators": 1 / 4}
+    )
+    assert {name: float(share) for name, share in found.separators.items()} == {"[ROI1]": 0, "[BOI1]": 0.25}
+    assert found.relative[0, 0, 0].tolist() == [0, 0.5, 0]
+    assert found.relative[0, 0, 1].tolist() == pytest.approx([0.5, 0.125, math.nan], nan_ok=True)
+    assert found.offsets[0, 0].tolist() == [[0, 0.25, 0], [0.25, 0.125, 0]]
+    assert offset_of(found, 0, 0) == (-1, 0, 0.5)
+    assert float(found.regions["column above"]) == pytest.approx(1 / 2.5)
+    log = torch.tensor([5.0, 6.0, 7.0, 8.0]).log()
+    assert float(found.entropy) == pytest.approx(float((math.log(2) / log[2:]).sum() / 4))
+    there = torch.tensor([[8 * i + j for i in range(4) for j in range(i + 1)]]).double()
+    assert found.scores["text to text"][0, 0].tolist() == pytest.approx(
+        [0, float(there.mean()), 27, float(there.std(unbiased=False))]
+    )
+    assert found.scores["others"][0, 0, [0, 2]].tolist() == [32, 63]
+    assert [one.holds for one in observations(found, 0)][2] == "no"  # checkers: nothing is inside of 2 x 2
+
+
+def test_regions_and_names():
+    regions = regions_of(8)
+    queries, keys = regions["first rows"]
+    assert (queries.sum(), keys.sum()) == (32, 16)
+    assert (regions["column above"][1].sum(), regions["column above what is drawn"][1].sum()) == (8 * 28, 7 * 28)
+    named = [offset_name(*offset) for offset in ((-1, 1), (0, -1), (-3, 0), (-2, 5))]
+    assert named[:2] == ["the token above what is drawn", "its left neighbour"]
+    assert named[2:] == ["the token 3 rows above", "the token at (-2, 5)"]
+    assert strongest(torch.tensor([[0.0, 1.0], [3.0, 2.0]]), 3) == [(1, 0, 3.0), (1, 1, 2.0), (0, 1, 1.0)]
+
+
+def test_observations_tell_what_is_there(system):
+    """A head that sees its left neighbour alone attends to an offset, and one that sees [BOI1] to a separator."""
+    _, places = collected(system, torch.zeros(GRID, GRID, dtype=torch.int64))
+    tokens = system.recipe.length
+    visible, weights = torch.ones(tokens, tokens).tril().bool(), torch.zeros(2, tokens, tokens)
+    scores = torch.randn(2, tokens, tokens, generator=torch.Generator().manual_seed(0))
+    weights[0].fill_diagonal_(1.0).copy_(weights[0].roll(-1, 1))
+    weights[1, :, int(places.separators["BOI1"])] = 1.0
+    tally = Tally(2, 2, GRID)
+    for layer in range(2):
+        tally(Seen(layer, slice(0, 2), scores, weights, visible), places)
+    told = observations(tally.figures(), 0)
+    assert (told[0].holds, told[4].holds) == ("yes", "partly")
+    assert "2 of 4 heads give 25% or more to one offset" in told[0].here
+    assert "to its left neighbour" in told[0].here
+    assert "layer 1 head 2 100%, layer 2 head 2 100%" in told[4].here
+
+
+def test_words_and_their_tokens():
+    text = TextTokenizer.train(["a small fox above a tree", "蓝色背景上有狐狸"] * 5, 330)
+    for caption in ("a small fox above a tree", "an ox 蓝色 🦊 a"):
+        ids = text.encode(caption)
+        found = words.words_of(text, ids)
+        if caption.isascii():
+            assert [word.text for word in found] == caption.split()
+        for word in found:
+            assert word.text in text.decode([ids[n] for n in word.tokens])
+        told = {n for word in found for n in word.tokens}
+        assert all(not text.decode([ids[n]]).strip() for n in range(len(ids)) if n not in told)
+    ids = text.encode("a small fox above a tree")
+    both = words.find(text, ids, "fox  above")
+    assert text.decode([ids[n] for n in both.tokens]).strip() == "fox above"
+    assert words.find(text, ids, "car") is None
+    assert words.find(text, ids, "ox") is None
+    chinese = text.encode("蓝色背景上有狐狸")
+    assert "狐" in text.decode([chinese[n] for n in words.find(text, chinese, "狐").tokens])
+
+
+def test_maps_of_words_are_of_the_queries_that_draw(system):
+    codes = torch.zeros(GRID, GRID, dtype=torch.int64)
+    found, places = collected(system, codes)
+    word = words.words_of(system.text, system.encode("a red car")[0])[1]
+    assert word.text == "red"
+    maps = words.maps(found[0], places, [word])
+    first = found[0].weights[:, int(places.separators["BOI1"]), places.text[word.tokens]].sum(-1)
+    torch.testing.assert_close(maps[:, 0, 0], first)
+    behind = Places(torch.arange(4), torch.tensor([5, 6]), {})  # a picture before its text
+    maps = words.maps(found[0], behind, [words.Word("x", [1])])
+    torch.testing.assert_close(maps[:, 0], found[0].weights[:, 5, :4])
+    assert words.contrast(torch.tensor([0.0, 0.0, 0.0, 4.0])) == pytest.approx(0.75)
+
+
+def test_what_cannot_be_looked_at(system, tmp_path):
+    codes = torch.zeros(1, GRID, GRID, dtype=torch.int64)
+    for captions, wanted, message in (
+        (["a fox"], ["car"], "words: expected what stands in one of the captions, got 'car'"),
+        (["a fox"], [" "], "words: expected none that is blank, got ' '"),
+        ([" "], [], "captions: expected one that is not blank, got nothing to draw in caption 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            analyse(system, captions, codes, tmp_path, wanted=wanted)
+    with pytest.raises(ValueError, match="name: expected a model that draws pictures or captions, got 'one of recipe"):
+        check(SuperResolution(SuperResolution.presets["tiny"][0]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures(tmp_path):
+    """A map's values stand at their layer and head, marks on their places."""
+    maps = torch.zeros(2, 3, 2, 2)
+    maps[1, 2, 0, 1] = 1.0
+    with Image.open(sheet(maps, tmp_path / "sheet.png", "title", "bar")) as image:
+        pixels, (width, height) = torch.from_numpy(np.array(image.convert("RGB"))), image.size
+    bright = (pixels.int() - torch.tensor([252, 253, 191])).abs().sum(-1) < 8  # of magma the largest
+    y, x = bright[:, : int(width * 0.8)].nonzero().float().mean(0).tolist()
+    assert (x > width * 0.55, y > height * 0.5) == (True, True)
+    values = torch.zeros(GRID, GRID)
+    values[0, 3] = values[0, 2] = 1.0
+    grey = torch.full((3, 16, 16), 128, dtype=torch.uint8)
+    path = marked(grey, [("dots", [("one", values)])], tmp_path / "marked.png", "a $ 狐狸 $", dots="dots")
+    with Image.open(path) as image:
+        pixels, (width, height) = torch.from_numpy(np.array(image.convert("RGB"))), image.size
+    red = (pixels == torch.tensor([255, 0, 0])).all(-1)
+    assert red.any()
+    assert red.nonzero()[:, 1].min() > width / 2
+    assert red.nonzero()[:, 0].max() < height * 0.6

@@ -1,0 +1,90 @@
+"""The study of words and places: whose tile is whose, which head is chosen, and what is said of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_system import small_image, write
+from test_transformer import recipe_of
+
+from cogview import cli
+from cogview.demo.scenes import caption, sample_scenes
+from cogview.studies import attention
+from cogview.studies.attention import Cases, Sizes, cases, judged, tile
+from cogview.system import System
+from cogview.tokenizers.text import TextTokenizer
+
+
+def scenes_system() -> System:
+    captions = [caption(scene, language) for scene in sample_scenes("test", 60) for language in ("en", "zh")]
+    torch.manual_seed(0)
+    text, image = TextTokenizer.train(captions, 500), small_image()
+    recipe = recipe_of("dense", text_vocab=500, max_positions=70)
+    return System(text, image, recipe, recipe.model())
+
+
+def test_tiles_are_those_of_the_emoji():
+    assert tile("left", 4).view(4, 4).int().tolist() == [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    assert tile("bottom", 4).view(4, 4).int().tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]
+
+
+def test_cases_are_of_each_word(monkeypatch):
+    """A head that gives a word nothing but from one place of its tile, and one that gives it as much everywhere."""
+    system, scenes = scenes_system(), sample_scenes("test", 2)
+    assert (scenes[0].second, scenes[1].second is not None) == (None, True)
+    place = {name: tile(where, 4).float() for scene in scenes[1:] for name, where in scene.placed}
+
+    def maps(seen, places, words):
+        own = [place.get(word.text, tile(scenes[0].place, 4).float()) for word in words]
+        return torch.stack([torch.stack([torch.eye(16)[int(t.argmax())] for t in own]), torch.ones(len(words), 16)])
+
+    monkeypatch.setattr(attention, "maps", maps)
+    found = cases(system, scenes, torch.zeros(2, 4, 4, dtype=torch.int64), "en")
+    assert found.scene.tolist() == [0, 1, 1]
+    assert found.inside[:, 0].tolist() == [[1, 0.25]] * 3
+    assert found.hit[:, 0, 0].tolist() == [1, 1, 1]
+    assert found.other[0].isnan().all()
+    assert found.other[1:, 0].tolist() == [[0, 0.25]] * 2
+
+
+def test_the_head_is_chosen_on_one_half_and_judged_on_the_other():
+    scene = torch.tensor([0, 1, 1, 2, 3, 3])
+    inside = torch.tensor([[[0.9, 0.2]]] * 3 + [[[0.3, 0.8]]] * 3)
+    other = torch.tensor([[[torch.nan, torch.nan]]] + [[[0.1, 0.1]]] * 2).repeat(2, 1, 1)
+    told = judged(Cases(inside, (inside > 0.25).float(), other, scene))
+    assert told["head"] == [0, 0]
+    assert told["cases"] == {"chosen_on": 3, "judged_on": 3, "of_two_emoji": 2}
+    assert (told["inside"], told["hit"]) == (pytest.approx(0.3), 1.0)
+    assert told["beyond_area"] == pytest.approx([0.05, 0.05])
+    assert told["of_two_emoji"]["difference"] == pytest.approx([0.2, 0.2])
+    assert told["all_heads"]["inside"] == [[0.3, 0.8]]
+
+
+def test_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    system = scenes_system()
+    system.text.save("runs/demo/text.model")
+    system.image.save("runs/demo/vqvae.safetensors")
+    write(tmp_path / "runs/demo/gpt", 1, system)
+    with pytest.raises(SystemExit, match="from: expected the folder of a finished demo, got 'runs/demo'"):
+        cli.main(["study", "attention", "--scenes", "8", "--measured", "2", "--shown", "1"])
+    Path("runs/demo/scenes").mkdir()
+    Path("runs/demo/scenes/scenes.json").write_text("{}")
+    asked = dict[str, int]()
+    monkeypatch.setattr(attention, "analyse", lambda system, texts, codes, out, **how: asked.update(how) or "All told.")
+    cli.main(["study", "attention", "--scenes", "8", "--measured", "4", "--shown", "3", "--out", "out"])
+    assert asked["shown"] == 3
+    page = Path("out/report.md").read_text(encoding="utf-8")
+    assert page.splitlines()[0] in capsys.readouterr().out
+    assert page.startswith("Layer ")
+    assert "[What they do](heads/report.md). All told." in page
+    figures = json.loads(Path("out/figures.json").read_text(encoding="utf-8"))
+    assert figures["area"] == 0.25
+    assert figures["languages"]["en"]["cases"]["judged_on"] == 6
+
+
+def test_sizes():
+    for sizes, message in (((2, 1, 1), "scenes: expected at least 4"), ((8, 9, 1), "measured: expected 1 to 8")):
+        with pytest.raises(ValueError, match=message):
+            Sizes(*sizes)
