@@ -1,5 +1,5 @@
-"""`cogview study` of what a trained model is used for, styles, a single domain, words about people, and of what its heads
-see."""
+"""`cogview study` of what a trained model is used for, styles, a single domain, words about people, and of what its
+heads see."""
 
 from dataclasses import dataclass
 from pathlib import Path

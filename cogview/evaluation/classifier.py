@@ -143,15 +143,16 @@ class ClassifierTask:
 
 
 def train(
-    out: Path, pictures: Tensor, labels: Sequence[str], training: TrainConfig, *, hold_out: float = 0.1
+    out: Path, pictures: Tensor, labels: Sequence[str], training: TrainConfig, *, hold_out: float = 0.1, **sizes: int
 ) -> tuple[Result, Classifier]:
     """Trains on pictures uint8 [N, 3, S, S] and their classes' names, but for a share that it is judged by; what is
-    done stands in a folder named as `out` without its suffix, where the same call goes on. Writes `out` at the end."""
+    done stands in a folder named as `out` without its suffix, where the same call goes on. Writes `out` at the end.
+    sizes: width and features, as ClassifierConfig has them."""
     classes = tuple(sorted(set(labels)))
     require(len(labels) == len(pictures), "labels", f"one for each of {len(pictures)} pictures", len(labels))
     number = {name: n for n, name in enumerate(classes)}
     torch.manual_seed(training.seed)
-    model = Classifier(ClassifierConfig(classes, pictures.shape[-1]))
+    model = Classifier(ClassifierConfig(classes, pictures.shape[-1], **sizes))
     order, held = permutation(len(labels), training.seed), int(len(labels) * hold_out)
     require(1 <= held < len(labels), "labels", "enough to hold some out, and to train on the others", len(labels))
     targets = torch.tensor([number[label] for label in labels])

@@ -121,7 +121,8 @@ class Judges:
         for kind in ("style", "thing"):
             labels = [getattr(view, kind) for view in views] * 2
             path = out / f"judge-{kind}.safetensors"
-            result, found[kind] = classifier.train(path, torch.cat([pictures, true]), labels, training, hold_out=0.05)
+            about: dict[str, Any] = {"hold_out": 0.05, "features": 256}  # 200 things take more than 64
+            result, found[kind] = classifier.train(path, torch.cat([pictures, true]), labels, training, **about)
             if not result.finished:
                 raise Interrupted
         return cls(**found, views=views, true=true)
