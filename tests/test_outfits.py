@@ -34,16 +34,21 @@ def test_captions_tell_every_part_in_its_colour():
     assert caption(outfit, "zh") == "红色鸭舌帽，蓝色外套，黑色牛仔裤，绿色靴子"
 
 
-def test_each_outfit_of_test_has_one_pair_that_none_of_train_has():
+def test_splits_share_no_outfit_and_each_new_one_has_a_pair_that_no_other_has():
     pairs = [(piece, colour) for _, pieces in PARTS.values() for piece in pieces for colour in COLOURS]
     held = {pair for pair in pairs if held_out(*pair)}
     assert 0.08 < len(held) / len(pairs) < 0.25
     assert {colour for _, colour in held} == set(COLOURS)
     assert all(any(piece in pieces for piece, _ in held) for _, pieces in PARTS.values())
-    for look in sample("train", 300):
+    of = {split: sample(split, 300) for split in ("train", "test", "new")}
+    for look in of["train"] + of["test"]:
         assert not held & set(look.outfit.values())
-    for look in sample("test", 300):
+    for look in of["new"]:
         assert len(held & set(look.outfit.values())) == 1
+    train, test = ({caption(look.outfit, "en") for look in of[split]} for split in ("train", "test"))
+    assert not train & test
+    with pytest.raises(ValueError, match="split: expected one of train, test, new, got 'validation'"):
+        sample("validation", 1)
     assert sample("train", 5) == sample("train", 9)[:5]
     assert sample("train", 5) != sample("train", 5, seed=1)
 
@@ -60,7 +65,7 @@ def test_pieces_are_dyed_and_keep_their_shape():
 
 
 def test_the_judge_finds_every_part_again_also_in_noise():
-    looks = sample("test", 12, seed=3)
+    looks = [*sample("test", 6, seed=3), *sample("new", 6, seed=3)]
     true = pictures(looks)
     asked = [look.outfit for look in looks]
     assert shown(true) == asked

@@ -39,12 +39,12 @@ def test_the_study_of_a_single_domain(tmp_path, small, monkeypatch):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["tokens"] >= 5 * 5 + 3 + 30
     assert figures["image"]["downsample"] == 64
-    for name in ("drawn, en", "drawn, zh", "true, through the image tokenizer", "drawn for another caption"):
+    for name in ("drawn, en", "drawn, zh", "true, through the image tokenizer", fashion.OTHER, fashion.NEW):
         assert 0 <= figures["found"][name]["piece"] <= 1
-        assert "held out" in figures["found"][name]
-    assert "held out" not in figures["found"]["drawn, en, known pairs"]
+        assert ("held out" in figures["found"][name]) == (name == fashion.NEW)
     assert figures["verdict"] in (tmp_path / "report.md").read_text()
-    assert Image.open(tmp_path / "sheet.png").width > 640
+    for name in ("sheet.png", "new.png"):
+        assert Image.open(tmp_path / name).width > 640
     study.run()  # which finds all that is there
     assert json.loads((tmp_path / "figures.json").read_text())["gpt"] == figures["gpt"]
     with pytest.raises(ValueError, match="tested: expected at least 2, got 1"):

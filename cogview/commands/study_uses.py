@@ -43,11 +43,11 @@ class Fashion:
 
     out: Path = Path("runs/study-fashion")
     """Folder for the models, report.md, figures.json and the sheet; a stopped study goes on in it."""
-    outfits: int = 2_500
+    outfits: int = 4_000
     """To train on."""
     tested: int = 64
-    """Held-out ones that are drawn, in either language."""
-    image_steps: int = 700
+    """New ones that are drawn, in either language, and as many with a new pair of piece and colour."""
+    image_steps: int = 1_500
     """Steps of the image tokenizer."""
     steps: int = 1_500
     """Steps of the GPT."""

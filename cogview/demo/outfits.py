@@ -2,8 +2,8 @@
 captions that name the kind and the colour of every part.
 
 320 x 320 pixels: something for the head, the body, the legs and the feet, one below the other, and to carry, some of
-them missing; each a piece of clothing among the emoji, dyed. Of the pairs of a piece and its colour an eighth is held
-out: no outfit of the split "train" has one, each of "test" has.
+them missing; each a piece of clothing among the emoji, dyed. An eighth of the outfits is "test", by content; and of the
+pairs of a piece and its colour an eighth is held out: no outfit of "train" and "test" has one, each of "new" has.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from cogview.config import require
 from cogview.data.files import write_json
 from cogview.data.shards import ShardWriter
 from cogview.emoji import load_emoji
@@ -23,6 +24,7 @@ from cogview.emoji import load_emoji
 SIZE = 320  # pixels of a side
 TILE = 96  # pixels of a piece's side
 PER_SHARD = 1000
+SPLITS = ("train", "test", "new")
 _SALT = "outfits 4"  # with it every part and every colour has pairs of either kind
 _THERE = 0.8  # how often a part is; body and legs always are
 
@@ -109,23 +111,28 @@ def caption(outfit: Outfit, language: str) -> str:
 
 
 def held_out(piece: str, colour: str) -> bool:
-    return hashlib.sha256(f"{_SALT}\0{piece}\0{colour}".encode()).digest()[0] < 32
+    return _eighth(f"{piece}\0{colour}")
+
+
+def _eighth(content: str) -> bool:
+    return hashlib.sha256(f"{_SALT}\0{content}".encode()).digest()[0] < 32
 
 
 def sample(split: str, count: int, seed: int = 0) -> list[Look]:
-    """Outfits of "train" or "test", each by its number: the first of a longer sample are the same. One part of those of
-    "test" has a pair that is held out, no other has."""
-    return [_one(split, f"{split} {seed} {number}") for number in range(count)]
+    """Outfits of "train", "test" or "new", each by its number: the first of a longer sample are the same."""
+    require(split in SPLITS, "split", f"one of {', '.join(SPLITS)}", split)
+    return [_one(split, random.Random(f"{split} {seed} {number}")) for number in range(count)]
 
 
-def _one(split: str, seed: str) -> Look:
-    draws = random.Random(seed)
-    parts = [part for part in PARTS if part in ALWAYS or draws.random() < _THERE]
-    outfit: Outfit = {part: draws.choice(_pairs(part, held=False)) for part in parts}
-    if split == "test":
-        part = draws.choice([part for part in parts if _pairs(part, held=True)])
-        outfit[part] = draws.choice(_pairs(part, held=True))
-    return Look(outfit, draws.randrange(len(BACKGROUNDS)))
+def _one(split: str, draws: random.Random) -> Look:
+    while True:
+        parts = [part for part in PARTS if part in ALWAYS or draws.random() < _THERE]
+        outfit: Outfit = {part: draws.choice(_pairs(part, held=False)) for part in parts}
+        if split == "new":
+            part = draws.choice([part for part in parts if _pairs(part, held=True)])
+            outfit[part] = draws.choice(_pairs(part, held=True))
+        if split == "new" or split == ("test" if _eighth(caption(outfit, "en")) else "train"):
+            return Look(outfit, draws.randrange(len(BACKGROUNDS)))
 
 
 @cache

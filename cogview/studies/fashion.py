@@ -30,7 +30,7 @@ from cogview.tokenizers.image import PRESETS
 from cogview.tokenizers.train_image import TRAINING, reconstruct
 
 PRESET = "fashion-tiny"
-SHOWN = 12  # pictures of the sheet
+NEW, OTHER = "drawn, en, each with a new pair", "drawn for another caption"
 _HELD_OUT = 300  # outfits
 _COLUMNS = ("piece", "colour", "both", "known", "held out", "absent", "all")
 
@@ -56,23 +56,20 @@ def run(out: Path, sizes: Sizes) -> str:
     data, held_out = _tokens(out, sizes)
     trained = models.new(out / "gpt", CogView, sizes.steps, data, held_out, preset=PRESET)
     system = System.load(out, name="gpt")
-    looks, known = sample("test", sizes.tested, seed=1), sample("train", sizes.tested, seed=1)
-    true = pictures_of(looks)
-    drawn = {name: _drawn(system, looks, name) for name in LANGUAGES}
+    known, new = (sample(split, sizes.tested, seed=1) for split in ("test", "new"))
+    asked, of_new = ([look.outfit for look in looks] for looks in (known, new))
+    drawn = {name: _drawn(system, known, name) for name in LANGUAGES}
+    drawn_new = _drawn(system, new, LANGUAGES[0])
+    true = pictures_of(known)
     rebuilt, _ = reconstruct(system.image, true)
-    first = LANGUAGES[0]
-    asked = [look.outfit for look in looks]
     found = {
         **{f"drawn, {name}": score(pictures, asked) for name, pictures in drawn.items()},
-        f"drawn, {first}, known pairs": score(_drawn(system, known, first), [look.outfit for look in known]),
+        NEW: score(drawn_new, of_new),
         "true, through the image tokenizer": score(rebuilt, asked),
-        "drawn for another caption": score(drawn[first], asked[1:] + asked[:1]),
+        OTHER: score(drawn[LANGUAGES[0]], asked[1:] + asked[:1]),
     }
-    cells = [
-        (caption(look.outfit, first), [a, b])
-        for look, a, b in zip(looks[:SHOWN], true[:SHOWN], drawn[first][:SHOWN], strict=False)
-    ]
-    contact_sheet(cells, out / "sheet.png", columns=4, zoom=1, note="true, drawn; each has a pair never seen")
+    _sheet(out / "sheet.png", known, drawn[LANGUAGES[0]], 8, "true, drawn; outfits never seen")
+    _sheet(out / "new.png", new, drawn_new, 4, "true, drawn; each has a piece in a colour in which it was never seen")
     facts = {
         "sizes": asdict(sizes),
         "gpt": models.fact(trained),
@@ -112,17 +109,23 @@ def pictures_of(looks: list[Look]) -> Tensor:
     return torch.stack([torch.from_numpy(np.array(render(look))).permute(2, 0, 1) for look in looks])
 
 
+def _sheet(path: Path, looks: list[Look], drawn: Tensor, count: int, note: str) -> None:
+    true = pictures_of(looks[:count])
+    rows = [(caption(look.outfit, LANGUAGES[0]), [a, b]) for look, a, b in zip(looks, true, drawn, strict=False)]
+    contact_sheet(rows, path, columns=4, zoom=1, note=note)
+
+
 def _drawn(system: System, looks: list[Look], language: str) -> Tensor:
     captions = [caption(look.outfit, language) for look in looks]
     return system.draw(captions, temperature=TEMPERATURE, batch_size=64)
 
 
 def _verdict(found: dict[str, dict[str, float]]) -> str:
-    drawn, other = (found[name] for name in (f"drawn, {LANGUAGES[0]}", "drawn for another caption"))
+    drawn, new, other = (found[name] for name in (f"drawn, {LANGUAGES[0]}", NEW, OTHER))
     return (
-        f"Of the parts that captions tell {drawn['both']:.0%} are drawn in their kind and colour (by chance "
-        f"{other['both']:.0%}): {drawn['known']:.0%} where the pair was known, {drawn['held out']:.0%} where piece and "
-        f"colour never came together; {drawn['all']:.0%} of the pictures are right in all."
+        f"Of the parts of outfits never seen {drawn['both']:.0%} are drawn in their kind and colour (by chance "
+        f"{other['both']:.0%}), and {drawn['all']:.0%} of the outfits are right in all. Of pieces in a colour in which "
+        f"training never had them {new['held out']:.0%} are."
     )
 
 
@@ -134,7 +137,8 @@ def _page(found: dict[str, dict[str, float]], facts: dict[str, Any], verdict: st
 
 # Fashion: a single domain
 
-{sizes["tested"]} outfits that training never saw; each has one pair of piece and colour that it never saw.
+{sizes["tested"]} outfits that training never saw, of pieces in colours in which it had them; and as many that each have
+one pair of piece and colour which it never had.
 
 | | piece | colour | both | of known pairs | of held-out pairs | absent | whole picture |
 |---|{"---:|" * len(_COLUMNS)}
@@ -145,6 +149,11 @@ not there. Judged by the dyed piece that explains the picture best at the part's
 caption is what chance gives.
 
 ![true and drawn](sheet.png)
+
+A code shows a part of a piece in its colour, so that those of a new pair never occurred in training; what is drawn
+instead is near it, or another piece:
+
+![true and drawn, each with a new pair](new.png)
 
 ## How
 

@@ -59,7 +59,7 @@ class VQConfig:
 PRESETS: dict[str, tuple[int, VQConfig]] = {
     "tiny": (64, VQConfig(codebook_size=1024, dim=64, hidden=96)),
     "cogview": (256, VQConfig()),
-    "fashion-tiny": (320, VQConfig(codebook_size=1024, dim=64, hidden=64, downsample=16)),
+    "fashion-tiny": (320, VQConfig(codebook_size=2048, dim=64, hidden=64, downsample=16)),
     "fashion-400": (400, VQConfig()),
     "fashion-800": (800, VQConfig(downsample=16)),
 }
