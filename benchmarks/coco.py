@@ -21,7 +21,6 @@ from PIL import Image
 
 from cogview.data.files import write_json
 from cogview.data.tokens import TokenDataset
-from cogview.train.log import read_log
 
 from . import machine
 from .own_pictures import timed
@@ -79,10 +78,11 @@ def measure(folder: Path, pictures: int, steps: int) -> dict[str, Any]:
     found["tokenize"] = timed("tokenize", *tars, "--run", str(run), "--image-passes", "1")
     found["tokenize again"] = timed("tokenize", *tars, "--run", str(run), "--split", "again")
     found["train"] = timed("train", "--run", str(run), "--steps", str(steps))
-    found["generate"] = timed("generate", "--run", str(run), "--captions", "A man sits on a bench.", "--count", "8")
-    rows = [row for row in read_log(run / "gpt" / "log.jsonl") if "step" in row]
-    found |= {"shard_bytes": _bytes(shards), "token_bytes": _bytes(run / "tokens" / "train")}
-    return found | {"rows": len(TokenDataset(run / "tokens" / "train")), "log": rows[-1]}
+    drawn = ("--captions", "A man sits on a bench.", "--count", "8", "--out", str(folder / "drawn.png"))
+    found["generate"] = timed("generate", "--run", str(run), *drawn)
+    tokens = run / "tokens" / "train"
+    found |= {"shard_bytes": _bytes(shards), "token_bytes": _bytes(tokens), "rows": len(TokenDataset(tokens))}
+    return found
 
 
 def _bytes(folder: Path) -> int:
@@ -98,6 +98,7 @@ def main() -> int:
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), options.pictures, options.steps)
+        found = json.loads(json.dumps(found).replace(f"{folder}/", ""))
     facts = machine.facts()
     path = options.out / f"{machine.slug(facts['device'])}.json"
     write_json(path, {"facts": facts, "load_before": before, **found})
