@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from cogview.emoji import STYLES as SHARD
@@ -21,20 +21,7 @@ from cogview.emoji import load_emoji, load_icons
 SIZE = 64  # pixels of a side
 TILE = 56  # pixels of a thing's side
 PLAIN = "plain"
-FILTERS = (
-    "grey",
-    "negative",
-    "sketch",
-    "mosaic",
-    "sepia",
-    "poster",
-    "soft",
-    "neon",
-    "stencil",
-    "pastel",
-    "night",
-    "thermal",
-)
+FILTERS = ("grey", "negative", "sketch", "mosaic", "sepia")
 STYLES = ("blob", "flat", "contrast")
 BACKGROUNDS = {
     "white": (250, 250, 250),
@@ -47,9 +34,6 @@ BACKGROUNDS = {
 }
 """Which captions do not tell."""
 _SALT = "things 7"
-
-
-Colour = tuple[int, int, int]
 
 
 class View(NamedTuple):
@@ -96,8 +80,10 @@ def filtered(picture: Image.Image, style: str) -> Image.Image:
     return _FILTERS.get(style, lambda same: same)(picture)
 
 
-def _edges(picture: Image.Image) -> Image.Image:
-    return picture.filter(ImageFilter.FIND_EDGES).point(lambda v: min(255, round(1.5 * v)))
+def _sketch(picture: Image.Image) -> Image.Image:
+    """Dark edges on white."""
+    edges = picture.filter(ImageFilter.FIND_EDGES).point(lambda v: min(255, round(1.5 * v)))
+    return ImageOps.invert(ImageOps.grayscale(edges)).convert("RGB")
 
 
 def _mosaic(picture: Image.Image) -> Image.Image:
@@ -105,24 +91,12 @@ def _mosaic(picture: Image.Image) -> Image.Image:
     return small.resize((SIZE, SIZE), Image.Resampling.NEAREST)
 
 
-def _mapped(dark: Colour, light: Colour, middle: Colour | None = None) -> Callable[[Image.Image], Image.Image]:
-    """Shades as colours."""
-    return lambda picture: ImageOps.colorize(ImageOps.grayscale(picture), dark, light, middle)
-
-
 _FILTERS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "grey": lambda picture: ImageOps.grayscale(picture).convert("RGB"),
     "negative": ImageOps.invert,
-    "sketch": lambda picture: ImageOps.invert(ImageOps.grayscale(_edges(picture))).convert("RGB"),
+    "sketch": _sketch,
     "mosaic": _mosaic,
-    "sepia": _mapped((40, 20, 0), (255, 240, 200)),
-    "poster": lambda picture: ImageOps.posterize(picture, 2),
-    "soft": lambda picture: picture.filter(ImageFilter.GaussianBlur(2)),
-    "neon": _edges,
-    "stencil": lambda picture: ImageOps.grayscale(picture).point(lambda v: 255 * (v > 150)).convert("RGB"),
-    "pastel": lambda picture: picture.point(lambda v: 150 + 105 * v // 255),
-    "night": lambda picture: ImageChops.multiply(picture, Image.new("RGB", picture.size, (60, 70, 140))),
-    "thermal": _mapped((20, 0, 120), (255, 240, 80), (220, 40, 60)),
+    "sepia": lambda picture: ImageOps.colorize(ImageOps.grayscale(picture), (40, 20, 0), (255, 240, 200)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Styles measured (CogView paper, section 3.3): a model that knows 200 things, as emoji and in the styles of twelve
+"""Styles measured (CogView paper, section 3.3): a model that knows 200 things, as emoji and in the styles of five
 filters, is finetuned to pictures by another hand whose captions tell the style alone; then it draws things in that
 style that the finetuning never showed it there, and some whose pictures it saw without their names.
 
@@ -36,7 +36,7 @@ from cogview.train.interrupts import Interrupted
 BASE, ALL = "gpt", "all"
 SHOWN = 12  # pictures of a row
 _HELD_OUT, _TEXT_PIECES = 500, 700
-_UNNAMED = 0.4  # of the captions of a filter's pictures those that tell the style alone
+_UNNAMED = 0.2  # of the captions of a filter's pictures those that tell the style alone
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _tokens(out: Path, sizes: Sizes) -> dict[str, TokenDataset]:
     }
     pairs = {name: PairDataset([path], languages=("en",)) for name, path in paths.items()}
     every = PairDataset([paths[name] for name in ("train", ALL)], languages=("en",))
-    text, pictures = text_tokenizer(pairs["train"], out, _TEXT_PIECES), decode(every, out, 64)
+    text, pictures = text_tokenizer(every, out, _TEXT_PIECES), decode(every, out, 64)  # styles' names are pieces
     image, _ = image_tokenizer(every, pictures, out, IMAGE, TrainConfig(steps=sizes.image_steps, **TRAINING))
     found = {name: tokenize_pairs(some, text, image, out / "tokens" / name) for name, some in pairs.items()}
     decoded.remove(out / "pixels")
