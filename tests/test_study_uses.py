@@ -85,12 +85,14 @@ def test_the_study_of_styles(tmp_path, small, monkeypatch):
     monkeypatch.setattr(styles, "BACKGROUNDS", dict(list(styles.BACKGROUNDS.items())[:2]))
     monkeypatch.setattr(styles, "_HELD_OUT", 8)
     monkeypatch.setattr(styles, "IMAGE", IMAGE)
+    monkeypatch.setattr(styles, "POINTS", (0, 1))
     Styles(out=tmp_path, drawn=1, image_steps=1, base_steps=2, style_steps=2, judge_steps=2).run()
     figures = json.loads((tmp_path / "figures.json").read_text())
     for style in STYLES:
         for kind in ("held out", "seen"):
             for name in ("before", "own", "all"):
                 assert figures["figures"][style][kind][name]["pictures"] >= 1
+        assert [point["steps"] for point in figures["figures"][style]["along"]] == [0, 1]
         meta = json.loads((tmp_path / "tokens" / style / "meta.json").read_text())
         shown = [thing for thing in sorted(set(some)) if not held_out(thing, style)]
         assert meta["rows"] == len(shown) * 2

@@ -22,11 +22,11 @@ class Styles:
     """Pictures of each thing and style that is asked for."""
     image_steps: int = 1_200
     """Steps of the image tokenizer."""
-    base_steps: int = 3_500
+    base_steps: int = 3_000
     """Steps of the model that knows the things."""
-    style_steps: int = 20
+    style_steps: int = 15
     """Steps of each finetuning."""
-    judge_steps: int = 900
+    judge_steps: int = 1_200
     """Steps of each of the two networks that judge."""
 
     def run(self) -> None:

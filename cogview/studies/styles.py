@@ -6,9 +6,10 @@ Two networks trained on true pictures, all of them, say which style and which th
 """
 
 import random
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from cogview.data import decoded
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
 from cogview.demo import models
-from cogview.demo.demo import IMAGE, TEMPERATURE
+from cogview.demo.demo import IMAGE
 from cogview.demo.things import BACKGROUNDS, FILTERS, PLAIN, STYLES, View, held_out, named, pictures_of, render, things
 from cogview.evaluation import classifier
 from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
+from cogview.progress import track
 from cogview.recipes.cogview import CogView
 from cogview.recipes.style import Style, drawn, learned
 from cogview.studies import styles_report
@@ -32,9 +34,15 @@ from cogview.studies.shards import png_pairs
 from cogview.system import System
 from cogview.tokenizers.train_image import TRAINING, reconstruct
 from cogview.train.interrupts import Interrupted
+from cogview.train.loop import Trainer
+from cogview.train.token_task import TokenTask
 
 BASE, ALL = "gpt", "all"
 SHOWN = 12  # pictures of a row
+POINTS = (0, 5, 10, 15, 20, 30, 60)
+"""Steps of a finetuning after which it is asked."""
+HOW: dict[str, Any] = {"temperature": 0.5, "text_attention": 1.0, "batch_size": 64}
+"""Near the captions, which are of a kind that the model did not learn."""
 _HELD_OUT, _TEXT_PIECES = 500, 700
 _UNNAMED = 0.2  # of the captions of a filter's pictures those that tell the style alone
 
@@ -71,7 +79,7 @@ def run(out: Path, sizes: Sizes) -> str:
     }
     rows = list[tuple[str, list[Tensor]]]()
     for style in STYLES:
-        figures[style] = {}
+        figures[style] = {"along": along(out, style, systems[BASE], tokens[style], judges, sizes.drawn)}
         for name, of in {"before": BASE, "own": style, "all": ALL}.items():
             for kind, views in asked(style).items():
                 pictures = draw(systems[of], views, sizes.drawn)
@@ -93,7 +101,28 @@ def run(out: Path, sizes: Sizes) -> str:
 def draw(system: System, views: Sequence[View], each: int) -> Tensor:
     """Of each view `each` pictures, one view after the other."""
     captions = [named(v.thing) if v.style == PLAIN else drawn(named(v.thing), v.style) for v in views]
-    return system.draw([c for c in captions for _ in range(each)], temperature=TEMPERATURE, batch_size=64)
+    return system.draw([caption for caption in captions for _ in range(each)], **HOW)
+
+
+def along(
+    out: Path, style: str, base: System, data: TokenDataset, judges: "Judges", each: int
+) -> list[dict[str, float]]:
+    """How a finetuning to a style draws things held out in it, as it goes on."""
+    views, found = asked(style)["held out"], list[dict[str, float]]()
+    training = replace(Style.presets["tiny"][1], steps=POINTS[-1])
+    recipe = Style(Style.begun(base.recipe.config))
+    torch.manual_seed(training.seed)
+    model = recipe.model()
+    model.load_state_dict(base.model.state_dict())
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        trainer = Trainer(TokenTask(recipe, model, data, training, None), training, Path(folder))
+        for point in track(POINTS, f"drawing {style} as it is learned"):
+            while trainer.state.step < point:
+                trainer.step()
+            system = replace(base, recipe=recipe, model=model)
+            several = [view for view in views for _ in range(each)]
+            found.append({"steps": point} | judges.score(draw(system, views, each), several))
+    return found
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cogview.data.files import write_json, written_beside
 from cogview.demo.things import FILTERS, STYLES, things
-from cogview.pictures import contact_sheet
+from cogview.pictures import contact_sheet, curves
 
 MODELS = {"before": "before", "own": "finetuned to it", "all": "finetuned to all three"}
 KINDS = {"held out": "never seen in the style", "seen": "seen in it, without their names"}
@@ -18,10 +18,21 @@ def write(out: Path, facts: dict[str, Any], rows: Sequence[tuple[str, list[Tenso
     """Writes everything into `out`; returns the verdict."""
     verdict = _verdict(facts["figures"])
     contact_sheet(rows, out / "sheet.png", columns=1, zoom=1, note="things whose picture in the style was held out")
+    curves(_along(facts["figures"]), out / "steps.png", across="steps of the finetuning")
     write_json(out / "figures.json", facts | {"verdict": verdict})
     with written_beside(out / "report.md") as beside:
         beside.write_text(_page(verdict, facts), encoding="utf-8")
     return verdict
+
+
+def _along(figures: dict[str, Any]) -> list[tuple[str, dict[str, tuple[list[float], list[float]]]]]:
+    panels = []
+    for style in STYLES:
+        points = figures[style]["along"]
+        steps = [point["steps"] for point in points]
+        lines = {of: (steps, [point[of] for point in points]) for of in ("style", "thing", "both")}
+        panels.append((f"{style}: share of pictures", lines))
+    return panels
 
 
 def _mean(figures: dict[str, Any], kind: str, name: str, of: str) -> float:
@@ -67,12 +78,16 @@ both, as two networks say. Of true pictures after the image tokenizer they say {
 
 ![things whose picture in the style was held out](sheet.png)
 
+What is learned of the style and forgotten of the things, of those held out in the style:
+
+![shares over the steps of the finetuning](steps.png)
+
 ## How
 
 - Styles: blob (Noto before 2017), flat and contrast (Fluent); {held} are held out. On seven backgrounds, which
   captions do not tell.
 - Image tokenizer: {sizes["image_steps"]:,} steps, on pictures of all styles but those that are held out.
 - The model: preset tiny, {base["steps"]:,} steps in {base["seconds"] / 60:.1f} minutes. Finetuned in
-  {sizes["style_steps"]} steps of 16 pictures.
+  {sizes["style_steps"]} steps of 16 pictures. Drawn at temperature 0.5, textual attention 1.
 - Threads: {facts["threads"]}.
 """
