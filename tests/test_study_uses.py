@@ -9,10 +9,10 @@ from PIL import Image
 
 from cogview import pipeline
 from cogview.commands.study_uses import Fashion, People, Styles
-from cogview.demo.things import STYLES, held_out, things
+from cogview.demo.things import BACKGROUNDS, STYLES, held_out, things
 from cogview.recipes.cogview import CogView
 from cogview.recipes.style import Style
-from cogview.studies import fashion, people, styles
+from cogview.studies import fashion, people, styles, styles_judges
 from cogview.tokenizers.image import PRESETS, VQConfig
 
 SMALL = {"num_layers": 1, "hidden_size": 32, "num_heads": 2}
@@ -81,8 +81,9 @@ def test_the_study_of_styles(tmp_path, small, monkeypatch):
         held = [thing for thing in things() if held_out(thing, style)]
         some += held[:1]
     some += [thing for thing in things() if not any(held_out(thing, style) for style in STYLES)][:5]
-    monkeypatch.setattr(styles, "things", lambda: sorted(set(some)))
-    monkeypatch.setattr(styles, "BACKGROUNDS", dict(list(styles.BACKGROUNDS.items())[:2]))
+    for module in (styles, styles_judges):
+        monkeypatch.setattr(module, "things", lambda: sorted(set(some)))
+        monkeypatch.setattr(module, "BACKGROUNDS", dict(list(BACKGROUNDS.items())[:2]))
     monkeypatch.setattr(styles, "_HELD_OUT", 8)
     monkeypatch.setattr(styles, "IMAGE", IMAGE)
     monkeypatch.setattr(styles, "POINTS", (0, 1))

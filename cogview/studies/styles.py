@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,15 @@ from cogview.data.tokens import TokenDataset
 from cogview.demo import models
 from cogview.demo.demo import IMAGE
 from cogview.demo.things import BACKGROUNDS, FILTERS, PLAIN, STYLES, View, held_out, named, pictures_of, render, things
-from cogview.evaluation import classifier
 from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
 from cogview.progress import track
 from cogview.recipes.cogview import CogView
 from cogview.recipes.style import Style, drawn, learned
 from cogview.studies import styles_report
 from cogview.studies.shards import png_pairs
+from cogview.studies.styles_judges import Judges
 from cogview.system import System
-from cogview.tokenizers.train_image import TRAINING, reconstruct
-from cogview.train.interrupts import Interrupted
+from cogview.tokenizers.train_image import TRAINING
 from cogview.train.loop import Trainer
 from cogview.train.token_task import TokenTask
 
@@ -104,9 +102,7 @@ def draw(system: System, views: Sequence[View], each: int) -> Tensor:
     return system.draw([caption for caption in captions for _ in range(each)], **HOW)
 
 
-def along(
-    out: Path, style: str, base: System, data: TokenDataset, judges: "Judges", each: int
-) -> list[dict[str, float]]:
+def along(out: Path, style: str, base: System, data: TokenDataset, judges: Judges, each: int) -> list[dict[str, float]]:
     """How a finetuning to a style draws things held out in it, as it goes on."""
     views, found = asked(style)["held out"], list[dict[str, float]]()
     training = replace(Style.presets["tiny"][1], steps=POINTS[-1])
@@ -123,49 +119,6 @@ def along(
             several = [view for view in views for _ in range(each)]
             found.append({"steps": point} | judges.score(draw(system, views, each), several))
     return found
-
-
-@dataclass(frozen=True)
-class Judges:
-    """What says which style pictures are in, any of all, and which thing they show."""
-
-    style: classifier.Classifier
-    thing: classifier.Classifier
-    views: list[View]
-    true: Tensor
-    """The true pictures uint8 [N, 3, S, S] of all views, after the image tokenizer."""
-
-    @classmethod
-    def trained(cls, out: Path, system: System, steps: int) -> "Judges":
-        styles = (PLAIN, *FILTERS, *STYLES)
-        draws = random.Random("judges")
-        views = [
-            View(thing, style, background)
-            for thing, style in product(things(), styles)
-            for background in draws.sample(list(BACKGROUNDS), 2)
-        ]
-        pictures = pictures_of(views)
-        true, _ = reconstruct(system.image, pictures)
-        training, found = TrainConfig(steps=steps, **classifier.TRAINING), {}
-        for kind in ("style", "thing"):
-            labels = [getattr(view, kind) for view in views] * 2
-            path = out / f"judge-{kind}.safetensors"
-            about: dict[str, Any] = {"hold_out": 0.05, "features": 256}  # 200 things take more than 64
-            result, found[kind] = classifier.train(path, torch.cat([pictures, true]), labels, training, **about)
-            if not result.finished:
-                raise Interrupted
-        return cls(**found, views=views, true=true)
-
-    @torch.no_grad()
-    def score(self, pictures: Tensor, asked: Sequence[View]) -> dict[str, float]:
-        """Shares of pictures in the style asked for, with the thing asked for, and both."""
-        right = {}
-        for kind, judge in (("style", self.style), ("thing", self.thing)):
-            logits = torch.cat([judge(some).logits for some in pictures.split(256)])
-            named = [judge.config.classes[n] for n in logits.argmax(dim=1).tolist()]
-            right[kind] = torch.tensor([name == getattr(view, kind) for name, view in zip(named, asked, strict=True)])
-        right["both"] = right["style"] & right["thing"]
-        return {name: float(of.float().mean()) for name, of in right.items()} | {"pictures": len(asked)}
 
 
 def asked(style: str) -> dict[str, list[View]]:
