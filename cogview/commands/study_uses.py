@@ -72,7 +72,7 @@ class People:
     """Pictures of each of 20 kinds of work, in either language."""
     image_steps: int = 700
     """Steps of the image tokenizer."""
-    steps: int = 1_500
+    steps: int = 3_000
     """Steps of the GPT."""
 
     def run(self) -> None:
