@@ -83,7 +83,7 @@ def test_the_study_of_styles(tmp_path, small, monkeypatch):
     some += [thing for thing in things() if not any(held_out(thing, style) for style in STYLES)][:5]
     for module in (styles, styles_judges):
         monkeypatch.setattr(module, "things", lambda: sorted(set(some)))
-        monkeypatch.setattr(module, "BACKGROUNDS", dict(list(BACKGROUNDS.items())[:2]))
+        monkeypatch.setattr(module, "BACKGROUNDS", dict(list(BACKGROUNDS.items())[:3]))
     monkeypatch.setattr(styles, "_HELD_OUT", 8)
     monkeypatch.setattr(styles, "IMAGE", IMAGE)
     monkeypatch.setattr(styles, "POINTS", (0, 1))
@@ -96,7 +96,7 @@ def test_the_study_of_styles(tmp_path, small, monkeypatch):
         assert [point["steps"] for point in figures["figures"][style]["along"]] == [0, 1]
         meta = json.loads((tmp_path / "tokens" / style / "meta.json").read_text())
         shown = [thing for thing in sorted(set(some)) if not held_out(thing, style)]
-        assert meta["rows"] == len(shown) * 2
+        assert meta["rows"] == len(shown) * 3
     assert figures["verdict"] in (tmp_path / "report.md").read_text()
 
 
@@ -110,6 +110,7 @@ def test_captions_of_a_style_never_name_a_thing():
         assert not any(held_out(view.thing, style) for view in asked["seen"])
         assert len(asked["held out"]) == len(asked["seen"])
     known = styles._known()
+    assert not {view for view, _ in known["train"]} & {view for view, _ in known["test"]}
     assert not {view.style for rows in known.values() for view, _ in rows} & set(STYLES)
     assert not any(style in caption for rows in known.values() for _, caption in rows for style in STYLES)
 
@@ -128,4 +129,11 @@ def test_judges_count_what_is_right():
     views = [styles.View(thing, "flat", "white") for thing in ("fox", "fox", "owl", "owl")]
     judges = styles.Judges(Says(("blob", "flat"), [1, 1, 0, 1]), Says(("fox", "owl"), [0, 1, 1, 1]), [], torch.empty(0))
     found = judges.score(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), views)
-    assert found == {"style": 0.75, "thing": 0.75, "both": 0.5, "pictures": 4}
+    assert {name: found[name] for name in ("style", "thing", "both", "pictures")} == {
+        "style": 0.75,
+        "thing": 0.75,
+        "both": 0.5,
+        "pictures": 4,
+    }
+    assert found["style error"] == pytest.approx(0.25)  # of 1 and a half
+    assert found["both error"] == 0

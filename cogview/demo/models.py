@@ -52,7 +52,7 @@ def finetuned(
     source: Path,
     steps: int,
     data: Tokens,
-    held_out: Tokens,
+    held_out: Tokens | None,
     *,
     seconds: float | None = None,
     **of: Any,

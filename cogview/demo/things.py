@@ -1,8 +1,8 @@
 """Single things in several styles, for learning styles (CogView, arXiv 2105.13290, section 3.3): 200 emoji as Noto has
 them, as filters make them, and as three other hands drew them; 64 x 64 pixels, on a coloured background.
 
-The filters' are the styles that a model knows before it is finetuned, the other hands' those that it learns. Of these
-an eighth of the pairs of thing and style is held out.
+The filters' are the styles that a model knows before it is finetuned, the other hands' those that it learns. Of each of
+these 25 things are held out.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ BACKGROUNDS = {
     "grey": (170, 174, 180),
 }
 """Which captions do not tell."""
-_SALT = "things 7"
+HELD_OUT = 25
 
 
 class View(NamedTuple):
@@ -64,7 +64,15 @@ def things() -> list[str]:
 
 
 def held_out(thing: str, style: str) -> bool:
-    return hashlib.sha256(f"{_SALT}\0{thing}\0{style}".encode()).digest()[0] < 32
+    return thing in _held_out(style)
+
+
+@cache
+def _held_out(style: str) -> frozenset[str]:
+    """Chosen by content, whatever else there is."""
+    return frozenset(
+        sorted(things(), key=lambda thing: hashlib.sha256(f"{thing}\0{style}".encode()).digest())[:HELD_OUT]
+    )
 
 
 def render(view: View) -> Image.Image:

@@ -67,7 +67,7 @@ def run(out: Path, sizes: Sizes) -> str:
     held = tokens.pop("test")
     trained = {BASE: models.new(out / BASE, CogView, sizes.base_steps, tokens.pop("train"), held)}
     for name, data in tokens.items():
-        trained[name] = models.finetuned(out / name, Style, out / BASE, sizes.style_steps, data, held)
+        trained[name] = models.finetuned(out / name, Style, out / BASE, sizes.style_steps, data, None)
     systems = {name: System.load(out, name=name) for name in trained}
     judges = Judges.trained(out, systems[BASE], sizes.judge_steps)
     plain = [View(thing, PLAIN, "white") for thing in things()]
@@ -147,16 +147,20 @@ def _tokens(out: Path, sizes: Sizes) -> dict[str, TokenDataset]:
 
 
 def _known() -> dict[str, list[tuple[View, str]]]:
-    """Views and captions: plain things, and each in the filters' styles, some of which tell the style alone."""
+    """Views and captions: plain things, and each in the filters' styles, some of which tell the style alone. No view is
+    in both splits; those of plain things come three times in training."""
     draws, rows = random.Random("things"), list[tuple[View, str]]()
     for thing in things():
         for background in BACKGROUNDS:
-            rows += [(View(thing, PLAIN, background), named(thing))] * 3
+            rows.append((View(thing, PLAIN, background), named(thing)))
             for style in FILTERS:
                 text = learned(style) if draws.random() < _UNNAMED else drawn(named(thing), style)
                 rows.append((View(thing, style, background), text))
     draws.shuffle(rows)
-    return {"train": rows[_HELD_OUT:], "test": rows[:_HELD_OUT]}
+    test, train = rows[:_HELD_OUT], rows[_HELD_OUT:]
+    train += [row for row in train if row[0].style == PLAIN] * 2
+    draws.shuffle(train)
+    return {"train": train, "test": test}
 
 
 def _views(style: str) -> list[tuple[View, str]]:

@@ -57,7 +57,7 @@ def _page(verdict: str, facts: dict[str, Any]) -> str:
         for kind, told in KINDS.items():
             for name, model in MODELS.items():
                 f = figures[style][kind][name]
-                shares = " | ".join(f"{f[of]:.0%}" for of in ("style", "thing", "both"))
+                shares = " | ".join(f"{f[of]:.0%} ({f[f'{of} error']:.0%})" for of in ("style", "thing", "both"))
                 lines.append(f"| {style}: {told} | {model} | {shares} | {f['pictures']} |")
     true, styles, count = figures["true"], len(FILTERS) + len(STYLES) + 1, len(things())
     held = ", ".join(f"{n} of {style}" for style, n in facts["pairs"].items())
@@ -72,9 +72,9 @@ Drawn is "a fox of flat style".
 {chr(10).join(lines)}
 
 Shares of the pictures that are in the style asked for, of {styles}, that show the thing asked for, of {count}, and
-both, as two networks say. Of true pictures after the image tokenizer they say {true["style"]:.0%} and
-{true["thing"]:.0%} rightly; they were trained on these. Plain things ("a fox") the model draws right in
-{figures["plain"]["thing"]:.0%} of the cases.
+both, as two networks say; in brackets standard errors over things. Of true pictures after the image tokenizer, on
+backgrounds that they were not trained on, they say {true["style"]:.0%} and {true["thing"]:.0%} rightly. Plain things
+("a fox") the model draws right in {figures["plain"]["thing"]:.0%} of the cases.
 
 ![things whose picture in the style was held out](sheet.png)
 
