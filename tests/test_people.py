@@ -1,11 +1,13 @@
 """Words about people put into captions: what is left alone, what is put in, how often, and lists that are none."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
 
-from cogview.people import LIST, People, specify
+from cogview.people.specify import specify
+from cogview.people.words import LIST, People
 
 EN, ZH = {"Asian", "black", "white", "Latino"}, {"亚裔", "非裔", "白人", "拉丁裔"}
 
@@ -21,6 +23,14 @@ EN, ZH = {"Asian", "black", "white", "Latino"}, {"亚裔", "非裔", "白人", "
         "雪人旁边的机器人",
         "一位亚裔女医生",
         "黑人男孩",
+        "白人女医生",
+        "一张双人床",
+        "人行横道",
+        "人类的未来",
+        "a king size bed",
+        "a Latina doctor",
+        "the Asian driver is female",
+        "医生是亚裔女的",
         "",
     ],
 )
@@ -57,6 +67,36 @@ def test_what_a_caption_tells_of_one_person_is_left_alone_and_others_get_their_w
     assert all(specify("a doctor washes her hands", seed).split()[2] == "doctor" for seed in range(5))
 
 
+@pytest.mark.parametrize(
+    ("caption", "pattern"),
+    [
+        ("a woman doctor", "an? E woman doctor"),
+        ("a baby boy on a bed", "an? E baby boy on a bed"),
+        ("a patient man", "an? E patient man"),
+        ("the driver is female", "the E driver is female"),
+        ("a doctor who is a woman", "an? E doctor who is a woman"),
+        ("this is a doctor", "this is an? E G doctor"),
+        ("a man cooks in a kitchen", "an? E man cooks in a kitchen"),
+        ("people cook dinner", "E G people cook dinner"),
+        ("two babies", "two E G babies"),
+        ("a white-haired woman", "a white-haired E woman"),
+        ("an African-American pilot", "an African-American G pilot"),
+        ("客人", "EG客人"),
+        ("工作人员", "EG工作人员"),
+        ("一个人在弹吉他", "一个EG在弹吉他"),
+        ("骑车的人", "骑车的EG"),
+        ("医生是女的", "E医生是女的"),
+        ("一个黑人在走路", "一个G黑人在走路"),
+    ],
+)
+def test_a_run_of_nouns_is_one_person_and_what_is_said_of_it_is_told(caption, pattern):
+    ethnicity, gender = "|".join([*EN, *ZH]), "male|female|男性|女性"
+    pattern = re.sub(r"\bE|E(?=G|医|客)", f"({ethnicity})", pattern)
+    pattern = re.sub(r"G", f"({gender})", pattern)
+    for seed in range(12):
+        assert re.fullmatch(pattern, specify(caption, seed)), specify(caption, seed)
+
+
 def test_chinese_captions_get_chinese_words():
     for seed in range(20):
         found = specify("花园里的医生", seed)
@@ -85,11 +125,11 @@ def test_a_list_of_ones_own(tmp_path):
     own["zh"], own["specified"] = {"young": "年轻", "old": "年老"}, {"age": {"en": ["teenage"], "zh": []}}
     (tmp_path / "own.json").write_text(json.dumps(own))
     people = People.load(tmp_path / "own.json")
-    counts = Counter(people.specify("a guard", seed) for seed in range(400))
+    counts = Counter(specify("a guard", seed, people) for seed in range(400))
     assert set(counts) == {"a young guard", "an old guard"}
     assert counts["an old guard"] > 250
-    assert people.specify("a teenage guard", 0) == "a teenage guard"
-    assert people.specify("卫兵", 0) in ("年轻卫兵", "年老卫兵")
+    assert specify("a teenage guard", 0, people) == "a teenage guard"
+    assert specify("卫兵", 0, people) in ("年轻卫兵", "年老卫兵")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +141,10 @@ def test_a_list_of_ones_own(tmp_path):
         ({"zh": {}}, "its Chinese"),
         ({"nouns": {"en": "doctor"}}, "nouns: expected lists of words"),
         ({"nouns": None}, "an object with attributes, zh"),
+        ({"specified": {"gender": ["x"]}}, "specified: gender: expected lists of words by language"),
+        ({"attributes": {"age": {"": 1}}}, "age: expected words and positive numbers"),
+        ({"attributes": {"age": {"young": 10**400}}}, "age: expected words and positive numbers"),
+        ({"attributes": {"age": {"young": 1}}, "zh": {"young": " "}}, "zh: young: expected its Chinese"),
     ],
 )
 def test_a_list_that_is_none_is_refused_in_a_sentence(tmp_path, change, sentence):
@@ -111,8 +155,9 @@ def test_a_list_that_is_none_is_refused_in_a_sentence(tmp_path, change, sentence
 
 
 def test_files_that_are_no_json_are_refused(tmp_path):
-    (tmp_path / "own.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
-        People.load(tmp_path / "own.json")
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "own.json").write_text(text)
+        with pytest.raises(ValueError, match="is no JSON"):
+            People.load(tmp_path / "own.json")
     with pytest.raises(ValueError, match="cannot read"):
         People.load(tmp_path / "none.json")

@@ -10,6 +10,7 @@ from PIL import Image
 from cogview import pipeline
 from cogview.commands.study_uses import Fashion, People, Styles
 from cogview.demo.things import BACKGROUNDS, STYLES, held_out, things
+from cogview.people.specify import specify
 from cogview.recipes.cogview import CogView
 from cogview.recipes.style import Style
 from cogview.studies import fashion, people, styles, styles_judges
@@ -63,9 +64,9 @@ def test_the_study_of_words_about_people(tmp_path, small, monkeypatch):
     assert figures["verdict"] in (tmp_path / "report.md").read_text()
     words = people.word_list()
     for seed in range(5):
-        _, skin, gender, work = words.specify("a pilot", seed).split()
+        _, skin, gender, work = specify("a pilot", seed, words).split()
         assert (skin in people.EVEN["skin"], gender in people.EVEN["gender"], work) == (True, True, "pilot")
-        assert words.specify("一位飞行员", seed)[2:-3] in (
+        assert specify("一位飞行员", seed, words)[2:-3] in (
             "浅肤色男性",
             "浅肤色女性",
             "棕肤色男性",

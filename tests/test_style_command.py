@@ -9,7 +9,9 @@ from PIL import Image
 from test_system import small_image, small_text, system_of, write
 
 from cogview import cli
+from cogview.commands.prompts import Prompts
 from cogview.data.shards import PairDataset
+from cogview.people.specify import specify
 from cogview.pictures import image_of
 from cogview.recipes.style import Style
 from cogview.system import System
@@ -126,9 +128,24 @@ def test_a_caption_of_all_pictures_is_for_packing_alone(run, tmp_path, capsys):
 
 
 def test_people_are_told_in_what_is_drawn(run, tmp_path, capsys):
-    draw = ["--run", "runs/mine", "--captions", "a nurse", "--count", "2", "--people"]
-    cli.main(["generate", *draw, "world", "--seed", "1"])
-    assert len(list((tmp_path / "pictures").glob("*a-nurse*"))) == 2
+    draw = ["--run", "runs/mine", "--captions", "a nurse", "a fox", "--count", "2"]
+    cli.main(["generate", *draw, "--people", "world", "--seed", "1"])
+    lines = [line.split("\t") for line in (tmp_path / "pictures/captions.txt").read_text().splitlines()]
+    assert [name for name, _ in lines] == sorted(path.name for path in (tmp_path / "pictures").glob("*.png"))
+    asked = [caption for _, caption in lines]
+    assert asked == [specify("a nurse", 1), specify("a nurse", 2), "a fox", "a fox"]
     (tmp_path / "own.json").write_text("[]")
     with pytest.raises(SystemExit, match="people: expected an object with attributes"):
-        cli.main(["generate", *draw, "own.json"])
+        cli.main(["generate", *draw, "--people", "own.json"])
+    with pytest.raises(SystemExit, match="captions: expected one that is not blank, got nothing to draw in caption 1"):
+        cli.main(["generate", "--run", "runs/mine", "--captions", " ", "--style", "sketch"])
+
+
+def test_candidates_of_a_caption_have_its_words():
+    asked = Prompts((("a nurse", "a guard"),), people="world").read(1, 5)
+    assert asked.captions == ["a nurse", "a guard"]
+    assert asked.pictures == [specify("a nurse", 5), specify("a guard", 5)]
+    asked = Prompts((("a nurse", "a fox"),), people="world", style="old painter").read(2, 5)  # painters are people, too
+    assert asked.captions == ["a nurse of old painter style", "a fox of old painter style"]
+    nurses = [f"{specify('a nurse', seed)} of old painter style" for seed in (5, 6)]
+    assert asked.pictures == [*nurses, *["a fox of old painter style"] * 2]

@@ -14,6 +14,7 @@ from cogview.commands.pictures import SHEET_PIXELS, Models, RunFolder, Step, lab
 from cogview.commands.presets import option
 from cogview.commands.prompts import Asked, Prompts
 from cogview.config import require
+from cogview.data.files import written_beside
 
 _SHOWN, _WIDE = 128, 1100  # pixels: of a small picture on the sheet, and how wide sheets are, about
 
@@ -126,7 +127,7 @@ class Generate:
         captions, repeated = asked.captions, asked.pictures
         if judge is not None:  # all candidates of a caption have its words
             repeated = [caption for caption in asked.pictures for _ in range(self.count)]
-        paths, kept = picture_paths(captions, sheet, self.count), list[Tensor]()
+        paths, kept, written = picture_paths(captions, sheet, self.count), list[Tensor](), list[Path]()
         of_one = system.recipe.config.image_tokens
         total = len(captions) * len(seeds) * of_one + (0 if lens is None else 4 * len(repeated) * of_one)
         with progress("drawing", total) as update:
@@ -141,9 +142,13 @@ class Generate:
             if lens is not None:
                 batches = self._larger(lens, repeated, codes, given, nearer, told)
             for picture in (picture for batch in batches for picture in batch):
-                save_image(image_of(picture), next(paths))
+                written.append(save_image(image_of(picture), next(paths)))
                 if len(kept) * picture[0].numel() < SHEET_PIXELS:
                     kept.append(picture)
+        if self.prompts.people is not None:
+            with written_beside(sheet.with_suffix("") / "captions.txt") as beside:
+                lines = (f"{path.name}\t{caption}\n" for path, caption in zip(written, repeated, strict=True))
+                beside.write_text("".join(lines), encoding="utf-8")
         groups = [kept[n : n + self.count] for n in range(0, len(kept), self.count)]
         try:
             shown = self._sheet(list(zip(captions, groups, strict=False)), sheet)

@@ -32,23 +32,29 @@ class Prompts:
     fox of sketch style"."""
     people: Annotated[str | None, option("{world,FILE}", "captions as they are")] = None
     """Put words into captions for what they leave open about people, gender and ethnicity, for each picture others, in
-    the proportions of a list: world, or a file like cogview/assets/people.json. With --rerank once for each caption."""
+    the proportions of a list: world, or a file like cogview/assets/people.json. With --rerank once for each caption.
+    What was asked for stands in captions.txt beside the pictures."""
 
     def read(self, each: int, seed: int) -> "Asked":
         """each: pictures of a caption. seed: of the first picture's words, the others have the following ones."""
-        from cogview.people import LIST, People
+        from cogview.inputs import BadCaption
+        from cogview.people.specify import specify
+        from cogview.people.words import LIST, People
         from cogview.recipes.style import drawn
 
         captions = [caption.strip() for group in self.captions for caption in group]
         numbered = [] if self.captions_file is None else read_captions(self.captions_file)
         given, captions = len(captions), captions + [caption for _, caption in numbered]
         require(bool(captions), "captions", "at least one, of --captions or --captions-file", captions)
-        if self.style is not None:
-            captions = [drawn(caption, self.style) for caption in captions]
+        for number, caption in enumerate(captions, 1):
+            if blank(caption):
+                raise BadCaption(number, caption, "one that is not blank", "nothing to draw")
         asked = [caption for caption in captions for _ in range(each)]
         if self.people is not None:
             words = People.load(LIST if self.people == "world" else Path(self.people))
-            asked = [words.specify(caption, seed + number) for number, caption in enumerate(asked)]
+            asked = [specify(caption, seed + number % each, words) for number, caption in enumerate(asked)]
+        if self.style is not None:
+            captions, asked = ([drawn(caption, self.style) for caption in some] for some in (captions, asked))
         places = [f"line {line} of {self.captions_file}" for line, _ in numbered]
         return Asked(captions, asked, each, given, places)
 

@@ -21,7 +21,8 @@ from cogview.data.tokens import TokenDataset
 from cogview.demo import models
 from cogview.demo.demo import IMAGE, LANGUAGES, TEMPERATURE, TEXT_PIECES
 from cogview.demo.workers import MOST_ARE, SKINS, WORDS, WORK, Worker, caption, pictures_of, render, sample, shown
-from cogview.people import People
+from cogview.people.specify import specify
+from cogview.people.words import People
 from cogview.pictures import contact_sheet
 from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
 from cogview.recipes.cogview import CogView
@@ -60,7 +61,7 @@ def run(out: Path, sizes: Sizes) -> str:
     cells = list[tuple[str, list[Tensor]]]()
     for language in LANGUAGES:
         open_ = [caption(Worker(work, "", "", "", ""), language) for work in WORK for _ in range(sizes.drawn)]
-        given = [people.specify(text, seed) for seed, text in enumerate(open_)]
+        given = [specify(text, seed, people) for seed, text in enumerate(open_)]
         for name, texts in (("before", open_), ("after", given)):
             pictures = system.draw(texts, temperature=TEMPERATURE, batch_size=64)
             of = shown(pictures)
