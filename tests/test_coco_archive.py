@@ -4,6 +4,7 @@ is wrong with them, and trained on."""
 import gzip
 import io
 import json
+import random
 import tarfile
 import zipfile
 from pathlib import Path
@@ -238,12 +239,18 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
 
 
 def test_what_is_no_archive_is_said(coco, tmp_path):
-    row = table(tmp_path / "captions.csv", ["a.png"])
+    row, gz = table(tmp_path / "captions.csv", ["a.png"]), "compressed with gzip"
     for name, data, words in (
         ("a.7z", b"7z\xbc\xaf\x27\x1c", "compressed with 7z: unpack it"),
         ("a.tar.xz", b"\xfd7zXZ\0" + bytes(600), "compressed with xz: unxz it"),
         ("a.png", picture(1), "truncated tar"),
         ("a.tar", bytes(10240), "nothing in it"),
+        (
+            "a.tar.gz",
+            gzip.compress(bytes(10240))[:12] + bytes(range(200)),
+            "compressed with gzip, of which 0 bytes could be read",
+        ),
+        ("b.tar.gz", b"\x1f\x8b" + bytes(range(200)), f"{gz}, of which 0 bytes could be read"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError) as caught:  # noqa: PT011
@@ -253,6 +260,20 @@ def test_what_is_no_archive_is_said(coco, tmp_path):
     with pytest.raises(ValueError, match="folder: no picture with a caption in"):
         packed(coco[0], row, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_changed_zips_are_read_or_refused_in_a_sentence(coco, tmp_path):
+    whole, draws = coco[0].read_bytes(), random.Random(0)
+    row = table(tmp_path / "captions.csv", ["val2017/a.png"])
+    for number in range(60):
+        data = bytearray(whole)
+        for _ in range(8):
+            data[draws.randrange(len(data) - 400, len(data))] = draws.randrange(256)  # of the directory
+        (tmp_path / "changed.zip").write_bytes(data)
+        try:
+            packed(tmp_path / "changed.zip", row, tmp_path / f"out-{number}")
+        except ValueError as error:
+            assert "folder:" in str(error)  # noqa: PT017
 
 
 def test_from_the_archives_to_a_picture(coco, tmp_path, capsys):

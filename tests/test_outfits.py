@@ -87,7 +87,8 @@ def test_the_judge_tells_what_is_wrong():
     without = {part: pair for part, pair in look.outfit.items() if part != "head"}
     assert score(pictures([look]), [without])["absent"] == 0.5
     empty = torch.tensor(BACKGROUNDS[0], dtype=torch.uint8)[None, :, None, None].expand(1, 3, SIZE, SIZE)
-    assert shown(empty) == [{}]
+    noise = torch.randint(256, (2, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert shown(torch.cat([empty, noise])) == [{}] * 3
     with pytest.raises(ValueError, match=r"pictures: expected uint8 \[N, 3, 320, 320\]"):
         shown(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 

@@ -40,7 +40,7 @@ def run(tmp_path, monkeypatch):
 
 
 def style(*arguments):
-    size = ["--batch-size", "2", "--steps", "2"]
+    size = ["--batch-size", "2", *(() if "--steps" in arguments else ("--steps", "2"))]
     cli.main(["style", *map(str, arguments), *size])
 
 
@@ -97,7 +97,11 @@ def test_several_styles_are_learned_by_one_model(run, tmp_path, capsys):
     [
         (["drawings"], "pictures: expected STYLE=PATH, as sketch=drawings, got 'drawings'"),
         (["=drawings"], "pictures: expected STYLE=PATH"),
-        (["...=drawings"], "pictures: expected a style whose name has a letter"),
+        (["...=drawings"], "pictures: expected a style's name of 1 to 60 letters, got '...'"),
+        (["x" * 61 + "=drawings"], "pictures: expected a style's name of 1 to 60 letters"),
+        (["gpt=drawings"], "name: expected another than that of the model to begin with, got 'gpt'"),
+        (["tokens=drawings"], "name: expected a plain name, none of tokens"),
+        (["ink=drawings", "--steps", "0"], "steps: expected at least 1, got 0"),
         (["ink=drawings", "INK=oil.zip"], "pictures: expected one path for style INK"),
         (["ink=nothing"], "pictures of ink: expected a folder or an archive, got 'nothing'"),
         (["ink=empty"], "at least 2 pictures that can be read in 'empty', got 0"),

@@ -12,6 +12,7 @@ from cogview.commands.presets import option
 from cogview.config import require
 
 FEW = 2  # pictures of a style, at least
+LONGEST = 60  # letters of its name
 MANY = 100  # from so many on nothing is said; the paper takes 1,000
 _NAME = re.compile(r"[^\w]+")
 
@@ -47,18 +48,22 @@ class Style:
     def run(self) -> None:
         from cogview.commands.tokenize import Tokenize
         from cogview.commands.train import Train
-        from cogview.runs import model_of
+        from cogview.runs import folder_of, model_of
 
         sets = sets_of(self.pictures)
-        source = model_of(self.run_folder if self.source is None else self.source)
-        size = _size(source, self.run_folder)
         name = self.name or (_slug(next(iter(sets))) if len(sets) == 1 else "styles")
+        source = model_of(self.run_folder if self.source is None else self.source)
+        other = folder_of(self.run_folder, name).resolve() != source.resolve()
+        require(other, "name", "another than that of the model to begin with", name)
+        given = {key: getattr(self, key) for key in ("steps", "learning_rate", "batch_size", "seed", "device")}
+        mix = tuple(f"{split_of(style)}=1" for style in sets)
+        train = Train(self.run_folder, name, source, recipe="style", mix=mix, hold_out=0, **given)
+        train.check()
+        size = _size(source, self.run_folder)
         for style, path in sets.items():
             shards = packed(style, path, self.run_folder / "shards" / _slug(style))
             Tokenize(tuple(shards), self.run_folder, split=split_of(style), image_size=size).run()
-        given = {key: getattr(self, key) for key in ("steps", "learning_rate", "batch_size", "seed", "device")}
-        mix = tuple(f"{split_of(style)}=1" for style in sets)
-        Train(self.run_folder, name, source, recipe="style", mix=mix, hold_out=0, **given).run()
+        train.run()
         drawing = f'--run {self.run_folder} --name {name} --style "{next(iter(sets))}"'
         console.print(f'next: cogview generate {drawing} --captions "a fox"')
 
@@ -81,7 +86,7 @@ def sets_of(given: tuple[str, ...]) -> dict[str, Path]:
     for item in given:
         style, _, path = item.partition("=")
         require(bool(style.strip()) and bool(path), "pictures", "STYLE=PATH, as sketch=drawings", item)
-        require(bool(_slug(style)), "pictures", "a style whose name has a letter", item)
+        require(1 <= len(_slug(style)) <= LONGEST, "pictures", f"a style's name of 1 to {LONGEST} letters", style)
         known = [_slug(other) for other in sets]
         require(_slug(style) not in known, "pictures", f"one path for style {style}", list(given))
         require(Path(path).exists(), f"pictures of {style}", "a folder or an archive", path)

@@ -121,7 +121,7 @@ class Train:
 
     def run(self) -> None:
         """Alone, or as one of those that torchrun started."""
-        self._check()
+        self.check()
         device = available(own_device(self.device))
         with joined(device, self.tensor_parallel) as ranks:
             self._train(device, ranks)
@@ -175,7 +175,8 @@ class Train:
         if not all(map(math.isfinite, result.validation.values())):
             raise ValueError("the held-out loss is no number: this model has diverged; try a lower --learning-rate")
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """ValueError for what is wrong with the options alone."""
         for name in ("steps", "layers", "hidden_size", "heads"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1", value)

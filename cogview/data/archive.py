@@ -9,6 +9,7 @@ import lzma
 import os
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -101,12 +102,15 @@ class Archive:
     def _whole_zip(self, path: Path) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(path)
-        except _DAMAGE as error:
+        except (*_DAMAGE, UnicodeDecodeError, IndexError, OverflowError, struct.error) as error:  # of its directory
             raise ValueError(f"{self._option}: {str(path)!r} is no whole zip ({error})") from error
 
     def _of_zip(self, report: Report) -> int:
         for member in sorted(self._file.infolist(), key=lambda member: member.header_offset):
             kind = stat.S_IFMT(member.external_attr >> 16)
+            if not member.filename:
+                report.add("member without a name", printable(self._path.name))
+                continue
             if member.is_dir():
                 continue
             if kind not in (0, stat.S_IFREG):
@@ -127,7 +131,11 @@ class Archive:
         for name, offset, size in members(self._file, end, problems):
             self._add(name, (offset, size), report)
         if not self._found:
-            how = compressed(self._file) or (problems[0][0] if problems else "nothing in it")
+            how = problems[0][0] if problems else "nothing in it"
+            if packed:
+                how = f"compressed with gzip, of which {end:,} bytes could be read"
+            else:
+                how = compressed(self._file) or how
             wanted = "expected a zip, a tar or a tar.gz with files"
             raise ValueError(f"{self._option}: {wanted}, got {str(self._path)!r} ({how})")
         for problem in problems:

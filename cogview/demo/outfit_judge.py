@@ -14,6 +14,7 @@ from torch import Tensor
 from cogview.config import require
 from cogview.demo.outfits import BACKGROUNDS, COLOURS, PARTS, SIZE, TILE, Outfit, dyed, held_out
 
+_EXPLAINED = 0.38  # of all that is at a place beside the background: more than noise, less than parts with neighbours
 _CORNER = 24  # pixels of a side that no part touches
 
 
@@ -29,8 +30,9 @@ def shown(pictures: Tensor) -> list[Outfit]:
         above, outfit = picture - known[number][:, None, None], Outfit()
         for part, ((x, y), _) in PARTS.items():
             tiles, energy = _added(part, number)
-            excess = energy - 2 * tiles @ above[:, y : y + TILE, x : x + TILE].flatten()
-            if float(excess.min()) < 0:
+            there = above[:, y : y + TILE, x : x + TILE].flatten()
+            excess = energy - 2 * tiles @ there
+            if -float(excess.min()) > _EXPLAINED * float(there.square().sum()):
                 outfit[part] = _names(part)[int(excess.argmin())]
         found.append(outfit)
     return found
