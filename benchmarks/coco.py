@@ -39,7 +39,7 @@ def photograph(draw: np.random.Generator, width: int, height: int, mode: str = "
     """A JPEG that takes as many bytes as one of a camera, about: smooth colours and noise."""
     rough = Image.fromarray(draw.integers(256, size=(15, 20, 3), dtype=np.uint8))
     smooth = np.asarray(rough.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-    noisy = np.clip(smooth + draw.integers(-8, 9, size=smooth.shape, dtype=np.int16), 0, 255).astype(np.uint8)
+    noisy = np.clip(smooth + draw.integers(-40, 41, size=smooth.shape, dtype=np.int16), 0, 255).astype(np.uint8)
     jpeg = io.BytesIO()
     Image.fromarray(noisy).convert(mode).save(jpeg, "JPEG", quality=90)
     return jpeg.getvalue()
