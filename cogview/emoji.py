@@ -45,6 +45,11 @@ def load_icons(shard: Path, keys: Collection[str] | None = None) -> dict[str, tu
     return found
 
 
+def at_size(image: Image.Image, side: int) -> Image.Image:
+    """RGBA, side x side: resized with its colours weighted by alpha, so that no dark fringe appears."""
+    return image.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS).convert("RGBA")
+
+
 @cache
 def _rows(shard: Path) -> tuple[TarIndex, dict[str, int]]:
     index = TarIndex.build(shard)  # 0.1 s; installed packages are no place for a sidecar

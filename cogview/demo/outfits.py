@@ -7,19 +7,19 @@ pairs of a piece and its colour an eighth is held out: no outfit of "train" and 
 """
 
 import hashlib
-import io
 import json
 import random
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
 from cogview.config import require
 from cogview.data.files import write_json
-from cogview.data.shards import ShardWriter
-from cogview.emoji import load_emoji
+from cogview.demo.png_shard import write_pngs
+from cogview.emoji import at_size, load_emoji
 
 SIZE = 320  # pixels of a side
 TILE = 96  # pixels of a piece's side
@@ -81,8 +81,7 @@ class Look:
 def dyed(piece: str, colour: str) -> Image.Image:
     """RGBA, TILE x TILE: a piece with its shades in a colour."""
     codepoints = next(pieces[piece][0] for _, pieces in PARTS.values() if piece in pieces)
-    image = load_emoji([codepoints])[codepoints].image.convert("RGBa")
-    image = image.resize((TILE, TILE), Image.Resampling.LANCZOS).convert("RGBA")
+    image = at_size(load_emoji([codepoints])[codepoints].image, TILE)
     shades = Image.new("RGB", image.size, (128, 128, 128))
     shades.paste(image, (0, 0), image.getchannel("A"))
     solid = image.getchannel("A").point(lambda a: 255 * (a > 128))
@@ -141,7 +140,7 @@ def _pairs(part: str, held: bool) -> list[tuple[str, str]]:
 
 
 def build_outfit_shards(folder: Path, train: int, test: int, progress=iter) -> dict[str, list[Path]]:
-    """Writes `{train,test}-00000.tar`, … of JPEGs and JSONs with both captions; those that are there stay. ValueError
+    """Writes `{train,test}-00000.tar`, … of PNGs and JSONs with both captions; those that are there stay. ValueError
     where the folder holds others."""
     record, settings = folder / "outfits.json", {"train": train, "test": test, "salt": _SALT}
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) != settings:
@@ -155,16 +154,9 @@ def build_outfit_shards(folder: Path, train: int, test: int, progress=iter) -> d
             paths.setdefault(split, []).append(path)
             work.append((path, split, start, min(count, start + PER_SHARD)))
     for path, split, start, end in progress(work):
-        if not path.exists():
-            _write(path, sample(split, end)[start:], start)
+        write_pngs(path, ((render(look), _told(look)) for look in sample(split, end)[start:]), start)
     return paths
 
 
-def _write(path: Path, looks: list[Look], start: int) -> None:
-    with ShardWriter(path) as shard:
-        for number, look in enumerate(looks, start):
-            picture = io.BytesIO()
-            render(look).save(picture, "PNG", compress_level=1)
-            fields = {language: caption(look.outfit, language) for language in ("en", "zh")} | {"outfit": look.outfit}
-            contents = json.dumps(fields, ensure_ascii=False).encode()
-            shard.write(f"{number:07d}", {"png": picture.getvalue(), "json": contents})
+def _told(look: Look) -> dict[str, Any]:
+    return {language: caption(look.outfit, language) for language in ("en", "zh")} | {"outfit": look.outfit}

@@ -10,19 +10,19 @@ So no test picture and no test caption, in either language, occurs in training, 
 """
 
 import hashlib
-import io
 import json
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from cogview.data.files import write_json
-from cogview.data.shards import ShardWriter
 from cogview.data.shuffle import permutation
-from cogview.emoji import load_emoji
+from cogview.demo.png_shard import write_pngs
+from cogview.emoji import at_size, load_emoji
 
 VERSION = 1
 SIZE = 64  # pixels of a side
@@ -107,8 +107,7 @@ class Scene:
 def tiles(scale: int = 1) -> dict[str, Image.Image]:
     """The emoji of every English noun, RGBA, TILE x TILE times the scale."""
     emoji = load_emoji([noun[0] for noun in NOUNS.values()])
-    size, filter_ = (TILE * scale, TILE * scale), Image.Resampling.LANCZOS
-    return {name: emoji[n[0]].image.convert("RGBa").resize(size, filter_).convert("RGBA") for name, n in NOUNS.items()}
+    return {name: at_size(emoji[n[0]].image, TILE * scale) for name, n in NOUNS.items()}
 
 
 def render(scene: Scene, scale: int = 1) -> Image.Image:
@@ -206,16 +205,10 @@ def build_scene_shards(
             paths[split].append(path)
             work.append((path, split, start, min(start + SCENES_PER_SHARD, n)))
     for path, split, start, end in progress(work):
-        if not path.exists():
-            _write_shard(path, sample_scenes(split, end, seed)[start:], start, scale)
+        scenes = sample_scenes(split, end, seed)[start:]
+        write_pngs(path, ((render(scene, scale), _told(scene)) for scene in scenes), start)
     return paths
 
 
-def _write_shard(path: Path, scenes: list[Scene], start: int, scale: int) -> None:
-    with ShardWriter(path) as shard:
-        for number, scene in enumerate(scenes, start):
-            png = io.BytesIO()
-            render(scene, scale).save(png, "PNG", compress_level=3)
-            fields = {language: caption(scene, language) for language in ("en", "zh")} | {"scene": asdict(scene)}
-            contents = json.dumps(fields, ensure_ascii=False).encode()
-            shard.write(f"{number:07d}", {"png": png.getvalue(), "json": contents})
+def _told(scene: Scene) -> dict[str, Any]:
+    return {language: caption(scene, language) for language in ("en", "zh")} | {"scene": asdict(scene)}

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
+from cogview.data.images import pixels
 from cogview.emoji import STYLES as SHARD
-from cogview.emoji import load_emoji, load_icons
+from cogview.emoji import at_size, load_emoji, load_icons
 
 SIZE = 64  # pixels of a side
 TILE = 56  # pixels of a thing's side
@@ -51,11 +51,7 @@ def drawings() -> dict[tuple[str, str], Image.Image]:
         found[thing, style], codepoints[thing] = image, about["codepoints"]
     plain = load_emoji(set(codepoints.values()))
     found |= {(thing, PLAIN): plain[key].image for thing, key in codepoints.items()}
-    size = (TILE, TILE)
-    return {
-        name: image.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
-        for name, image in found.items()
-    }
+    return {name: at_size(image, TILE) for name, image in found.items()}
 
 
 @cache
@@ -110,7 +106,7 @@ _FILTERS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 def pictures_of(views: Iterable[View]) -> Tensor:
     """uint8 [N, 3, SIZE, SIZE]."""
-    return torch.stack([torch.from_numpy(np.array(render(view))).permute(2, 0, 1) for view in views])
+    return torch.stack([pixels(render(view), SIZE) for view in views])
 
 
 def named(thing: str) -> str:

@@ -8,13 +8,13 @@ import random
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from cogview.data.images import pixels
 from cogview.demo.things import BACKGROUNDS, SIZE, TILE
-from cogview.emoji import PEOPLE, load_icons
+from cogview.emoji import PEOPLE, at_size, load_icons
 
 GENDERS = {"man": "male", "woman": "female"}
 SKINS = {
@@ -69,11 +69,8 @@ class Worker(NamedTuple):
 @cache
 def _tiles() -> dict[tuple[str, str, str], Image.Image]:
     """RGBA, TILE x TILE, by work, gender and tone."""
-    size = (TILE, TILE)
     return {
-        (about["work"], GENDERS[about["gender"]], about["tone"]): image.convert("RGBa")
-        .resize(size, Image.Resampling.LANCZOS)
-        .convert("RGBA")
+        (about["work"], GENDERS[about["gender"]], about["tone"]): at_size(image, TILE)
         for about, image in load_icons(PEOPLE).values()
     }
 
@@ -92,7 +89,7 @@ def render(worker: Worker) -> Image.Image:
 
 def pictures_of(workers: list[Worker]) -> Tensor:
     """uint8 [N, 3, SIZE, SIZE]."""
-    return torch.stack([torch.from_numpy(np.array(render(worker))).permute(2, 0, 1) for worker in workers])
+    return torch.stack([pixels(render(worker), SIZE) for worker in workers])
 
 
 def sample(count: int, seed: int = 0) -> list[Worker]:

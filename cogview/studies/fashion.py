@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cogview.config import TrainConfig, require
 from cogview.data import decoded
 from cogview.data.files import write_json, written_beside
+from cogview.data.images import pixels
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
 from cogview.demo import models
@@ -106,7 +106,7 @@ def _tokens(out: Path, sizes: Sizes) -> list[TokenDataset]:
 
 def pictures_of(looks: list[Look]) -> Tensor:
     """uint8 [N, 3, SIZE, SIZE]."""
-    return torch.stack([torch.from_numpy(np.array(render(look))).permute(2, 0, 1) for look in looks])
+    return torch.stack([pixels(render(look), SIZE) for look in looks])
 
 
 def _sheet(path: Path, looks: list[Look], drawn: Tensor, count: int, note: str) -> None:

@@ -20,13 +20,13 @@ from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
 from cogview.demo import models
 from cogview.demo.demo import IMAGE, LANGUAGES, TEMPERATURE, TEXT_PIECES
+from cogview.demo.png_shard import write_pngs
 from cogview.demo.workers import MOST_ARE, SKINS, WORDS, WORK, Worker, caption, pictures_of, render, sample, shown
 from cogview.people.specify import specify
 from cogview.people.words import People
 from cogview.pictures import contact_sheet
 from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
 from cogview.recipes.cogview import CogView
-from cogview.studies.shards import png_pairs
 from cogview.system import System
 from cogview.tokenizers.train_image import TRAINING, reconstruct
 
@@ -98,14 +98,14 @@ def word_list() -> People:
 def _tokens(out: Path, sizes: Sizes) -> list[TokenDataset]:
     draws = random.Random("captions")
     pairs = {}
-    for split, count in (("train", sizes.pictures), ("test", _HELD_OUT)):
-        workers = sample(count, seed=len(split))
+    for split, count, seed in (("train", sizes.pictures, 5), ("test", _HELD_OUT, 4)):
+        workers = sample(count, seed)
         tells = draws.choices(_TELLS, _HOW_OFTEN, k=count)
         rows = [
             (render(worker), {language: caption(worker, language, told) for language in LANGUAGES})
             for worker, told in zip(workers, tells, strict=True)
         ]
-        pairs[split] = PairDataset([png_pairs(out / "people" / f"{split}.tar", rows)], languages=LANGUAGES)
+        pairs[split] = PairDataset([write_pngs(out / "people" / f"{split}.tar", rows)], languages=LANGUAGES)
     text, pictures = text_tokenizer(pairs["train"], out, TEXT_PIECES), decode(pairs["train"], out, 64)
     training = TrainConfig(steps=sizes.image_steps, **TRAINING)
     image, _ = image_tokenizer(pairs["train"], pictures, out, IMAGE, training)

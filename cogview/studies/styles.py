@@ -22,13 +22,13 @@ from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
 from cogview.demo import models
 from cogview.demo.demo import IMAGE
+from cogview.demo.png_shard import write_pngs
 from cogview.demo.things import BACKGROUNDS, FILTERS, PLAIN, STYLES, View, held_out, named, pictures_of, render, things
 from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
 from cogview.progress import track
 from cogview.recipes.cogview import CogView
 from cogview.recipes.style import Style, drawn, learned
 from cogview.studies import styles_report
-from cogview.studies.shards import png_pairs
 from cogview.studies.styles_judges import Judges
 from cogview.system import System
 from cogview.tokenizers.train_image import TRAINING
@@ -134,7 +134,7 @@ def _tokens(out: Path, sizes: Sizes) -> dict[str, TokenDataset]:
     rows = {**_known(), **{style: _views(style) for style in STYLES}}
     rows[ALL] = [row for style in STYLES for row in rows[style]]
     paths = {
-        name: png_pairs(out / "things" / f"{name}.tar", ((render(view), {"en": text}) for view, text in some))
+        name: write_pngs(out / "things" / f"{name}.tar", ((render(view), {"en": text}) for view, text in some))
         for name, some in rows.items()
     }
     pairs = {name: PairDataset([path], languages=("en",)) for name, path in paths.items()}
