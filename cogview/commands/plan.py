@@ -29,7 +29,7 @@ class Plan:
         tyro.conf.Positional[Literal[*PRESETS]],  # type: ignore[valid-type]
         tyro.conf.arg(metavar="PRESET", help_behavior_hint="(default: cogview-4b)"),
     ] = "cogview-4b"
-    """Sizes and training: tiny, cogview-4b, cogview-large or fashion-3b."""
+    """Sizes and training: tiny, fashion-tiny, cogview-4b, cogview-large or fashion-3b."""
     recipe: Literal[*RECIPES] = "cogview"  # type: ignore[valid-type]
     """The system or task."""
     gpus: tuple[int, ...] = (1, 8, 64, 512)
