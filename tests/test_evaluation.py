@@ -12,8 +12,10 @@ from test_caption_command import captioning
 from test_system import small_image, small_text, system_of, write
 
 from cogview import cli
+from cogview.commands import features
 from cogview.commands.evaluate import folders_of
 from cogview.commands.features import label_of
+from cogview.commands.prompts import read_captions
 from cogview.config import TrainConfig
 from cogview.data.shards import PairDataset, ShardWriter
 from cogview.evaluation import classifier, distances, report
@@ -33,12 +35,12 @@ from cogview.tokenizers import stored
 WORDS = ("a fox", "a red car", "蓝色")
 
 
-def shard(path, count=12, captions=WORDS):
+def shard(path, count=12, captions=WORDS, colour=180):
     """Pairs of two kinds, of one colour each, with a class in their JSON; one picture that is none."""
     draws = np.random.default_rng(0)
     with ShardWriter(path) as made:
         for n in range(count):
-            noise = draws.integers(60, size=(40, 40, 3), dtype=np.uint8) + np.uint8(180 * (n % 2))
+            noise = draws.integers(60, size=(40, 40, 3), dtype=np.uint8) + np.uint8(colour * (n % 2))
             Image.fromarray(noise).save(path.with_suffix(".png"))
             png = path.with_suffix(".png").read_bytes()
             fields = {"caption": captions[n % len(captions)], "of": {"kind": n % 2}}
@@ -140,7 +142,7 @@ def test_the_network_learns_classes_and_comes_back_from_its_file(tmp_path):
         classifier.train(tmp_path / "other.safetensors", pictures, ["a"] * 39, training)
 
 
-def test_training_a_network_by_its_command(run, capsys):
+def test_training_a_network_by_its_command(run, capsys, monkeypatch):
     cli.main(["train-features", "pairs.tar", "--label", "of.kind", "--steps", "3", "--side", "32", "--pictures", "20"])
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("features.safetensors: 64 features, 2 classes of of.kind; held out ")
@@ -154,6 +156,14 @@ def test_training_a_network_by_its_command(run, capsys):
     ):
         with pytest.raises(SystemExit, match=sentence):
             cli.main(["train-features", "pairs.tar", *arguments])
+    trained = Network.load(run / "features.safetensors").trained
+    assert (trained.fields, trained.pictures, trained.held_out) == (("of.kind",), 10, 1)
+    shard(run / "others.tar", colour=90)
+    with pytest.raises(SystemExit, match=r"features/step-00000003\.safetensors is of another run: data: expected"):
+        cli.main(["train-features", "others.tar", "--label", "of.kind", "--steps", "3", "--side", "32"])
+    monkeypatch.setattr(features, "_MOST_BYTES", 10 * 3 * 32**2)
+    with pytest.raises(SystemExit, match=r"pictures: expected at most 10 of 32 pixels a side, .* got 12"):
+        cli.main(["train-features", "pairs.tar", "--label", "of.kind", "--side", "32"])
 
 
 def test_networks_that_are_none(run):
@@ -163,6 +173,10 @@ def test_networks_that_are_none(run):
     model = Classifier(ClassifierConfig(("a", "b"), side=32, width=8, features=16))
     stored.write("wide.safetensors", classifier.FORMAT, vars(model.config) | {"features": 8}, model.state_dict())
     stored.write("odd.safetensors", classifier.FORMAT, {"layers": 3}, {"a": torch.zeros(1)})
+    told = {"fields": [], "pictures": 1, "data": "", "held_out": 1, "right": 2.0}
+    small = Classifier(ClassifierConfig(("a", "b"), side=32, width=8, features=8))
+    where = "told.safetensors"
+    stored.write(where, classifier.FORMAT, vars(small.config), small.state_dict(), trained=json.dumps(told))
     kinds = r"a \.safetensors file of cogview train-features, a folder of a vision encoder, or Inception's"
     for name, sentence in (
         ("gone.safetensors", kinds),
@@ -170,6 +184,7 @@ def test_networks_that_are_none(run):
         ("other.safetensors", "path: expected cogview-features in .*, got 'cogview-vqvae'"),
         ("wide.safetensors", r"layers\.9\.weight: expected \(8, 32, 3, 3\), got \(16, 32, 3, 3\)"),
         ("odd.safetensors", "features: .* has no valid config"),
+        ("told.safetensors", "features: .* has no valid record of its training .*right: expected a share, got 2.0"),
         ("folder", "features: expected a folder with config.json, cannot read"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -207,9 +222,10 @@ def test_pictures_in_folders(tmp_path):
         pictures_in(tmp_path, 3)
     with pytest.raises(ValueError, match="compare: expected a folder of pictures"):
         pictures_in(tmp_path / "none", 3)
-    write_captions(tmp_path / "captions.jsonl", ["a", "蓝"])
+    write_captions(tmp_path, ["a\n fox\x00", "蓝"])
     lines = (tmp_path / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines][1] == {"file_name": "000002.png", "caption": "蓝"}
+    assert read_captions(tmp_path / "captions.txt") == [(1, "a fox"), (2, "蓝")]
 
 
 def test_the_best_of_the_first_candidates_are_kept(run, monkeypatch):
@@ -242,6 +258,10 @@ def test_the_best_of_the_first_candidates_are_kept(run, monkeypatch):
         arguments = {"judge": judge, "captions": captions, "how": how, "candidates": 3, "seed": 5} | change
         with pytest.raises(ValueError, match=f"out: expected pictures of the same {name} in .*drawn, got 'others;"):
             draw(run / "drawn", system, **arguments)
+    for text, sentence in (("[]", "a JSON object in .*settings.json"), ("{", "JSON in .*settings.json")):
+        (run / "drawn/settings.json").write_text(text)
+        with pytest.raises(ValueError, match=f"out: expected {sentence}"):
+            draw(run / "drawn", system, judge, captions, how, 3, seed=5)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +300,8 @@ def test_commands_that_are_refused(run):
 
 def test_the_report_says_what_is_missing_and_escapes_names(tmp_path):
     row = {"pictures": 4, "fid": {"0": 1.5}, "is": {}, "cmmd": 0.25, "caploss": None}
-    network = {"name": "a|<b>.safetensors", "sha256": "f" * 64, "features": 8, "classes": 0}
+    network = {"name": "a|<b>.safetensors", "sha256": "f" * 64, "features": 8, "classes": 0, "trained": None}
+    trained = {"fields": ["of.<kind>"], "pictures": 9, "data": "e" * 64, "held_out": 4, "right": 0.75}
     figures = {
         "pictures": 4,
         "side": 32,
@@ -290,7 +311,7 @@ def test_the_report_says_what_is_missing_and_escapes_names(tmp_path):
         "model": "runs/<i>, gpt",
         "judge": None,
         "network": network,
-        "cmmd_network": network,
+        "cmmd_network": network | {"trained": trained},
         "rows": {report.RECOVERED: row, "gpt": row},
         "by_candidates": {},
     }
@@ -300,6 +321,8 @@ def test_the_report_says_what_is_missing_and_escapes_names(tmp_path):
     assert "4 pictures are no more than the network's 8 features: their covariance is singular" in page
     assert "There is no Inception Score: a&#124;&lt;b&gt;.safetensors has no classes." in page
     assert "1 pictures that cannot be read" in page
+    assert "trained on 9 pictures to tell of.&lt;kind&gt; (data of sha256 `eee" in page
+    assert "it has 75.0% of 4 others right" in page
     assert "<" not in page
     assert json.loads((tmp_path / "figures.json").read_text())["rows"]["gpt"]["cmmd"] == 0.25
     assert not (tmp_path / "candidates.png").exists()

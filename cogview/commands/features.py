@@ -10,6 +10,8 @@ import tyro
 from cogview.commands.console import console
 from cogview.config import TrainConfig, require
 
+_MOST_BYTES = 8 << 30  # of pictures, all of which are in memory
+
 
 @dataclass(frozen=True)
 class TrainFeatures:
@@ -48,6 +50,9 @@ class TrainFeatures:
         training = TrainConfig(steps=self.steps, seed=self.seed, **classifier.TRAINING)
         check_place(self.out)
         data = PairDataset(self.shards)
+        count = min(self.pictures, len(data))
+        fits = f"at most {_MOST_BYTES // (3 * self.side**2):,} of {self.side} pixels a side, {_MOST_BYTES >> 30} GB"
+        require(count * 3 * self.side**2 <= _MOST_BYTES, "pictures", fits, count)
         chosen = permutation(len(data), self.seed)[: self.pictures].tolist()
         classes = {n: label for n in chosen if (label := label_of(data.fields(n), self.label)) is not None}
         fields = " and ".join(self.label)
@@ -55,7 +60,9 @@ class TrainFeatures:
         found = dict(track(data.pictures(self.side, classes), "reading pictures", len(classes)))
         require(bool(found), "shards", "pictures that can be read", f"none ({data.report})")
         labels = [classes[n] for n in found]
-        result, model = classifier.train(self.out, torch.stack(list(found.values())), labels, training)
+        result, model = classifier.train(
+            self.out, torch.stack(list(found.values())), labels, training, fields=self.label
+        )
         if not result.finished:
             raise Interrupted
         right = result.validation["right"]

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cogview.config import require
+
 
 @contextmanager
 def written_beside(path: str | Path) -> Iterator[Path]:
@@ -54,6 +56,22 @@ def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, never half of it."""
     with written_beside(path) as beside:
         beside.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def read_object(path: Path, name: str, most: int) -> dict[str, Any]:
+    """The object of a JSON file of at most so many bytes; ValueError in a sentence that names the argument."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise ValueError(f"{name}: cannot read {path} ({error.strerror})") from error
+    require(len(data) <= most, name, f"at most {most:,} bytes", f"more in {path}")
+    try:
+        found = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: expected JSON in {path}, got something else ({error})") from error
+    require(isinstance(found, dict), name, f"a JSON object in {path}", type(found).__name__)
+    return found
 
 
 def sha256_of(paths: Sequence[Path]) -> str:

@@ -76,11 +76,17 @@ def name_of(number: int) -> str:
     return f"{number:06d}.png"
 
 
-def write_captions(path: Path, captions: Sequence[str]) -> None:
-    """JSON lines of file_name and caption, for who lets another model draw them."""
+def write_captions(out: Path, captions: Sequence[str]) -> None:
+    """For who lets another model draw them captions.jsonl, lines of file_name and caption, and for a human evaluation
+    captions.txt, a caption a line."""
     named = ({"file_name": name_of(n), "caption": caption} for n, caption in enumerate(captions, 1))
+    _write_lines(out / "captions.jsonl", [json.dumps(row, ensure_ascii=False) for row in named])
+    _write_lines(out / "captions.txt", [" ".join(caption.replace("\0", " ").split()) for caption in captions])
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
     with written_beside(path) as beside:
-        beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named), encoding="utf-8")
+        beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def pictures_in(folder: Path, count: int) -> list[Path]:

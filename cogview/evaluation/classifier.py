@@ -5,6 +5,7 @@ Four convolutions of stride 2, each with a norm and GELU, and the mean over plac
 layer makes logits of the classes of them.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -68,6 +69,29 @@ class ClassifierConfig:
             require(fits, name, f"a multiple of {_GROUPS}, at most 4,096", value)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a network was trained on, as its file says."""
+
+    fields: tuple[str, ...]
+    """Of the pairs' JSON, which make a class together."""
+    pictures: int
+    """Trained on."""
+    data: str
+    """SHA-256 of all pictures and their classes, those held out too."""
+    held_out: int
+    """Pictures that it is judged by."""
+    right: float
+    """Share of these whose likeliest class is theirs."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "fields", tuple(map(str, self.fields)))
+        fits = all(type(n) is int and n >= 0 for n in (self.pictures, self.held_out))
+        require(fits, "pictures, held_out", "whole numbers", (self.pictures, self.held_out))
+        require(isinstance(self.data, str), "data", "a text", self.data)
+        require(isinstance(self.right, float) and 0 <= self.right <= 1, "right", "a share", self.right)
+
+
 class Classifier(nn.Module):
     def __init__(self, config: ClassifierConfig):
         super().__init__()
@@ -119,6 +143,7 @@ class ClassifierTask:
 
     def __init__(self, model: Classifier, data: Labelled, held_out: Labelled):
         self.model, self.data, self.held_out, self.counts = model, data, held_out, dict[str, int]()
+        self.digest = stored.digest({}, {"pictures": data.pictures, "classes": data.classes})
 
     def batch(
         self, samples: Labelled, indices: np.ndarray, draws: Sequence[torch.Generator], training: bool = True
@@ -139,15 +164,22 @@ class ClassifierTask:
         return {"loss": float(losses.mean()), "right": float(right.float().mean())}
 
     def identity(self) -> dict[str, Any]:
-        return {"recipe": "features", "config": asdict(self.model.config), "data": len(self.data)}
+        return {"recipe": "features", "config": asdict(self.model.config), "data": self.digest}
 
 
 def train(
-    out: Path, pictures: Tensor, labels: Sequence[str], training: TrainConfig, *, hold_out: float = 0.1, **sizes: int
+    out: Path,
+    pictures: Tensor,
+    labels: Sequence[str],
+    training: TrainConfig,
+    *,
+    fields: Sequence[str] = (),
+    hold_out: float = 0.1,
+    **sizes: int,
 ) -> tuple[Result, Classifier]:
     """Trains on pictures uint8 [N, 3, S, S] and their classes' names, but for a share that it is judged by; what is
     done stands in a folder named as `out` without its suffix, where the same call goes on. Writes `out` at the end.
-    sizes: width and features, as ClassifierConfig has them."""
+    fields: where the names are from, which the file says. sizes: width and features, as ClassifierConfig has them."""
     classes = tuple(sorted(set(labels)))
     require(len(labels) == len(pictures), "labels", f"one for each of {len(pictures)} pictures", len(labels))
     number = {name: n for n, name in enumerate(classes)}
@@ -157,11 +189,14 @@ def train(
     require(1 <= held < len(labels), "labels", "enough to hold some out, and to train on the others", len(labels))
     targets = torch.tensor([number[label] for label in labels])
     data, held_out = (Labelled(pictures, targets, rows) for rows in (order[held:], order[:held]))
-    trainer = Trainer(ClassifierTask(model, data, held_out), training, out.with_suffix(""))
+    task = ClassifierTask(model, data, held_out)
+    trainer = Trainer(task, training, out.with_suffix(""))
     trainer.resume()
     result = trainer.run()
     if result.finished:
-        stored.write(out, FORMAT, asdict(model.config), model.state_dict())
+        judged = min(held, training.validate_samples)
+        trained = Trained(tuple(fields), len(data), task.digest, judged, result.validation["right"])
+        stored.write(out, FORMAT, asdict(model.config), model.state_dict(), trained=json.dumps(asdict(trained)))
     return result, model.eval()
 
 
@@ -175,3 +210,12 @@ def read(path: Path) -> Classifier:
     model = Classifier(made)
     stored.give(model, tensors, path)
     return model.eval().requires_grad_(False)
+
+
+def trained_of(path: Path) -> Trained | None:
+    """What the file that `train` wrote says of its training; None of one that says nothing."""
+    said = stored.metadata_of(path).get("trained")
+    try:
+        return None if said is None else Trained(**json.loads(said))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"features: {path} has no valid record of its training ({error})") from error

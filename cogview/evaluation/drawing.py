@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from cogview.config import require
-from cogview.data.files import sha256_of, write_json
+from cogview.data.files import read_object, sha256_of, write_json
 from cogview.evaluation.asked import name_of
 from cogview.pictures import image_of, save_image
 from cogview.progress import Sum, progress
@@ -20,6 +20,7 @@ from cogview.sampling import Sampling
 from cogview.system import System
 
 _TOGETHER = 16  # captions of which all candidates are there, at most
+_MAX_BYTES = 1 << 20  # of settings.json
 
 
 def counts_of(candidates: int) -> list[int]:
@@ -94,7 +95,7 @@ def _check_same(folder: Path, settings: dict[str, Any]) -> None:
     """ValueError where the folder holds pictures of something else."""
     record = folder / "settings.json"
     if record.exists():
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = read_object(record, "out", _MAX_BYTES)
         other = [name for name in settings if known.get(name) != settings[name]]
         require(not other, "out", f"pictures of the same {', '.join(other)} in {folder}", "others; name another folder")
     else:

@@ -59,6 +59,7 @@ def _from_disk(name: str, folder: Path) -> Any:
     except ImportError as error:
         raise ValueError(f"features: {folder} needs transformers: pip install '.[integrations]' ({error})") from error
     how = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
+    how["attn_implementation"] = "sdpa"  # a config may name a kernel that transformers would get from its hub
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)  # what it has to say is raised here
     try:

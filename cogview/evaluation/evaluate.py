@@ -6,11 +6,10 @@ Pictures are read again for each score and seen batch by batch, so that memory h
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,21 +17,18 @@ from torch import Tensor
 from cogview.config import require
 from cogview.data.shards import PairDataset
 from cogview.evaluation import report
-from cogview.evaluation.asked import BATCH, Asked, ask, batches_of, pictures_in, write_captions
-from cogview.evaluation.classifier import Seen
-from cogview.evaluation.distances import check_torchmetrics, cmmd, frechet, inception_score
-from cogview.evaluation.drawing import counts_of, draw
-from cogview.evaluation.networks import Network
+from cogview.evaluation.asked import BATCH, Asked, ask, batches_of, name_of, pictures_in, write_captions
+from cogview.evaluation.distances import check_torchmetrics
+from cogview.evaluation.drawing import draw
+from cogview.evaluation.judges import Batches, Judges, Row, by_candidates, scores
 from cogview.evaluation.prepare import blurred, contrasted
 from cogview.evaluation.report import OTHERS, RECOVERED
-from cogview.pictures import contact_sheet
-from cogview.progress import track
+from cogview.pictures import contact_sheet, image_of, save_image
+from cogview.progress import progress, track
 from cogview.sampling import Sampling
 from cogview.system import System
 
 _ON_SHEET = 12  # captions
-Batches = Callable[[], Iterator[Tensor]]
-"""Pictures uint8 [B, 3, S, S], from the beginning each time."""
 
 
 @dataclass(frozen=True)
@@ -58,24 +54,6 @@ class Settings:
         require(fits, "radii", "different ones, of which the first is 0", list(self.radii))
 
 
-@dataclass(frozen=True)
-class Row:
-    """Pictures of captions, under a name."""
-
-    name: str
-    captions: Sequence[str]
-    batches: Batches
-
-
-@dataclass(frozen=True)
-class Judges:
-    """What scores are by: a network for FID and the Inception Score, one for CMMD, and a captioning model or None."""
-
-    network: Network
-    encoder: Network
-    captioner: System | None
-
-
 def run(
     out: Path,
     data: PairDataset,
@@ -85,25 +63,25 @@ def run(
     settings: Settings,
     compare: Mapping[str, Path],
 ) -> str:
-    """Draws what is not drawn yet, and writes report.md, figures.json, captions.jsonl and pictures; returns the first
-    sentence. compare: folders of pictures that other models drew of the captions, by the models' names."""
+    """Draws what is not drawn yet, and writes report.md, figures.json, the captions and pictures, those of the image
+    tokenizer in `recovered`; returns the first sentence. compare: folders of pictures that other models drew of the
+    captions, by the models' names."""
     check_torchmetrics()
-    asked, others, left_out = _asked(data, system, judges.captioner, settings)
-    write_captions(out / "captions.jsonl", asked.captions)
-    files = {name: pictures_in(folder, len(asked)) for name, folder in compare.items()}
-    drawn = draw(out / "drawn", system, judges.captioner, asked.captions, how, settings.candidates, settings.seed)
-    best = drawn[settings.candidates]
     assert system.source is not None
     of = "" if settings.candidates == 1 else f", best of {settings.candidates}"
-    models = {f"{system.source.path.parent.name}{of}": best} | files
-    rows = _rows(system, asked, others, models, settings.contrast)
+    own = f"{system.source.path.parent.name}{of}"
+    _check_names([own, *compare], settings.contrast)
+    asked, others, left_out = _asked(data, system, judges.captioner, settings)
+    write_captions(out, asked.captions)
+    files = {name: pictures_in(folder, len(asked)) for name, folder in compare.items()}
+    for paths in files.values():
+        for _ in batches_of(paths, asked.side):  # one that cannot be read is found before an hour of drawing
+            pass
+    drawn = draw(out / "drawn", system, judges.captioner, asked.captions, how, settings.candidates, settings.seed)
+    models = {own: drawn[settings.candidates]} | files
+    rows = _rows(_recovered(out / "recovered", system, asked), asked, others, models, settings.contrast)
     _sheet(out / "sheet.png", asked, [row for row in rows if row.name != OTHERS])
-    truth, encoded = _seen(judges, asked.batches, settings.radii)
-    scores = {row.name: _scores(row, judges, truth, encoded, settings.radii) for row in track(rows, "comparing")}
-    by_candidates = {
-        count: _of_candidates(asked, judges, truth[0], drawn[count])
-        for count in track(counts_of(settings.candidates), "comparing candidates")
-    }
+    truth, encoded = judges.see(asked.batches, settings.radii)
     facts = {
         "pictures": len(asked),
         "side": asked.side,
@@ -114,10 +92,21 @@ def run(
         "judge": None if judges.captioner is None else str(judges.captioner.source),
         "network": report.described(judges.network),
         "cmmd_network": report.described(judges.encoder),
-        "rows": scores,
-        "by_candidates": by_candidates if settings.candidates > 1 else {},
+        "rows": {row.name: scores(row, judges, truth, encoded, settings.radii) for row in track(rows, "comparing")},
+        "by_candidates": by_candidates(asked, judges, truth[0], drawn) if settings.candidates > 1 else {},
     }
-    return report.write(out, facts, next(iter(models)))
+    return report.write(out, facts, own)
+
+
+def _check_names(drawn: Sequence[str], contrast: float) -> None:
+    """ValueError where two rows would have one name."""
+    names = [OTHERS, RECOVERED, *drawn, *(_stronger(name, contrast) for name in drawn)]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    require(not twice, "compare", "names that no other row has", ", ".join(twice))
+
+
+def _stronger(name: str, contrast: float) -> str:
+    return f"{name}, contrast × {contrast:g}"
 
 
 def _asked(
@@ -132,64 +121,31 @@ def _asked(
 
 
 def _rows(
-    system: System, asked: Asked, others: Asked, models: Mapping[str, Sequence[Path]], contrast: float
+    recovered: Sequence[Path], asked: Asked, others: Asked, models: Mapping[str, Sequence[Path]], contrast: float
 ) -> list[Row]:
-    def recovered() -> Iterator[Tensor]:
-        return (system.pictures(system.tokenize(batch)) for batch in asked.batches())
-
     rows = [Row(OTHERS, others.captions, others.batches)] if len(others) >= 2 else []
-    rows += [Row(RECOVERED, asked.captions, recovered)]
-    for name, paths in models.items():
+    for name, paths in {RECOVERED: recovered, **models}.items():
         rows.append(Row(name, asked.captions, partial(batches_of, paths, asked.side)))
     if contrast != 1:
         for row in rows[-len(models) :]:
             stronger = partial(_contrasted, row.batches, contrast)
-            rows.append(Row(f"{row.name}, contrast × {contrast:g}", row.captions, stronger))
-    names = [row.name for row in rows]
-    require(len(set(names)) == len(names), "compare", "names that no other row has", names)
+            rows.append(Row(_stronger(row.name, contrast), row.captions, stronger))
     return rows
+
+
+def _recovered(folder: Path, system: System, asked: Asked) -> list[Path]:
+    """Files of the true pictures behind the image tokenizer and back, written anew, since data may have changed."""
+    paths = [folder / name_of(number) for number in range(1, len(asked) + 1)]
+    with progress("recovering true pictures", len(asked)) as update:
+        for start, batch in zip(range(0, len(asked), BATCH), asked.batches(), strict=True):
+            for path, picture in zip(paths[start:], system.pictures(system.tokenize(batch)), strict=False):
+                save_image(image_of(picture), path)
+            update(start + len(batch))
+    return paths
 
 
 def _contrasted(batches: Batches, factor: float) -> Iterator[Tensor]:
     return (contrasted(batch, factor) for batch in batches())
-
-
-def _seen(judges: Judges, batches: Batches, radii: Sequence[float]) -> tuple[list[Seen], Seen]:
-    """By the one network at each radius, and by that of CMMD without blur."""
-    seen = judges.network.see(batches(), [partial(blurred, radius=radius) for radius in radii])
-    if judges.encoder is judges.network:
-        return seen, seen[0]
-    return seen, judges.encoder.see(batches(), [partial(blurred, radius=0)])[0]
-
-
-def _scores(row: Row, judges: Judges, truth: Sequence[Seen], encoded: Seen, radii: Sequence[float]) -> dict[str, Any]:
-    """Of a row, against what is seen in the true pictures at each radius."""
-    seen, own = _seen(judges, row.batches, radii)
-    found = {
-        "pictures": len(seen[0].features),
-        "fid": {f"{r:g}": frechet(t.features, s.features) for r, t, s in zip(radii, truth, seen, strict=True)},
-        "is": {f"{r:g}": inception_score(s.logits) for r, s in zip(radii, seen, strict=True) if s.logits is not None},
-        "cmmd": cmmd(encoded.features, own.features),
-    }
-    return found | {"caploss": _caploss(judges.captioner, row.captions, row.batches())}
-
-
-def _of_candidates(asked: Asked, judges: Judges, truth: Seen, paths: Sequence[Path]) -> dict[str, Any]:
-    """As in figure 9: of the best of so many candidates, without blur."""
-    seen = _seen(judges, partial(batches_of, paths, asked.side), (0,))[0][0]
-    return {
-        "fid": frechet(truth.features, seen.features),
-        "is": None if seen.logits is None else inception_score(seen.logits)[0],
-        "caploss": _caploss(judges.captioner, asked.captions, batches_of(paths, asked.side)),
-    }
-
-
-def _caploss(judge: System | None, captions: Sequence[str], batches: Iterator[Tensor]) -> float | None:
-    """The mean over captions of their pictures, whose codes are the image tokenizer's."""
-    if judge is None:
-        return None
-    found = [judge.caploss(captions[n * BATCH : (n + 1) * BATCH], batch) for n, batch in enumerate(batches)]
-    return float(torch.cat(found).double().mean())
 
 
 def _sheet(path: Path, asked: Asked, rows: Sequence[Row]) -> None:

@@ -11,7 +11,7 @@ from cogview.config import require
 from cogview.data.files import sha256_of
 from cogview.device import available
 from cogview.evaluation import classifier, encoders
-from cogview.evaluation.classifier import Seen
+from cogview.evaluation.classifier import Seen, Trained
 
 _AT_ONCE = 32 * 256**2  # pixels
 
@@ -29,12 +29,14 @@ class Network:
     """Numbers of a picture."""
     classes: int
     """0: it has none, and there is no Inception Score by it."""
+    trained: Trained | None
+    """On what, where that is known."""
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> "Network":
         """Of a file of `cogview train-features`, a folder of a vision encoder of transformers, or a file of the weights
         of Inception that the field compares by. ValueError in one sentence of anything else."""
-        device = available(device)
+        device, trained = available(device), None
         if path.is_dir():
             files, look = encoders.files_of(path), encoders.vision(path, device)
         elif path.suffix == ".pth" and path.is_file():
@@ -45,10 +47,10 @@ class Network:
                 "a .safetensors file of cogview train-features, a folder of a vision encoder, or Inception's .pth file"
             )
             require(fits, "features", kinds, str(path))
-            files, look = [path], _on(classifier.read(path), device)
+            files, look, trained = [path], _on(classifier.read(path), device), classifier.trained_of(path)
         one = look(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
         classes = 0 if one.logits is None else one.logits.shape[1]
-        return cls(path.resolve().name, sha256_of(files), look, one.features.shape[1], classes)
+        return cls(path.resolve().name, sha256_of(files), look, one.features.shape[1], classes, trained)
 
     @torch.no_grad()
     def see(self, batches: Iterable[Tensor], changes: Sequence[Callable[[Tensor], Tensor]]) -> list[Seen]:

@@ -1,6 +1,7 @@
 """The report of an evaluation: the paper's table 1, the curve of its figure 9, and what the scores are by."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from cogview.pictures import curves
 
 OTHERS, RECOVERED = "other true pictures", "recovered ground truth"
 """Rows of every report."""
+_INTERVALS = "The intervals are of the bootstrap over captions, for networks of at most 512 features."
 
 
 def described(network: Network) -> dict[str, Any]:
     """What figures have to say about a network."""
-    return {name: getattr(network, name) for name in ("name", "sha256", "features", "classes")}
+    known = {name: getattr(network, name) for name in ("name", "sha256", "features", "classes")}
+    return known | {"trained": None if network.trained is None else asdict(network.trained)}
 
 
 def write(out: Path, figures: dict[str, Any], drawn: str) -> str:
@@ -66,9 +69,12 @@ def _page(verdict: str, figures: Mapping[str, Any]) -> str:
         parts.append(f"There is no Inception Score: {_shown(figures['network']['name'])} has no classes.")
     if by_count := figures["by_candidates"]:
         parts.append("Of the best of so many candidates by CapLoss, without blur, as in the paper's figure 9:")
-        header = ["candidates", "FID-0", "IS", "CapLoss"]
-        lines = [[str(n), f"{x['fid']:.3g}", _number(x["is"]), _number(x["caploss"])] for n, x in by_count.items()]
-        parts += [_table([header, *lines]), "![candidates](candidates.png)"]
+        header = ["candidates", "FID-0", f"above that of {max(by_count)}, 95 %", "IS", "CapLoss"]
+        lines = [
+            [str(n), f"{x['fid']:.3g}", _ends(x["fid_beyond_all"]), _number(x["is"]), _number(x["caploss"])]
+            for n, x in by_count.items()
+        ]
+        parts += [_table([header, *lines]), _INTERVALS, "![candidates](candidates.png)"]
     return "\n\n".join([*parts, "![the first captions](sheet.png)", "## How", _how(figures)]) + "\n"
 
 
@@ -118,7 +124,13 @@ def _small(rows: Mapping[str, Any], features: int) -> str:
 
 def _network(network: Mapping[str, Any]) -> str:
     classes = f"{network['classes']:,} classes" if network["classes"] else "no classes"
-    return f"{_shown(network['name'])}, {network['features']:,} features, {classes}, sha256 `{network['sha256']}`"
+    known = f"{_shown(network['name'])}, {network['features']:,} features, {classes}, sha256 `{network['sha256']}`"
+    if (trained := network["trained"]) is None:
+        return known
+    return (
+        f"{known}, trained on {trained['pictures']:,} pictures to tell {_shown(' and '.join(trained['fields']))} (data "
+        f"of sha256 `{_shown(trained['data'])}`); it has {trained['right']:.1%} of {trained['held_out']:,} others right"
+    )
 
 
 def _mean(score: tuple[float, float | None] | None) -> str:
@@ -126,6 +138,10 @@ def _mean(score: tuple[float, float | None] | None) -> str:
         return "–"
     mean, deviation = score
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def _ends(interval: Sequence[float] | None) -> str:
+    return "–" if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
 def _number(value: float | None) -> str:

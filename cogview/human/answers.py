@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cogview.config import require
-from cogview.human.key import SCORES, Key, read_object
+from cogview.data.files import read_object
+from cogview.human.key import SCORES, Key
 
 MAX_BYTES = 4 << 20
 AGREE = 0.8

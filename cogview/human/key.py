@@ -1,14 +1,13 @@
 """Who is shown which pictures, and whose they are: the key of a form, which evaluators must not see."""
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cogview.config import require
-from cogview.data.files import write_json
+from cogview.data.files import read_object, write_json
 
 SCORES = {"clarity": 5, "texture": 5, "relevance": 5, "overall": 10}
 """What is scored, in this order, from 1 to so many (appendix E)."""
@@ -45,6 +44,7 @@ class Key:
     """Of all draws: who knows it can tell the models."""
 
     def __post_init__(self):
+        require(self.ab is None or self.ab in self.models, "ab", f"one of {', '.join(self.models)}", self.ab)
         for numbers in self.shown:
             for caption, some in zip(range(len(self.captions)), numbers, strict=True):
                 found = [self.pictures[number] for number in some]
@@ -89,19 +89,3 @@ def plan(captions: int, models: Sequence[str], ab: str | None, evaluators: int, 
             seen.append(order.sample(some, len(some)))
         shown.append(seen)
     return Plan({number: picture for picture, number in numbers.items()}, shown)
-
-
-def read_object(path: Path, name: str, most: int) -> dict[str, Any]:
-    """The object of a JSON file of at most so many bytes; ValueError in a sentence that names the argument."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise ValueError(f"{name}: cannot read {path} ({error.strerror})") from error
-    require(len(data) <= most, name, f"at most {most:,} bytes", f"more in {path}")
-    try:
-        found = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: expected JSON in {path}, got something else ({error})") from error
-    require(isinstance(found, dict), name, f"a JSON object in {path}", type(found).__name__)
-    return found

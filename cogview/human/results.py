@@ -12,6 +12,7 @@ from cogview.data.files import write_json
 from cogview.human import report
 from cogview.human.answers import Answers, Scores, read
 from cogview.human.key import SCORES, Key, Picture
+from cogview.pictures import check_place
 from cogview.studies.paired import compare
 
 
@@ -26,7 +27,9 @@ class Judged(NamedTuple):
 def run(paths: Sequence[Path], key: Path, out: Path) -> str:
     """Writes report.md, figures.json and scores.png; returns the first sentence."""
     known = Key.read(key)
-    figures = measure(read(paths, known), known)
+    answers = read(paths, known)
+    check_place(out / "report.md")
+    figures = measure(answers, known)
     write_json(out / "figures.json", figures)
     return report.write(out, figures)
 

@@ -22,15 +22,20 @@ def digest(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def write(path: str | Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Never half of it. kind: the format."""
+def write(path: str | Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], **more: str) -> None:
+    """Never half of it. kind: the format; more: of the metadata, which the hash is not of."""
     metadata = {"format": kind, "config": json.dumps(config), "sha256": digest(config, tensors)}
-    save_tensors(path, tensors, metadata)
+    save_tensors(path, tensors, metadata | more)
+
+
+def metadata_of(path: str | Path) -> dict[str, str]:
+    """Of a safetensors file; ValueError in one sentence where it is none."""
+    return _open(path)[0]
 
 
 def kind_of(path: str | Path) -> str | None:
     """The format of a safetensors file; ValueError in one sentence where it is none."""
-    return _open(path)[0].get("format")
+    return metadata_of(path).get("format")
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

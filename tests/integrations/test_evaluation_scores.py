@@ -4,6 +4,7 @@ and what published networks on disk see, whose weights are random here."""
 import json
 import pickle
 import shutil
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cogview.data.images import resized
 from cogview.data.shards import ShardWriter
 from cogview.evaluation import classifier
 from cogview.evaluation.classifier import Classifier, ClassifierConfig
-from cogview.evaluation.distances import frechet, inception_score
+from cogview.evaluation.distances import frechet, inception_score, intervals
 from cogview.evaluation.networks import Network
 from cogview.tokenizers import stored
 
@@ -56,11 +57,23 @@ def test_the_inception_score_is_its_formula():
     assert inception_score(logits) == (pytest.approx(float(expected)), None)
     state = torch.get_rng_state()
     mean, deviation = inception_score(logits.repeat(3, 1))
-    assert deviation is not None
-    assert deviation > 0
+    order = torch.randperm(180, generator=torch.Generator().manual_seed(0))
+    parts = [inception_score(part)[0] for part in logits.repeat(3, 1)[order].chunk(3)]  # too few for parts of their own
+    assert (mean, deviation) == pytest.approx((statistics.fmean(parts), statistics.pstdev(parts)))
     assert inception_score(logits.repeat(3, 1)) == (mean, deviation)
     assert torch.equal(torch.get_rng_state(), state)
     assert inception_score(20 * torch.eye(4).repeat(5, 1))[0] == pytest.approx(4, rel=1e-3)
+
+
+def test_intervals_of_fid():
+    """Of sets of pictures of the same captions: what is far from the truth is above what is near in all draws."""
+    torch.manual_seed(0)
+    true = torch.randn(60, 4)
+    near = true + 0.1 * torch.randn(60, 4)
+    (low, high), (none_low, none_high), last = intervals(true, [true + 1, near, near])
+    assert 3 < low < high < 5
+    assert (none_low, none_high, last) == (0, 0, None)
+    assert intervals(true.repeat(1, 200), [true, true]) == [None, None]
 
 
 @pytest.fixture
@@ -96,7 +109,13 @@ def test_a_whole_evaluation(run, capsys):
     assert [row["pictures"] for row in rows.values()] == [5, 6, 6, 6, 6, 6]
     assert figures["left_out"] == {"pictures that cannot be read": 1}
     assert list(figures["by_candidates"]) == ["1", "2", "3"]
+    recovered = sorted(path.name for path in (run / "out/recovered").iterdir())
+    assert recovered == [f"{number:06d}.png" for number in range(1, 7)]
+    cli.main([*COMMAND, *how, "--out", "again", "--compare", "theirs=out/recovered"])
+    again = json.loads((run / "again/figures.json").read_text(encoding="utf-8"))["rows"]
+    assert again["theirs"] == again["recovered ground truth"] == rows["recovered ground truth"]
     best = figures["by_candidates"]["3"]
+    assert [one["fid_beyond_all"] is None for one in figures["by_candidates"].values()] == [False, False, True]
     assert best["fid"] == rows["theirs"]["fid"]["0"]
     assert best["caploss"] == rows["theirs"]["caploss"]
     page = (run / "out/report.md").read_text(encoding="utf-8")
@@ -117,14 +136,21 @@ def test_evaluations_that_are_refused(run):
     with ShardWriter(run / "empty.tar"):
         pass
     (run / "theirs").mkdir()
+    (run / "damaged").mkdir()
+    for number in range(1, 7):
+        (run / f"damaged/{number}.png").write_bytes(b"none")
     for name, more, sentence in (
         ("one.tar", [], r"shards: expected at least 2 pairs that can be read and drawn \(no problems\), got 1"),
         ("empty.tar", [], "shards: expected at least 2 pairs that can be read and drawn .*, got 0"),
         ("pairs.tar", ["--compare", "a=theirs"], r"compare: expected pictures 000001\.png to 000006\.png in theirs"),
+        ("pairs.tar", ["--compare", "a=damaged"], r"damaged/1\.png: image: not a readable picture"),
+        ("pairs.tar", ["--compare", "gpt=theirs"], "compare: expected names that no other row has, got 'gpt'"),
+        ("pairs.tar", ["--compare", "other true pictures=theirs"], "got 'other true pictures'"),
         ("pairs.tar", ["--out", "net.safetensors"], "net.safetensors"),
     ):
         with pytest.raises(SystemExit, match=sentence):
             cli.main([COMMAND[0], name, *COMMAND[2:], "--count", "6", *more])
+    assert not (run / "runs/evaluation/drawn").exists()
     cli.main([*COMMAND, "--count", "2", "--out", "out"])
     with pytest.raises(SystemExit, match=r"out: expected pictures of the same captions in out/drawn, got 'others;"):
         cli.main([*COMMAND, "--count", "3", "--out", "out"])
@@ -161,6 +187,10 @@ def test_vision_encoders(tmp_path, kind, output):
         expected = getattr(model(pixel_values=pixels), output)
     torch.testing.assert_close(network.look(pictures).features, expected)
     assert network.look(pictures).logits is None
+    config = json.loads((tmp_path / "config.json").read_text())
+    named = dict.fromkeys(("attn_implementation", "_attn_implementation"), "somebody/kernel")
+    (tmp_path / "config.json").write_text(json.dumps(config | named))  # which nobody gets from a hub
+    torch.testing.assert_close(Network.load(tmp_path).look(pictures).features, expected)
     before = network.sha256
     weights = load_file(tmp_path / "model.safetensors")
     name = sorted(weights)[0]
