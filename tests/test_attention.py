@@ -1,6 +1,7 @@
 """What is told of attention: its weights are the model's own, its figures are formulas, words and places are theirs."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from cogview.attention import look as looking
 from cogview.attention import words
 from cogview.attention.analysis import analyse
 from cogview.attention.look import Places, Seen, check, look, places_of
-from cogview.attention.measure import Tally, regions_of
-from cogview.attention.observations import observations, offset_name, offset_of, strongest
+from cogview.attention.measure import Figures, Tally, regions_of
+from cogview.attention.observations import observations, of_offsets_alone, offset_name, offset_of, strongest
 from cogview.attention.plots import marked, sheet
 from cogview.recipes.superresolution import SuperResolution
 from cogview.system import System
@@ -137,7 +138,7 @@ def test_figures_are_their_formulas():
         [0, float(there.mean()), 27, float(there.std(unbiased=False))]
     )
     assert found.scores["others"][0, 0, [0, 2]].tolist() == [32, 63]
-    assert [one.holds for one in observations(found, 0)][2] == "no"  # checkers: nothing is inside of 2 x 2
+    assert [one.holds for one in observations(found)][2] == "no"  # checkers: nothing is inside of 2 x 2
 
 
 def test_regions_and_names():
@@ -162,11 +163,81 @@ def test_observations_tell_what_is_there(system):
     tally = Tally(2, 2, GRID)
     for layer in range(2):
         tally(Seen(layer, slice(0, 2), scores, weights, visible), places)
-    told = observations(tally.figures(), 0)
+    told = observations(tally.figures())
     assert (told[0].holds, told[4].holds) == ("yes", "partly")
     assert "2 of 4 heads give 25% or more to one offset" in told[0].here
     assert "to its left neighbour" in told[0].here
     assert "layer 1 head 2 100%, layer 2 head 2 100%" in told[4].here
+
+
+def of_heads(grid: int = 8, layers: int = 4) -> Figures:
+    """Of heads that give all keys that they see the same, and whose scores are all of one distribution."""
+    tally, tokens = Tally(layers, 2, grid), grid**2 + 4
+    visible = torch.ones(tokens, tokens).tril()
+    places = Places(
+        torch.arange(4, tokens), torch.tensor([1, 2]), {"ROI1": torch.tensor([0]), "BOI1": torch.tensor([3])}
+    )
+    weights = (visible / visible.sum(1, keepdim=True)).expand(2, -1, -1)
+    for layer in range(layers):
+        scores = torch.randn(2, tokens, tokens, generator=torch.Generator().manual_seed(layer))
+        tally(Seen(layer, slice(0, 2), scores, weights, visible.bool()), places)
+    return tally.figures()
+
+
+def changed(figures: Figures, name: str) -> Figures:
+    """What the observation of this number says yes to, and no other way to see it."""
+    layers, heads, g = *figures.entropy.shape, figures.relative.shape[2]
+    halves = torch.tensor([0.4, 0.4, 0.2, 0.2])[:, None].double().expand(layers, heads)
+    regions, targets = dict(figures.regions), dict(figures.targets)
+    offsets, scores = figures.offsets.clone(), {pairs: of.clone() for pairs, of in figures.scores.items()}
+    if name == "offsets":
+        offsets[0, 0, g - 2, g - 1] = 0.3
+    if name == "first rows":
+        regions["first rows"] = 2 * figures.uniform["first rows"]
+    if name == "checkers":
+        regions["edges, from edges"] = figures.regions["edges, from edges"] + 0.3
+    if name == "depth":
+        offsets[..., g - 1, g - 2] = halves
+        regions["column above"] = 5 * halves * figures.uniform["column above"]
+        targets["words"] = 0.5 - halves
+    if name == "separators":
+        targets["separators"] = torch.tensor([0.1, 0.1, 0.1, 0.9])[:, None].double().expand(layers, heads)
+    if name == "text":
+        scores["text to text"][..., 1:] *= 0.5
+    if name == "scales":
+        scores["others"][..., 1] = torch.tensor([10.0, -40.0])
+    return replace(figures, offsets=offsets, regions=regions, targets=targets, scores=scores)
+
+
+OBSERVED = ("offsets", "first rows", "checkers", "depth", "separators", "text", "scales")
+
+
+@pytest.mark.parametrize("name", OBSERVED)
+def test_each_observation_is_seen_where_it_is_and_not_elsewhere(name):
+    even, number = of_heads(), OBSERVED.index(name)
+    assert observations(even)[number].holds == "no"
+    assert observations(changed(even, name))[number].holds == "yes"
+
+
+def test_what_goes_by_offset_alone_is_no_checkers():
+    """A head that looks at its left neighbour gives edges what its offset tells; one whose edges look elsewhere not."""
+    g = 8
+    tokens, places = g**2, Places(torch.arange(g**2), torch.tensor([0]), {"ROI1": torch.tensor([0])})
+    x, at, visible = torch.arange(g**2) % g, torch.arange(g**2), torch.ones(g**2, g**2).tril().bool()
+    weights = torch.zeros(2, tokens, tokens)
+    weights[:, at, (at - 1).clamp_min(0)] = 1.0
+    edge = at[((x == 0) | (x == g - 1)) & (at >= 2 * g)]
+    weights[1, edge] = 0.0
+    weights[1, edge, edge - 2 * g] = 1.0  # stays at the edge
+    inside = at[(x == 3) & (at >= 2 * g)]
+    weights[1, inside] = 0.0
+    weights[1, inside, inside - 3] = 1.0  # the edge, from inside
+    tally = Tally(1, 2, g)
+    tally(Seen(0, slice(0, 2), torch.randn(2, tokens, tokens), weights, visible), places)
+    found = tally.figures()
+    for name in ("edges, from edges", "edges, from inside"):
+        torch.testing.assert_close(of_offsets_alone(found, name)[0, 0], found.regions[name][0, 0])
+    assert (observations(found)[2].holds, "in 1 of 2 heads" in observations(found)[2].here) == ("yes", True)
 
 
 def test_words_and_their_tokens():

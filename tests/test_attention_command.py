@@ -10,6 +10,7 @@ from test_system import small_image, small_text, system_of, write
 
 from cogview import cli
 from cogview.pictures import image_of
+from cogview.system import System
 
 CAPTIONS = ["--captions", "a fox", "a <red> car | x", "蓝色"]
 
@@ -54,6 +55,27 @@ def test_report_figures_maps_and_pictures(run, capsys):
         "words/1": [2, 4, 4, 4],
         "words/2": [5, 4, 4, 4],
     }
+
+
+def test_marked_pictures_of_an_earlier_report_go_and_nothing_else(run):
+    cli.main(["attention", *CAPTIONS, "--shown", "2", "--out", "out"])
+    for name in ("out/003-mine.png", "004-outside.png"):
+        (run / name).write_bytes((run / "a.png").read_bytes())
+    figures = json.loads((run / "out/figures.json").read_text(encoding="utf-8"))
+    assert figures["marked"] == ["001-a-fox.png", "002-a-red-car-x.png"]
+    figures["marked"] += ["../004-outside.png", "report.md", 5, "a.png"]
+    (run / "out/figures.json").write_text(json.dumps(figures), encoding="utf-8")
+    cli.main(["attention", "--captions", "a fox", "--out", "out"])
+    left = sorted(path.name for path in (run / "out").glob("0*.png"))
+    assert left == ["001-a-fox.png", "003-mine.png"]
+    assert (run / "004-outside.png").exists()
+
+
+def test_a_place_that_cannot_be_written_is_found_before_drawing(run, monkeypatch):
+    (run / "out/report.md").mkdir(parents=True)
+    monkeypatch.setattr(System, "code_batches", lambda *_, **__: pytest.fail("it draws"))
+    with pytest.raises(SystemExit, match="it is a folder"):
+        cli.main(["attention", *CAPTIONS, "--out", "out"])
 
 
 def test_given_pictures_and_a_model_that_captions(run, capsys):

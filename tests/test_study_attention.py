@@ -9,6 +9,7 @@ from test_system import small_image, write
 from test_transformer import recipe_of
 
 from cogview import cli
+from cogview.attention import words
 from cogview.demo.scenes import caption, sample_scenes
 from cogview.studies import attention
 from cogview.studies.attention import Cases, Sizes, cases, judged, tile
@@ -35,11 +36,11 @@ def test_cases_are_of_each_word(monkeypatch):
     assert (scenes[0].second, scenes[1].second is not None) == (None, True)
     place = {name: tile(where, 4).float() for scene in scenes[1:] for name, where in scene.placed}
 
-    def maps(seen, places, words):
-        own = [place.get(word.text, tile(scenes[0].place, 4).float()) for word in words]
-        return torch.stack([torch.stack([torch.eye(16)[int(t.argmax())] for t in own]), torch.ones(len(words), 16)])
+    def maps(seen, places, named):
+        own = [place.get(word.text, tile(scenes[0].place, 4).float()) for word in named]
+        return torch.stack([torch.stack([torch.eye(16)[int(t.argmax())] for t in own]), torch.ones(len(named), 16)])
 
-    monkeypatch.setattr(attention, "maps", maps)
+    monkeypatch.setattr(words, "maps", maps)
     found = cases(system, scenes, torch.zeros(2, 4, 4, dtype=torch.int64), "en")
     assert found.scene.tolist() == [0, 1, 1]
     assert found.inside[:, 0].tolist() == [[1, 0.25]] * 3
@@ -59,6 +60,17 @@ def test_the_head_is_chosen_on_one_half_and_judged_on_the_other():
     assert told["beyond_area"] == pytest.approx([0.05, 0.05])
     assert told["of_two_emoji"]["difference"] == pytest.approx([0.2, 0.2])
     assert told["all_heads"]["inside"] == [[0.3, 0.8]]
+
+
+def test_words_of_one_scene_count_once():
+    """Intervals are over scenes: two names of one are no two cases."""
+    scene = torch.tensor([0, 2, 2, 3])
+    inside = torch.tensor([0.9, 0.2, 0.4, 0.9]).view(4, 1, 1)
+    told = judged(Cases(inside, inside, inside - 0.1, scene))
+    assert told["scenes"] == {"judged_on": 2, "of_two_emoji": 2}
+    assert told["inside"] == pytest.approx(0.6)
+    assert told["all_heads"]["inside"] == [[pytest.approx(0.6)]]
+    assert told["beyond_area"] == pytest.approx([0.3 - 0.25, 0.9 - 0.25])
 
 
 def test_report(tmp_path, monkeypatch, capsys):

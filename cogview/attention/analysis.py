@@ -1,5 +1,6 @@
 """A model's attention, looked at in some pictures: measured, drawn, and reported in a folder."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,17 +8,20 @@ import torch
 from torch import Tensor
 
 from cogview.attention import plots, report, words
-from cogview.attention.look import Seen, check, look, places_of
+from cogview.attention.look import Seen, check, places_of
 from cogview.attention.measure import Figures, Tally
 from cogview.attention.observations import called
 from cogview.attention.record import Looked
 from cogview.attention.words import Word
+from cogview.data.files import read_object
 from cogview.labels import file_name
 from cogview.pictures import curves
 from cogview.system import System
 
 SHOWN = 4  # heads of each word, and of dots
 DOTS = "attended"
+_MARKED = re.compile(r"\d{3,}[^/\\\0]*\.png")  # a plain name, as `_marked` makes it
+_MAX_BYTES = 256 << 20  # of figures.json
 
 
 def analyse(
@@ -49,9 +53,20 @@ def analyse(
     figures = tally.figures()
     peaks = torch.stack([scores[..., [0, 2]].abs().amax((1, 2)) for scores in figures.scores.values()])
     largest = int(peaks.amax(0).argmax())
+    _forget(out)
     _draw(out, figures, largest)
     paths = _marked(out, looked, system.pictures(codes[:shown]))
-    return report.write(out, system, looked, figures, largest, paths)
+    return report.write(out, system, looked, figures, paths)
+
+
+def _forget(out: Path) -> None:
+    """Removes the marked pictures of the report that stands there, and nothing else."""
+    if not (figures := out / "figures.json").exists():
+        return
+    names = read_object(figures, "out", _MAX_BYTES).get(report.MARKED)
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and _MARKED.fullmatch(name):
+            (out / name).unlink(missing_ok=True)
 
 
 def _draw(out: Path, figures: Figures, largest: int) -> None:
@@ -72,7 +87,6 @@ def _looked(
     c, places = system.recipe.config, places_of(system, ids)
     size, grid = (c.num_layers, c.num_heads), c.image_grid
     received, uniform = torch.zeros(*size, grid**2), torch.zeros(c.num_layers, 1, grid**2)
-    maps = torch.zeros(*size, len(found), grid**2)
 
     def see(seen: Seen) -> None:
         tally(seen, places)
@@ -80,10 +94,8 @@ def _looked(
         received[seen.layer, seen.heads] = image.mean(1).cpu()
         visible = seen.visible[places.image].float()
         uniform[seen.layer] = (visible / visible.sum(1, keepdim=True))[:, places.image].mean(0).cpu()
-        if found:
-            maps[seen.layer, seen.heads] = words.maps(seen, places, found)
 
-    look(system, ids, codes, see, seed=seed)
+    maps = words.collect(system, ids, codes, found, seed=seed, see=see)
     best = words.contrast(maps).flatten(0, 1).topk(min(SHOWN, size[0] * size[1]), dim=0).indices.T  # [W, SHOWN]
     shown = maps.flatten(0, 1)[best, torch.arange(len(found))[:, None]].unflatten(-1, (grid, grid))
     heads = torch.stack([best // c.num_heads, best % c.num_heads], dim=-1)

@@ -5,10 +5,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cogview.attention.measure import PAIRS, Figures
+from cogview.attention.measure import PAIRS, Figures, regions_of
 
 HEAVY, CHECKERS = 0.25, 0.1  # of a head's attention
-TWICE, FIRST = 2.0, 1.5  # times as much as evenly
+TWICE, FIRST = 2.0, 1.5  # times as much as evenly, or as another head
+MORE, SMALLER, HALF = 1.25, 0.9, 0.5  # times as much, which chance alone does not make
 Verdict = Literal["yes", "partly", "no"]
 
 
@@ -53,8 +54,7 @@ def times(figures: Figures, region: str) -> Tensor:
     return (figures.regions[region] / figures.uniform[region]).nan_to_num(0.0)
 
 
-def observations(figures: Figures, largest: int) -> list[Observation]:
-    """largest: the layer of the largest scores, from 0."""
+def observations(figures: Figures) -> list[Observation]:
     return [
         _offsets(figures),
         _first_rows(figures),
@@ -62,7 +62,7 @@ def observations(figures: Figures, largest: int) -> list[Observation]:
         _depth(figures),
         _separators(figures),
         _text_scores(figures),
-        _scales(figures, largest),
+        _scales(figures),
     ]
 
 
@@ -103,19 +103,33 @@ def _first_rows(f: Figures) -> Observation:
 
 def _checkers(f: Figures) -> Observation:
     edges = "edges, from edges", "edges, from inside"
-    beyond = [f.regions[name] - f.uniform[name] for name in edges]
+    by_offset = [of_offsets_alone(f, name) for name in edges]
+    beyond = [f.regions[name] - own for name, own in zip(edges, by_offset, strict=True)]
     found = (beyond[0] - beyond[1]).abs().nan_to_num(0.0)
     layer, head, _ = strongest(found, 1)[0]
     own, other = (float(f.regions[name][layer, head]) for name in edges)
-    even = [float(f.uniform[name][layer, head]) for name in edges]
+    alone = [float(share[layer, head]) for share in by_offset]
     count = int((found >= CHECKERS).sum())
     here = (
         f"of their image attention tokens at the left and right edge give {own:.0%} to the edges, those inside "
-        f"{other:.0%}, in {called(layer, head)} (evenly {even[0]:.0%} and {even[1]:.0%}); {count} of {found.numel()} "
-        f"heads tell the two apart by {CHECKERS:.0%} or more"
+        f"{other:.0%}, in {called(layer, head)}, which by its mean of each offset alone would be {alone[0]:.0%} and "
+        f"{alone[1]:.0%}; in {count} of {found.numel()} heads the two are apart from that by {CHECKERS:.0%} or more"
     )
     paper = "Checkers: tokens at the boundary attend differently from those at the centre (C.1)"
     return Observation(paper, "yes" if count else "no", here)
+
+
+def of_offsets_alone(f: Figures, region: str) -> Tensor:
+    """[L, H]: the share of its image attention that a head would give a region if it gave every key before the query,
+    or the query itself, what it gives its offset on average, wherever the query stands."""
+    g = f.relative.shape[2]
+    y, x = torch.arange(g**2) // g, torch.arange(g**2) % g
+    offset = (y - y[:, None] + g - 1) * (2 * g - 1) + x - x[:, None] + g - 1
+    queries, keys = regions_of(g)[region]
+    asked = queries & torch.ones(g**2, g**2, dtype=torch.bool).tril()
+    profile = f.relative.flatten(2).nan_to_num(0.0)
+    given = [profile @ offset[some].bincount(minlength=g * (2 * g - 1)).double() for some in (asked & keys, asked)]
+    return given[0] / given[1]
 
 
 def _halves(values: Tensor) -> tuple[float, float]:
@@ -125,13 +139,18 @@ def _halves(values: Tensor) -> tuple[float, float]:
 
 
 def _depth(f: Figures) -> Observation:
+    """Content is what the caption's words say: no other content of attention is measured here."""
     columns, peaks = _halves(_columns(f)), _halves(f.offsets.flatten(2).amax(2))
+    words = _halves(f.targets["words"])
     here = (
         f"heads of the first half of the layers give their strongest offset {peaks[0]:.0%}, and the column above "
-        f"{columns[0]:.1f} times as much as evenly, on average; the others {peaks[1]:.0%} and {columns[1]:.1f} times"
+        f"{columns[0]:.1f} times as much as evenly, on average, the others {peaks[1]:.0%} and {columns[1]:.1f} times; "
+        f"words get {words[0]:.0%} in the first half, {words[1]:.0%} in the other ({MORE:g} times as much, or less, "
+        f"would be a change)"
     )
-    met = (peaks[0] > peaks[1]) + (columns[0] > columns[1])
-    verdict: Verdict = "yes" if met == 2 else "partly" if met else "no"
+    position = peaks[0] >= MORE * peaks[1] and columns[0] >= MORE * columns[1]
+    content = words[1] > 0 and words[1] >= MORE * words[0]
+    verdict: Verdict = "yes" if position and content else "partly" if position or content else "no"
     return Observation("Earlier layers attend by position, later ones by content (C.3)", verdict, here)
 
 
@@ -152,24 +171,35 @@ def _separators(f: Figures) -> Observation:
 
 
 def _text_scores(f: Figures) -> Observation:
-    text, others = (f.scores[name][..., [0, 2]].abs().amax(2) for name in PAIRS)
-    smaller, ratio = float((text < others).double().mean()), float((text / others).mean())
-    deviations = [float(f.scores[name][..., 3].mean()) for name in PAIRS]
+    """By the root mean square of a score: of largest ones the larger is where there are more pairs."""
+    text, others = (_scale(f, name) for name in PAIRS)
+    smaller = text <= SMALLER * others
     here = (
-        f"in {smaller:.0%} of the heads the largest absolute score is smaller, {ratio:.0%} of the others' on average; "
-        f"scores deviate by {deviations[0]:.2f}, the others by {deviations[1]:.2f}"
+        f"in {int(smaller.sum())} of {text.numel()} heads the root mean square of the scores is at most {SMALLER:g} "
+        f"times the others'; on average it is {float(text.mean()):.2f}, the others' {float(others.mean()):.2f}"
     )
-    verdict: Verdict = "yes" if smaller >= 0.75 else "partly" if smaller > 0.5 else "no"
+    share = float(smaller.double().mean())
+    verdict: Verdict = "yes" if share >= 0.75 else "partly" if share > 0.25 else "no"
     return Observation("Text-to-text scores are smaller (C.4)", verdict, here)
 
 
-def _scales(f: Figures, largest: int) -> Observation:
-    mean, inside = f.scores["others"][largest, :, 1], f.scores["others"][largest, :, 3]
-    between, within = float(mean.std(unbiased=False)), float(inside.mean())
-    widest = float(f.scores["others"][..., 3].amax() / f.scores["others"][..., 3].amin())
+def _scale(f: Figures, pairs: str) -> Tensor:
+    """[L, H]: the root mean square of a head's scores, what it multiplies q and k to."""
+    return (f.scores[pairs][..., 1].square() + f.scores[pairs][..., 3].square()).sqrt()
+
+
+def _scales(f: Figures) -> Observation:
+    """In C.4 scores are large and vary little: most of a head's scale is what all of its scores have in common."""
+    scales, inside = _scale(f, "others"), f.scores["others"][..., 3]
+    between, within = scales.amax(1) / scales.amin(1), (inside / scales).mean(1)
+    wide, narrow = between >= TWICE, within <= HALF
+    layer = int(between.argmax())
     here = (
-        f"in layer {largest + 1}, of the largest scores, the means of heads deviate by {between:.2f}, scores inside a "
-        f"head by {within:.2f}; of all heads the widest scores deviate {widest:.1f} times as much as the narrowest"
+        f"the largest root mean square of a head's scores is {float(between.min()):.1f} to {float(between.max()):.1f} "
+        f"times the smallest of its layer (most in layer {layer + 1}; {TWICE:g} times or more in {int(wide.sum())} of "
+        f"{len(wide)} layers); inside a head scores deviate by {float(within.min()):.0%} to {float(within.max()):.0%} "
+        f"of it (at most {HALF:.0%} in {int(narrow.sum())})"
     )
-    paper = "Scales differ much between heads but little inside one (C.4)"
-    return Observation(paper, "yes" if between > within else "no", here)
+    both, either = (float(some.double().mean()) for some in (wide & narrow, wide | narrow))
+    verdict: Verdict = "yes" if both >= 0.5 else "partly" if either >= 0.5 else "no"
+    return Observation("Scales differ much between heads but little inside one (C.4)", verdict, here)

@@ -13,6 +13,7 @@ from cogview.data.files import save_tensors, write_json, written_beside
 from cogview.labels import printable
 from cogview.system import System
 
+MARKED = "marked"  # in figures.json: the files of marked pictures
 Line = tuple[list[float], list[float]]
 
 
@@ -33,11 +34,9 @@ def _spread(values: Tensor) -> dict[str, Line]:
     return {name: (layers, line.tolist()) for name, line in ends.items()}
 
 
-def write(
-    out: Path, system: System, looked: Sequence[Looked], figures: Figures, largest: int, pictures: Sequence[Path]
-) -> str:
-    """Writes them; returns the first sentence. largest: the layer of the largest scores, from 0."""
-    found = observations(figures, largest)
+def write(out: Path, system: System, looked: Sequence[Looked], figures: Figures, pictures: Sequence[Path]) -> str:
+    """Writes them; returns the first sentence. pictures: those that are marked."""
+    found = observations(figures)
     held = sum(one.holds == "yes" for one in found), sum(one.holds == "partly" for one in found)
     name = system.recipe.name if system.source is None else str(system.source)
     first = (
@@ -45,7 +44,8 @@ def write(
         f"{name}, {figures.entropy.numel()} heads, {_count(looked)}."
     )
     save_tensors(out / "maps.safetensors", maps_of(figures, looked), {})
-    write_json(out / "figures.json", figures_of(name, looked, figures, found))
+    marked = [path.name for path in pictures]
+    write_json(out / "figures.json", figures_of(name, looked, figures, found) | {MARKED: marked})
     with written_beside(out / "report.md") as beside:
         beside.write_text(_page(first, looked, figures, found, pictures), encoding="utf-8")
     return first

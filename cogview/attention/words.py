@@ -8,14 +8,15 @@ N = g x g places.
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cogview.attention.look import Places, Seen
+from cogview.attention.look import Places, Seen, look, places_of
 from cogview.config import require
+from cogview.system import System
 from cogview.tokenizers.text import TextTokenizer
 
 
@@ -66,6 +67,29 @@ def maps(seen: Seen, places: Places, words: Sequence[Word]) -> Tensor:
         else:
             found.append(seen.weights[:, tokens - 1][:, :, places.image].mean(1))
     return torch.stack(found, dim=1).cpu()
+
+
+def collect(
+    system: System,
+    ids: Sequence[int],
+    codes: Tensor,
+    words: Sequence[Word],
+    *,
+    seed: int = 0,
+    see: Callable[[Seen], None] = lambda seen: None,
+) -> Tensor:
+    """float32 [L, H, W, N]: the maps of all heads of words of a caption of ids, and its picture of codes int64 [g, g].
+    see: is shown what they are taken from, too, see `look`."""
+    c, places = system.recipe.config, places_of(system, ids)
+    found = torch.zeros(c.num_layers, c.num_heads, len(words), c.image_tokens)
+
+    def keep(seen: Seen) -> None:
+        see(seen)
+        if words:
+            found[seen.layer, seen.heads] = maps(seen, places, words)
+
+    look(system, ids, codes, keep, seed=seed)
+    return found
 
 
 def contrast(maps: Tensor) -> Tensor:

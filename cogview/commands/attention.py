@@ -44,6 +44,7 @@ class Attention:
         from cogview.attention.analysis import analyse
         from cogview.attention.look import check
         from cogview.attention.words import check_words
+        from cogview.pictures import check_place
         from cogview.progress import progress
         from cogview.runs import last_run
         from cogview.sampling import check_seeds
@@ -62,6 +63,7 @@ class Attention:
         system = System.load(last_run() if self.run_folder is None else self.run_folder, **how)
         check(system.recipe)
         check_words(system.text, system.encode(self.captions), self.words)
+        check_place(self.out / "report.md")
         console.print(str(system.source))
         if self.pictures:
             codes = system.tokenize(list(self.pictures))

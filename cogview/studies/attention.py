@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from cogview.attention.analysis import analyse
-from cogview.attention.look import Seen, look, places_of
 from cogview.attention.observations import called
-from cogview.attention.words import find, maps
+from cogview.attention.words import collect, find
 from cogview.config import require
 from cogview.data.files import write_json, written_beside
 from cogview.data.images import pixels
@@ -80,18 +79,13 @@ def run(out: Path, source: Path, sizes: Sizes) -> str:
 
 def cases(system: System, scenes: list[Scene], codes: Tensor, language: str) -> Cases:
     """Of all emoji of scenes, whose pictures have these codes."""
-    c, rows = system.recipe.config, list[tuple[Tensor, Tensor, Tensor, Tensor]]()
+    grid, rows = system.recipe.config.image_grid, list[tuple[Tensor, Tensor, Tensor, Tensor]]()
     for number, scene in enumerate(track(scenes, f"looking at scenes, {LANGUAGES[language]}")):
         (ids,) = system.encode(caption(scene, language))
         names = [name if language == "en" else NOUNS[name][3] for name, _ in scene.placed]
         named = [word for name in names if (word := find(system.text, ids, name)) is not None]
-        own = torch.stack([tile(place, c.image_grid) for _, place in scene.placed]).float()
-        all_maps, places = torch.zeros(c.num_layers, c.num_heads, len(named), c.image_tokens), places_of(system, ids)
-
-        def see(seen: Seen, into: Tensor = all_maps, places: Any = places, words: Any = named) -> None:
-            into[seen.layer, seen.heads] = maps(seen, places, words)
-
-        look(system, ids, codes[number], see)
+        own = torch.stack([tile(place, grid) for _, place in scene.placed]).float()
+        all_maps = collect(system, ids, codes[number], named)
         share = (all_maps / all_maps.sum(-1, keepdim=True)) @ own.T  # [L, H, words, tiles]
         for n, most in enumerate(all_maps.argmax(-1).unbind(-1)):
             other = share[..., n, 1 - n] if len(named) > 1 else torch.full(most.shape, torch.nan)
@@ -107,31 +101,41 @@ def tile(place: str, grid: int) -> Tensor:
 
 
 def judged(found: Cases) -> dict[str, Any]:
-    """The head of the largest mean share on every other scene, counted from 0, and how it does on the others."""
+    """The head of the largest mean share on every other scene, counted from 0, and how it does on the others: means
+    over scenes, of each the mean of its words, which are not independent."""
     choosing = found.scene // 2 % 2 == 0  # scenes have one and two emoji in turn
     by_head = found.inside[choosing].mean(0)
     layer, head = divmod(int(by_head.argmax()), by_head.shape[1])
-    inside, hit, other = (values[~choosing, layer, head] for values in found[:3])
-    both = other.isfinite()
-    rival = compare(inside[both], other[both])
+    words, scene = [values[~choosing, layer, head] for values in found[:3]], found.scene[~choosing]
+    two = words[2].isfinite()
+    more = by_scene((words[0] > words[2]).float()[two], scene[two])
+    own, other = (by_scene(values[two], scene[two]) for values in (words[0], words[2]))
+    inside, hit = (by_scene(values, scene) for values in words[:2])
+    rival = compare(own, other)
     beside = compare(inside, torch.full_like(inside, AREA))
+    all_heads = {name: by_scene(getattr(found, name)[~choosing], scene).mean(0) for name in ("inside", "hit")}
     return {
         "head": [layer, head],
-        "cases": {"chosen_on": int(choosing.sum()), "judged_on": len(inside), "of_two_emoji": int(both.sum())},
+        "cases": {"chosen_on": int(choosing.sum()), "judged_on": len(scene), "of_two_emoji": int(two.sum())},
+        "scenes": {"judged_on": len(inside), "of_two_emoji": len(own)},
         "inside": float(inside.mean()),
         "beyond_area": beside["interval"],
         "hit": float(hit.mean()),
         "of_two_emoji": {
-            "own": float(inside[both].mean()),
-            "other": float(other[both].mean()),
+            "own": float(own.mean()),
+            "other": float(other.mean()),
             "difference": rival["interval"],
-            "own_gets_more": float((inside > other)[both].float().mean()),
+            "own_gets_more": float(more.mean()),
         },
         "all_heads": {
-            "inside": [[round(x, 4) for x in row] for row in found.inside[~choosing].mean(0).tolist()],
-            "hit": [[round(x, 4) for x in row] for row in found.hit[~choosing].mean(0).tolist()],
+            name: [[round(x, 4) for x in row] for row in values.tolist()] for name, values in all_heads.items()
         },
     }
+
+
+def by_scene(values: Tensor, scene: Tensor) -> Tensor:
+    """[S, ...] of [C, ...]: the means of the cases of each scene."""
+    return torch.stack([values[scene == number].mean(0) for number in scene.unique()])
 
 
 def _verdict(found: dict[str, Any]) -> str:
@@ -166,7 +170,8 @@ def _page(first: str, figures: dict[str, Any], told: str) -> str:
 # Words and places
 
 Of {figures["model"]}; {figures["sizes"]["scenes"]} scenes that training never saw, true pictures, {counts["judged_on"]}
-names of emoji in the half that is judged. The map of a word is what the queries that draw each place give it. Chosen is
+names of emoji in the {figures["languages"]["en"]["scenes"]["judged_on"]} that are judged; means and intervals are over
+scenes, of the mean of each scene's names. The map of a word is what the queries that draw each place give it. Chosen is
 the head with the largest share inside the emoji's tile on the other half.
 
 | captions | head | inside its tile | most from there | of two: its own | the other's | 95 % | own gets more |
