@@ -159,7 +159,9 @@ def test_training_a_network_by_its_command(run, capsys, monkeypatch):
     trained = Network.load(run / "features.safetensors").trained
     assert (trained.fields, trained.pictures, trained.held_out) == (("of.kind",), 10, 1)
     shard(run / "others.tar", colour=90)
-    with pytest.raises(SystemExit, match=r"features/step-00000003\.safetensors is of another run: data: expected"):
+    with pytest.raises(
+        SystemExit, match=r"features/step-00000003\.safetensors is of another run: it was trained on other pictures"
+    ):
         cli.main(["train-features", "others.tar", "--label", "of.kind", "--steps", "3", "--side", "32"])
     monkeypatch.setattr(features, "_MOST_BYTES", 10 * 3 * 32**2)
     with pytest.raises(SystemExit, match=r"pictures: expected at most 10 of 32 pixels a side, .* got 12"):

@@ -164,7 +164,8 @@ class ClassifierTask:
         return {"loss": float(losses.mean()), "right": float(right.float().mean())}
 
     def identity(self) -> dict[str, Any]:
-        return {"recipe": "features", "config": asdict(self.model.config), "data": self.digest}
+        about = {"config": asdict(self.model.config), "data": len(self.data), "pictures": self.digest}
+        return {"recipe": "features", **about}
 
 
 def train(

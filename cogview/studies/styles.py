@@ -36,7 +36,7 @@ from cogview.train.loop import Trainer
 from cogview.train.token_task import TokenTask
 
 BASE, ALL = "gpt", "all"
-SHOWN = 12  # pictures of a row
+SHOWN = 8  # pictures of a row
 POINTS = (0, 5, 10, 15, 20, 30, 60)
 """Steps of a finetuning after which it is asked."""
 HOW: dict[str, Any] = {"temperature": 0.5, "text_attention": 1.0, "batch_size": 64}
@@ -67,7 +67,8 @@ def run(out: Path, sizes: Sizes) -> str:
     held = tokens.pop("test")
     trained = {BASE: models.new(out / BASE, CogView, sizes.base_steps, tokens.pop("train"), held)}
     for name, data in tokens.items():
-        trained[name] = models.finetuned(out / name, Style, out / BASE, sizes.style_steps, data, None)
+        steps = sizes.style_steps * (len(STYLES) if name == ALL else 1)  # as many pictures of each
+        trained[name] = models.finetuned(out / name, Style, out / BASE, steps, data, None)
     systems = {name: System.load(out, name=name) for name in trained}
     judges = Judges.trained(out, systems[BASE], sizes.judge_steps)
     plain = [View(thing, PLAIN, "white") for thing in things()]

@@ -84,10 +84,11 @@ What is learned of the style and forgotten of the things, of those held out in t
 
 ## How
 
-- Styles: blob (Noto before 2017), flat and contrast (Fluent); {held} are held out. On seven backgrounds, which
-  captions do not tell.
+- Styles: blob (Noto before 2017), flat and contrast (Fluent); {held} are held out. On seven
+  backgrounds, which captions do not tell.
 - Image tokenizer: {sizes["image_steps"]:,} steps, on pictures of all styles but those that are held out.
 - The model: preset tiny, {base["steps"]:,} steps in {base["seconds"] / 60:.1f} minutes. Finetuned in
-  {sizes["style_steps"]} steps of 16 pictures. Drawn at temperature 0.5, textual attention 1.
+  {sizes["style_steps"]} steps of 16 pictures, to all three styles in {len(STYLES) * sizes["style_steps"]}. Drawn at
+  temperature 0.5 with textual attention 1.
 - Threads: {facts["threads"]}.
 """
