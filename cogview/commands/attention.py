@@ -63,12 +63,11 @@ class Attention:
         system = System.load(last_run() if self.run_folder is None else self.run_folder, **how)
         check(system.recipe)
         check_words(system.text, system.encode(self.captions), self.words)
-        check_place(self.out / "report.md")
+        given_codes = system.tokenize(list(self.pictures)) if self.pictures else None
+        drawing = system if self.pictures else system.which_draws("pictures")
+        check_place(self.out / "report.md")  # behind all that can be wrong, since it makes the folder
         console.print(str(system.source))
-        if self.pictures:
-            codes = system.tokenize(list(self.pictures))
-        else:
-            codes = self._drawn(system, seeds)
+        codes = self._drawn(drawing, seeds) if given_codes is None else given_codes
         with progress("looking at pictures", count) as update:
             how = {"wanted": self.words, "shown": self.shown, "seed": self.seed, "update": update}
             told = analyse(system, self.captions, codes, self.out, **how)
