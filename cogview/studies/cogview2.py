@@ -26,6 +26,7 @@ from cogview.demo.scenes import Scene, caption, sample_scenes
 from cogview.recipes.coglm import CogLM
 from cogview.recipes.cogview import CogView
 from cogview.studies import cogview2_fine, cogview2_report, cogview2_sampling
+from cogview.studies.counts import Counts
 from cogview.system import System
 from cogview.train.loop import Result
 
@@ -34,7 +35,7 @@ EARLY = "early"
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(Counts):
     """Of the study. Steps: of the image tokenizer, CogLM and CogView, those that err, finetuning of the CogLM that errs
     and as many on all scenes and of CogLM with windows, and each model of fine codes."""
 
@@ -47,8 +48,7 @@ class Sizes:
     fine_steps: int
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            require(value >= 1, name, "at least 1", value)
+        super().__post_init__()
         require(self.candidates >= 2, "candidates", "at least 2", self.candidates)
 
 

@@ -25,6 +25,7 @@ from cogview.pictures import contact_sheet
 from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
 from cogview.progress import track
 from cogview.recipes.cogview import CogView
+from cogview.studies.counts import Counts
 from cogview.system import System
 from cogview.tokenizers.image import PRESETS
 from cogview.tokenizers.train_image import TRAINING, reconstruct
@@ -36,7 +37,7 @@ _COLUMNS = ("piece", "colour", "both", "known", "held out", "absent", "all")
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(Counts):
     """Of the study. Steps: of the image tokenizer, of the GPT."""
 
     outfits: int
@@ -45,8 +46,7 @@ class Sizes:
     steps: int
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            require(value >= 1, name, "at least 1", value)
+        super().__post_init__()
         require(self.tested >= 2, "tested", "at least 2", self.tested)
 
 

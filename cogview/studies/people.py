@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogview.config import TrainConfig, require
+from cogview.config import TrainConfig
 from cogview.data import decoded
 from cogview.data.files import write_json, written_beside
 from cogview.data.shards import PairDataset
@@ -27,6 +27,7 @@ from cogview.people.words import People
 from cogview.pictures import contact_sheet
 from cogview.pipeline import decode, image_tokenizer, text_tokenizer, tokenize_pairs
 from cogview.recipes.cogview import CogView
+from cogview.studies.counts import Counts
 from cogview.system import System
 from cogview.tokenizers.train_image import TRAINING, reconstruct
 
@@ -38,17 +39,13 @@ _HELD_OUT = 400  # pictures
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(Counts):
     """Of the study: pictures to train on, those drawn of each work in each language; steps."""
 
     pictures: int
     drawn: int
     image_steps: int
     steps: int
-
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            require(value >= 1, name, "at least 1", value)
 
 
 def run(out: Path, sizes: Sizes) -> str:

@@ -29,6 +29,7 @@ from cogview.recipes.caption import Caption
 from cogview.reranking import candidate_sheet, draw_ranked
 from cogview.sampling import Sampling
 from cogview.studies import contrastive, reranking_report
+from cogview.studies.counts import Counts
 from cogview.system import System
 from cogview.tokenizers.train_image import TRAINING
 from cogview.train.loop import Result
@@ -38,7 +39,7 @@ _HOW = Sampling(temperature=demo.TEMPERATURE, batch_size=64)
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(Counts):
     """Of the study. Steps: of the model that draws, of its finetuning, of the contrastive model."""
 
     captions: int
@@ -49,8 +50,7 @@ class Sizes:
     contrastive_steps: int
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            require(value >= 1, name, "at least 1", value)
+        super().__post_init__()
         power = self.candidates & (self.candidates - 1) == 0
         require(power, "candidates", "a power of two", self.candidates)
 

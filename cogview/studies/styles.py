@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogview.config import TrainConfig, require
+from cogview.config import TrainConfig
 from cogview.data import decoded
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
@@ -29,6 +29,7 @@ from cogview.progress import track
 from cogview.recipes.cogview import CogView
 from cogview.recipes.style import Style, drawn, learned
 from cogview.studies import styles_report
+from cogview.studies.counts import Counts
 from cogview.studies.styles_judges import Judges
 from cogview.system import System
 from cogview.tokenizers.train_image import TRAINING
@@ -46,7 +47,7 @@ _UNNAMED = 0.2  # of the captions of a filter's pictures those that tell the sty
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(Counts):
     """Of the study: pictures drawn of each pair of thing and style that is asked for, and steps."""
 
     drawn: int
@@ -54,10 +55,6 @@ class Sizes:
     base_steps: int
     style_steps: int
     judge_steps: int
-
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            require(value >= 1, name, "at least 1", value)
 
 
 def run(out: Path, sizes: Sizes) -> str:

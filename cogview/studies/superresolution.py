@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogview.config import require
 from cogview.data.crops import Crops, smaller
 from cogview.data.images import resized
 from cogview.demo import models
@@ -25,6 +24,7 @@ from cogview.progress import progress
 from cogview.recipes.superresolution import SuperResolution
 from cogview.sampling import Sampling
 from cogview.studies import superresolution_report
+from cogview.studies.counts import Counts
 from cogview.system import System
 from cogview.tokenizers.train_image import reconstruct
 
@@ -42,7 +42,7 @@ HOW = {
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(Counts):
     """Of the study. Steps: of the image tokenizer, of the model that draws, of its finetuning."""
 
     scenes: int
@@ -51,10 +51,6 @@ class Sizes:
     image_steps: int
     base_steps: int
     steps: int
-
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            require(value >= 1, name, "at least 1", value)
 
 
 def run(out: Path, sizes: Sizes) -> str:

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogview.config import TrainConfig, require
+from cogview.config import TrainConfig
 from cogview.data.files import write_json
 from cogview.data.images import pixels
 from cogview.demo.scenes import SIZE, render, sample_scenes
 from cogview.progress import track
 from cogview.studies import tokenizers_report
+from cogview.studies.counts import Counts
 from cogview.tokenizers.codebook import KINDS
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.train_image import TRAINING, reconstruct, train_vqvae
@@ -32,7 +33,7 @@ WAYS = (*KINDS, VQGAN)
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(Counts):
     """Of the study: scenes to train on and held out, seeds, steps of each training, the tokenizer."""
 
     pictures: int
@@ -43,10 +44,6 @@ class Sizes:
     codebook: int
     code_dim: int
     hidden: int
-
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            require(value >= 1, name, "at least 1", value)
 
 
 def run(out: Path, sizes: Sizes, tell: Callable[[str], None]) -> str:

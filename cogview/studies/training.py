@@ -18,6 +18,7 @@ from cogview.data.files import write_json
 from cogview.data.tokens import TokenDataset
 from cogview.demo.large_scenes import LargeScenes, splits
 from cogview.studies import training_report
+from cogview.studies.counts import Counts
 from cogview.studies.training_runs import Way, share_seen, step_seconds, trained
 from cogview.tokenizers.image import VQConfig
 
@@ -31,7 +32,7 @@ LONGER = 4
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(Counts):
     """Of the study: scenes, steps of the image tokenizer, of each training, of the deep ones; seeds of each."""
 
     scenes: int
@@ -41,8 +42,7 @@ class Sizes:
     seeds: int
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            require(value >= 1, name, "at least 1", value)
+        super().__post_init__()
         require(self.seeds <= 5, "seeds", "at most 5", self.seeds)
 
 
