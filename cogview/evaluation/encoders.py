@@ -2,7 +2,6 @@
 FID and the Inception Score are defined by. Nothing comes from the network, and nothing pickled is executed."""
 
 import importlib
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from cogview.config import require
 from cogview.data.images import resized
+from cogview.data.pretrained import check_index, read_config, short
 from cogview.evaluation.classifier import Seen
 
 Look = Callable[[Tensor], Seen]
@@ -25,7 +25,6 @@ VISION = {
     "siglip_vision_model": ("SiglipVisionModel", "pooler_output"),
 }
 """What a config.json says it is of: the model that is or has, and which of its outputs are the features."""
-_MAX_JSON = 16 << 20  # bytes
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -36,10 +35,11 @@ def files_of(folder: Path) -> list[Path]:
 def vision(folder: Path, device: torch.device) -> Look:
     """Features of CLIP, as of CMMD, or of DINOv2 or SigLIP; it has no classes. The whole picture is resized to the size
     that the network takes, bicubically, where their processors may cut edges off."""
-    config, processor = (_json(folder / name) for name in ("config.json", "preprocessor_config.json"))
+    config, processor = (read_config(folder / name, "features") for name in ("config.json", "preprocessor_config.json"))
     kind = str(config.get("model_type"))
     require(kind in VISION, "features", f"an encoder of {', '.join(VISION)}", f"{kind} in {folder}")
     require(any(folder.glob("*.safetensors")), "features", "weights as *.safetensors", f"none in {folder}")
+    check_index(folder, "features")
     name, output = VISION[kind]
     model = _from_disk(name, folder).to(device).eval()
     side = _side(processor.get("crop_size", processor.get("size")), folder)
@@ -65,7 +65,7 @@ def _from_disk(name: str, folder: Path) -> Any:
     try:
         model, found = getattr(transformers, name).from_pretrained(str(folder), **how)
     except Exception as error:  # whatever a library makes of wrong files
-        raise ValueError(f"features: cannot read {name} from {folder} ({_short(error)})") from error
+        raise ValueError(f"features: cannot read {name} from {folder} ({short(error)})") from error
     finally:
         transformers.logging.set_verbosity(level)
     for what in ("missing", "mismatched"):  # of a whole CLIP text is unexpected
@@ -103,7 +103,7 @@ def inception(path: Path, device: torch.device) -> Look:
             torch.save(torch.load(path, map_location="cpu", weights_only=True), clean)
             model = made("inception-v3-compat", ["2048", "logits_unbiased"], str(clean)).to(device)
         except Exception as error:  # no pickle of tensors alone, or those of something else
-            raise ValueError(f"features: {path} holds no weights of Inception v3 ({_short(error)})") from error
+            raise ValueError(f"features: {path} holds no weights of Inception v3 ({short(error)})") from error
 
     @torch.no_grad()
     def look(pictures: Tensor) -> Seen:
@@ -111,21 +111,3 @@ def inception(path: Path, device: torch.device) -> Look:
         return Seen(features.flatten(1), logits)
 
     return look
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_JSON + 1)
-        require(len(data) <= _MAX_JSON, "size", f"at most {_MAX_JSON:,} bytes", f"more in {path.name}")
-        return dict(**json.loads(data))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"features: expected a folder with {path.name}, cannot read {path} ({_short(error)})"
-        ) from error
-
-
-def _short(error: Exception) -> str:
-    """Of what a library says the first line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

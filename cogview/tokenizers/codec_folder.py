@@ -4,7 +4,6 @@ folder is data, none of it is executed."""
 
 import importlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 import torch
 
 from cogview.config import require
+from cogview.data.pretrained import check_index, read_config, short
 from cogview.tokenizers.published_codec import (
     KINDS,
     CodecConfig,
     PublishedCodec,
     class_of,
     settings_of,
-    short,
     without_weights,
 )
 
@@ -32,14 +31,13 @@ NAMES = {
 }
 """What a config.json says it is of, and the codec that is or has."""
 _INSIDE = r"^(model\.)?vqmodel\."  # what the names of a codec's tensors begin with in a whole model
-_MAX_JSON = 64 << 20  # bytes; Emu3's has its vocabulary
 
 
 def read(folder: str | Path) -> PublishedCodec:
     """The codec of a folder. ValueError in one sentence where there is none, it is another kind of model, parts are
     missing, or a package is."""
     folder = Path(folder)
-    raw = _json(folder / "config.json")
+    raw = read_config(folder / "config.json", "codec")
     says = raw.get("_class_name", raw.get("model_type"))
     if not isinstance(says, str) or says not in NAMES:
         raise ValueError(f"codec: expected a folder of {', '.join(KINDS)}, got one of {says!r}, {folder}")
@@ -91,10 +89,7 @@ def _check_files(folder: Path, config: dict[str, Any], numbers: int) -> None:
     )
     odd = (folder / "adapter_config.json").exists() or config.get("quantization_config") is not None
     require(not odd, "codec", "plain weights", f"an adapter or quantized ones in {folder}")
-    for index in folder.glob("*.safetensors.index.json"):
-        names = _json(index).get("weight_map")
-        plain = isinstance(names, dict) and all(re.fullmatch(r"[\w-][\w.-]*", str(name)) for name in names.values())
-        require(plain, "codec", "plain names of files", f"others in {index}")
+    check_index(folder, "codec")
 
 
 def _range(folder: Path, config: dict[str, Any]) -> tuple[list[float], list[float]]:
@@ -103,7 +98,7 @@ def _range(folder: Path, config: dict[str, Any]) -> tuple[list[float], list[floa
     mean, std = (0.0, 1.0) if config.get("lookup_from_codebook") else (0.5, 0.5)
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).exists():
-            says = _json(folder / name)
+            says = read_config(folder / name, "codec")
             says = says.get("image_processor", says)
             if not isinstance(says, dict):
                 raise ValueError(f"codec: expected an image processor in {folder / name}, got {says!r}")
@@ -117,16 +112,6 @@ def _range(folder: Path, config: dict[str, Any]) -> tuple[list[float], list[floa
 def _three(value: Any) -> list[float]:
     """Whether they are numbers is the config's to check."""
     return [float(x) if isinstance(x, int) else x for x in (value if isinstance(value, list) else [value] * 3)]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_JSON + 1)
-        require(len(data) <= _MAX_JSON, "size", f"at most {_MAX_JSON:,} bytes", f"more in {path.name}")
-        return dict(**json.loads(data))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"codec: expected a folder with {path.name}, cannot read {path} ({short(error)})") from error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cogview.config import require
+from cogview.data.pretrained import short
 from cogview.tokenizers import stored
 from cogview.tokenizers.image_tokenizer import check_codes, check_images
 
@@ -85,11 +86,6 @@ def class_of(kind: str) -> Any:
             f"codec: {kind} needs the package {package}, which is missing or too old here ({short(error)}): "
             f"`pip install -U {package}`"
         ) from error
-
-
-def short(error: Exception) -> str:
-    """The first line of what a library says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def settings_of(made: Any, config: dict[str, Any]) -> dict[str, Any]:
