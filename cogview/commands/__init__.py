@@ -75,7 +75,7 @@ def _run(command: Any) -> None:
         command.run()
     except (KeyboardInterrupt, Interrupted):
         inner = getattr(command, "command", command)
-        kinds = (Demo, Build, Tokenize, Train, TrainFeatures, Evaluate)
+        kinds = (Demo, Build, Tokenize, Train, TrainFeatures, Style, Evaluate)
         resumable = isinstance(command, Study) or isinstance(inner, kinds)
         sys.exit(f"cogview: stopped{'; the same command goes on from here' if resumable else ''}")
     except (ValueError, TypeError, OSError, RuntimeError) as error:

@@ -63,9 +63,9 @@ class Style:
         for style, path in sets.items():
             shards = packed(style, path, self.run_folder / "shards" / _slug(style))
             Tokenize(tuple(shards), self.run_folder, split=split_of(style), image_size=size).run()
-        train.run()
-        drawing = f'--run {self.run_folder} --name {name} --style "{next(iter(sets))}"'
-        console.print(f'next: cogview generate {drawing} --captions "a fox"')
+        if train.run().finished:
+            drawing = f'--run {self.run_folder} --name {name} --style "{next(iter(sets))}"'
+            console.print(f'next: cogview generate {drawing} --captions "a fox"')
 
 
 def _size(source: Path, run: Path) -> int:

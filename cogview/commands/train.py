@@ -119,14 +119,14 @@ class Train:
     device: str = "cpu"
     """Where to train, as torch names it: cpu, cuda, cuda:1. Under torchrun cuda is each process's own."""
 
-    def run(self) -> None:
+    def run(self) -> Result:
         """Alone, or as one of those that torchrun started."""
         self.check()
         device = available(own_device(self.device))
         with joined(device, self.tensor_parallel) as ranks:
-            self._train(device, ranks)
+            return self._train(device, ranks)
 
-    def _train(self, device: torch.device, ranks: Ranks) -> None:
+    def _train(self, device: torch.device, ranks: Ranks) -> Result:
         from cogview.commands.train_data import Tokens
         from cogview.runs import folder_of
         from cogview.train.finetune import start_from
@@ -174,6 +174,7 @@ class Train:
             say(sentence)
         if not all(map(math.isfinite, result.validation.values())):
             raise ValueError("the held-out loss is no number: this model has diverged; try a lower --learning-rate")
+        return result
 
     def check(self) -> None:
         """ValueError for what is wrong with the options alone."""
