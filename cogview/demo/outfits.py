@@ -7,18 +7,15 @@ pairs of a piece and its colour an eighth is held out: no outfit of "train" and 
 """
 
 import hashlib
-import json
 import random
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageOps
 
 from cogview.config import require
-from cogview.data.files import write_json
-from cogview.demo.png_shard import write_pngs
+from cogview.demo.png_shard import Rows, write_splits
 from cogview.emoji import at_size, load_emoji
 
 SIZE = 320  # pixels of a side
@@ -142,21 +139,12 @@ def _pairs(part: str, held: bool) -> list[tuple[str, str]]:
 def build_outfit_shards(folder: Path, train: int, test: int, progress=iter) -> dict[str, list[Path]]:
     """Writes `{train,test}-00000.tar`, … of PNGs and JSONs with both captions; those that are there stay. ValueError
     where the folder holds others."""
-    record, settings = folder / "outfits.json", {"train": train, "test": test, "salt": _SALT}
-    if record.exists() and json.loads(record.read_text(encoding="utf-8")) != settings:
-        raise ValueError(f"out: {str(folder)!r} holds other outfits; name another folder or remove it")
-    write_json(record, settings)
-    paths: dict[str, list[Path]] = {}
-    work = []
-    for split, count in (("train", train), ("test", test)):
-        for start in range(0, count, PER_SHARD):
-            path = folder / f"{split}-{start // PER_SHARD:05d}.tar"
-            paths.setdefault(split, []).append(path)
-            work.append((path, split, start, min(count, start + PER_SHARD)))
-    for path, split, start, end in progress(work):
-        write_pngs(path, ((render(look), _told(look)) for look in sample(split, end)[start:]), start)
-    return paths
+    counts = {"train": train, "test": test}
+    others = f"out: {str(folder)!r} holds other outfits; name another folder or remove it"
+    return write_splits(folder / "outfits.json", counts | {"salt": _SALT}, others, counts, PER_SHARD, _rows, progress)
 
 
-def _told(look: Look) -> dict[str, Any]:
-    return {language: caption(look.outfit, language) for language in ("en", "zh")} | {"outfit": look.outfit}
+def _rows(split: str, start: int, end: int) -> Rows:
+    for look in sample(split, end)[start:]:
+        captions = {language: caption(look.outfit, language) for language in ("en", "zh")}
+        yield render(look), captions | {"outfit": look.outfit}

@@ -10,18 +10,15 @@ So no test picture and no test caption, in either language, occurs in training, 
 """
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from cogview.data.files import write_json
 from cogview.data.shuffle import permutation
-from cogview.demo.png_shard import write_pngs
+from cogview.demo.png_shard import Rows, write_splits
 from cogview.emoji import at_size, load_emoji
 
 VERSION = 1
@@ -193,22 +190,12 @@ def build_scene_shards(
         raise ValueError(f"scale: expected one of {', '.join(map(str, SCALES))}, got {scale}")
     settings = {"version": VERSION, "n_train": n_train, "n_test": n_test, "seed": seed}
     settings |= {"scale": scale} if scale != 1 else {}
-    record = folder / "scenes.json"
-    if record.exists() and json.loads(record.read_text(encoding="utf-8")) != settings:
-        raise ValueError(f"folder: {str(folder)!r} holds scenes built with other settings; name another or remove it")
-    write_json(record, settings)
-    paths: dict[str, list[Path]] = {"train": [], "test": []}
-    work = []
-    for split, n in (("train", n_train), ("test", n_test)):
-        for start in range(0, n, SCENES_PER_SHARD):
-            path = folder / f"{split}-{start // SCENES_PER_SHARD:05d}.tar"
-            paths[split].append(path)
-            work.append((path, split, start, min(start + SCENES_PER_SHARD, n)))
-    for path, split, start, end in progress(work):
-        scenes = sample_scenes(split, end, seed)[start:]
-        write_pngs(path, ((render(scene, scale), _told(scene)) for scene in scenes), start)
-    return paths
+    others = f"folder: {str(folder)!r} holds scenes built with other settings; name another or remove it"
 
+    def rows(split: str, start: int, end: int) -> Rows:
+        for scene in sample_scenes(split, end, seed)[start:]:
+            captions = {language: caption(scene, language) for language in ("en", "zh")}
+            yield render(scene, scale), captions | {"scene": asdict(scene)}
 
-def _told(scene: Scene) -> dict[str, Any]:
-    return {language: caption(scene, language) for language in ("en", "zh")} | {"scene": asdict(scene)}
+    counts = {"train": n_train, "test": n_test}
+    return write_splits(folder / "scenes.json", settings, others, counts, SCENES_PER_SHARD, rows, progress)

@@ -73,10 +73,15 @@ def _held_out(style: str) -> frozenset[str]:
 
 def render(view: View) -> Image.Image:
     """RGB, SIZE x SIZE."""
-    picture, corner = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[view.background]), (SIZE - TILE) // 2
     tile = drawings()[view.thing, view.style if view.style in STYLES else PLAIN]
+    return filtered(on_background(tile, view.background), view.style)
+
+
+def on_background(tile: Image.Image, name: str) -> Image.Image:
+    """RGB, SIZE x SIZE, a tile in the middle of one of BACKGROUNDS."""
+    picture, corner = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[name]), (SIZE - TILE) // 2
     picture.paste(tile, (corner, corner), tile)
-    return filtered(picture, view.style)
+    return picture
 
 
 def filtered(picture: Image.Image, style: str) -> Image.Image:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogview.data.images import pixels
-from cogview.demo.things import BACKGROUNDS, SIZE, TILE
+from cogview.demo.things import BACKGROUNDS, SIZE, TILE, on_background
 from cogview.emoji import PEOPLE, at_size, load_icons
 
 GENDERS = {"man": "male", "woman": "female"}
@@ -81,10 +81,7 @@ def everyone() -> list[Worker]:
 
 
 def render(worker: Worker) -> Image.Image:
-    picture, corner = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[worker.background]), (SIZE - TILE) // 2
-    tile = _tiles()[worker.work, worker.gender, worker.tone]
-    picture.paste(tile, (corner, corner), tile)
-    return picture
+    return on_background(_tiles()[worker.work, worker.gender, worker.tone], worker.background)
 
 
 def pictures_of(workers: list[Worker]) -> Tensor:
