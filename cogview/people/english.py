@@ -21,13 +21,16 @@ def put_in(caption: str, people: People, draw: Callable[[list[str]], list[str]])
     words = list(_WORD.finditer(caption))
     lower = [word[0].lower() for word in words]
     pronoun = any(word in people.pronouns.get("en", ()) for word in lower)
+    known, others, gender = _nouns(people), set(people.others.get("en", ())), set(people.gendered.get("en", ()))
+    written = {word[0] for word in words}
+    named = {name for name in people.attributes if _names(people, name) & written}
     out, end, place, seen = "", 0, 0, False
     while place < len(words):
-        if skipped := _length(lower[place:], set(people.others.get("en", ()))):
+        if skipped := _length(lower[place:], others):
             place += skipped
             continue
         start, nouns = place, list[str]()
-        while length := _length(lower[place:], _nouns(people)):
+        while length := _length(lower[place:], known):
             nouns.append(" ".join(lower[place : place + length]))
             place += length
         if not nouns:
@@ -36,11 +39,10 @@ def put_in(caption: str, people: People, draw: Callable[[list[str]], list[str]])
         if seen and _is_said(lower[:start]):  # it is the one before, who has words
             continue
         seen = True
-        about = _before([word[0] for word in words[:start]]) | _behind(lower[place:])
-        gendered = any(_known(noun, set(people.gendered.get("en", ()))) for noun in {*nouns, *_behind(lower[place:])})
-        told = {name for name in people.attributes if about & people.adjectives(name, "en")}
-        told |= {name for name in people.attributes if _names(people, name) & {word[0] for word in words}}
-        told |= {"gender"} if pronoun or gendered else set()
+        behind = _behind(lower[place:])
+        about = _before([word[0] for word in words[:start]]) | behind
+        told = named | {name for name in people.attributes if about & people.adjectives(name, "en")}
+        told |= {"gender"} if pronoun or any(_known(noun, gender) for noun in {*nouns, *behind}) else set()
         if added := draw([name for name in people.attributes if name not in told]):
             text, end = caption[end : words[start].start()], words[start].start()
             out += f"{_article(text, added[0])}{' '.join(added)} "
