@@ -36,10 +36,9 @@ def new(
     held_out: Tokens,
     *,
     preset: str = "tiny",
-    attention: str | None = None,
     **of: Any,
 ) -> Result:
-    """A model of a recipe's preset. attention: another than it has. of: its training's fields, instead of its."""
+    """A model of a recipe's preset. of: fields of its training, instead of the preset's."""
     config, training = kind.presets[preset]
     recipe, training = kind(kind.fit(config, **sizes_of(data, held_out))), replace(training, steps=steps, **of)
     torch.manual_seed(training.seed)
