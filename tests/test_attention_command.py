@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_caption_command import captioning
-from test_system import small_image, small_text, system_of, write
+from test_system import saved_run, small_image, small_text, system_of
 
 from cogview import cli
 from cogview.pictures import image_of
@@ -19,11 +19,7 @@ CAPTIONS = ["--captions", "a fox", "a <red> car | x", "蓝色"]
 def run(tmp_path, monkeypatch):
     """runs/mine with a model that draws and one that captions; three pictures."""
     monkeypatch.chdir(tmp_path)
-    draws = system_of(small_text(), small_image())
-    draws.text.save("runs/mine/text.model")
-    draws.image.save("runs/mine/vqvae.safetensors")
-    write(tmp_path / "runs/mine/gpt", 1, draws)
-    write(tmp_path / "runs/mine/caption", 1, captioning())
+    saved_run(tmp_path / "runs/mine", gpt=system_of(small_text(), small_image()), caption=captioning())
     for name in ("a", "b", "c"):
         image_of(torch.randint(256, (3, 40, 50), dtype=torch.uint8)).save(f"{name}.png")
     return tmp_path

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from test_caption import make
-from test_system import small_image, small_text, system_of, write
+from test_system import saved_run, small_image, small_text, system_of
 
 from cogview import cli
 from cogview.generate import describe
@@ -30,11 +30,7 @@ def captioning() -> System:
 def run(tmp_path, monkeypatch):
     """runs/mine with a model that draws and one that captions, which was trained last; three pictures, a broken one."""
     monkeypatch.chdir(tmp_path)
-    draws, captions = system_of(small_text(), small_image()), captioning()
-    draws.text.save("runs/mine/text.model")
-    draws.image.save("runs/mine/vqvae.safetensors")
-    write(tmp_path / "runs/mine/gpt", 1, draws)
-    write(tmp_path / "runs/mine/caption", 1, captions)
+    saved_run(tmp_path / "runs/mine", gpt=system_of(small_text(), small_image()), caption=captioning())
     torch.manual_seed(3)
     for name in ("a", "b", "c"):
         image_of(torch.randint(256, (3, 40, 50), dtype=torch.uint8)).save(f"{name}.png")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from test_caption_command import captioning
-from test_system import small_image, small_text, system_of, write
+from test_system import saved_run, small_image, small_text, system_of
 
 from cogview import cli
 from cogview.commands import features
@@ -48,18 +48,18 @@ def shard(path, count=12, captions=WORDS, colour=180):
     return path
 
 
+def write_run(folder):
+    """runs/mine with a model that draws and one that captions; pairs.tar; a network of random weights."""
+    saved_run(folder / "runs/mine", gpt=system_of(small_text(), small_image()), caption=captioning())
+    shard(folder / "pairs.tar")
+    model = Classifier(ClassifierConfig(("a", "b"), side=32, width=8, features=8))
+    stored.write(folder / "net.safetensors", classifier.FORMAT, vars(model.config), model.state_dict())
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """runs/mine with a model that draws and one that captions; pairs.tar; a network of random weights."""
     monkeypatch.chdir(tmp_path)
-    draws, captions = system_of(small_text(), small_image()), captioning()
-    draws.text.save("runs/mine/text.model")
-    draws.image.save("runs/mine/vqvae.safetensors")
-    write(tmp_path / "runs/mine/gpt", 1, draws)
-    write(tmp_path / "runs/mine/caption", 1, captions)
-    shard(tmp_path / "pairs.tar")
-    model = Classifier(ClassifierConfig(("a", "b"), side=32, width=8, features=8))
-    stored.write("net.safetensors", classifier.FORMAT, vars(model.config), model.state_dict())
+    write_run(tmp_path)
     return tmp_path
 
 

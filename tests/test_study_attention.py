@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_system import small_image, write
+from test_system import saved_run, small_image
 from test_transformer import recipe_of
 
 from cogview import cli
@@ -75,10 +75,7 @@ def test_words_of_one_scene_count_once():
 
 def test_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    system = scenes_system()
-    system.text.save("runs/demo/text.model")
-    system.image.save("runs/demo/vqvae.safetensors")
-    write(tmp_path / "runs/demo/gpt", 1, system)
+    saved_run(tmp_path / "runs/demo", gpt=scenes_system())
     with pytest.raises(SystemExit, match="from: expected the folder of a finished demo, got 'runs/demo'"):
         cli.main(["study", "attention", "--scenes", "8", "--measured", "2", "--shown", "1"])
     Path("runs/demo/scenes").mkdir()

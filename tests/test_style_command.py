@@ -1,12 +1,13 @@
 """`cogview style`, from pictures without captions to a model that draws in their style, and what is no style."""
 
 import json
+import signal
 import zipfile
 
 import pytest
 import torch
 from PIL import Image
-from test_system import small_image, small_text, system_of, write
+from test_system import saved_run, small_image, small_text, system_of
 
 from cogview import cli
 from cogview.commands.prompts import Prompts
@@ -15,6 +16,7 @@ from cogview.people.specify import specify
 from cogview.pictures import image_of
 from cogview.recipes.style import Style
 from cogview.system import System
+from cogview.train.loop import Trainer
 
 
 @pytest.fixture
@@ -22,9 +24,7 @@ def run(tmp_path, monkeypatch):
     """runs/mine with a model that draws, a folder of drawings in two formats, and an archive of others."""
     monkeypatch.chdir(tmp_path)
     system = system_of(small_text(), small_image())
-    system.text.save("runs/mine/text.model")
-    system.image.save("runs/mine/vqvae.safetensors")
-    write(tmp_path / "runs/mine/gpt", 1, system)
+    saved_run(tmp_path / "runs/mine", gpt=system)
     torch.manual_seed(0)
     pictures = [image_of(torch.randint(256, (3, 40, 40), dtype=torch.uint8)) for _ in range(5)]
     (tmp_path / "drawings/more").mkdir(parents=True)
@@ -79,6 +79,26 @@ def test_one_style_becomes_a_model_beside_the_other(run, tmp_path, capsys):
     ]
     cli.main(["generate", *draw])
     assert Image.open("pictures/001-1-a-fox-of-ink-sketch-style.png").size == (run, run)
+
+
+def test_a_stopped_finetuning_goes_on(run, monkeypatch, capsys):
+    step = Trainer.step
+
+    def interrupted(self):
+        signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        style("sketch=drawings")
+    said = capsys.readouterr().out
+    assert "stopped at step 1" in said
+    assert "the same command goes on" in said
+    assert "next:" not in said
+    style("sketch=drawings")
+    said = capsys.readouterr().out
+    assert "going on at step 1" in said
+    assert "next: cogview generate" in said
 
 
 def test_several_styles_are_learned_by_one_model(run, tmp_path, capsys):

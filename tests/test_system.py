@@ -72,6 +72,15 @@ def run(tmp_path, system):
     return folder
 
 
+def saved_run(folder, **models):
+    """Both tokenizers of the first system, and the models by name, a checkpoint each."""
+    first = next(iter(models.values()))
+    first.text.save(folder / "text.model")
+    first.image.save(folder / "vqvae.safetensors")
+    for name, system in models.items():
+        write(folder / name, 1, system)
+
+
 def write(folder, step, system, **run):
     header = {
         "recipe": system.recipe.name,

@@ -15,17 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_evaluation import captioning, shard
-from test_system import small_image, small_text, system_of, write
+from test_evaluation import shard, write_run
 
 from cogview import cli
 from cogview.data.images import resized
 from cogview.data.shards import ShardWriter
-from cogview.evaluation import classifier
-from cogview.evaluation.classifier import Classifier, ClassifierConfig
 from cogview.evaluation.distances import frechet, inception_score, intervals
 from cogview.evaluation.networks import Network
-from cogview.tokenizers import stored
 
 pytest.importorskip("torchmetrics")
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
@@ -79,14 +75,7 @@ def test_intervals_of_fid():
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    draws, captions = system_of(small_text(), small_image()), captioning()
-    draws.text.save("runs/mine/text.model")
-    draws.image.save("runs/mine/vqvae.safetensors")
-    write(tmp_path / "runs/mine/gpt", 1, draws)
-    write(tmp_path / "runs/mine/caption", 1, captions)
-    shard(tmp_path / "pairs.tar")
-    model = Classifier(ClassifierConfig(("a", "b"), side=32, width=8, features=8))
-    stored.write("net.safetensors", classifier.FORMAT, vars(model.config), model.state_dict())
+    write_run(tmp_path)
     return tmp_path
 
 
@@ -218,6 +207,11 @@ def test_folders_that_are_no_encoder(tmp_path):
         with pytest.raises(ValueError, match=sentence):
             Network.load(tmp_path)
         (tmp_path / name).write_text(kept)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    with pytest.raises(ValueError, match="features: expected plain names of files, got 'others in"):
+        Network.load(tmp_path)
+    index.unlink()
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"features: expected weights as \*\.safetensors, got 'none in"):
         Network.load(tmp_path)
