@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cogview.data.files import written_beside
+from cogview.data.files import write_text, written_beside
 
 LIMIT = 65504.0  # the largest float16
 STYLES = {  # colour and width: lines of variants that behave alike stay visible below each other
@@ -24,8 +24,7 @@ def save(results: dict[str, Any], path: Path) -> None:
             json.dumps(run | {"steps": []}, ensure_ascii=False).replace('"steps": []', f'"steps": [\n  {steps}]')
         )
     head = json.dumps(results | {"runs": []}, ensure_ascii=False)
-    with written_beside(path) as beside:
-        beside.write_text(head.replace('"runs": []', '"runs": [\n ' + ",\n ".join(runs) + "]") + "\n")
+    write_text(path, head.replace('"runs": []', '"runs": [\n ' + ",\n ".join(runs) + "]") + "\n")
 
 
 def load(path: Path, preset: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from cogview.attention.measure import TARGETS, Figures
 from cogview.attention.observations import Observation, called, observations, offset_name, offset_of, strongest, times
 from cogview.attention.record import Looked, figures_of, maps_of
-from cogview.data.files import save_tensors, write_json, written_beside
+from cogview.data.files import save_tensors, write_json, write_text
 from cogview.labels import printable
 from cogview.system import System
 
@@ -46,8 +46,7 @@ def write(out: Path, system: System, looked: Sequence[Looked], figures: Figures,
     save_tensors(out / "maps.safetensors", maps_of(figures, looked), {})
     marked = [path.name for path in pictures]
     write_json(out / "figures.json", figures_of(name, looked, figures, found) | {MARKED: marked})
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(first, looked, figures, found, pictures), encoding="utf-8")
+    write_text(out / "report.md", _page(first, looked, figures, found, pictures))
     return first
 
 

@@ -12,7 +12,7 @@ from cogview.commands.console import console
 from cogview.commands.pictures import Files, RunFolder, Step, check_kept, load, report
 from cogview.commands.presets import option
 from cogview.config import require
-from cogview.data.files import written_beside
+from cogview.data.files import write_text
 from cogview.labels import printable
 
 Name = Annotated[str | None, option("NAME", "trained last of recipe caption or coglm")]
@@ -80,9 +80,7 @@ class Caption:
                 records.append({"file_name": str(some[number]), "caption": captions[0].text, "captions": found[number]})
         require(left < len(self.pictures), "pictures", "at least one that can be read", "none")
         if self.out is not None:
-            with written_beside(self.out) as beside:
-                lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-                beside.write_text("".join(lines), encoding="utf-8")
+            write_text(self.out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
         if self.out is not None or left:
             named = f", {left:,} left out" if left else ""
             console.print(f"captions of {len(records):,} pictures{named}{'' if self.out is None else f': {self.out}'}")

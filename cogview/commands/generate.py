@@ -14,7 +14,7 @@ from cogview.commands.pictures import SHEET_PIXELS, Models, RunFolder, Step, lab
 from cogview.commands.presets import option
 from cogview.commands.prompts import Asked, Prompts
 from cogview.config import require
-from cogview.data.files import written_beside
+from cogview.data.files import write_text
 
 _SHOWN, _WIDE = 128, 1100  # pixels: of a small picture on the sheet, and how wide sheets are, about
 
@@ -146,9 +146,8 @@ class Generate:
                 if len(kept) * picture[0].numel() < SHEET_PIXELS:
                     kept.append(picture)
         if self.prompts.people is not None:
-            with written_beside(sheet.with_suffix("") / "captions.txt") as beside:
-                lines = (f"{path.name}\t{caption}\n" for path, caption in zip(written, repeated, strict=True))
-                beside.write_text("".join(lines), encoding="utf-8")
+            lines = (f"{path.name}\t{caption}\n" for path, caption in zip(written, repeated, strict=True))
+            write_text(sheet.with_suffix("") / "captions.txt", "".join(lines))
         groups = [kept[n : n + self.count] for n in range(0, len(kept), self.count)]
         try:
             shown = self._sheet(list(zip(captions, groups, strict=False)), sheet)

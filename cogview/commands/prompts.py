@@ -11,6 +11,7 @@ import tyro
 from cogview.commands.presets import option
 from cogview.config import require
 from cogview.data.captions import blank
+from cogview.data.files import read_bytes
 
 if TYPE_CHECKING:
     from cogview.system import System
@@ -87,13 +88,7 @@ class Asked:
 
 def read_captions(path: Path) -> list[tuple[int, str]]:
     """The lines of a UTF-8 file that are not blank, with their numbers; ValueError without any."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_CAPTIONS_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"captions-file: cannot read {path} ({error.strerror})") from error
-    limit = f"at most {MAX_CAPTIONS_BYTES:,} bytes"
-    require(len(data) <= MAX_CAPTIONS_BYTES, "captions-file", limit, f"more in {path}")
+    data = read_bytes(path, "captions-file", MAX_CAPTIONS_BYTES)
     try:
         text, wrong, at = data.decode("utf-8-sig"), "a NUL character", data.find(0)  # which UTF-16 has many of
     except UnicodeDecodeError as error:

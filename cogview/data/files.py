@@ -52,20 +52,31 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict
         raise OSError(f"cannot write checkpoint {path}: {error}") from error
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8, never half of it."""
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, never half of it."""
-    with written_beside(path) as beside:
-        beside.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
-def read_object(path: Path, name: str, most: int) -> dict[str, Any]:
-    """The object of a JSON file of at most so many bytes; ValueError in a sentence that names the argument."""
+def read_bytes(path: Path, name: str, most: int) -> bytes:
+    """Of a file of at most so many; ValueError in a sentence that names the argument."""
     try:
         with open(path, "rb") as file:
             data = file.read(most + 1)
     except OSError as error:
         raise ValueError(f"{name}: cannot read {path} ({error.strerror})") from error
     require(len(data) <= most, name, f"at most {most:,} bytes", f"more in {path}")
+    return data
+
+
+def read_object(path: Path, name: str, most: int) -> dict[str, Any]:
+    """The object of a JSON file of at most so many bytes; ValueError in a sentence that names the argument."""
+    data = read_bytes(path, name, most)
     try:
         found = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json, write_text
 from cogview.pictures import contact_sheet, curves
 from cogview.train.log import read_log
 
@@ -44,8 +44,7 @@ def write(out: Path, facts: dict[str, Any], sheet: Sheet) -> str:
     _curves(out)
     write_json(out / "figures.json", facts)
     verdict = _verdict(facts["figures"])
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(out, verdict, facts), encoding="utf-8")
+    write_text(out / "report.md", _page(out, verdict, facts))
     return verdict
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cogview.data.files import written_beside
+from cogview.data.files import write_text
 from cogview.demo.measure import chance, score
 from cogview.demo.scenes import Scene, caption
 from cogview.pictures import contact_sheet, curves
@@ -42,10 +42,8 @@ def write(
     note = "left: drawn by the model for a caption it never saw; right: the scene the caption describes"
     contact_sheet(cells, out / "samples.png", columns=4, note=note)
     _curves(out)
-    with written_beside(out / "figures.json") as beside:
-        beside.write_text(json.dumps(facts | {"figures": figures}, indent=1, default=str) + "\n", encoding="utf-8")
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(out, figures, languages, len(scenes), facts), encoding="utf-8")
+    write_text(out / "figures.json", json.dumps(facts | {"figures": figures}, indent=1, default=str) + "\n")
+    write_text(out / "report.md", _page(out, figures, languages, len(scenes), facts))
     return out / "report.md"
 
 

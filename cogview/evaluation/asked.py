@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cogview.config import require
-from cogview.data.files import written_beside
+from cogview.data.files import write_text
 from cogview.data.shards import PairDataset
 from cogview.data.shuffle import permutation
 from cogview.inputs import BadCaption, images
@@ -85,8 +85,7 @@ def write_captions(out: Path, captions: Sequence[str]) -> None:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    with written_beside(path) as beside:
-        beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def pictures_in(folder: Path, count: int) -> list[Path]:

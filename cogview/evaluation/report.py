@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json, write_text
 from cogview.evaluation.distances import splits_of
 from cogview.evaluation.networks import Network
 from cogview.labels import printable
@@ -30,8 +30,7 @@ def write(out: Path, figures: dict[str, Any], drawn: str) -> str:
         curves(_panels(figures), out / "candidates.png", across="candidates")
     write_json(out / "figures.json", figures)
     verdict = _verdict(figures, drawn)
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(verdict, figures), encoding="utf-8")
+    write_text(out / "report.md", _page(verdict, figures))
     return verdict
 
 

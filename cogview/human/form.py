@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cogview.config import require
-from cogview.data.files import written_beside
+from cogview.data.files import write_text
 from cogview.data.images import EXTENSIONS
 from cogview.human.key import SCORES, Key, plan
 from cogview.inputs import whole
@@ -78,8 +78,7 @@ class Form:
             content = json.dumps([texts, shown, _copy(files, made / "pictures")])
             name = hashlib.sha256(content.encode()).hexdigest()[:16]
             found = Key(name, list(self.models), ab, texts, shown, pictures, self.seed)
-            with written_beside(made / "index.html") as page:
-                page.write_text(page_of(found), encoding="utf-8")
+            write_text(made / "index.html", page_of(found))
             found.write(key)
             made.rename(out)
         return found

@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from cogview.data.files import written_beside
+from cogview.data.files import write_text
 from cogview.human.answers import AGREE
 from cogview.human.key import SCORES
 from cogview.pictures import plainly, save_figure
@@ -14,8 +14,7 @@ def write(out: Path, figures: dict[str, Any]) -> str:
     """Writes report.md and scores.png; returns the first sentence."""
     bars(figures, out / "scores.png")
     verdict = _verdict(figures)
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(verdict, figures), encoding="utf-8")
+    write_text(out / "report.md", _page(verdict, figures))
     return verdict
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cogview.config import require
+from cogview.data.files import read_bytes
 
 LIST = Path(__file__).parents[1] / "assets" / "people.json"
 MAX_BYTES = 1 << 20
@@ -72,13 +73,9 @@ class People:
 
 
 def _read(path: Path) -> Any:
+    data = read_bytes(path, "people", MAX_BYTES)
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        require(len(data) <= MAX_BYTES, "people", f"at most {MAX_BYTES:,} bytes", f"more in {path}")
         return json.loads(data)
-    except OSError as error:
-        raise ValueError(f"people: cannot read {path} ({error.strerror})") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"people: {path} is no JSON ({error})") from error
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cogview.config import require
-from cogview.data.files import written_beside
+from cogview.data.files import write_text
 from cogview.parts.transformer import Transformer
 from cogview.progress import progress, track
 from cogview.published import cuts, families
@@ -166,10 +166,8 @@ def export_run(
     else:
         tell("not written: the image tokenizer, of whose file the run has the networks of one size only")
     if about is not None:
-        with written_beside(out / CONFIG) as beside:
-            beside.write_text(json.dumps(about, indent=4))
-    with written_beside(out / family.tracker) as beside:  # the last: what it is missing beside is not whole
-        beside.write_text(str(source.step))
+        write_text(out / CONFIG, json.dumps(about, indent=4))
+    write_text(out / family.tracker, str(source.step))  # the last: what it is missing beside is not whole
     return folder
 
 

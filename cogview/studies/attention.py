@@ -16,7 +16,7 @@ from cogview.attention.analysis import analyse
 from cogview.attention.observations import called
 from cogview.attention.words import collect, find
 from cogview.config import require
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json, write_text
 from cogview.data.images import pixels
 from cogview.demo.scenes import NOUNS, PLACES, SIZE, TILE, Scene, caption, render, sample_scenes
 from cogview.progress import progress, track
@@ -72,8 +72,7 @@ def run(out: Path, source: Path, sizes: Sizes) -> str:
     figures = {"model": str(system.source), "sizes": asdict(sizes), "area": AREA, "languages": found}
     write_json(out / "figures.json", figures)
     first = _verdict(found["en"])
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(first, figures, told), encoding="utf-8")
+    write_text(out / "report.md", _page(first, figures, told))
     return first
 
 

@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json, write_text
 from cogview.demo.demo import IMAGE
 from cogview.demo.scenes import SIZE
 from cogview.pictures import curves
@@ -41,8 +41,7 @@ def write(out: Path, facts: dict[str, Any]) -> str:
     begun = {name: ([float(x) for x, _ in line], [y for _, y in line]) for name, line in figures["beginnings"].items()}
     curves([("direct super-resolution, held out: nats per token", begun)], out / "beginnings.png", scale="log")
     verdict = _verdict(figures)
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(verdict, facts), encoding="utf-8")
+    write_text(out / "report.md", _page(verdict, facts))
     return verdict
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from cogview.config import TrainConfig, require
 from cogview.data import decoded
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json, write_text
 from cogview.data.images import pixels
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
 from cogview.demo import models
 from cogview.demo.demo import LANGUAGES, TEMPERATURE, TEXT_PIECES
+from cogview.demo.measure import decibels
 from cogview.demo.outfit_judge import score
 from cogview.demo.outfits import SIZE, Look, build_outfit_shards, caption, render, sample
 from cogview.pictures import contact_sheet
@@ -76,14 +77,13 @@ def run(out: Path, sizes: Sizes) -> str:
         "parameters": sum(p.numel() for p in system.model.parameters()),
         "tokens": system.recipe.length,
         "image": asdict(PRESETS[PRESET][1]),
-        "psnr": float(-10 * ((rebuilt.float() - true.float()).square().mean(dim=(1, 2, 3)) / 255**2).log10().mean()),
+        "psnr": float(decibels(rebuilt, true).mean()),
         "threads": torch.get_num_threads(),
         "minutes_this_time": (time.monotonic() - begun) / 60,
     }
     verdict = _verdict(found)
     write_json(out / "figures.json", facts | {"found": found, "verdict": verdict})
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(found, facts, verdict), encoding="utf-8")
+    write_text(out / "report.md", _page(found, facts, verdict))
     return verdict
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cogview.config import TrainConfig
 from cogview.data import decoded
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json, write_text
 from cogview.data.shards import PairDataset
 from cogview.data.tokens import TokenDataset
 from cogview.demo import models
@@ -67,8 +67,8 @@ def run(out: Path, sizes: Sizes) -> str:
             cells += [(texts[n], [pictures[n]]) for n in firsts]
     true = sample(len(WORK) * sizes.drawn, seed=9)
     rebuilt, _ = reconstruct(system.image, pictures_of(true))
-    found["true"] = _shares(shown(rebuilt), [worker.work for worker in true], 1)
-    found["true"]["as told"] = _alike(shown(rebuilt), true)
+    of = shown(rebuilt)
+    found["true"] = _shares(of, [worker.work for worker in true], 1) | {"as told": _alike(of, true)}
     contact_sheet(cells, out / "sheet.png", columns=8, zoom=2, note="of each caption's first picture; before and after")
     facts = {
         "sizes": asdict(sizes),
@@ -80,8 +80,7 @@ def run(out: Path, sizes: Sizes) -> str:
     }
     verdict = _verdict(found)
     write_json(out / "figures.json", facts | {"found": found, "verdict": verdict})
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(found, facts, verdict), encoding="utf-8")
+    write_text(out / "report.md", _page(found, facts, verdict))
     return verdict
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json, write_text
 from cogview.pictures import curves
 from cogview.studies.paired import best_of, compare, mcnemar, order_right
 
@@ -23,8 +23,7 @@ def write(out: Path, right: Tensor, psnr: Tensor, scores: dict[str, Tensor], fac
     curves(panels, out / "curve.png", across="candidates")
     write_json(out / "figures.json", figures)
     verdict = _verdict(figures, right.shape[1])
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(verdict, figures, right.shape[1]), encoding="utf-8")
+    write_text(out / "report.md", _page(verdict, figures, right.shape[1]))
     return verdict
 
 

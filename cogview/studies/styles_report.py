@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json, write_text
 from cogview.demo.things import FILTERS, STYLES, things
 from cogview.pictures import contact_sheet, curves
 
@@ -20,8 +20,7 @@ def write(out: Path, facts: dict[str, Any], rows: Sequence[tuple[str, list[Tenso
     contact_sheet(rows, out / "sheet.png", columns=1, zoom=1, note="things whose picture in the style was held out")
     curves(_along(facts["figures"]), out / "steps.png", across="steps of the finetuning")
     write_json(out / "figures.json", facts | {"verdict": verdict})
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(verdict, facts), encoding="utf-8")
+    write_text(out / "report.md", _page(verdict, facts))
     return verdict
 
 

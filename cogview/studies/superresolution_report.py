@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json, write_text
 from cogview.demo.measure import decibels, score
 from cogview.demo.scenes import PLACES, SIZE, TILE, Scene
 from cogview.pictures import contact_sheet, curves
@@ -71,8 +71,7 @@ def write(
     contact_sheet(maps, out / "errors.png", columns=2, zoom=3, note=words)
     curves(_profiles(pictures, true, kinds, mapped), out / "seams.png", across="pixel")
     verdict = _verdict(figures, above, best, others)
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(verdict, figures, above, best, facts, len(scenes)), encoding="utf-8")
+    write_text(out / "report.md", _page(verdict, figures, above, best, facts, len(scenes)))
     return verdict
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json, write_text
 from cogview.pictures import contact_sheet, curves
 
 NAMES = {
@@ -42,8 +42,7 @@ def write(out: Path, settings: dict[str, int], found: Found, true: Tensor, rebui
     contact_sheet(rows, out / "reconstructions.png", columns=1, zoom=2, note="held-out scenes, seed 0")
     verdict = f"{_verdict({way: found[way] for way in FOUR})} {_moved(found)}"
     write_json(out / "figures.json", {"settings": settings, "verdict": verdict, "trainings": found})
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(settings, found, verdict), encoding="utf-8")
+    write_text(out / "report.md", _page(settings, found, verdict))
     return verdict
 
 

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from cogview.data.files import write_json, written_beside
+from cogview.data.files import write_json, write_text
 from cogview.studies import training_pictures
 from cogview.studies import training_verdicts as verdicts
 from cogview.studies.training_verdicts import SHRINK, Found, against, held_out, late, said
@@ -21,8 +21,7 @@ def write(out: Path, found: Found, facts: dict[str, Any]) -> str:
         "optimizer": verdicts.optimizer(found, facts),
     }
     write_json(out / "figures.json", {**facts, "verdicts": said_of, "trainings": found})
-    with written_beside(out / "report.md") as beside:
-        beside.write_text(_page(found, facts, said_of), encoding="utf-8")
+    write_text(out / "report.md", _page(found, facts, said_of))
     return "\n".join(said_of.values())
 
 

@@ -5,7 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
-from cogview.data.files import written_beside
+from cogview.data.files import write_text
 from cogview.train.damage import aside
 
 _BEGIN = b'{"step": '  # of every line
@@ -23,8 +23,7 @@ class RunLog:
             kept = shutil.copyfile(self.path, aside(self.path))
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             print(f"{self.path}: line {damaged[0]}{more} cannot be read; the file is kept as {kept.name}")
-        with written_beside(self.path) as beside:
-            beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step))
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step))
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115, closed in close()
         self._unwritten, self._said = b"", False
         try:
