@@ -1,5 +1,6 @@
 """What people look at: picture files, contact sheets with captions, and loss curves."""
 
+import errno
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -55,14 +56,17 @@ def picture_path(out: Path) -> Path:
 
 
 def check_place(path: Path) -> None:
-    """Makes the folder of a file that is to be written; OSError if it cannot be."""
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True)
-    if path.is_dir():
-        raise IsADirectoryError(21, "it is a folder")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.touch()
-    beside.unlink()
+    """Makes the folder of a file that is to be written; OSError in one sentence if it cannot be."""
+    try:
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        beside.touch()
+        beside.unlink()
+    except OSError as error:
+        raise OSError(f"out: cannot write {path} ({error.strerror})") from error
 
 
 def save_image(image: Image.Image, path: str | Path) -> Path:

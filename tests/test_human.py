@@ -421,7 +421,18 @@ def test_answers_twice_and_keys_that_are_none(there):
         read([], key)
     fields = json.loads(Path("runs/human-key.json").read_text())
     swapped = [fields["shown"][0][::-1], *fields["shown"][1:]]
-    for bad in ({"shown": 3}, {"pictures": {}}, {"shown": swapped}, {"more": 1}, {"captions": []}, {"pictures": []}):
+    wrong = [{"shown": 3}, {"pictures": {}}, {"shown": swapped}, {"more": 1}, {"captions": []}, {"pictures": []}]
+    for bad in [*wrong, {"ab": "none of the models"}]:
         Path("bad.json").write_text(json.dumps(fields | bad))
         with pytest.raises(ValueError, match=r"key: expected the key that `cogview human form` wrote, got 'bad.json'"):
             Key.read(Path("bad.json"))
+
+
+@pytest.mark.parametrize(("place", "said"), [("taken", "Not a directory"), ("folder", "it is a folder")])
+def test_results_with_no_place_for_a_report(there, place, said):
+    path = saved(judged(form(), 1))
+    Path("taken").touch()
+    Path("folder/report.md").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=rf"cogview: out: cannot write {place}/report.md \({said}\)"):
+        cli.main(["human", "results", str(path), "--key", "runs/human-key.json", "--out", place])
+    assert not Path(place, "figures.json").exists()

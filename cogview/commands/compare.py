@@ -110,10 +110,7 @@ class Compare:
                 console.print(f"left out: {error}")
         if not models:
             raise ValueError("runs: expected at least one model that can be read, got none")
-        try:
-            check_place(out)
-        except OSError as error:
-            raise OSError(f"out: cannot write {out} ({error.strerror})") from error
+        check_place(out)
         kinds = list(dict.fromkeys(name for model in models for name in model.losses()))
         titles = ["recipe", "attention", "parameters", "steps", "batch", "seconds", "tokens/s"]
         titles += [f"held-out {kind.replace('_', ' ')}" for kind in kinds] + ["of step"]

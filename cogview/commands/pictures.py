@@ -80,11 +80,8 @@ def make_places(sheet: Path, given: Sequence[Path | None] = ()) -> None:
 
     folder = sheet.with_suffix("")
     check_kept(given, sheet, folder)
-    try:
-        for path in (sheet, folder / "001.png"):
-            check_place(path)
-    except OSError as error:
-        raise OSError(f"out: cannot write {sheet} and pictures in {folder} ({error.strerror})") from error
+    for path in (sheet, folder / "001.png"):
+        check_place(path)
 
 
 def picture_paths(names: Sequence[str], sheet: Path, count: int | None = None) -> Iterator[Path]:
