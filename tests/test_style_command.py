@@ -1,6 +1,7 @@
 """`cogview style`, from pictures without captions to a model that draws in their style, and what is no style."""
 
 import json
+import shutil
 import signal
 import zipfile
 
@@ -65,20 +66,33 @@ def test_one_style_becomes_a_model_beside_the_other(run, tmp_path, capsys):
     config = json.loads((tmp_path / "runs/mine/ink-sketch/config.json").read_text())
     assert config["mix"] == {"style-ink-sketch": 1.0}
     assert config["from"]["folder"].endswith("gpt")
-    draw = [
-        "--run",
-        "runs/mine",
-        "--name",
-        "ink-sketch",
-        "--style",
-        "ink sketch",
-        "--captions",
-        "a fox",
-        "--count",
-        "1",
-    ]
-    cli.main(["generate", *draw])
+    draw = ["generate", "--run", "runs/mine", "--captions", "a fox", "--count", "1", "--style"]
+    cli.main([*draw, "ink sketch", "--name", "ink-sketch"])
     assert Image.open("pictures/001-1-a-fox-of-ink-sketch-style.png").size == (run, run)
+    for name, known in (("ink-sketch", "ink-sketch"), ("gpt", "none")):
+        with pytest.raises(SystemExit, match=rf"style: expected one that {name} was finetuned to \({known}\), .*'oil'"):
+            cli.main([*draw, "oil", "--name", name])
+    with pytest.raises(
+        SystemExit, match=r"style: expected captions in the language of '油画风格的图片', which .* 'a fox'"
+    ):
+        cli.main([*draw, "油画", "--name", "ink-sketch"])
+
+
+def test_a_finetuning_keeps_the_dropout(run, tmp_path):
+    style("sketch=drawings")
+    system = System.load("runs/mine", name="sketch")
+    assert system.recipe.config.dropout == System.load("runs/mine", name="gpt").recipe.config.dropout == 0
+
+
+def test_a_style_that_others_pictures_had_before(run, tmp_path):
+    style("sketch=drawings")
+    with pytest.raises(
+        SystemExit, match=r"pictures of sketch: oil\.zip is not .* before; remove runs/mine/shards/sketch"
+    ):
+        style("sketch=oil.zip", "--name", "second")
+    shutil.rmtree("runs/mine/shards/sketch")
+    shutil.rmtree("runs/mine/tokens/style-sketch")
+    style("sketch=oil.zip", "--name", "second")
 
 
 def test_a_stopped_finetuning_goes_on(run, monkeypatch, capsys):
@@ -109,7 +123,9 @@ def test_several_styles_are_learned_by_one_model(run, tmp_path, capsys):
     assert config["mix"] == {"style-sketch": 1.0, "style-油画": 1.0}
     assert config["training"]["seed"] == 3
     style("油画=oil.zip", "sketch=drawings", "--name", "both", "--seed", "3")  # finished: nothing to do
-    assert "going on at step 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "going on at step 2" in said
+    assert '--style "油画" --captions "一只狐狸"' in said.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
@@ -124,8 +140,8 @@ def test_several_styles_are_learned_by_one_model(run, tmp_path, capsys):
         (["ink=drawings", "--steps", "0"], "steps: expected at least 1, got 0"),
         (["ink=drawings", "INK=oil.zip"], "pictures: expected one path for style INK"),
         (["ink=nothing"], "pictures of ink: expected a folder or an archive, got 'nothing'"),
-        (["ink=empty"], "at least 2 pictures that can be read in 'empty', got 0"),
-        (["ink=one"], "at least 2 pictures that can be read in 'one', got 1"),
+        (["ink=empty"], "pictures of ink: folder: expected at least 2 pictures that can be read in 'empty', got 0"),
+        (["ink=one"], "pictures of ink: .* at least 2 pictures that can be read in 'one', got 1"),
         (["ink=drawings", "--from", "nothing"], "nothing is no folder of a run or of a model"),
     ],
 )
@@ -138,6 +154,13 @@ def test_what_is_no_style_is_said_in_a_sentence(run, tmp_path, arguments, senten
     left = sorted(path.name for path in (tmp_path / "runs/mine").iterdir() if path.name != "shards")
     assert left == ["gpt", "text.model", "vqvae.safetensors"]
     assert not list((tmp_path / "runs/mine").glob("shards/*/*.tar"))
+
+
+def test_of_several_sets_all_are_read_before_any_is_tokenized(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=r"pictures of bad: .* got 0"):
+        style("ink=drawings", "bad=empty")
+    assert not (tmp_path / "runs/mine/tokens").exists()
 
 
 def test_a_caption_of_all_pictures_is_for_packing_alone(run, tmp_path, capsys):

@@ -13,6 +13,7 @@ from cogview.commands.console import console
 from cogview.commands.pictures import SHEET_PIXELS, Models, RunFolder, Step, labels_of, make_places, picture_paths
 from cogview.commands.presets import option
 from cogview.commands.prompts import Asked, Prompts
+from cogview.commands.style import check_learned
 from cogview.config import require
 from cogview.data.files import write_text
 
@@ -100,6 +101,9 @@ class Generate:
         folder = last_run() if self.run_folder is None else self.run_folder
         how_loaded = self.models.options()
         system = System.load(folder, name=self.name, step=self.step, draws="pictures", **how_loaded)
+        if self.prompts.style is not None:
+            assert system.source is not None
+            check_learned(system.source, self.prompts.style)
         if self.clusters is not None:
             how = replace(
                 how, clusters=Clusters(labels_of(system, self.labels), self.clusters, self.cluster_temperature)

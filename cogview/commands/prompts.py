@@ -81,7 +81,7 @@ class Asked:
         except BadCaption as error:
             number = (error.number - 1) // self.each
             if number < self.given:
-                raise BadCaption(number + 1, self.captions[number], error.expected, error.got) from None
+                raise BadCaption(number + 1, self.pictures[error.number - 1], error.expected, error.got) from None
             place = f"{self.places[number - self.given]}: {error.shown}"
             raise ValueError(f"captions-file: expected {error.expected}, got {error.got} in {place}") from error
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -11,10 +11,15 @@ from cogview.commands.console import console
 from cogview.commands.presets import option
 from cogview.config import require
 
+if TYPE_CHECKING:
+    from cogview.recipes import Recipe
+    from cogview.runs import Source
+
 FEW = 2  # pictures of a style, at least
 LONGEST = 60  # letters of its name
 MANY = 100  # from so many on nothing is said; the paper takes 1,000
 _NAME = re.compile(r"[^\w]+")
+_SPLIT = "style-"
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,9 @@ class Style:
     def run(self) -> None:
         from cogview.commands.tokenize import Tokenize
         from cogview.commands.train import Train
+        from cogview.recipes.style import thing
         from cogview.runs import folder_of, model_of
+        from cogview.tokenizers.load import load_image_tokenizer
 
         sets = sets_of(self.pictures)
         name = self.name or (_slug(next(iter(sets))) if len(sets) == 1 else "styles")
@@ -56,28 +63,29 @@ class Style:
         other = folder_of(self.run_folder, name).resolve() != source.resolve()
         require(other, "name", "another than that of the model to begin with", name)
         given = {key: getattr(self, key) for key in ("steps", "learning_rate", "batch_size", "seed", "device")}
-        mix = tuple(f"{split_of(style)}=1" for style in sets)
-        train = Train(self.run_folder, name, source, recipe="style", mix=mix, hold_out=0, **given)
+        mix, recipe = tuple(f"{split_of(style)}=1" for style in sets), _recipe(source)
+        dropout = recipe.config.dropout  # not the one of as few pictures, which would be another model than the source
+        train = Train(self.run_folder, name, source, recipe="style", mix=mix, hold_out=0, dropout=dropout, **given)
         train.check()
-        size = _size(source, self.run_folder)
-        for style, path in sets.items():
-            shards = packed(style, path, self.run_folder / "shards" / _slug(style))
-            Tokenize(tuple(shards), self.run_folder, split=split_of(style), image_size=size).run()
+        size = recipe.grids[-1] * load_image_tokenizer(self.run_folder / "vqvae.safetensors").config.downsample
+        shards = {style: packed(style, path, self.run_folder) for style, path in sets.items()}
+        for style, paths in shards.items():
+            Tokenize(tuple(paths), self.run_folder, split=split_of(style), image_size=size).run()
         if train.run().finished:
-            drawing = f'--run {self.run_folder} --name {name} --style "{next(iter(sets))}"'
-            console.print(f'next: cogview generate {drawing} --captions "a fox"')
+            style = next(iter(sets))
+            drawing = f'--run {self.run_folder} --name {name} --style "{style}"'
+            console.print(f'next: cogview generate {drawing} --captions "{thing(style)}"')
 
 
-def _size(source: Path, run: Path) -> int:
-    """Pixels of a side of the pictures that a model draws."""
+def _recipe(source: Path) -> "Recipe":
+    """Of a model folder."""
     from cogview.models import recipe_of
-    from cogview.tokenizers.load import load_image_tokenizer
     from cogview.train import checkpoint
 
     found = next(checkpoint.readable(source), None)
     if found is None:
         raise ValueError(f"from: expected a trained model in {source}, got none")
-    return recipe_of(*found).grids[-1] * load_image_tokenizer(run / "vqvae.safetensors").config.downsample
+    return recipe_of(*found)
 
 
 def sets_of(given: tuple[str, ...]) -> dict[str, Path]:
@@ -95,15 +103,21 @@ def sets_of(given: tuple[str, ...]) -> dict[str, Path]:
     return sets
 
 
-def packed(style: str, path: Path, out: Path) -> list[Path]:
+def packed(style: str, path: Path, run: Path) -> list[Path]:
     """Shards of a style's pictures with its caption; ValueError where these are too few to be a style."""
-    from cogview.data.pack import Packed, pack
+    from cogview.data.pack import OtherShards, Packed, pack
     from cogview.progress import progress
     from cogview.recipes.style import learned
 
-    found = Packed()
-    with progress(f"packing {style}") as update:
-        pack(path, out, update, found, every=learned(style), least=FEW)
+    found, out = Packed(), run / "shards" / _slug(style)
+    try:
+        with progress(f"packing {style}") as update:
+            pack(path, out, update, found, every=learned(style), least=FEW)
+    except OtherShards as error:
+        before = f"{out} and {run / 'tokens' / split_of(style)}"
+        raise ValueError(f"pictures of {style}: {path} is not what they were before; remove {before} first") from error
+    except ValueError as error:
+        raise ValueError(f"pictures of {style}: {error}") from error
     for kind, count in sorted(found.report.counts.items()):
         console.print(f"  {count:,} {kind}, first {found.report.first()[kind].where}")
     console.print(f"{found.pairs:,} pictures of {style}")
@@ -114,9 +128,19 @@ def packed(style: str, path: Path, out: Path) -> list[Path]:
     return found.shards
 
 
+def check_learned(source: "Source", style: str) -> None:
+    """ValueError unless that model was finetuned to the style, as its checkpoint tells."""
+    from cogview.train import checkpoint
+
+    mix = checkpoint.read_header(source.path).get("mix", {})
+    known = ", ".join(name.removeprefix(_SPLIT) for name in mix if name.startswith(_SPLIT))
+    expected = f"one that {source.path.parent.name} was finetuned to ({known or 'none'})"
+    require(split_of(style) in mix, "style", f"{expected}, or captions that tell it themselves", style)
+
+
 def split_of(style: str) -> str:
     """The name of its tokens."""
-    return f"style-{_slug(style)}"
+    return f"{_SPLIT}{_slug(style)}"
 
 
 def _slug(style: str) -> str:

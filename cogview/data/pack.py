@@ -38,6 +38,10 @@ MARK = "pack.json"  # in the folder of shards: what they were made of
 _SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 
 
+class OtherShards(ValueError):
+    """A folder that shards are to go to has those of something else."""
+
+
 @dataclass
 class Packed:
     report: Report = field(default_factory=Report)
@@ -69,8 +73,8 @@ def pack(
     folder metadata.jsonl or metadata.csv, else the only other table there with such columns, else files beside the
     pictures. every: the caption of all pictures, whatever others there are. least: pairs that there are to be.
     shard_pairs, max_shard_bytes: a shard ends before it has more, unless one pair alone is larger. update: is told the
-    share that is done. ValueError if too little can be packed or `out` holds shards of something else; then nothing is
-    written.
+    share that is done. ValueError if too little can be packed, OtherShards if `out` holds those of something else; then
+    nothing is written.
     """
     if not folder.exists():
         raise ValueError(f"folder: expected a folder of pictures or an archive, got {str(folder)!r}")
@@ -176,7 +180,7 @@ def _own_shards(out: Path, made_of: dict) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError):
         own = []
     if others := sorted(path.name for path in out.glob("*.tar") if path.name not in own):
-        raise ValueError(f"out: {str(out)!r} holds shards of something else ({others[0]}); name another folder")
+        raise OtherShards(f"out: {str(out)!r} holds shards of something else ({others[0]}); name another folder")
     return own
 
 

@@ -38,9 +38,17 @@ def learned(style: str) -> str:
 
 
 def drawn(caption: str, style: str) -> str:
-    """The caption of a thing in a style, in the language of the caption: "a fox" or "一只狐狸"."""
+    """The caption of a thing, "a fox" or "一只狐狸", in a style whose name is of that language."""
     check_style(style)
-    return f"{style}风格的{caption}" if _CHINESE.search(caption) else f"{caption} of {style} style"
+    chinese = bool(_CHINESE.search(style))
+    fits = bool(_CHINESE.search(caption)) == chinese
+    require(fits, "style", f"captions in the language of {learned(style)!r}, which was learned", caption)
+    return f"{style}风格的{caption}" if chinese else f"{caption} of {style} style"
+
+
+def thing(style: str) -> str:
+    """Something to draw in it, in its language."""
+    return "一只狐狸" if _CHINESE.search(style) else "a fox"
 
 
 def check_style(style: str) -> None:
