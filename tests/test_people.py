@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from cogview.demo.workers import WORK
 from cogview.people.specify import specify
 from cogview.people.words import LIST, People
 
@@ -29,6 +30,20 @@ EN, ZH = {"Asian", "black", "white", "Latino"}, {"亚裔", "非裔", "白人", "
         "人类的未来",
         "a king size bed",
         "a Latina doctor",
+        "a Nigerian woman",
+        "a man from Lagos",
+        "a man of African descent",
+        "a Klingon man",
+        "a brown-skinned woman",
+        "a mixed-race girl",
+        "a nonbinary Asian person",
+        "尼日利亚女人",
+        "外国男游客",
+        "a king penguin",
+        "a clock face",
+        "a dog with a funny face",
+        "一名学生证",
+        "小狗的脸",
         "the Asian driver is female",
         "医生是亚裔女的",
         "",
@@ -81,6 +96,18 @@ def test_what_a_caption_tells_of_one_person_is_left_alone_and_others_get_their_w
         ("two babies", "two E G babies"),
         ("a white-haired woman", "a white-haired E woman"),
         ("an African-American pilot", "an African-American G pilot"),
+        ("a Dutch cook", "a Dutch G cook"),
+        ("an African elephant and a man", "an African elephant and an? E man"),
+        ("a man in a Mexican hat", "an? E man in a Mexican hat"),
+        ("A Tall Man In A Hat", "A Tall E Man In A Hat"),
+        ("Young man", "Young E man"),
+        ("a face, photo", "an? E G face, photo"),
+        ("a tennis player", "an? E G tennis player"),
+        ("a business man", "an? E business man"),
+        ("一张脸，照片", "一张EG脸，照片"),
+        ("网球运动员", "EG网球运动员"),
+        ("女飞行员", "E女飞行员"),
+        ("小男孩", "E小男孩"),
         ("客人", "EG客人"),
         ("工作人员", "EG工作人员"),
         ("一个人在弹吉他", "一个EG在弹吉他"),
@@ -91,7 +118,7 @@ def test_what_a_caption_tells_of_one_person_is_left_alone_and_others_get_their_w
 )
 def test_a_run_of_nouns_is_one_person_and_what_is_said_of_it_is_told(caption, pattern):
     ethnicity, gender = "|".join([*EN, *ZH]), "male|female|男性|女性"
-    pattern = re.sub(r"\bE|E(?=G|医|客)", f"({ethnicity})", pattern)
+    pattern = re.sub(r"\bE|E(?=G|医|客|女|小)", f"({ethnicity})", pattern)
     pattern = re.sub(r"G", f"({gender})", pattern)
     for seed in range(12):
         assert re.fullmatch(pattern, specify(caption, seed)), specify(caption, seed)
@@ -103,7 +130,7 @@ def test_chinese_captions_get_chinese_words():
         assert found.startswith("花园里的")
         assert found.endswith("性医生")
         assert any(word in found for word in ZH)
-    assert {specify("女医生", seed)[1:-2] for seed in range(40)} == ZH
+    assert {specify("女医生", seed)[:-3] for seed in range(40)} == ZH
     assert all(specify("一位日本老师", seed) in ("一位日本男性老师", "一位日本女性老师") for seed in range(5))
     assert all(
         "人在" not in specify("一个人在骑车", seed) or "裔" in specify("一个人在骑车", seed) for seed in range(5)
@@ -142,6 +169,9 @@ def test_a_list_of_ones_own(tmp_path):
         ({"nouns": {"en": "doctor"}}, "nouns: expected lists of words"),
         ({"nouns": None}, "an object with attributes, zh"),
         ({"specified": {"gender": ["x"]}}, "specified: gender: expected lists of words by language"),
+        ({"specified": {"gendre": {}}}, r"specified: expected attributes \(ethnicity, gender\), got 'gendre'"),
+        ({"nouns": {"EN": ["doctor"]}}, "nouns: expected lists of words by language, en and zh"),
+        ({"nouns": {"en": ["player of a game"]}}, "expected English nouns of at most 3 words, got 'player of a game'"),
         ({"attributes": {"age": {"": 1}}}, "age: expected words and positive numbers"),
         ({"attributes": {"age": {"young": 10**400}}}, "age: expected words and positive numbers"),
         ({"attributes": {"age": {"young": 1}}, "zh": {"young": " "}}, "zh: young: expected its Chinese"),
@@ -161,3 +191,9 @@ def test_files_that_are_no_json_are_refused(tmp_path):
             People.load(tmp_path / "own.json")
     with pytest.raises(ValueError, match="cannot read"):
         People.load(tmp_path / "none.json")
+
+
+def test_the_work_of_the_study_is_known_in_both_languages():
+    for name, chinese in WORK.items():
+        for caption in (f"a {name.replace('-', ' ')}", chinese):
+            assert specify(caption, 0) != caption

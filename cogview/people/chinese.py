@@ -10,6 +10,9 @@ _CHINESE = re.compile(r"[㐀-鿿]")
 _ENDS = re.compile(r"[，。、；：！？\s和与]")
 PERSON, MEASURES = "人", "个位名群些的两几"
 """A noun only behind these: most words with this character are none, or others."""
+FACE = "脸"
+"""A noun only where it begins a caption and stands alone, as in 一张脸，照片."""
+_FACE_ALONE = re.compile(rf"(?:一张)?{FACE}(?:[，。、,.]|$)")
 
 
 def is_chinese(caption: str) -> bool:
@@ -25,6 +28,8 @@ def put_in(caption: str, people: People, draw: Callable[[list[str]], list[str]])
 
     def at(place: int) -> str:
         found = next((word for word in known if caption.startswith(word, place)), "")
+        if found == FACE:
+            return found if _FACE_ALONE.match(caption) else ""
         return "" if found == PERSON and caption[place - 1 : place] not in tuple(MEASURES) else found
 
     out, place, told_from = "", 0, 0
@@ -45,6 +50,7 @@ def put_in(caption: str, people: People, draw: Callable[[list[str]], list[str]])
         told |= {"gender"} if pronoun or any(word in about for word in people.gendered.get("zh", ())) else set()
         added = draw([name for name in people.attributes if name not in told])
         words = "".join(people.chinese[word] for word in added)
-        out += words + ("" if noun == PERSON and len(added) > 1 else noun)
+        lead = out[-1:] if out[-1:] in ("男", "女") else ""  # of 女医生
+        out = f"{out[: len(out) - len(lead)]}{words}{lead}{'' if noun == PERSON and len(added) > 1 else noun}"
         told_from = place
     return out

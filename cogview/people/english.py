@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Sequence
 
-from cogview.people.words import People
+from cogview.people.words import LONGEST, People
 
 _BEFORE, _BEHIND = 4, 5  # words that may stand between a noun and what tells of it
 _WORD = re.compile(r"[A-Za-z]+(?:[-'’][A-Za-z]+)*")
-_LONGEST = 3  # words of a noun
+FACE = "face"
+"""A noun only where it begins a caption and stands alone, as in "a face, photo"."""
+_FACE_ALONE = re.compile(r"\s*(?:(?:an?|the)\s+)?face\s*(?:[,.;]|$)", re.IGNORECASE)
 ENDS = frozenset(
     "a an the of in on at with and or by to for from is are as this that some his her their".split()  # noqa: SIM905
 )
@@ -22,8 +24,8 @@ def put_in(caption: str, people: People, draw: Callable[[list[str]], list[str]])
     lower = [word[0].lower() for word in words]
     pronoun = any(word in people.pronouns.get("en", ()) for word in lower)
     known, others, gender = _nouns(people), set(people.others.get("en", ())), set(people.gendered.get("en", ()))
-    written = {word[0] for word in words}
-    named = {name for name in people.attributes if _names(people, name) & written}
+    written = [word[0] for word in words]
+    names = {name for name, own in people.attributes.items() if any(word[0].isupper() for word in own)}
     out, end, place, seen = "", 0, 0, False
     while place < len(words):
         if skipped := _length(lower[place:], others):
@@ -38,10 +40,13 @@ def put_in(caption: str, people: People, draw: Callable[[list[str]], list[str]])
             continue
         if seen and _is_said(lower[:start]):  # it is the one before, who has words
             continue
+        if nouns == [FACE] and not _FACE_ALONE.match(caption):
+            continue
         seen = True
         behind = _behind(lower[place:])
-        about = _before([word[0] for word in words[:start]]) | behind
-        told = named | {name for name in people.attributes if about & people.adjectives(name, "en")}
+        about = _before(written[:start]) | behind
+        told = {name for name in people.attributes if about & people.adjectives(name, "en")}
+        told |= names if _is_named(written, start, place) else set()
         told |= {"gender"} if pronoun or any(_known(noun, gender) for noun in {*nouns, *behind}) else set()
         if added := draw([name for name in people.attributes if name not in told]):
             text, end = caption[end : words[start].start()], words[start].start()
@@ -51,7 +56,7 @@ def put_in(caption: str, people: People, draw: Callable[[list[str]], list[str]])
 
 def _length(words: Sequence[str], known: set[str]) -> int:
     """Words of the longest noun that stands at the beginning, or none."""
-    lengths = range(min(_LONGEST, len(words)), 0, -1)
+    lengths = range(min(LONGEST, len(words)), 0, -1)
     return next((n for n in lengths if _known(" ".join(words[:n]), known)), 0)
 
 
@@ -78,18 +83,25 @@ def _before(words: Sequence[str]) -> set[str]:
 
 def _behind(words: Sequence[str]) -> set[str]:
     """What is said of a noun right behind it."""
+    if words[:1] == ["of"] and words[2:3] in (["descent"], ["origin"], ["heritage"]):
+        return {words[1]}
     return set(words[1 : 1 + _BEHIND]) if words and words[0] in SAYS else set()
+
+
+def _is_named(words: Sequence[str], start: int, end: int) -> bool:
+    """Whether a name that no list has tells of the nouns there, as in "a Dutch man" and "a man from Lagos"."""
+    if all(word[0].isupper() for word in words if word.lower() not in ENDS):
+        return False  # a title
+    before = list(words[max(1, start - _BEFORE) : start])
+    last = max((n for n, word in enumerate(before) if word.lower() in ENDS), default=-1)
+    behind = words[end : end + 2] if words[end : end + 1] == ["from"] else []
+    return any(word[0].isupper() for word in (*before[last + 1 :], *behind))
 
 
 def _is_said(before: Sequence[str]) -> bool:
     """Whether a noun is what these words say of another, as in "a doctor who is a …"."""
     words = [word for word in before if word not in ("a", "an", "the")]
     return bool(words) and words[-1] in SAYS
-
-
-def _names(people: People, attribute: str) -> set[str]:
-    """Those that tell of it wherever they stand, as they are written."""
-    return {word for word in people.told.get(attribute, {}).get("en", ()) if word[0].isupper()}
 
 
 def _article(text: str, added: str) -> str:

@@ -16,6 +16,8 @@ from cogview.data.files import read_bytes
 
 LIST = Path(__file__).parents[1] / "assets" / "people.json"
 MAX_BYTES = 1 << 20
+LANGUAGES = ("en", "zh")
+LONGEST = 3  # words of an English noun
 _OF_WORDS = ("nouns", "gendered", "pronouns", "not")
 
 Words = Mapping[str, Sequence[str]]
@@ -58,11 +60,13 @@ class People:
                 fits = _are_words([chinese.get(word)])
                 require(fits, f"people: zh: {word}", "its Chinese", chinese.get(word))
         for name, of in found["specified"].items():
-            fits = isinstance(of, dict) and all(map(_are_words, of.values()))
-            require(fits, f"people: specified: {name}", "lists of words by language", of)
+            require(name in attributes, "people: specified", f"attributes ({', '.join(attributes)})", name)
+            _check_words(f"specified: {name}", of)
         for name in _OF_WORDS:
-            fits = all(map(_are_words, found[name].values()))
-            require(fits, f"people: {name}", "lists of words by language", found[name])
+            _check_words(name, found[name])
+        for noun in (noun for name in ("nouns", "gendered", "not") for noun in found[name].get("en", ())):
+            fits = 1 <= len(noun.split()) <= LONGEST
+            require(fits, "people", f"English nouns of at most {LONGEST} words", noun)
         return cls(attributes, chinese, found["specified"], *(found[name] for name in _OF_WORDS))
 
     def adjectives(self, attribute: str, language: str) -> set[str]:
@@ -78,6 +82,11 @@ def _read(path: Path) -> Any:
         return json.loads(data)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"people: {path} is no JSON ({error})") from error
+
+
+def _check_words(name: str, of: Any) -> None:
+    fits = isinstance(of, dict) and of.keys() <= {*LANGUAGES} and all(map(_are_words, of.values()))
+    require(fits, f"people: {name}", f"lists of words by language, {' and '.join(LANGUAGES)}", of)
 
 
 def _is_weight(value: Any) -> bool:
