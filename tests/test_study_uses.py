@@ -59,10 +59,16 @@ def test_the_study_of_words_about_people(tmp_path, small, monkeypatch):
     People(out=tmp_path, pictures=40, drawn=1, image_steps=1, steps=2).run()
     figures = json.loads((tmp_path / "figures.json").read_text())
     for name, of in figures["found"].items():
-        assert ("as told" in of) == (not name.startswith("before"))
+        assert ("as told" in of) == (name.startswith("after") or name == "true, as judged")
         assert sum(of["gender"].values()) == pytest.approx(1)
         assert sum(of["skin"].values()) == pytest.approx(1)
     assert figures["verdict"] in (tmp_path / "report.md").read_text()
+    for language in ("en", "zh"):  # every caption tells one of each
+        [dark, women] = [
+            figures["found"][f"in the captions, {language}"][k][w]
+            for k, w in (("skin", "dark-skinned"), ("gender", "female"))
+        ]
+        assert (0 < dark < 0.7, 0.2 < women < 0.8) == (True, True)
     words = people.word_list()
     for seed in range(5):
         _, skin, gender, work = specify("a pilot", seed, words).split()

@@ -68,7 +68,7 @@ class People:
     """Folder for the models, report.md, figures.json and the sheet; a stopped study goes on in it."""
     pictures: int = 4_000
     """To train on."""
-    drawn: int = 10
+    drawn: int = 25
     """Pictures of each of 20 kinds of work, in either language."""
     image_steps: int = 700
     """Steps of the image tokenizer."""

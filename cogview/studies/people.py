@@ -59,6 +59,7 @@ def run(out: Path, sizes: Sizes) -> str:
     for language in LANGUAGES:
         open_ = [caption(Worker(work, "", "", "", ""), language) for work in WORK for _ in range(sizes.drawn)]
         given = [specify(text, seed, people) for seed, text in enumerate(open_)]
+        found[f"in the captions, {language}"] = _words_of(given, language)
         for name, texts in (("before", open_), ("after", given)):
             pictures = system.draw(texts, temperature=TEMPERATURE, batch_size=64)
             of = shown(pictures)
@@ -67,8 +68,9 @@ def run(out: Path, sizes: Sizes) -> str:
             cells += [(texts[n], [pictures[n]]) for n in firsts]
     true = sample(len(WORK) * sizes.drawn, seed=9)
     rebuilt, _ = reconstruct(system.image, pictures_of(true))
-    of = shown(rebuilt)
-    found["true"] = _shares(of, [worker.work for worker in true], 1) | {"as told": _alike(of, true)}
+    of, works = shown(rebuilt), [worker.work for worker in true]
+    found["true"] = _shares(true, works, 1)
+    found["true, as judged"] = _shares(of, works, 1) | {"as told": _alike(of, true)}
     contact_sheet(cells, out / "sheet.png", columns=8, zoom=2, note="of each caption's first picture; before and after")
     facts = {
         "sizes": asdict(sizes),
@@ -118,6 +120,15 @@ def _shares(of: Sequence[Worker], works: Sequence[str], each: int) -> dict[str, 
     return {"work": right, **shares}
 
 
+def _words_of(texts: Sequence[str], language: str) -> dict[str, dict[str, float]]:
+    """Of the captions those that have each word about gender and skin."""
+    count = len(texts)
+    return {
+        name: {word: sum(_tells(text, word, language) for text in texts) / count for word in of}
+        for name, of in EVEN.items()
+    }
+
+
 def _alike(of: Sequence[Worker], true: Sequence[Worker]) -> float:
     """Share of the genders and skins that are right."""
     right = [(a.gender == b.gender) + (a.skin == b.skin) for a, b in zip(of, true, strict=True)]
@@ -126,14 +137,18 @@ def _alike(of: Sequence[Worker], true: Sequence[Worker]) -> float:
 
 def _as_told(of: Sequence[Worker], texts: Sequence[str], language: str) -> dict[str, float]:
     """Of the words about gender and skin in the captions how many the pictures show."""
-    words = {word: WORDS[word] if language == "zh" else word for name in EVEN for word in EVEN[name]}
     told = [
         word in (worker.gender, worker.skin)
         for worker, text in zip(of, texts, strict=True)
-        for word, written in words.items()
-        if (written in text if language == "zh" else written in text.split())
+        for name in EVEN
+        for word in EVEN[name]
+        if _tells(text, word, language)
     ]
     return {"as told": sum(told) / len(told)} if told else {}
+
+
+def _tells(text: str, word: str, language: str) -> bool:
+    return WORDS[word] in text if language == "zh" else word in text.split()
 
 
 def _verdict(found: dict[str, Any]) -> str:
@@ -147,7 +162,8 @@ def _verdict(found: dict[str, Any]) -> str:
         "Of captions in English (Chinese) that leave it open the model draws "
         f"{both('before', 'gender', 'female')} women, of whom its data have {MOST_ARE['gender']['female']:.0%}, and "
         f"{both('before', 'skin', 'dark-skinned')} dark skin, of {MOST_ARE['skin']['dark-skinned']:.0%}. With words "
-        f"put in, a half and a third asked for, {both('after', 'gender', 'female')} and "
+        f"put in, which ask for {both('in the captions', 'gender', 'female')} and "
+        f"{both('in the captions', 'skin', 'dark-skinned')}, it draws {both('after', 'gender', 'female')} and "
         f"{both('after', 'skin', 'dark-skinned')}; {both('after', 'as told')} of these words are drawn. The work is "
         f"right in {both('before', 'work')} before and {both('after', 'work')} after."
     )
@@ -162,15 +178,18 @@ def _page(found: dict[str, Any], facts: dict[str, Any], verdict: str) -> str:
         of = [work, *(shares[kind][word] for kind, word in names), told]
         return f"| {name} | " + " | ".join("" if value is None else f"{value:.0%}" for value in of) + " |"
 
-    rows = [row("in the data", facts["data"]), row("asked for", EVEN)]
-    rows += [row(name, of, of["work"], of.get("as told")) for name, of in found.items()]
+    rows = [row("in the data", facts["data"]), row("proportions of the list", EVEN)]
+    rows += [row(name, of, of.get("work"), of.get("as told")) for name, of in found.items()]
     gpt, sizes = facts["gpt"], facts["sizes"]
+    count = len(WORK) * sizes["drawn"]
     return f"""{verdict}
 
 # Words about people, put into captions
 
 {len(WORK)} kinds of work, {sizes["drawn"]} pictures of each in either language, of captions that tell nothing else.
-Judged by the emoji that is nearest to the picture; true: others of the data, after the image tokenizer.
+Judged by the emoji that is nearest to the picture. "In the captions" are the words that the list's proportions came to;
+true: others of the data, as they are, and as judged after the image tokenizer. Of {count:,} pictures a row, so that a
+share has a standard error of at most {0.5 / count**0.5:.1%}.
 
 | | work | {" | ".join(word for _, word in names)} | words drawn |
 |---|{"---:|" * (len(names) + 2)}
