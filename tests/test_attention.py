@@ -17,7 +17,8 @@ from cogview.attention import words
 from cogview.attention.analysis import analyse
 from cogview.attention.look import Places, Seen, check, look, places_of
 from cogview.attention.measure import Figures, Tally, regions_of
-from cogview.attention.observations import observations, of_offsets_alone, offset_name, offset_of, strongest
+from cogview.attention.names import offset_name, offset_of, strongest
+from cogview.attention.observations import observations
 from cogview.attention.plots import marked, sheet
 from cogview.recipes.superresolution import SuperResolution
 from cogview.system import System
@@ -97,9 +98,9 @@ def test_weights_are_those_of_the_forward(system, monkeypatch):
 
 
 def handmade(weights: Tensor) -> tuple[Seen, Places]:
-    """[ROI1] word [BASE] [BOI1] and 2 x 2 image tokens, of causal attention with these weights."""
+    """[ROI1] two words [BOI1] and 2 x 2 image tokens, of causal attention with these weights."""
     scores = torch.arange(64.0).view(1, 8, 8)
-    places = Places(torch.arange(4, 8), torch.tensor([1]), {"ROI1": torch.tensor([0]), "BOI1": torch.tensor([2, 3])})
+    places = Places(torch.arange(4, 8), torch.tensor([1, 2]), {"ROI1": torch.tensor([0]), "BOI1": torch.tensor([3])})
     return Seen(0, slice(0, 1), scores, weights[None], torch.ones(8, 8).tril().bool()), places
 
 
@@ -116,7 +117,7 @@ def test_figures_are_their_formulas():
     weights = evenly.clone()
     weights[4:] = 0
     weights[4, 3] = weights[5, 4] = 1.0  # [BOI1], and the left neighbour
-    weights[6, [1, 4]] = 0.5  # the word, and the token above
+    weights[6, [1, 4]] = 0.5  # a word, and the token above
     weights[7, [5, 7]] = 0.5  # the token above, and itself
     tally = Tally(1, 1, 2)
     tally(*handmade(weights))
@@ -133,11 +134,16 @@ def test_figures_are_their_formulas():
     assert float(found.regions["column above"]) == pytest.approx(1 / 2.5)
     log = torch.tensor([5.0, 6.0, 7.0, 8.0]).log()
     assert float(found.entropy) == pytest.approx(float((math.log(2) / log[2:]).sum() / 4))
-    there = torch.tensor([[8 * i + j for i in range(4) for j in range(i + 1)]]).double()
+    there = torch.tensor([[9, 17, 18]]).double()  # of words, not of commands
     assert found.scores["text to text"][0, 0].tolist() == pytest.approx(
-        [0, float(there.mean()), 27, float(there.std(unbiased=False))]
+        [9, float(there.mean()), 18, float(there.std(unbiased=False))]
     )
-    assert found.scores["others"][0, 0, [0, 2]].tolist() == [32, 63]
+    others = torch.tensor(
+        [[8 * i + j for i in range(8) for j in range(i + 1) if (i, j) not in ((1, 1), (2, 1), (2, 2))]]
+    )
+    assert found.scores["others"][0, 0].tolist() == pytest.approx(
+        [0, float(others.double().mean()), 63, float(others.double().std(unbiased=False))]
+    )
     assert [one.holds for one in observations(found)][2] == "no"  # checkers: nothing is inside of 2 x 2
 
 
@@ -164,19 +170,19 @@ def test_observations_tell_what_is_there(system):
     for layer in range(2):
         tally(Seen(layer, slice(0, 2), scores, weights, visible), places)
     told = observations(tally.figures())
-    assert (told[0].holds, told[4].holds) == ("yes", "partly")
+    assert (told[0].holds, told[5].holds) == ("yes", "no")  # not more at the end than before
     assert "2 of 4 heads give 25% or more to one offset" in told[0].here
     assert "to its left neighbour" in told[0].here
-    assert "layer 1 head 2 100%, layer 2 head 2 100%" in told[4].here
+    assert "layer 1 head 2 100%, layer 2 head 2 100%" in told[5].here
 
 
 def of_heads(grid: int = 8, layers: int = 4) -> Figures:
     """Of heads that give all keys that they see the same, and whose scores are all of one distribution."""
-    tally, tokens = Tally(layers, 2, grid), grid**2 + 4
+    words = 60  # so many pairs that their scores tell the distribution
+    tally, tokens = Tally(layers, 2, grid), grid**2 + words + 2
     visible = torch.ones(tokens, tokens).tril()
-    places = Places(
-        torch.arange(4, tokens), torch.tensor([1, 2]), {"ROI1": torch.tensor([0]), "BOI1": torch.tensor([3])}
-    )
+    separators = {"ROI1": torch.tensor([0]), "BOI1": torch.tensor([words + 1])}
+    places = Places(torch.arange(words + 2, tokens), torch.arange(1, words + 1), separators)
     weights = (visible / visible.sum(1, keepdim=True)).expand(2, -1, -1)
     for layer in range(layers):
         scores = torch.randn(2, tokens, tokens, generator=torch.Generator().manual_seed(layer))
@@ -190,26 +196,31 @@ def changed(figures: Figures, name: str) -> Figures:
     halves = torch.tensor([0.4, 0.4, 0.2, 0.2])[:, None].double().expand(layers, heads)
     regions, targets = dict(figures.regions), dict(figures.targets)
     offsets, scores = figures.offsets.clone(), {pairs: of.clone() for pairs, of in figures.scores.items()}
+    entropy = figures.entropy
     if name == "offsets":
         offsets[0, 0, g - 2, g - 1] = 0.3
     if name == "first rows":
         regions["first rows"] = 2 * figures.uniform["first rows"]
     if name == "checkers":
         regions["edges, from edges"] = figures.regions["edges, from edges"] + 0.3
+    if name == "broad":
+        regions["upper half"] = figures.regions["upper half"] + torch.tensor([0.0, 0.0, 0.2, 0.2])[:, None]
     if name == "depth":
         offsets[..., g - 1, g - 2] = halves
         regions["column above"] = 5 * halves * figures.uniform["column above"]
         targets["words"] = 0.5 - halves
     if name == "separators":
         targets["separators"] = torch.tensor([0.1, 0.1, 0.1, 0.9])[:, None].double().expand(layers, heads)
+    if name == "sparse":
+        entropy = torch.tensor([1.0, 1.0, 1.0, 0.5])[:, None].double().expand(layers, heads)
     if name == "text":
         scores["text to text"][..., 1:] *= 0.5
     if name == "scales":
         scores["others"][..., 1] = torch.tensor([10.0, -40.0])
-    return replace(figures, offsets=offsets, regions=regions, targets=targets, scores=scores)
+    return replace(figures, offsets=offsets, regions=regions, targets=targets, scores=scores, entropy=entropy)
 
 
-OBSERVED = ("offsets", "first rows", "checkers", "depth", "separators", "text", "scales")
+OBSERVED = ("offsets", "first rows", "checkers", "broad", "depth", "separators", "sparse", "text", "scales")
 
 
 @pytest.mark.parametrize("name", OBSERVED)
@@ -217,6 +228,42 @@ def test_each_observation_is_seen_where_it_is_and_not_elsewhere(name):
     even, number = of_heads(), OBSERVED.index(name)
     assert observations(even)[number].holds == "no"
     assert observations(changed(even, name))[number].holds == "yes"
+
+
+@pytest.mark.parametrize(
+    ("shares", "holds"),
+    [
+        ([0.9, 0.9, 0.9, 0.01], "no"),
+        ([0.5, 0.5, 0.5, 0.5], "no"),
+        ([0.25, 0.25, 0.25, 0.35], "partly"),
+        ([0.2, 0.2, 0.2, 0.35], "partly"),
+        ([0.2, 0.2, 0.2, 0.6], "yes"),
+    ],
+)
+def test_separators_are_for_the_last_layers(shares, holds):
+    even = of_heads()
+    separators = torch.tensor(shares, dtype=torch.float64)[:, None].expand_as(even.entropy)
+    told = observations(replace(even, targets=even.targets | {"separators": separators}))
+    assert told[OBSERVED.index("separators")].holds == holds
+
+
+def test_entropy_that_rises_or_stays_is_not_sparse():
+    even = of_heads()
+    for last in (1.0, 0.55, 0.5):
+        entropy = torch.tensor([0.5, 0.5, 0.5, last], dtype=torch.float64)[:, None].expand_as(even.entropy)
+        told = observations(replace(even, entropy=entropy))[OBSERVED.index("sparse")]
+        assert (told.holds, "(by layer 0.50, 0.50, 0.50" in told.here) == ("no", True)
+
+
+def test_a_broad_bias_is_beyond_offsets_and_of_deeper_layers():
+    even, where = of_heads(), OBSERVED.index("broad")
+    centre = even.regions["centre"].clone()
+    centre[0, 1] += 0.2
+    early = replace(even, regions=even.regions | {"centre": centre})
+    told = observations(early)[where]
+    assert (told.holds, "the centre 1, most layer 1 head 2" in told.here) == ("partly", True)
+    explained = replace(early, by_offset=even.by_offset | {"centre": centre - 0.1})
+    assert observations(explained)[where].holds == "no"
 
 
 def test_what_goes_by_offset_alone_is_no_checkers():
@@ -236,7 +283,7 @@ def test_what_goes_by_offset_alone_is_no_checkers():
     tally(Seen(0, slice(0, 2), torch.randn(2, tokens, tokens), weights, visible), places)
     found = tally.figures()
     for name in ("edges, from edges", "edges, from inside"):
-        told = float(of_offsets_alone(found, name)[0, 0])  # but for the first token, which has no left neighbour
+        told = float(found.by_offset[name][0, 0])  # but for the first token, which has no left neighbour
         assert told == pytest.approx(float(found.regions[name][0, 0]), abs=0.03)
     assert (observations(found)[2].holds, "in 1 of 2 heads" in observations(found)[2].here) == ("yes", True)
 

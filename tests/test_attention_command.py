@@ -43,7 +43,7 @@ def test_report_figures_maps_and_pictures(run, capsys):
     for head in figures["heads"]:
         assert sum(head["given_to"].values()) == pytest.approx(1, abs=1e-3)
     assert [word["word"] for word in figures["words"]] == ["a", "fox", "a", "<red>", "car", "|", "x"]
-    assert len(figures["observations"]) == page.count("(C.1) |") + page.count("(C.3) |") + page.count("(C.4) |") == 7
+    assert len(figures["observations"]) == page.count("(C.1) |") + page.count("(C.3) |") + page.count("(C.4) |") == 9
     maps = load_file(run / "out/maps.safetensors")
     assert {name: list(values.shape) for name, values in maps.items()} == {
         "offsets": [2, 2, 4, 7],

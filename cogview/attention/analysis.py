@@ -10,7 +10,7 @@ from torch import Tensor
 from cogview.attention import plots, report, words
 from cogview.attention.look import Seen, check, places_of
 from cogview.attention.measure import Figures, Tally
-from cogview.attention.observations import called
+from cogview.attention.names import called
 from cogview.attention.record import Looked
 from cogview.attention.words import Word
 from cogview.data.files import read_object

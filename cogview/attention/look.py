@@ -54,8 +54,8 @@ class Places:
         return cls(vocab.is_image(inputs).nonzero()[:, 0], vocab.is_caption(inputs).nonzero()[:, 0], separators)
 
     @property
-    def words_and_separators(self) -> Tensor:
-        return torch.cat([self.text, *self.separators.values()])
+    def all(self) -> Tensor:
+        return torch.cat([self.image, self.text, *self.separators.values()])
 
 
 def check(recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from cogview.attention.look import Places, Seen
 
 TARGETS = ("itself", "image", "words", "separators")
-PAIRS = ("text to text", "others")
+PAIRS = ("text to text", "others")  # of the caption's own tokens, and all that have an image token or a command
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Figures:
     """[L, H] of each of `regions_of`: the share of what goes to the image."""
     uniform: dict[str, Tensor]
     """The same of attention that gives all keys that it sees the same."""
+    by_offset: dict[str, Tensor]
+    """The same of each head's offsets alone: see `of_offsets_alone`."""
     entropy: Tensor
     """[L, H]: of what image queries give, over the logarithm of how many keys they see, at most 1."""
     scores: dict[str, Tensor]
@@ -87,29 +89,31 @@ class Tally:
         self._scores(seen, places)
 
     def _scores(self, seen: Seen, places: Places) -> None:
-        text, image = torch.zeros(2, len(seen.visible), dtype=torch.bool, device=seen.visible.device)
-        text[places.words_and_separators], image[places.image] = True, True
+        text, some = torch.zeros(2, len(seen.visible), dtype=torch.bool, device=seen.visible.device)
+        text[places.text], some[places.all] = True, True
         both = text[:, None] & text
-        pairs = {"text to text": seen.visible & both, "others": seen.visible & ~both & (text | image)[:, None]}
+        pairs = {"text to text": seen.visible & both, "others": seen.visible & ~both & some[:, None]}
         for name, there in pairs.items():
-            some = seen.scores[:, there]
-            sums = some.sum(1, dtype=torch.float64), some.square().sum(1, dtype=torch.float64)
-            self._keep(name, seen, torch.stack([*sums, torch.full_like(sums[0], some.shape[1])], dim=-1))
-            self._keep(f"{name}, least", seen, some.amin(1), torch.minimum, math.inf)
-            self._keep(f"{name}, largest", seen, some.amax(1), torch.maximum, -math.inf)
+            scores = seen.scores[:, there]
+            sums = scores.sum(1, dtype=torch.float64), scores.square().sum(1, dtype=torch.float64)
+            self._keep(name, seen, torch.stack([*sums, torch.full_like(sums[0], scores.shape[1])], dim=-1))
+            self._keep(f"{name}, least", seen, scores.amin(1), torch.minimum, math.inf)
+            self._keep(f"{name}, largest", seen, scores.amax(1), torch.maximum, -math.inf)
 
     def figures(self) -> Figures:
         g, above = self.grid, self.grid * (2 * self.grid - 1)  # offsets up to the query's own row
         sums, queries = self.sums, self.sums["queries"][..., 0]
         by_command = {name: values / queries for name, values in sums.items() if name.startswith("[")}
+        relative = (sums["by offset"] / sums["offset seen"])[..., :above].unflatten(-1, (g, -1))
         return Figures(
-            relative=(sums["by offset"] / sums["offset seen"])[..., :above].unflatten(-1, (g, -1)),
+            relative=relative,
             offsets=(sums["by offset"] / queries[..., None])[..., :above].unflatten(-1, (g, -1)),
             absolute=(sums["by key"] / sums["by key, uniform"]).view(*self.size, g, g),
             targets={name: sums[name] / queries for name in TARGETS},
             separators=by_command,
             regions=self._shares("regions"),
             uniform=self._shares("regions, uniform"),
+            by_offset={name: of_offsets_alone(relative, name) for name in self.regions},
             entropy=sums["entropy"] / sums["choices"][..., 0],
             scores={name: self._statistics(name) for name in PAIRS},
         )
@@ -142,7 +146,7 @@ class Tally:
 
 def regions_of(grid: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Of image queries (rows) and keys (columns), bool, broadcastable to [N, N]: which queries are asked, and the keys
-    that count. What appendix C.1 names: multiples of the row, the first rows, edges and centre."""
+    that count. What appendix C.1 names: multiples of the row, the first rows, edges, and broad regions."""
     y, x = torch.arange(grid**2) // grid, torch.arange(grid**2) % grid
     edge, everywhere = (x == 0) | (x == grid - 1), torch.ones(grid**2, dtype=torch.bool)
     middle = [(at >= grid // 4) & (at < grid - grid // 4) for at in (y, x)]
@@ -155,4 +159,19 @@ def regions_of(grid: int) -> dict[str, tuple[Tensor, Tensor]]:
         "edges, from edges": (edge[:, None], edge[None]),
         "edges, from inside": (~edge[:, None], edge[None]),
         "centre": (lower, (middle[0] & middle[1])[None]),
+        "upper half": (lower, (y < grid // 2)[None]),
+        "lower half": (lower, (y >= grid // 2)[None]),
     }
+
+
+def of_offsets_alone(relative: Tensor, region: str) -> Tensor:
+    """[L, H]: the share of its image attention that a head would give a region if it gave every key before the query,
+    or the query itself, what it gives its offset on average, `Figures.relative`, wherever the query stands."""
+    g = relative.shape[2]
+    y, x = torch.arange(g**2) // g, torch.arange(g**2) % g
+    offset = (y - y[:, None] + g - 1) * (2 * g - 1) + x - x[:, None] + g - 1
+    queries, keys = regions_of(g)[region]
+    asked = queries & torch.ones(g**2, g**2, dtype=torch.bool).tril()
+    profile = relative.flatten(2).nan_to_num(0.0)
+    given = [profile @ offset[some].bincount(minlength=g * (2 * g - 1)).double() for some in (asked & keys, asked)]
+    return given[0] / given[1]

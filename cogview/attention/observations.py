@@ -5,11 +5,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cogview.attention.measure import PAIRS, Figures, regions_of
+from cogview.attention.measure import PAIRS, Figures
+from cogview.attention.names import called, offset_name, offset_of, strongest, times
 
-HEAVY, CHECKERS = 0.25, 0.1  # of a head's attention
+HEAVY, CHECKERS, BROAD = 0.25, 0.1, 0.15  # of a head's attention
 TWICE, FIRST = 2.0, 1.5  # times as much as evenly, or as another head
 MORE, SMALLER, HALF = 1.25, 0.9, 0.5  # times as much, which chance alone does not make
+REGIONS = ("centre", "upper half", "lower half")
 Verdict = Literal["yes", "partly", "no"]
 
 
@@ -19,48 +21,15 @@ class Observation(NamedTuple):
     here: str
 
 
-def called(layer: int, head: int) -> str:
-    """Of numbers from 0."""
-    return f"layer {layer + 1} head {head + 1}"
-
-
-def strongest(values: Tensor, count: int = 3) -> list[tuple[int, int, float]]:
-    """Layer and head, from 0, and value of the largest of [L, H]."""
-    best = values.flatten().topk(min(count, values.numel()))
-    pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    return [(*divmod(n, values.shape[1]), value) for value, n in pairs]
-
-
-def offset_of(figures: Figures, layer: int, head: int) -> tuple[int, int, float]:
-    """dy, dx of the offset that gets the most of all that the image queries give, and what those that see it give."""
-    shares = figures.offsets[layer, head]
-    last = len(shares) - 1
-    dy, dx = divmod(int(shares.argmax()), shares.shape[1])
-    return dy - last, dx - last, float(figures.relative[layer, head, dy, dx])
-
-
-def offset_name(dy: int, dx: int) -> str:
-    """As in "the token above"."""
-    names = {(0, 0): "the token itself", (0, -1): "its left neighbour", (-1, 0): "the token above"}
-    names |= {(-1, 1): "the token above what is drawn"}
-    if dx in (0, 1) and dy < -1:
-        return f"the token {-dy} rows above{' what is drawn' if dx else ''}"
-    return names.get((dy, dx), f"the token at ({dy}, {dx})")
-
-
-def times(figures: Figures, region: str) -> Tensor:
-    """[L, H]: how many times as much a region gets as if all that is seen got the same; 0 where there is no such place,
-    in pictures of a few."""
-    return (figures.regions[region] / figures.uniform[region]).nan_to_num(0.0)
-
-
 def observations(figures: Figures) -> list[Observation]:
     return [
         _offsets(figures),
         _first_rows(figures),
         _checkers(figures),
+        _broad(figures),
         _depth(figures),
         _separators(figures),
+        _sparse(figures),
         _text_scores(figures),
         _scales(figures),
     ]
@@ -103,12 +72,11 @@ def _first_rows(f: Figures) -> Observation:
 
 def _checkers(f: Figures) -> Observation:
     edges = "edges, from edges", "edges, from inside"
-    by_offset = [of_offsets_alone(f, name) for name in edges]
-    beyond = [f.regions[name] - own for name, own in zip(edges, by_offset, strict=True)]
+    beyond = [f.regions[name] - f.by_offset[name] for name in edges]
     found = (beyond[0] - beyond[1]).abs().nan_to_num(0.0)
     layer, head, _ = strongest(found, 1)[0]
     own, other = (float(f.regions[name][layer, head]) for name in edges)
-    alone = [float(share[layer, head]) for share in by_offset]
+    alone = [float(f.by_offset[name][layer, head]) for name in edges]
     count = int((found >= CHECKERS).sum())
     here = (
         f"of their image attention tokens at the left and right edge give {own:.0%} to the edges, those inside "
@@ -119,17 +87,29 @@ def _checkers(f: Figures) -> Observation:
     return Observation(paper, "yes" if count else "no", here)
 
 
-def of_offsets_alone(f: Figures, region: str) -> Tensor:
-    """[L, H]: the share of its image attention that a head would give a region if it gave every key before the query,
-    or the query itself, what it gives its offset on average, wherever the query stands."""
-    g = f.relative.shape[2]
-    y, x = torch.arange(g**2) // g, torch.arange(g**2) % g
-    offset = (y - y[:, None] + g - 1) * (2 * g - 1) + x - x[:, None] + g - 1
-    queries, keys = regions_of(g)[region]
-    asked = queries & torch.ones(g**2, g**2, dtype=torch.bool).tril()
-    profile = f.relative.flatten(2).nan_to_num(0.0)
-    given = [profile @ offset[some].bincount(minlength=g * (2 * g - 1)).double() for some in (asked & keys, asked)]
-    return given[0] / given[1]
+def _broad(f: Figures) -> Observation:
+    """Beyond what all keys alike, and what a head's offsets alone, would give the region."""
+    beyond = {name: f.regions[name] - torch.maximum(f.uniform[name], f.by_offset[name]) for name in REGIONS}
+    found = {name: values.nan_to_num(0.0) >= BROAD for name, values in beyond.items()}
+    parts = []
+    for name, there in found.items():
+        layer, head, _ = strongest(beyond[name].nan_to_num(-1.0), 1)[0]
+        share, even, alone = (float(of[name][layer, head]) for of in (f.regions, f.uniform, f.by_offset))
+        parts.append(
+            f"the {name} {int(there.sum())}, most {called(layer, head)}: {share:.0%}, by its mean of each offset alone "
+            f"{alone:.0%}, evenly {even:.0%}"
+        )
+    some = torch.stack(list(found.values())).any(0)
+    deep = int(some[len(some) // 2 :].sum())
+    here = (
+        f"of what the lower half gives the image, {int(some.sum())} of {some.numel()} heads, {deep} of them in the "
+        f"second half of the layers, give a region {BROAD:.0%} of it more than their offsets alone and than evenly "
+        f"({'; '.join(parts)})"
+    )
+    verdict: Verdict = "yes" if deep else "partly" if bool(some.any()) else "no"
+    return Observation(
+        "Broad bias: some heads of deeper layers attend to the centre, the upper or the lower half (C.1)", verdict, here
+    )
 
 
 def _halves(values: Tensor) -> tuple[float, float]:
@@ -154,20 +134,43 @@ def _depth(f: Figures) -> Observation:
     return Observation("Earlier layers attend by position, later ones by content (C.3)", verdict, here)
 
 
+def _last(values: Tensor) -> tuple[Tensor, Tensor, str]:
+    """[L, H] of the last fifth of the layers, of those before (the same if there is one layer), and its name."""
+    last = max(1, len(values) // 5)
+    return values[-last:], values[:-last] if len(values) > last else values, "layer" if last == 1 else f"{last} layers"
+
+
 def _separators(f: Figures) -> Observation:
+    """Yes: much more at the end, where a quarter of the heads give half; partly: more there, where some give much."""
     shares = f.targets["separators"]
-    last = max(1, len(shares) // 5)
-    late, early = float(shares[-last:].mean()), float(shares[:-last].mean()) if len(shares) > last else 0.0
-    heavy = (shares >= 0.5).sum(1)
+    end, before, name = _last(shares)
+    late, early = float(end.mean()), float(before.mean())
+    most = end >= HALF
     best = ", ".join(f"{called(*at)} {value:.0%}" for *at, value in strongest(shares))
     here = (
-        f"separators get {late:.0%} in the last {'layer' if last == 1 else f'{last} layers'}, {early:.0%} before; "
-        f"most by {best}; {int(heavy.sum())} heads give half or more, {int(heavy[-last:].sum())} of these at the end"
+        f"separators get {late:.0%} in the last {name}, {early:.0%} before; most by {best}; {int(most.sum())} of "
+        f"{most.numel()} heads at the end give half or more, {int((before >= HALF).sum())} of {before.numel()} before "
+        f"({MORE:g} times as much, or more, would be a change)"
     )
-    some = bool((shares >= HEAVY).any())
-    verdict: Verdict = "yes" if late > 1.5 * early and some else "partly" if some else "no"
+    some = late >= MORE * early and bool((end >= HEAVY).any())
+    many = late >= FIRST * early and float(most.double().mean()) >= 0.25
+    verdict: Verdict = "yes" if many and some else "partly" if some else "no"
     paper = "In the last layers many heads attend to a few tokens only, such as separators, as a no-op (C.3)"
     return Observation(paper, verdict, here)
+
+
+def _sparse(f: Figures) -> Observation:
+    """By the entropy, which is 1 where all keys that are seen get the same."""
+    end, before, name = _last(f.entropy)
+    late, early = float(end.mean()), float(before.mean())
+    layers = ", ".join(f"{value:.2f}" for value in f.entropy.mean(1).tolist())
+    fewer = int((end <= SMALLER * early).sum())
+    here = (
+        f"the entropy, of 1 where attention is even, is {late:.2f} in the last {name}, {early:.2f} before (by layer "
+        f"{layers}); {fewer} of {end.numel()} heads at the end have at most {SMALLER:g} times the mean before"
+    )
+    verdict: Verdict = "yes" if late <= SMALLER * early else "partly" if late < early and fewer else "no"
+    return Observation("Attention becomes sparse in the last layers (C.3)", verdict, here)
 
 
 def _text_scores(f: Figures) -> Observation:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from cogview.attention.measure import PAIRS, TARGETS, Figures
-from cogview.attention.observations import Observation, offset_of
+from cogview.attention.names import offset_of
+from cogview.attention.observations import Observation
 from cogview.attention.words import Word
 
 
@@ -64,7 +65,10 @@ def _head(f: Figures, layer: int, head: int) -> dict[str, Any]:
         "offset": {"dy": dy, "dx": dx, "share": round(share, 4)},
         "given_to": {name: at(f.targets[name]) for name in TARGETS},
         "separators": {name: at(values) for name, values in f.separators.items()},
-        "of_the_image_to": {name: {"share": at(f.regions[name]), "evenly": at(f.uniform[name])} for name in f.regions},
+        "of_the_image_to": {
+            name: {"share": at(share), "evenly": at(f.uniform[name]), "by_offset": at(f.by_offset[name])}
+            for name, share in f.regions.items()
+        },
         "entropy": at(f.entropy),
         "scores": {
             name: dict(zip(("least", "mean", "largest", "deviation"), map(_rounded, values), strict=True))

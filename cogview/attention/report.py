@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from cogview.attention.measure import TARGETS, Figures
-from cogview.attention.observations import Observation, called, observations, offset_name, offset_of, strongest, times
+from cogview.attention.names import called, offset_name, offset_of, strongest, times
+from cogview.attention.observations import Observation, observations
 from cogview.attention.record import Looked, figures_of, maps_of
 from cogview.data.files import save_tensors, write_json, write_text
 from cogview.labels import printable
@@ -40,7 +41,8 @@ def write(out: Path, system: System, looked: Sequence[Looked], figures: Figures,
     held = sum(one.holds == "yes" for one in found), sum(one.holds == "partly" for one in found)
     name = system.recipe.name if system.source is None else str(system.source)
     first = (
-        f"Of {len(found)} observations of the paper's appendix C {held[0]} hold of this model and {held[1]} in part: "
+        f"Of {len(found)} observations of the paper's appendices C.1, C.3 and C.4 {held[0]} hold of this model and "
+        f"{held[1]} in part: "
         f"{name}, {figures.entropy.numel()} heads, {_count(looked)}."
     )
     save_tensors(out / "maps.safetensors", maps_of(figures, looked), {})
@@ -60,7 +62,8 @@ def _page(
 
 Figures are means over {_count(looked)}. A query is the token that stands at its place; it draws the next one.
 "Evenly" is attention that gives all keys that a query sees the same. Layers and heads are counted from 1; figures.json
-has the numbers of every head, maps.safetensors the maps.
+has the numbers of every head, maps.safetensors the maps. C.2, what heads give words, is not among the observations:
+it is shown below.
 
 | the paper | here | in numbers |
 |---|---|---|
@@ -69,6 +72,9 @@ has the numbers of every head, maps.safetensors the maps.
 ## By position (C.1, figure 12)
 
 {_offset_lines(f)}
+
+Of each head the shares by offsets alone are those that it would give if it gave every key what it gives its offset on
+average, wherever the query stands.
 
 {_region_table(f)}
 
@@ -97,6 +103,8 @@ Of single separators the most is {_separator_lines(f)}.
 
 ## Scores (C.4, figure 14)
 
+Text to text are pairs of the caption's own tokens; commands, as [ROI1] or [BASE], are among the others.
+
 ![scores](scores.png)
 
 ![the layer of the largest](largest-scores.png)
@@ -122,10 +130,12 @@ def _offset_lines(f: Figures) -> str:
 
 
 def _region_table(f: Figures) -> str:
-    rows = ["| of the image attention to | share evenly | strongest heads: share (times evenly) |", "|---|---:|---|"]
+    title = "strongest heads: share (times evenly; share by offsets alone)"
+    rows = [f"| of the image attention to | share evenly | {title} |", "|---|---:|---|"]
     for name in f.regions:
         best = [
-            f"{called(layer, head)}: {float(f.regions[name][layer, head]):.0%} ({value:.1f})"
+            f"{called(layer, head)}: {float(f.regions[name][layer, head]):.0%} ({value:.1f}; "
+            f"{float(f.by_offset[name][layer, head]):.0%})"
             for layer, head, value in strongest(times(f, name))
         ]
         rows.append(f"| {name} | {float(f.uniform[name].mean()):.0%} | {', '.join(best)} |")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cogview.attention.analysis import analyse
-from cogview.attention.observations import called
+from cogview.attention.names import called
 from cogview.attention.words import collect, find
 from cogview.config import require
 from cogview.data.files import write_json, write_text
