@@ -19,7 +19,7 @@ from cogview.attention.look import Places, Seen, check, look, places_of
 from cogview.attention.measure import Figures, Tally, regions_of
 from cogview.attention.names import offset_name, offset_of, strongest
 from cogview.attention.observations import observations
-from cogview.attention.plots import marked, sheet
+from cogview.attention.plots import Panel, Row, marked, sheet
 from cogview.recipes.superresolution import SuperResolution
 from cogview.system import System
 from cogview.tokenizers.text import TextTokenizer
@@ -348,10 +348,14 @@ def test_pictures(tmp_path):
     values = torch.zeros(GRID, GRID)
     values[0, 3] = values[0, 2] = 1.0
     grey = torch.full((3, 16, 16), 128, dtype=torch.uint8)
-    path = marked(grey, [("dots", [("one", values)])], tmp_path / "marked.png", "a $ 狐狸 $", dots="dots")
+    rows = [Row("dots", grey, [Panel("one", values, dots=True)]), Row("black", grey * 0, [Panel("two", values)])]
+    path = marked(rows, tmp_path / "marked.png", "a $ 狐狸 $")
     with Image.open(path) as image:
         pixels, (width, height) = torch.from_numpy(np.array(image.convert("RGB"))), image.size
     red = (pixels == torch.tensor([255, 0, 0])).all(-1)
     assert red.any()
     assert red.nonzero()[:, 1].min() > width / 2
-    assert red.nonzero()[:, 0].max() < height * 0.6
+    assert red.nonzero()[:, 0].max() < height * 0.5
+    for colour, where in ((128, 0.3), (127, 0.75)):  # each row is of its own picture; the lower in grey
+        y = (pixels == colour).all(-1).nonzero()[:, 0].float().mean() / height
+        assert float(y) == pytest.approx(where, abs=0.15)

@@ -12,7 +12,7 @@ from cogview import cli
 from cogview.attention import words
 from cogview.demo.scenes import caption, sample_scenes
 from cogview.studies import attention
-from cogview.studies.attention import Cases, Sizes, cases, judged, tile
+from cogview.studies.attention import Cases, Sizes, cases, judged, shown_of, tile
 from cogview.system import System
 from cogview.tokenizers.text import TextTokenizer
 
@@ -45,6 +45,7 @@ def test_cases_are_of_each_word(monkeypatch):
     assert found.scene.tolist() == [0, 1, 1]
     assert found.inside[:, 0].tolist() == [[1, 0.25]] * 3
     assert found.hit[:, 0, 0].tolist() == [1, 1, 1]
+    torch.testing.assert_close(found.given[:, 0], torch.tensor([[1 / 16, 1.0]] * 3))
     assert found.other[0].isnan().all()
     assert found.other[1:, 0].tolist() == [[0, 0.25]] * 2
 
@@ -53,10 +54,10 @@ def test_the_head_is_chosen_on_one_half_and_judged_on_the_other():
     scene = torch.tensor([0, 1, 1, 2, 3, 3])
     inside = torch.tensor([[[0.9, 0.2]]] * 3 + [[[0.3, 0.8]]] * 3)
     other = torch.tensor([[[torch.nan, torch.nan]]] + [[[0.1, 0.1]]] * 2).repeat(2, 1, 1)
-    told = judged(Cases(inside, (inside > 0.25).float(), other, scene))
+    told = judged(Cases(inside, (inside > 0.25).float(), inside / 3, other, scene))
     assert told["head"] == [0, 0]
     assert told["cases"] == {"chosen_on": 3, "judged_on": 3, "of_two_emoji": 2}
-    assert (told["inside"], told["hit"]) == (pytest.approx(0.3), 1.0)
+    assert (told["inside"], told["hit"], told["given"]) == (pytest.approx(0.3), 1.0, pytest.approx(0.1))
     assert told["beyond_area"] == pytest.approx([0.05, 0.05])
     assert told["of_two_emoji"]["difference"] == pytest.approx([0.2, 0.2])
     assert told["all_heads"]["inside"] == [[0.3, 0.8]]
@@ -66,11 +67,22 @@ def test_words_of_one_scene_count_once():
     """Intervals are over scenes: two names of one are no two cases."""
     scene = torch.tensor([0, 2, 2, 3])
     inside = torch.tensor([0.9, 0.2, 0.4, 0.9]).view(4, 1, 1)
-    told = judged(Cases(inside, inside, inside - 0.1, scene))
+    told = judged(Cases(inside, inside, inside, inside - 0.1, scene))
     assert told["scenes"] == {"judged_on": 2, "of_two_emoji": 2}
     assert told["inside"] == pytest.approx(0.6)
     assert told["all_heads"]["inside"] == [[pytest.approx(0.6)]]
     assert told["beyond_area"] == pytest.approx([0.3 - 0.25, 0.9 - 0.25])
+
+
+def test_maps_shown_are_those_of_the_chosen_head():
+    system, scenes = scenes_system(), sample_scenes("test", 3)
+    codes = torch.randint(20, (3, 4, 4), generator=torch.Generator().manual_seed(0))
+    shown = shown_of(system, scenes, codes, "en", (1, 0))
+    (ids,) = system.encode(caption(scenes[1], "en"))
+    assert [word.text for word in shown[1].words] == [scenes[1].first, scenes[1].second]
+    torch.testing.assert_close(shown[1].maps.flatten(1), words.collect(system, ids, codes[1], shown[1].words)[1, 0])
+    assert [one.chosen_on for one in shown] == [True, True, False]
+    torch.testing.assert_close(shown[1].picture, system.pictures(codes)[1])
 
 
 def test_report(tmp_path, monkeypatch, capsys):
@@ -84,13 +96,19 @@ def test_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(attention, "analyse", lambda system, texts, codes, out, **how: asked.update(how) or "All told.")
     cli.main(["study", "attention", "--scenes", "8", "--measured", "4", "--shown", "3", "--out", "out"])
     assert asked["shown"] == 3
+    assert sorted(path.name for path in Path("out").glob("*.png")) == ["names-en.png", "names-zh.png"]
     page = Path("out/report.md").read_text(encoding="utf-8")
     assert page.splitlines()[0] in capsys.readouterr().out
     assert page.startswith("Layer ")
+    assert all(f"]({name}.png)" in page for name in ("names-en", "names-zh"))
     assert "[What they do](heads/report.md). All told." in page
     figures = json.loads(Path("out/figures.json").read_text(encoding="utf-8"))
     assert figures["area"] == 0.25
     assert figures["languages"]["en"]["cases"]["judged_on"] == 6
+    assert f"a name {figures['languages']['en']['given']:.0%} of the head's attention" in page.splitlines()[0]
+    cli.main(["study", "attention", "--scenes", "8", "--measured", "4", "--shown", "0", "--out", "none"])
+    assert not list(Path("none").glob("*.png"))
+    assert "names-en" not in Path("none/report.md").read_text(encoding="utf-8")
 
 
 def test_sizes():

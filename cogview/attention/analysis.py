@@ -11,6 +11,7 @@ from cogview.attention import plots, report, words
 from cogview.attention.look import Seen, check, places_of
 from cogview.attention.measure import Figures, Tally
 from cogview.attention.names import called
+from cogview.attention.plots import Panel, Row
 from cogview.attention.record import Looked
 from cogview.attention.words import Word
 from cogview.data.files import read_object
@@ -19,7 +20,6 @@ from cogview.pictures import curves
 from cogview.system import System
 
 SHOWN = 4  # heads of each word, and of dots
-DOTS = "attended"
 _MARKED = re.compile(r"\d{3,}[^/\\\0]*\.png")  # a plain name, as `_marked` makes it
 _MAX_BYTES = 256 << 20  # of figures.json
 
@@ -112,12 +112,12 @@ def _marked(out: Path, looked: Sequence[Looked], pictures: Tensor) -> list[Path]
     paths = list[Path]()
     for number, (one, picture) in enumerate(zip(looked, pictures, strict=False), 1):
         times = (one.received / one.uniform).unflatten(-1, tuple(one.codes.shape))
-        dots = [(called(*divmod(n, differs.shape[1])), times.flatten(0, 1)[n]) for n in best]
-        rows = [(DOTS, dots)]
+        dots = [Panel(called(*divmod(n, differs.shape[1])), times.flatten(0, 1)[n], dots=True) for n in best]
+        rows = [Row("attended", picture, dots)]
         for word, heads, maps in zip(one.words, one.heads.tolist(), one.maps, strict=True):
             titles = [f"{called(*at)}: {float(values.mean()):.0%}" for at, values in zip(heads, maps, strict=True)]
-            rows.append((word.text, list(zip(titles, maps, strict=True))))
+            rows.append(Row(word.text, picture, [Panel(*own) for own in zip(titles, maps, strict=True)]))
         words_of_it = file_name(one.caption)
         path = out / f"{number:03d}{words_of_it and '-'}{words_of_it}.png"
-        paths.append(plots.marked(picture, rows, path, one.caption, dots=DOTS))
+        paths.append(plots.marked(rows, path, one.caption))
     return paths

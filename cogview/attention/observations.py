@@ -77,11 +77,12 @@ def _checkers(f: Figures) -> Observation:
     layer, head, _ = strongest(found, 1)[0]
     own, other = (float(f.regions[name][layer, head]) for name in edges)
     alone = [float(f.by_offset[name][layer, head]) for name in edges]
-    count = int((found >= CHECKERS).sum())
+    count, avoiding = int((found >= CHECKERS).sum()), int((torch.stack(beyond) < 0).all(0).sum())
     here = (
         f"of their image attention tokens at the left and right edge give {own:.0%} to the edges, those inside "
         f"{other:.0%}, in {called(layer, head)}, which by its mean of each offset alone would be {alone[0]:.0%} and "
-        f"{alone[1]:.0%}; in {count} of {found.numel()} heads the two are apart from that by {CHECKERS:.0%} or more"
+        f"{alone[1]:.0%}; in {count} of {found.numel()} heads the two are apart from that by {CHECKERS:.0%} or more. "
+        f"In {avoiding} both give the edges less than that"
     )
     paper = "Checkers: tokens at the boundary attend differently from those at the centre (C.1)"
     return Observation(paper, "yes" if count else "no", here)

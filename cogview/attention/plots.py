@@ -5,7 +5,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.cells import cell_len
@@ -76,28 +76,40 @@ def _bar(bar: Any, words: str, middle: float | None) -> None:
         bar.ax.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def marked(
-    picture: Tensor, rows: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]], path: Path, title: str, *, dots: str
-) -> Path:
-    """Rows of maps [g, g] over a picture uint8 [3, H, W], each with its title, the row with its name. The row called
-    `dots` has red dots on the eighth of the places with most; in the others a place is the redder the more it has."""
-    across = max(len(maps) for _, maps in rows)
+class Panel(NamedTuple):
+    title: str
+    values: Tensor
+    """[g, g]"""
+    dots: bool = False
+    """Red dots on the eighth of the places with most; or every place is the redder the more it has."""
+
+
+class Row(NamedTuple):
+    name: str
+    picture: Tensor
+    """uint8 [3, H, W]"""
+    panels: Sequence[Panel]
+
+
+def marked(rows: Sequence[Row], path: Path, title: str) -> Path:
+    """Rows of maps over pictures (figure 13)."""
+    across = max(len(row.panels) for row in rows)
     figure = _figure(0.5 + _MARKED * across, 0.5 + (_MARKED + 0.25) * len(rows))
     _title(figure, title)
-    image = np.asarray(image_of(picture))
-    grey = image.mean(-1) * 0.5 + 127
     grid = figure.subplots(len(rows), across, squeeze=False)
-    for line, (name, maps) in zip(grid, rows, strict=True):
-        for axes in line[len(maps) :]:
+    for line, (name, picture, panels) in zip(grid, rows, strict=True):
+        image = np.asarray(image_of(picture))
+        for axes in line[len(panels) :]:
             axes.set_axis_off()
-        for axes, (words, values) in zip(line, maps, strict=False):
+        for axes, (words, values, dots) in zip(line, panels, strict=False):
             axes.set(xticks=[], yticks=[])
             plainly(axes.title, words)
             axes.title.set_fontsize(8)
-            if name == dots:
+            if dots:
                 axes.imshow(image, interpolation="nearest")
                 _dots(axes, values, image.shape[:2])
             else:
+                grey = image.mean(-1) * 0.5 + 127
                 axes.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 _colours(axes, values, image.shape[:2])
         plainly(line[0].yaxis.label, textwrap.shorten(name, 18, placeholder="…"))

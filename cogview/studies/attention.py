@@ -5,6 +5,7 @@ Heads are chosen on one half of held-out scenes and judged on the other. C cases
 H heads, N places of the picture.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,18 +14,16 @@ import torch
 from torch import Tensor
 
 from cogview.attention.analysis import analyse
-from cogview.attention.names import called
-from cogview.attention.words import collect, find
+from cogview.attention.words import Word, collect, find
 from cogview.config import require
-from cogview.data.files import write_json, write_text
 from cogview.data.images import pixels
 from cogview.demo.scenes import NOUNS, PLACES, SIZE, TILE, Scene, caption, render, sample_scenes
 from cogview.progress import progress, track
+from cogview.studies import attention_report as report
 from cogview.studies.paired import compare
 from cogview.system import System
 
 BASE = "gpt"  # the demo's model that draws
-LANGUAGES = {"en": "English", "zh": "Chinese"}
 AREA = TILE**2 / SIZE**2  # of a picture, that an emoji takes
 
 
@@ -49,6 +48,8 @@ class Cases(NamedTuple):
     """Of what all places give the word, the share of those inside its emoji's tile."""
     hit: Tensor
     """1 where the place that gives it most is one of these."""
+    given: Tensor
+    """Of its whole attention what a place gives the word, on average over all places."""
     other: Tensor
     """As `inside`, of the tile of the scene's other emoji; NaN without one."""
     scene: Tensor
@@ -62,34 +63,53 @@ def run(out: Path, source: Path, sizes: Sizes) -> str:
     system = System.load(source, name=BASE)
     scenes = sample_scenes("test", sizes.scenes)
     codes = system.tokenize(torch.stack([pixels(render(scene), SIZE) for scene in scenes]))
-    found = {language: judged(cases(system, scenes, codes, language)) for language in LANGUAGES}
+    found = {language: judged(cases(system, scenes, codes, language)) for language in report.LANGUAGES}
     texts = [
         caption(scene, "en" if 2 * n < sizes.measured else "zh") for n, scene in enumerate(scenes[: sizes.measured])
     ]
     with progress("looking at pictures", len(texts)) as update:
         some = codes[: len(texts)]
         told = analyse(system, texts, some, out / "heads", shown=sizes.shown, update=update)
+    shown = [shown_of(system, scenes[: sizes.shown], codes, language, found[language]["head"]) for language in found]
     figures = {"model": str(system.source), "sizes": asdict(sizes), "area": AREA, "languages": found}
-    write_json(out / "figures.json", figures)
-    first = _verdict(found["en"])
-    write_text(out / "report.md", _page(first, figures, told))
-    return first
+    return report.write(out, figures, dict(zip(found, shown, strict=True)), told)
 
 
 def cases(system: System, scenes: list[Scene], codes: Tensor, language: str) -> Cases:
     """Of all emoji of scenes, whose pictures have these codes."""
-    grid, rows = system.recipe.config.image_grid, list[tuple[Tensor, Tensor, Tensor, Tensor]]()
-    for number, scene in enumerate(track(scenes, f"looking at scenes, {LANGUAGES[language]}")):
-        (ids,) = system.encode(caption(scene, language))
-        names = [name if language == "en" else NOUNS[name][3] for name, _ in scene.placed]
-        named = [word for name in names if (word := find(system.text, ids, name)) is not None]
+    grid, rows = system.recipe.config.image_grid, list[tuple[Tensor, ...]]()
+    for number, scene in enumerate(track(scenes, f"looking at scenes, {report.LANGUAGES[language]}")):
         own = torch.stack([tile(place, grid) for _, place in scene.placed]).float()
-        all_maps = collect(system, ids, codes[number], named)
+        named, all_maps = _maps(system, scene, codes[number], language)
         share = (all_maps / all_maps.sum(-1, keepdim=True)) @ own.T  # [L, H, words, tiles]
         for n, most in enumerate(all_maps.argmax(-1).unbind(-1)):
             other = share[..., n, 1 - n] if len(named) > 1 else torch.full(most.shape, torch.nan)
-            rows.append((share[..., n, n], own[n][most], other, torch.tensor(number)))
+            rows.append((share[..., n, n], own[n][most], all_maps[..., n, :].mean(-1), other, torch.tensor(number)))
     return Cases(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
+
+
+def shown_of(
+    system: System, scenes: Sequence[Scene], codes: Tensor, language: str, head: Sequence[int]
+) -> list[report.Shown]:
+    """Of the first scenes, whose pictures have these codes, the maps of the names by a layer's head, from 0."""
+    grid, found, (layer, number) = system.recipe.config.image_grid, list[report.Shown](), head
+    for n, (scene, picture) in enumerate(zip(scenes, system.pictures(codes[: len(scenes)]), strict=True)):
+        named, all_maps = _maps(system, scene, codes[n], language)
+        found.append(report.Shown(picture, named, all_maps[layer, number].unflatten(-1, (grid, grid)), chosen_on(n)))
+    return found
+
+
+def chosen_on(scene: Any) -> Any:
+    """Whether heads are chosen on the scene of a number, or numbers; scenes have one and two emoji in turn."""
+    return scene // 2 % 2 == 0
+
+
+def _maps(system: System, scene: Scene, codes: Tensor, language: str) -> tuple[list[Word], Tensor]:
+    """The names of a scene's emoji in its caption, and [L, H, W, N] of all heads."""
+    (ids,) = system.encode(caption(scene, language))
+    names = [name if language == "en" else NOUNS[name][3] for name, _ in scene.placed]
+    named = [word for name in names if (word := find(system.text, ids, name)) is not None]
+    return named, collect(system, ids, codes, named)
 
 
 def tile(place: str, grid: int) -> Tensor:
@@ -102,14 +122,14 @@ def tile(place: str, grid: int) -> Tensor:
 def judged(found: Cases) -> dict[str, Any]:
     """The head of the largest mean share on every other scene, counted from 0, and how it does on the others: means
     over scenes, of each the mean of its words, which are not independent."""
-    choosing = found.scene // 2 % 2 == 0  # scenes have one and two emoji in turn
+    choosing = chosen_on(found.scene)
     by_head = found.inside[choosing].mean(0)
     layer, head = divmod(int(by_head.argmax()), by_head.shape[1])
-    words, scene = [values[~choosing, layer, head] for values in found[:3]], found.scene[~choosing]
-    two = words[2].isfinite()
-    more = by_scene((words[0] > words[2]).float()[two], scene[two])
-    own, other = (by_scene(values[two], scene[two]) for values in (words[0], words[2]))
-    inside, hit = (by_scene(values, scene) for values in words[:2])
+    *words, others = (values[~choosing, layer, head] for values in found[:4])
+    scene, two = found.scene[~choosing], others.isfinite()
+    more = by_scene((words[0] > others).float()[two], scene[two])
+    own, other = (by_scene(values[two], scene[two]) for values in (words[0], others))
+    inside, hit, given = (by_scene(values, scene) for values in words)
     rival = compare(own, other)
     beside = compare(inside, torch.full_like(inside, AREA))
     all_heads = {name: by_scene(getattr(found, name)[~choosing], scene).mean(0) for name in ("inside", "hit")}
@@ -120,6 +140,7 @@ def judged(found: Cases) -> dict[str, Any]:
         "inside": float(inside.mean()),
         "beyond_area": beside["interval"],
         "hit": float(hit.mean()),
+        "given": float(given.mean()),
         "of_two_emoji": {
             "own": float(own.mean()),
             "other": float(other.mean()),
@@ -135,57 +156,3 @@ def judged(found: Cases) -> dict[str, Any]:
 def by_scene(values: Tensor, scene: Tensor) -> Tensor:
     """[S, ...] of [C, ...]: the means of the cases of each scene."""
     return torch.stack([values[scene == number].mean(0) for number in scene.unique()])
-
-
-def _verdict(found: dict[str, Any]) -> str:
-    low, high = found["beyond_area"]
-    able = "finds" if low > 0 else "is not shown to find"
-    return (
-        f"{called(*found['head']).capitalize()} {able} what an English word is about: of what it gives the names of "
-        f"emoji in scenes that it was not chosen on, {found['inside']:.0%} comes from the places that draw them, which "
-        f"are {AREA:.0%} of the picture (95 % interval of the difference {low:+.0%} to {high:+.0%}), and in "
-        f"{found['hit']:.0%} the place that gives most is one of these."
-    )
-
-
-def _page(first: str, figures: dict[str, Any], told: str) -> str:
-    rows, tables = list[str](), list[str]()
-    for language, name in LANGUAGES.items():
-        found = figures["languages"][language]
-        two, (low, high) = found["of_two_emoji"], found["of_two_emoji"]["difference"]
-        rows.append(
-            f"| {name} | {called(*found['head'])} | {found['inside']:.1%} | {found['hit']:.1%} | {two['own']:.1%} | "
-            f"{two['other']:.1%} | {low:+.1%} to {high:+.1%} | {two['own_gets_more']:.1%} |"
-        )
-        heads = range(1, len(found["all_heads"]["inside"][0]) + 1)
-        tables.append(f"{name}:\n\n| layer | {' | '.join(f'head {n}' for n in heads)} |\n|---{'|---:' * len(heads)}|")
-        both = zip(found["all_heads"]["inside"], found["all_heads"]["hit"], strict=True)
-        for layer, pairs in enumerate(both, 1):
-            cells = " | ".join(f"{inside:.0%}, {hit:.0%}" for inside, hit in zip(*pairs, strict=True))
-            tables[-1] += f"\n| {layer} | {cells} |"
-    counts = figures["languages"]["en"]["cases"]
-    return f"""{first}
-
-# Words and places
-
-Of {figures["model"]}; {figures["sizes"]["scenes"]} scenes that training never saw, true pictures, {counts["judged_on"]}
-names of emoji in the {figures["languages"]["en"]["scenes"]["judged_on"]} that are judged; means and intervals are over
-scenes, of the mean of each scene's names. The map of a word is what the queries that draw each place give it. Chosen is
-the head with the largest share inside the emoji's tile on the other half.
-
-| captions | head | inside its tile | most from there | of two: its own | the other's | 95 % | own gets more |
-|---|---|---:|---:|---:|---:|---:|---:|
-{chr(10).join(rows)}
-
-Where there are two emoji the share inside its own tile stands beside that inside the other's, with the interval of the
-difference. The tile is {AREA:.0%} of the picture. In Chinese captions a token may have several words, a name and
-its place.
-
-All heads on the judged half: share inside the tile, and how often the place that gives most is there.
-
-{f"{chr(10)}{chr(10)}".join(tables)}
-
-# All heads
-
-[What they do](heads/report.md). {told}
-"""
