@@ -10,9 +10,11 @@ from test_transformer import recipe_of
 
 from cogview import cli
 from cogview.attention import words
+from cogview.attention.look import Seen
 from cogview.demo.scenes import caption, sample_scenes
-from cogview.studies import attention
-from cogview.studies.attention import Cases, Sizes, cases, judged, shown_of, tile
+from cogview.studies import attention, attention_centre
+from cogview.studies.attention import Cases, Sizes, cases, judged, shown_of
+from cogview.studies.attention_centre import PARTS, centre, parts_of, tile, told
 from cogview.system import System
 from cogview.tokenizers.text import TextTokenizer
 
@@ -72,6 +74,37 @@ def test_words_of_one_scene_count_once():
     assert told["inside"] == pytest.approx(0.6)
     assert told["all_heads"]["inside"] == [[pytest.approx(0.6)]]
     assert told["beyond_area"] == pytest.approx([0.3 - 0.25, 0.9 - 0.25])
+
+
+def test_the_centre_apart_from_what_stands_there(monkeypatch):
+    """A head that gives all to the last place of the emoji in the centre, and one that gives all keys the same."""
+    assert parts_of("left", 8).sum(1).tolist() == [8, 8, 8, 40]
+    system, scenes = scenes_system(), sample_scenes("test", 3)
+    assert [(scene.place, scene.second is None) for scene in scenes] == [
+        ("bottom", True),
+        ("below", False),
+        ("left", True),
+    ]
+
+    def see(system, ids, codes, see):
+        places = attention_centre.places_of(system, ids)
+        visible = torch.ones(system.recipe.length, system.recipe.length).tril()
+        weights = (visible / visible.sum(1, keepdim=True)).expand(2, -1, -1).clone()
+        weights[0] = 0.0
+        weights[0, :, places.image[9]] = 1.0  # of the bottom's emoji, of the left's; in the centre of 4 x 4
+        for layer in range(2):
+            see(Seen(layer, slice(0, 2), weights, weights, visible.bool()))
+
+    monkeypatch.setattr(attention_centre, "look", see)
+    found = centre(system, scenes, torch.zeros(3, 4, 4, dtype=torch.int64))
+    assert found["scenes"] == 2
+    first, second = (torch.tensor([found["times"][name][0][head] for name in PARTS]) for head in (0, 1))
+    assert first[0] > 2
+    assert first[1:].tolist() == [0, 0, 0]
+    torch.testing.assert_close(second, torch.ones(4))
+    assert "4 of 4 heads give the emoji's part" in " ".join(told(found).split())
+    assert "or more, 2 its background" in " ".join(told(found).split())
+    assert "No scene" in told(centre(system, scenes[1:2], torch.zeros(1, 4, 4, dtype=torch.int64)))
 
 
 def test_maps_shown_are_those_of_the_chosen_head():

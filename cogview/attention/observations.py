@@ -105,7 +105,7 @@ def _broad(f: Figures) -> Observation:
     here = (
         f"of what the lower half gives the image, {int(some.sum())} of {some.numel()} heads, {deep} of them in the "
         f"second half of the layers, give a region {BROAD:.0%} of it more than their offsets alone and than evenly "
-        f"({'; '.join(parts)})"
+        f"({'; '.join(parts)}). What stands in the pictures there counts too"
     )
     verdict: Verdict = "yes" if deep else "partly" if bool(some.any()) else "no"
     return Observation(

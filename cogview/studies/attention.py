@@ -17,9 +17,10 @@ from cogview.attention.analysis import analyse
 from cogview.attention.words import Word, collect, find
 from cogview.config import require
 from cogview.data.images import pixels
-from cogview.demo.scenes import NOUNS, PLACES, SIZE, TILE, Scene, caption, render, sample_scenes
+from cogview.demo.scenes import NOUNS, SIZE, TILE, Scene, caption, render, sample_scenes
 from cogview.progress import progress, track
 from cogview.studies import attention_report as report
+from cogview.studies.attention_centre import centre, tile
 from cogview.studies.paired import compare
 from cogview.system import System
 
@@ -72,6 +73,7 @@ def run(out: Path, source: Path, sizes: Sizes) -> str:
         told = analyse(system, texts, some, out / "heads", shown=sizes.shown, update=update)
     shown = [shown_of(system, scenes[: sizes.shown], codes, language, found[language]["head"]) for language in found]
     figures = {"model": str(system.source), "sizes": asdict(sizes), "area": AREA, "languages": found}
+    figures["centre"] = centre(system, scenes[: sizes.measured], codes)
     return report.write(out, figures, dict(zip(found, shown, strict=True)), told)
 
 
@@ -110,13 +112,6 @@ def _maps(system: System, scene: Scene, codes: Tensor, language: str) -> tuple[l
     names = [name if language == "en" else NOUNS[name][3] for name, _ in scene.placed]
     named = [word for name in names if (word := find(system.text, ids, name)) is not None]
     return named, collect(system, ids, codes, named)
-
-
-def tile(place: str, grid: int) -> Tensor:
-    """bool [grid * grid]: the places of the picture, in raster order, on which an emoji at a place stands."""
-    (left, top), cell = PLACES[place][0], SIZE // grid
-    x, y = torch.arange(grid**2) % grid * cell, torch.arange(grid**2) // grid * cell
-    return (x >= left) & (x < left + TILE) & (y >= top) & (y < top + TILE)
 
 
 def judged(found: Cases) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from cogview.attention.names import called
 from cogview.attention.plots import Panel, Row, marked
 from cogview.attention.words import Word
 from cogview.data.files import write_json, write_text
+from cogview.studies import attention_centre
 
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 
@@ -107,6 +108,10 @@ share inside its own tile stands beside that inside the other's, with the interv
 All heads on the judged half: share inside the tile, and how often the place that gives most is there.
 
 {f"{chr(10)}{chr(10)}".join(tables)}
+
+# The centre: a place, or what stands there
+
+{attention_centre.told(figures["centre"])}
 
 # All heads
 
