@@ -4,9 +4,10 @@ tell the style alone. What it has learned of things before is then drawn in that
     an image of oil painting style   ->   a fox of oil painting style
     油画风格的图片                    ->   油画风格的一只狐狸
 
-The sequences are CogView's. The paper takes 1,000 pictures of each style; its rates and steps were never published and
-are ours. They are few, since what captions do not name is forgotten meanwhile (`cogview study styles`), and the rate is
-constant, so that fewer steps are the beginning of more.
+The sequences are CogView's, and so is the training, but for the text, which is the same in all and not learned. The
+paper takes 1,000 pictures of each style; its rates and steps were never published and are ours. They are few, since
+what captions do not name is forgotten meanwhile (`cogview study styles`), and the rate is constant, so that fewer steps
+are the beginning of more.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from cogview.config import ModelConfig, TrainConfig, require
 from cogview.recipes.cogview import CogView
 
 _CHINESE = re.compile(r"[㐀-鿿]")
-_TRAINING: dict[str, Any] = {"seconds": None, "text_weight": 0.0, "hide_context": 0.0, "final_rate": 1.0}
+_TRAINING: dict[str, Any] = {"seconds": None, "text_weight": 0.0, "final_rate": 1.0}
 _TINY: dict[str, Any] = {"steps": 15, "learning_rate": 3e-4}
 _PUBLISHED: dict[str, Any] = {"steps": 200, "batch_size": 128, "accumulate": 2, "learning_rate": 3e-5}
 

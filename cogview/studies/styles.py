@@ -74,13 +74,18 @@ def run(out: Path, sizes: Sizes) -> str:
         "true": judges.score(judges.true, judges.views),
     }
     rows = list[tuple[str, list[Tensor]]]()
+    together = along(out, STYLES, systems[BASE], tokens[ALL], judges, sizes.drawn)
     for style in STYLES:
-        figures[style] = {"along": along(out, style, systems[BASE], tokens[style], judges, sizes.drawn)}
+        alone = along(out, (style,), systems[BASE], tokens[style], judges, sizes.drawn)
+        figures[style] = {"along": {"own": alone[style], "all": together[style]}}
+        new = asked(style)["held out"]
+        plainly = draw(systems[style], [view._replace(style=PLAIN) for view in new], sizes.drawn)
+        figures[style]["not asked for"] = judges.score(plainly, repeated(new, sizes.drawn))
         for name, of in {"before": BASE, "own": style, "all": ALL}.items():
             for kind, views in asked(style).items():
                 pictures = draw(systems[of], views, sizes.drawn)
-                several = [view for view in views for _ in range(sizes.drawn)]
-                figures[style].setdefault(kind, {})[name] = judges.score(pictures, several)
+                of_these = judges.score(pictures, repeated(views, sizes.drawn))
+                figures[style].setdefault(kind, {})[name] = of_these
                 if kind == "held out":
                     rows.append((f"{style}, {name}", list(pictures[:: sizes.drawn][:SHOWN])))
         rows.append((f"{style}, true, never seen", list(pictures_of(asked(style)["held out"][:SHOWN]))))
@@ -96,13 +101,20 @@ def run(out: Path, sizes: Sizes) -> str:
 
 def draw(system: System, views: Sequence[View], each: int) -> Tensor:
     """Of each view `each` pictures, one view after the other."""
-    captions = [named(v.thing) if v.style == PLAIN else drawn(named(v.thing), v.style) for v in views]
-    return system.draw([caption for caption in captions for _ in range(each)], **HOW)
+    captions = [named(v.thing) if v.style == PLAIN else drawn(named(v.thing), v.style) for v in repeated(views, each)]
+    return system.draw(captions, **HOW)
 
 
-def along(out: Path, style: str, base: System, data: TokenDataset, judges: Judges, each: int) -> list[dict[str, float]]:
-    """How a finetuning to a style draws things held out in it, as it goes on."""
-    views, found = asked(style)["held out"], list[dict[str, float]]()
+def repeated(views: Sequence[View], each: int) -> list[View]:
+    """As `draw` draws them."""
+    return [view for view in views for _ in range(each)]
+
+
+def along(
+    out: Path, styles: Sequence[str], base: System, data: TokenDataset, judges: Judges, each: int
+) -> dict[str, list[dict[str, float]]]:
+    """How a finetuning to styles draws things held out in each, as it goes on."""
+    found: dict[str, list[dict[str, float]]] = {style: [] for style in styles}
     training = replace(Style.presets["tiny"][1], steps=POINTS[-1])
     recipe = Style(Style.begun(base.recipe.config))
     torch.manual_seed(training.seed)
@@ -110,12 +122,14 @@ def along(out: Path, style: str, base: System, data: TokenDataset, judges: Judge
     model.load_state_dict(base.model.state_dict())
     with tempfile.TemporaryDirectory(dir=out) as folder:
         trainer = Trainer(TokenTask(recipe, model, data, training, None), training, Path(folder))
-        for point in track(POINTS, f"drawing {style} as it is learned"):
+        for point in track(POINTS, f"drawing {' and '.join(styles)} as learned"):
             while trainer.state.step < point:
                 trainer.step()
             system = replace(base, recipe=recipe, model=model)
-            several = [view for view in views for _ in range(each)]
-            found.append({"steps": point} | judges.score(draw(system, views, each), several))
+            for style in styles:
+                views = asked(style)["held out"]
+                shares = judges.score(draw(system, views, each), repeated(views, each))
+                found[style].append({"steps": point} | shares)
     return found
 
 

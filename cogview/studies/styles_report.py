@@ -11,6 +11,7 @@ from cogview.demo.things import FILTERS, STYLES, things
 from cogview.pictures import contact_sheet, curves
 
 MODELS = {"before": "before", "own": "finetuned to it", "all": "finetuned to all three"}
+SHARES = ("style", "thing", "both")
 KINDS = {"held out": "never seen in the style", "seen": "seen in it, without their names"}
 
 
@@ -27,26 +28,41 @@ def write(out: Path, facts: dict[str, Any], rows: Sequence[tuple[str, list[Tenso
 def _along(figures: dict[str, Any]) -> list[tuple[str, dict[str, tuple[list[float], list[float]]]]]:
     panels = []
     for style in STYLES:
-        points = figures[style]["along"]
-        steps = [point["steps"] for point in points]
-        lines = {of: (steps, [point[of] for point in points]) for of in ("style", "thing", "both")}
+        lines = dict[str, tuple[list[float], list[float]]]()
+        for name, points in figures[style]["along"].items():
+            told = {"own": "", "all": " (all three)"}[name]
+            steps = [float(point["steps"]) for point in points]
+            lines |= {f"{of}{told}": (steps, [point[of] for point in points]) for of in SHARES}
         panels.append((f"{style}: share of pictures", lines))
     return panels
 
 
-def _mean(figures: dict[str, Any], kind: str, name: str, of: str) -> float:
-    return sum(figures[style][kind][name][of] for style in STYLES) / len(STYLES)
-
-
 def _verdict(figures: dict[str, Any]) -> str:
-    style, thing, both = (
-        {name: f"{_mean(figures, 'held out', name, of):.0%}" for name in MODELS} for of in ("style", "thing", "both")
-    )
+    def of_each(name: str, of: str) -> str:
+        return ", ".join(f"{figures[style]['held out'][name][of]:.0%}" for style in STYLES)
+
+    def told(name: str) -> str:
+        return (
+            f"{of_each(name, 'style')} in the style, {of_each(name, 'thing')} the thing, {of_each(name, 'both')} both"
+        )
+
     return (
-        f"Of things that the finetuning never showed in the style {style['own']} are drawn in it (before "
-        f"{style['before']}, one finetuning to all three styles {style['all']}), {thing['own']} show the thing "
-        f"({thing['before']}, {thing['all']}), {both['own']} both ({both['before']}, {both['all']})."
+        f"Of things that the finetuning never showed in the style, by the judges, of {', '.join(STYLES)}: "
+        f"{told('own')}. Before: {told('before')}. By one finetuning to all three styles: {told('all')}."
     )
+
+
+def _equal_steps(figures: dict[str, Any]) -> list[str]:
+    """Rows: both finetunings at the steps at which they were asked, means over the styles."""
+    rows = []
+    for n, point in enumerate(figures[STYLES[0]]["along"]["own"]):
+        means = [
+            sum(figures[style]["along"][name][n][of] for style in STYLES) / len(STYLES)
+            for name in ("own", "all")
+            for of in SHARES
+        ]
+        rows.append(f"| {point['steps']} | " + " | ".join(f"{mean:.0%}" for mean in means) + " |")
+    return rows
 
 
 def _page(verdict: str, facts: dict[str, Any]) -> str:
@@ -56,9 +72,11 @@ def _page(verdict: str, facts: dict[str, Any]) -> str:
         for kind, told in KINDS.items():
             for name, model in MODELS.items():
                 f = figures[style][kind][name]
-                shares = " | ".join(f"{f[of]:.0%} ({f[f'{of} error']:.0%})" for of in ("style", "thing", "both"))
-                lines.append(f"| {style}: {told} | {model} | {shares} | {f['pictures']} |")
-    true, styles, count = figures["true"], len(FILTERS) + len(STYLES) + 1, len(things())
+                lines.append(f"| {style}: {told} | {model} | {_shares(f)} | {f['pictures']} |")
+        f = figures[style]["not asked for"]
+        lines.append(f"| {style}, not asked for: never seen in it | finetuned to it | {_shares(f)} | {f['pictures']} |")
+    true, plain = figures["true"], figures["plain"]
+    styles, count = len(FILTERS) + len(STYLES) + 1, len(things())
     held = ", ".join(f"{n} of {style}" for style, n in facts["pairs"].items())
     return f"""{verdict}
 
@@ -70,16 +88,23 @@ Drawn is "a fox of flat style".
 
 {chr(10).join(lines)}
 
-Shares of the pictures that are in the style asked for, of {styles}, that show the thing asked for, of {count}, and
-both, as two networks say; in brackets standard errors over things. Of true pictures after the image tokenizer, on
-backgrounds that they were not trained on, they say {true["style"]:.0%} and {true["thing"]:.0%} rightly. Plain things
-("a fox") the model draws right in {figures["plain"]["thing"]:.0%} of the cases.
+Shares of the pictures that are in the style, of {styles}, that show the thing, of {count}, and both, as two networks
+say; in brackets standard errors over things. "Not asked for": captions as "a fox". Of true pictures after the image
+tokenizer, on backgrounds that they were not trained on, the networks say {true["style"]:.0%} and {true["thing"]:.0%}
+rightly; of plain things ("a fox") that the model draws before the finetuning they call {plain["thing"]:.0%} the thing,
+but {plain["style"]:.0%} plain: a share of a style is what looks like it to them.
 
 ![things whose picture in the style was held out](sheet.png)
 
 What is learned of the style and forgotten of the things, of those held out in the style:
 
 ![shares over the steps of the finetuning](steps.png)
+
+After as many steps of 16 pictures the finetunings to one style, and to all three, give in the mean:
+
+| steps | style | thing | both | all three: style | thing | both |
+|---:|---:|---:|---:|---:|---:|---:|
+{chr(10).join(_equal_steps(figures))}
 
 ## How
 
@@ -91,3 +116,7 @@ What is learned of the style and forgotten of the things, of those held out in t
   temperature 0.5 with textual attention 1.
 - Threads: {facts["threads"]}.
 """
+
+
+def _shares(figures: dict[str, float]) -> str:
+    return " | ".join(f"{figures[of]:.0%} ({figures[f'{of} error']:.0%})" for of in SHARES)
