@@ -234,7 +234,7 @@ def test_the_best_of_the_first_candidates_are_kept(run, monkeypatch):
     """Of 1, 2 and 3 candidates by CapLoss, whatever the batch; what is there is not drawn again."""
     system, judge = systems()
     captions, how = ["a fox", "a red car", "蓝色"], Sampling(temperature=2.0, batch_size=4)
-    paths = draw(run / "drawn", system, judge, captions, how, 3, seed=5)
+    paths = draw(run, system, judge, captions, how, 3, seed=5)
     assert list(paths) == counts_of(3) == [1, 2, 3]
     assert [counts_of(n) for n in (1, 2, 60)] == [[1], [1, 2], [1, 2, 4, 8, 16, 32, 60]]
     for number, caption in enumerate(captions):
@@ -252,18 +252,18 @@ def test_the_best_of_the_first_candidates_are_kept(run, monkeypatch):
         lambda self, some, *rest, **more: drawn.extend(some) or batches(self, some, *rest, **more),
     )
     before = paths[3][1].stat().st_mtime_ns
-    assert draw(run / "drawn", system, judge, captions, how, 3, seed=5) == paths
+    assert draw(run, system, judge, captions, how, 3, seed=5) == paths
     assert paths[3][2].is_file()
     assert drawn == ["蓝色"] * 3
     assert paths[3][1].stat().st_mtime_ns == before
     for change, name in (({"seed": 6}, "seed"), ({"candidates": 4}, "candidates"), ({"judge": None}, "judge")):
         arguments = {"judge": judge, "captions": captions, "how": how, "candidates": 3, "seed": 5} | change
         with pytest.raises(ValueError, match=f"out: expected pictures of the same {name} in .*drawn, got 'others;"):
-            draw(run / "drawn", system, **arguments)
+            draw(run, system, **arguments)
     for text, sentence in (("[]", "a JSON object in .*settings.json"), ("{", "JSON in .*settings.json")):
         (run / "drawn/settings.json").write_text(text)
         with pytest.raises(ValueError, match=f"out: expected {sentence}"):
-            draw(run / "drawn", system, judge, captions, how, 3, seed=5)
+            draw(run, system, judge, captions, how, 3, seed=5)
 
 
 @pytest.mark.parametrize(

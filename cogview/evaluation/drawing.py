@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cogview.config import require
 from cogview.data.files import read_object, sha256_of, write_json
-from cogview.evaluation.asked import name_of
+from cogview.evaluation.asked import name_of, write_captions
 from cogview.pictures import image_of, save_image
 from cogview.progress import Sum, progress
 from cogview.reranking import ordered
@@ -29,7 +29,7 @@ def counts_of(candidates: int) -> list[int]:
 
 
 def draw(
-    folder: Path,
+    out: Path,
     system: System,
     judge: System | None,
     captions: Sequence[str],
@@ -37,11 +37,12 @@ def draw(
     candidates: int,
     seed: int,
 ) -> dict[int, list[Path]]:
-    """Files of a picture of each caption, by how many candidates it is the best of: in folder/of-8, those of 8. Each
-    candidate has a seed of its own, counted up from `seed` over the captions. Those that are there are taken;
-    ValueError if they are of other models, captions or settings."""
-    counts = counts_of(candidates)
+    """Files of a picture of each caption, by how many candidates it is the best of: in out/drawn/of-8, those of 8; and
+    the captions in `out`. Each candidate has a seed of its own, counted up from `seed` over the captions. Those that
+    are there are taken; ValueError, before anything is written, if they are of other models, captions or settings."""
+    folder, counts = out / "drawn", counts_of(candidates)
     _check_same(folder, _settings(system, judge, captions, how, candidates, seed))
+    write_captions(out, captions)
     paths = {count: [folder / f"of-{count}" / name_of(n) for n in range(1, len(captions) + 1)] for count in counts}
     done = next((n for n, last in enumerate(paths[candidates]) if not last.is_file()), len(captions))
     tokens = candidates * system.recipe.config.image_tokens

@@ -141,8 +141,11 @@ def test_evaluations_that_are_refused(run):
             cli.main([COMMAND[0], name, *COMMAND[2:], "--count", "6", *more])
     assert not (run / "runs/evaluation/drawn").exists()
     cli.main([*COMMAND, "--count", "2", "--out", "out"])
+    before = {path: path.read_bytes() for path in (run / "out").rglob("*") if path.is_file()}
     with pytest.raises(SystemExit, match=r"out: expected pictures of the same captions in out/drawn, got 'others;"):
         cli.main([*COMMAND, "--count", "3", "--out", "out"])
+    assert {path.name for path in before} > {"captions.jsonl", "captions.txt", "report.md", "000001.png"}
+    assert {path: path.read_bytes() for path in (run / "out").rglob("*") if path.is_file()} == before
 
 
 def encoder(folder, kind):
