@@ -217,6 +217,42 @@ def test_nothing_leads_out_of_an_archive(tmp_path, kind):
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted(["secret.png", path.name, "captions.csv", "out"])
 
 
+def test_names_of_tables_are_shown_without_what_moves_a_terminal(tmp_path, capsys):
+    name = "captions\x1b]0;owned\x07.csv"
+    shown = r"a.zip:captions\x1b]0;owned\x07"
+    for rows, sentence in (
+        ("file_name,caption\nin.png,one\nno.png,two\n", f"captions from {tmp_path}/{shown}.csv"),
+        ("file_name,size\nin.png,1\n", f"captions: expected a column with captions in {shown}.csv"),
+        ("file_name,caption,caption\nin.png,1,2\n", f"captions: {shown}.csv has several columns 'caption'"),
+        ("file_name,\udce9\n", f"{shown}.csv is not UTF-8 (line 1"),
+        ("file_name\0,caption\n", f"{shown}.csv is not UTF-8 (NUL"),
+        ("file_name,caption\nin.png,one,two\n", f"row with too many fields, first {shown}.csv:2"),
+        ('file_name,caption\nin.png,"one\n', f"quote not closed, first {shown}.csv:2"),
+    ):
+        data = rows.encode("utf-8", "surrogateescape")
+        path = zipped(tmp_path / "a.zip", {"in.png": picture(7), "more.png": picture(8), name: data})
+        arguments = ["data", "pack", str(path), "--out", str(tmp_path / "out"), "--report", str(tmp_path / "told")]
+        try:
+            cli.main(arguments)
+            said = ""
+        except SystemExit as error:
+            said = str(error)
+        said += capsys.readouterr().out
+        assert sentence in said
+        assert not {"\x1b", "\x07"} & {*said, *(tmp_path / "told").read_text("utf-8", "replace")}
+    for kind, rows, sentence in (
+        (".json", "[1", f"captions: {shown}.json is not JSON"),
+        (".json", '{"images": [1], "annotations": []}', f"captions: {shown}.json is COCO's, but not of captions"),
+        (".jsonl", "1\n", f"line not readable, first {shown}.jsonl:1"),
+    ):
+        path = zipped(tmp_path / "a.zip", {"in.png": picture(7), name.replace(".csv", kind): rows.encode()})
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["data", "pack", str(path), "--out", str(tmp_path / "out")])
+        said = str(caught.value) + capsys.readouterr().out
+        assert sentence in said
+        assert not {"\x1b", "\x07"} & {*said}
+
+
 def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "ALWAYS", 1 << 20)
     zeros, row = bytes(MAX_BYTES + 1), table(tmp_path / "captions.csv", ["a.png", "b.png"])

@@ -185,7 +185,7 @@ class Pack:
             if packed.report.counts or packed.pairs:
                 _tell(packed.report, self.report)
         if packed.table is not None and packed.table != self.captions:
-            console.print(f"captions from {packed.table}")
+            console.print(f"captions from {printable(str(packed.table), 4096)}")
         shards = f"{len(packed.shards):,} shard{'s' if len(packed.shards) > 1 else ''}"
         console.print(f"{packed.pairs:,} pairs in {shards} in {self.out}, captions: {', '.join(packed.fields)}")
         names = list(dict.fromkeys(re.sub(r"\.[0-9]+$", "", name) for name in packed.fields))

@@ -95,7 +95,7 @@ def from_table(
     rows = read_table(table, data, report, image_column, names.has)
     image, columns = rows.image_column(image_column), rows.caption_columns(caption_columns)
     for line, row in rows.rows:
-        where, name = f"{table.name}:{line}", row.get(image)
+        where, name = f"{rows.name}:{line}", row.get(image)
         if not isinstance(name, str) or not name.strip() or name in NOTHING:
             report.add("row without a picture's name", where)
             continue
@@ -109,10 +109,10 @@ def from_table(
         _take(source, row, columns, where, report, rows.not_utf8)
     for source in found.values():
         if not source.captions:
-            report.add(NO_CAPTION, printable(source.name), f"in {table.name}")
+            report.add(NO_CAPTION, printable(source.name), f"in {rows.name}")
     for name in names.all:
         if name not in found and name not in named:
-            report.add("picture that the table does not name", printable(name), table.name)
+            report.add("picture that the table does not name", printable(name), rows.name)
     ordered = found if isinstance(files, Folder) else filter(found.__contains__, files.names)
     return [found[name] for name in ordered if found[name].captions]
 

@@ -33,6 +33,11 @@ class Table:
     not_utf8: str = ""
     """A sentence, if it is not."""
 
+    @property
+    def name(self) -> str:
+        """As it can be shown."""
+        return printable(self.path.name)
+
     def image_column(self, name: str | None) -> str:
         """The column that names the pictures: this one, or one of the usual names."""
         if name is not None:
@@ -64,17 +69,17 @@ class Table:
 
     def _given(self, option: str, name: str) -> str:
         if name not in self.columns:
-            raise ValueError(f"{option}: expected a column of {self.path.name} ({self._list()}), got {name!r}")
+            raise ValueError(f"{option}: expected a column of {self.name} ({self._list()}), got {name!r}")
         return self._once(name)
 
     def _once(self, name: str) -> str:
         if self.columns.count(name) > 1:
-            raise ValueError(f"captions: {self.path.name} has several columns {name!r}; rename all but one")
+            raise ValueError(f"captions: {self.name} has several columns {name!r}; rename all but one")
         return name
 
     def _lacks(self, what: str, usual: Sequence[str], option: str) -> ValueError:
         return ValueError(
-            f"captions: expected a column with {what} in {self.path.name} ({', '.join(usual)}), "
+            f"captions: expected a column with {what} in {self.name} ({', '.join(usual)}), "
             f"got columns {self._list()}; {option} names another{self.not_utf8 and '; '}{self.not_utf8}"
         )
 
@@ -111,30 +116,30 @@ def read_table(
             _of_json(table, text, report)
         return table
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"captions: {path.name} is not readable ({error})") from error
+        raise ValueError(f"captions: {printable(path.name)} is not readable ({error})") from error
     finally:
         csv.field_size_limit(limit)
 
 
 def _not_utf8(path: Path, text: str) -> str:
     """Where a text that has surrogates for bytes which are no UTF-8 has the first, and what to do; else ""."""
+    name = printable(path.name)
     if "\0" in text[:100]:
-        how = f"iconv -f UTF-16LE -t UTF-8 {shlex.quote(path.name)} > utf8{path.suffix}"
-        return f"{path.name} is not UTF-8 (NUL in line 1, as in UTF-16); {how}"
+        how = f"iconv -f UTF-16LE -t UTF-8 {shlex.quote(name)} > utf8{path.suffix}"
+        return f"{name} is not UTF-8 (NUL in line 1, as in UTF-16); {how}"
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         byte, before = ord(text[error.start]) - 0xDC00, text[: error.start]
         line = len(io.StringIO(before + ".", newline="").readlines())
         place = len(re.split("[\r\n]", before)[-1].encode()) + 1
-        name = shlex.quote(path.name)
-        how = f"iconv -f WINDOWS-1252 -t UTF-8 {name} > utf8{path.suffix}, or -f WINDOWS-1251, GB18030, SHIFT_JIS"
-        return f"{path.name} is not UTF-8 (line {line}, byte {place}: 0x{byte:02x}); {how}"
+        how = f"iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(name)} > utf8{path.suffix}"
+        how += ", or -f WINDOWS-1251, GB18030, SHIFT_JIS"
+        return f"{name} is not UTF-8 (line {line}, byte {place}: 0x{byte:02x}); {how}"
     return ""
 
 
 def _of_csv(table: Table, text: str, report: Report, image_column: str | None, is_there: Callable[[str], bool]) -> None:
-    path = table.path
     delimiter, text = delimiter_of(text)
     place = 0
 
@@ -143,7 +148,7 @@ def _of_csv(table: Table, text: str, report: Report, image_column: str | None, i
 
     def open_quote(line: int, row: list[str]) -> None:
         detail = f"in the row of {printable(row[place], 60) if place < len(row) else '?'}; the lines behind it are rows"
-        report.add("quote not closed", f"{path.name}:{line}", detail)
+        report.add("quote not closed", f"{table.name}:{line}", detail)
 
     for number, row in rows_of(text, delimiter, whole, open_quote):
         if not table.columns:
@@ -151,7 +156,7 @@ def _of_csv(table: Table, text: str, report: Report, image_column: str | None, i
             place = table.columns.index(table.image_column(image_column))
         elif any(cell.strip() for cell in row[len(table.columns) :]):
             detail = f"expected {len(table.columns)}, got {len(row)}; a text with {delimiter!r} needs quotes"
-            report.add("row with too many fields", f"{path.name}:{number}", detail)
+            report.add("row with too many fields", f"{table.name}:{number}", detail)
         else:
             table.rows.append((number, dict(zip(table.columns, row, strict=False))))
 
@@ -168,7 +173,7 @@ def _of_json(table: Table, text: str, report: Report) -> None:
         try:
             table.rows.append((number, dict(read_object(row) if isinstance(row, str) else row)))
         except (ValueError, TypeError) as error:
-            report.add("line not readable", f"{path.name}:{number}", str(error))
+            report.add("line not readable", f"{table.name}:{number}", str(error))
     table.columns = list(dict.fromkeys(name for _, row in table.rows for name in row))
 
 
@@ -178,7 +183,7 @@ def _whole_json(path: Path, text: str) -> list[Any] | None:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("["):
-            raise ValueError(f"captions: {path.name} is not JSON ({error})") from error
+            raise ValueError(f"captions: {printable(path.name)} is not JSON ({error})") from error
         return None
     if isinstance(value, list):
         return value
@@ -189,5 +194,5 @@ def _whole_json(path: Path, text: str) -> list[Any] | None:
         rows = [{"file_name": names.get(one["image_id"]), "caption": one["caption"]} for one in value["annotations"]]
     except (KeyError, TypeError) as error:
         what = "expected images of id and file_name, annotations of image_id and caption"
-        raise ValueError(f"captions: {path.name} is COCO's, but not of captions ({what})") from error
+        raise ValueError(f"captions: {printable(path.name)} is COCO's, but not of captions ({what})") from error
     return rows
