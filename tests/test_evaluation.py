@@ -43,7 +43,7 @@ def shard(path, count=12, captions=WORDS, colour=180):
             noise = draws.integers(60, size=(40, 40, 3), dtype=np.uint8) + np.uint8(colour * (n % 2))
             Image.fromarray(noise).save(path.with_suffix(".png"))
             png = path.with_suffix(".png").read_bytes()
-            fields = {"caption": captions[n % len(captions)], "of": {"kind": n % 2}}
+            fields = {"caption": captions[n % len(captions)], "of": {"kind": n % 2}, "same": 1}
             made.write(f"{n:04d}", {"png": png[:100] if n == 1 else png, "json": json.dumps(fields).encode()})
     return path
 
@@ -163,6 +163,17 @@ def test_training_a_network_by_its_command(run, capsys, monkeypatch):
         SystemExit, match=r"features/step-00000003\.safetensors is of another run: it was trained on other pictures"
     ):
         cli.main(["train-features", "others.tar", "--label", "of.kind", "--steps", "3", "--side", "32"])
+    shard(run / "few.tar", 10)
+    for name, label, sentence in (
+        (
+            "few.tar",
+            "of.kind",
+            "cogview: shards: expected at least 10 pictures that can be read and have a class, got .9",
+        ),
+        ("pairs.tar", "same", "cogview: label: expected fields of 2 to 10,000 different classes, same, got 1"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            cli.main(["train-features", name, "--label", label, "--side", "32", "--out", "new.safetensors"])
     monkeypatch.setattr(features, "_MOST_BYTES", 10 * 3 * 32**2)
     with pytest.raises(SystemExit, match=r"pictures: expected at most 10 of 32 pixels a side, .* got 12"):
         cli.main(["train-features", "pairs.tar", "--label", "of.kind", "--side", "32"])
@@ -183,14 +194,33 @@ def test_networks_that_are_none(run):
     for name, sentence in (
         ("gone.safetensors", kinds),
         ("pairs.tar", kinds),
-        ("other.safetensors", "path: expected cogview-features in .*, got 'cogview-vqvae'"),
-        ("wide.safetensors", r"layers\.9\.weight: expected \(8, 32, 3, 3\), got \(16, 32, 3, 3\)"),
+        ("other.safetensors", "^features: expected cogview-features in .*, got 'cogview-vqvae'"),
+        ("wide.safetensors", r"^features: .*layers\.9\.weight: expected \(8, 32, 3, 3\), got \(16, 32, 3, 3\)"),
         ("odd.safetensors", "features: .* has no valid config"),
         ("told.safetensors", "features: .* has no valid record of its training .*right: expected a share, got 2.0"),
         ("folder", "features: expected a folder with config.json, cannot read"),
     ):
         with pytest.raises(ValueError, match=sentence):
             Network.load(run / name)
+    with pytest.raises(ValueError, match=r"^cmmd: expected cogview-features in .*, got 'cogview-vqvae'"):
+        Network.load(run / "other.safetensors", option="cmmd")
+
+
+@pytest.mark.parametrize("name", ["layers.0.weight", "layers.10.bias", "head.bias"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_not_finite_are_refused_before_anything_is_made(run, name, value):
+    small = Classifier(ClassifierConfig(("a", "b"), side=32, width=8, features=8))
+    small.state_dict()[name].view(-1)[0] = float(value)
+    stored.write("faulty.safetensors", classifier.FORMAT, vars(small.config), small.state_dict())
+    about = ["evaluate", "pairs.tar", "--run", "runs/mine", "--name", "gpt", "--out", "out"]
+    for networks, option in (
+        (["--features", "faulty.safetensors"], "features"),
+        (["--features", "net.safetensors", "--cmmd", "faulty.safetensors"], "cmmd"),
+    ):
+        sentence = f"cogview: {option}: expected a network that sees finite numbers in pictures, got 'others of faulty"
+        with pytest.raises(SystemExit, match=sentence):
+            cli.main([*about, *networks])
+    assert not (run / "out").exists()
 
 
 def test_what_is_asked(run):

@@ -76,15 +76,15 @@ class Evaluate:
         settings = evaluate.Settings(self.count, candidates, self.seed, self.contrast, self.radii)
         how = Sampling(self.temperature, self.top_k, self.top_p, self.guidance, batch_size=self.batch_size)
         compare = folders_of(self.compare)
-        check_place(self.out / "report.md")
         data = PairDataset(self.shards)
         network = Network.load(self.features, self.device)
-        encoder = network if self.cmmd is None else Network.load(self.cmmd, self.device)
+        encoder = network if self.cmmd is None else Network.load(self.cmmd, self.device, "cmmd")
         folder = last_run() if self.run_folder is None else self.run_folder
         system = System.load(folder, self.device, name=self.name, step=self.step, draws="pictures")
         judge = None
         if self.judge is not None:
             judge = System.load(folder, self.device, name=self.judge, draws="captions")
+        check_place(self.out / "report.md")  # behind all that can be wrong, since it makes the folder
         console.print(str(system.source))
         judges = evaluate.Judges(network, encoder, judge)
         console.print(evaluate.run(self.out, data, system, judges, how, settings, compare))

@@ -58,8 +58,11 @@ class TrainFeatures:
         fields = " and ".join(self.label)
         require(bool(classes), "label", f"fields of the pairs' JSON with a text or a number, {fields}", "none of them")
         found = dict(track(data.pictures(self.side, classes), "reading pictures", len(classes)))
-        require(bool(found), "shards", "pictures that can be read", f"none ({data.report})")
+        enough = "at least 10 pictures that can be read and have a class"
+        require(len(found) >= 10, "shards", enough, f"{len(found)} ({data.report})")
         labels = [classes[n] for n in found]
+        kinds, most = len(set(labels)), classifier.MOST
+        require(2 <= kinds <= most, "label", f"fields of 2 to {most:,} different classes, {fields}", kinds)
         result, model = classifier.train(
             self.out, torch.stack(list(found.values())), labels, training, fields=self.label
         )

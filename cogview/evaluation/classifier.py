@@ -36,7 +36,7 @@ TRAINING: dict[str, Any] = {
     "validate_samples": 1024,
 }
 """Of a TrainConfig."""
-_GROUPS, _MOST = 8, 10_000  # channels are multiples of the one; classes at most
+_GROUPS, MOST = 8, 10_000  # channels are multiples of the one; classes at most
 
 
 class Seen(NamedTuple):
@@ -60,8 +60,8 @@ class ClassifierConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))  # JSON has lists
-        fits = len(set(self.classes)) == len(self.classes) and 2 <= len(self.classes) <= _MOST
-        require(fits, "classes", f"2 to {_MOST:,} different ones", len(self.classes))
+        fits = len(set(self.classes)) == len(self.classes) and 2 <= len(self.classes) <= MOST
+        require(fits, "classes", f"2 to {MOST:,} different ones", len(self.classes))
         require(32 <= self.side <= 1024, "side", "32 to 1,024 pixels", self.side)
         for name in ("width", "features"):
             value = getattr(self, name)

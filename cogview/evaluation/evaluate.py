@@ -76,11 +76,11 @@ def run(
     for paths in files.values():
         for _ in batches_of(paths, asked.side):  # one that cannot be read is found before an hour of drawing
             pass
+    truth, encoded = judges.see(asked.batches, settings.radii)
     drawn = draw(out, system, judges.captioner, asked.captions, how, settings.candidates, settings.seed)
     models = {own: drawn[settings.candidates]} | files
     rows = _rows(_recovered(out / "recovered", system, asked), asked, others, models, settings.contrast)
     _sheet(out / "sheet.png", asked, [row for row in rows if row.name != OTHERS])
-    truth, encoded = judges.see(asked.batches, settings.radii)
     facts = {
         "pictures": len(asked),
         "side": asked.side,

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from test_evaluation import shard, write_run
 from cogview import cli
 from cogview.data.images import resized
 from cogview.data.shards import ShardWriter
+from cogview.evaluation.classifier import Seen
 from cogview.evaluation.distances import frechet, inception_score, intervals
 from cogview.evaluation.networks import Network
 
@@ -259,3 +261,17 @@ def test_inception(tmp_path, capsys):
         with pytest.raises(ValueError, match=r"^features: .* holds no weights of Inception v3 \([^\n]*\)$"):
             Network.load(path)
     assert "executed" not in capsys.readouterr().out
+
+
+def test_a_network_that_fails_on_true_pictures_is_told_before_any_is_drawn(run, monkeypatch):
+    seen = Network.see
+
+    def infinite(self, batches, changes):
+        return seen(
+            replace(self, look=lambda some: Seen(self.look(some).features / (len(some) == 1), None)), batches, changes
+        )
+
+    monkeypatch.setattr(Network, "see", infinite)
+    with pytest.raises(SystemExit, match="features: expected a network that sees finite numbers in pictures, got"):
+        cli.main([*COMMAND, "--count", "4", "--out", "out"])
+    assert not (run / "out/drawn").exists()
