@@ -19,7 +19,7 @@ from cogview.commands.prompts import read_captions
 from cogview.config import TrainConfig
 from cogview.data.shards import PairDataset, ShardWriter
 from cogview.evaluation import classifier, distances, report
-from cogview.evaluation.asked import ask, batches_of, pictures_in, write_captions
+from cogview.evaluation.asked import ask, batches_of, compared, write_captions
 from cogview.evaluation.classifier import Classifier, ClassifierConfig
 from cogview.evaluation.distances import cmmd, frechet, splits_of
 from cogview.evaluation.drawing import counts_of, draw
@@ -244,16 +244,20 @@ def test_pictures_in_folders(tmp_path):
     for name, picture in zip(("1.png", "000002.png", "03.bmp"), pictures, strict=True):
         image_of(picture).save(tmp_path / name)
     (tmp_path / "settings.json").write_text("{}")
-    assert torch.equal(torch.cat(list(batches_of(pictures_in(tmp_path, 3), 32))), pictures)
+    assert torch.equal(torch.cat(list(batches_of(compared(tmp_path, 3), 32))), pictures)
     with pytest.raises(
         ValueError, match=r"expected pictures 000001\.png to 000009\.png in .*, got none of 4, .* and 1 more"
     ):
-        pictures_in(tmp_path, 9)
+        compared(tmp_path, 9)
+    (tmp_path / "theirs").mkdir()
+    for name in ("001-1-a fox.png", "001-1-a fox-candidates.png", "002-1-a red car.png"):  # as generate leaves them
+        image_of(pictures[int(name[2]) - 1]).save(tmp_path / "theirs" / name)
+    assert torch.equal(torch.cat(list(batches_of(compared(tmp_path / "theirs", 2), 32))), pictures[:2])
     image_of(pictures[0]).save(tmp_path / "02.png")
-    with pytest.raises(ValueError, match=r"compare: expected one picture of caption 2 in .*, got 'several'"):
-        pictures_in(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"compare: expected one picture of each caption, got '000002.png and 02.png"):
+        compared(tmp_path, 3)
     with pytest.raises(ValueError, match="compare: expected a folder of pictures"):
-        pictures_in(tmp_path / "none", 3)
+        compared(tmp_path / "none", 3)
     write_captions(tmp_path, ["a\n fox\x00", "蓝"])
     lines = (tmp_path / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines][1] == {"file_name": "000002.png", "caption": "蓝"}

@@ -11,8 +11,9 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from cogview import cli
+from cogview.data.numbered import pictures_in
 from cogview.human.answers import read
-from cogview.human.form import MOST_EVALUATORS, Form, pictures_in
+from cogview.human.form import MOST_EVALUATORS, Form
 from cogview.human.key import SCORES, Key, Picture
 from cogview.human.report import bars
 from cogview.human.results import measure
@@ -175,6 +176,7 @@ def test_pictures_are_found_by_the_numbers_of_their_names(tmp_path):
         "10.txt",
         "x11.png",
         "12x.png",
+        "²3.png",
     ]
     for name in names:
         (tmp_path / name).touch()

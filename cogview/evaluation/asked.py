@@ -1,5 +1,5 @@
 """What models are asked to draw: captions of held-out pairs, drawn by chance, and their true pictures; and pictures of
-these captions in a folder, named by the captions' numbers from 1 on, 000001.png."""
+these captions in a folder, whose names begin with the captions' numbers from 1 on, 000001.png."""
 
 import json
 from collections import Counter
@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cogview.config import require
 from cogview.data.files import write_text
+from cogview.data.numbered import pictures_in
 from cogview.data.shards import PairDataset
 from cogview.data.shuffle import permutation
 from cogview.inputs import BadCaption, images
-from cogview.pictures import FORMATS
 from cogview.system import System
 
 BATCH = 64  # pictures that are there together
@@ -88,16 +87,9 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def pictures_in(folder: Path, count: int) -> list[Path]:
-    """Files of the captions 1 to `count`, whatever zeros stand before the numbers; ValueError names those that are
-    missing or there twice."""
-    require(folder.is_dir(), "compare", "a folder of pictures", str(folder))
-    found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in FORMATS and path.stem.isascii() and path.stem.isdecimal() and len(path.stem) <= 12:
-            twice = int(path.stem) in found
-            require(not twice, "compare", f"one picture of caption {int(path.stem)} in {folder}", "several")
-            found[int(path.stem)] = path
+def compared(folder: Path, count: int) -> list[Path]:
+    """Files of the captions 1 to `count` in a folder of --compare; ValueError names those that are missing."""
+    found = pictures_in(folder, "compare")
     if missing := [number for number in range(1, count + 1) if number not in found]:
         few, more = ", ".join(map(str, missing[:5])), f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
         wanted = f"pictures {name_of(1)} to {name_of(count)} in {folder}"

@@ -17,7 +17,7 @@ from torch import Tensor
 from cogview.config import require
 from cogview.data.shards import PairDataset
 from cogview.evaluation import report
-from cogview.evaluation.asked import BATCH, Asked, ask, batches_of, name_of, pictures_in
+from cogview.evaluation.asked import BATCH, Asked, ask, batches_of, compared, name_of
 from cogview.evaluation.distances import check_torchmetrics
 from cogview.evaluation.drawing import draw
 from cogview.evaluation.judges import Batches, Judges, Row, by_candidates, scores
@@ -72,7 +72,7 @@ def run(
     own = f"{system.source.path.parent.name}{of}"
     _check_names([own, *compare], settings.contrast)
     asked, others, left_out = _asked(data, system, judges.captioner, settings)
-    files = {name: pictures_in(folder, len(asked)) for name, folder in compare.items()}
+    files = {name: compared(folder, len(asked)) for name, folder in compare.items()}
     for paths in files.values():
         for _ in batches_of(paths, asked.side):  # one that cannot be read is found before an hour of drawing
             pass

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cogview.config import require
 from cogview.data.files import write_text
-from cogview.data.images import EXTENSIONS
+from cogview.data.numbered import pictures_in
 from cogview.human.key import SCORES, Key, plan
 from cogview.inputs import whole
 from cogview.labels import printable
@@ -22,11 +22,6 @@ from cogview.progress import track
 MOST_EVALUATORS = 1_000
 _PAGE = Path(__file__).with_name("page.html")
 _NAME = re.compile(r"[\w .+()-]{1,40}")
-_NUMBER = re.compile(r"(\d{1,9})(?:\D.*)?")
-_SHEET = "-candidates"  # ends the name of a sheet that `generate --rerank` leaves beside a picture
-
-Numbered = dict[int, Path]
-"""Pictures of a folder by the numbers that their names begin with."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ class Form:
             made.rename(out)
         return found
 
-    def _folders(self, chosen: Sequence[int]) -> dict[tuple[str, bool], Numbered]:
+    def _folders(self, chosen: Sequence[int]) -> dict[tuple[str, bool], dict[int, Path]]:
         """By model, and whether it is after super-resolution; ValueError where a chosen caption has no picture."""
         found = {(name, False): pictures_in(folder, "models") for name, folder in self.models.items()}
         if self.ab is not None:
@@ -101,22 +96,6 @@ def page_of(key: Key) -> str:
     inside = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     before, after = _PAGE.read_text(encoding="utf-8").split(">FORM<")
     return f"{before}>{inside}<{after}"
-
-
-def pictures_in(folder: Path, name: str) -> Numbered:
-    """ValueError where two begin with the same number, or where there is none."""
-    require(folder.is_dir(), name, "a folder of pictures", str(folder))
-    found: Numbered = {}
-    for path in sorted(folder.iterdir(), key=lambda path: path.stem):
-        number = _NUMBER.fullmatch(path.stem)
-        if number is None or path.suffix.lower().removeprefix(".") not in EXTENSIONS:
-            continue
-        if path.with_stem(path.stem.removesuffix(_SHEET)) in found.values():
-            continue
-        other = found.setdefault(int(number[1]), path)
-        require(other is path, name, "one picture of each caption", f"{other.name} and {path.name} in {folder}")
-    require(bool(found), name, "pictures whose names begin with their captions' numbers", f"none in {folder}")
-    return found
 
 
 def _copy(files: Mapping[int, Path], folder: Path) -> str:
