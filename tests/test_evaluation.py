@@ -348,12 +348,14 @@ def test_the_report_says_what_is_missing_and_escapes_names(tmp_path):
         "judge": None,
         "network": network,
         "cmmd_network": network | {"trained": trained},
-        "rows": {report.RECOVERED: row, "gpt": row},
+        "rows": {report.RECOVERED: row | {"cmmd": 3.504e-5}, "gpt": row, "a": row | {"cmmd": 12.34}},
         "by_candidates": {},
     }
     assert report.write(tmp_path, figures, "gpt").startswith("gpt, of 4 captions, comes to an FID-0 of 1.5 by")
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| gpt | 4 | 1.5 | – | – | 0.250 |" in page
+    assert "| recovered ground truth | 4 | 1.5 | – | – | 3.50e-05 |" in page
+    assert "| a | 4 | 1.5 | – | – | 12.3 |" in page
     assert "4 pictures are no more than the network's 8 features: their covariance is singular" in page
     assert "There is no Inception Score: a&#124;&lt;b&gt;.safetensors has no classes." in page
     assert "1 pictures that cannot be read" in page

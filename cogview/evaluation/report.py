@@ -82,7 +82,7 @@ def _scores(rows: Mapping[str, Any], radii: Sequence[str]) -> str:
     lines = [["Model", "pictures", *(f"FID-{radius}" for radius in radii), "IS", "CapLoss", "CMMD"]]
     for name, row in rows.items():
         fids = [f"{row['fid'][radius]:.3g}" for radius in radii]
-        others = [_mean(row["is"].get("0")), _number(row["caploss"]), f"{row['cmmd']:.3f}"]
+        others = [_mean(row["is"].get("0")), _number(row["caploss"]), _three(row["cmmd"])]
         lines.append([_shown(name), f"{row['pictures']:,}", *fids, *others])
     return _table(lines)
 
@@ -145,6 +145,11 @@ def _ends(interval: Sequence[float] | None) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _three(value: float) -> str:
+    """Three digits of any size, 0.250 or 3.50e-05."""
+    return f"{value:#.3g}".removesuffix(".")
 
 
 def _table(lines: list[list[str]]) -> str:

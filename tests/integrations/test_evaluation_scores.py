@@ -133,7 +133,11 @@ def test_evaluations_that_are_refused(run):
     for name, more, sentence in (
         ("one.tar", [], r"shards: expected at least 2 pairs that can be read and drawn \(no problems\), got 1"),
         ("empty.tar", [], "shards: expected at least 2 pairs that can be read and drawn .*, got 0"),
-        ("pairs.tar", ["--compare", "a=theirs"], "compare: expected pictures whose names begin with .*, got .none in theirs"),
+        (
+            "pairs.tar",
+            ["--compare", "a=theirs"],
+            "compare: expected pictures whose names begin with .*, got .none in theirs",
+        ),
         ("pairs.tar", ["--compare", "a=damaged"], r"damaged/1\.png: image: not a readable picture"),
         ("pairs.tar", ["--compare", "gpt=theirs"], "compare: expected names that no other row has, got 'gpt'"),
         ("pairs.tar", ["--compare", "other true pictures=theirs"], "got 'other true pictures'"),
