@@ -268,15 +268,24 @@ def test_the_best_of_the_first_candidates_are_kept(run, monkeypatch):
     """Of 1, 2 and 3 candidates by CapLoss, whatever the batch; what is there is not drawn again."""
     system, judge = systems()
     captions, how = ["a fox", "a red car", "蓝色"], Sampling(temperature=2.0, batch_size=4)
-    paths = draw(run, system, judge, captions, how, 3, seed=5)
+    paths, caploss = found = draw(run, system, judge, captions, how, 3, seed=5)
+    ranked = list[list[float]]()
     assert list(paths) == counts_of(3) == [1, 2, 3]
     assert [counts_of(n) for n in (1, 2, 60)] == [[1], [1, 2], [1, 2, 4, 8, 16, 32, 60]]
     for number, caption in enumerate(captions):
         seeds = range(5 + 3 * number, 8 + 3 * number)
         codes = torch.cat(list(system.code_batches([caption] * 3, how, seeds=seeds)))
         losses = judge.caploss(caption, codes)
+        ranked.append(losses.tolist())
         for count, files in paths.items():
             assert torch.equal(images(files[number], 32), system.pictures(codes[int(losses[:count].argmin())]))
+    kept = run / "drawn/caploss.jsonl"
+    lines = kept.read_text().splitlines()
+    for line, losses in zip(lines, ranked, strict=True):
+        assert json.loads(line) == pytest.approx(losses, abs=1e-5)
+    assert caploss == pytest.approx({n: np.mean([min(one[:n]) for one in ranked]) for n in (1, 2, 3)}, abs=1e-5)
+    assert caploss[1] >= caploss[2] >= caploss[3]
+    assert caploss[1] > caploss[3]
     paths[3][2].unlink()
     drawn = list[str]()
     batches = System.code_batches
@@ -286,10 +295,14 @@ def test_the_best_of_the_first_candidates_are_kept(run, monkeypatch):
         lambda self, some, *rest, **more: drawn.extend(some) or batches(self, some, *rest, **more),
     )
     before = paths[3][1].stat().st_mtime_ns
-    assert draw(run, system, judge, captions, how, 3, seed=5) == paths
+    assert draw(run, system, judge, captions, how, 3, seed=5) == found
     assert paths[3][2].is_file()
     assert drawn == ["蓝色"] * 3
     assert paths[3][1].stat().st_mtime_ns == before
+    kept.write_text(f"{lines[0]}\n{lines[1][:9]}")  # stopped while it wrote
+    assert draw(run, system, judge, captions, how, 3, seed=5) == found
+    assert drawn[3:] == ["a red car"] * 3 + ["蓝色"] * 3
+    assert kept.read_text().splitlines() == lines
     for change, name in (({"seed": 6}, "seed"), ({"candidates": 4}, "candidates"), ({"judge": None}, "judge")):
         arguments = {"judge": judge, "captions": captions, "how": how, "candidates": 3, "seed": 5} | change
         with pytest.raises(ValueError, match=f"out: expected pictures of the same {name} in .*drawn, got 'others;"):

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from cogview.config import require
-from cogview.data.files import read_object, sha256_of, write_json
+from cogview.data.files import read_object, sha256_of, write_json, write_text
 from cogview.evaluation.asked import name_of, write_captions
 from cogview.pictures import image_of, save_image
 from cogview.progress import Sum, progress
@@ -21,6 +22,15 @@ from cogview.system import System
 
 _TOGETHER = 16  # captions of which all candidates are there, at most
 _MAX_BYTES = 1 << 20  # of settings.json
+
+
+class Drawn(NamedTuple):
+    """By how many candidates they are the best of."""
+
+    pictures: dict[int, list[Path]]
+    """Files of a picture of each caption."""
+    caploss: dict[int, float]
+    """Mean over captions of the CapLoss of the drawn codes, which they were ranked by; empty without a judge."""
 
 
 def counts_of(candidates: int) -> list[int]:
@@ -36,15 +46,21 @@ def draw(
     how: Sampling,
     candidates: int,
     seed: int,
-) -> dict[int, list[Path]]:
-    """Files of a picture of each caption, by how many candidates it is the best of: in out/drawn/of-8, those of 8; and
-    the captions in `out`. Each candidate has a seed of its own, counted up from `seed` over the captions. Those that
-    are there are taken; ValueError, before anything is written, if they are of other models, captions or settings."""
+) -> Drawn:
+    """A picture of each caption in out/drawn/of-8, the best of 8 candidates, say; CapLoss of all candidates in
+    out/drawn/caploss.jsonl, a line a caption; and the captions in `out`. Each candidate has a seed of its own, counted
+    up from `seed` over the captions. What is there is taken; ValueError, before anything is written, if it is of other
+    models, captions or settings."""
     folder, counts = out / "drawn", counts_of(candidates)
     _check_same(folder, _settings(system, judge, captions, how, candidates, seed))
     write_captions(out, captions)
     paths = {count: [folder / f"of-{count}" / name_of(n) for n in range(1, len(captions) + 1)] for count in counts}
     done = next((n for n, last in enumerate(paths[candidates]) if not last.is_file()), len(captions))
+    kept, ranked = folder / "caploss.jsonl", list[list[float]]()
+    if judge is not None:
+        ranked = _ranked(kept, candidates)[:done]
+        write_text(kept, "".join(map(_line, ranked)))  # behind which it goes on
+        done = len(ranked)
     tokens = candidates * system.recipe.config.image_tokens
     with progress("drawing", len(captions) * tokens) as update:
         told = Sum(update)
@@ -54,21 +70,46 @@ def draw(
             seeds = range(seed + start * candidates, seed + (start + len(some)) * candidates)
             repeated = [caption for caption in some for _ in range(candidates)]
             codes = system.code_batches(repeated, how, seeds=seeds, update=told.part())
-            for number, best in enumerate(_best(judge, some, codes, counts, how.batch_size), start):
+            for number, (best, losses) in enumerate(_best(judge, some, codes, counts, how.batch_size), start):
                 for count, picture in zip(counts, system.pictures(best), strict=True):
                     save_image(image_of(picture), paths[count][number])
-    return paths
+                if judge is not None:
+                    ranked.append(losses)
+                    with open(kept, "a", encoding="utf-8") as file:
+                        file.write(_line(losses))
+    means = {count: fmean(min(losses[:count]) for losses in ranked) for count in counts} if ranked else {}
+    return Drawn(paths, means)
 
 
 def _best(
     judge: System | None, captions: Sequence[str], codes: Iterator[Tensor], counts: Sequence[int], batch_size: int
-) -> Iterator[Tensor]:
-    """Of each caption the codes int64 [len(counts), h, w] of the best of its first candidates."""
+) -> Iterator[tuple[Tensor, list[float]]]:
+    """Of each caption the codes int64 [len(counts), h, w] of the best of its first candidates, and CapLoss of all."""
     if judge is None:
-        yield from (one[None] for batch in codes for one in batch)
+        yield from ((one[None], []) for batch in codes for one in batch)
     else:
         for found in ordered(judge, captions, codes, counts[-1], batch_size):
-            yield found.codes[[int((found.order < count).nonzero()[0]) for count in counts]]
+            best = found.codes[[int((found.order < count).nonzero()[0]) for count in counts]]
+            yield best, found.caploss[found.order.argsort()].tolist()
+
+
+def _ranked(path: Path, candidates: int) -> list[list[float]]:
+    """CapLoss of the candidates of the first captions, as far as the file has it: whoever stopped may have left half a
+    line."""
+    found = list[list[float]]()
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            losses = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not (isinstance(losses, list) and [type(one) for one in losses] == [float] * candidates):
+            break
+        found.append(losses)
+    return found
+
+
+def _line(losses: list[float]) -> str:
+    return json.dumps(losses) + "\n"
 
 
 def _settings(

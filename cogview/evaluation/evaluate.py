@@ -78,7 +78,7 @@ def run(
             pass
     truth, encoded = judges.see(asked.batches, settings.radii)
     drawn = draw(out, system, judges.captioner, asked.captions, how, settings.candidates, settings.seed)
-    models = {own: drawn[settings.candidates]} | files
+    models = {own: drawn.pictures[settings.candidates]} | files
     rows = _rows(_recovered(out / "recovered", system, asked), asked, others, models, settings.contrast)
     _sheet(out / "sheet.png", asked, [row for row in rows if row.name != OTHERS])
     facts = {

@@ -1,9 +1,8 @@
 """Scores of pictures of captions: by a network at several radii of blur, by that of CMMD, by a captioning model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from cogview.evaluation.asked import BATCH, Asked, batches_of
 from cogview.evaluation.classifier import Seen
 from cogview.evaluation.distances import cmmd, frechet, inception_score, intervals
+from cogview.evaluation.drawing import Drawn
 from cogview.evaluation.networks import Network
 from cogview.evaluation.prepare import blurred
 from cogview.progress import track
@@ -66,13 +66,11 @@ def scores(row: Row, judges: Judges, truth: Sequence[Seen], encoded: Seen, radii
     }
 
 
-def by_candidates(
-    asked: Asked, judges: Judges, truth: Seen, drawn: Mapping[int, Sequence[Path]]
-) -> dict[int, dict[str, Any]]:
+def by_candidates(asked: Asked, judges: Judges, truth: Seen, drawn: Drawn) -> dict[int, dict[str, Any]]:
     """As in figure 9: of the best of so many candidates, without blur; and how much more or less the FID is than that
-    of the best of all, 95 % interval of it."""
+    of the best of all, 95 % interval of it; ranked: CapLoss of the codes that were drawn."""
     found, features = dict[int, dict[str, Any]](), list[Tensor]()
-    for count, paths in track(list(drawn.items()), "comparing candidates"):
+    for count, paths in track(list(drawn.pictures.items()), "comparing candidates"):
         pictures = partial(batches_of, paths, asked.side)
         seen = judges.network.see(pictures(), [partial(blurred, radius=0)])[0]
         features.append(seen.features)
@@ -80,6 +78,7 @@ def by_candidates(
             "fid": frechet(truth.features, seen.features),
             "is": None if seen.logits is None else inception_score(seen.logits)[0],
             "caploss": judges.caploss(asked.captions, pictures()),
+            "ranked": drawn.caploss[count],
         }
     apart = intervals(truth.features, features)
     return {count: one | {"fid_beyond_all": own} for (count, one), own in zip(found.items(), apart, strict=True)}

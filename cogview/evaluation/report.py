@@ -14,6 +14,8 @@ from cogview.pictures import curves
 
 OTHERS, RECOVERED = "other true pictures", "recovered ground truth"
 """Rows of every report."""
+_RANKED = """As ranked: CapLoss of the codes that were drawn, by which the best were chosen, so that it never rises with
+more candidates. CapLoss itself may: it is of the codes that the image tokenizer makes of the chosen pictures."""
 _INTERVALS = "The intervals are of the bootstrap over captions, for networks of at most 512 features."
 
 
@@ -45,6 +47,8 @@ def _panels(figures: Mapping[str, Any]) -> list[tuple[str, dict[str, tuple[list[
         values = [some[name] for some in by_count.values()]
         if None not in values:
             lines = {"the best by CapLoss": (counts, values), RECOVERED: (counts, [bounds[name]] * len(counts))}
+            if name == "caploss":
+                lines["as it was ranked"] = counts, [some["ranked"] for some in by_count.values()]
             panels.append((title, lines))
     return panels
 
@@ -68,12 +72,17 @@ def _page(verdict: str, figures: Mapping[str, Any]) -> str:
         parts.append(f"There is no Inception Score: {_shown(figures['network']['name'])} has no classes.")
     if by_count := figures["by_candidates"]:
         parts.append("Of the best of so many candidates by CapLoss, without blur, as in the paper's figure 9:")
-        header = ["candidates", "FID-0", f"above that of {max(by_count)}, 95 %", "IS", "CapLoss"]
+        header = ["candidates", "FID-0", f"above that of {max(by_count)}, 95 %", "IS", "CapLoss", "as ranked"]
         lines = [
-            [str(n), f"{x['fid']:.3g}", _ends(x["fid_beyond_all"]), _number(x["is"]), _number(x["caploss"])]
+            [
+                str(n),
+                f"{x['fid']:.3g}",
+                _ends(x["fid_beyond_all"]),
+                *(_number(x[k]) for k in ("is", "caploss", "ranked")),
+            ]
             for n, x in by_count.items()
         ]
-        parts += [_table([header, *lines]), _INTERVALS, "![candidates](candidates.png)"]
+        parts += [_table([header, *lines]), _RANKED, _INTERVALS, "![candidates](candidates.png)"]
     return "\n\n".join([*parts, "![the first captions](sheet.png)", "## How", _how(figures)]) + "\n"
 
 

@@ -109,7 +109,11 @@ def test_a_whole_evaluation(run, capsys):
     assert [one["fid_beyond_all"] is None for one in figures["by_candidates"].values()] == [False, False, True]
     assert best["fid"] == rows["theirs"]["fid"]["0"]
     assert best["caploss"] == rows["theirs"]["caploss"]
+    ranked = [one["ranked"] for one in figures["by_candidates"].values()]
+    assert ranked == sorted(ranked, reverse=True)
     page = (run / "out/report.md").read_text(encoding="utf-8")
+    assert "| IS | CapLoss | as ranked |" in page
+    assert f"{best['caploss']:.3f} | {ranked[2]:.3f} |" in page
     assert "| Model | pictures | FID-0 | FID-2 | IS | CapLoss | CMMD |" in page
     assert "5 pictures are no more than the network's 8 features" in page
     for name in ("sheet", "candidates"):
