@@ -189,6 +189,36 @@ def test_a_tar_that_is_cut_short_gives_what_is_whole(coco, tmp_path):
     assert result.report.counts["compressed file damaged"] == 1
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar", "folder"])
+def test_names_are_of_the_tables_own_folder_too(tmp_path, kind):
+    """As Hugging Face's imagefolder has them: the same names in train and test, and others from there."""
+    rows = b"file_name,caption\n0.png,zero\n../test/1.png,one\n../../secret.png,x\n/0.png,x\n"
+    members = {"test/0.png": picture(1), "train/0.png": picture(2), "test/1.png": picture(3)}
+    members["train/metadata.csv"] = rows
+    (tmp_path / "secret.png").write_bytes(picture(4))
+    if kind == "folder":
+        with zipfile.ZipFile(zipped(tmp_path / "a.zip", members)) as file:
+            file.extractall(path := tmp_path / "a")
+        captions = f"{path}/train/metadata.csv"
+    else:
+        path = (zipped if kind == "zip" else as_tar)(tmp_path / f"a.{kind}", members)
+        captions = f"{path}:train/metadata.csv"
+    result, pairs, names = packed(path, captions, tmp_path / "out")
+    assert dict(zip(names, (pair.captions["caption"] for pair in pairs), strict=True)) == {
+        "train/0.png": "zero",
+        "test/1.png": "one",
+    }
+    assert result.report.counts == {"outside the folder": 2, "picture that the table does not name": 1}
+
+
+def test_a_picture_at_the_top_hides_no_folder(coco, tmp_path):
+    pictures, annotations = coco
+    more = zipped(tmp_path / "more.zip", {"logo.png": picture(1), **members_of(pictures)})
+    result, pairs, _ = packed(more, f"{annotations}:{TABLE}", tmp_path / "out")
+    assert len(pairs) == COUNT
+    assert result.report.counts == {"picture that the table does not name": 1}
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_nothing_leads_out_of_an_archive(tmp_path, kind):
     outside = ["../up.png", "/root.png", "a/../../b.png", "c:\\d.png", "..\\e.png"]

@@ -34,8 +34,9 @@ class Damaged(ValueError):
 class Archive:
     """names: of all regular files, in their order in the archive, hidden ones left out."""
 
-    def __init__(self, path: Path, report: Report, option: str):
-        """ValueError, of the option that named it, for what is no archive."""
+    def __init__(self, path: Path, report: Report, option: str, *more: str):
+        """ValueError, of the option that named it, for what is no archive. more: folders in it where the names of
+        tables are looked for, too."""
         self._path, self._option = path, option
         self._most = max(ALWAYS, TIMES * path.stat().st_size)
         self._found: dict[str, Any] = {}  # a member of a zip, or offset and size in a tar
@@ -51,7 +52,8 @@ class Archive:
             raise
         self.names = list(self._found)
         pictures = [os.path.dirname(n) for n in self.names if os.path.splitext(n)[1][1:].lower() in EXTENSIONS]
-        self._folder = os.path.commonpath(pictures) if pictures else ""
+        below = list(filter(None, pictures))
+        self._folders = ("", *more, os.path.commonpath(below) if below else "")
 
     def __enter__(self) -> "Archive":
         return self
@@ -63,8 +65,9 @@ class Archive:
         self._file.close()
 
     def place(self, name: str) -> str:
-        """The member of this name, or of one in the folder that holds all pictures; OSError if there is none."""
-        for folder in ("", self._folder):
+        """The member of this name at the top, in one of the further folders, or in the one that holds all pictures but
+        those at the top; OSError if there is none."""
+        for folder in self._folders:
             for spelling in spellings(name):
                 if (found := os.path.normpath(os.path.join(folder, spelling))) in self._found:
                     return found

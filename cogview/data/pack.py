@@ -29,7 +29,7 @@ from cogview.data.inspection import rate
 from cogview.data.report import Report, printable
 from cogview.data.samples import OTHER_PICTURES
 from cogview.data.shards import LANGUAGES, MAX_CAPTION_BYTES, ShardWriter
-from cogview.data.sources import TOO_LARGE, Source, beside_pictures, called, from_table, table_of, tables_in
+from cogview.data.sources import TOO_LARGE, Source, TableFile, beside_pictures, called, from_table, table_of, tables_in
 from cogview.data.tar_members import BLOCK
 from cogview.progress import Update
 
@@ -86,12 +86,12 @@ def pack(
     if captions is None and every is None:
         captions = folder if folder.is_file() else _table_in(folder, image_column, caption_columns)
     named = None if captions is None else table_of(captions)
-    packed.table = None if named is None else named[0]
-    with _opened(folder, packed) as files, ExitStack() as apart, ExitStack() as stack:
+    packed.table = None if named is None else named.path
+    with _opened(folder, named, packed.report) as files, ExitStack() as apart, ExitStack() as stack:
         if every is not None:
             sources = called(files, every, packed.report)
         elif named is not None:
-            sources = from_table(files, *named, image_column, caption_columns, packed.report)
+            sources = from_table(files, named, image_column, caption_columns, packed.report)
         else:
             sources = beside_pictures(files, caption_columns or LANGUAGES, packed.report)
         beside = apart.enter_context(_folder_beside(out))
@@ -126,10 +126,13 @@ def pack(
         _move(beside, out, before, made_of, packed.shards)
 
 
-def _opened(folder: Path, packed: Packed) -> AbstractContextManager[Any]:
+def _opened(folder: Path, table: TableFile | None, report: Report) -> AbstractContextManager[Any]:
+    """Where the names of a table are looked for in its own folder, too."""
     if folder.is_file():
-        return Archive(folder, packed.report, "folder")
-    return nullcontext(Folder(folder, packed.report, *() if packed.table is None else [packed.table.resolve().parent]))
+        if table is None or table.archive is None or not table.archive.samefile(folder):
+            return Archive(folder, report, "folder")
+        return Archive(folder, report, "folder", os.path.dirname(table.member))
+    return nullcontext(Folder(folder, report, *() if table is None else [table.path.resolve().parent]))
 
 
 def _table_in(folder: Path, image_column: str | None, caption_columns: Sequence[str]) -> Path | None:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cogview.data.archive import Archive
 from cogview.data.captions import BLANK, INVALID, NO_TEXT, clean, none_in, read_captions, texts_of
@@ -23,6 +23,15 @@ _SURROGATE = re.compile("[\udc80-\udcff]")  # a byte that is no UTF-8
 _CALLED = re.compile(r"caption|^metadata\.(jsonl|csv)$", re.IGNORECASE)
 TOO_LARGE = "caption too large"
 MISSING, OUTSIDE, NO_CAPTION = "missing file", "outside the folder", "picture without caption"
+
+
+class TableFile(NamedTuple):
+    path: Path
+    """Of a file, or "some.zip:captions.json"."""
+    data: bytes
+    archive: Path | None = None
+    """That it is in."""
+    member: str = ""
 
 
 @dataclass
@@ -83,16 +92,15 @@ def called(files: Folder | Archive, caption: str, report: Report) -> list[Source
 
 def from_table(
     files: Folder | Archive,
-    table: Path,
-    data: bytes,
+    table: TableFile,
     image_column: str | None,
     caption_columns: Sequence[str],
     report: Report,
 ) -> list[Source]:
     """The pictures that a table names, with the captions of all their rows: of a folder in the order of their first
-    rows, of an archive in its own. table, data: its name and what is in it."""
+    rows, of an archive in its own."""
     found, named, names = dict[str, Source](), set[str](), _Names(files)
-    rows = read_table(table, data, report, image_column, names.has)
+    rows = read_table(table.path, table.data, report, image_column, names.has)
     image, columns = rows.image_column(image_column), rows.caption_columns(caption_columns)
     for line, row in rows.rows:
         where, name = f"{rows.name}:{line}", row.get(image)
@@ -134,21 +142,21 @@ def tables_in(folder: Path, image_column: str | None, caption_columns: Sequence[
     return found
 
 
-def table_of(captions: Path) -> tuple[Path, bytes]:
-    """Name and contents of a table: a file, or in an archive what is named behind a colon, "some.zip:captions.json",
+def table_of(captions: Path) -> TableFile:
+    """A table: a file, or in an archive what is named behind a colon, "some.zip:captions.json",
     and without that the only table there; those that are called captions or metadata go before others."""
     path, member = captions, ""
     if not captions.is_file() and ":" in str(captions):
         before, _, member = str(captions).rpartition(":")
         path = Path(before)
     if not member and path.suffix.lower() not in (".zip", ".tar", ".tgz", ".gz"):
-        return path, table_contents(path)
+        return TableFile(path, table_contents(path))
     if not path.is_file():
         raise ValueError(f"captions: expected a file, got {str(captions)!r}")
     with Archive(path, Report(), "captions") as archive:
         name = _table_among(archive.names, member, path)
         try:
-            return Path(f"{path}:{name}"), archive.contents(name, MAX_TABLE_BYTES)()
+            return TableFile(Path(f"{path}:{name}"), archive.contents(name, MAX_TABLE_BYTES)(), path, name)
         except ValueError as error:
             raise ValueError(f"captions: {printable(name)} of {str(path)!r} cannot be read ({error})") from error
 
