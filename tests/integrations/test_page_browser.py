@@ -1,5 +1,5 @@
-"""`cogview page` as people use it: a browser draws, has a picture captioned, paints on one and has that drawn anew.
-What it shows is in build/page, wide and narrow."""
+"""`cogview page` as people use it: a browser draws, has a picture captioned, paints on one and has that drawn anew,
+with models of CogView2; and draws and captions with CogView's. What it shows is in build/page, wide and narrow."""
 
 import io
 import os
@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +20,9 @@ import pytest
 import torch
 from browser import SCREENS, chromium  # noqa: F401
 from PIL import Image
+from test_caption_command import captioning
 from test_cogview2 import HOW, run  # noqa: F401
+from test_system import saved_run, small_image, small_text, system_of
 
 from cogview.cogview2 import CogView2
 from cogview.commands.page_tabs import laid_out
@@ -32,13 +35,12 @@ SHOTS = Path(__file__).parents[2] / "build" / "page"
 SECONDS = 60_000  # thousandths of them: how long anything may take
 
 
-@pytest.fixture(scope="module")
-def address(run, tmp_path_factory) -> Iterator[str]:  # noqa: F811
-    """Of a page over the run, which ends in good order."""
+@contextmanager
+def served(run: Path, places: Path) -> Iterator[str]:  # noqa: F811
+    """Address of a page over a run, which ends in good order."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    places = tmp_path_factory.mktemp("places")
     command = [sys.executable, "-m", "cogview.cli", "page", "--run", str(run), "--port", str(port)]
     variables = {**os.environ, "TMPDIR": str(places), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -64,22 +66,49 @@ def address(run, tmp_path_factory) -> Iterator[str]:  # noqa: F811
     assert not list(places.glob("cogview-page-*"))  # with all pictures
 
 
-@pytest.fixture(params=SCREENS)
-def page(request, chromium, address) -> Iterator[Any]:  # noqa: F811
-    """The page, as it is opened; nothing is asked of other hosts."""
+@pytest.fixture(scope="module")
+def address(run, tmp_path_factory) -> Iterator[str]:  # noqa: F811
+    with served(run, tmp_path_factory.mktemp("places")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def older_address(tmp_path_factory) -> Iterator[str]:
+    """Of a run of CogView, a model that draws and one that captions."""
+    folder = tmp_path_factory.mktemp("cogview")
+    saved_run(folder, gpt=system_of(small_text(), small_image()), caption=captioning())
+    with served(folder, tmp_path_factory.mktemp("places")) as address:
+        yield address
+
+
+@contextmanager
+def opened(chromium: Any, address: str, screen: str, first: str = "") -> Iterator[Any]:  # noqa: F811
+    """The page, as it is opened; nothing is asked of other hosts. first: of the names of its shots."""
     SHOTS.mkdir(parents=True, exist_ok=True)
-    context = chromium.new_context(**SCREENS[request.param])
+    context = chromium.new_context(**SCREENS[screen])
     context.set_default_timeout(SECONDS)
     page, hosts, errors = context.new_page(), set[str](), list[str]()
     page.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname or "here"))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
     tab(page, "Text to picture").wait_for()
-    page.shot = lambda name: page.screenshot(path=SHOTS / f"{request.param}-{name}.png", full_page=True)
+    page.shot = lambda name: page.screenshot(path=SHOTS / f"{screen}-{first}{name}.png", full_page=True)
     yield page
     context.close()
     assert hosts <= {"127.0.0.1", "here"}
     assert not errors
+
+
+@pytest.fixture(params=SCREENS)
+def page(request, chromium, address) -> Iterator[Any]:  # noqa: F811
+    with opened(chromium, address, request.param) as page:
+        yield page
+
+
+@pytest.fixture
+def older(chromium, older_address) -> Iterator[Any]:  # noqa: F811
+    with opened(chromium, older_address, "wide", "cogview-") as page:
+        yield page
 
 
 def tab(page: Any, name: str) -> Any:
@@ -229,6 +258,34 @@ def test_a_part_is_drawn_anew(page, tmp_path):
         assert abs(float(columns.float().mean()) - 210) < 40
     page.get_by_role("button", name="Clear").locator("visible=true").first.click()
     canvas.wait_for(state="hidden")
+
+
+def test_a_run_of_cogview(older, tmp_path):
+    """Its captioning model ranks what the other draws, and captions a picture; there is nothing that edits."""
+    assert older.get_by_role("tab").all_inner_texts() == ["Text to picture", "Picture to text"]
+    write(older, "a fox")
+    press(older, "Draw")
+    notes(older, r"2 pictures in [\d.]+ s\.")
+    assert [one.size for one in shown(older, "All that were drawn")] == [(32, 32)] * 8
+    texts = older.locator(".small").get_by_text("CapLoss").all_inner_texts()
+    losses = [float(text.removeprefix("CapLoss ")) for text in texts]
+    assert len(losses) == 8
+    assert losses == sorted(losses)
+    older.shot("1-drawn")
+    write(older, "a fox " * 30)
+    press(older, "Draw")
+    notes(older, r"The caption: expected at most \d+ tokens")
+    tab(older, "Picture to text").click()
+    press(older, "Caption")
+    notes(older, r"Open a picture first\.")
+    image_of(torch.zeros(3, 40, 50, dtype=torch.uint8)).save(tmp_path / "given.png")
+    older.locator("input[type=file]").locator("nth=0").set_input_files(tmp_path / "given.png")
+    older.get_by_text("given.png").locator("visible=true").wait_for()
+    press(older, "Caption")
+    notes(older, r"The middle 40 x 40 of 50 x 40 pixels, brought to 32 x 32\. [1-4] captions? in [\d.]+ s\.")
+    assert [one.size for one in shown(older, "What the model sees")] == [(32, 32)] * 2
+    assert 1 <= len(older.locator(".said li").all()) <= 4
+    older.shot("2-captioned")
 
 
 def test_one_request_at_a_time(run):  # noqa: F811
