@@ -3,7 +3,8 @@
 Two archives like val2017.zip and annotations_trainval2017.zip, of JPEGs of 640 x 480 that look like photographs, five
 captions each; then each command of the README as a user types it: its time by the clock and of all cores, its memory,
 and what it leaves on disk. The image tokenizer sees each picture once, and the GPT is trained for some steps:
-benchmarks.own_pictures has what comes of more. Writes results/coco/<device>.json, in a few minutes.
+benchmarks.own_pictures has what comes of more. What a table of train2017's size takes is measured by itself, with as
+many pictures of a few pixels. Writes results/coco/<device>.json, in a few minutes.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from .own_pictures import timed
 from .report import RESULTS
 
 CAPTIONS = 5
+TRAIN2017 = 118_287  # pictures
+_URL = "http://images.cocodataset.org/val2017/"
 _WORDS = (
     ("A man", "Two dogs", "A woman in a red coat", "A group of people", "The old train", "A brown horse", "A child"),
     ("is standing", "sits", "is running", "waits", "looks around", "is resting", "walks slowly"),
@@ -45,17 +48,23 @@ def photograph(draw: np.random.Generator, width: int, height: int, mode: str = "
     return jpeg.getvalue()
 
 
-def layout(folder: Path, pictures: int, width: int = 640, height: int = 480) -> tuple[Path, Path]:
+def layout(
+    folder: Path, pictures: int, width: int = 640, height: int = 480, *, alike: bool = False
+) -> tuple[Path, Path]:
     """val2017.zip and annotations_trainval2017.zip, as COCO has them: each tenth picture is grey, each third caption
-    ends in a new line, and the captions are in any order."""
+    ends in a new line, and the captions are in any order. alike: all pictures are the same one."""
     draw = np.random.default_rng(0)
     whole, annotations = folder / "val2017.zip", folder / "annotations_trainval2017.zip"
     images, captions = list[dict[str, Any]](), list[dict[str, Any]]()
+    jpeg = b""
     with zipfile.ZipFile(whole, "w") as file:
         for number in range(pictures):
             name = f"{number * 7:012d}.jpg"
-            file.writestr(f"val2017/{name}", photograph(draw, width, height, "RGB" if number % 10 else "L"))
-            images.append({"license": 1, "file_name": name, "height": height, "width": width, "id": number * 7})
+            if not (alike and jpeg):
+                jpeg = photograph(draw, width, height, "RGB" if number % 10 else "L")
+            file.writestr(f"val2017/{name}", jpeg)
+            about = {"license": 1, "file_name": name, "height": height, "width": width, "id": number * 7}
+            images.append(about | {"coco_url": _URL + name, "flickr_url": _URL + name, "date_captured": "2013-11-14"})
             for k in range(CAPTIONS):
                 text = " ".join(some[draw.integers(len(some))] for some in _WORDS) + "\n" * (k % 3 == 0)
                 captions.append({"image_id": number * 7, "id": len(captions), "caption": text})
@@ -67,6 +76,16 @@ def layout(folder: Path, pictures: int, width: int = 640, height: int = 480) -> 
         boxes = [{"id": 1, "image_id": 0, "bbox": [0, 0, 9, 9], "category_id": 1}]
         file.writestr("annotations/instances_val2017.json", json.dumps(rest | {"annotations": boxes}))
     return whole, annotations
+
+
+def large_table(folder: Path, pictures: int) -> dict[str, Any]:
+    """What `pack` takes of a table of so many pictures, each of a few pixels: little but the table counts."""
+    whole, annotations = layout(folder, pictures, 8, 8, alike=True)
+    captions = f"{annotations}:annotations/captions_val2017.json"
+    with zipfile.ZipFile(annotations) as file:
+        size = file.getinfo("annotations/captions_val2017.json").file_size
+    found = timed("data", "pack", str(whole), "--captions", captions, "--out", str(folder / "shards"))
+    return {"pictures": pictures, "captions": CAPTIONS * pictures, "table_bytes": size} | found
 
 
 def measure(folder: Path, pictures: int, steps: int) -> dict[str, Any]:
@@ -92,13 +111,16 @@ def _bytes(folder: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=500, help="default: %(default)s")
+    parser.add_argument("--table", type=int, default=TRAIN2017, help="pictures of the table (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="of the training (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "coco", help="folder (default: %(default)s)")
     options = parser.parse_args()
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), options.pictures, options.steps)
-        found = json.loads(json.dumps(found).replace(f"{folder}/", ""))
+    with tempfile.TemporaryDirectory() as other:
+        found["table"] = large_table(Path(other), options.table)
+    found = json.loads(json.dumps(found).replace(f"{folder}/", "").replace(f"{other}/", ""))
     facts = machine.facts()
     path = options.out / f"{machine.slug(facts['device'])}.json"
     write_json(path, {"facts": facts, "load_before": before, **found})

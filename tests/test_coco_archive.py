@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.coco import layout
+from benchmarks.coco import large_table, layout
 from cogview import cli
 from cogview.data import archive
 from cogview.data.images import MAX_BYTES
@@ -340,6 +340,14 @@ def test_changed_zips_are_read_or_refused_in_a_sentence(coco, tmp_path):
             packed(tmp_path / "changed.zip", row, tmp_path / f"out-{number}")
         except ValueError as error:
             assert "folder:" in str(error)  # noqa: PT017
+
+
+def test_a_table_is_measured_alone(tmp_path):
+    found = large_table(tmp_path, 30)
+    assert (found["pictures"], found["captions"]) == (30, 150)
+    assert 21_000 < found["table_bytes"] < 25_000  # of 118,287 pictures 91 MB, as COCO's
+    assert found["peak_MiB"] > 50
+    assert any(line.startswith("30 pairs in 1 shard") for line in found["said"])
 
 
 def test_from_the_archives_to_a_picture(coco, tmp_path, capsys):
