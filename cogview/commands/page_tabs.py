@@ -2,6 +2,7 @@
 
 import html
 import math
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -175,8 +176,10 @@ def _answers(
 
     def answer(progress=gr.Progress(), *values: Any) -> Iterator[Any]:  # noqa: B008  # found by this default
         try:
-            for *parts, said in function(lambda share, doing: progress(share, desc=doing), *values):
-                yield *map(_for_galleries, parts), f"<p role='status'>{html.escape(said)}</p>"
+            with tempfile.TemporaryDirectory() as folder:
+                for *parts, said in function(lambda share, doing: progress(share, desc=doing), *values):
+                    files = [_as_files(part, Path(folder), str(number)) for number, part in enumerate(parts)]
+                    yield *files, f"<p role='status'>{html.escape(said)}</p>"
         except Exception as error:
             if not isinstance(error, ValueError):
                 traceback.print_exception(error)
@@ -186,8 +189,15 @@ def _answers(
     gr.on(events, answer, given, shown, concurrency_limit=1, concurrency_id=queue, **how)
 
 
-def _for_galleries(value: Any) -> Any:
-    return [tuple(one) for one in value] if isinstance(value, list) else value
+def _as_files(value: Any, folder: Path, name: str) -> Any:
+    """What a gallery shows as files, which Gradio copies once: pictures it would write again whenever they are shown,
+    also while a browser gets them."""
+    if not isinstance(value, list):
+        return value
+    files = [(folder / f"{name}-{number}.png", text) for number, (_, text) in enumerate(value)]
+    for (picture, _), (path, _) in zip(value, files, strict=True):
+        picture.save(path)
+    return [(str(path), text) for path, text in files]
 
 
 def _caption(gr: Any, info: str) -> Any:
