@@ -46,9 +46,11 @@ def _verdict(figures: dict[str, Any]) -> str:
             f"{of_each(name, 'style')} in the style, {of_each(name, 'thing')} the thing, {of_each(name, 'both')} both"
         )
 
+    unasked = ", ".join(f"{figures[style]['not asked for']['style']:.0%}" for style in STYLES)
     return (
         f"Of things that the finetuning never showed in the style, by the judges, of {', '.join(STYLES)}: "
-        f"{told('own')}. Before: {told('before')}. By one finetuning to all three styles: {told('all')}."
+        f"{told('own')}. Before: {told('before')}. By one finetuning to all three styles: {told('all')}. Captions that "
+        f"do not ask for the style get it, from what was finetuned to it, in {unasked}."
     )
 
 
