@@ -1,5 +1,6 @@
 """`cogview style`, from pictures without captions to a model that draws in their style, and what is no style."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -82,6 +83,17 @@ def test_a_finetuning_keeps_the_dropout(run, tmp_path):
     style("sketch=drawings")
     system = System.load("runs/mine", name="sketch")
     assert system.recipe.config.dropout == System.load("runs/mine", name="gpt").recipe.config.dropout == 0
+
+
+def test_what_is_drawn_is_the_last_step_and_not_the_one_nearest_to_what_was_before(run, tmp_path, monkeypatch):
+    config, training = Style.presets["tiny"]
+    monkeypatch.setitem(Style.presets, "tiny", (config, dataclasses.replace(training, validate_every=1, log_every=1)))
+    style("sketch=drawings")
+    shards = sorted(map(str, (tmp_path / "runs/mine/shards/sketch").glob("*.tar")))
+    cli.main(["tokenize", *shards, "--run", "runs/mine", "--split", "test", "--image-size", str(run)])
+    style("oil=oil.zip", "--steps", "3")
+    lines = map(json.loads, (tmp_path / "runs/mine/oil/log.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "validation_loss" in line] == [3]
 
 
 def test_a_style_that_others_pictures_had_before(run, tmp_path):

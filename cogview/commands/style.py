@@ -20,6 +20,7 @@ LONGEST = 60  # letters of its name
 MANY = 100  # from so many on nothing is said; the paper takes 1,000
 _NAME = re.compile(r"[^\w]+")
 _SPLIT = "style-"
+_NEVER = 10**9  # steps
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class Style:
         require(other, "name", "another than that of the model to begin with", name)
         given = {key: getattr(self, key) for key in ("steps", "learning_rate", "batch_size", "seed", "device")}
         mix, recipe = tuple(f"{split_of(style)}=1" for style in sets), _recipe(source)
-        dropout = recipe.config.dropout  # not the one of as few pictures, which would be another model than the source
-        train = Train(self.run_folder, name, source, recipe="style", mix=mix, hold_out=0, dropout=dropout, **given)
+        given["dropout"] = recipe.config.dropout  # not that of so few pictures, with which it would be another model
+        given["validate_every"] = _NEVER  # on what was held out before, where the best had learned nothing of the style
+        train = Train(self.run_folder, name, source, recipe="style", mix=mix, hold_out=0, **given)
         train.check()
         size = recipe.grids[-1] * load_image_tokenizer(self.run_folder / "vqvae.safetensors").config.downsample
         shards = {style: packed(style, path, self.run_folder) for style, path in sets.items()}
