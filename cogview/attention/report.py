@@ -152,6 +152,14 @@ def _word_table(looked: Sequence[Looked]) -> str:
     return "\n".join(rows)
 
 
+def head_table(cells: Sequence[Sequence[str]]) -> str:
+    """A row a layer, a column a head."""
+    heads = range(1, len(cells[0]) + 1)
+    rows = [f"| layer | {' | '.join(f'head {n}' for n in heads)} |", f"|---{'|---:' * len(heads)}|"]
+    rows += [f"| {layer} | {' | '.join(own)} |" for layer, own in enumerate(cells, 1)]
+    return "\n".join(rows)
+
+
 def _layer_table(f: Figures) -> str:
     names = ("entropy", *TARGETS)
     rows = [f"| layer | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]

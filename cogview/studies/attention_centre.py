@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cogview.attention.look import Seen, look, places_of
 from cogview.attention.measure import regions_of
+from cogview.attention.report import head_table
 from cogview.demo.scenes import PLACES, SIZE, TILE, Scene, caption
 from cogview.system import System
 
@@ -63,16 +64,12 @@ def told(found: dict[str, Any]) -> str:
     if not found["scenes"]:
         return "No scene has one emoji beside the middle."
     emoji, background = (torch.tensor(found["times"][name]) for name in PARTS[:2])
-    across = range(1, emoji.shape[1] + 1)
-    lines = [f"| layer | {' | '.join(f'head {n}' for n in across)} |", f"|---{'|---:' * len(across)}|"]
-    for layer in range(len(emoji)):
-        pairs = zip(emoji[layer].tolist(), background[layer].tolist(), strict=True)
-        lines.append(f"| {layer + 1} | {' | '.join(f'{own:.1f}, {other:.1f}' for own, other in pairs)} |")
-    table = "\n".join(lines)
+    both = torch.stack([emoji, background], dim=-1).tolist()
+    cells = [[f"{own:.1f}, {other:.1f}" for own, other in heads] for heads in both]
     on, off, heads = int((emoji >= 1).sum()), int((background >= 1).sum()), emoji.numel()
     return f"""Of the pictures that all heads are measured on {found["scenes"]} have one emoji beside the middle, which
 reaches into the centre; the rest of the centre is background. Of what the lower half gives the image {on} of {heads}
 heads give the emoji's part of the centre as much as evenly, or more, {off} its background. How many times as much,
 emoji and background, both in the centre:
 
-{table}"""
+{head_table(cells)}"""

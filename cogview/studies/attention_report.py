@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cogview.attention.names import called
 from cogview.attention.plots import Panel, Row, marked
+from cogview.attention.report import head_table
 from cogview.attention.words import Word
 from cogview.data.files import write_json, write_text
 from cogview.studies import attention_centre
@@ -81,12 +82,9 @@ def _page(first: str, figures: dict[str, Any], pictures: Sequence[Path], told: s
             f"{found['hit']:.1%} | {two['own']:.1%} | {two['other']:.1%} | "
             f"{low:+.1%} to {high:+.1%} | {two['own_gets_more']:.1%} |"
         )
-        heads = range(1, len(found["all_heads"]["inside"][0]) + 1)
-        tables.append(f"{name}:\n\n| layer | {' | '.join(f'head {n}' for n in heads)} |\n|---{'|---:' * len(heads)}|")
-        both = zip(found["all_heads"]["inside"], found["all_heads"]["hit"], strict=True)
-        for layer, pairs in enumerate(both, 1):
-            cells = " | ".join(f"{inside:.0%}, {hit:.0%}" for inside, hit in zip(*pairs, strict=True))
-            tables[-1] += f"\n| {layer} | {cells} |"
+        layers = zip(found["all_heads"]["inside"], found["all_heads"]["hit"], strict=True)
+        cells = [[f"{inside:.0%}, {hit:.0%}" for inside, hit in zip(*heads, strict=True)] for heads in layers]
+        tables.append(f"{name}:\n\n{head_table(cells)}")
     counts = figures["languages"]["en"]["cases"]
     return f"""{first}
 
