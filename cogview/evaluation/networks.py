@@ -42,29 +42,14 @@ class Network:
         of Inception that the field compares by. ValueError in one sentence of anything else."""
         device = available(device)
         try:
-            found = cls._load(path, device, option)
+            files, look, trained = _read(path, device)
+            one = look(_PICTURE)
         except ValueError as error:
             raise ValueError(f"{option}: {re.sub('^(features|path): ', '', str(error))}") from error
-        found.see([_PICTURE], [lambda some: some])  # what is not finite in its weights is not in this
-        return found
-
-    @classmethod
-    def _load(cls, path: Path, device: torch.device, option: str) -> "Network":
-        trained = None
-        if path.is_dir():
-            files, look = encoders.files_of(path), encoders.vision(path, device)
-        elif path.suffix == ".pth" and path.is_file():
-            files, look = [path], encoders.inception(path, device)
-        else:
-            fits = path.suffix == ".safetensors" and path.is_file()
-            kinds = (
-                "a .safetensors file of cogview train-features, a folder of a vision encoder, or Inception's .pth file"
-            )
-            require(fits, "features", kinds, str(path))
-            files, look, trained = [path], _on(classifier.read(path), device), classifier.trained_of(path)
-        one = look(_PICTURE)
         classes = 0 if one.logits is None else one.logits.shape[1]
-        return cls(path.resolve().name, sha256_of(files), look, one.features.shape[1], classes, trained, option)
+        found = cls(path.resolve().name, sha256_of(files), look, one.features.shape[1], classes, trained, option)
+        found._joined([one])  # what is not finite in its weights is not in this
+        return found
 
     @torch.no_grad()
     def see(self, batches: Iterable[Tensor], changes: Sequence[Callable[[Tensor], Tensor]]) -> list[Seen]:
@@ -85,6 +70,17 @@ class Network:
         finite = all(bool(some.isfinite().all()) for some in (features, logits) if some is not None)
         require(finite, self.option, "a network that sees finite numbers in pictures", f"others of {self.name}")
         return Seen(features, logits)
+
+
+def _read(path: Path, device: torch.device) -> tuple[Sequence[Path], Callable[[Tensor], Seen], Trained | None]:
+    if path.is_dir():
+        return encoders.files_of(path), encoders.vision(path, device), None
+    if path.suffix == ".pth" and path.is_file():
+        return [path], encoders.inception(path, device), None
+    fits = path.suffix == ".safetensors" and path.is_file()
+    kinds = "a .safetensors file of cogview train-features, a folder of a vision encoder, or Inception's .pth file"
+    require(fits, "features", kinds, str(path))
+    return [path], _on(classifier.read(path), device), classifier.trained_of(path)
 
 
 def _on(model: torch.nn.Module, device: torch.device) -> Callable[[Tensor], Seen]:
