@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -15,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from test_train_run import trainer
+from test_train_run import interrupted, trainer
 
 from benchmarks import machine
 from cogview import cli, pipeline
@@ -28,7 +27,7 @@ from cogview.recipes import RECIPES
 from cogview.system import System
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.train import checkpoint
-from cogview.train.loop import State, Trainer
+from cogview.train.loop import State
 
 
 def steps_done(folder):
@@ -192,19 +191,10 @@ def test_what_is_said_beside_a_progress_bar_has_a_line_of_its_own(tmp_path, monk
 def test_an_interrupted_demo_goes_on(small, tmp_path, monkeypatch):
     """Ctrl-C in either training ends the command in one line, its checkpoint written."""
     arguments = ["demo", "--out", str(tmp_path), "--minutes", str(demo.INSTALLATION + demo.FIXED + 0.05)]
-    step = Trainer.step
-
-    def interrupted(self):
-        signal.raise_signal(signal.SIGINT)
-        return step(self)
-
     for folder in ("vqvae", "gpt"):
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                Trainer, "step", lambda self, name=folder: (interrupted if self.folder.name == name else step)(self)
-            )
-            with pytest.raises(SystemExit, match="stopped; the same command goes on from here"):
-                cli.main(arguments)
+        said = "stopped; the same command goes on from here"
+        with interrupted(monkeypatch, folder), pytest.raises(SystemExit, match=said):
+            cli.main(arguments)
         assert steps_done(tmp_path / folder) == 1
     assert not (tmp_path / "report.md").exists()
     cli.main(arguments)

@@ -3,13 +3,13 @@
 import io
 import json
 import shutil
-import signal
 import tarfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_train_run import interrupted
 
 from cogview import cli
 from cogview.data.parts import group, part_name
@@ -20,7 +20,6 @@ from cogview.demo.scenes import render, sample_scenes
 from cogview.tokenizers.image import VQVAE
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train import checkpoint
-from cogview.train.loop import Trainer
 
 SMALL = ["--codebook", "16", "--code-dim", "8", "--hidden", "8", "--image-size", "32"]
 QUICK = [*SMALL, "--image-passes", "2"]
@@ -128,16 +127,8 @@ def test_tokenizers_of_another_run(run, tmp_path):
 
 def stopped(monkeypatch, *arguments):
     """A tokenize that is interrupted in the first step of the image tokenizer's training."""
-    step = Trainer.step
-
-    def interrupted(self):
-        signal.raise_signal(signal.SIGINT)
-        return step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", interrupted)
-        with pytest.raises(SystemExit, match="the same command goes on"):
-            tokenize(*arguments)
+    with interrupted(monkeypatch), pytest.raises(SystemExit, match="the same command goes on"):
+        tokenize(*arguments)
 
 
 def test_a_stopped_image_tokenizer_goes_on(tmp_path, monkeypatch):

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import shutil
-import signal
 import zipfile
 
 import pytest
 import torch
 from PIL import Image
 from test_system import saved_run, small_image, small_text, system_of
+from test_train_run import interrupted
 
 from cogview import cli
 from cogview.commands.prompts import Prompts
@@ -18,7 +18,6 @@ from cogview.people.specify import specify
 from cogview.pictures import image_of
 from cogview.recipes.style import Style
 from cogview.system import System
-from cogview.train.loop import Trainer
 
 
 @pytest.fixture
@@ -108,14 +107,7 @@ def test_a_style_that_others_pictures_had_before(run, tmp_path):
 
 
 def test_a_stopped_finetuning_goes_on(run, monkeypatch, capsys):
-    step = Trainer.step
-
-    def interrupted(self):
-        signal.raise_signal(signal.SIGINT)
-        return step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", interrupted)
+    with interrupted(monkeypatch):
         style("sketch=drawings")
     said = capsys.readouterr().out
     assert "stopped at step 1" in said

@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
@@ -65,6 +66,21 @@ def trainer(folder, config=TRAIN, model=CONFIG, data=None, validation=None) -> T
     torch.manual_seed(0)
     recipe = CogView(model)
     return Trainer(TokenTask(recipe, recipe.model(), data or Pairs(7), config, validation), config, folder)
+
+
+@contextmanager
+def interrupted(monkeypatch, name=None):
+    """Ctrl-C in the steps of all trainings, or of those in a folder of this name."""
+    step = Trainer.step
+
+    def interrupted_step(self):
+        if name in (None, self.folder.name):
+            signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted_step)
+        yield
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
