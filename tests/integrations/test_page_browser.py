@@ -36,12 +36,12 @@ SECONDS = 60_000  # thousandths of them: how long anything may take
 
 
 @contextmanager
-def served(run: Path, places: Path) -> Iterator[str]:  # noqa: F811
+def served(folder: Path, places: Path) -> Iterator[str]:
     """Address of a page over a run, which ends in good order."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "cogview.cli", "page", "--run", str(run), "--port", str(port)]
+    command = [sys.executable, "-m", "cogview.cli", "page", "--run", str(folder), "--port", str(port)]
     variables = {**os.environ, "TMPDIR": str(places), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -82,10 +82,10 @@ def older_address(tmp_path_factory) -> Iterator[str]:
 
 
 @contextmanager
-def opened(chromium: Any, address: str, screen: str, first: str = "") -> Iterator[Any]:  # noqa: F811
+def opened(browser: Any, address: str, screen: str, first: str = "") -> Iterator[Any]:
     """The page, as it is opened; nothing is asked of other hosts. first: of the names of its shots."""
     SHOTS.mkdir(parents=True, exist_ok=True)
-    context = chromium.new_context(**SCREENS[screen])
+    context = browser.new_context(**SCREENS[screen])
     context.set_default_timeout(SECONDS)
     page, hosts, errors = context.new_page(), set[str](), list[str]()
     page.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname or "here"))
