@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import emulated_cuda
+import interpreter
 import pytest
 import torch
 
@@ -29,6 +30,12 @@ def pytest_configure() -> None:
     wish = os.environ.get("COGVIEW_TESTS", "")
     if wish not in ("", "all"):
         raise pytest.UsageError(f"COGVIEW_TESTS: expected all or nothing, got {wish!r}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hastened() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        interpreter.hasten()
 
 
 @pytest.fixture(scope="session")
