@@ -110,10 +110,17 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
+def preloaded() -> str:
+    """How to start processes as copies of one that has imported what takes long. They print where that one did."""
+    torch.multiprocessing.set_forkserver_preload(["torch.distributed.tensor.parallel", "cogview.train.loop"])
+    return "forkserver"
+
+
 def in_two_processes(work: Callable[[Any], None]) -> None:
     """work(their mesh) in each, a function of a module that can be imported."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_one_of_two, (f"file://{folder}/store", work), nprocs=2)
+        how = preloaded()
+        torch.multiprocessing.start_processes(_one_of_two, (f"file://{folder}/store", work), nprocs=2, start_method=how)
 
 
 def _one_of_two(rank: int, store: str, work: Callable[[Any], None]) -> None:

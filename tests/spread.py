@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import preloaded
 from test_train_run import CONFIG, TRAIN, Pairs
 
 from cogview.config import TrainConfig
@@ -28,12 +29,14 @@ CPU = torch.device("cpu")
 SHARED = dataclasses.replace(TRAIN, steps=20, batch_size=8, hide_context=0.5, drop_text=0.2, accumulate=2)
 
 
-def in_processes(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
-    """What work(*args), a function of a module, gives in each, as torchrun starts them."""
+def in_processes(count: int, work: Callable[..., Any], *args: Any, heard: bool = False) -> list[Any]:
+    """What work(*args), a function of a module, gives in each, as torchrun starts them. heard: they print where this
+    process does."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     rendezvous: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-    config = LaunchConfig(1, 1, count, run_id=uuid.uuid4().hex, max_restarts=0, **rendezvous)
+    how = "spawn" if heard else preloaded()
+    config = LaunchConfig(1, 1, count, run_id=uuid.uuid4().hex, max_restarts=0, start_method=how, **rendezvous)
     return list(elastic_launch(config, _one)(work, *args).values())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import needs_processes
+from common import needs_processes, preloaded
 from safetensors.torch import load_file
 from spread import faults, in_processes, to_its_end
 from test_train_best import TIMES
@@ -64,8 +64,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     it is bit for bit the run that was not killed."""
     to_its_end(tmp_path / "whole")
     folder, draw = tmp_path / "killed", random.Random(0)
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["spread"])
+    processes = multiprocessing.get_context(preloaded())
     kills, inside, before = 0, 0, 0
     folder.mkdir()
     while kills < (30 if ALL else 5) or inside < (10 if ALL else 1):
@@ -94,7 +93,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 def test_a_broken_batch_and_a_full_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """On one of two processes: both skip the step, the training goes on, and the next checkpoint is written, and what
     the log had no room for."""
-    both = in_processes(2, faults, tmp_path)
+    both = in_processes(2, faults, tmp_path, heard=True)
     assert both[0]["loss"] == both[1]["loss"]
     for found in both:
         assert found["broken"]["loss"] != found["broken"]["loss"]

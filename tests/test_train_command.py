@@ -252,7 +252,7 @@ def test_by_two_processes_from_a_model_of_one(tmp_path, capfd):
     train(tmp_path)
     words = ["train", "--run", str(tmp_path), "--from", str(tmp_path), "--name", "second", "--steps", "3"]
     capfd.readouterr()
-    in_processes(2, cli.main, [*words, "--batch-size", "4", "--dtype", "float32"])
+    in_processes(2, cli.main, [*words, "--batch-size", "4", "--dtype", "float32"], heard=True)
     said = capfd.readouterr().out
     for sentence in (
         "2 processes, 2 parts of each batch, 1 of each layer",
