@@ -1,4 +1,5 @@
-"""How an image tokenizer lies in a file: safetensors, and beside the weights its format, config and hash."""
+"""How a network of pictures, a tokenizer or what an evaluation sees with, lies in a file: safetensors, and beside the
+weights its format, config and hash."""
 
 import hashlib
 import json
