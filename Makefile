@@ -45,8 +45,8 @@ test: lint
 # What takes too long for every change: every Triton kernel for every chip, with Triton 3.6 too; every kernel of
 # attention in CUDA C++; kernels for AMX and AVX512-BF16 emulated, and broken in fifty ways or so that tests must find;
 # every way to install; every operator through AOTInductor; trainings killed at thirty random moments; the operators in
-# models of transformers and diffusers, and beside NATTEN; the page in a browser; the operators on the oldest torch and
-# on Python 3.12; the GPU check rehearsed there. About an hour more, and 4 GB of downloads.
+# models of transformers and diffusers, and beside NATTEN; FID's own network; the page in a browser; the operators on
+# the oldest torch and on Python 3.12; the GPU check rehearsed there. About an hour more, and 4 GB of downloads.
 test-all: test oldest build/triton-3.6.0/done
 	@COGVIEW_TESTS=all $(PY) -m pytest -n $(JOBS) tests/test_triton_build.py tests/test_cuda_build.py \
 	  tests/test_cuda_hopper.py tests/test_emulated_isa.py tests/test_packaging.py tests/operators/test_export.py \
@@ -60,6 +60,9 @@ test-all: test oldest build/triton-3.6.0/done
 	@$(PY) -m pytest tests/integrations
 	@NATTEN_CUDA_ARCH= $(PIP) install --no-deps --no-build-isolation --upgrade --target build/natten 'natten>=0.21'
 	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten_functions.py
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps --upgrade \
+	  --target build/inception 'torchvision==0.26.*' torch-fidelity 'torchmetrics>=1.9' lightning-utilities scipy tqdm
+	@PYTHONPATH=$(CURDIR)/build/inception $(OLDEST)/bin/python -m pytest tests/integrations/test_evaluation_scores.py
 	@$(OWN_CACHE) $(OLDEST)/bin/python -m pytest -n auto tests/operators tests/test_distributed.py
 	@$(OWN_CACHE) $(OLDEST)/bin/python scripts/gpu_check.py first tests sweep rows --carried --rehearse --out build/rehearsal
 
