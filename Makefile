@@ -21,7 +21,8 @@ ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CON
 ENV := $(or $(ACTIVE),$(CURDIR)/.venv)
 export PATH := $(ENV)/bin:$(PATH)
 PY := $(ENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check --no-input -qq
+QUIET_PIP := -m pip --disable-pip-version-check --no-input -qq
+PIP := $(PY) $(QUIET_PIP)
 STAMPS := build/stamps$(subst /,-,$(ENV))
 HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
@@ -60,7 +61,7 @@ test-all: test oldest build/triton-3.6.0/done
 	@$(PY) -m pytest tests/integrations
 	@NATTEN_CUDA_ARCH= $(PIP) install --no-deps --no-build-isolation --upgrade --target build/natten 'natten>=0.21'
 	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten_functions.py
-	@$(OLDEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps --upgrade \
+	@$(OLDEST)/bin/python $(QUIET_PIP) install --no-deps --upgrade \
 	  --target build/inception 'torchvision==0.26.*' torch-fidelity 'torchmetrics>=1.9' lightning-utilities scipy tqdm
 	@PYTHONPATH=$(CURDIR)/build/inception $(OLDEST)/bin/python -m pytest tests/integrations/test_evaluation_scores.py
 	@$(OWN_CACHE) $(OLDEST)/bin/python -m pytest -n auto tests/operators tests/test_distributed.py
@@ -87,7 +88,7 @@ $(OLDEST)/done: pyproject.toml
 	@$(FIND312) -c '' || { echo "Python 3.12 is needed: make $(MAKECMDGOALS) PYTHON312=/path/to/python3.12"; exit 1; }
 	@echo "Installing torch 2.11 into $(OLDEST) (about 3 GB)"
 	@$(FIND312) -m venv $(OLDEST)
-	@$(OLDEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install torch==2.11.0 triton==3.6.0 \
+	@$(OLDEST)/bin/python $(QUIET_PIP) install torch==2.11.0 triton==3.6.0 \
 	  'setuptools>=77,<82' ninja numpy pillow sentencepiece safetensors rich tyro matplotlib \
 	  pytest pytest-xdist pytest-timeout pytest-benchmark
 	@touch $@

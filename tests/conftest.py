@@ -24,18 +24,13 @@ def triton_version() -> tuple[int, ...]:
 
 if not torch.cuda.is_available() and triton_version() >= (3, 7):  # the interpreter of 3.6 fails with numpy 2.4
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its kernels run on CPU tensors
+    interpreter.hasten()
 
 
 def pytest_configure() -> None:
     wish = os.environ.get("COGVIEW_TESTS", "")
     if wish not in ("", "all"):
         raise pytest.UsageError(f"COGVIEW_TESTS: expected all or nothing, got {wish!r}")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def hastened() -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        interpreter.hasten()
 
 
 @pytest.fixture(scope="session")
