@@ -55,6 +55,8 @@ class ModelConfig:
     """Initial weight of the norm that ends each branch. Below 1 tokens are not drowned by untrained branches."""
     dropout: float = 0.1
     """On the embeddings and on each branch. Attention weights are never dropped."""
+    norms: Literal["sandwich", "pre"] = "sandwich"
+    """Around each branch, or before it alone, as in DALL-E (pre-LN)."""
 
     def __post_init__(self):
         counts = ("num_layers", "hidden_size", "num_heads", "image_grid", "max_positions", "image_vocab", "text_vocab")
@@ -70,6 +72,7 @@ class ModelConfig:
         for name in ("init_std", "embedding_std", "branch_gain"):
             require(0 < getattr(self, name) < math.inf, name, "a positive and finite number", getattr(self, name))
         require(0 <= self.dropout < 1, "dropout", "a number in [0, 1)", self.dropout)
+        require(self.norms in ("sandwich", "pre"), "norms", "sandwich or pre", self.norms)
         scale = self.embedding_grad_scale
         require(0 <= scale <= 1, "embedding_grad_scale", "a number in [0, 1]", scale)
 
@@ -118,17 +121,30 @@ class TrainConfig:
     """Largest norm of the gradients; math.inf: any."""
     text_weight: float = 1.0
     image_weight: float = 1.0
+    loss_mean: Literal["tokens", "kinds"] = "tokens"
+    """Over all tokens by these weights, or of text and of images alone, which are then weighed (DALL-E, arXiv
+    2102.12092, section 2.2)."""
     hide_context: float = 0.0
     """Share of sequences that see only a random part of their own image tokens, so that the text has to tell."""
     drop_text: float = 0.0
     """Of the sequences to draw pictures the share that loses its caption, for guidance (classifier-free, arXiv
     2207.12598)."""
+    bpe_dropout: float = 0.0
+    """Chance of each merge of a caption's tokens to be left out, drawn anew whenever it is trained on (Provilkov et
+    al., arXiv 1910.13267). What would not fit any more then stays as it is."""
     truncate_text: bool = False
     """Cut captions that are too long, and count them; off: they are an error."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Compute dtype; master weights and optimizer state are float32 always. float16 has a dynamic loss scale."""
+    gradient_scaling: Literal["loss", "blocks"] = "loss"
+    """Of float16: a scale of the loss, or one for each attention and each MLP, between which all is float32, see
+    train/block_scales.py."""
     scale_patience: int = 1000
-    """Good steps after which that scale doubles."""
+    """Good steps after which a scale has doubled."""
+    average: float | None = None
+    """Decay of an exponentially weighted average of the parameters, which is validated and drawn with; None: none."""
+    average_every: int = 1
+    """Steps between two parameters of the average."""
     checkpoint_activations: Recompute = "none"
     compile: bool = False
     """Each layer, or what has none whole."""
@@ -154,7 +170,7 @@ class TrainConfig:
         finite = self.seconds is None or 0 < self.seconds < math.inf
         require(finite, "seconds", "a positive and finite number", self.seconds)
         counts = ("batch_size", "accumulate", "log_every", "save_every", "keep", "validate_every", "validate_samples")
-        for name in (*counts, "scale_patience"):
+        for name in (*counts, "scale_patience", "average_every"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         divides = self.batch_size % self.accumulate == 0
         require(divides, "accumulate", f"a divisor of batch_size ({self.batch_size})", self.accumulate)
@@ -163,7 +179,7 @@ class TrainConfig:
         rate = self.learning_rate
         require(0 < rate < math.inf, "learning_rate", "a positive and finite number", rate)
         require(0 <= self.seed < 2**63, "seed", "a whole number from 0 to 2^63 - 1", self.seed)
-        for name in ("final_rate", "hide_context", "drop_text"):
+        for name in ("final_rate", "hide_context", "drop_text", "bpe_dropout"):
             require(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
         require(0 <= self.warmup < 1, "warmup", "a number in [0, 1)", self.warmup)
         for name in ("weight_decay", "text_weight", "image_weight"):
@@ -177,3 +193,10 @@ class TrainConfig:
         got = self.checkpoint_activations
         require(got in kinds, "checkpoint_activations", f"one of {', '.join(kinds)}", got)
         require(self.optimizer in ("adamw", "muon"), "optimizer", "adamw or muon", self.optimizer)
+        require(self.loss_mean in ("tokens", "kinds"), "loss_mean", "tokens or kinds", self.loss_mean)
+        scaling = self.gradient_scaling
+        require(scaling in ("loss", "blocks"), "gradient_scaling", "loss or blocks", scaling)
+        fits = scaling == "loss" or self.dtype == "float16"
+        require(fits, "gradient_scaling", f"loss with dtype {self.dtype}, which needs none", scaling)
+        decays = self.average is None or 0 < self.average < 1
+        require(decays, "average", "a decay above 0 and below 1, or None", self.average)

@@ -6,7 +6,8 @@ what is marked (Megatron-LM, arXiv 1909.08053). A layer keeps of each token for 
     e C (6 + 12 / T) + 4 H / T + 32
 
 bytes: inputs of the four projections x, attention / T, x, gelu 4 / T; q, k, v 3 / T; gelu's input 4 / T; of each of the
-two steps of Sandwich-LN the branch, the main branch and four float32 statistics; lse of each head. Of what a kind of
+two steps of Sandwich-LN the branch, the main branch and four float32 statistics, of pre-LN the main branch and two; lse
+of each head. Of what a kind of
 attention keeps besides, `Attention.also_saved` tells. Checkpointing keeps a layer's inputs alone, 2 e C; "selective"
 the outputs and lse of fused attention as well (arXiv 2205.05198, section 5); the rest of one layer is there while it is
 computed again. Dropout keeps no mask in a layer.
@@ -74,7 +75,8 @@ def activations(recipe: Recipe, mode: Recompute, size: int, tensor_parallel: int
     """size: bytes of an element."""
     c, tokens, split = recipe.config, recipe.length, tensor_parallel
     state = size * c.hidden_size * tokens
-    whole = [_layer(attention, c.num_heads, tokens, state, size, split) for attention in attentions(recipe)]
+    norms = 2 * (2 * state + 16 * tokens) if c.norms == "sandwich" else 2 * (state + 8 * tokens)
+    whole = [norms + _layer(attention, c.num_heads, tokens, state, size, split) for attention in attentions(recipe)]
     output = state // split + _lse(c.num_heads, tokens, split)
     fused = sum(attention.fused for attention in attentions(recipe))
     layers = {
@@ -91,7 +93,7 @@ def activations(recipe: Recipe, mode: Recompute, size: int, tensor_parallel: int
 
 def _layer(attention: Attention, heads: int, tokens: int, state: int, size: int, split: int) -> int:
     lse = _lse(heads, tokens, split) if attention.fused else 0
-    return 6 * state + 12 * state // split + lse + 32 * tokens + size * attention.also_saved(tokens) // split
+    return 2 * state + 12 * state // split + lse + size * attention.also_saved(tokens) // split
 
 
 def _lse(heads: int, tokens: int, split: int) -> int:

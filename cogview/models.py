@@ -32,15 +32,15 @@ def load_model(
     path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> tuple[Recipe, Transformer]:
     """Recipe and model of a checkpoint, the model in evaluation mode. dtype: None: as it is stored."""
-    tensors, header = checkpoint.read(path, prefix="model.")
+    tensors, header = checkpoint.weights(path)
     recipe = recipe_of(path, header)
     layers = recipe.config.num_layers
     if layers > len(tensors):
         raise ValueError(f"{path} does not fit the model: expected {layers} layers, got {len(tensors)} tensors")
     with torch.device("meta"):  # nothing is allocated before the shapes are known to agree
         model = recipe.model()
-    checkpoint.check_shapes(path, checkpoint.shapes(tensors), model.state_dict())
-    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items()}, assign=True)
+    checkpoint.check_fits(path, tensors, model.state_dict())
+    model.load_state_dict(tensors, assign=True)
     return recipe, model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 

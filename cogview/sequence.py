@@ -33,6 +33,8 @@ class Vocabulary:
 
     image_size: int
     text_size: int
+    paddings: int = field(default=0, kw_only=True)
+    """Ids behind the commands: a token of its own for each place of padding in `fixed_text`, instead of [PAD]."""
 
     def __getitem__(self, command: str) -> int:
         return self.image_size + self.text_size + COMMANDS.index(command)
@@ -45,7 +47,11 @@ class Vocabulary:
     @property
     def size(self) -> int:
         """Rows of the embedding: all ids, padded to a multiple of 128."""
-        return -(-(self.image_size + self.text_size + len(COMMANDS)) // 128) * 128
+        return -(-(self.first_padding + self.paddings) // 128) * 128
+
+    @property
+    def first_padding(self) -> int:
+        return self.image_size + self.text_size + len(COMMANDS)
 
     def is_image(self, tokens: Tensor) -> Tensor:
         return tokens < self.image_size
@@ -55,8 +61,8 @@ class Vocabulary:
         return (tokens >= self.image_size) & (tokens < self.image_size + self.text_size)
 
     def is_text(self, tokens: Tensor) -> Tensor:
-        """Text and command tokens, except [PAD]."""
-        return (tokens >= self.image_size) & (tokens != self["PAD"])
+        """Text and command tokens, except padding."""
+        return (tokens >= self.image_size) & (tokens != self["PAD"]) & (tokens < self.first_padding)
 
     def allowed_after(self, command: str) -> Tensor:
         """bool [size]: what may be drawn after a command: image codes after [BOI], text after [ROI]."""
@@ -82,10 +88,14 @@ class Vocabulary:
 
     def fixed_text(self, text: Tensor, codes: Tensor, max_text: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, int64 [B, max_text + 3 + N], with the image's codes [B, N] from place max_text + 3 on
-        whatever the length of the text [B, T]. The holes before [BOI1] predict nothing: their targets are [PAD]."""
+        whatever the length of the text [B, T]. The holes before [BOI1], of which `paddings` has a token each, predict
+        nothing: their targets are [PAD]."""
         self.check(text, [codes], max_text + codes.shape[1] + 4)
         codes = codes.long()
         left = self.join(["ROI1", text, "BASE"], text, max_text + 2)
+        if self.paddings:
+            own = self.first_padding + torch.arange(max_text + 2, device=left.device) - 2  # [ROI1] [BASE] come first
+            left = torch.where(left == self["PAD"], own, left)
         following = self.join([text, "BASE", "BOI1"], text, max_text + 2)
         begin, end = (codes.new_full((len(codes), 1), self[name]) for name in ("BOI1", "EOI1"))
         return torch.cat([left, begin, codes], dim=1), torch.cat([following, codes, end], dim=1)

@@ -21,7 +21,7 @@ from cogview.recipes.cogview import CogView
 from cogview.train import loss_scale
 from cogview.train.feed import Feed
 from cogview.train.loop import Trainer
-from cogview.train.ranks import ALONE, Ranks, joined
+from cogview.train.ranks import ALONE, Ranks, joined, local
 from cogview.train.sharding import built
 from cogview.train.token_task import TokenTask
 
@@ -65,6 +65,20 @@ def halves(folder: Path, ranks: Ranks = ALONE) -> list[Any]:
     """In float16, with a loss scale at which no gradient overflows, in parts of any size."""
     loss_scale.FIRST = 2.0**8
     return losses(folder, dataclasses.replace(SHARED, dtype="float16"), 3, ranks)
+
+
+def blocks(folder: Path, ranks: Ranks = ALONE) -> list[Any]:
+    """In float16 with a scale for each block and an average of the parameters, saved and resumed; the scales, and the
+    first values of the average."""
+    how = dataclasses.replace(SHARED, dtype="float16", gradient_scaling="blocks", average=0.5)
+    found = losses(folder, how, 2, ranks, save=True)[:2]
+    t = trainer(ranks, folder, how)
+    t.resume()
+    found.append(t.step())
+    assert t.optimizer.scale is not None
+    assert t.optimizer.average is not None
+    part = {name: local(value).flatten()[:2].tolist() for name, value in t.optimizer.average.values.items()}
+    return [*found, t.optimizer.scale.tensor().tolist(), part["embedding.words.weight"] if ranks.first else []]
 
 
 def sharing(ranks: Ranks, tensor: int) -> Ranks:
@@ -128,6 +142,7 @@ def of_two(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = {"float32": losses(folder / "float32", SHARED, 3, ranks)}
         found["bfloat16"] = losses(folder / "bfloat16", dataclasses.replace(SHARED, dtype="bfloat16"), 3, ranks)
         found["float16"] = halves(folder / "float16", ranks)
+        found["blocks"] = blocks(folder / "blocks", ranks)
         found["straight"] = losses(folder / "straight", SHARED, 4, ranks)
         found["meanwhile"] = meanwhile(ranks, folder / "meanwhile")
         found["parts"] = losses(folder / "parts", SHARED, 2, ranks, save=True)[:2]

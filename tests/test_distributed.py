@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from common import needs_processes
-from spread import CONFIG, CPU, SHARED, halves, in_processes, losses, of_four, of_two, onward
+from spread import CONFIG, CPU, SHARED, blocks, halves, in_processes, losses, of_four, of_two, onward
 
 from cogview.models import load_model
 from cogview.train import checkpoint, loss_scale
@@ -47,6 +47,19 @@ def test_in_fewer_bits(two: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for found in two[1]:
         alike([step["loss"] for step in found[dtype][:-1]], [step["loss"] for step in expected[:-1]], 3e-3)
         assert found[dtype][-1] == expected[-1]
+
+
+def test_scales_of_blocks_and_an_average(two: Any, tmp_path: Path) -> None:
+    """The same losses, scales and averages as of one process, also behind a checkpoint."""
+    *expected, scales, average = blocks(tmp_path)
+    for found in two[1]:
+        alike([step["loss"] for step in found["blocks"][:3]], [step["loss"] for step in expected], 3e-3)
+        assert found["blocks"][3] == scales
+        assert found["blocks"][4] in ([], pytest.approx(average, rel=1e-2))
+    assert any(found["blocks"][4] for found in two[1])
+    tensors, header = checkpoint.read(checkpoint.latest(two[0] / "blocks"))
+    assert header["averaged"]
+    assert tensors["average.embedding.words.weight"].shape == tensors["model.embedding.words.weight"].shape
 
 
 def test_muon(two: Any, tmp_path: Path) -> None:

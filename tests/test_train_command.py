@@ -348,8 +348,8 @@ def test_every_option_has_a_text_and_a_default(command, capsys):
 def test_help_shows_the_presets_values(capsys):
     _, options = options_of("train", capsys)
     for option, default in (
-        ("--learning-rate FLOAT", "tiny and fashion-tiny 0.001, others 0.0003"),
-        ("--layers INT", "cogview-4b and coglm-6b 48, cogview-large 72, fashion-3b 36, others 5"),
+        ("--learning-rate FLOAT", "tiny and fashion-tiny 0.001, dalle-12b 0.00045, others 0.0003"),
+        ("--layers INT", "cogview-4b and coglm-6b 48, cogview-large 72, fashion-3b 36, dalle-12b 64, others 5"),
         ("--minutes FLOAT", "tiny 6.5, fashion-tiny 20, others no limit"),
         ("--hold-out FLOAT", "0.1"),
         ("--keep INT", "2"),

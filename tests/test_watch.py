@@ -19,6 +19,7 @@ from test_train_command import tokens, train
 from test_train_run import CONFIG, TRAIN, Pairs, trainer
 from torch import Tensor
 
+from cogview.config import ModelConfig
 from cogview.parts.transformer import Transformer
 from cogview.recipes import RECIPES
 from cogview.recipes.coglm_sizes import CogLMConfig
@@ -31,12 +32,13 @@ from cogview.train.ranks import ALONE, joined
 from cogview.train.token_task import TokenTask
 
 SIZES: dict[str, Any] = {
-    f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(DalleConfig) if f.name != "dropout"
+    f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(ModelConfig) if f.name not in ("dropout", "norms")
 }
 CONFIGS: dict[str, tuple[str, Any]] = {
     "dense": ("cogview", dataclasses.replace(CONFIG, attention="dense", dropout=0.0)),
     "three_region": ("cogview", dataclasses.replace(CONFIG, dropout=0.0)),
     "dalle": ("dalle", DalleConfig(**SIZES, dropout=0.0)),
+    "dalle, learned": ("dalle", DalleConfig(**SIZES, dropout=0.0, padding="learned", norms="pre")),
 }
 HALF = dataclasses.replace(TRAIN, dtype="float16", log_every=2)
 
@@ -63,7 +65,7 @@ def largest(task: TokenTask, batch: Batch) -> dict[str, float]:
             found[f"watch/{layer:02}/{name}/{which}"] = float(values[there].abs().max())
 
     def norm(of: Any, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], of.weight, of.bias, of.eps)
+        return x if of is None else F.layer_norm(x, x.shape[-1:], of.weight, of.bias, of.eps)
 
     layers: Any = model.stack.layers
     h = model.embedding.words.weight[x] + model.embedding.positions.weight[context.positions]

@@ -39,7 +39,7 @@ class Export:
         require(not self.all or self.dtype == "float32", "dtype", "float32 with --all", self.dtype)
         for source in sources(self.run_folder, self.name, self.step):
             try:
-                tensors, header = checkpoint.read(source.path, prefix="" if self.all else "model.")
+                tensors, header = (checkpoint.read if self.all else checkpoint.weights)(source.path)
             except checkpoint.Damaged as error:
                 console.print(f"{error}: it is passed over")
                 continue
@@ -53,6 +53,6 @@ class Export:
         else:
             out, dtype = self.out, getattr(torch, self.dtype)
             about = {name: header[name] for name in ("recipe", "config", "tokenizers") if name in header}
-            model = {name.removeprefix("model."): value.to(dtype) for name, value in tensors.items()}
+            model = {name: value.to(dtype) for name, value in tensors.items()}
             save_tensors(out, model, {"format": "pt", "model": json.dumps(about)})
         console.print(f"{out}: of {source}")

@@ -12,7 +12,16 @@ import tyro
 
 from cogview.commands.console import console
 from cogview.commands.presets import of_preset, option
-from cogview.commands.train_model import DROPOUT, SHAPE, advice, before, check_room, chosen_recipe, recipe_for
+from cogview.commands.train_model import (
+    DROPOUT,
+    SHAPE,
+    advice,
+    before,
+    check_grid,
+    check_room,
+    chosen_recipe,
+    recipe_for,
+)
 from cogview.commands.train_watch import watched
 from cogview.config import Recompute, TrainConfig, require
 from cogview.device import available
@@ -20,6 +29,7 @@ from cogview.parts.transformer import Transformer
 from cogview.progress import progress
 from cogview.recipes import RECIPES, preset
 from cogview.recipes.cogview import Kind
+from cogview.recipes.dalle import Kind as Layer
 from cogview.train.identity import AnotherRun
 from cogview.train.loop import Result, Trainer
 from cogview.train.ranks import Ranks, joined, own_device
@@ -63,6 +73,16 @@ class Train:
     """Width of the transformer, a multiple of its heads."""
     heads: Annotated[int | None, of_preset("num_heads")] = None
     """Attention heads of a layer."""
+    norms: Annotated[Literal["sandwich", "pre"] | None, of_preset("norms")] = None
+    """Around each branch, or before it alone."""
+    padding: Annotated[Literal["masked", "learned"] | None, of_preset("padding")] = None
+    """Of the recipe dalle, behind a text that is shorter than there are places: hidden, or a token for each place."""
+    schedule: Annotated[tuple[Layer, ...] | None, option("KIND [KIND ...]", "row, column, row, row, …")] = None
+    """Of the recipe dalle, what the image sees of itself in each layer: row, column, convolutional or dense."""
+    max_text: Annotated[int | None, option("INT", "as the captions need, but dalle-12b 256, tiny of dalle 29")] = None
+    """Places for a caption's tokens in a new model. Longer captions are refused, or cut (--truncate-text)."""
+    truncate_text: bool = False
+    """Cut captions that are longer than the model has places for, and count them."""
     dropout: Annotated[float | None, option("FLOAT", f"{DROPOUTS}, {DROPOUT[0]:g} below; others 0.1")] = None
     """Share of the embeddings and of each branch that a training step drops: more against learning by heart."""
     batch_size: Annotated[int | None, of_preset("batch_size")] = None
@@ -85,10 +105,20 @@ class Train:
     """Of image tokens in the loss."""
     hide_context: Annotated[float | None, of_preset("hide_context")] = None
     """Share of sequences that see only a part of their own image, so that the text has to tell."""
+    loss_mean: Annotated[Literal["tokens", "kinds"] | None, of_preset("loss_mean")] = None
+    """Of a step's losses: over all tokens by these weights, or of text and of images alone, then by the weights."""
+    bpe_dropout: Annotated[float | None, of_preset("bpe_dropout")] = None
+    """Chance of each merge of a caption's tokens to be left out, so that it is cut into other pieces every time."""
     drop_text: Annotated[float | None, of_preset("drop_text")] = None
     """Of the sequences to draw pictures the share that loses its caption, for generate --guidance."""
     dtype: Annotated[Literal["bfloat16", "float16", "float32"] | None, of_preset("dtype")] = None
     """Of the computation; master weights are float32."""
+    gradient_scaling: Annotated[Literal["loss", "blocks"] | None, of_preset("gradient_scaling")] = None
+    """Of float16: one scale, or one for each attention and MLP, between which all is float32 (DALL-E)."""
+    average: Annotated[float | None, of_preset("average", lambda x: "none" if x is None else f"{x:g}")] = None
+    """Decay of a weighted average of the parameters, which is validated and drawn with."""
+    average_every: Annotated[int | None, of_preset("average_every")] = None
+    """Steps between two that are averaged."""
     optimizer: Annotated[Literal["adamw", "muon"] | None, of_preset("optimizer")] = None
     """Of the layers' matrices."""
     checkpoint_activations: Annotated[Recompute | None, of_preset("checkpoint_activations")] = None
@@ -129,6 +159,7 @@ class Train:
     def _train(self, device: torch.device, ranks: Ranks) -> Result:
         from cogview.commands.train_data import Tokens
         from cogview.runs import folder_of
+        from cogview.tokenizers.text import TextTokenizer
         from cogview.train.finetune import start_from
         from cogview.train.sharding import built
         from cogview.train.token_task import TokenTask
@@ -138,7 +169,7 @@ class Train:
         known = ranks.of_first(lambda: before(folder, self.source))
         header = known.header if known is not None and known.own else None
         tokens = Tokens(self.run_folder, self.hold_out, header, chosen_recipe(known, self.recipe).sizes, self.mix)
-        asked = {name: getattr(self, name) for name in ("recipe", "preset", "dropout", *SHAPE)}
+        asked = {name: getattr(self, name) for name in ("recipe", "preset", "dropout", "max_text", *SHAPE)}
         recipe, name, said = recipe_for(known, tokens, asked)
         training = self._training(preset(name, recipe.name)[1])
         with torch.device("meta"):
@@ -157,16 +188,19 @@ class Train:
         with progress("preparing the model", shown=ranks.first) as update:
             model = built(recipe, device, training, ranks, begin)
             of_data: dict[str, Any] = tokens.identity
-            task = TokenTask(recipe, model, tokens.data, training, tokens.held_out, ranks, **of_data)
+            text = TextTokenizer.load(self.run_folder / "text.model") if training.bpe_dropout else None
+            task = TokenTask(recipe, model, tokens.data, training, tokens.held_out, ranks, text, **of_data)
             origin = None if known is None else known.origin()
             trainer = Trainer(task, training, folder, {"preset": name, "from": origin})
             try:
-                if trainer.resume():
-                    check_room(folder, recipe, tokens)
+                if resumed := trainer.resume():
+                    check_grid(folder, recipe, tokens)
                     say(f"going on at step {trainer.state.step:,}")
             except AnotherRun as error:
                 raise ValueError(f"{error}. {advice(folder)}") from error
             update(1)
+        if (resumed or self.max_text is not None) and not training.truncate_text:
+            check_room(folder, recipe, tokens)
         tokens.check(ranks)
         with watched(folder, training.watch and ranks.first) as picture:
             result = trainer.run(picture)
@@ -178,7 +212,7 @@ class Train:
 
     def check(self) -> None:
         """ValueError for what is wrong with the options alone."""
-        for name in ("steps", "layers", "hidden_size", "heads"):
+        for name in ("steps", "layers", "hidden_size", "heads", "max_text"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1", value)
         fits = self.minutes is None or 0 < self.minutes < math.inf

@@ -15,7 +15,15 @@ from cogview.runs import model_of, sources
 from cogview.train import checkpoint
 from cogview.train.identity import other_tokenizers
 
-SHAPE = {"attention": "attention", "layers": "num_layers", "hidden_size": "hidden_size", "heads": "num_heads"}
+SHAPE = {
+    "attention": "attention",
+    "layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "heads": "num_heads",
+    "norms": "norms",
+    "padding": "padding",
+    "schedule": "schedule",
+}
 """Options, and the fields of a config that they are of."""
 DROPOUT = {20_000: 0.0, 8_000: 0.1, 0: 0.2}
 """Of the preset tiny, from so many sequences on. Of 3,000 icons in 2,500 steps 0.1 and 0.2 came to a held-out image
@@ -84,7 +92,7 @@ def _whole(folder: Path) -> Before:
     folder = folder.resolve()
     for found in sources(folder.parent, folder.name):
         try:
-            _, header = checkpoint.read(found.path, prefix="model.")
+            _, header = checkpoint.weights(found.path)
         except checkpoint.Damaged as error:
             damaged = damaged or error
             continue
@@ -106,10 +114,14 @@ def chosen_recipe(before: Before | None, asked: str | None) -> type[Recipe]:
 
 def recipe_for(before: Before | None, tokens: Tokens, asked: dict[str, Any]) -> tuple[Recipe, str, str]:
     """A recipe that fits the tokens, the preset that it is of, and what is to be said of it. asked: the options recipe,
-    preset, dropout and those of SHAPE, None where it was not."""
+    preset, dropout, max_text and those of SHAPE, None where it was not."""
     chosen = chosen_recipe(before, asked["recipe"])
-    fits = asked["attention"] is None or "attention" in {f.name for f in dataclasses.fields(chosen.Config)}
-    require(fits, "attention", f"none with recipe {chosen.name}, which has its own", asked["attention"])
+    own = {f.name for f in dataclasses.fields(chosen.Config)}
+    for option, name in SHAPE.items():
+        fits = asked[option] is None or name in own
+        require(fits, option, f"none with recipe {chosen.name}, which has its own", asked[option])
+    if "max_caption" in own:
+        require(asked["max_text"] is None, "max_text", f"none with recipe {chosen.name}", asked["max_text"])
     name = asked["preset"] or ("tiny" if before is None else before.header.get("preset", "tiny"))
     if before is None:
         return _new(chosen, tokens, name, asked)
@@ -125,6 +137,8 @@ def recipe_for(before: Before | None, tokens: Tokens, asked: dict[str, Any]) -> 
         if value not in (None, has):
             before.refuse(option, value, has)
     config, dropout = recipe.config, asked["dropout"]
+    if asked["max_text"] not in (None, config.max_text):
+        before.refuse("max_text", asked["max_text"], config.max_text)
     if before.own:
         if dropout not in (None, config.dropout):
             before.refuse("dropout", dropout, config.dropout)
@@ -142,7 +156,11 @@ def _new(recipe: type[Recipe], tokens: Tokens, name: str, asked: dict[str, Any])
         config, **{field: asked[option] for option, field in SHAPE.items() if asked[option] is not None}
     )
     config, said = _dropped(config, tokens, name, asked["dropout"])
-    return recipe(recipe.fit(config, **tokens.sizes())), name, said
+    sizes = tokens.sizes()
+    if asked["max_text"] is not None:
+        sizes["max_text"] = asked["max_text"]
+        config = dataclasses.replace(config, max_positions=config.max_positions - config.max_text + asked["max_text"])
+    return recipe(recipe.fit(config, **sizes)), name, said
 
 
 def _dropped(config: Any, tokens: Tokens, name: str, asked: float | None) -> tuple[Any, str]:
@@ -164,21 +182,21 @@ def _check_tokens(before: Before, recipe: Recipe, tokens: Tokens) -> None:
             f"{tokens.all.folder}: the tokens were made by another {kind} tokenizer than those that {folder} was "
             f"trained on: tokenize with --from {folder.parent} first"
         )
-    _check_grid(folder, recipe, tokens)
+    check_grid(folder, recipe, tokens)
 
 
 def check_room(folder: Path, recipe: Recipe, tokens: Tokens) -> None:
-    """ValueError where pictures or captions, of either split, are not those that a model which goes on has room for."""
-    _check_grid(folder, recipe, tokens)
+    """ValueError where captions, of either split, are longer than a model has room for."""
     longest = recipe.config.max_text
     if tokens.longest > longest:
         raise ValueError(
             f"{tokens.all.folder.parent}: the longest caption has {tokens.longest} tokens, and {folder} was made for "
-            f"{longest} at most: tokenize with --max-text {longest}. {advice(folder)}"
+            f"{longest} at most: tokenize with --max-text {longest}, or train with --truncate-text. {advice(folder)}"
         )
 
 
-def _check_grid(folder: Path, recipe: Recipe, tokens: Tokens) -> None:
+def check_grid(folder: Path, recipe: Recipe, tokens: Tokens) -> None:
+    """ValueError where pictures are not those that a model is for."""
     grid, side = tokens.all.meta["grid"], recipe.grids[-1]
     if grid != [side, side]:
         size = tokens.all.meta["image_size"] // grid[0] * side

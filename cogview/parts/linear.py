@@ -19,7 +19,22 @@ class Linear(nn.Linear):
         if self.int8 and _draws(x):
             weight: Any = self.weight
             return linear_decode(x, weight.qdata, self.bias, scale=weight.scale.flatten())
+        if self.bias.dtype != self.weight.dtype:  # of a block whose gradients are scaled, see train/block_scales.py
+            return _Plus.apply(linear(x, self.weight), self.bias)
         return linear(x, self.weight, self.bias)
+
+
+class _Plus(torch.autograd.Function):
+    """x + bias in x's dtype; the bias's gradient is added up in its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        ctx.dtype = bias.dtype
+        return x + bias.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return grad, grad.sum(tuple(range(grad.ndim - 1)), dtype=ctx.dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

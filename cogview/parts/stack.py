@@ -1,4 +1,5 @@
-"""The layers of a transformer with Sandwich-LN (CogView paper, arXiv 2105.13290, section 2.4). They know no tokens.
+"""The layers of a transformer, with Sandwich-LN (CogView paper, arXiv 2105.13290, section 2.4) or pre-LN. They know no
+tokens.
 
 A stack carries (h, x): h the main branch, x what the next sub-layer reads, h normalised. Each branch's post-norm is
 fused with the pre-norm that follows it, so a layer owns its two post-norms and the pre-norm behind each: that of its
@@ -7,7 +8,7 @@ MLP and that of the next layer, or of the head. The first pre-norm is the stack'
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """h += post_norm(attention(x)); x = mlp_norm(h); h += mlp_post_norm(mlp(x)); x = next_norm(h).
+    """h += post_norm(attention(x)); x = mlp_norm(h); h += mlp_post_norm(mlp(x)); x = next_norm(h). With norms "pre"
+    there are no post_norm and mlp_post_norm.
 
     Either branch is a module and called as one: hooks on `attention` and `mlp`, set before they are compiled, stand
     around it in forward and backward, also where it is computed again. So a branch's gradients can have a scale of
@@ -47,12 +49,17 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, attention: Attention):
         super().__init__()
         self.relax, self.dropout = config.relax, config.dropout
+        self.norms: Literal["both", "pre"] = "both" if config.norms == "sandwich" else "pre"
         self.attention = attention
+
         # nn.LayerNorm only holds weight and bias here: the operators apply them.
-        self.post_norm = nn.LayerNorm(config.hidden_size)
+        def post_norm() -> nn.LayerNorm | None:
+            return nn.LayerNorm(config.hidden_size) if config.norms == "sandwich" else None
+
+        self.post_norm = post_norm()
         self.mlp_norm = nn.LayerNorm(config.hidden_size)
         self.mlp = MLP(config)
-        self.mlp_post_norm = nn.LayerNorm(config.hidden_size)
+        self.mlp_post_norm = post_norm()
         self.next_norm = nn.LayerNorm(config.hidden_size)
 
     def forward(
@@ -76,14 +83,17 @@ class Layer(nn.Module):
         h, x = self.join(branch, chosen(h, context.only), self.post_norm, self.mlp_norm, seeds[0])
         return self.join(self.mlp(x), h, self.mlp_post_norm, self.next_norm, seeds[1])
 
-    def join(self, branch: Tensor, h: Tensor, post: nn.LayerNorm, pre: nn.LayerNorm, seed: Tensor | None) -> States:
+    def join(
+        self, branch: Tensor, h: Tensor, post: nn.LayerNorm | None, pre: nn.LayerNorm, seed: Tensor | None
+    ) -> States:
         return sandwich_layer_norm(
             branch,
             h,
-            post.weight,
-            post.bias,
+            None if post is None else post.weight,
+            None if post is None else post.bias,
             pre.weight,
             pre.bias,
+            norms=self.norms,
             eps=pre.eps,
             relax=self.relax,
             dropout_p=0.0 if seed is None else self.dropout,

@@ -136,8 +136,8 @@ def best_of(folder: Path, recipe: Recipe) -> Transformer:
     """The model of the best checkpoint of a recipe that is none of the command line's."""
     best = checkpoint.best(folder)
     assert best is not None
-    model, (tensors, _) = recipe.model().eval(), checkpoint.read(best, prefix="model.")
-    model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
+    model, (tensors, _) = recipe.model().eval(), checkpoint.weights(best)
+    model.load_state_dict(tensors)
     return model
 
 

@@ -130,8 +130,8 @@ class ContrastiveTask:
 
 def load(path: Path) -> Contrastive:
     """The model of a checkpoint, in evaluation mode."""
-    tensors, header = checkpoint.read(path, prefix="model.")
+    tensors, header = checkpoint.weights(path)
     model = Contrastive(ContrastiveConfig(**header["config"]))
-    checkpoint.check_shapes(path, checkpoint.shapes(tensors), model.state_dict())
-    model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
+    checkpoint.check_fits(path, tensors, model.state_dict())
+    model.load_state_dict(tensors)
     return model.eval()

@@ -8,6 +8,9 @@ import bisect
 import hashlib
 import io
 import itertools
+import sys
+import tempfile
+import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -26,6 +29,7 @@ _OWN = (pieces.ENGLISH, pieces.CHINESE)
 _COVERAGE = 0.99999  # of the text by characters that are pieces
 _FEW = 300  # characters that are kept in any case
 _LONGEST = 4000  # bytes of a caption that the vocabulary is made of
+_SEEDING = threading.Lock()
 
 
 def fitting_size(counts: Counter[str]) -> int:
@@ -50,6 +54,15 @@ def _begin(caption: str) -> str:
     return caption if len(caption) <= _LONGEST // 4 else caption.encode()[:_LONGEST].decode(errors="ignore")
 
 
+def _lowering() -> str:
+    """A rule for each letter that has a lower-case one, in hexadecimal, as SentencePiece reads them."""
+    rules = []
+    for letter in map(chr, range(sys.maxunicode + 1)):
+        if (lower := letter.lower()) != letter:
+            rules.append(f"{ord(letter):X}\t{' '.join(f'{ord(c):X}' for c in lower)}\n")
+    return "".join(rules)
+
+
 class TextTokenizer:
     """A trained model. Ids are 0 to vocab_size - 1; `sha256` names the model in files made with it."""
 
@@ -69,7 +82,12 @@ class TextTokenizer:
 
     @classmethod
     def train(
-        cls, captions: Iterable[str], vocab_size: int | None = None, *, bilingual: bool = False
+        cls,
+        captions: Iterable[str],
+        vocab_size: int | None = None,
+        *,
+        bilingual: bool = False,
+        lowercase: bool = False,
     ) -> "TextTokenizer":
         """Trains on captions.
 
@@ -78,9 +96,9 @@ class TextTokenizer:
         most frequent ones. The same captions in the same order give the same model.
 
         bilingual: with <s>, </s> and <pad>, and ids in the order of CogView2's vocabulary (pieces.py); texts are cut
-        into the same pieces.
+        into the same pieces. lowercase: the model makes lower-case letters of all, as DALL-E does.
         """
-        captions = [_begin(c) for c in captions if c.strip()]
+        captions = [_begin(c.lower() if lowercase else c) for c in captions if c.strip()]
         if not captions:
             raise ValueError("captions: expected at least one that is not blank")
         require(vocab_size is None or vocab_size >= 300, "vocab_size", "at least 300 (256 are bytes)", vocab_size)
@@ -94,25 +112,32 @@ class TextTokenizer:
             blanks = str.maketrans(dict.fromkeys(rare, " "))
             captions = [caption.translate(blanks) for caption in captions]
         model = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(captions),
-                model_writer=model,
-                model_type="bpe",
-                vocab_size=size,
-                hard_vocab_limit=False,
-                byte_fallback=True,
-                character_coverage=_COVERAGE,
-                normalization_rule_name="identity",  # what goes in comes out
-                remove_extra_whitespaces=False,
-                max_sentence_length=_LONGEST,
-                num_threads=1,  # the result depends on it
-                minloglevel=2,
-                **specials,
-            )
-        except RuntimeError as error:
-            reason = str(error).rsplit("] ", 1)[-1].strip() or "training failed"
-            raise ValueError(f"vocab_size: no tokenizer of {size} pieces from these captions: {reason}") from error
+        rules: dict[str, Any] = {"normalization_rule_name": "identity"}  # what goes in comes out
+        with tempfile.TemporaryDirectory() as folder:
+            if lowercase:
+                path = Path(folder, "lower.tsv")
+                path.write_text(_lowering(), encoding="ascii")
+                rules = {"normalization_rule_tsv": str(path)}
+            try:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=iter(captions),
+                    model_writer=model,
+                    model_type="bpe",
+                    vocab_size=size,
+                    hard_vocab_limit=False,
+                    byte_fallback=True,
+                    character_coverage=_COVERAGE,
+                    remove_extra_whitespaces=False,
+                    max_sentence_length=_LONGEST,
+                    num_threads=1,  # the result depends on it
+                    minloglevel=2,
+                    **rules,
+                    **specials,
+                )
+            except RuntimeError as error:
+                reason = str(error).rsplit("] ", 1)[-1].strip() or "training failed"
+                wanted = f"no tokenizer of {size} pieces from these captions"
+                raise ValueError(f"vocab_size: {wanted}: {reason}") from error
         return cls(pieces.ordered(model.getvalue()) if bilingual else model.getvalue())
 
     def save(self, path: str | Path) -> None:
@@ -164,6 +189,26 @@ class TextTokenizer:
             return self._processor.encode(text)
         except (UnicodeEncodeError, RuntimeError) as error:
             raise ValueError(f"text: expected valid Unicode, got {text!a}") from error
+
+    def sample(self, text: str, dropout: float, seed: int) -> list[int]:
+        """The ids of a text with BPE dropout (Provilkov et al., arXiv 1910.13267): each merge is left out with that
+        chance, drawn from the seed, from 1 to 2^32 - 1."""
+        found: list[int] = []
+
+        def draw() -> None:
+            found.extend(self._processor.encode(text, enable_sampling=True, alpha=dropout, nbest_size=-1))
+
+        with _SEEDING:  # the seed is the process's, its numbers are a thread's, from its first on
+            sentencepiece.set_random_generator_seed(seed)
+            thread = threading.Thread(target=draw)
+            thread.start()
+            thread.join()
+        return found
+
+    @property
+    def lowercase(self) -> bool:
+        """Whether capital letters are none to it."""
+        return self.encode("AB") == self.encode("ab")
 
     def unknown(self, text: str, ids: list[int]) -> str:
         """What of a text, whose ids these are, a model without byte fallback has no id for, as a released one may be;

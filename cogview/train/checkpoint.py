@@ -121,6 +121,13 @@ def read_header(path: Path) -> dict[str, Any]:
     return read(path, prefix=_NOTHING)[1]
 
 
+def weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model's parameters by their names, where they are averaged their averages, and the header."""
+    prefix = "average." if read_header(path).get("averaged") else "model."
+    tensors, header = read(path, prefix=prefix)
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}, header
+
+
 def shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in tensors.items()}
 
@@ -132,6 +139,11 @@ def check_shapes(path: Path, shapes: dict[str, list[int]], wanted: dict[str, Ten
     for name in sorted(ours.keys() | theirs.keys()):
         if (expected := ours.get(name, "absent")) != (got := theirs.get(name, "absent")):
             raise ValueError(f"{path} does not fit the model: {name}: expected {expected}, got {got}")
+
+
+def check_fits(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """The same of parameters by their own names."""
+    check_shapes(path, shapes({f"model.{name}": value for name, value in found.items()}), wanted)
 
 
 def path_of(folder: Path, step: int, several: bool = False) -> Path:

@@ -7,7 +7,11 @@ from typing import Any
 CAUSES = ("recipe", "tokenizers", "hold_out", "data", "tokens", "pictures")  # what else differs then follows from these
 LATER = ("hold_out", "tokens", "pictures")  # what runs of before they existed do not say
 BEFORE = {
-    "codebook": "moving_average"
+    "codebook": "moving_average",
+    "norms": "sandwich",
+    "padding": "masked",
+    "schedule": [],
+    "softmax": "joint",
 }  # fields of configs that runs of before they existed do not say, and what they were
 
 

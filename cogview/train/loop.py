@@ -97,6 +97,8 @@ class Trainer:
         taken, norm = self.optimizer.step(rate)  # a loss that is not finite has such gradients
         state.step += 1
         state.skipped += not taken
+        if (average := self.optimizer.average) is not None and state.step % self.config.average_every == 0:
+            average.update(state.step // self.config.average_every)
         metrics = self.task.metrics(outputs)
         if said := self.skips.add(taken, state.step, metrics["loss"], parts):
             self.say(f"{said}; the step is skipped")
@@ -180,7 +182,8 @@ class Trainer:
 
     def _judge(self, log: RunLog | NoLog) -> bool:
         """Validates; whether the loss is the lowest so far."""
-        best = self.validation.judge(self.state)
+        with self.optimizer.averaged():
+            best = self.validation.judge(self.state)
         if metrics := self.validation.metrics:
             log.write(self.state.step, **{f"validation_{name}": value for name, value in metrics.items()})
         return best
@@ -211,7 +214,7 @@ class Trainer:
         speed = f"{task.unit}_per_second"
         values |= {speed: samples * task.units, "elapsed": state.elapsed}
         if self.optimizer.scale is not None:
-            values["loss_scale"] = self.optimizer.loss_scale
+            values |= self.optimizer.scale.logged()
         used = ""
         if task.flops:
             values["flops_utilisation"] = samples * task.flops / (self.ranks.count * self._peak())
@@ -247,7 +250,8 @@ class Trainer:
         run = {"run": dataclasses.asdict(self.state), "counts": self.task.counts}
         run["window"] = dataclasses.asdict(self.window)
         run["validation"] = self.validation.header()
-        header = {**self.about, **self._identity(), **run}
+        averaged = {} if self.optimizer.average is None else {"averaged": True}
+        header = {**self.about, **self._identity(), **run, **averaged}
         tensors = {**self.optimizer.tensors(), **self._buffers(), **resuming.random_states(self.device)}
         return self.saver.begin(self.state.step, tensors, header, self.config.keep, self.state.best_step)
 

@@ -1,15 +1,18 @@
 """AdamW, or Muon for the layers' matrices, on float32 master weights of a model that may be bfloat16 or float16."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cogview.config import TrainConfig
+from cogview.train.average import Average
+from cogview.train.block_scales import BlockScales
 from cogview.train.loss_scale import LossScale
-from cogview.train.ranks import ALONE, Ranks
+from cogview.train.ranks import ALONE, Ranks, local
 
 _STATE: dict[type, tuple[str, ...]] = {
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
@@ -22,29 +25,33 @@ class Optimizer:
 
     Of a model that is cut over several processes the masters are its own parameters, in float32, of which each layer's
     computation gets copies in config.dtype (see `sharding`). Weight decay falls on matrices and embeddings, not on
-    biases and norms. In float16 the loss is scaled.
+    biases and norms. In float16 the loss is scaled, or the gradients of each block, whose matrices alone are float16
+    then.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, ranks: Ranks = ALONE):
         self.ranks, self.clip, self.reshard = ranks, config.clip, config.reshard
         self.last_not_finite: str | None = None
         """Of the last step, the first in its backward of the parameters whose gradient was not finite."""
-        self.scale = LossScale(config.scale_patience) if config.dtype == "float16" else None
         self._model = model
         if ranks.mesh is None:
             model.float()
-        self.master: dict[str, Tensor] = dict(model.named_parameters())
-        self.low_precision = config.dtype != "float32" and ranks.mesh is None
-        if self.low_precision:
-            self.master = {name: p.detach().clone() for name, p in self.master.items()}
-            model.to(getattr(torch, config.dtype))
-        self._params = dict(model.named_parameters())
+        self.scale = _scale(model, config)
+        params = dict(model.named_parameters())
+        self._low: dict[str, Tensor] = {}
+        """The model's parameters in config.dtype, by name, beside which there are masters."""
+        if config.dtype != "float32" and ranks.mesh is None:
+            self._low = {name: p for name, p in params.items() if self.scale is None or self.scale.is_low(name, p)}
+        self.master: dict[str, Tensor] = params | {name: p.detach().clone() for name, p in self._low.items()}
+        for p in self._low.values():
+            p.data = p.data.to(getattr(torch, config.dtype))
         self._of = _optimizers(self.master, config)
         self._optimizers = list(dict.fromkeys(self._of.values()))
+        self.average = None if config.average is None else Average(self.master, config.average)
 
     @property
     def loss_scale(self) -> float:
-        return 1.0 if self.scale is None else self.scale.value
+        return self.scale.value if isinstance(self.scale, LossScale) else 1.0
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Adds the gradients of the scaled loss to the masters', in float32. Of several processes only the last part of
@@ -54,9 +61,7 @@ class Optimizer:
             model.set_requires_gradient_sync(last)
             model.set_reshard_after_backward(last or self.reshard)
         (loss * self.loss_scale).backward()
-        if not self.low_precision:
-            return
-        for name, p in self._params.items():
+        for name, p in self._low.items():
             if p.grad is not None:
                 grad, master = p.grad.float(), self.master[name]
                 master.grad = grad if master.grad is None else master.grad.add_(grad)
@@ -64,12 +69,13 @@ class Optimizer:
 
     def step(self, learning_rate: float) -> tuple[bool, float]:
         """One clipped step. Returns whether it was taken, and the gradient norm: no step when not finite."""
-        grads = [_local(p.grad) for p in self.master.values() if p.grad is not None]
-        if (whole := self.ranks.parts / self.loss_scale) != 1:  # FSDP takes the mean over processes
-            torch._foreach_mul_(grads, whole)
+        names = [name for name, p in self.master.items() if p.grad is not None]
+        grads = [local(self.master[name].grad) for name in names]
+        self._unscale(names, grads)
         norm = self._norm()
         finite = math.isfinite(norm)
-        self.last_not_finite = None if finite else self._last_not_finite()
+        bad = [] if finite else self._not_finite()
+        self.last_not_finite = bad[-1] if bad else None
         if finite:
             if norm > self.clip:
                 torch._foreach_mul_(grads, self.clip / norm)
@@ -81,25 +87,31 @@ class Optimizer:
         for optimizer in self._optimizers:
             optimizer.zero_grad()
         if self.scale is not None:
-            self.scale.update(finite)
+            self.scale.update(finite, bad)
         return finite, norm
 
-    def _last_not_finite(self) -> str | None:
-        """Of all processes. Parameters stand in the order of the forward."""
-        names = list(self.master)
-        there = [i for i, p in enumerate(self.master.values()) if p.grad is not None]
-        bad = [i for i in there if not _local(self.master[names[i]].grad).isfinite().all()]
-        last = max(self.ranks.told(max(bad, default=-1)))
-        return None if last < 0 else names[last]
+    def _unscale(self, names: list[str], grads: list[Tensor]) -> None:
+        """Gradients of the loss, of all processes."""
+        scales = [1.0] * len(names) if self.scale is None else self.scale.factors(names)
+        factors = [self.ranks.parts / scale for scale in scales]  # FSDP takes the mean over processes
+        if set(factors) != {1.0}:
+            torch._foreach_mul_(grads, factors)
+
+    def _not_finite(self) -> list[str]:
+        """The parameters with such gradients on any process, in the order of the forward."""
+        there = [(name, p.grad) for name, p in self.master.items() if p.grad is not None]
+        bad = {name for name, grad in there if not local(grad).isfinite().all()}
+        found = set().union(*self.ranks.told(bad))
+        return [name for name in self.master if name in found]
 
     def _norm(self) -> float:
         """Of all gradients."""
         there = [p for p in self.master.values() if p.grad is not None]
         if self.ranks.mesh is None:
-            return float(nn.utils.get_total_norm([_local(p.grad) for p in there]))
+            return float(nn.utils.get_total_norm([local(p.grad) for p in there]))
         squares = torch.zeros((), device=self.ranks.mesh.device_type)
         for cut, share in ((True, 1.0), (False, 1 / self.ranks.tensor)):  # what all of a column have counts once
-            grads = [_local(p.grad) for p in there if _is_cut(p) == cut]
+            grads = [local(p.grad) for p in there if _is_cut(p) == cut]
             squares += share * nn.utils.get_total_norm(grads).square()
         torch.distributed.all_reduce(squares)
         return float(squares.sqrt())
@@ -107,18 +119,35 @@ class Optimizer:
     @torch.no_grad()
     def _publish(self) -> None:
         """Copies the masters into the model."""
-        if self.low_precision:
-            for name, p in self._params.items():
-                p.copy_(self.master[name])
+        for name, p in self._low.items():
+            p.copy_(self.master[name])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the averages of its parameters inside, where they are averaged."""
+        if self.average is None:
+            yield
+            return
+        with self.average.swapped():
+            self._publish()
+            yield
+        self._publish()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Masters as `model.<name>`, the optimizers' state as `optimizer.<key>.<name>`: what a checkpoint holds."""
+        """Masters as `model.<name>`, averages as `average.<name>`, the optimizers' state as `optimizer.<key>.<name>`:
+        what a checkpoint holds."""
         found = {f"model.{name}": p.detach() for name, p in self.master.items()}
         for name, p in self.master.items():
             found |= {f"optimizer.{key}.{name}": value for key, value in self._of[name].state[p].items()}
         if self.scale is not None:
-            found["optimizer.loss_scale"] = self.scale.tensor()
+            found[self._scale_name] = self.scale.tensor()
+        if self.average is not None:
+            found |= {f"average.{name}": value for name, value in self.average.values.items()}
         return found
+
+    @property
+    def _scale_name(self) -> str:
+        return "optimizer.loss_scale" if isinstance(self.scale, LossScale) else "optimizer.block_scales"
 
     def places(self, saved: Collection[str]) -> dict[str, Tensor]:
         """As `tensors`, with room for the state that is among these names of a checkpoint, to be read into."""
@@ -148,12 +177,22 @@ class Optimizer:
             if len(found) not in (0, len(wanted)):  # none: saved before the first step, or of another optimizer
                 raise ValueError(f"{name} has only {sorted(found)} of the optimizer's state")
             optimizer.state[p] = found
+        if self.average is not None:  # which may begin now
+            for name, value in self.average.values.items():
+                value.copy_(tensors.get(f"average.{name}", self.master[name]))
         self.load_scale(tensors)
         self._publish()
 
     def load_scale(self, tensors: dict[str, Tensor]) -> None:
-        if self.scale is not None and "optimizer.loss_scale" in tensors:  # a run may go on in another dtype
-            self.scale.load(tensors["optimizer.loss_scale"])
+        if self.scale is not None and self._scale_name in tensors:  # a run may go on in another dtype
+            self.scale.load(tensors[self._scale_name])
+
+
+def _scale(model: nn.Module, config: TrainConfig) -> LossScale | BlockScales | None:
+    if config.dtype != "float16":
+        return None
+    patience = config.scale_patience
+    return BlockScales(model, patience) if config.gradient_scaling == "blocks" else LossScale(patience)
 
 
 def _optimizers(master: dict[str, Tensor], config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
@@ -171,11 +210,6 @@ def _optimizers(master: dict[str, Tensor], config: TrainConfig) -> dict[str, tor
         taken = [master[name] for name in master if name in muon]
         found |= dict.fromkeys(muon, torch.optim.Muon(taken, adjust_lr_fn="match_rms_adamw", **how))
     return found
-
-
-def _local(x: Any) -> Tensor:
-    """What this process has of a tensor, in its memory."""
-    return x.to_local() if hasattr(x, "to_local") else x
 
 
 def _is_cut(p: Any) -> bool:

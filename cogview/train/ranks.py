@@ -93,6 +93,11 @@ class Ranks:
 ALONE = Ranks()
 
 
+def local(x: Any) -> Tensor:
+    """What this process has of a tensor, in its memory."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
 def launched() -> bool:
     """By torchrun, or what sets the same variables."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -5,6 +5,7 @@ Norms, embeddings and what is between the layers is the same on all processes of
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,6 +59,9 @@ def _cut(model: Transformer, config: TrainConfig, ranks: Ranks) -> None:
 
     data, tensor = ranks.mesh["data"], ranks.mesh["tensor"]
     policy = MixedPrecisionPolicy(param_dtype=getattr(torch, config.dtype), reduce_dtype=torch.float32)
+    outside, blocks = policy, config.gradient_scaling == "blocks"
+    if blocks:  # what is between them is float32, and cast where it enters one; biases inside are float16, too
+        policy, outside = replace(policy, cast_forward_inputs=False), MixedPrecisionPolicy()
     for layer in model.stack.layers:
         if ranks.tensor > 1:
             plan = {
@@ -73,5 +77,7 @@ def _cut(model: Transformer, config: TrainConfig, ranks: Ranks) -> None:
                     if "mlp" not in name
                 }
             parallelize_module(layer, tensor, plan)
-        fully_shard(layer, mesh=data, mp_policy=policy, reshard_after_forward=config.reshard)
-    fully_shard(model, mesh=data, mp_policy=policy)
+        for part in (*((layer.attention, layer.mlp) if blocks else ()), layer):
+            how = outside if part is layer else policy
+            fully_shard(part, mesh=data, mp_policy=how, reshard_after_forward=config.reshard)
+    fully_shard(model, mesh=data, mp_policy=outside)

@@ -43,7 +43,7 @@ class Skips:
         if name is not None:
             place = re.sub(r"^stack\.layers\.(\d+)\.", lambda found: f"layer {int(found[1]) + 1}, ", name)
             words = f"the loss is finite, not so its gradients, in the backward first that of {place}"
-        return words if scale is None else f"{words}; the loss scale is {scale.value:g} from now on"
+        return words if scale is None else words + scale.said(name or "")
 
     def hopeless(self, step: int) -> str:
         """In a sentence, why a run is; "" while it is not."""

@@ -74,4 +74,5 @@ class Validation:
         """What losses are of, as JSON has it: while this is the same they can be compared."""
         held_out, c = self.task.held_out, self.config
         size, which = 0 if held_out is None else len(held_out), getattr(held_out, "digest", "")
-        return [size, self._count, c.text_weight, c.image_weight, which]
+        how = [f"mean of {c.loss_mean}"] * (c.loss_mean != "tokens") + ["averaged"] * (c.average is not None)
+        return [size, self._count, c.text_weight, c.image_weight, which, *how]

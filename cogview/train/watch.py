@@ -184,9 +184,9 @@ def _joins_shown(layer: Any, index: int, see: See) -> Iterator[None]:
     own: dict[str, Any] = {name: attributes.pop(name) for name in ("forward", "join") if name in attributes}
     join = layer.join
 
-    def shown(branch: Tensor, h: Tensor, post: nn.LayerNorm, *rest: Any) -> tuple[Tensor, Tensor]:
-        h, x = join(branch, h, post, *rest)
-        names = ("post_norm", "mlp_norm") if post is layer.post_norm else ("mlp_post_norm", "next_norm")
+    def shown(branch: Tensor, h: Tensor, post: nn.LayerNorm | None, pre: nn.LayerNorm, *rest: Any) -> Any:
+        h, x = join(branch, h, post, pre, *rest)
+        names = ("post_norm", "mlp_norm") if pre is layer.mlp_norm else ("mlp_post_norm", "next_norm")
         see(index, f"h + {names[0]}", h)
         see(index, names[1], x)
         return h, x

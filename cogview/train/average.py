@@ -1,0 +1,44 @@
+"""Exponentially weighted averages of a model's parameters over its training (DALL-E, arXiv 2102.12092, section 2.2)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from cogview.train.ranks import local
+
+
+class Average:
+    """Of float32 parameters, `values` by name; of several processes each has the averages of its parts."""
+
+    def __init__(self, master: dict[str, Tensor], decay: float):
+        self.values = {name: p.detach().clone() for name, p in master.items()}
+        self._master, self._add = master, get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self, number: int) -> None:
+        """Adds the parameters as they are, for the `number`-th time; from 1 on, which begins with them."""
+        own, now = ([local(p) for p in tensors.values()] for tensors in (self.values, self._master))
+        if number == 1:
+            torch._foreach_copy_(own, now)
+        else:
+            self._add(own, now, number)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The parameters are the averages inside, and the averages the parameters, without memory for both."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, p in self._master.items():
+            own, now = local(self.values[name]), local(p)
+            kept = now.clone()
+            now.copy_(own)
+            own.copy_(kept)

@@ -1,0 +1,119 @@
+"""Scales of float16 gradients, one for each attention and each MLP, "per-resblock gradient scaling" (DALL-E, arXiv
+2102.12092, section 2.4 and figure 4).
+
+Gradients fall from block to block of a deep model, so that no scale of the loss suits all: of late blocks they
+overflow, of early ones they vanish. Here what runs along the main branch, forward and backward, is float32, as are
+norms, biases, embeddings and head with their gradients; a block's matrices and all that it computes are float16. The
+gradient that enters a block is multiplied by its scale, the one that leaves it is divided by it, and what is not finite
+in that is 0, so that an overflow in a block is none of the blocks before it. A step in which a block's own gradients
+are not finite is not taken, and its scale alone falls.
+
+The rule for the scales is that of the paper's appendix, for one replica: they begin at 2^13 and stay within 2^7 and
+2^24; after a good step a scale grows by 2^(1 / 1000), otherwise it falls by the root of 2, but not twice within 125
+steps. What is ours: attention and MLP are a block each, behind its norm, which is computed with the main branch; where
+one is not finite the whole step is skipped.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FIRST, LEAST, MOST = 2.0**13, 2.0**7, 2.0**24
+WINDOW = 125  # steps between two falls of a scale
+
+
+class _Enter(torch.autograd.Function):
+    """Into float16; the gradient out of it is divided by the scale, and 0 where it is not finite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return x.half()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (scale,) = ctx.saved_tensors
+        return torch.nan_to_num(grad.float() / scale, 0.0, 0.0, 0.0), None
+
+
+class _Leave(torch.autograd.Function):
+    """Out of float16; the gradient into it is multiplied by the scale."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return x.float()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (scale,) = ctx.saved_tensors
+        return (grad * scale).half(), None
+
+
+def scaled(block: nn.Module, scale: Tensor) -> None:
+    """Has a module, whose first input and output are float32 [...], compute in float16 with gradients times a scale,
+    float32 []. Its matrices are to be float16, its other parameters float32."""
+    # ahead of what FSDP does
+    block.register_forward_pre_hook(lambda _, inputs: (_Enter.apply(inputs[0], scale), *inputs[1:]), prepend=True)
+    block.register_forward_hook(lambda _, inputs, output: _Leave.apply(output, scale))
+
+
+class BlockScales:
+    """Those of a Transformer's blocks, in the order of the forward: `values`, float32 [2 L]."""
+
+    def __init__(self, model: nn.Module, patience: int):
+        """patience: good steps after which a scale has doubled."""
+        layers: Any = model.get_submodule("stack.layers")
+        self.names = [f"stack.layers.{n}.{part}" for n in range(len(layers)) for part in ("attention", "mlp")]
+        device = next(model.parameters()).device
+        self.values = torch.full((len(self.names),), FIRST, device=device)
+        self._growth, self._numbers = 2 ** (1 / patience), {name: n for n, name in enumerate(self.names)}
+        self._since = [WINDOW] * len(self.names)  # steps since the last fall
+        for n, name in enumerate(self.names):
+            scaled(model.get_submodule(name), self.values[n])
+
+    def block(self, parameter: str) -> int | None:
+        """The number of the one that a parameter is of; None: of none."""
+        return self._numbers.get(".".join(parameter.split(".")[:4]))
+
+    def is_low(self, name: str, p: Tensor) -> bool:
+        """Whether a parameter is float16."""
+        return p.ndim >= 2 and self.block(name) is not None
+
+    def factors(self, names: Sequence[str]) -> list[float]:
+        """What gradients of some parameters have been multiplied by."""
+        values = [*self.values.tolist(), 1.0]
+        blocks = [self.block(name) for name in names]
+        return [values[-1 if block is None else block] for block in blocks]
+
+    def update(self, finite: bool, bad: Sequence[str]) -> None:
+        """After a step whose gradients were finite, or those of some parameters were not."""
+        fell = {self.block(name) for name in bad}
+        values = self.values.tolist()
+        for n, value in enumerate(values):
+            self._since[n] += 1
+            if n not in fell:
+                values[n] = value * self._growth
+            elif self._since[n] >= WINDOW:
+                values[n], self._since[n] = value / math.sqrt(2), 0
+            values[n] = min(max(values[n], LEAST), MOST)
+        self.values.copy_(torch.tensor(values))
+
+    def said(self, name: str) -> str:
+        """Of the scale of a parameter's block, behind a step in which its gradient was not finite."""
+        block = self.block(name)
+        return "" if block is None else f"; its block's scale is {float(self.values[block]):g} from now on"
+
+    def logged(self) -> dict[str, float]:
+        return {"gradient_scale/least": float(self.values.min()), "gradient_scale/largest": float(self.values.max())}
+
+    def tensor(self) -> Tensor:
+        """float32 [2, 2 L], for a checkpoint."""
+        return torch.stack([self.values.cpu(), torch.tensor(self._since, dtype=torch.float32)])
+
+    def load(self, saved: Tensor) -> None:
+        self.values.copy_(saved[0])
+        self._since = [int(n) for n in saved[1]]
