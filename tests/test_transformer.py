@@ -471,3 +471,24 @@ def test_dalle_learns_a_batch_by_heart():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("bias", [torch.float16, torch.float32])
+@pytest.mark.parametrize("native", [False, True])
+def test_float16_projections_are_rounded_once(monkeypatch, native, bias):
+    """Forward and gradients, on CPUs that multiply float16 and others, beside a bias that may be float32."""
+    monkeypatch.setattr(linear, "_multiplies_float16", lambda: native)
+    torch.manual_seed(0)
+    layer, x = linear.Linear(48, 24).half(), torch.randn(3, 5, 48).half().requires_grad_()
+    layer.bias.data = layer.bias.data.to(bias)
+    found = layer(x)
+    grad = torch.randn_like(found)
+    found.backward(grad)
+    exact = [t.detach().double().requires_grad_() for t in (x, layer.weight, layer.bias)]
+    expected = F.linear(*exact)
+    expected.backward(grad.double())
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3 if native else 5e-4, atol=1e-3 if native else 1e-6)
+    for ours, theirs in zip((x, layer.weight, layer.bias), exact, strict=True):
+        assert ours.grad.dtype == ours.dtype
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=2e-3 if native else 1e-5)
