@@ -12,6 +12,7 @@ from PIL import Image
 from test_train_run import interrupted
 
 from cogview import cli
+from cogview.data.images import pixels
 from cogview.data.parts import group, part_name
 from cogview.data.shards import ShardWriter
 from cogview.data.tar_index import TarIndex
@@ -442,6 +443,26 @@ def test_other_ways_to_train_the_image_tokenizer(tmp_path, capsys):
     tokenize(a, "--run", folder, *how)
     said = capsys.readouterr().out.replace("\n", " ")
     assert "not used, since the tokenizers are there: --codebook-training, --adversarial" in said
+
+
+def test_dalles_image_tokenizer(tmp_path, capsys):
+    a, folder = shard(tmp_path / "a.tar", captions(12)), tmp_path / "run"
+    dalle = ["--image-preset", "dalle-tiny", *QUICK]
+    tokenize(a, "--run", folder, *dalle, "--kl-weight", "2.5")
+    model = VQVAE.load(folder / "vqvae.safetensors")
+    assert (model.config.codebook, model.config.reconstruction) == ("relaxed", "logit_laplace")
+    assert model.config.kl_weight == 2.5
+    _, codes = TokenDataset(folder / "tokens" / "train").batch(range(12))
+    images = torch.stack([pixels(render(scene), 32) for scene in sample_scenes("train", 12)]).float() / 255
+    assert torch.equal(model.encode(images).flatten(1), codes)
+    capsys.readouterr()
+    tokenize(a, "--run", folder, "--reconstruction", "pixels", "--codebook-training", "relaxed", "--kl-weight", "1")
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "not used, since the tokenizers are there: --codebook-training, --reconstruction, --kl-weight" in said
+    mixed = ["--codebook-training", "fixed", "--reconstruction", "pixels"]
+    tokenize(a, "--run", tmp_path / "other", *dalle, *mixed)
+    config = VQVAE.load(tmp_path / "other" / "vqvae.safetensors").config
+    assert (config.codebook, config.reconstruction) == ("fixed", "pixels")
 
 
 def test_presets_of_the_image_tokenizer(tmp_path):

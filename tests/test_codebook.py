@@ -27,13 +27,13 @@ def gradients(of: torch.Tensor, *to: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.autograd.grad(of, to, retain_graph=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "relaxed"])
 def test_nearest_code_against_all_distances(kind):
     codebook = made(kind, 50, 8).eval()
     vectors = torch.randn(20000, 8)
     expected = torch.cdist(vectors.double(), codebook.embed.detach().t().double()).argmin(1)
     assert torch.equal(codebook.nearest(vectors)[0], expected)
-    quantized, codes, _ = codebook(vectors)
+    quantized, codes, *_ = codebook(vectors)
     assert torch.equal(codes, expected)
     torch.testing.assert_close(quantized, codebook.embed.detach().t()[expected])
 
@@ -42,7 +42,7 @@ def test_nearest_code_against_all_distances(kind):
 def test_the_decoders_gradient_reaches_the_encoder_unchanged(kind):
     codebook = made(kind, 16, 4)
     vectors, weights = torch.randn(100, 4, requires_grad=True), torch.randn(100, 4)
-    quantized, _, losses = codebook(vectors)
+    quantized, _, losses, _ = codebook(vectors)
     (passed,) = gradients((quantized * weights).sum(), vectors)
     torch.testing.assert_close(passed, weights)
     assert set(losses) == {"commitment", "codebook"} - ({"codebook"} if kind != "straight_through" else set())
@@ -103,7 +103,7 @@ def test_fixed_codes_never_change():
 def test_codebook_loss_moves_codes_to_their_vectors():
     codebook = made("straight_through", 4, 3)
     vectors = torch.randn(60, 3, requires_grad=True)
-    _, codes, losses = codebook(vectors)
+    _, codes, losses, _ = codebook(vectors)
     moved, still = torch.autograd.grad(losses["codebook"], (codebook.embed, vectors), allow_unused=True)
     assert still is None
     for code in range(4):
@@ -119,7 +119,7 @@ def test_gumbel_at_a_temperature_of_zero_takes_the_nearest():
     vectors = torch.randn(500, 4)
     codebook(vectors)
     codebook.LAST = 1e-9
-    quantized, codes, _ = codebook(vectors, share=1.0)
+    quantized, codes, *_ = codebook(vectors, share=1.0)
     assert torch.equal(codes, codebook.nearest(vectors)[0])
     torch.testing.assert_close(quantized, codebook.embed.t()[codes])
     assert (codebook(vectors, share=0.0).codes != codes).float().mean() > 0.05
@@ -142,7 +142,7 @@ def test_gumbel_gradient_is_the_softmaxs():
     vectors, weights = torch.randn(30, 4, requires_grad=True), torch.randn(30, 4)
     codebook(vectors)
     state = torch.get_rng_state()
-    quantized, codes, _ = codebook(vectors, share=0.0)
+    quantized, codes, *_ = codebook(vectors, share=0.0)
     got = gradients((quantized * weights).sum(), vectors, codebook.embed)
     torch.set_rng_state(state)
     noise = -torch.log(torch.empty(30, 8).exponential_())
@@ -223,14 +223,18 @@ def test_save_and_load(kind, tmp_path):
     assert torch.equal(loaded.encode(images), model.eval().encode(images))
 
 
+OLDEST = ["codebook_size", "dim", "hidden", "in_channels", "downsample", "decay", "commitment"]
+
+
 def test_files_of_before_keep_their_name(tmp_path):
-    """Their config has no word about the codebook, and neither has that of a file with the default now."""
+    """Their config has no word about what came later, and neither has that of a file with the defaults now."""
     path, model = tmp_path / "m.safetensors", VQVAE(VQConfig(codebook_size=16, dim=8, hidden=8))
     model.save(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    assert "codebook" not in json.loads(metadata["config"])
+    assert list(json.loads(metadata["config"])) == OLDEST
     assert VQVAE.load(path).sha256 == metadata["sha256"]
+    assert list(VQConfig(codebook="gumbel").stored()) == [*OLDEST, "codebook"]
     save_file(
         load_file(path),
         path,
@@ -255,7 +259,7 @@ def test_trainings_of_before_go_on_with_moving_averages(tmp_path):
     train_vqvae(images, VQConfig(**sizes), TrainConfig(steps=2, **training), tmp_path)
     path = checkpoint.latest(tmp_path / "vqvae")
     tensors, header = checkpoint.read(path)
-    assert header["config"].pop("codebook") == "moving_average"
+    header["config"] = {name: header["config"][name] for name in OLDEST}
     checkpoint.save(path, tensors, header)
     with pytest.raises(ValueError, match="of another run: codebook: expected 'fixed', got 'moving_average'"):
         train_vqvae(images, VQConfig(**sizes, codebook="fixed"), TrainConfig(steps=3, **training), tmp_path)

@@ -56,14 +56,14 @@ def test_upsampling_is_the_transposed_convolution():
 def test_gradient_passes_the_codebook_straight_through():
     model = VQVAE(TINY)
     images = torch.rand(2, 3, 16, 16)
-    vectors = model._vectors(images).detach()
+    vectors = model._encoded(images).detach()
     model.quantize_t(vectors.flatten(0, 2))
     model.eval()
     quantized = model.quantize_t(vectors.flatten(0, 2)).vectors.view_as(vectors)
     at_encoder = vectors.clone().requires_grad_()
-    model._pictures(at_encoder + (quantized - at_encoder).detach()).square().sum().backward()
+    model._decoded(at_encoder + (quantized - at_encoder).detach()).square().sum().backward()
     at_codes = quantized.clone().requires_grad_()
-    model._pictures(at_codes).square().sum().backward()
+    model._decoded(at_codes).square().sum().backward()
     torch.testing.assert_close(at_encoder.grad, at_codes.grad)
     assert at_codes.grad.abs().sum() > 0
     _, losses, _ = model(images)

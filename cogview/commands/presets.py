@@ -23,21 +23,21 @@ def chosen(command: Any, sizes: type) -> Any:
 
 def of_preset(name: str, shown: Callable[[Any], str] | None = None) -> Any:
     """An option for a field of the preset's model or training."""
-    return option(_metavar(name), _words(_values(name), shown or _shown))
+    return option(_metavar(name), words(_values(name), shown or _shown))
 
 
 def _values(name: str) -> dict[str, Any]:
     """Of a field, by the preset."""
     parts = [(p, part) for recipe in RECIPES.values() for p, both in recipe.presets.items() for part in both]
-    return {preset: getattr(part, name) for preset, part in reversed(parts) if hasattr(part, name)}
+    found = {preset: getattr(part, name) for preset, part in reversed(parts) if hasattr(part, name)}
+    return {preset: found[preset] for preset, _ in parts if preset in found}
 
 
-def _words(values: dict[str, Any], shown: Callable[[Any], str]) -> str:
-    """As "tiny and fashion-tiny 0.001, others 0.0003"."""
+def words(values: dict[str, Any], shown: Callable[[Any], str]) -> str:
+    """Of presets' values, as "tiny and fashion-tiny 0.001, others 0.0003"."""
     names: dict[str, list[str]] = {}
-    for preset in dict.fromkeys(name for recipe in RECIPES.values() for name in recipe.presets):
-        if preset in values:
-            names.setdefault(shown(values[preset]), []).append(preset)
+    for preset, value in values.items():
+        names.setdefault(shown(value), []).append(preset)
     if len(names) == 1:
         return next(iter(names))
     most = max(names, key=lambda value: len(names[value]))

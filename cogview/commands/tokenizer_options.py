@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
 from cogview.commands.console import console
-from cogview.commands.presets import option
+from cogview.commands.presets import option, words
 from cogview.commands.tokenizers import TOKENIZERS, UNFINISHED
 from cogview.config import TrainConfig, require
 from cogview.data.decoded import Decoded
@@ -17,17 +17,17 @@ from cogview.progress import progress
 from cogview.published.image import read_image_tokenizer
 from cogview.tokenizers import codec_folder
 from cogview.tokenizers.codebook import Training
-from cogview.tokenizers.image import PRESETS, VQConfig
+from cogview.tokenizers.image import PRESETS, Reconstruction, VQConfig
 from cogview.tokenizers.image_tokenizer import ImageTokenizer
 from cogview.tokenizers.load import load_image_tokenizer
 from cogview.tokenizers.text import TextTokenizer
 from cogview.tokenizers.train_image import TRAINING, crop_of, passes_of, seconds_a_step, steps_for
 
 
-def _of_preset(name: str) -> Any:
-    """An option for a size of the image tokenizer."""
-    values = f"tiny {getattr(PRESETS['tiny'][1], name)}, others {getattr(VQConfig, name)}"
-    return option("INT", values)
+def _of_preset(name: str, kind: Any = int) -> Any:
+    """An option for a field of the image tokenizer's config. kind: int, or a Literal."""
+    metavar = "INT" if kind is int else "{" + ",".join(get_args(kind)) + "}"
+    return option(metavar, words({preset: getattr(config, name) for preset, (_, config) in PRESETS.items()}, str))
 
 
 # no docstring, which help would rule off from the options
@@ -40,18 +40,23 @@ class TokenizerOptions:
     text_model: Annotated[Path | None, option("PATH", "none, train one")] = None
     """Take a SentencePiece model as the text tokenizer, such as CogView2's file ice_text.model."""
     image_preset: Annotated[Literal[*PRESETS], tyro.conf.arg()] = "tiny"  # type: ignore[valid-type]
-    """Sizes of an image tokenizer trained here: of pictures of 64, 256, 320, 400 or 800 pixels, 8 pixels a code, in
-    fashion-tiny and fashion-800 16."""
+    """Sizes of an image tokenizer trained here: of pictures of 64, 256, 320, 400 or 800 pixels, in dalle-tiny and dalle
+    64 and 256, trained as DALL-E's; 8 pixels a code, in fashion-tiny and fashion-800 16."""
     codebook: Annotated[int | None, _of_preset("codebook_size")] = None
     """Its codes."""
     code_dim: Annotated[int | None, _of_preset("dim")] = None
     """Its numbers to a code."""
     hidden: Annotated[int | None, _of_preset("hidden")] = None
     """Its channels."""
-    codebook_training: Training = "moving_average"
+    codebook_training: Annotated[Training | None, _of_preset("codebook", Training)] = None
     """How its codes are found: as means of what takes them, unused ones moved to where they help, by the gradient of a
     codebook loss, by drawing them at a temperature that falls (gumbel), or once and for all, a tenth of the training
-    in (fixed). moving_average_kmeans: means that begin as those do, unused ones left."""
+    in (fixed). moving_average_kmeans: means that begin as those do, unused ones left. relaxed: DALL-E's, an encoder
+    that says how likely each code is, and a decoder of mixtures that become single codes as a temperature falls."""
+    reconstruction: Annotated[Reconstruction | None, _of_preset("reconstruction", Reconstruction)] = None
+    """What its decoder gives, and learns by: pixels, or a distribution of theirs, by likelihood (DALL-E's)."""
+    kl_weight: Annotated[float | None, option("FLOAT", f"{VQConfig.kl_weight}, DALL-E's")] = None
+    """Of a relaxed codebook: how much it counts that all codes stay likely."""
     adversarial: bool = False
     """Train it as a VQGAN: beside a discriminator, for textures that look real. A step takes about twice the time."""
     image_passes: Annotated[float | None, option("FLOAT", "for 1,250 steps, at least 2")] = None
@@ -72,6 +77,10 @@ class TokenizerOptions:
         for name in ("codebook", "code_dim", "hidden", "image_passes", "image_seconds"):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, "a positive number", value)
+        weight = self.kl_weight
+        require(weight is None or 0 <= weight < math.inf, "kl_weight", "a finite number of at least 0", weight)
+        relaxed = self._config().codebook == "relaxed"
+        require(weight is None or relaxed, "kl_weight", "none without --codebook-training relaxed", weight)
         for name in ("codec", "text_model"):
             path = getattr(self, name)
             require(self.from_run is None or path is None, name, "no --from, which takes another", str(path))
@@ -197,9 +206,16 @@ class TokenizerOptions:
 
     def _config(self) -> VQConfig:
         """Of an image tokenizer trained here."""
-        given = {"codebook_size": self.codebook, "dim": self.code_dim, "hidden": self.hidden}
+        given: dict[str, Any] = {
+            "codebook_size": self.codebook,
+            "dim": self.code_dim,
+            "hidden": self.hidden,
+            "codebook": self.codebook_training,
+            "reconstruction": self.reconstruction,
+            "kl_weight": self.kl_weight,
+        }
         chosen = {name: value for name, value in given.items() if value is not None}
-        return replace(PRESETS[self.image_preset][1], codebook=self.codebook_training, **chosen)
+        return replace(PRESETS[self.image_preset][1], **chosen)
 
 
 TRAINING_ONLY = (
@@ -209,6 +225,8 @@ TRAINING_ONLY = (
     "code_dim",
     "hidden",
     "codebook_training",
+    "reconstruction",
+    "kl_weight",
     "adversarial",
     "image_passes",
     "image_seconds",

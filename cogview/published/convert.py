@@ -173,7 +173,11 @@ def export_run(
 
 def _released_image(image: ImageTokenizer) -> dict[str, Tensor]:
     """An image tokenizer's tensors; the moving averages of one that has none are its codes, each of one vector."""
-    require(isinstance(image, VQVAE), "image tokenizer", "a VQ-VAE", type(image).__name__)
+    if not isinstance(image, VQVAE):
+        raise ValueError(f"image tokenizer: expected a VQ-VAE, got {type(image).__name__!r}")
+    codebook, decoded = image.config.codebook, image.config.reconstruction
+    fits = codebook != "relaxed" and decoded == "pixels"
+    require(fits, "image tokenizer", "nearest codes and pixels, as CogView's files have", f"{codebook}, {decoded}")
     tensors = {name: value.detach() for name, value in image.state_dict().items()}
     embed, own = tensors["quantize_t.embed"], ("embed", "cluster_size", "embed_avg")
     averages = {"quantize_t.cluster_size": embed.new_ones(embed.shape[1]), "quantize_t.embed_avg": embed.clone()}

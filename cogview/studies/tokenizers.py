@@ -22,14 +22,15 @@ from cogview.demo.scenes import SIZE, render, sample_scenes
 from cogview.progress import track
 from cogview.studies import tokenizers_report
 from cogview.studies.counts import Counts
-from cogview.tokenizers.codebook import KINDS
+from cogview.tokenizers.codebook import Training
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.train_image import TRAINING, reconstruct, train_vqvae
 from cogview.train.interrupts import Interrupted
 from cogview.train.log import read_log
 
+CODEBOOKS: tuple[Training, ...] = ("moving_average", "moving_average_kmeans", "straight_through", "gumbel", "fixed")
 VQGAN = "vqgan"  # beside the names of codebooks
-WAYS = (*KINDS, VQGAN)
+WAYS = (*CODEBOOKS, VQGAN)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def run(out: Path, sizes: Sizes, tell: Callable[[str], None]) -> str:
 def _train(way: str, seed: int, images: Tensor, sizes: Sizes, folder: Path) -> tuple[dict[str, Any], Tensor]:
     """Figures of a training, finished now or before, and the held-out pictures as it gives them back."""
     sizes_of_it = {"codebook_size": sizes.codebook, "dim": sizes.code_dim, "hidden": sizes.hidden}
-    config = VQConfig(**sizes_of_it, codebook=way if way in KINDS else VQConfig.codebook)  # type: ignore[arg-type]
+    config = VQConfig(**sizes_of_it, codebook=way if way in CODEBOOKS else VQConfig.codebook)  # type: ignore[arg-type]
     how = TRAINING | {
         "batch_size": sizes.batch_size,
         "validate_every": max(1, sizes.steps // 10),

@@ -8,6 +8,8 @@ CAUSES = ("recipe", "tokenizers", "hold_out", "data", "tokens", "pictures")  # w
 LATER = ("hold_out", "tokens", "pictures")  # what runs of before they existed do not say
 BEFORE = {
     "codebook": "moving_average",
+    "reconstruction": "pixels",
+    "kl_weight": 6.6,
     "norms": "sandwich",
     "padding": "masked",
     "schedule": [],
