@@ -38,12 +38,12 @@ def spread(count: int, most: int = MOST) -> np.ndarray:
 
 
 def text_tokenizer(
-    data: PairDataset, folder: Path, vocab_size: int | None = None, *, bilingual: bool = False
+    data: PairDataset, folder: Path, vocab_size: int | None = None, *, bilingual: bool = False, lowercase: bool = False
 ) -> TextTokenizer:
     """The tokenizer in folder/text.model; if it is not there, trained on the captions (see `TextTokenizer.train`)."""
     path = folder / "text.model"
     if not path.exists():
-        TextTokenizer.train(some_captions(data), vocab_size, bilingual=bilingual).save(path)
+        TextTokenizer.train(some_captions(data), vocab_size, bilingual=bilingual, lowercase=lowercase).save(path)
     return TextTokenizer.load(path)
 
 

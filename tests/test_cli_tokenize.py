@@ -292,6 +292,23 @@ def test_chinese_with_the_defaults(tmp_path):
 BOTH = [*captions(10), *(f"树上有{n}只红色的狐狸" for n in range(10))]
 
 
+def test_lower_case_letters(tmp_path):
+    """For good; asked for of a run with capitals, or beside a model that is given, it is refused."""
+    a, folder = shard(tmp_path / "a.tar", [c.upper() for c in captions(20)]), tmp_path / "run"
+    tokenize(a, "--run", folder, *QUICK, "--text-lowercase")
+    text = TextTokenizer.load(folder / "text.model")
+    assert text.decode(text.encode("A Red FOX")) == "a red fox"
+    rows, _ = TokenDataset(folder / "tokens" / "train").batch([0])
+    assert text.decode([i for i in rows[0].tolist() if i >= 0]) == captions(20)[0].lower()
+    tokenize(a, "--run", folder)
+    tokenize(a, "--run", tmp_path / "capitals", *QUICK)
+    with pytest.raises(SystemExit, match=r"text_lowercase: .*capitals has a text tokenizer that knows capital letters"):
+        tokenize(a, "--run", tmp_path / "capitals", "--text-lowercase")
+    given = ["--text-model", folder / "text.model", "--text-lowercase"]
+    with pytest.raises(SystemExit, match="text_lowercase: expected none with --text-model, which has its own, got"):
+        tokenize(a, "--run", tmp_path / "third", *QUICK, *given)
+
+
 def test_a_bilingual_vocabulary(tmp_path, capsys):
     """Goes on without being asked for again; another one is refused, trained anew or not, and changes nothing."""
     a, b, folder = shard(tmp_path / "a.tar", BOTH), shard(tmp_path / "b.tar", BOTH[5:]), tmp_path / "run"

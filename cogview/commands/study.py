@@ -162,6 +162,7 @@ class Study:
         | Annotated[Tokenizers, tyro.conf.subcommand("tokenizers")]
         | Annotated[Training, tyro.conf.subcommand("training")]
         | Annotated[CogView2, tyro.conf.subcommand("cogview2")]
+        | Annotated[study_uses.Dalle, tyro.conf.subcommand("dalle")]
         | Annotated[study_uses.Styles, tyro.conf.subcommand("styles")]
         | Annotated[study_uses.Fashion, tyro.conf.subcommand("fashion")]
         | Annotated[study_uses.People, tyro.conf.subcommand("people")]

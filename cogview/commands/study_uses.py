@@ -3,12 +3,46 @@ heads see."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from cogview.commands.console import console
 from cogview.commands.presets import chosen
+
+
+@dataclass(frozen=True)
+class Dalle:
+    """What do DALL-E's choices come to beside CogView's: how much text counts, learned padding, one softmax, rows and
+    columns, and either cure of float16? On the same scenes of emoji."""
+
+    out: Path = Path("runs/study-dalle")
+    """Folder for the trainings, report.md, figures.json and the pictures; a stopped study goes on in it."""
+    part: tuple[Literal["choices", "attention", "scaling"], ...] = ("choices", "attention", "scaling")
+    """What to train now, so that several processes can divide the study once one has made scenes and tokens; the report
+    is written where all parts are asked for."""
+    scenes: int = 4_000
+    """Scenes to train on."""
+    image_steps: int = 600
+    """Steps of each of the three image tokenizers."""
+    steps: int = 900
+    """Of each training that is drawn from."""
+    attention_steps: int = 120
+    """Of those that compare attentions."""
+    scaling_steps: int = 100
+    """Of those in float16 and float32."""
+    deep_steps: int = 40
+    """Of these with 64 layers."""
+    drawn: int = 96
+    """Held-out captions that are drawn, in each of three forms."""
+    seeds: int = 3
+    """Trainings of each way, at most 5."""
+
+    def run(self) -> None:
+        from cogview.studies import dalle
+
+        console.print(dalle.run(self.out, chosen(self, dalle.Sizes), console.print, self.part))
+        console.print(f"Read {self.out / 'report.md'}")
 
 
 @dataclass(frozen=True)

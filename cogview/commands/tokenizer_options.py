@@ -37,6 +37,8 @@ class TokenizerOptions:
     """Vocabulary of a text tokenizer trained here."""
     text_vocabulary: Annotated[Literal["plain", "bilingual"] | None, option("{plain,bilingual}", "plain")] = None
     """Order of its pieces: as they are found, or CogView2's, common ones, English, Chinese, rare, with <pad>."""
+    text_lowercase: bool = False
+    """A text tokenizer trained here makes lower-case letters of all, as DALL-E does."""
     text_model: Annotated[Path | None, option("PATH", "none, train one")] = None
     """Take a SentencePiece model as the text tokenizer, such as CogView2's file ice_text.model."""
     image_preset: Annotated[Literal[*PRESETS], tyro.conf.arg()] = "tiny"  # type: ignore[valid-type]
@@ -87,6 +89,8 @@ class TokenizerOptions:
         for name in ("text_pieces", "text_vocabulary"):
             value = getattr(self, name)
             require(self.text_model is None or value is None, name, "none with --text-model, which has its own", value)
+        kept = self.text_model is None or not self.text_lowercase
+        require(kept, "text_lowercase", "none with --text-model, which has its own", self.text_lowercase)
         if self.retrain_tokenizers:
             require(split == "train", "retrain_tokenizers", "split train, which trains them", split)
             require(self.from_run is None, "retrain_tokenizers", "no --from, which takes others", str(self.from_run))
@@ -115,12 +119,16 @@ class TokenizerOptions:
             what = f"text_model: {folder} has another text tokenizer than {self.text_model}"
         elif self.text_vocabulary not in (None, kind):
             what = f"text_vocabulary: {folder} has a {kind} text tokenizer, not a {self.text_vocabulary} one"
+        elif self.text_lowercase and not there.lowercase:
+            what = f"text_lowercase: {folder} has a text tokenizer that knows capital letters"
         if what:
             raise ValueError(f"{what}: name another run, or --retrain-tokenizers sets that aside")
 
     def training(self, text: TextTokenizer | None, image: ImageTokenizer | None) -> dict[str, str]:
         """What a training of tokenizers here depends on besides the pairs. text, image: those that are known."""
         found = {"text_vocabulary": "bilingual"} if self.text_vocabulary == "bilingual" else {}
+        if self.text_lowercase:
+            found["text_case"] = "lower"
         if text is not None:
             found["text_model"] = text.sha256
         if self.codec is not None and image is not None:
@@ -141,7 +149,8 @@ class TokenizerOptions:
         if path.exists():
             said = f"in {folder}" if known is None else f"in {folder}, of {self.text_model}"
         with progress("text tokenizer"):
-            text = text_tokenizer(data, folder, self.text_pieces, bilingual=self.text_vocabulary == "bilingual")
+            how = {"bilingual": self.text_vocabulary == "bilingual", "lowercase": self.text_lowercase}
+            text = text_tokenizer(data, folder, self.text_pieces, **how)
         self._check_text(text, known, folder)
         order = "" if text.chinese_from is None else f"; Chinese from {text.chinese_from:,} on"
         console.print(f"text tokenizer: {text.vocab_size:,} pieces, {said}{order}")

@@ -1,4 +1,4 @@
-"""Trainings of the preset tiny that differ in a setting or two, and what each came to."""
+"""Trainings of a preset tiny that differ in a setting or two, and what each came to."""
 
 import json
 import math
@@ -17,8 +17,10 @@ from cogview.config import TrainConfig
 from cogview.data.files import write_json
 from cogview.data.tokens import TokenDataset
 from cogview.pipeline import sizes_of
-from cogview.recipes import preset
+from cogview.recipes import named, preset
 from cogview.recipes.cogview import CogView
+from cogview.tokenizers.text import TextTokenizer
+from cogview.train.block_scales import BlockScales
 from cogview.train.interrupts import Interrupted
 from cogview.train.log import read_log
 from cogview.train.loop import Trainer
@@ -34,7 +36,7 @@ the position table; all else."""
 
 @dataclass(frozen=True)
 class Way:
-    """A training of the preset tiny, and what is changed of its model and of its training."""
+    """A training of a recipe's preset tiny, and what is changed of its model and of its training."""
 
     name: str
     steps: int
@@ -42,20 +44,27 @@ class Way:
     training: dict[str, Any] = field(default_factory=dict)
     large: bool = False
     """On pictures of 16 x 16 tokens, else 8 x 8."""
+    of: str = "cogview"
+    """Name of the recipe."""
 
-    def recipe(self, data: list[TokenDataset]) -> CogView:
-        return CogView(replace(CogView.fit(preset("tiny")[0], **sizes_of(*data)), **self.model))
+    def recipe(self, data: list[TokenDataset]) -> Any:
+        kind = named(self.of)
+        return kind(replace(kind.fit(preset("tiny", self.of)[0], **sizes_of(*data)), **self.model))
 
-    def trainer(self, data: list[TokenDataset], seed: int, folder: Path) -> "Watched":
-        recipe, training = self.recipe(data), preset("tiny")[1]
+    def trainer(
+        self, data: list[TokenDataset], seed: int, folder: Path, text: TextTokenizer | None = None
+    ) -> "Watched":
+        """text: the captions' tokenizer, which BPE dropout takes."""
+        recipe, training = self.recipe(data), preset("tiny", self.of)[1]
         ends = {"validate_every": self.steps, "keep": 1, "save_seconds": 60.0, "log_every": 1}
         how = replace(training, seconds=None, steps=self.steps, seed=seed, **ends | self.training)
         torch.manual_seed(seed)
-        return Watched(TokenTask(recipe, recipe.model(), data[0], how, data[1]), how, folder)
+        return Watched(TokenTask(recipe, recipe.model(), data[0], how, data[1], text=text), how, folder)
 
 
 class Watched(Trainer):
-    """Tells of float16 steps the loss scale, and the largest gradient of each group before they are clipped."""
+    """Tells of float16 steps the loss scale, or those of the blocks, and the largest gradient of each group before they
+    are clipped."""
 
     def __init__(self, task: TokenTask, config: TrainConfig, folder: Path):
         super().__init__(task, config, folder)
@@ -69,7 +78,8 @@ class Watched(Trainer):
         if self.optimizer.scale is None:
             return super().step()
         self.largest, scale = dict.fromkeys(GROUPS, 0.0), self.optimizer.loss_scale
-        values = super().step()
+        blocks = self.optimizer.scale.values.tolist() if isinstance(self.optimizer.scale, BlockScales) else []
+        values = super().step() | {f"block_scale/{n:03}": value for n, value in enumerate(blocks)}
         return {**values, "loss_scale": scale, **{group: x / scale for group, x in self.largest.items()}}
 
     def _seer(self, group: str) -> Callable[[Tensor], None]:
@@ -96,28 +106,49 @@ def _group(name: str) -> str:
     return parts[1] if parts[0] == "embedding" else "other"
 
 
-def trained(way: Way, data: list[TokenDataset], seed: int, folder: Path) -> dict[str, Any]:
-    """Figures of a training, finished now or before; of one that is, only the log is kept."""
+def trained(
+    way: Way,
+    data: list[TokenDataset],
+    seed: int,
+    folder: Path,
+    text: TextTokenizer | None = None,
+    judged: Callable[[Path], dict[str, Any]] = lambda checkpoint: {},
+) -> dict[str, Any]:
+    """Figures of a training, finished now or before, with those of its last checkpoint; of one that is, nothing else is
+    kept. One that diverged has no held-out losses."""
     record = folder / "figures.json"
     if record.exists():
         return json.loads(record.read_text(encoding="utf-8"))
-    trainer = way.trainer(data, seed, folder / "run")
+    trainer = way.trainer(data, seed, folder / "run", text)
     trainer.resume()
-    if not trainer.run().finished:
-        raise Interrupted
+    found = _run(trainer)
     log = read_log(folder / "run")
     figures = {
         "seed": seed,
         "steps": trainer.state.step,
         "seconds": trainer.state.elapsed,
         "skipped": trainer.state.skipped,
-        "held_out": trainer.validation.metrics,
+        "held_out": trainer.validation.metrics if found is not None else {},
         "curves": {name: _curve(log, name) for name in ("loss", "text_loss", "image_loss")},
         **(_scaled(log) if trainer.optimizer.scale is not None else {}),
+        **({} if found is None else judged(found)),
     }
     write_json(record, figures)
     shutil.rmtree(folder / "run")
     return figures
+
+
+def _run(trainer: Trainer) -> Path | None:
+    """The last checkpoint of a training, now finished; None of one whose loss was not finite any more."""
+    try:
+        result = trainer.run()
+    except RuntimeError:
+        if trainer.skips.hopeless(trainer.state.step):
+            return None
+        raise
+    if not result.finished:
+        raise Interrupted
+    return result.checkpoint
 
 
 def _curve(log: list[dict], name: str) -> list[tuple[float, float]]:
@@ -129,11 +160,14 @@ def _curve(log: list[dict], name: str) -> list[tuple[float, float]]:
 
 
 def _scaled(log: list[dict]) -> dict[str, Any]:
-    """The exponent of 2 of the loss scale in every step; in what groups gradients of skipped steps were not finite;
-    largest gradients."""
+    """The exponent of 2 of the loss scale in every step, or of each block's in some; in what groups gradients of
+    skipped steps were not finite; largest gradients."""
     steps = [entry for entry in log if "loss_scale" in entry]
     bad = [entry for entry in steps if not math.isfinite(entry["gradient_norm"])]
+    blocks = sorted(name for name in steps[0] if name.startswith("block_scale/"))
+    some = steps[:: max(1, len(steps) // POINTS)]
     return {
+        **({"blocks": [[math.log2(entry[name]) for name in blocks] for entry in some]} if blocks else {}),
         "scale": [math.log2(entry["loss_scale"]) for entry in steps],
         "overflowed": {group: sum(not math.isfinite(entry[group]) for entry in bad) for group in GROUPS},
         "largest": {group: _curve(steps, group) for group in GROUPS},

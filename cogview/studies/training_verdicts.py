@@ -37,7 +37,7 @@ def said(difference: dict[str, Any], form: str = "+.2%") -> str:
     return f"{difference['mean']:{form}} (95 % interval {low} to {high})"
 
 
-def _clear(difference: dict[str, Any]) -> bool:
+def clear(difference: dict[str, Any]) -> bool:
     """Whether the seeds agree on its sign."""
     interval = difference["interval"]
     return interval is not None and (interval[0] > 0 or interval[1] < 0)
@@ -73,7 +73,7 @@ def shrink(found: Found) -> str:
     for kind, where in KINDS.items():
         shrunk, plain = found[f"{kind}shrunk"], found[f"{kind}not shrunk"]
         higher = over_seeds([level(a) - level(b) for a, b in zip(shrunk, plain, strict=True)])
-        seen = "is not seen" if higher["mean"] < DOUBLING else "is seen" if _clear(higher) else "may be there"
+        seen = "is not seen" if higher["mean"] < DOUBLING else "is seen" if clear(higher) else "may be there"
         skipped = [statistics.fmean(t["skipped"] for t in trainings) for trainings in (shrunk, plain)]
         end = against(found, f"{kind}shrunk", f"{kind}not shrunk")
         parts.append(
@@ -117,7 +117,7 @@ def attention(found: Found, facts: dict[str, Any]) -> str:
         f"Of the {name} loss it is {said(part)}, where seeds differ by {_spread(found['dense'], f'{name}_loss'):.2%}."
         for name, part in of.items()
     ]
-    apart = "".join(f", but not for the {name} loss" for name, part in of.items() if _clear(part))
+    apart = "".join(f", but not for the {name} loss" for name, part in of.items() if clear(part))
     both, noise = against(found, "three_region", "dense"), _spread(found["dense"])
     holds = "holds" if abs(both["mean"]) <= noise else "does not hold"
     share = f"{facts['share_seen']:.0%} of the pairs"
@@ -167,6 +167,6 @@ def optimizer(found: Found, facts: dict[str, Any]) -> str:
 
 
 def _compared(difference: dict[str, Any]) -> str:
-    if not _clear(difference):
+    if not clear(difference):
         return "not clearly apart from"
     return "below" if difference["mean"] < 0 else "above"

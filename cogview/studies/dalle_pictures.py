@@ -1,0 +1,70 @@
+"""Curves of the study of DALL-E's choices."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cogview.pictures import curves
+from cogview.studies.training_verdicts import Found
+
+Line = tuple[list[float], list[float]]
+
+
+def draw(out: Path, found: dict[str, Found]) -> None:
+    """choices.png, attention.png, scaling.png."""
+    choices = {
+        "dalle": "DALL-E's",
+        "text 0": "text 0",
+        "text 1": "text 1",
+        "masked": "masked",
+        "separate": "two softmaxes",
+    }
+    panels = [
+        (f"training loss of {kind}, mean of the seeds", _losses(found["choices"], choices, f"{kind}_loss"))
+        for kind in ("image", "text")
+    ]
+    curves(panels, out / "choices.png")
+    grids = {part: part.removeprefix("attention-") for part in found if part.startswith("attention-")}
+    curves(
+        [
+            (
+                f"training loss of images, {grid} x {grid} codes",
+                _losses(found[part], {n: n for n in found[part]}, "image_loss"),
+            )
+            for part, grid in grids.items()
+        ],
+        out / "attention.png",
+    )
+    panels = []
+    for part, title in (("tiny", "preset tiny"), ("deep", "64 layers")):
+        trainings = found[part]
+        panels += [
+            (f"training loss, {title}", _losses(trainings, {name: name for name in trainings}, "loss")),
+            (f"exponent of float16's scales, {title}, seed 0", _scales(trainings)),
+        ]
+    curves(panels, out / "scaling.png")
+
+
+def _losses(found: Found, names: dict[str, str], loss: str) -> dict[str, Line]:
+    return {label: _mean([t["curves"][loss] for t in found[name]]) for name, label in names.items()}
+
+
+def _mean(seeds: Sequence[Sequence[Sequence[float]]]) -> Line:
+    """Of curves of points [x, y], as far as all of them go."""
+    points = list(zip(*seeds, strict=False))
+    return [point[0][0] for point in points], [statistics.fmean(y for _, y in point) for point in points]
+
+
+def _scales(found: Found) -> dict[str, Line]:
+    """Of the loss, and the least and the largest of the blocks."""
+    lines: dict[str, Line] = {}
+    for name, runs in found.items():
+        run: dict[str, Any] = runs[0]
+        if "blocks" in run:
+            steps = [float(n) * max(1, run["steps"] // len(run["blocks"])) + 1 for n in range(len(run["blocks"]))]
+            lines[f"{name}: least"] = steps, [min(values) for values in run["blocks"]]
+            lines[f"{name}: largest"] = steps, [max(values) for values in run["blocks"]]
+        elif "scale" in run:
+            lines[name] = [float(step) for step in range(1, len(run["scale"]) + 1)], run["scale"]
+    return lines

@@ -1,0 +1,162 @@
+"""The report of the study of DALL-E's choices: a page, its figures, curves."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cogview.data.files import write_json, write_text
+from cogview.studies import dalle_pictures
+from cogview.studies import dalle_verdicts as verdicts
+from cogview.studies.dalle_verdicts import FORMS, share
+from cogview.studies.training_verdicts import Found, held_out
+
+Facts = dict[str, Any]
+
+
+def write(out: Path, found: dict[str, Found], facts: Facts, yardstick: str) -> str:
+    """Writes everything into `out`; the verdicts, a paragraph each. found: by part and way. yardstick: the way that
+    others are scaled beside."""
+    dalle_pictures.draw(out, found)
+    grids = {part: some for part, some in found.items() if part.startswith("attention-")}
+    scaled = {part: found[part] for part in ("tiny", "deep")}
+    said = {
+        "text": verdicts.text(found["choices"]),
+        "padding": verdicts.padding(found["choices"]),
+        "softmax": verdicts.softmax(found["choices"]),
+        "attention": verdicts.attention(grids, facts["seconds"]),
+        "scaling": verdicts.scaling(scaled, facts, yardstick),
+    }
+    write_json(out / "figures.json", {**facts, "verdicts": said, "trainings": found})
+    write_text(out / "report.md", _page(found, facts, said))
+    return "\n".join(said.values())
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---" + "|---:" * (len(head) - 1) + "|", *lines[1:]])
+
+
+def _mean(values: Sequence[float], form: str = ".4f") -> str:
+    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{form}}{deviation}"
+
+
+def _losses(runs: list[dict[str, Any]]) -> list[str]:
+    return [_mean(held_out(runs, loss)) for loss in ("image_loss", "text_loss")]
+
+
+_CHOICES = {
+    "dalle": "DALL-E's: text 1/8, learned padding, one softmax",
+    "text 0": "text 0",
+    "text 1": "text as much as images",
+    "masked": "masked padding",
+    "separate": "two softmaxes",
+}
+
+
+def _choices(found: Found) -> str:
+    head = ["", "loss of images", "of text"]
+    head += [f"drawn right, {form}" for form in FORMS.values()] + [f"chosen, {form}" for form in FORMS.values()]
+    rows = []
+    for name, label in _CHOICES.items():
+        shares = [f"{share(found[name], what, form):.0%}" for what in ("drawn", "chosen") for form in FORMS]
+        rows.append([label, *_losses(found[name]), *shares])
+    return _table(head, rows)
+
+
+def _attention(found: dict[str, Found], facts: Facts) -> str:
+    rows = []
+    for part, trainings in found.items():
+        grid = part.removeprefix("attention-")
+        for name, runs in trainings.items():
+            seconds = facts["seconds"][part]
+            ratio = seconds[name] / seconds["cogview dense" if name in ("cogview dense", "three_region") else "dense"]
+            cells = [
+                f"{grid} x {grid}, {name.replace('_', '-')}",
+                *_losses(runs),
+                f"{seconds[name]:.3f}",
+                f"{ratio:.2f}",
+            ]
+            rows.append(cells)
+    return _table(["", "loss of images", "of text", "seconds a step", "of dense"], rows)
+
+
+def _scaling(found: dict[str, Found], facts: Facts) -> str:
+    rows = []
+    for part, trainings in found.items():
+        for name, runs in trainings.items():
+            seconds, bytes_ = facts["seconds"][part][name], facts["memory"][part][name]
+            skipped = statistics.fmean(t["skipped"] for t in runs)
+            loss = _mean(held_out(runs)) if verdicts.carries_on(runs) else "diverged"
+            cells = [f"{part}, {name}", loss, f"{skipped:.1f}", _scales(runs[0]), f"{seconds:.3f}"]
+            rows.append([*cells, *(f"{bytes_[kind] / 2**20:.1f}" for kind in ("activations", "parameters"))])
+    head = ["", "held-out loss", "skipped steps", "scales at the end, 2^", "seconds a step"]
+    return _table([*head, "activations, MiB", "parameters, MiB"], rows)
+
+
+def _scales(run: dict[str, Any]) -> str:
+    """Seed 0's."""
+    if "blocks" in run:
+        return f"{min(run['blocks'][-1]):.1f} to {max(run['blocks'][-1]):.1f}"
+    return f"{run['scale'][-1]:g}" if "scale" in run else ""
+
+
+def _page(found: dict[str, Found], facts: Facts, said: dict[str, str]) -> str:
+    settings = facts["settings"]
+    grids = {part: some for part, some in found.items() if part.startswith("attention-")}
+    scaled = {part: found[part] for part in ("tiny", "deep")}
+    return f"""# DALL-E's choices
+
+## Text, padding, softmax
+
+{said["text"]}
+
+{said["padding"]}
+
+{said["softmax"]}
+
+{_choices(found["choices"])}
+
+![training losses](choices.png)
+
+## What the image sees of itself
+
+{said["attention"]}
+
+{_attention(grids, facts)}
+
+![training losses](attention.png)
+
+## Either cure of float16
+
+{said["scaling"]}
+
+{_scaling(scaled, facts)}
+
+![training losses and scales](scaling.png)
+
+## How
+
+- {settings["scenes"]:,} scenes of emoji with English captions in lower case, {settings["seeds"]} seeds, which
+  decide first weights, the order of the data and what is drawn, alike for all ways; ± is the standard deviation
+  over seeds, intervals are Student's t of the differences seed by seed. Losses are of 256 held-out captions, a
+  token's mean.
+- Text, padding, softmax: recipe dalle, preset tiny, {settings["steps"]} steps of 12, 8 x 8 codes. Weights of
+  text and images are 1/8 and 7/8, 0 and 1, 1 and 1, of either kind's mean. "Two softmaxes": what the image sees
+  of text and what it sees of itself are normalised apart, and added; how DALL-E combined them is not told.
+  Drawn right: of {settings["drawn"]} held-out captions the share whose picture shows emoji, places and
+  background asked for; chosen: the share of true pictures whose own caption is the likeliest of eight. Captions
+  "turned round" begin with the background, "terse" ones have no articles; training has neither.
+- What the image sees: {settings["attention_steps"]} steps of 8, 4 and 2 sequences; the same scenes as 8 x 8, 16
+  x 16 and 32 x 32 codes of image tokenizers of 8, 4 and 2 pixels a code. Recipe dalle with learned padding,
+  pre-LN and one kind in all layers or DALL-E's schedule; three-region attention is recipe cogview's, with
+  Sandwich-LN, beside dense attention there. Nothing is hidden of what was drawn.
+- float16: recipe cogview, dense attention, batches of 4, 8 x 8 codes; "tiny" {settings["scaling_steps"]} steps
+  at 0.001, "deep" 64 layers of width 128, {settings["deep_steps"]} steps at a rate of 0.01 that does not fall.
+  A scale doubles after a tenth of the steps, so that it moves within them; those of blocks begin at 2^13, that
+  of the loss at 2^16. Activations: what a forward keeps for its backward; parameters: masters, and what the
+  model computes with beside them.
+- Seconds of a step, medians of steps taken in turn, {facts["threads"]} thread(s), beside other work, on a CPU,
+  where float16 is slower than float32: products of float16 are computed in float32 here, and rounded.
+"""

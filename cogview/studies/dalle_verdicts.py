@@ -1,0 +1,126 @@
+"""What the study of DALL-E's choices found, in sentences computed from its figures."""
+
+import math
+import statistics
+from typing import Any
+
+from cogview.studies.paired import over_seeds
+from cogview.studies.training_verdicts import Found, against, clear, said
+
+FORMS = {"usual": "as in training", "turned": "turned round", "terse": "terse"}
+ALIKE = 0.02  # of a loss: what counts as hardly changed
+
+
+def share(trainings: list[dict[str, Any]], what: str, form: str = "usual") -> float:
+    """The mean of the seeds of "drawn" or "chosen" of a form of captions."""
+    return statistics.fmean(training[what][form] for training in trainings)
+
+
+def _points(found: Found, name: str, base: str, what: str, form: str) -> dict[str, Any]:
+    """The difference of such shares, seed by seed."""
+    pairs = zip(found[name], found[base], strict=True)
+    return over_seeds([a[what][form] - b[what][form] for a, b in pairs])
+
+
+def carries_on(trainings: list[dict[str, Any]]) -> bool:
+    """Whether all came to their end with losses that are finite."""
+    return all(math.isfinite(t["held_out"].get("loss", math.nan)) for t in trainings)
+
+
+def text(found: Found) -> str:
+    named = {"0": "text 0", "1/8": "dalle", "1": "text 1"}
+    parts = [
+        f"at {weight} {share(found[name], 'drawn'):.0%} of the captions are drawn right and "
+        f"{share(found[name], 'chosen'):.0%} of the pictures know their own caption among eight"
+        for weight, name in named.items()
+    ]
+    without = _points(found, "text 0", "dalle", "drawn", "usual")
+    seen = "is seen" if clear(without) and without["mean"] < 0 else "is not shown"
+    return (
+        f"CogView's paper finds that without a loss of text, text and pictures do not come together. That {seen} here: "
+        f"{'; '.join(parts)}. Of the drawn ones it is {said(without, '+.1%')} of all captions at 0 than at 1/8, and "
+        f"{said(_points(found, 'text 1', 'dalle', 'drawn', 'usual'), '+.1%')} at 1; the held-out loss of images is "
+        f"{said(against(found, 'text 0', 'dalle', 'image_loss'))} off at 0, "
+        f"{said(against(found, 'text 1', 'dalle', 'image_loss'))} at 1."
+    )
+
+
+def padding(found: Found) -> str:
+    losses = {kind: against(found, "dalle", "masked", f"{kind}_loss") for kind in ("image", "text")}
+    rises = [kind for kind, part in losses.items() if clear(part) and part["mean"] > 0]
+    first = f"The first is seen, of {' and '.join(rises)}" if rises else "The first is not shown"
+    other = {form: _points(found, "dalle", "masked", "drawn", form) for form in FORMS}
+    gains = [FORMS[form] for form in ("turned", "terse") if clear(other[form]) and other[form]["mean"] > 0]
+    second = f"the second is, for captions {' and '.join(gains)}" if gains else "the second is not"
+    shares = "; ".join(
+        f"{FORMS[form]} {share(found['dalle'], 'drawn', form):.0%} with learned padding, "
+        f"{share(found['masked'], 'drawn', form):.0%} masked, {said(part, '+.1%')}"
+        for form, part in other.items()
+    )
+    ends = ", ".join(f"of {kind}s {said(part)}" for kind, part in losses.items()).replace("texts", "text")
+    return (
+        f"DALL-E saw a higher validation loss with learned padding, and better results on captions of another kind. "
+        f"{first}: learned padding's held-out losses differ from masked padding's by {ends}; {second}. Drawn right of "
+        f"captions {shares}."
+    )
+
+
+def softmax(found: Found) -> str:
+    loss = against(found, "separate", "dalle", "image_loss")
+    drawn = _points(found, "separate", "dalle", "drawn", "usual")
+    worse = clear(loss) and loss["mean"] > 0
+    better = clear(loss) and loss["mean"] < 0
+    verdict = "is seen" if worse else "does not hold" if better else "is not shown"
+    return (
+        f"That one softmax over text and image does better than two whose results are added {verdict} here: with two "
+        f"the held-out loss of images differs by {said(loss)}, what is drawn right by {said(drawn, '+.1%')} of the "
+        f"captions ({share(found['separate'], 'drawn'):.0%} and {share(found['dalle'], 'drawn'):.0%})."
+    )
+
+
+def attention(found: dict[str, Found], seconds: dict[str, dict[str, float]]) -> str:
+    """found, seconds: by the part, attention-8 and so on."""
+    parts = []
+    for part, trainings in found.items():
+        grid, times = part.removeprefix("attention-"), seconds[part]
+        each = []
+        for name in trainings:
+            base = "cogview dense" if name == "three_region" else "dense"
+            if name in ("dense", "cogview dense"):
+                continue
+            loss = against(trainings, name, base, "image_loss")
+            each.append(f"{name.replace('_', '-')} {said(loss)} and {times[name] / times[base]:.2f} of the time")
+        parts.append(f"{grid} x {grid}: {', '.join(each)}")
+    return (
+        "Held-out loss of images against dense attention's, and the time of a step, after equal steps, of codes "
+        + "; of ".join(parts)
+        + ". Dense attention is SDPA's, of the same recipe."
+    )
+
+
+def scaling(found: dict[str, Found], facts: dict[str, Any], yardstick: str) -> str:
+    """found: tiny and deep. The verdict on either cure, and both, against float32 with pre-LN."""
+    parts = []
+    for part, name in (("tiny", "At the preset tiny"), ("deep", "With 64 layers")):
+        trainings = found[part]
+        each = []
+        for way, runs in trainings.items():
+            if way == yardstick:
+                continue
+            skipped = statistics.fmean(t["skipped"] for t in runs)
+            ends = said(against(trainings, way, yardstick)) if carries_on(runs) else "diverged"
+            each.append(f"{way} {ends}, {skipped:.1f} steps skipped")
+        parts.append(f"{name} held-out losses differ from those of {yardstick} by: {'; '.join(each)}")
+    hardly = {part: against(found[part], "Sandwich-LN + PB-relax, float32", yardstick) for part in found}
+    holds = "holds" if all(abs(one["mean"]) <= ALIKE for one in hardly.values()) else "does not hold"
+    blocks = statistics.fmean(
+        t["skipped"] for part in found.values() for name, runs in part.items() if name.endswith("blocks") for t in runs
+    )
+    losses = statistics.fmean(
+        t["skipped"] for part in found.values() for name, runs in part.items() if name.endswith("float16") for t in runs
+    )
+    return (
+        f"{'. '.join(parts)}. That Sandwich-LN with PB-relax hardly changes convergence, to {ALIKE:.0%}, {holds} in "
+        f"float32: {', '.join(f'{part} {said(one)}' for part, one in hardly.items())}. A scale of the loss skipped "
+        f"{losses:.1f} steps a training, scales of blocks {blocks:.1f}."
+    )
