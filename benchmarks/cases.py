@@ -1,4 +1,4 @@
-"""What is timed, as data: operator, shape, dtype, direction, and the problem (problems.py, row_problems.py)."""
+"""What is timed, as data: operator, shape, dtype, direction, and the problem (*problems.py)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from .dalle_problems import dalle, dalle_schedule
 from .problems import (
     Problem,
     cogview2,
     cross_resolution,
-    dalle,
     local_2d,
     local_2d_bias,
     local_2d_decode,
@@ -161,6 +161,7 @@ CASES = [
         for kind in ("row", "column", "convolutional")
         for case in _cases("dalle_attention", f"16x1280x64-{kind}", partial(dalle, kind=kind), *BOTH[:3])
     ),
+    *_cases("dalle_attention", "8x16x1280x64-schedule", dalle_schedule, BOTH[0], *BOTH[2:]),
     *_cases("cogview2_attention", "4x4096x64-direct", cogview2, *BOTH),
     *_cases("cogview2_attention", "4x3616x64-iterative", partial(cogview2, **ITERATIVE), *BOTH),
     *_cases("pb_relax_softmax", "16x1088x1088", softmax, *BOTH[:3]),
@@ -197,6 +198,7 @@ GPU_CASES = [
     *_cases("three_region_attention", "40x33792x64", partial(three_region, heads=40, seqlen=33792), *BOTH[::2]),
     *_cases("local_attention_2d", "320x64x64x64", partial(local_2d, heads=320), *BOTH[::2]),
     *_cases("cogview2_attention", "48x4096x64-direct", partial(cogview2, heads=48), *BOTH[::2]),
+    *_cases("dalle_attention", "8x496x1280x64-schedule", partial(dalle_schedule, heads=496), *BOTH[::2]),
     Case(
         "three_region_attention_decode",
         "8x40x4224x64",
@@ -209,7 +211,8 @@ GPU_CASES = [
     *widths(2**27),
     *(
         case
-        for case in CASES  # linear_decode is for CPUs, CogView2's has more heads above
-        if case.shape != "33792x2560" and case.op not in ("linear_decode", "cogview2_attention")
+        for case in CASES  # linear_decode is for CPUs, CogView2's and DALL-E's schedule have more heads above
+        if case.shape not in ("33792x2560", "8x16x1280x64-schedule")
+        and case.op not in ("linear_decode", "cogview2_attention")
     ),
 ]

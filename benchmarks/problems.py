@@ -47,7 +47,7 @@ def heads_of_one_key_head(kv_heads: int, x: Tensor) -> Tensor:
     return x[:, : x.shape[1] // kv_heads]
 
 
-def _attention(
+def self_attention(
     op: Callable[..., Any],
     pairs: int,
     shape: tuple[int, int, int],
@@ -108,7 +108,7 @@ def three_region(dtype: torch.dtype, back: bool, *, heads=16, seqlen=4224, dim=6
         flash_causal_SDPA=baselines.sdpa(causal=True, backend=SDPBackend.FLASH_ATTENTION),
         cuDNN_causal_SDPA=baselines.sdpa(causal=True, backend=SDPBackend.CUDNN_ATTENTION),
     )
-    problem = _attention(
+    problem = self_attention(
         partial(ops.three_region_attention, pivots=chosen),
         int((position + 1 - window_start + before).sum()),
         (heads, seqlen, dim),
@@ -250,7 +250,7 @@ def local_2d(
     for name in without:
         (same if name in same else dense).pop(name)
     op = partial(ops.local_attention_2d, **window)
-    problem = _attention(op, pairs, (heads, seqlen, dim), same, dense, dtype, back)
+    problem = self_attention(op, pairs, (heads, seqlen, dim), same, dense, dtype, back)
     return replace(problem, truth=shifted) if alone or seqlen > DENSE else problem  # the reference is quadratic
 
 
@@ -278,7 +278,7 @@ def neighborhood(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim=
     same["FlexAttention"] = flex(sees, dtype, back, seqlen)
     same["NATTEN"] = NO_BACKWARD if back and not on_gpu() else baselines.natten(grid, kernel)
     op, pairs = partial(ops.local_attention_2d, **window), seqlen * kernel[0] * kernel[1]
-    return _attention(op, pairs, (heads, seqlen, dim), same, {"global SDPA": baselines.sdpa()}, dtype, back)
+    return self_attention(op, pairs, (heads, seqlen, dim), same, {"global SDPA": baselines.sdpa()}, dtype, back)
 
 
 def local_2d_bias(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim=32, kernel=(7, 7)) -> Problem:
@@ -396,7 +396,7 @@ def cross_resolution(
     flexible = flex(sees, dtype, back, seqlen, seqlen + cells)
     same["FlexAttention"] = flexible if isinstance(flexible, str) else baselines.joined(flexible)
     dense: dict[str, Contestant] = {"global SDPA": baselines.joined(baselines.sdpa())}
-    return _attention(op, int(mask.sum()), (heads, seqlen, dim), same, dense, dtype, back, coarse=cells)
+    return self_attention(op, int(mask.sum()), (heads, seqlen, dim), same, dense, dtype, back, coarse=cells)
 
 
 def local_2d_decode(
@@ -462,28 +462,6 @@ def local_2d_decode(
     )
 
 
-def dalle(
-    dtype: torch.dtype, back: bool, *, kind: str, wrap=False, heads=16, text=256, grid=(32, 32), dim=64
-) -> Problem:
-    seqlen = text + grid[0] * grid[1]
-    how: dict[str, Any] = {"kind": kind, "wrap": wrap, "text_len": text, "grid": grid, "kernel_size": 11}
-    i = torch.arange(seqlen)
-    mask = patterns.dalle(i[:, None], i, **how)
-    return _attention(
-        partial(ops.dalle_attention, **how),
-        int(mask.sum()),
-        (heads, seqlen, dim),
-        {
-            "vanilla": baselines.vanilla_attention(mask),
-            "masked SDPA": baselines.sdpa(mask),
-            "FlexAttention": flex(lambda b, h, i, j: patterns.dalle(i, j, **how), dtype, back, seqlen),
-        },
-        {"causal SDPA": baselines.sdpa(causal=True)},
-        dtype,
-        back,
-    )
-
-
 def cogview2(
     dtype: torch.dtype,
     back: bool,
@@ -506,7 +484,7 @@ def cogview2(
         return patterns.cogview2(i, j, **how, raster_causal=False)
 
     mask = sees(0, 0, torch.arange(seqlen)[:, None], torch.arange(seqlen))
-    return _attention(
+    return self_attention(
         partial(ops.cogview2_attention, **how),
         int(mask.sum()),
         (heads, seqlen, dim),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import three_region
 
-from benchmarks import baselines, cases, machine, problems, report, row_problems
+from benchmarks import baselines, cases, dalle_problems, machine, problems, report, row_problems
 from benchmarks.cases import Case
 from benchmarks.test_bench import contestants, measure
 from cogview_ops import patterns
@@ -44,8 +44,9 @@ SMALL = {
     "local_attention_2d_decode": partial(
         problems.local_2d_decode, heads=2, grid=(8, 12), dim=16, kernel=(5, 3), text=7, coarse=(4, 6), cross=(3, 5)
     ),
-    "dalle_attention": partial(problems.dalle, kind="convolutional", heads=2, text=9, grid=(13, 12), dim=16),
-    "dalle_attention-wrap": partial(problems.dalle, kind="row", wrap=True, heads=2, text=9, grid=(6, 5), dim=16),
+    "dalle_attention": partial(dalle_problems.dalle, kind="convolutional", heads=2, text=9, grid=(13, 12), dim=16),
+    "dalle_attention-wrap": partial(dalle_problems.dalle, kind="row", wrap=True, heads=2, text=9, grid=(6, 5), dim=16),
+    "dalle_attention-schedule": partial(dalle_problems.dalle_schedule, layers=4, heads=2, text=9, grid=(6, 5), dim=16),
     "cogview2_attention": partial(
         problems.cogview2, heads=2, text=5, grid=(8, 12), dim=16, kernel=(5, 3), coarse=(4, 6), cross=(3, 5)
     ),
