@@ -71,20 +71,23 @@ class Activations(NamedTuple):
     """More in the backward: what it computes again of a layer, and the gradients in it."""
 
 
-def activations(recipe: Recipe, mode: Recompute, size: int, tensor_parallel: int = 1) -> Activations:
-    """size: bytes of an element."""
+def activations(
+    recipe: Recipe, mode: Recompute, size: int, tensor_parallel: int = 1, main_size: int | None = None
+) -> Activations:
+    """size: bytes of an element; main_size: of one of the main branch and of norms, where that is another."""
     c, tokens, split = recipe.config, recipe.length, tensor_parallel
     state = size * c.hidden_size * tokens
-    norms = 2 * (2 * state + 16 * tokens) if c.norms == "sandwich" else 2 * (state + 8 * tokens)
+    main = (main_size or size) * c.hidden_size * tokens
+    norms = 2 * (2 * main + 16 * tokens) if c.norms == "sandwich" else 2 * (main + 8 * tokens)
     whole = [norms + _layer(attention, c.num_heads, tokens, state, size, split) for attention in attentions(recipe)]
     output = state // split + _lse(c.num_heads, tokens, split)
     fused = sum(attention.fused for attention in attentions(recipe))
     layers = {
-        "none": sum(whole) + state,  # and what the first norm reads
-        "selective": 2 * state * c.num_layers + output * fused,
-        "full": 2 * state * c.num_layers,
+        "none": sum(whole) + main,  # and what the first norm reads
+        "selective": 2 * main * c.num_layers + output * fused,
+        "full": 2 * main * c.num_layers,
     }[mode]
-    outside = state + 8 * tokens + 2 * 8 * tokens  # the head's gradient, the first norm's statistics, two ids a token
+    outside = main + 8 * tokens + 2 * 8 * tokens  # the head's gradient, the first norm's statistics, two ids a token
     gradient = 4 * state // split  # of gelu's output; for each later one as much is freed
     # a layer's input is kept already, and its output is there in that one's place
     again = {"none": 0, "selective": max(whole) - output * (fused > 0), "full": max(whole)}[mode]

@@ -74,6 +74,10 @@ class Planner:
     gpu: Gpu
     size: int = 2
     """Bytes of an element of the computation's dtype."""
+    main_size: int | None = None
+    """Those of the main branch and of norms, where gradients are scaled by blocks."""
+    averaged: bool = False
+    """Whether an average of the parameters is kept."""
     checkpointing: Recompute = "full"
     tensor_parallel: int = 1
     reshard: bool = True
@@ -100,7 +104,7 @@ class Planner:
 
     @cached_property
     def activations(self) -> dict[Recompute, Activations]:
-        return {mode: activations(self.recipe, mode, self.size, self.tensor_parallel) for mode in MODES}
+        return {mode: activations(self.recipe, mode, self.size, self.tensor_parallel, self.main_size) for mode in MODES}
 
     def at(self, gpus: int, micro_batch: int | None = None) -> Plan:
         """With the largest micro-batch that fits, unless one is given; with 1 where none fits."""
@@ -134,7 +138,8 @@ class Planner:
             {
                 **(self._alone() if gpus == 1 else self._sharded(ranks, accumulate)),
                 "activations": kept[self.checkpointing],
-                "logits": logits(self.recipe, micro_batch, self.size),
+                "logits": logits(self.recipe, micro_batch, self.main_size or self.size),
+                **({"average": 4 * self.parameters.total // ranks} if self.averaged else {}),
             },
             kept,
             self.gpu.memory * (1 - SPARE),

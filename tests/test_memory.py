@@ -14,6 +14,7 @@ from cogview.recipes.cogview import CogView, CogViewConfig
 from cogview.recipes.dalle import Dalle, DalleConfig
 from cogview.recipes.recipe import Recipe
 from cogview.sequence import Batch
+from cogview.train.block_scales import BlockScales
 from cogview_ops.checkpointing import selective_contexts
 
 SIZES: dict[str, Any] = {"num_layers": 3, "hidden_size": 128, "num_heads": 4, "image_grid": 8, "max_positions": 97}
@@ -66,6 +67,21 @@ def test_activations(monkeypatch, kind, dtype, mode):
     recipe, model, batch = made(kind, dtype)
     head = 4 * recipe.vocab.size * recipe.config.hidden_size  # its gradient
     formula = BATCH * activations(recipe, mode, dtype.itemsize).kept + head
+    assert kept(monkeypatch, model, batch, mode) == pytest.approx(formula, rel=0.005)
+
+
+@pytest.mark.parametrize(("norms", "mode"), [*itertools.product(("sandwich", "pre"), MODES)])
+def test_activations_with_scales_of_blocks(monkeypatch, norms, mode):
+    """In float16, with a main branch in float32; biases and norms are none of it."""
+    recipe = CogView(CogViewConfig(**SIZES, attention="dense", norms=norms))
+    model = recipe.model()
+    scales = BlockScales(model, 1000)
+    for name, p in model.named_parameters():
+        p.data = p.data.half() if scales.is_low(name, p) else p.data
+    text = torch.randint(50, (BATCH, recipe.config.max_text))
+    batch = recipe.batch(text, torch.randint(100, (BATCH, 64)))
+    head = 4 * recipe.vocab.size * recipe.config.hidden_size
+    formula = BATCH * activations(recipe, mode, 2, main_size=4).kept + head
     assert kept(monkeypatch, model, batch, mode) == pytest.approx(formula, rel=0.005)
 
 

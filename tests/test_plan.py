@@ -152,3 +152,16 @@ def test_the_page_is_what_the_command_prints():
     text = PAGE.read_text()
     assert filled(text) == text, "python -m benchmarks.scaling_page writes it"
     assert text.count("<!-- end -->") == text.count("\n| GPUs ") + 1 == 7
+
+
+def test_the_recipe_is_the_first_that_has_the_preset(capsys):
+    """DALL-E's averages its parameters, and has a main branch in float32."""
+    cli.main(["plan", "dalle-12b", "--gpus", "64"])
+    said = capsys.readouterr().out
+    assert "12,199,623,936 parameters, 64 layers of width 3968" in said
+    assert re.search(r"\| averaged parameters +\| +0.71 \|", said)
+    cli.main(["plan", "dalle-12b", "--gpus", "64", "--dtype", "bfloat16", "--micro-batch", "16"])
+    narrow, wide = (
+        float(re.search(r"full \(chosen\) \| +([\d.]+)", text)[1]) for text in (capsys.readouterr().out, said)
+    )
+    assert narrow < wide < 2 * narrow

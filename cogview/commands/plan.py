@@ -29,8 +29,8 @@ class Plan:
         tyro.conf.Positional[Literal[*PRESETS]],  # type: ignore[valid-type]
         tyro.conf.arg(metavar="PRESET", help_behavior_hint="(default: cogview-4b)"),
     ] = "cogview-4b"
-    """Sizes and training: tiny, fashion-tiny, cogview-4b, cogview-large or fashion-3b."""
-    recipe: Literal[*RECIPES] = "cogview"  # type: ignore[valid-type]
+    """Sizes and training: tiny, fashion-tiny, cogview-4b, cogview-large, fashion-3b, dalle-12b or coglm-6b."""
+    recipe: Annotated[Literal[*RECIPES] | None, option("RECIPE", "the first that has the preset")] = None  # type: ignore[valid-type]
     """The system or task."""
     gpus: tuple[int, ...] = (1, 8, 64, 512)
     """Numbers of GPUs, a column each; beyond 8 whole machines of 8."""
@@ -58,7 +58,9 @@ class Plan:
     """GB a second and direction between machines, for each of their GPUs: 50 is InfiniBand of 400 Gbit."""
 
     def run(self) -> None:
-        config, training = preset(self.preset, self.recipe)
+        recipe = self.recipe or next(name for name, kind in RECIPES.items() if self.preset in kind.presets)
+        config, training = preset(self.preset, recipe)
+        blocks = training.gradient_scaling == "blocks" and self.dtype in (None, training.dtype)
         gpu = gpu_named(self.gpu)
         if gpu is None:
             raise ValueError(f"gpu: expected one of {', '.join(GPUS)}, got {self.gpu!r}")
@@ -72,10 +74,12 @@ class Plan:
             link=gpu.link if self.link is None else self.link * GB,
         )
         planner = Planner(
-            named(self.recipe)(config),
+            named(recipe)(config),
             batch_size=training.batch_size if self.batch_size is None else self.batch_size,
             gpu=gpu,
             size=4 if (self.dtype or training.dtype) == "float32" else 2,
+            main_size=4 if blocks else None,
+            averaged=training.average is not None,
             checkpointing=self.checkpoint_activations or training.checkpoint_activations,
             tensor_parallel=self.tensor_parallel,
             reshard=self.reshard,
@@ -120,6 +124,7 @@ def table(planner: Planner, plans: list[Planned], steps: int | None) -> Iterator
         "parameters to compute with": bytes_of("computed with"),
         "gradients": bytes_of("gradients"),
         "AdamW's averages": bytes_of("optimizer"),
+        **({"averaged parameters": bytes_of("average")} if planner.averaged else {}),
         **{f"activations, {mode}{mark}": kept(mode) for mode, mark in chosen.items()},
         "logits": bytes_of("logits"),
         f"all, of {plans[0].limit / GIB:.1f} GiB": lambda plan: f"{plan.total / GIB:.3g}{' !' * (not plan.fits)}",
