@@ -10,6 +10,8 @@ from functools import cache
 
 import torch
 
+from cogview.device import multiplies_float16
+
 _SECONDS = 0.2  # of measuring
 
 
@@ -63,6 +65,8 @@ def peak_flops(device: torch.device | str, dtype: torch.dtype) -> float:
     """Floating-point operations a second at most, of dense products: of a known GPU its data sheet's, of others and of
     CPUs the best of some big products, measured once and for this number of threads."""
     device = torch.device(device)
+    if device.type == "cpu" and dtype == torch.float16 and not multiplies_float16():
+        dtype = torch.float32  # in which it is computed
     precise = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     if device.type == "cuda" and (gpu := gpu_named(torch.cuda.get_device_name(device))) is not None:
         known = {torch.bfloat16: gpu.half, torch.float16: gpu.half, torch.float32: gpu.float32 if precise else gpu.tf32}

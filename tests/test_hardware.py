@@ -47,3 +47,12 @@ def test_peak_of_a_cpu_is_measured_once(monkeypatch):
     assert found > 1e8
     assert peak_flops("cpu", torch.float32) == found
     hardware._remembered.cache_clear()
+
+
+def test_float16_where_the_cpu_does_not_multiply_it(monkeypatch):
+    """What is computed in float32 could not be faster than that."""
+    monkeypatch.setattr(hardware, "_remembered", lambda device, dtype, *_: dtype)
+    for native, dtype in ((True, torch.float16), (False, torch.float32)):
+        monkeypatch.setattr(hardware, "multiplies_float16", lambda native=native: native)
+        assert hardware.peak_flops("cpu", torch.float16) == dtype
+        assert hardware.peak_flops("cpu", torch.bfloat16) == torch.bfloat16

@@ -477,7 +477,7 @@ def test_dalle_learns_a_batch_by_heart():
 @pytest.mark.parametrize("native", [False, True])
 def test_float16_projections_are_rounded_once(monkeypatch, native, bias):
     """Forward and gradients, on CPUs that multiply float16 and others, beside a bias that may be float32."""
-    monkeypatch.setattr(linear, "_multiplies_float16", lambda: native)
+    monkeypatch.setattr(linear, "multiplies_float16", lambda: native)
     torch.manual_seed(0)
     layer, x = linear.Linear(48, 24).half(), torch.randn(3, 5, 48).half().requires_grad_()
     layer.bias.data = layer.bias.data.to(bias)

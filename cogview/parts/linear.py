@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogview.device import multiplies_float16
 from cogview_ops import linear_decode
 
 FEW = 16  # rows
@@ -20,7 +21,7 @@ class Linear(nn.Linear):
             weight: Any = self.weight
             return linear_decode(x, weight.qdata, self.bias, scale=weight.scale.flatten())
         if x.dtype == torch.float16 and torch.is_grad_enabled():
-            if x.device.type == "cpu" and not _multiplies_float16():
+            if x.device.type == "cpu" and not multiplies_float16():
                 return _Rounded.apply(x, self.weight, self.bias)
             if self.bias.dtype != x.dtype:  # of a block whose gradients are scaled, see train/block_scales.py
                 return _Plus.apply(linear(x, self.weight), self.bias)
@@ -41,8 +42,7 @@ class _Plus(torch.autograd.Function):
 
 
 class _Rounded(torch.autograd.Function):
-    """F.linear of float16 in float32, rounded at its end, as GPUs do: a CPU that does not multiply float16 takes 10 to
-    30 times as long for it."""
+    """F.linear of float16 in float32, rounded at its end, as on GPUs: for CPUs that do not multiply float16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -61,11 +61,6 @@ class _Rounded(torch.autograd.Function):
 def _columns(grad: Tensor, dtype: torch.dtype) -> Tensor:
     """Sums [n] of a gradient [..., n]."""
     return grad.sum(tuple(range(grad.ndim - 1)), dtype=dtype)
-
-
-@torch.compiler.assume_constant_result
-def _multiplies_float16() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
