@@ -75,6 +75,8 @@ def blocks(folder: Path, ranks: Ranks = ALONE) -> list[Any]:
     t = trainer(ranks, folder, how)
     t.resume()
     found.append(t.step())
+    with t.optimizer.averaged():
+        found.append(t.validation.measure())
     assert t.optimizer.scale is not None
     assert t.optimizer.average is not None
     part = {name: local(value).flatten()[:2].tolist() for name, value in t.optimizer.average.values.items()}

@@ -50,13 +50,13 @@ def test_in_fewer_bits(two: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_scales_of_blocks_and_an_average(two: Any, tmp_path: Path) -> None:
-    """The same losses, scales and averages as of one process, also behind a checkpoint."""
+    """The same losses, scales and averages as of one process, also behind a checkpoint, and of held-out samples."""
     *expected, scales, average = blocks(tmp_path)
     for found in two[1]:
-        alike([step["loss"] for step in found["blocks"][:3]], [step["loss"] for step in expected], 3e-3)
-        assert found["blocks"][3] == scales
-        assert found["blocks"][4] in ([], pytest.approx(average, rel=1e-2))
-    assert any(found["blocks"][4] for found in two[1])
+        alike([step["loss"] for step in found["blocks"][:4]], [step["loss"] for step in expected], 3e-3)
+        assert found["blocks"][4] == scales
+        assert found["blocks"][5] in ([], pytest.approx(average, rel=1e-2))
+    assert any(found["blocks"][5] for found in two[1])
     tensors, header = checkpoint.read(checkpoint.latest(two[0] / "blocks"))
     assert header["averaged"]
     assert tensors["average.embedding.words.weight"].shape == tensors["model.embedding.words.weight"].shape

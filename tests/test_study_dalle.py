@@ -56,6 +56,7 @@ def runs(loss: float, drawn: float = 0.5, **more: Any) -> list[dict[str, Any]]:
             "drawn": {form: value + n / 1000 for form, value in shares.items()},
             "chosen": shares,
             "skipped": 2,
+            "left_out": 7,
             **more,
         }
         for n in range(3)
@@ -89,6 +90,7 @@ def test_sentences_about_float16() -> None:
     said = dalle_verdicts.scaling({"tiny": part, "deep": part}, {}, dalle.YARDSTICK)
     assert "Sandwich-LN with PB-relax hardly changes convergence, to 2%, holds in float32" in said
     assert "pre-LN, float16, blocks +0.00%" in said
+    assert said.endswith("skipped 2.0 steps a training; scales of blocks 2.0, and they left a block out 7.0 times.")
     part["pre-LN, float16"][1]["held_out"] = {}
     assert "pre-LN, float16 diverged, 2.0 steps skipped" in (
         dalle_verdicts.scaling({"tiny": part, "deep": part}, {}, dalle.YARDSTICK)

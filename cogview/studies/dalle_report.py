@@ -87,11 +87,13 @@ def _scaling(found: dict[str, Found], facts: Facts) -> str:
     for part, trainings in found.items():
         for name, runs in trainings.items():
             seconds, bytes_ = facts["seconds"][part][name], facts["memory"][part][name]
-            skipped = statistics.fmean(t["skipped"] for t in runs)
+            skipped = f"{statistics.fmean(t['skipped'] for t in runs):.1f}"
+            if "left_out" in runs[0]:
+                skipped += f"; {statistics.fmean(t['left_out'] for t in runs):.1f}"
             loss = _mean(held_out(runs)) if verdicts.carries_on(runs) else "diverged"
-            cells = [f"{part}, {name}", loss, f"{skipped:.1f}", _scales(runs[0]), f"{seconds:.3f}"]
+            cells = [f"{part}, {name}", loss, skipped, _scales(runs[0]), f"{seconds:.3f}"]
             rows.append([*cells, *(f"{bytes_[kind] / 2**20:.1f}" for kind in ("activations", "parameters"))])
-    head = ["", "held-out loss", "skipped steps", "scales at the end, 2^", "seconds a step"]
+    head = ["", "held-out loss", "skipped steps; blocks", "scales at the end, 2^", "seconds a step"]
     return _table([*head, "activations, MiB", "parameters, MiB"], rows)
 
 

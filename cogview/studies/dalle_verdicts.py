@@ -113,14 +113,15 @@ def scaling(found: dict[str, Found], facts: dict[str, Any], yardstick: str) -> s
         parts.append(f"{name} held-out losses differ from those of {yardstick} by: {'; '.join(each)}")
     hardly = {part: against(found[part], "Sandwich-LN + PB-relax, float32", yardstick) for part in found}
     holds = "holds" if all(abs(one["mean"]) <= ALIKE for one in hardly.values()) else "does not hold"
-    blocks = statistics.fmean(
-        t["skipped"] for part in found.values() for name, runs in part.items() if name.endswith("blocks") for t in runs
+    of_loss, of_blocks = (
+        [t for part in found.values() for name, runs in part.items() if name.endswith(kind) for t in runs]
+        for kind in ("float16", "blocks")
     )
-    losses = statistics.fmean(
-        t["skipped"] for part in found.values() for name, runs in part.items() if name.endswith("float16") for t in runs
-    )
+    whole = [statistics.fmean(t["skipped"] for t in some) for some in (of_loss, of_blocks)]
+    left_out = statistics.fmean(t["left_out"] for t in of_blocks)
     return (
         f"{'. '.join(parts)}. That Sandwich-LN with PB-relax hardly changes convergence, to {ALIKE:.0%}, {holds} in "
         f"float32: {', '.join(f'{part} {said(one)}' for part, one in hardly.items())}. A scale of the loss skipped "
-        f"{losses:.1f} steps a training, scales of blocks {blocks:.1f}."
+        f"{whole[0]:.1f} steps a training; scales of blocks {whole[1]:.1f}, and they left a block out {left_out:.1f} "
+        f"times."
     )

@@ -78,7 +78,7 @@ class Watched(Trainer):
         if self.optimizer.scale is None:
             return super().step()
         self.largest, scale = dict.fromkeys(GROUPS, 0.0), self.optimizer.loss_scale
-        blocks = self.optimizer.scale.values.tolist() if isinstance(self.optimizer.scale, BlockScales) else []
+        blocks = [*self.optimizer.scale.numbers] if isinstance(self.optimizer.scale, BlockScales) else []
         values = super().step() | {f"block_scale/{n:03}": value for n, value in enumerate(blocks)}
         return {**values, "loss_scale": scale, **{group: x / scale for group, x in self.largest.items()}}
 
@@ -132,6 +132,7 @@ def trained(
         "curves": {name: _curve(log, name) for name in ("loss", "text_loss", "image_loss")},
         **(_scaled(log) if trainer.optimizer.scale is not None else {}),
         **({} if found is None else judged(found)),
+        **({"left_out": sum(scale.skipped)} if isinstance(scale := trainer.optimizer.scale, BlockScales) else {}),
     }
     write_json(record, figures)
     shutil.rmtree(folder / "run")

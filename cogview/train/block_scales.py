@@ -5,13 +5,13 @@ Gradients fall from block to block of a deep model, so that no scale of the loss
 overflow, of early ones they vanish. Here what runs along the main branch, forward and backward, is float32, as are
 norms, biases, embeddings and head with their gradients; a block's matrices and all that it computes are float16. The
 gradient that enters a block is multiplied by its scale, the one that leaves it is divided by it, and what is not finite
-in that is 0, so that an overflow in a block is none of the blocks before it. A step in which a block's own gradients
-are not finite is not taken, and its scale alone falls.
+in that is 0, so that an overflow in a block is none of the blocks before it. A block whose own gradients are not finite
+is left out of the step, and its scale alone falls.
 
 The rule for the scales is that of the paper's appendix, for one replica: they begin at 2^13 and stay within 2^7 and
 2^24; after a good step a scale grows by 2^(1 / 1000), otherwise it falls by the root of 2, but not twice within 125
-steps. What is ours: attention and MLP are a block each, behind its norm, which is computed with the main branch; where
-one is not finite the whole step is skipped.
+steps. What is ours: attention and MLP are a block each, behind its norm, which is computed with the main branch; of a
+step that "is skipped" the other blocks take part, since of 128 that try larger scales one overflows every few steps.
 """
 
 import math
@@ -62,22 +62,31 @@ def scaled(block: nn.Module, scale: Tensor) -> None:
 
 
 class BlockScales:
-    """Those of a Transformer's blocks, in the order of the forward: `values`, float32 [2 L]."""
+    """Those of a Transformer's blocks, in the order of the forward: `values`, float32 [2 L], and the same in `numbers`,
+    which no device has to be waited for."""
 
     def __init__(self, model: nn.Module, patience: int):
         """patience: good steps after which a scale has doubled."""
         layers: Any = model.get_submodule("stack.layers")
         self.names = [f"stack.layers.{n}.{part}" for n in range(len(layers)) for part in ("attention", "mlp")]
         device = next(model.parameters()).device
+        self.numbers = [FIRST] * len(self.names)
         self.values = torch.full((len(self.names),), FIRST, device=device)
-        self._growth, self._numbers = 2 ** (1 / patience), {name: n for n, name in enumerate(self.names)}
+        self._growth, self._places = 2 ** (1 / patience), {name: n for n, name in enumerate(self.names)}
         self._since = [WINDOW] * len(self.names)  # steps since the last fall
+        self.skipped = [0] * len(self.names)
+        """Steps that each block was left out of."""
         for n, name in enumerate(self.names):
             scaled(model.get_submodule(name), self.values[n])
 
     def block(self, parameter: str) -> int | None:
         """The number of the one that a parameter is of; None: of none."""
-        return self._numbers.get(".".join(parameter.split(".")[:4]))
+        return self._places.get(".".join(parameter.split(".")[:4]))
+
+    def beside(self, bad: Sequence[str], names: Sequence[str]) -> list[str]:
+        """Of some parameters those of the blocks that the bad ones are of."""
+        blocks = {self.block(name) for name in bad} - {None}
+        return [name for name in names if self.block(name) in blocks]
 
     def is_low(self, name: str, p: Tensor) -> bool:
         """Whether a parameter is float16."""
@@ -85,35 +94,42 @@ class BlockScales:
 
     def factors(self, names: Sequence[str]) -> list[float]:
         """What gradients of some parameters have been multiplied by."""
-        values = [*self.values.tolist(), 1.0]
+        values = [*self.numbers, 1.0]
         blocks = [self.block(name) for name in names]
         return [values[-1 if block is None else block] for block in blocks]
 
     def update(self, finite: bool, bad: Sequence[str]) -> None:
         """After a step whose gradients were finite, or those of some parameters were not."""
         fell = {self.block(name) for name in bad}
-        values = self.values.tolist()
+        values = self.numbers
         for n, value in enumerate(values):
             self._since[n] += 1
+            self.skipped[n] += n in fell
             if n not in fell:
                 values[n] = value * self._growth
             elif self._since[n] >= WINDOW:
                 values[n], self._since[n] = value / math.sqrt(2), 0
             values[n] = min(max(values[n], LEAST), MOST)
-        self.values.copy_(torch.tensor(values))
+        self._set(torch.tensor(values))
+
+    def _set(self, values: Tensor) -> None:
+        """values: float32 [2 L], of the CPU."""
+        self.numbers = values.tolist()
+        self.values.copy_(values)
 
     def said(self, name: str) -> str:
         """Of the scale of a parameter's block, behind a step in which its gradient was not finite."""
         block = self.block(name)
-        return "" if block is None else f"; its block's scale is {float(self.values[block]):g} from now on"
+        return "" if block is None else f"; its block's scale is {self.numbers[block]:g} from now on"
 
     def logged(self) -> dict[str, float]:
-        return {"gradient_scale/least": float(self.values.min()), "gradient_scale/largest": float(self.values.max())}
+        scales = {"least": min(self.numbers), "largest": max(self.numbers), "skipped": sum(self.skipped)}
+        return {f"gradient_scale/{name}": value for name, value in scales.items()}
 
     def tensor(self) -> Tensor:
-        """float32 [2, 2 L], for a checkpoint."""
-        return torch.stack([self.values.cpu(), torch.tensor(self._since, dtype=torch.float32)])
+        """float32 [3, 2 L], for a checkpoint."""
+        return torch.tensor([self.numbers, self._since, self.skipped])
 
     def load(self, saved: Tensor) -> None:
-        self.values.copy_(saved[0])
-        self._since = [int(n) for n in saved[1]]
+        self._set(saved[0])
+        self._since, self.skipped = ([int(n) for n in row] for row in saved[1:])

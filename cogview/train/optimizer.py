@@ -68,14 +68,17 @@ class Optimizer:
                 p.grad = None
 
     def step(self, learning_rate: float) -> tuple[bool, float]:
-        """One clipped step. Returns whether it was taken, and the gradient norm: no step when not finite."""
+        """One clipped step. Returns whether it was taken, and the gradient norm: no step when not finite. Blocks with
+        scales of their own whose gradients are not are left out of it."""
         names = [name for name, p in self.master.items() if p.grad is not None]
         grads = [local(self.master[name].grad) for name in names]
         self._unscale(names, grads)
         norm = self._norm()
-        finite = math.isfinite(norm)
-        bad = [] if finite else self._not_finite()
+        bad = [] if math.isfinite(norm) else self._not_finite()
         self.last_not_finite = bad[-1] if bad else None
+        if bad and isinstance(self.scale, BlockScales):
+            norm = self._without(self.scale.beside(bad, names))
+        finite = math.isfinite(norm)
         if finite:
             if norm > self.clip:
                 torch._foreach_mul_(grads, self.clip / norm)
@@ -96,6 +99,12 @@ class Optimizer:
         factors = [self.ranks.parts / scale for scale in scales]  # FSDP takes the mean over processes
         if set(factors) != {1.0}:
             torch._foreach_mul_(grads, factors)
+
+    def _without(self, names: list[str]) -> float:
+        """Forgets the gradients of some parameters; the norm of all others."""
+        for name in names:
+            self.master[name].grad = None
+        return self._norm()
 
     def _not_finite(self) -> list[str]:
         """The parameters with such gradients on any process, in the order of the forward."""
