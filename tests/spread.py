@@ -27,6 +27,7 @@ from cogview.train.token_task import TokenTask
 
 CPU = torch.device("cpu")
 SHARED = dataclasses.replace(TRAIN, steps=20, batch_size=8, hide_context=0.5, drop_text=0.2, accumulate=2)
+BLOCKS: dict[str, Any] = {"dtype": "float16", "gradient_scaling": "blocks"}
 
 
 def in_processes(count: int, work: Callable[..., Any], *args: Any, heard: bool = False) -> list[Any]:
@@ -70,7 +71,7 @@ def halves(folder: Path, ranks: Ranks = ALONE) -> list[Any]:
 def blocks(folder: Path, ranks: Ranks = ALONE) -> list[Any]:
     """In float16 with a scale for each block and an average of the parameters, saved and resumed; the scales, and the
     first values of the average."""
-    how = dataclasses.replace(SHARED, dtype="float16", gradient_scaling="blocks", average=0.5)
+    how = dataclasses.replace(SHARED, **BLOCKS, checkpoint_activations="full", average=0.5)
     found = losses(folder, how, 2, ranks, save=True)[:2]
     t = trainer(ranks, folder, how)
     t.resume()
@@ -159,6 +160,9 @@ def of_two(folder: Path) -> dict[str, Any]:
             refusal(ranks, folder / "x", learning_rate=1e-3 * (1 + ranks.rank)),
             refusal(ranks, folder / "parts", dataclasses.replace(CONFIG, hidden_size=64)),
             refused_by_one(ranks),
+            refusal(
+                ranks, folder / "x", dtype="float16", gradient_scaling="blocks", checkpoint_activations="selective"
+            ),
         ]
     return found
 

@@ -17,16 +17,37 @@ AVERAGED = dataclasses.replace(TRAIN, average=0.75)
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_values(tmp_path, dtype, every) -> None:
-    """It begins with the parameters of the first time."""
+    """It begins with the parameters of the first time, up to which it is what they are."""
     t = trainer(tmp_path, dataclasses.replace(AVERAGED, dtype=dtype, average_every=every))
     expected: dict[str, torch.Tensor] = {}
     for step in range(1, 8):
         t.step()
-        for name, p in t.optimizer.master.items() if step % every == 0 else ():
+        for name, p in t.optimizer.master.items() if step <= every or step % every == 0 else ():
             expected[name] = 0.75 * expected[name] + 0.25 * p if step > every else p.clone()
+        for name, value in t.optimizer.average.values.items():
+            torch.testing.assert_close(value, expected[name])
     for name, value in t.optimizer.average.values.items():
-        torch.testing.assert_close(value, expected[name])
         assert not torch.equal(value, t.optimizer.master[name])
+
+
+def test_a_validation_that_fails_leaves_the_parameters(tmp_path) -> None:
+    t = trainer(tmp_path, dataclasses.replace(AVERAGED, dtype="bfloat16", learning_rate=0.05))
+    t.step()
+    t.step()
+    before = {name: p.clone() for name, p in t.task.model.named_parameters()}
+    inside = {}
+
+    def validate() -> None:
+        with t.optimizer.averaged():
+            inside.update({name: p.clone() for name, p in t.task.model.named_parameters()})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        validate()
+    assert any(not torch.equal(inside[name], p) for name, p in before.items())
+    for name, p in t.task.model.named_parameters():
+        assert torch.equal(p, before[name])
+        assert torch.equal(p, t.optimizer.master[name].bfloat16())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

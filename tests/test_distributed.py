@@ -98,6 +98,7 @@ def test_a_checkpoint_that_is_written_meanwhile_is_of_its_step(two: Any) -> None
         (2, "learning_rate: expected 0.001 on all processes, as on rank 0, got 0.002 on rank 1"),
         (3, "hidden_size: expected 64, got 32"),
         (4, "the second cannot read it"),
+        (5, "checkpoint_activations: expected none or full where several processes scale gradients by blocks, got"),
     ],
 )
 def test_what_does_not_fit_is_refused(two: Any, number: int, message: str) -> None:

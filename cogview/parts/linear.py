@@ -55,7 +55,7 @@ class _Rounded(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wide = grad.float()
         of_weight = wide.flatten(0, -2).t() @ x.float().flatten(0, -2)
-        return (wide @ weight.float()).half(), of_weight.half(), _columns(grad, ctx.dtype)
+        return (wide @ weight.float()).half(), of_weight.to(weight.dtype), _columns(grad, ctx.dtype)
 
 
 def _columns(grad: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,18 +13,20 @@ from cogview.train.ranks import local
 class Average:
     """Of float32 parameters, `values` by name; of several processes each has the averages of its parts."""
 
-    def __init__(self, master: dict[str, Tensor], decay: float):
+    def __init__(self, master: dict[str, Tensor], decay: float, every: int):
+        """every: steps between two parameters that are averaged."""
         self.values = {name: p.detach().clone() for name, p in master.items()}
-        self._master, self._add = master, get_ema_multi_avg_fn(decay)
+        self._master, self._add, self._every = master, get_ema_multi_avg_fn(decay), every
 
     @torch.no_grad()
-    def update(self, number: int) -> None:
-        """Adds the parameters as they are, for the `number`-th time; from 1 on, which begins with them."""
+    def update(self, step: int) -> None:
+        """Behind a step of the run, counted from 1. The first parameters that are averaged are what it begins with; up
+        to them it is what the parameters are."""
         own, now = ([local(p) for p in tensors.values()] for tensors in (self.values, self._master))
-        if number == 1:
+        if step <= self._every:
             torch._foreach_copy_(own, now)
-        else:
-            self._add(own, now, number)
+        elif step % self._every == 0:
+            self._add(own, now, step)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

@@ -56,9 +56,9 @@ class _Leave(torch.autograd.Function):
 def scaled(block: nn.Module, scale: Tensor) -> None:
     """Has a module, whose first input and output are float32 [...], compute in float16 with gradients times a scale,
     float32 []. Its matrices are to be float16, its other parameters float32."""
-    # ahead of what FSDP does
+    # both ahead of what FSDP does, which wants no views
     block.register_forward_pre_hook(lambda _, inputs: (_Enter.apply(inputs[0], scale), *inputs[1:]), prepend=True)
-    block.register_forward_hook(lambda _, inputs, output: _Leave.apply(output, scale))
+    block.register_forward_hook(lambda _, inputs, output: _Leave.apply(output, scale), prepend=True)
 
 
 class BlockScales:

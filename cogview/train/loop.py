@@ -97,8 +97,8 @@ class Trainer:
         taken, norm = self.optimizer.step(rate)  # a loss that is not finite has such gradients
         state.step += 1
         state.skipped += not taken
-        if (average := self.optimizer.average) is not None and state.step % self.config.average_every == 0:
-            average.update(state.step // self.config.average_every)
+        if self.optimizer.average is not None:
+            self.optimizer.average.update(state.step)
         metrics = self.task.metrics(outputs)
         if said := self.skips.add(taken, state.step, metrics["loss"], parts):
             self.say(f"{said}; the step is skipped")

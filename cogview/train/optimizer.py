@@ -47,7 +47,9 @@ class Optimizer:
             p.data = p.data.to(getattr(torch, config.dtype))
         self._of = _optimizers(self.master, config)
         self._optimizers = list(dict.fromkeys(self._of.values()))
-        self.average = None if config.average is None else Average(self.master, config.average)
+        self.average: Average | None = None
+        if config.average is not None:
+            self.average = Average(self.master, config.average, config.average_every)
 
     @property
     def loss_scale(self) -> float:
@@ -137,10 +139,12 @@ class Optimizer:
         if self.average is None:
             yield
             return
-        with self.average.swapped():
+        try:
+            with self.average.swapped():
+                self._publish()
+                yield
+        finally:
             self._publish()
-            yield
-        self._publish()
 
     def tensors(self) -> dict[str, Tensor]:
         """Masters as `model.<name>`, averages as `average.<name>`, the optimizers' state as `optimizer.<key>.<name>`:

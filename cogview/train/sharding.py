@@ -45,12 +45,16 @@ def built(
 
 
 def check_layout(recipe: Recipe, config: TrainConfig, ranks: Ranks) -> None:
-    """ValueError where the processes do not divide the heads or the batch."""
+    """ValueError where the processes do not divide the heads or the batch, or cannot compute again what is to be."""
     heads, of = recipe.config.num_heads, f"num_heads ({recipe.config.num_heads})"
     require(heads % ranks.tensor == 0, "tensor_parallel", f"a divisor of {of}", ranks.tensor)
     unit = ranks.parts * config.accumulate
     wanted = f"a multiple of {unit}, of {ranks.parts} processes and accumulate {config.accumulate}"
     require(config.batch_size % unit == 0, "batch_size", wanted, config.batch_size)
+    # attention and MLP are FSDP units then, whose work is none of the operators that are kept
+    fits = ranks.mesh is None or config.gradient_scaling == "loss" or config.checkpoint_activations != "selective"
+    wanted = "none or full where several processes scale gradients by blocks"
+    require(fits, "checkpoint_activations", wanted, config.checkpoint_activations)
 
 
 def _cut(model: Transformer, config: TrainConfig, ranks: Ranks) -> None:
