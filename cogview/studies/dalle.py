@@ -52,7 +52,8 @@ class Sizes(Counts):
 
 
 def choices(sizes: Sizes) -> dict[str, Way]:
-    """Of the preset tiny of recipe dalle, which has text 1/8 of the loss, learned padding and one softmax."""
+    """Of the preset tiny of recipe dalle, which has text 1/8 of the loss, learned padding and one softmax, and hides
+    some of what was drawn, so that text has to tell; the papers do not."""
 
     def way(name: str, model: dict[str, Any] | None = None, **training: Any) -> Way:
         return Way(name, sizes.steps, model or {}, {"batch_size": 12} | training, of="dalle")
@@ -61,6 +62,8 @@ def choices(sizes: Sizes) -> dict[str, Way]:
         way(BASE),
         way("text 0", text_weight=0.0, image_weight=1.0),
         way("text 1", text_weight=1.0, image_weight=1.0),
+        way("nothing hidden", hide_context=0.0),
+        way("nothing hidden, text 0", hide_context=0.0, text_weight=0.0, image_weight=1.0),
         way("masked", {"padding": "masked"}),
         way("separate", {"softmax": "separate"}),
     ]

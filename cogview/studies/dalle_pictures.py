@@ -19,6 +19,8 @@ def draw(out: Path, found: dict[str, Found]) -> None:
         "text 1": "text 1",
         "masked": "masked",
         "separate": "two softmaxes",
+        "nothing hidden": "nothing hidden",
+        "nothing hidden, text 0": "nothing hidden, text 0",
     }
     panels = [
         (f"training loss of {kind}, mean of the seeds", _losses(found["choices"], choices, f"{kind}_loss"))

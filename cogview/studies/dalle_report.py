@@ -50,6 +50,8 @@ _CHOICES = {
     "dalle": "DALL-E's: text 1/8, learned padding, one softmax",
     "text 0": "text 0",
     "text 1": "text as much as images",
+    "nothing hidden": "DALL-E's, nothing hidden",
+    "nothing hidden, text 0": "text 0, nothing hidden",
     "masked": "masked padding",
     "separate": "two softmaxes",
 }
@@ -145,11 +147,12 @@ def _page(found: dict[str, Found], facts: Facts, said: dict[str, str]) -> str:
   over seeds, intervals are Student's t of the differences seed by seed. Losses are of 256 held-out captions, a
   token's mean.
 - Text, padding, softmax: recipe dalle, preset tiny, {settings["steps"]} steps of 12, 8 x 8 codes. Weights of
-  text and images are 1/8 and 7/8, 0 and 1, 1 and 1, of either kind's mean. "Two softmaxes": what the image sees
-  of text and what it sees of itself are normalised apart, and added; how DALL-E combined them is not told.
-  Drawn right: of {settings["drawn"]} held-out captions the share whose picture shows emoji, places and
-  background asked for; chosen: the share of true pictures whose own caption is the likeliest of eight. Captions
-  "turned round" begin with the background, "terse" ones have no articles; training has neither.
+  text and images are 1/8 and 7/8, 0 and 1, 1 and 1, of either kind's mean. 70 % of the sequences see a random
+  part of their own image only, but where nothing is hidden. "Two softmaxes": what the image sees of text and
+  what it sees of itself are normalised apart, and added; how DALL-E combined them is not told. Drawn right: of
+  {settings["drawn"]} held-out captions the share whose picture shows emoji, places and background asked for;
+  chosen: the share of true pictures whose own caption is the likeliest of eight. Captions "turned round" begin
+  with the background, "terse" ones have no articles; training has neither.
 - What the image sees: {settings["attention_steps"]} steps of 8, 4 and 2 sequences; the same scenes as 8 x 8, 16
   x 16 and 32 x 32 codes of image tokenizers of 8, 4 and 2 pixels a code. Recipe dalle with learned padding,
   pre-LN and one kind in all layers or DALL-E's schedule; three-region attention is recipe cogview's, with
