@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from cogview.device import multiplies_float16
+from cogview.half import multiplies_float16
 
 _SECONDS = 0.2  # of measuring
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from cogview.half import product
+
 _CHUNK_LOGITS = 2**26  # float32 logits alive at once: 256 MB
 _GAIN = 64.0  # of probabilities in float16, whose smallest would be lost
 _HALF_ROWS = 4096  # whose gradients of the head are added up in float16, which more of one label could leave
@@ -35,7 +37,7 @@ def token_nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
 
 
 def _nll(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(hidden, head).float(), labels, reduction="none")
+    return F.cross_entropy(product(hidden, head.t()).float(), labels, reduction="none")
 
 
 def weighted_nll(hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +63,7 @@ class _WeightedNll(torch.autograd.Function):
         if head.dtype == torch.float16:
             size = min(size, _HALF_ROWS)
         for x, grad_x, y, w, loss in zip(*(t.split(size) for t in tensors), strict=True):
-            z = F.linear(x, head).float()
+            z = product(x, head.t()).float()
             z -= z.amax(1, keepdim=True)
             label = z.gather(1, y)
             total = z.exp_().sum(1, keepdim=True)
@@ -73,8 +75,8 @@ class _WeightedNll(torch.autograd.Function):
             grad = z.scatter_add_(1, y, -total).to(head.dtype)
             del z
             scale = w / total
-            grad_x.copy_(grad @ head).mul_(scale)
-            grad_head += grad.t() @ (x * scale).to(x.dtype)
+            grad_x.copy_(product(grad, head)).mul_(scale)
+            grad_head += product(grad.t(), (x * scale).to(x.dtype))
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.dtype = head.dtype
         ctx.mark_non_differentiable(nll)

@@ -6,11 +6,11 @@ what is marked (Megatron-LM, arXiv 1909.08053). A layer keeps of each token for 
     e C (6 + 12 / T) + 4 H / T + 32
 
 bytes: inputs of the four projections x, attention / T, x, gelu 4 / T; q, k, v 3 / T; gelu's input 4 / T; of each of the
-two steps of Sandwich-LN the branch, the main branch and four float32 statistics, of pre-LN the main branch and two; lse
-of each head. Of what a kind of
-attention keeps besides, `Attention.also_saved` tells. Checkpointing keeps a layer's inputs alone, 2 e C; "selective"
-the outputs and lse of fused attention as well (arXiv 2205.05198, section 5); the rest of one layer is there while it is
-computed again. Dropout keeps no mask in a layer.
+two steps of Sandwich-LN the branch, the main branch and four float32 statistics; lse of each head. Of pre-LN, which has
+no norm behind a branch, it is e C (4 + 12 / T) + 4 H / T + 16. Of what a kind of attention keeps besides,
+`Attention.also_saved` tells. Checkpointing keeps a layer's inputs alone, 2 e C; "selective" the outputs and lse of
+fused attention as well (arXiv 2205.05198, section 5); the rest of one layer is there while it is computed again.
+Dropout keeps no mask in a layer.
 """
 
 from functools import lru_cache

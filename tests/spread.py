@@ -78,10 +78,21 @@ def blocks(folder: Path, ranks: Ranks = ALONE) -> list[Any]:
     found.append(t.step())
     with t.optimizer.averaged():
         found.append(t.validation.measure())
+    found.append(t.step())  # with the parameters themselves
     assert t.optimizer.scale is not None
     assert t.optimizer.average is not None
     part = {name: local(value).flatten()[:2].tolist() for name, value in t.optimizer.average.values.items()}
     return [*found, t.optimizer.scale.tensor().tolist(), part["embedding.words.weight"] if ranks.first else []]
+
+
+def begun_later(folder: Path, ranks: Ranks = ALONE) -> float:
+    """How far an average that begins when a run is resumed is from the parameters, at most."""
+    losses(folder, SHARED, 2, ranks, save=True)
+    t = trainer(ranks, folder, dataclasses.replace(SHARED, average=0.9))
+    t.resume()
+    assert t.optimizer.average is not None
+    pairs = [(local(value), local(t.optimizer.master[name])) for name, value in t.optimizer.average.values.items()]
+    return max(float((a - b).abs().max()) for a, b in pairs if a.numel())
 
 
 def sharing(ranks: Ranks, tensor: int) -> Ranks:
@@ -146,12 +157,14 @@ def of_two(folder: Path) -> dict[str, Any]:
         found["bfloat16"] = losses(folder / "bfloat16", dataclasses.replace(SHARED, dtype="bfloat16"), 3, ranks)
         found["float16"] = halves(folder / "float16", ranks)
         found["blocks"] = blocks(folder / "blocks", ranks)
+        found["begun later"] = begun_later(folder / "later", ranks)
         found["straight"] = losses(folder / "straight", SHARED, 4, ranks)
         found["meanwhile"] = meanwhile(ranks, folder / "meanwhile")
         found["parts"] = losses(folder / "parts", SHARED, 2, ranks, save=True)[:2]
         found["parts"] += losses(folder / "parts", SHARED, 2, ranks)
         selective, heads = dataclasses.replace(SHARED, checkpoint_activations="selective"), sharing(ranks, 2)
         found["heads"] = losses(folder / "heads", selective, 3, heads)
+        found["heads, float16"] = halves(folder / "heads-16", heads)
         found["muon"] = losses(folder / "muon", dataclasses.replace(SHARED, optimizer="muon"), 3, ranks, save=True)
         found["gathers"] = [gathers(ranks, folder / "x", reshard) for reshard in (True, False)]
         found["refused"] = [

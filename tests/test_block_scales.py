@@ -116,17 +116,21 @@ def test_what_is_of_no_block_skips_the_step(tmp_path) -> None:
     t.step()
     assert t.state.skipped == 1
     assert all(torch.equal(p, before[name]) for name, p in t.optimizer.master.items())
-    assert len(set(t.optimizer.scale.numbers)) == 1
+    assert t.optimizer.scale.numbers == [FIRST] * 12
 
 
 def test_scales_fall_once_in_a_window_and_stay_in_bounds() -> None:
     model = trainer("unused", BLOCKS, PLAIN).task.model
     scales, bad = BlockScales(model, 1000), ["stack.layers.1.mlp.dense_h_to_4h.bias"]
+    scales.update(False, bad)  # for which blocks are not to blame
+    assert scales.numbers == [FIRST] * 4
     for _ in range(126):
-        scales.update(False, bad)
+        scales.update(True, bad)
     assert float(scales.values[3]) == pytest.approx(FIRST / 2)  # in the first step, and in the 126th
+    assert scales.stuck(126) == "the gradients of mlp of layer 2 were not finite for 126 steps"
+    assert scales.stuck(125) == scales.stuck(127) == ""
     for _ in range(3000):
-        scales.update(False, bad)
+        scales.update(True, bad)
     assert float(scales.values[3]) == LEAST
     for _ in range(12_000):
         scales.update(True, [])
@@ -190,3 +194,21 @@ def test_any_module() -> None:
 def test_only_float16_needs_them(dtype: Any) -> None:
     with pytest.raises(ValueError, match=f"gradient_scaling: expected loss with dtype {dtype}, which needs none, got"):
         dataclasses.replace(BLOCKS, dtype=dtype)
+
+
+def test_windows_are_as_much_shorter_as_scales_grow_faster() -> None:
+    """So that one that overflows has fallen to where it does not before it has grown back."""
+    scales = BlockScales(trainer("unused", BLOCKS, PLAIN).task.model, 10)
+    for _ in range(300):
+        scales.update(True, ["stack.layers.0.mlp.dense_h_to_4h.bias"] if scales.numbers[1] > 2.0**16 else [])
+    assert scales.skipped[1] < 300 / 4
+    assert 2.0**14 < scales.numbers[1] < 2.0**17
+
+
+def test_a_block_that_is_left_out_all_the_time_is_named(tmp_path, capsys) -> None:
+    t = trainer(tmp_path, dataclasses.replace(BLOCKS, steps=21), PLAIN)
+    module = t.task.model.get_submodule("stack.layers.1.mlp.dense_4h_to_h")
+    module.register_full_backward_hook(lambda _, inputs, outputs: (inputs[0] * torch.nan,))
+    t.run()
+    said = "step 20: the gradients of mlp of layer 2 were not finite for 20 steps, which they are left out of"
+    assert capsys.readouterr().out.count(said) == 1

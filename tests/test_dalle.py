@@ -1,12 +1,14 @@
 """Recipe dalle: what its image sees, its padding, its losses, its captions in other pieces, the published sizes."""
 
 import dataclasses
+import io
 import math
 import re
 from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from test_generate_codes import CAPTIONS
 from test_memory import BATCH, kept
@@ -15,6 +17,7 @@ from test_train_command import header, tokens, train
 from test_train_run import TRAIN, Pairs
 from test_transformer import SIZES, dalle_mask, formula, recipe_of, sample
 
+from cogview.commands.train_model import Before, training_of
 from cogview.config import TrainConfig
 from cogview.generate import generate
 from cogview.memory import activations
@@ -170,7 +173,11 @@ def test_published_sizes() -> None:
     assert recipe.vocab.paddings == 256
     assert training.text_weight + training.image_weight == 1
     fitted = Dalle.fit(config, image_grid=32, max_text=20, image_vocab=8192, text_vocab=16384)
-    assert fitted == config  # 256 places, however short the captions
+    assert fitted == config  # 256 places, however short the captions, and however long
+    assert Dalle.fit(config, image_grid=32, max_text=400, image_vocab=8192, text_vocab=16384) == config
+    tiny = preset("tiny", "dalle")[0]
+    sizes = [Dalle.fit(tiny, image_grid=8, max_text=n, image_vocab=512, text_vocab=500).max_text for n in (9, 40, 300)]
+    assert sizes == [29, 40, 256]
     with pytest.raises(ValueError, match="text: expected at most 256 tokens beside 1024 image tokens in 1284, got 257"):
         recipe.layout(torch.zeros(1, 257, dtype=torch.int64), torch.zeros(1, 1024, dtype=torch.int64))
 
@@ -282,6 +289,27 @@ def test_pieces_need_the_tokenizer_of_the_tokens(words: TextTokenizer) -> None:
         dataclasses.replace(KINDS, bpe_dropout=1.5)
 
 
+def test_pieces_of_other_tokenizers(words: TextTokenizer) -> None:
+    """A unigram model has no merges; a caption with characters that a model does not know stays as it is."""
+    assert words.is_bpe
+    how: dict[str, Any] = {"vocab_size": 40, "hard_vocab_limit": False, "minloglevel": 2}
+    how |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    made = {}
+    for kind in ("unigram", "bpe"):
+        model = io.BytesIO()
+        captions = iter(CAPTIONS_OF * 40)
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=captions, model_writer=model, model_type=kind, **how)
+        made[kind] = TextTokenizer(model.getvalue())
+    assert (made["unigram"].is_bpe, made["bpe"].is_bpe) == (False, True)
+    with pytest.raises(ValueError, match="bpe_dropout: expected 0 with a text tokenizer that is not of byte-pair"):
+        dropping(made["unigram"], 60, bpe_dropout=0.1)
+    task = dropping(made["bpe"], 60, bpe_dropout=1.0)
+    strange = [made["bpe"].encode("a fox 猫 above"), made["bpe"].encode("a fox")]
+    found = task._pieces_anew(pad_text(strange), streams(range(2), 0))
+    assert found[0][found[0] >= 0].tolist() == strange[0]
+    assert found[1][found[1] >= 0].tolist() != strange[1]
+
+
 def test_samples_of_a_text_follow_their_seed(words: TextTokenizer) -> None:
     text = CAPTIONS_OF[1]
     drawn = [words.sample(text, 0.3, seed) for seed in (1, 2, 3, 1, 2, 3)]
@@ -305,7 +333,7 @@ def test_a_tokenizer_of_lower_case_letters() -> None:
 def test_captions_that_are_too_long_are_refused_or_cut(tmp_path, capsys) -> None:
     tokens(tmp_path, length=12)
     how = ["--recipe", "dalle", "--bpe-dropout", "0", "--max-text", "8"]
-    said = r"the longest caption has 12 tokens, and .*gpt was made for 8 at most: .* or train with --truncate-text"
+    said = r"the longest caption has 12 tokens, and .*gpt has places for 8: .* or train with --truncate-text"
     with pytest.raises(SystemExit, match=said):
         train(tmp_path, *how)
     train(tmp_path, *how, "--truncate-text")
@@ -317,6 +345,49 @@ def test_captions_that_are_too_long_are_refused_or_cut(tmp_path, capsys) -> None
     found = header(tmp_path, "other")["config"]
     assert (found["schedule"], found["padding"], found["max_positions"]) == (["column"], "learned", 29 + 16 + 4)
     assert load_model(checkpoint.latest(tmp_path / "other"))[0].config.kinds == ("column",)
+
+
+def test_captions_beyond_256_tokens(tmp_path) -> None:
+    """There are no more places: they are refused, or cut and counted."""
+    tokens(tmp_path, length=300)
+    how = ["--recipe", "dalle", "--bpe-dropout", "0"]
+    with pytest.raises(SystemExit, match=r"the longest caption has 300 tokens, and .*gpt has places for 256: tokenize"):
+        train(tmp_path, *how, steps=1)
+    train(tmp_path, *how, "--truncate-text", steps=1)
+    assert header(tmp_path)["config"]["max_positions"] == 256 + 16 + 4
+    assert header(tmp_path)["counts"]["truncated"] == 4
+
+
+def test_no_average_where_none_is_asked_for(tmp_path) -> None:
+    tokens(tmp_path)
+    how = ["--recipe", "dalle", "--bpe-dropout", "0"]
+    train(tmp_path, *how, steps=1)
+    assert header(tmp_path)["averaged"]
+    train(tmp_path, *how, "--average", "none", "--name", "other", steps=1)
+    assert "averaged" not in header(tmp_path, "other")
+
+
+def test_a_run_of_before_goes_on_with_the_training_that_it_had(tmp_path) -> None:
+    """Also of a preset that the recipe has no more."""
+    before = Before(tmp_path, {"config": {"num_layers": 5}}, own=True)
+    for name in ("tiny", "fashion-tiny"):
+        assert training_of(before, name, "dalle") == preset(name, "cogview")[1]
+    now = Before(tmp_path, {"config": {"norms": "pre"}}, own=True)
+    for one in (now, None, dataclasses.replace(before, own=False)):
+        assert training_of(one, "tiny", "dalle") == preset("tiny", "dalle")[1]
+
+
+def test_capital_letters_are_told(tmp_path, capsys) -> None:
+    capitals = TextTokenizer.train([caption.title() for caption in CAPTIONS_OF] * 40, 330)
+    said = "captions keep their capital letters; DALL-E has none (tokenize --text-lowercase, in a new run)"
+    lower = TextTokenizer.train(CAPTIONS_OF * 40, 330, lowercase=True)
+    assert min(capitals.vocab_size, lower.vocab_size) >= 300  # of the tokens
+    for name, text in (("a", capitals), ("b", lower)):
+        run = tmp_path / name
+        tokens(run, text_sha256=text.sha256, text_vocab_size=text.vocab_size)
+        text.save(run / "text.model")
+        train(run, "--recipe", "dalle", steps=1)
+        assert (said in " ".join(capsys.readouterr().out.split())) == (text is capitals)
 
 
 @pytest.mark.parametrize(

@@ -365,6 +365,11 @@ def test_what_cannot_be_exported(files, run, tmp_path):
     ):
         checkpoint.save(path, stored, head | {"config": head["config"] | change})
         refused(said, of=folder)
+    alone = {
+        name: value for name, value in stored.items() if ".post_norm." not in name and ".mlp_post_norm." not in name
+    }
+    checkpoint.save(path, alone, head | {"config": head["config"] | {"norms": "pre"}})
+    refused("norms: expected sandwich, as in CogView's code, got 'pre'", of=folder)
     wide = {name: value.float() for name, value in stored.items()}
     wide["model.stack.first_norm.bias"][0] = 1e6
     checkpoint.save(path, wide, head)

@@ -194,7 +194,7 @@ def test_a_test_split_that_does_not_fit_is_said_before_the_first_step(tmp_path):
     train(tmp_path)
     before = (tmp_path / "gpt" / "log.jsonl").read_bytes()
     tokens(tmp_path, "test", count=7, length=20)
-    with pytest.raises(SystemExit, match=r"the longest caption has 20 tokens, and .*gpt was made for 9 at most: token"):
+    with pytest.raises(SystemExit, match=r"the longest caption has 20 tokens, and .*gpt has places for 9: token"):
         train(tmp_path, steps=9)
     assert (tmp_path / "gpt" / "log.jsonl").read_bytes() == before
     newest = checkpoint.latest(tmp_path / "gpt")

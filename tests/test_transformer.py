@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from cogview import half
 from cogview.loss import token_nll, weighted_mean, weighted_nll
 from cogview.parts import linear
 from cogview.parts.attend import record_weights
@@ -477,7 +478,7 @@ def test_dalle_learns_a_batch_by_heart():
 @pytest.mark.parametrize("native", [False, True])
 def test_float16_projections_are_rounded_once(monkeypatch, native, bias):
     """Forward and gradients, on CPUs that multiply float16 and others, beside a bias that may be float32."""
-    monkeypatch.setattr(linear, "multiplies_float16", lambda: native)
+    monkeypatch.setattr(half, "multiplies_float16", lambda: native)
     torch.manual_seed(0)
     layer, x = linear.Linear(48, 24).half(), torch.randn(3, 5, 48).half().requires_grad_()
     layer.bias.data = layer.bias.data.to(bias)

@@ -21,13 +21,14 @@ from cogview.commands.train_model import (
     check_room,
     chosen_recipe,
     recipe_for,
+    training_of,
 )
 from cogview.commands.train_watch import watched
 from cogview.config import Recompute, TrainConfig, require
 from cogview.device import available
 from cogview.parts.transformer import Transformer
 from cogview.progress import progress
-from cogview.recipes import RECIPES, preset
+from cogview.recipes import RECIPES
 from cogview.recipes.cogview import Kind
 from cogview.recipes.dalle import Kind as Layer
 from cogview.train.identity import AnotherRun
@@ -79,7 +80,7 @@ class Train:
     """Of the recipe dalle, behind a text that is shorter than there are places: hidden, or a token for each place."""
     schedule: Annotated[tuple[Layer, ...] | None, option("KIND [KIND ...]", "row, column, row, row, …")] = None
     """Of the recipe dalle, what the image sees of itself in each layer: row, column, convolutional or dense."""
-    max_text: Annotated[int | None, option("INT", "as the captions need, but dalle-12b 256, tiny of dalle 29")] = None
+    max_text: Annotated[int | None, option("INT", "as the captions need; of dalle 29 to 256, dalle-12b 256")] = None
     """Places for a caption's tokens in a new model. Longer captions are refused, or cut (--truncate-text)."""
     truncate_text: bool = False
     """Cut captions that are longer than the model has places for, and count them."""
@@ -115,7 +116,9 @@ class Train:
     """Of the computation; master weights are float32."""
     gradient_scaling: Annotated[Literal["loss", "blocks"] | None, of_preset("gradient_scaling")] = None
     """Of float16: one scale, or one for each attention and MLP, between which all is float32 (DALL-E)."""
-    average: Annotated[float | None, of_preset("average", lambda x: "none" if x is None else f"{x:g}")] = None
+    average: Annotated[
+        float | Literal["none"] | None, option("{FLOAT,none}", "dalle-12b 0.99, tiny of dalle 0.98, others none")
+    ] = None
     """Decay of a weighted average of the parameters, which is validated and drawn with."""
     average_every: Annotated[int | None, of_preset("average_every")] = None
     """Steps between two that are averaged."""
@@ -171,7 +174,7 @@ class Train:
         tokens = Tokens(self.run_folder, self.hold_out, header, chosen_recipe(known, self.recipe).sizes, self.mix)
         asked = {name: getattr(self, name) for name in ("recipe", "preset", "dropout", "max_text", *SHAPE)}
         recipe, name, said = recipe_for(known, tokens, asked)
-        training = self._training(preset(name, recipe.name)[1])
+        training = self._training(training_of(known, name, recipe.name))
         with torch.device("meta"):
             count = sum(p.numel() for p in recipe.model().parameters())
         say(f"{count:,} parameters, {len(tokens.data):,} sequences; {tokens.said}")
@@ -189,6 +192,8 @@ class Train:
             model = built(recipe, device, training, ranks, begin)
             of_data: dict[str, Any] = tokens.identity
             text = TextTokenizer.load(self.run_folder / "text.model") if training.bpe_dropout else None
+            if text is not None and recipe.name == "dalle" and not text.lowercase:
+                say("captions keep their capital letters; DALL-E has none (tokenize --text-lowercase, in a new run)")
             task = TokenTask(recipe, model, tokens.data, training, tokens.held_out, ranks, text, **of_data)
             origin = None if known is None else known.origin()
             trainer = Trainer(task, training, folder, {"preset": name, "from": origin})
@@ -199,7 +204,7 @@ class Train:
             except AnotherRun as error:
                 raise ValueError(f"{error}. {advice(folder)}") from error
             update(1)
-        if (resumed or self.max_text is not None) and not training.truncate_text:
+        if (resumed or not hasattr(recipe.config, "max_caption")) and not training.truncate_text:
             check_room(folder, recipe, tokens)
         tokens.check(ranks)
         with watched(folder, training.watch and ranks.first) as picture:
@@ -224,6 +229,8 @@ class Train:
             base = dataclasses.replace(base, steps=self.steps, seconds=seconds)
         names = {f.name for f in dataclasses.fields(base)} - {"steps", "seconds"}
         given = {name: getattr(self, name) for name in names if getattr(self, name, None) is not None}
+        if self.average == "none":
+            given["average"] = None
         return dataclasses.replace(base, **given)
 
 

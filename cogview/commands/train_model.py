@@ -7,7 +7,7 @@ from typing import Any
 
 from cogview.commands.console import console
 from cogview.commands.train_data import Tokens
-from cogview.config import require
+from cogview.config import TrainConfig, require
 from cogview.models import recipe_of
 from cogview.recipes import named, preset
 from cogview.recipes.recipe import Recipe
@@ -112,6 +112,12 @@ def chosen_recipe(before: Before | None, asked: str | None) -> type[Recipe]:
     return named(asked or ("cogview" if before is None else before.recipe.name))
 
 
+def training_of(before: Before | None, name: str, recipe: str) -> TrainConfig:
+    """Of a preset. A run of recipe dalle from before it had presets of its own goes on with that of CogView's."""
+    old = before is not None and before.own and recipe == "dalle" and "norms" not in before.header["config"]
+    return preset(name, "cogview" if old else recipe)[1]
+
+
 def recipe_for(before: Before | None, tokens: Tokens, asked: dict[str, Any]) -> tuple[Recipe, str, str]:
     """A recipe that fits the tokens, the preset that it is of, and what is to be said of it. asked: the options recipe,
     preset, dropout, max_text and those of SHAPE, None where it was not."""
@@ -190,8 +196,8 @@ def check_room(folder: Path, recipe: Recipe, tokens: Tokens) -> None:
     longest = recipe.config.max_text
     if tokens.longest > longest:
         raise ValueError(
-            f"{tokens.all.folder.parent}: the longest caption has {tokens.longest} tokens, and {folder} was made for "
-            f"{longest} at most: tokenize with --max-text {longest}, or train with --truncate-text. {advice(folder)}"
+            f"{tokens.all.folder.parent}: the longest caption has {tokens.longest} tokens, and {folder} has places for "
+            f"{longest}: tokenize with --max-text {longest}, or train with --truncate-text. {advice(folder)}"
         )
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview.device import multiplies_float16
+from cogview import half
 from cogview_ops import linear_decode
 
 FEW = 16  # rows
@@ -20,12 +20,9 @@ class Linear(nn.Linear):
         if self.int8 and _draws(x):
             weight: Any = self.weight
             return linear_decode(x, weight.qdata, self.bias, scale=weight.scale.flatten())
-        if x.dtype == torch.float16 and torch.is_grad_enabled():
-            if x.device.type == "cpu" and not multiplies_float16():
-                return _Rounded.apply(x, self.weight, self.bias)
-            if self.bias.dtype != x.dtype:  # of a block whose gradients are scaled, see train/block_scales.py
-                return _Plus.apply(linear(x, self.weight), self.bias)
-        return linear(x, self.weight, self.bias.to(x.dtype))
+        if self.bias.dtype != x.dtype == torch.float16 and not half.is_slow(x):
+            return _Plus.apply(linear(x, self.weight), self.bias)  # gradients are scaled, see train/block_scales.py
+        return linear(x, self.weight, self.bias)
 
 
 class _Plus(torch.autograd.Function):
@@ -42,20 +39,21 @@ class _Plus(torch.autograd.Function):
 
 
 class _Rounded(torch.autograd.Function):
-    """F.linear of float16 in float32, rounded at its end, as on GPUs: for CPUs that do not multiply float16."""
+    """F.linear of float16 in float32, rounded at its end."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.dtype = bias.dtype
-        return F.linear(x.float(), weight.float(), bias.float()).half()
+        ctx.dtype = None if bias is None else bias.dtype
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).half()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         wide = grad.float()
         of_weight = wide.flatten(0, -2).t() @ x.float().flatten(0, -2)
-        return (wide @ weight.float()).half(), of_weight.to(weight.dtype), _columns(grad, ctx.dtype)
+        of_bias = None if ctx.dtype is None else _columns(grad, ctx.dtype)
+        return (wide @ weight.float()).half(), of_weight.to(weight.dtype), of_bias
 
 
 def _columns(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -67,6 +65,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear; in a step of drawing on a CPU by the operator that reads the weight as fast as memory gives it."""
     if _draws(x) and type(weight) in (Tensor, nn.Parameter):  # others are sharded, or of fewer bits
         return linear_decode(x, weight, bias)
+    if half.is_slow(x) and weight.is_floating_point():
+        return _Rounded.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 

@@ -116,6 +116,7 @@ class Family:
         c = recipe.config
         fits = isinstance(c, CogViewConfig) and c.attention != "three_region"
         require(fits, "attention", f"dense, as {self.code} has it", getattr(c, "attention", recipe.name))
+        require(c.norms == "sandwich", "norms", f"sandwich, as in {self.code}", c.norms)
         follow = c.image_positions == "following"
         require(follow, "image_positions", f"following, as in {self.code}", c.image_positions)
 
@@ -176,7 +177,7 @@ class SatFamily(Family):
         return made
 
     def check(self, recipe: Recipe) -> None:
-        for name, value in self.constants.items():
+        for name, value in {"norms": "sandwich", **self.constants}.items():
             got = getattr(recipe.config, name, value)
             require(got == value, name, f"{value}, as in {self.code}", got)
 

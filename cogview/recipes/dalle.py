@@ -24,6 +24,7 @@ from cogview_ops import pairs as pairs_of
 
 Kind = Literal["row", "column", "convolutional", "dense"]
 KERNEL = 11  # of the convolutional layer
+MOST_TEXT = 256  # places of text that a model gets of its data at most
 
 
 @dataclass(frozen=True)
@@ -249,5 +250,6 @@ class Dalle(Recipe):
 
     @classmethod
     def fit(cls, config: Any, **sizes: int) -> Any:
-        """With the places for text that the config has, or more."""
-        return super().fit(config, **sizes | {"max_text": max(config.max_text, sizes["max_text"])})
+        """With the places for text that the config has, or as many as the data need up to DALL-E's 256."""
+        places = max(config.max_text, min(MOST_TEXT, sizes["max_text"]))
+        return super().fit(config, **sizes | {"max_text": places})

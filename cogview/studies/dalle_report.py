@@ -162,6 +162,7 @@ def _page(found: dict[str, Found], facts: Facts, said: dict[str, str]) -> str:
   A scale doubles after a tenth of the steps, so that it moves within them; those of blocks begin at 2^13, that
   of the loss at 2^16. Activations: what a forward keeps for its backward; parameters: masters, and what the
   model computes with beside them.
-- Seconds of a step, medians of steps taken in turn, {facts["threads"]} thread(s), beside other work, on a CPU,
-  where float16 is slower than float32: products of float16 are computed in float32 here, and rounded.
+- Seconds of a step, medians of steps taken in turn, {facts["threads"]} thread(s), beside other work, on a CPU
+  that may not multiply float16: projections and head are computed in float32 then, and rounded, attention as
+  torch does it, slowly. They tell nothing of a GPU.
 """

@@ -24,6 +24,7 @@ from cogview.train.block_scales import BlockScales
 from cogview.train.interrupts import Interrupted
 from cogview.train.log import read_log
 from cogview.train.loop import Trainer
+from cogview.train.loss_scale import LossScale
 from cogview.train.token_task import TokenTask
 from cogview_ops import pairs
 
@@ -63,24 +64,27 @@ class Way:
 
 
 class Watched(Trainer):
-    """Tells of float16 steps the loss scale, or those of the blocks, and the largest gradient of each group before they
-    are clipped."""
+    """Tells of float16 steps the loss scale and the largest gradient of each group before they are clipped, or the
+    scales of blocks."""
 
     def __init__(self, task: TokenTask, config: TrainConfig, folder: Path):
         super().__init__(task, config, folder)
         self.largest = dict.fromkeys(GROUPS, 0.0)
-        if self.optimizer.scale is not None:
+        if isinstance(self.optimizer.scale, LossScale):
             task.model.embedding.words.register_forward_hook(self._read)
             for name, p in task.model.named_parameters():
                 p.register_post_accumulate_grad_hook(self._seer(_group(name)))
 
     def step(self) -> dict[str, float]:
-        if self.optimizer.scale is None:
+        self.largest, scale = dict.fromkeys(GROUPS, 0.0), self.optimizer.scale
+        if scale is None:
             return super().step()
-        self.largest, scale = dict.fromkeys(GROUPS, 0.0), self.optimizer.loss_scale
-        blocks = [*self.optimizer.scale.numbers] if isinstance(self.optimizer.scale, BlockScales) else []
-        values = super().step() | {f"block_scale/{n:03}": value for n, value in enumerate(blocks)}
-        return {**values, "loss_scale": scale, **{group: x / scale for group, x in self.largest.items()}}
+        if isinstance(scale, BlockScales):
+            values = {f"block_scale/{n:03}": value for n, value in enumerate(scale.numbers)}
+            return super().step() | values
+        value = scale.value
+        values = super().step() | {"loss_scale": value}
+        return values | {group: x / value for group, x in self.largest.items()}
 
     def _seer(self, group: str) -> Callable[[Tensor], None]:
         return lambda p: self._see(group, p.grad)  # type: ignore[arg-type]
@@ -161,14 +165,16 @@ def _curve(log: list[dict], name: str) -> list[tuple[float, float]]:
 
 
 def _scaled(log: list[dict]) -> dict[str, Any]:
-    """The exponent of 2 of the loss scale in every step, or of each block's in some; in what groups gradients of
-    skipped steps were not finite; largest gradients."""
+    """The exponent of 2 of the loss scale in every step; in what groups gradients of skipped steps were not finite;
+    largest gradients. Where blocks have scales, the exponents of these in some steps."""
+    blocks = [entry for entry in log if "block_scale/000" in entry]
+    if blocks:
+        names = sorted(name for name in blocks[0] if name.startswith("block_scale/"))
+        some = blocks[:: max(1, len(blocks) // POINTS)]
+        return {"blocks": [[math.log2(entry[name]) for name in names] for entry in some]}
     steps = [entry for entry in log if "loss_scale" in entry]
     bad = [entry for entry in steps if not math.isfinite(entry["gradient_norm"])]
-    blocks = sorted(name for name in steps[0] if name.startswith("block_scale/"))
-    some = steps[:: max(1, len(steps) // POINTS)]
     return {
-        **({"blocks": [[math.log2(entry[name]) for name in blocks] for entry in some]} if blocks else {}),
         "scale": [math.log2(entry["loss_scale"]) for entry in steps],
         "overflowed": {group: sum(not math.isfinite(entry[group]) for entry in bad) for group in GROUPS},
         "largest": {group: _curve(steps, group) for group in GROUPS},

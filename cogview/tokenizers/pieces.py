@@ -14,6 +14,7 @@ SPECIALS: dict[str, Any] = {"bos_id": 1, "eos_id": 2, "pad_id": 3}
 """Where <s>, </s> and <pad> are, behind <unk>, as SentencePiece's trainer calls them."""
 COMMON, ENGLISH, CHINESE, RARE = range(4)
 _PIECES = 1  # the field of a model that lists them, and of a piece its text
+_TRAINER, _TYPE, _BPE = 2, 3, 2  # the field of a model that tells of its training, of that the kind, and this one
 _ON_ITS_SIDE = 0.9  # of the English pieces, and of the Chinese ones, in a vocabulary in this order
 _SPECIAL = re.compile("<.+>")  # among them the bytes
 _LATIN = re.compile("[A-Za-zÀ-ÖØ-öø-ʯḀ-ỿⱠ-Ɀꜣ-ꟿ\ufb00-\ufb06\uff21-\uff3a\uff41-\uff5a]")
@@ -60,6 +61,29 @@ def chinese_from(pieces: list[str]) -> int | None:
         if groups[number] >= CHINESE or (border > 0 and _CHINESE_MARK.search(pieces[number])):
             return number
     return len(pieces)
+
+
+def is_bpe(model: bytes) -> bool:
+    """Whether a SentencePiece model merges pairs of pieces, and is no unigram model, say."""
+    trainer = next((contents for number, contents, _ in _fields(model) if number == _TRAINER), b"")
+    return _number(trainer, _TYPE) == _BPE
+
+
+def _number(message: bytes, wanted: int) -> int | None:
+    """A field of a message that is a number; None where it is left out, as where it is the default."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        if key & 7 == 0:
+            value, at = _varint(message, at)
+            if key >> 3 == wanted:
+                return value
+        elif key & 7 == 2:
+            size, at = _varint(message, at)
+            at += size
+        else:
+            at += {1: 8, 5: 4}[key & 7]
+    return None
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:

@@ -192,7 +192,7 @@ class TextTokenizer:
 
     def sample(self, text: str, dropout: float, seed: int) -> list[int]:
         """The ids of a text with BPE dropout (Provilkov et al., arXiv 1910.13267): each merge is left out with that
-        chance, drawn from the seed, from 1 to 2^32 - 1."""
+        chance, drawn from the seed, from 1 to 2^32 - 1. Of a model that merges, `is_bpe`."""
         found: list[int] = []
 
         def draw() -> None:
@@ -208,7 +208,12 @@ class TextTokenizer:
     @property
     def lowercase(self) -> bool:
         """Whether capital letters are none to it."""
-        return self.encode("AB") == self.encode("ab")
+        return self.decode(self.encode("AB")) == "ab"
+
+    @property
+    def is_bpe(self) -> bool:
+        """Whether it merges pairs of pieces, and is no unigram model."""
+        return pieces.is_bpe(self._model)
 
     def unknown(self, text: str, ids: list[int]) -> str:
         """What of a text, whose ids these are, a model without byte fallback has no id for, as a released one may be;

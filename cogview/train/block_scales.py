@@ -3,15 +3,17 @@
 
 Gradients fall from block to block of a deep model, so that no scale of the loss suits all: of late blocks they
 overflow, of early ones they vanish. Here what runs along the main branch, forward and backward, is float32, as are
-norms, biases, embeddings and head with their gradients; a block's matrices and all that it computes are float16. The
-gradient that enters a block is multiplied by its scale, the one that leaves it is divided by it, and what is not finite
-in that is 0, so that an overflow in a block is none of the blocks before it. A block whose own gradients are not finite
-is left out of the step, and its scale alone falls.
+norms, biases, embeddings and head with their gradients (of several processes biases in a block are float16, as FSDP
+casts whole units); a block's matrices and all that it computes are float16. The gradient that enters a block is
+multiplied by its scale, the one that leaves it is divided by it, and what is not finite in that is 0, so that an
+overflow in a block is none of the blocks before it. A block whose own gradients are not finite is left out of the step,
+and its scale alone falls.
 
 The rule for the scales is that of the paper's appendix, for one replica: they begin at 2^13 and stay within 2^7 and
 2^24; after a good step a scale grows by 2^(1 / 1000), otherwise it falls by the root of 2, but not twice within 125
-steps. What is ours: attention and MLP are a block each, behind its norm, which is computed with the main branch; of a
-step that "is skipped" the other blocks take part, since of 128 that try larger scales one overflows every few steps.
+steps (an eighth of the steps in which one doubles). What is ours: attention and MLP are a block each, behind its norm,
+which is computed with the main branch; of a step that "is skipped" the other blocks take part, since of 128 that try
+larger scales one overflows every few steps.
 """
 
 import math
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 FIRST, LEAST, MOST = 2.0**13, 2.0**7, 2.0**24
-WINDOW = 125  # steps between two falls of a scale
+WINDOWS = 8  # between two doublings, in each of which a scale falls once at most
 
 
 class _Enter(torch.autograd.Function):
@@ -66,16 +68,17 @@ class BlockScales:
     which no device has to be waited for."""
 
     def __init__(self, model: nn.Module, patience: int):
-        """patience: good steps after which a scale has doubled."""
+        """patience: good steps after which a scale has doubled; the paper's is 1,000."""
         layers: Any = model.get_submodule("stack.layers")
         self.names = [f"stack.layers.{n}.{part}" for n in range(len(layers)) for part in ("attention", "mlp")]
         device = next(model.parameters()).device
         self.numbers = [FIRST] * len(self.names)
         self.values = torch.full((len(self.names),), FIRST, device=device)
         self._growth, self._places = 2 ** (1 / patience), {name: n for n, name in enumerate(self.names)}
-        self._since = [WINDOW] * len(self.names)  # steps since the last fall
-        self.skipped = [0] * len(self.names)
-        """Steps that each block was left out of."""
+        self._window = max(1, patience // WINDOWS)
+        self._since = [self._window] * len(self.names)  # steps since the last fall
+        self.skipped, self._row = [0] * len(self.names), [0] * len(self.names)
+        """Steps that each block was left out of, all and the last ones in a row."""
         for n, name in enumerate(self.names):
             scaled(model.get_submodule(name), self.values[n])
 
@@ -99,18 +102,28 @@ class BlockScales:
         return [values[-1 if block is None else block] for block in blocks]
 
     def update(self, finite: bool, bad: Sequence[str]) -> None:
-        """After a step whose gradients were finite, or those of some parameters were not."""
+        """After a step that was taken, but for the blocks of the parameters whose gradients were not finite, or that
+        was not, for which blocks are not to blame."""
+        if not finite:
+            return
         fell = {self.block(name) for name in bad}
         values = self.numbers
         for n, value in enumerate(values):
             self._since[n] += 1
             self.skipped[n] += n in fell
+            self._row[n] = self._row[n] + 1 if n in fell else 0
             if n not in fell:
                 values[n] = value * self._growth
-            elif self._since[n] >= WINDOW:
+            elif self._since[n] >= self._window:
                 values[n], self._since[n] = value / math.sqrt(2), 0
             values[n] = min(max(values[n], LEAST), MOST)
         self._set(torch.tensor(values))
+
+    def stuck(self, steps: int) -> str:
+        """In a sentence, which blocks were now left out so many times in a row; "" if none."""
+        found = [name.split(".")[2:] for name, row in zip(self.names, self._row, strict=True) if row == steps]
+        places = [f"{part} of layer {int(number) + 1}" for number, part in found]
+        return f"the gradients of {', '.join(places)} were not finite for {steps} steps" if places else ""
 
     def _set(self, values: Tensor) -> None:
         """values: float32 [2 L], of the CPU."""

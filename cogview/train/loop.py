@@ -101,7 +101,7 @@ class Trainer:
             self.optimizer.average.update(state.step)
         metrics = self.task.metrics(outputs)
         if said := self.skips.add(taken, state.step, metrics["loss"], parts):
-            self.say(f"{said}; the step is skipped")
+            self.say(said)
         return {**metrics, "gradient_norm": norm, "learning_rate": rate}
 
     def _watches(self) -> bool:

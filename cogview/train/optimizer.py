@@ -133,6 +133,14 @@ class Optimizer:
         for name, p in self._low.items():
             p.copy_(self.master[name])
 
+    def _exchanged(self) -> None:
+        """Behind masters that are others now: into the model, where FSDP drops what it has gathered of those before."""
+        self._publish()
+        units: Any = self._model.modules() if self.ranks.mesh is not None else ()
+        for module in units:
+            if hasattr(module, "reshard"):
+                module.reshard()
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model has the averages of its parameters inside, where they are averaged."""
@@ -141,10 +149,10 @@ class Optimizer:
             return
         try:
             with self.average.swapped():
-                self._publish()
+                self._exchanged()
                 yield
         finally:
-            self._publish()
+            self._exchanged()
 
     def tensors(self) -> dict[str, Tensor]:
         """Masters as `model.<name>`, averages as `average.<name>`, the optimizers' state as `optimizer.<key>.<name>`:
@@ -190,14 +198,17 @@ class Optimizer:
             if len(found) not in (0, len(wanted)):  # none: saved before the first step, or of another optimizer
                 raise ValueError(f"{name} has only {sorted(found)} of the optimizer's state")
             optimizer.state[p] = found
-        if self.average is not None:  # which may begin now
-            for name, value in self.average.values.items():
-                value.copy_(tensors.get(f"average.{name}", self.master[name]))
-        self.load_scale(tensors)
+        self.load_rest(tensors, tensors)
         self._publish()
 
-    def load_scale(self, tensors: dict[str, Tensor]) -> None:
-        if self.scale is not None and self._scale_name in tensors:  # a run may go on in another dtype
+    @torch.no_grad()
+    def load_rest(self, tensors: dict[str, Tensor], saved: Collection[str]) -> None:
+        """Averages and scales, behind the masters. A run may go on in another dtype, or begin to average, with the
+        parameters as they are. saved: names in the checkpoint."""
+        for name, value in ({} if self.average is None else self.average.values).items():
+            key = f"average.{name}"
+            local(value).copy_(local(tensors[key] if key in saved else self.master[name]))
+        if self.scale is not None and self._scale_name in saved:
             self.scale.load(tensors[self._scale_name])
 
 

@@ -50,7 +50,7 @@ class Found:
         small = [name for name in self.shapes if name.startswith("random.")]
         places |= {name: torch.zeros(self.shapes[name], dtype=torch.uint8) for name in small}
         shards.load_into({name: value for name, value in places.items() if name in self.shapes}, self.path, self.ranks)
-        optimizer.load_scale(places)
+        optimizer.load_rest(places, self.shapes)
         return places
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cogview.config import TrainConfig
+from cogview.train.block_scales import BlockScales
 from cogview.train.optimizer import Optimizer
 from cogview.train.task import Task
 
@@ -27,11 +28,13 @@ class Skips:
         loss is not finite any more, a sentence about it that is worth saying, otherwise an empty one."""
         finite, first = math.isfinite(loss), self.count == 0
         self.count = 0 if taken else self.count + 1
+        if taken and isinstance(self.optimizer.scale, BlockScales) and (stuck := self.optimizer.scale.stuck(MOST)):
+            return f"step {step:,}: {stuck}, which they are left out of"
         if taken or not (first or self._finite > finite):
             return ""
         self._finite = finite
         self.words = f"step {step:,}: {self._gradient() if finite else self._loss(parts)}"
-        return "" if finite and self._expected else self.words
+        return "" if finite and self._expected else f"{self.words}; the step is skipped"
 
     def _loss(self, parts: Sequence[Any]) -> str:
         where = "" if self.task.inside is None else self.task.inside.first_not_finite(parts)

@@ -40,6 +40,11 @@ class Pieces(Protocol):
 
     sha256: str
 
+    @property
+    def is_bpe(self) -> bool: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
     def decode(self, ids: list[int]) -> str: ...
 
     def sample(self, text: str, dropout: float, seed: int) -> list[int]:
@@ -72,6 +77,8 @@ class TokenTask:
         self.text = text
         known = config.bpe_dropout == 0 or (text is not None and text.sha256 == data.tokenizers[0])
         require(known, "bpe_dropout", "0 without the text tokenizer that made the tokens", config.bpe_dropout)
+        merges = config.bpe_dropout == 0 or text is None or text.is_bpe
+        require(merges, "bpe_dropout", "0 with a text tokenizer that is not of byte-pair merges", config.bpe_dropout)
         self.units, self.flops = recipe.length, model_flops(recipe)
         self.inside = Inside(recipe, model, ranks)
         self.counts = {"truncated": 0}  # captions that lost text
@@ -96,15 +103,17 @@ class TokenTask:
         return batch.to(self.model.device)
 
     def _pieces_anew(self, text: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-        """The same captions cut into pieces with BPE dropout; one that would have more than there is room for as it
-        was, unless it may be cut."""
+        """The same captions cut into pieces with BPE dropout. As it was stays one that would have more than there is
+        room for, unless it may be cut, and one whose text its ids do not tell, since the tokenizer lacks characters."""
         assert self.text is not None
         longest, rows = self.recipe.config.max_text, []
         for row, stream in zip(text, draws, strict=True):
             ids = row[row >= 0].tolist()
             seed = int(torch.randint(1, 2**31, (), generator=stream))
-            drawn = self.text.sample(self.text.decode(ids), self.config.bpe_dropout, seed)
-            rows.append(drawn if len(drawn) <= longest or self.config.truncate_text else ids)
+            caption = self.text.decode(ids)
+            drawn = self.text.sample(caption, self.config.bpe_dropout, seed)
+            fits = len(drawn) <= longest or self.config.truncate_text
+            rows.append(drawn if fits and self.text.encode(caption) == ids else ids)
         return pad_text(rows)
 
     def _dropped(self, batch: Batch, draws: Sequence[torch.Generator], cut: int) -> Batch:

@@ -22,6 +22,7 @@ from cogview.train.ranks import Ranks
 _PAIRS = 2**24  # of query and key, whose scores are alive at once: 64 MB
 _PLACES = {
     "h + mlp_post_norm": "h",
+    "h + mlp": "h",
     "attention.dense": "attention",
     "mlp.dense_4h_to_h": "mlp",
     "attention.query_key_value": "scores",
@@ -186,9 +187,11 @@ def _joins_shown(layer: Any, index: int, see: See) -> Iterator[None]:
 
     def shown(branch: Tensor, h: Tensor, post: nn.LayerNorm | None, pre: nn.LayerNorm, *rest: Any) -> Any:
         h, x = join(branch, h, post, pre, *rest)
-        names = ("post_norm", "mlp_norm") if pre is layer.mlp_norm else ("mlp_post_norm", "next_norm")
-        see(index, f"h + {names[0]}", h)
-        see(index, names[1], x)
+        branch_is, norm_is = ("attention", "mlp_norm") if pre is layer.mlp_norm else ("mlp", "next_norm")
+        if post is not None:
+            branch_is = {"attention": "post_norm", "mlp": "mlp_post_norm"}[branch_is]
+        see(index, f"h + {branch_is}", h)
+        see(index, norm_is, x)
         return h, x
 
     attributes["join"] = shown
