@@ -19,7 +19,7 @@ from cogview.recipes import preset
 from cogview.studies import dalle_report
 from cogview.studies.counts import Counts
 from cogview.studies.dalle_memory import memory
-from cogview.studies.dalle_scenes import GRIDS, Scenes, judged
+from cogview.studies.dalle_scenes import GRIDS, Scenes, judged, unigram
 from cogview.studies.training_runs import Way, step_seconds, trained
 from cogview.studies.training_verdicts import Found
 
@@ -133,12 +133,14 @@ def run(out: Path, sizes: Sizes, tell: Callable[[str], None], parts: Sequence[st
     study = _Study(out, sizes, Scenes(out, sizes.scenes, sizes.image_steps), tell)
     found: dict[str, Found] = {}
     seconds: dict[str, dict[str, float]] = {}
+    entropy: dict[str, float] = {}
     bytes_: dict[str, dict[str, dict[str, int]]] = {}
     if "choices" in parts:
         found["choices"] = study.trained("choices", choices(sizes), 8, judge=True)
     for grid in GRIDS if "attention" in parts else ():
         part, ways = f"attention-{grid}", attention(sizes, grid)
         found[part], seconds[part] = study.trained(part, ways, grid), study.seconds(part, ways, grid)
+        entropy[part] = unigram(study.scenes.tokens[grid][1])
     for part in DEPTHS if "scaling" in parts else ():
         ways = scaling(sizes, part == "deep")
         found[part], seconds[part] = study.trained(part, ways, 8), study.seconds(part, ways, 8)
@@ -148,6 +150,7 @@ def run(out: Path, sizes: Sizes, tell: Callable[[str], None], parts: Sequence[st
     if set(parts) != set(PARTS):
         return f"{', '.join(parts)}: trained; all parts together are what the report is of"
     facts = {"settings": settings, "threads": torch.get_num_threads(), "seconds": seconds, "memory": bytes_}
+    facts["entropy"] = entropy
     return dalle_report.write(out, found, facts, YARDSTICK)
 
 

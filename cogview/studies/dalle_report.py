@@ -24,7 +24,7 @@ def write(out: Path, found: dict[str, Found], facts: Facts, yardstick: str) -> s
         "text": verdicts.text(found["choices"]),
         "padding": verdicts.padding(found["choices"]),
         "softmax": verdicts.softmax(found["choices"]),
-        "attention": verdicts.attention(grids, facts["seconds"]),
+        "attention": verdicts.attention(grids, facts["seconds"], facts["entropy"]),
         "scaling": verdicts.scaling(scaled, facts, yardstick),
     }
     write_json(out / "figures.json", {**facts, "verdicts": said, "trainings": found})

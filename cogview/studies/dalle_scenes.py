@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cogview.config import TrainConfig
@@ -51,6 +52,13 @@ class Scenes:
                 tokenize_pairs(pairs, self.text, self.images[grid], folder / split, decoded=known)
             self.tokens[grid] = [TokenDataset(folder / split) for split in data]
         decoded.remove(out / "pixels")
+
+
+def unigram(tokens: TokenDataset) -> float:
+    """Entropy of how often the image codes occur, in nats: the loss of who knows that alone."""
+    _, codes = tokens.batch(np.arange(len(tokens)))
+    share = torch.bincount(codes.flatten()).float() / codes.numel()
+    return float(-(share * share.clamp_min(1e-12).log()).sum())
 
 
 def forms(scene: Scene) -> dict[str, str]:

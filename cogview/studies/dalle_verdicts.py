@@ -5,7 +5,7 @@ import statistics
 from typing import Any
 
 from cogview.studies.paired import over_seeds
-from cogview.studies.training_verdicts import Found, against, clear, said
+from cogview.studies.training_verdicts import Found, against, clear, held_out, said
 
 FORMS = {"usual": "as in training", "turned": "turned round", "terse": "terse"}
 ALIKE = 0.02  # of a loss: what counts as hardly changed
@@ -25,6 +25,11 @@ def _points(found: Found, name: str, base: str, what: str, form: str) -> dict[st
 def carries_on(trainings: list[dict[str, Any]]) -> bool:
     """Whether all came to their end with losses that are finite."""
     return all(math.isfinite(t["held_out"].get("loss", math.nan)) for t in trainings)
+
+
+def _end(trainings: list[dict[str, Any]]) -> str:
+    """Where there is nothing to compare with."""
+    return "carries on" if carries_on(trainings) else "diverged"
 
 
 def text(found: Found) -> str:
@@ -82,8 +87,8 @@ def softmax(found: Found) -> str:
     )
 
 
-def attention(found: dict[str, Found], seconds: dict[str, dict[str, float]]) -> str:
-    """found, seconds: by the part, attention-8 and so on."""
+def attention(found: dict[str, Found], seconds: dict[str, dict[str, float]], entropy: dict[str, float]) -> str:
+    """found, seconds, entropy of the codes: by the part, attention-8 and so on."""
     parts = []
     for part, trainings in found.items():
         grid, times = part.removeprefix("attention-"), seconds[part]
@@ -94,7 +99,8 @@ def attention(found: dict[str, Found], seconds: dict[str, dict[str, float]]) -> 
                 continue
             loss = against(trainings, name, base, "image_loss")
             each.append(f"{name.replace('_', '-')} {said(loss)} and {times[name] / times[base]:.2f} of the time")
-        parts.append(f"{grid} x {grid}: {', '.join(each)}")
+        dense = statistics.fmean(held_out(trainings["dense"], "image_loss"))
+        parts.append(f"{grid} x {grid} (dense {dense:.2f}, their entropy {entropy[part]:.2f}): {', '.join(each)}")
     return (
         "Held-out loss of images against dense attention's, and the time of a step, after equal steps, of codes "
         + "; of ".join(parts)
@@ -112,11 +118,15 @@ def scaling(found: dict[str, Found], facts: dict[str, Any], yardstick: str) -> s
             if way == yardstick:
                 continue
             skipped = statistics.fmean(t["skipped"] for t in runs)
-            ends = said(against(trainings, way, yardstick)) if carries_on(runs) else "diverged"
+            both = carries_on(runs) and carries_on(trainings[yardstick])
+            ends = said(against(trainings, way, yardstick)) if both else _end(runs)
             each.append(f"{way} {ends}, {skipped:.1f} steps skipped")
         parts.append(f"{name} held-out losses differ from those of {yardstick} by: {'; '.join(each)}")
-    hardly = {part: against(found[part], "Sandwich-LN + PB-relax, float32", yardstick) for part in found}
-    holds = "holds" if all(abs(one["mean"]) <= ALIKE for one in hardly.values()) else "does not hold"
+    relaxed = "Sandwich-LN + PB-relax, float32"
+    finite = [part for part, some in found.items() if carries_on(some[relaxed]) and carries_on(some[yardstick])]
+    hardly = {part: against(found[part], relaxed, yardstick) for part in finite}
+    alike = bool(hardly) and all(abs(one["mean"]) <= ALIKE for one in hardly.values())
+    holds = "holds" if alike and len(finite) == len(found) else "does not hold"
     of_loss, of_blocks = (
         [t for part in found.values() for name, runs in part.items() if name.endswith(kind) for t in runs]
         for kind in ("float16", "blocks")
