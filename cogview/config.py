@@ -3,7 +3,7 @@ themselves."""
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 Recompute = Literal["none", "full", "selective"]
 """What a backward computes again of each layer instead of keeping it: nothing, all, or all but its attention."""
@@ -44,9 +44,10 @@ class ModelConfig:
     """PB-relax of the layer norms; "tensor" is what the published weights were trained with: the largest value of the
     batch then decides how much epsilon counts, and rows do depend on their batch, slightly."""
     embedding_grad_scale: float = 0.1
-    image_positions: Literal["following", "fixed"] = "following"
+    image_positions: Literal["following", "fixed", "rows_columns"] = "following"
     """Rows of the position table that image tokens take: those after their text's, as published, or the same for
-    every text length, as in CogView2, which a short training learns faster."""
+    every text length, as in CogView2, which a short training learns faster. Recipe dalle alone: the sum of one of their
+    row of the image and one of their column."""
     init_std: float = 0.02
     """Of the initial matrices; 0.02 is about 1 / sqrt(2560), the natural scale of the published width."""
     embedding_std: float = 0.02
@@ -58,6 +59,8 @@ class ModelConfig:
     norms: Literal["sandwich", "pre"] = "sandwich"
     """Around each branch, or before it alone, as in DALL-E (pre-LN)."""
 
+    _places: ClassVar[tuple[str, ...]] = ("following", "fixed")
+
     def __post_init__(self):
         counts = ("num_layers", "hidden_size", "num_heads", "image_grid", "max_positions", "image_vocab", "text_vocab")
         for name in counts:
@@ -67,7 +70,7 @@ class ModelConfig:
         for_image = f"at least {fewest} for {self.image_tokens} image tokens"
         require(self.max_text >= 1, "max_positions", for_image, self.max_positions)
         require(self.relax in ("row", "tensor", None), "relax", "row, tensor or None", self.relax)
-        places = ("following", "fixed")
+        places = self._places
         require(self.image_positions in places, "image_positions", " or ".join(places), self.image_positions)
         for name in ("init_std", "embedding_std", "branch_gain"):
             require(0 < getattr(self, name) < math.inf, name, "a positive and finite number", getattr(self, name))
@@ -75,6 +78,11 @@ class ModelConfig:
         require(self.norms in ("sandwich", "pre"), "norms", "sandwich or pre", self.norms)
         scale = self.embedding_grad_scale
         require(0 <= scale <= 1, "embedding_grad_scale", "a number in [0, 1]", scale)
+
+    @property
+    def position_rows(self) -> int:
+        """Of the position table."""
+        return self.max_positions
 
     @property
     def head_dim(self) -> int:

@@ -38,6 +38,7 @@ WAYS: list[dict[str, Any]] = [
     LEARNED | {"schedule": ("row", "dense", "column", "dense")},
     {"softmax": "separate"},
     LEARNED | {"softmax": "separate", "norms": "pre"},
+    LEARNED | {"image_positions": "rows_columns"},
 ]
 KINDS = dataclasses.replace(TRAIN, loss_mean="kinds", text_weight=1 / 8, image_weight=7 / 8)
 
@@ -67,6 +68,22 @@ def test_a_padding_token_for_each_place() -> None:
     assert torch.equal(places[:, :12].sum(1), torch.tensor([6, 9]))
     assert not batch.weights[places].any()
     assert not any(kind[batch.inputs >= first].any() for kind in recipe.input_kinds(batch.inputs).values())
+
+
+def test_places_of_the_image_are_a_row_and_a_column() -> None:
+    recipe, model = made(**LEARNED, image_positions="rows_columns")
+    table, text = model.embedding.positions.weight, recipe.config.text_slots
+    assert table.shape == (text + 8, 32)
+    places = model.embedding.table()
+    assert torch.equal(places[:text], table[:text])
+    for y in range(4):
+        for x in range(4):
+            assert torch.equal(places[text + 4 * y + x], table[text + y] + table[text + 4 + x])
+    batch = sample(recipe)
+    states = model.embedding(batch.inputs, batch.context.positions)
+    assert torch.equal(states[:, text + 6], model.embedding.words(batch.inputs[:, text + 6]) + places[text + 6])
+    with pytest.raises(ValueError, match="image_positions: expected following or fixed, got 'rows_columns'"):
+        recipe_of("dense", image_positions="rows_columns")
 
 
 def test_each_padding_token_is_learned_and_matters() -> None:
@@ -167,7 +184,7 @@ def test_published_sizes() -> None:
     recipe = Dalle(config)
     with torch.device("meta"):
         model = recipe.model()
-    assert sum(p.numel() for p in model.parameters()) == 12_199_623_936
+    assert sum(p.numel() for p in model.parameters()) == 12_195_810_688
     assert (config.num_heads, config.head_dim, config.max_text, recipe.length) == (62, 64, 256, 259 + 1024)
     assert [config.kinds.count(kind) for kind in ("row", "column", "convolutional")] == [47, 16, 1]
     assert recipe.vocab.paddings == 256

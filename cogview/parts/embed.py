@@ -1,6 +1,7 @@
 """Tokens to states and back: the tables, the gradient shrink, the tied head."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogview.config import ModelConfig
@@ -14,13 +15,21 @@ class Embedding(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
         self.words = nn.Embedding(vocab_size, config.hidden_size)
-        self.positions = nn.Embedding(config.max_positions, config.hidden_size)
+        self.positions = nn.Embedding(config.position_rows, config.hidden_size)
+        self.grid = config.image_grid if config.image_positions == "rows_columns" else 0
         self.grad_scale = config.embedding_grad_scale
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """States [B, S, C] of tokens [B, S] at rows [B, S] or [S] of the position table."""
-        h = self.words(tokens) + self.positions(positions)
+        """States [B, S, C] of tokens [B, S] at places [B, S] or [S], rows of the position table."""
+        h = self.words(tokens) + F.embedding(positions, self.table())
         return torch.lerp(h.detach(), h, self.grad_scale)  # value h, gradient times the scale
+
+    def table(self) -> Tensor:
+        """A row for each place; of the places of an image by rows and columns the sums of the last ones."""
+        if not self.grid:
+            return self.positions.weight
+        before, rows, columns = self.positions.weight.tensor_split([-2 * self.grid, -self.grid])
+        return torch.cat([before, (rows[:, None] + columns).flatten(0, 1)])
 
     def logits(self, x: Tensor, among: slice = slice(None)) -> Tensor:
         """float32 [..., V] of states [..., C], or of some ids alone: the others' rows of the table are not read."""

@@ -2,10 +2,9 @@
 
 Its text has a fixed length, so that every image token has the same place in every sequence. Where the text ends earlier
 there is padding: hidden, or as in DALL-E seen, a token that is learned for each place (section 2.2). It is never
-predicted: [BASE] ends the text. Of the preset dalle-12b layers, heads, schedule, batch, rates and decays are those of
-the paper's appendix B, but the rate falls as a cosine and not in five steps; that nothing is dropped, that places of
-the image have a row of the position table each and not the sum of a row's and a column's, and that the head is the
-table of tokens, as in CogView, is ours.
+predicted: [BASE] ends the text. Of the preset dalle-12b layers, heads, schedule, places, batch, rates and decays are
+those of the paper's appendix B, but the rate falls as a cosine and not in five steps; that nothing is dropped, and that
+the head is the table of tokens, as in CogView, is ours.
 """
 
 from dataclasses import dataclass
@@ -35,6 +34,8 @@ class DalleConfig(ModelConfig):
     softmax: Literal["joint", "separate"] = "joint"
     """One for all that the image sees, or one for text and one for the image, whose results are added (footnote 7)."""
 
+    _places: ClassVar[tuple[str, ...]] = ("following", "fixed", "rows_columns")
+
     def __post_init__(self):
         super().__post_init__()
         require(self.relax != "tensor", "relax", "row or None, since padding would count", self.relax)
@@ -52,6 +53,10 @@ class DalleConfig(ModelConfig):
     def kinds(self) -> tuple[Kind, ...]:
         """Of the layers."""
         return self.schedule or tuple(kind_of(index, self.num_layers) for index in range(self.num_layers))
+
+    @property
+    def position_rows(self) -> int:
+        return self.text_slots + 2 * self.image_grid if self.image_positions == "rows_columns" else self.max_positions
 
     @property
     def text_slots(self) -> int:
@@ -181,7 +186,7 @@ _12B = DalleConfig(
     relax=None,
     norms="pre",
     embedding_grad_scale=1.0,
-    image_positions="fixed",
+    image_positions="rows_columns",
     dropout=0.0,
     padding="learned",
 )
