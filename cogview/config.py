@@ -3,7 +3,7 @@ themselves."""
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 Recompute = Literal["none", "full", "selective"]
 """What a backward computes again of each layer instead of keeping it: nothing, all, or all but its attention."""
@@ -59,8 +59,6 @@ class ModelConfig:
     norms: Literal["sandwich", "pre"] = "sandwich"
     """Around each branch, or before it alone, as in DALL-E (pre-LN)."""
 
-    _places: ClassVar[tuple[str, ...]] = ("following", "fixed")
-
     def __post_init__(self):
         counts = ("num_layers", "hidden_size", "num_heads", "image_grid", "max_positions", "image_vocab", "text_vocab")
         for name in counts:
@@ -70,7 +68,7 @@ class ModelConfig:
         for_image = f"at least {fewest} for {self.image_tokens} image tokens"
         require(self.max_text >= 1, "max_positions", for_image, self.max_positions)
         require(self.relax in ("row", "tensor", None), "relax", "row, tensor or None", self.relax)
-        places = self._places
+        places = self.ways_of_positions
         require(self.image_positions in places, "image_positions", " or ".join(places), self.image_positions)
         for name in ("init_std", "embedding_std", "branch_gain"):
             require(0 < getattr(self, name) < math.inf, name, "a positive and finite number", getattr(self, name))
@@ -78,6 +76,11 @@ class ModelConfig:
         require(self.norms in ("sandwich", "pre"), "norms", "sandwich or pre", self.norms)
         scale = self.embedding_grad_scale
         require(0 <= scale <= 1, "embedding_grad_scale", "a number in [0, 1]", scale)
+
+    @property
+    def ways_of_positions(self) -> tuple[str, ...]:
+        """What image_positions may be."""
+        return ("following", "fixed")
 
     @property
     def position_rows(self) -> int:

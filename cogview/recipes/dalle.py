@@ -34,8 +34,6 @@ class DalleConfig(ModelConfig):
     softmax: Literal["joint", "separate"] = "joint"
     """One for all that the image sees, or one for text and one for the image, whose results are added (footnote 7)."""
 
-    _places: ClassVar[tuple[str, ...]] = ("following", "fixed", "rows_columns")
-
     def __post_init__(self):
         super().__post_init__()
         require(self.relax != "tensor", "relax", "row or None, since padding would count", self.relax)
@@ -53,6 +51,10 @@ class DalleConfig(ModelConfig):
     def kinds(self) -> tuple[Kind, ...]:
         """Of the layers."""
         return self.schedule or tuple(kind_of(index, self.num_layers) for index in range(self.num_layers))
+
+    @property
+    def ways_of_positions(self) -> tuple[str, ...]:
+        return ("following", "fixed", "rows_columns")
 
     @property
     def position_rows(self) -> int:
