@@ -111,7 +111,7 @@ def scaling(sizes: Sizes, deep: bool) -> dict[str, Way]:
         "float16, blocks": {"dtype": "float16", "gradient_scaling": "blocks"},
     }
     steps = sizes.deep_steps if deep else sizes.scaling_steps
-    how = {"batch_size": 4, "learning_rate": 0.01 if deep else 1e-3, "scale_patience": max(1, steps // 10)}
+    how = {"batch_size": 4, "learning_rate": 0.01 if deep else 1e-3, "scale_patience": max(1, steps // 4)}
     how |= {"final_rate": 1.0} if deep else {}
     ways = [
         Way(f"{norm}, {kind}", steps, {**(_DEEP if deep else {}), **model}, how | training)

@@ -159,9 +159,10 @@ def _page(found: dict[str, Found], facts: Facts, said: dict[str, str]) -> str:
   Sandwich-LN, beside dense attention there. Nothing is hidden of what was drawn.
 - float16: recipe cogview, dense attention, batches of 4, 8 x 8 codes; "tiny" {settings["scaling_steps"]} steps
   at 0.001, "deep" 64 layers of width 128, {settings["deep_steps"]} steps at a rate of 0.01 that does not fall.
-  A scale doubles after a tenth of the steps, so that it moves within them; those of blocks begin at 2^13, that
-  of the loss at 2^16. Activations: what a forward keeps for its backward; parameters: masters, and what the
-  model computes with beside them.
+  A scale doubles after a quarter of the steps, so that it moves within them, where trainings of usual length
+  double it after 1,000: of these more steps are skipped; those of blocks begin at 2^13, that of the loss at
+  2^16. Activations: what a forward keeps for its backward; parameters: masters, and what the model computes
+  with beside them.
 - Seconds of a step, medians of steps taken in turn, {facts["threads"]} thread(s), beside other work, on a CPU
   that may not multiply float16: projections and head are computed in float32 then, and rounded, attention as
   torch does it, slowly. They tell nothing of a GPU.
