@@ -493,3 +493,19 @@ def test_float16_projections_are_rounded_once(monkeypatch, native, bias):
     for ours, theirs in zip((x, layer.weight, layer.bias), exact, strict=True):
         assert ours.grad.dtype == ours.dtype
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=2e-3 if native else 1e-5)
+
+
+def test_float16_losses_are_the_same_whichever_way_they_are_multiplied(monkeypatch):
+    torch.manual_seed(0)
+    hidden, head = torch.randn(2, 9, 48).half(), (0.3 * torch.randn(60, 48)).half()
+    labels, weights, found = torch.randint(60, (2, 9)), torch.rand(2, 9), []
+    for native in (False, True):
+        monkeypatch.setattr(half, "multiplies_float16", lambda native=native: native)
+        leaves = [t.clone().requires_grad_() for t in (hidden, head)]
+        total, nll = weighted_nll(*leaves, labels, weights)
+        total.backward()
+        found.append([nll, token_nll(*leaves, labels).detach(), *(t.grad.float() for t in leaves)])
+    exact = F.cross_entropy((hidden.double() @ head.double().T).flatten(0, 1), labels.flatten(), reduction="none")
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(found[0][0].double(), exact.view(2, 9), rtol=2e-3, atol=2e-3)
