@@ -6,44 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from cogview.pictures import curves
+from cogview.studies.training_pictures import apart
 from cogview.studies.training_verdicts import Found
 
 Line = tuple[list[float], list[float]]
 
 
-def draw(out: Path, found: dict[str, Found]) -> None:
-    """choices.png, attention.png, scaling.png."""
-    choices = {
-        "dalle": "DALL-E's",
-        "text 0": "text 0",
-        "text 1": "text 1",
-        "masked": "masked",
-        "separate": "two softmaxes",
-        "nothing hidden": "nothing hidden",
-        "nothing hidden, text 0": "nothing hidden, text 0",
-    }
+def draw(out: Path, found: dict[str, Found], yardstick: str) -> None:
+    """choices.png, attention.png, scaling.png; this one tells losses as they differ from a way's."""
+    names = {name: {"dalle": "DALL-E's", "separate": "two softmaxes"}.get(name, name) for name in found["choices"]}
     panels = [
-        (f"training loss of {kind}, mean of the seeds", _losses(found["choices"], choices, f"{kind}_loss"))
+        (f"training loss of {kind}, mean of the seeds", _losses(found["choices"], names, f"{kind}_loss"))
         for kind in ("image", "text")
     ]
-    curves(panels, out / "choices.png")
-    grids = {part: part.removeprefix("attention-") for part in found if part.startswith("attention-")}
-    curves(
-        [
-            (
-                f"training loss of images, {grid} x {grid} codes",
-                _losses(found[part], {n: n for n in found[part]}, "image_loss"),
-            )
-            for part, grid in grids.items()
-        ],
-        out / "attention.png",
-    )
+    curves(panels, out / "choices.png", scale="log")
+    panels = []
+    for part in (part for part in found if part.startswith("attention-")):
+        grid, trainings = part.removeprefix("attention-"), found[part]
+        lines = _losses(trainings, {name: name for name in trainings}, "image_loss")
+        panels.append((f"training loss of images, {grid} x {grid} codes", lines))
+    curves(panels, out / "attention.png", scale="log")
     panels = []
     for part, title in (("tiny", "preset tiny"), ("deep", "64 layers")):
-        trainings = found[part]
+        lines = _losses(found[part], {name: name for name in found[part]}, "loss")
+        others = {name: apart(line, lines[yardstick]) for name, line in lines.items() if name != yardstick}
         panels += [
-            (f"training loss, {title}", _losses(trainings, {name: name for name in trainings}, "loss")),
-            (f"exponent of float16's scales, {title}, seed 0", _scales(trainings)),
+            (f"training loss, % from {yardstick}, {title}", others),
+            (f"exponent of float16's scales, {title}, seed 0", _scales(found[part])),
         ]
     curves(panels, out / "scaling.png")
 

@@ -17,7 +17,7 @@ Facts = dict[str, Any]
 def write(out: Path, found: dict[str, Found], facts: Facts, yardstick: str) -> str:
     """Writes everything into `out`; the verdicts, a paragraph each. found: by part and way. yardstick: the way that
     others are scaled beside."""
-    dalle_pictures.draw(out, found)
+    dalle_pictures.draw(out, found, yardstick)
     grids = {part: some for part, some in found.items() if part.startswith("attention-")}
     scaled = {part: found[part] for part in ("tiny", "deep")}
     said = {

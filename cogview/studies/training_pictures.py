@@ -27,7 +27,7 @@ def draw(out: Path, found: dict[str, list[dict[str, Any]]], facts: dict[str, Any
     precisions = ("float32", "bfloat16", "float16")
     panels = [
         ("training loss, mean of the seeds", {name: loss(name) for name in precisions}),
-        ("difference from float32, %", {name: _apart(loss(name), loss("float32")) for name in precisions[1:]}),
+        ("difference from float32, %", {name: apart(loss(name), loss("float32")) for name in precisions[1:]}),
         ("exponent of float16's loss scale", {f"seed {t['seed']}": _scale(t) for t in found["float16"]}),
     ]
     curves(panels, out / "precision.png")
@@ -53,7 +53,7 @@ def draw(out: Path, found: dict[str, list[dict[str, Any]]], facts: dict[str, Any
         for of, name in (("image", "images"), ("text", "text"))
     ]
     both = [[_mean([t["curves"]["loss"]]) for t in found[kind]] for kind in kinds]
-    apart = {f"seed {n}": _apart(b, a) for n, (a, b) in enumerate(zip(*both, strict=True))}
+    apart = {f"seed {n}": apart(b, a) for n, (a, b) in enumerate(zip(*both, strict=True))}
     curves([*panels, ("three_region's difference from dense, %", apart)], out / "attention.png")
 
     batches = facts["batches"]
@@ -81,7 +81,7 @@ def _mean(seeds: Sequence[Sequence[Sequence[float]]], times: float = 1.0) -> Lin
     return [times * point[0][0] for point in points], [statistics.fmean(y for _, y in point) for point in points]
 
 
-def _apart(line: Line, base: Line) -> Line:
+def apart(line: Line, base: Line) -> Line:
     """The difference of two lines at the same places, in percent of the second."""
     return line[0], [100 * (a - b) / b for a, b in zip(line[1], base[1], strict=True)]
 
