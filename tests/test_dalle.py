@@ -432,3 +432,5 @@ def test_options_of_other_recipes(tmp_path) -> None:
         train(tmp_path, "--padding", "learned")
     with pytest.raises(SystemExit, match="max_text: expected none with recipe coglm, got 5"):
         train(tmp_path, "--recipe", "coglm", "--max-text", "5")
+    with pytest.raises(SystemExit, match="truncate_text: expected none with recipe coglm, got True"):
+        train(tmp_path, "--recipe", "coglm", "--truncate-text")

@@ -172,7 +172,8 @@ class Train:
         known = ranks.of_first(lambda: before(folder, self.source))
         header = known.header if known is not None and known.own else None
         tokens = Tokens(self.run_folder, self.hold_out, header, chosen_recipe(known, self.recipe).sizes, self.mix)
-        asked = {name: getattr(self, name) for name in ("recipe", "preset", "dropout", "max_text", *SHAPE)}
+        names = ("recipe", "preset", "dropout", "max_text", "truncate_text", *SHAPE)
+        asked = {name: getattr(self, name) for name in names}
         recipe, name, said = recipe_for(known, tokens, asked)
         training = self._training(training_of(known, name, recipe.name))
         with torch.device("meta"):

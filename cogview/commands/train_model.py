@@ -120,14 +120,14 @@ def training_of(before: Before | None, name: str, recipe: str) -> TrainConfig:
 
 def recipe_for(before: Before | None, tokens: Tokens, asked: dict[str, Any]) -> tuple[Recipe, str, str]:
     """A recipe that fits the tokens, the preset that it is of, and what is to be said of it. asked: the options recipe,
-    preset, dropout, max_text and those of SHAPE, None where it was not."""
+    preset, dropout, max_text, truncate_text and those of SHAPE, None where it was not."""
     chosen = chosen_recipe(before, asked["recipe"])
     own = {f.name for f in dataclasses.fields(chosen.Config)}
     for option, name in SHAPE.items():
         fits = asked[option] is None or name in own
         require(fits, option, f"none with recipe {chosen.name}, which has its own", asked[option])
-    if "max_caption" in own:
-        require(asked["max_text"] is None, "max_text", f"none with recipe {chosen.name}", asked["max_text"])
+    for option in ("max_text", "truncate_text") if "max_caption" in own else ():
+        require(not asked[option], option, f"none with recipe {chosen.name}", asked[option])
     name = asked["preset"] or ("tiny" if before is None else before.header.get("preset", "tiny"))
     if before is None:
         return _new(chosen, tokens, name, asked)
