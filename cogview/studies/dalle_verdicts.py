@@ -66,7 +66,7 @@ def padding(found: Found) -> str:
         f"{share(found['masked'], 'drawn', form):.0%} masked, {said(part, '+.1%')}"
         for form, part in other.items()
     )
-    ends = ", ".join(f"of {kind}s {said(part)}" for kind, part in losses.items()).replace("texts", "text")
+    ends = ", ".join(f"{said(losses[kind])} of {name}" for kind, name in {"image": "images", "text": "text"}.items())
     return (
         f"DALL-E saw a higher validation loss with learned padding, and better results on captions of another kind. "
         f"{first}: learned padding's held-out losses differ from masked padding's by {ends}; {second}. Drawn right of "
