@@ -53,8 +53,8 @@ def draw(out: Path, found: dict[str, list[dict[str, Any]]], facts: dict[str, Any
         for of, name in (("image", "images"), ("text", "text"))
     ]
     both = [[_mean([t["curves"]["loss"]]) for t in found[kind]] for kind in kinds]
-    apart = {f"seed {n}": apart(b, a) for n, (a, b) in enumerate(zip(*both, strict=True))}
-    curves([*panels, ("three_region's difference from dense, %", apart)], out / "attention.png")
+    differences = {f"seed {n}": apart(b, a) for n, (a, b) in enumerate(zip(*both, strict=True))}
+    curves([*panels, ("three_region's difference from dense, %", differences)], out / "attention.png")
 
     batches = facts["batches"]
     ways = {"linear": ("x1", "bfloat16", "x4"), "square root": ("x1", "x2, square root", "x4, square root")}
