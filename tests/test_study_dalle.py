@@ -86,22 +86,22 @@ def test_sentences() -> None:
 def test_sentences_about_float16() -> None:
     names = list(dalle.scaling(SMALL, deep=False))
     part = {name: runs(1.01 if "Sandwich" in name else 1.0) for name in names}
-    said = dalle_verdicts.scaling({"tiny": part, "deep": part}, {}, dalle.YARDSTICK)
+    said = dalle_verdicts.scaling({"tiny": part, "deep": part}, dalle.YARDSTICK)
     assert "Sandwich-LN with PB-relax hardly changes convergence, to 2%, holds in float32" in said
     assert "pre-LN, float16, blocks +0.00%" in said
     assert said.endswith("skipped 2.0 steps a training; scales of blocks 2.0, and they left a block out 7.0 times.")
     part["pre-LN, float16"][1]["held_out"] = {}
-    one = dalle_verdicts.scaling({"tiny": dict(part), "deep": dict(part)}, {}, dalle.YARDSTICK)
+    one = dalle_verdicts.scaling({"tiny": dict(part), "deep": dict(part)}, dalle.YARDSTICK)
     assert "pre-LN, float16, blocks +0.00%" in one
     lost = {**part, dalle.YARDSTICK: [{**run, "held_out": {}} for run in part[dalle.YARDSTICK]]}
-    said = dalle_verdicts.scaling({"tiny": part, "deep": lost}, {}, dalle.YARDSTICK)
+    said = dalle_verdicts.scaling({"tiny": part, "deep": lost}, dalle.YARDSTICK)
     assert (
         "With 64 layers held-out losses differ from those of pre-LN, float32 by: pre-LN, float16 diverged, 2.0" in said
     )
     assert "pre-LN, float16, blocks carries on" in said
     assert "does not hold in float32: tiny +1.00%" in said
     assert "pre-LN, float16 diverged, 2.0 steps skipped" in (
-        dalle_verdicts.scaling({"tiny": part, "deep": part}, {}, dalle.YARDSTICK)
+        dalle_verdicts.scaling({"tiny": part, "deep": part}, dalle.YARDSTICK)
     )
 
 

@@ -10,6 +10,7 @@ from cogview.data.files import write_json, write_text
 from cogview.evaluation.distances import splits_of
 from cogview.evaluation.networks import Network
 from cogview.labels import printable
+from cogview.markdown import table
 from cogview.pictures import curves
 
 OTHERS, RECOVERED = "other true pictures", "recovered ground truth"
@@ -67,7 +68,7 @@ def _page(verdict: str, figures: Mapping[str, Any]) -> str:
         parts.append(small)
     if figures["network"]["classes"]:
         header = ["Inception Score at radius", *radii]
-        parts.append(_table([header] + [[_shown(n), *(_mean(row["is"][r]) for r in radii)] for n, row in rows.items()]))
+        parts.append(table([header] + [[_shown(n), *(_mean(row["is"][r]) for r in radii)] for n, row in rows.items()]))
     else:
         parts.append(f"There is no Inception Score: {_shown(figures['network']['name'])} has no classes.")
     if by_count := figures["by_candidates"]:
@@ -82,7 +83,7 @@ def _page(verdict: str, figures: Mapping[str, Any]) -> str:
             ]
             for n, x in by_count.items()
         ]
-        parts += [_table([header, *lines]), _RANKED, _INTERVALS, "![candidates](candidates.png)"]
+        parts += [table([header, *lines]), _RANKED, _INTERVALS, "![candidates](candidates.png)"]
     return "\n\n".join([*parts, "![the first captions](sheet.png)", "## How", _how(figures)]) + "\n"
 
 
@@ -93,7 +94,7 @@ def _scores(rows: Mapping[str, Any], radii: Sequence[str]) -> str:
         fids = [f"{row['fid'][radius]:.3g}" for radius in radii]
         others = [_mean(row["is"].get("0")), _number(row["caploss"]), _three(row["cmmd"])]
         lines.append([_shown(name), f"{row['pictures']:,}", *fids, *others])
-    return _table(lines)
+    return table(lines)
 
 
 def _legend(figures: Mapping[str, Any]) -> str:
@@ -159,11 +160,6 @@ def _number(value: float | None) -> str:
 def _three(value: float) -> str:
     """Three digits of any size, 0.250 or 3.50e-05."""
     return f"{value:#.3g}".removesuffix(".")
-
-
-def _table(lines: list[list[str]]) -> str:
-    rows = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([rows[0], "|---" + "|---:" * (len(lines[0]) - 1) + "|", *rows[1:]])
 
 
 def _shown(text: str) -> str:

@@ -7,7 +7,7 @@ those of the paper's appendix B, but the rate falls as a cosine and not in five 
 the head is the table of tokens, as in CogView, is ours.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cogview.config import ModelConfig, TrainConfig, require
 from cogview.parts.attend import Attention, Dense, summand
+from cogview.recipes.cogview import CogView
 from cogview.recipes.recipe import Draws, Recipe
 from cogview.sequence import Context, Vocabulary
 from cogview_ops import dalle_attention, dalle_attention_decode, local_attention_2d, local_attention_2d_decode, patterns
@@ -160,6 +161,13 @@ class SeparateAttention(DalleAttention):
         return self.num_heads * self.head_dim * (tokens + image)  # and its attention to text
 
 
+_DALLE: dict[str, Any] = {
+    "relax": None,
+    "norms": "pre",
+    "embedding_grad_scale": 1.0,
+    "dropout": 0.0,
+    "padding": "learned",
+}
 _TINY = DalleConfig(
     num_layers=5,
     hidden_size=256,
@@ -168,14 +176,10 @@ _TINY = DalleConfig(
     max_positions=97,
     image_vocab=512,
     text_vocab=500,
-    relax=None,
-    norms="pre",
-    embedding_grad_scale=1.0,
     image_positions="fixed",
     init_std=0.06,
     embedding_std=0.1,
-    dropout=0.0,
-    padding="learned",
+    **_DALLE,
 )
 _12B = DalleConfig(
     num_layers=64,
@@ -185,25 +189,11 @@ _12B = DalleConfig(
     max_positions=256 + 32**2 + 4,
     image_vocab=8192,
     text_vocab=16384,
-    relax=None,
-    norms="pre",
-    embedding_grad_scale=1.0,
     image_positions="rows_columns",
-    dropout=0.0,
-    padding="learned",
+    **_DALLE,
 )
 _LOSSES: dict[str, Any] = {"text_weight": 1 / 8, "image_weight": 7 / 8, "loss_mean": "kinds", "bpe_dropout": 0.1}
-_TINY_TRAINING = TrainConfig(
-    seconds=390.0,
-    batch_size=16,
-    learning_rate=1e-3,
-    hide_context=0.7,
-    average=0.98,
-    save_every=200,
-    save_seconds=60.0,
-    validate_every=200,
-    **_LOSSES,
-)
+_TINY_TRAINING = replace(CogView.presets["tiny"][1], average=0.98, **_LOSSES)
 _PUBLISHED = TrainConfig(
     steps=430_000,
     batch_size=1024,

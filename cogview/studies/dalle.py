@@ -20,6 +20,7 @@ from cogview.studies import dalle_report
 from cogview.studies.counts import Counts
 from cogview.studies.dalle_memory import memory
 from cogview.studies.dalle_scenes import GRIDS, Scenes, judged, unigram
+from cogview.studies.dalle_verdicts import DEPTHS
 from cogview.studies.training_runs import Way, step_seconds, trained
 from cogview.studies.training_verdicts import Found
 
@@ -28,7 +29,6 @@ BASE = "dalle"
 """The way that the other choices differ from."""
 BATCHES = {8: 8, 16: 4, 32: 2}
 """Sequences of a step where attentions are compared, by the codes of a side."""
-DEPTHS = ("tiny", "deep")
 PLAIN, RELAXED = "pre-LN", "Sandwich-LN + PB-relax"
 YARDSTICK = f"{PLAIN}, float32"
 

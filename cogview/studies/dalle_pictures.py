@@ -1,15 +1,12 @@
 """Curves of the study of DALL-E's choices."""
 
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cogview.pictures import curves
-from cogview.studies.training_pictures import apart
+from cogview.studies.dalle_verdicts import DEPTHS, attentions
+from cogview.studies.training_pictures import Line, apart, mean, scale
 from cogview.studies.training_verdicts import Found
-
-Line = tuple[list[float], list[float]]
 
 
 def draw(out: Path, found: dict[str, Found], yardstick: str) -> None:
@@ -21,13 +18,12 @@ def draw(out: Path, found: dict[str, Found], yardstick: str) -> None:
     ]
     curves(panels, out / "choices.png", scale="log")
     panels = []
-    for part in (part for part in found if part.startswith("attention-")):
-        grid, trainings = part.removeprefix("attention-"), found[part]
+    for grid, trainings in attentions(found).items():
         lines = _losses(trainings, {name: name for name in trainings}, "image_loss")
         panels.append((f"training loss of images, {grid} x {grid} codes", lines))
     curves(panels, out / "attention.png", scale="log")
     panels = []
-    for part, title in (("tiny", "preset tiny"), ("deep", "64 layers")):
+    for part, title in DEPTHS.items():
         lines = _losses(found[part], {name: name for name in found[part]}, "loss")
         others = {name: apart(line, lines[yardstick]) for name, line in lines.items() if name != yardstick}
         panels += [
@@ -38,13 +34,12 @@ def draw(out: Path, found: dict[str, Found], yardstick: str) -> None:
 
 
 def _losses(found: Found, names: dict[str, str], loss: str) -> dict[str, Line]:
-    return {label: _mean([t["curves"][loss] for t in found[name]]) for name, label in names.items()}
-
-
-def _mean(seeds: Sequence[Sequence[Sequence[float]]]) -> Line:
-    """Of curves of points [x, y], as far as all of them go."""
-    points = list(zip(*seeds, strict=False))
-    return [point[0][0] for point in points], [statistics.fmean(y for _, y in point) for point in points]
+    """Means of the seeds, as far as all of them go."""
+    lines = {}
+    for name, label in names.items():
+        seeds = [training["curves"][loss] for training in found[name]]
+        lines[label] = mean([points[: min(map(len, seeds))] for points in seeds])
+    return lines
 
 
 def _scales(found: Found) -> dict[str, Line]:
@@ -57,5 +52,5 @@ def _scales(found: Found) -> dict[str, Line]:
             lines[f"{name}: least"] = steps, [min(values) for values in run["blocks"]]
             lines[f"{name}: largest"] = steps, [max(values) for values in run["blocks"]]
         elif "scale" in run:
-            lines[name] = [float(step) for step in range(1, len(run["scale"]) + 1)], run["scale"]
+            lines[name] = scale(run)
     return lines

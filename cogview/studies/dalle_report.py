@@ -1,11 +1,11 @@
 """The report of the study of DALL-E's choices: a page, its figures, curves."""
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cogview.data.files import write_json, write_text
+from cogview.markdown import spread, table
 from cogview.studies import dalle_pictures
 from cogview.studies import dalle_verdicts as verdicts
 from cogview.studies.dalle_verdicts import FORMS, share
@@ -18,32 +18,20 @@ def write(out: Path, found: dict[str, Found], facts: Facts, yardstick: str) -> s
     """Writes everything into `out`; the verdicts, a paragraph each. found: by part and way. yardstick: the way that
     others are scaled beside."""
     dalle_pictures.draw(out, found, yardstick)
-    grids = {part: some for part, some in found.items() if part.startswith("attention-")}
-    scaled = {part: found[part] for part in ("tiny", "deep")}
     said = {
         "text": verdicts.text(found["choices"]),
         "padding": verdicts.padding(found["choices"]),
         "softmax": verdicts.softmax(found["choices"]),
-        "attention": verdicts.attention(grids, facts["seconds"], facts["entropy"]),
-        "scaling": verdicts.scaling(scaled, facts, yardstick),
+        "attention": verdicts.attention(found, facts),
+        "scaling": verdicts.scaling(found, yardstick),
     }
     write_json(out / "figures.json", {**facts, "verdicts": said, "trainings": found})
     write_text(out / "report.md", _page(found, facts, said))
     return "\n".join(said.values())
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|---" + "|---:" * (len(head) - 1) + "|", *lines[1:]])
-
-
-def _mean(values: Sequence[float], form: str = ".4f") -> str:
-    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{form}}{deviation}"
-
-
 def _losses(runs: list[dict[str, Any]]) -> list[str]:
-    return [_mean(held_out(runs, loss)) for loss in ("image_loss", "text_loss")]
+    return [spread(held_out(runs, loss)) for loss in ("image_loss", "text_loss")]
 
 
 _CHOICES = {
@@ -60,43 +48,37 @@ _CHOICES = {
 def _choices(found: Found) -> str:
     head = ["", "loss of images", "of text"]
     head += [f"drawn right, {form}" for form in FORMS.values()] + [f"chosen, {form}" for form in FORMS.values()]
-    rows = []
+    rows = [head]
     for name, label in _CHOICES.items():
         shares = [f"{share(found[name], what, form):.0%}" for what in ("drawn", "chosen") for form in FORMS]
         rows.append([label, *_losses(found[name]), *shares])
-    return _table(head, rows)
+    return table(rows)
 
 
 def _attention(found: dict[str, Found], facts: Facts) -> str:
-    rows = []
-    for part, trainings in found.items():
-        grid = part.removeprefix("attention-")
+    rows = [["", "loss of images", "of text", "seconds a step", "of dense"]]
+    for grid, trainings in verdicts.attentions(found).items():
+        seconds = facts["seconds"][f"attention-{grid}"]
         for name, runs in trainings.items():
-            seconds = facts["seconds"][part]
-            ratio = seconds[name] / seconds["cogview dense" if name in ("cogview dense", "three_region") else "dense"]
-            cells = [
-                f"{grid} x {grid}, {name.replace('_', '-')}",
-                *_losses(runs),
-                f"{seconds[name]:.3f}",
-                f"{ratio:.2f}",
-            ]
-            rows.append(cells)
-    return _table(["", "loss of images", "of text", "seconds a step", "of dense"], rows)
+            ratio = seconds[name] / seconds[verdicts.dense_of(name)]
+            label = f"{grid} x {grid}, {name.replace('_', '-')}"
+            rows.append([label, *_losses(runs), f"{seconds[name]:.3f}", f"{ratio:.2f}"])
+    return table(rows)
 
 
 def _scaling(found: dict[str, Found], facts: Facts) -> str:
-    rows = []
-    for part, trainings in found.items():
-        for name, runs in trainings.items():
+    head = ["", "held-out loss", "skipped steps; blocks", "scales at the end, 2^", "seconds a step"]
+    rows = [[*head, "activations, MiB", "parameters, MiB"]]
+    for part in verdicts.DEPTHS:
+        for name, runs in found[part].items():
             seconds, bytes_ = facts["seconds"][part][name], facts["memory"][part][name]
             skipped = f"{statistics.fmean(t['skipped'] for t in runs):.1f}"
             if "left_out" in runs[0]:
                 skipped += f"; {statistics.fmean(t['left_out'] for t in runs):.1f}"
-            loss = _mean(held_out(runs)) if verdicts.carries_on(runs) else "diverged"
+            loss = spread(held_out(runs)) if verdicts.carries_on(runs) else "diverged"
             cells = [f"{part}, {name}", loss, skipped, _scales(runs[0]), f"{seconds:.3f}"]
             rows.append([*cells, *(f"{bytes_[kind] / 2**20:.1f}" for kind in ("activations", "parameters"))])
-    head = ["", "held-out loss", "skipped steps; blocks", "scales at the end, 2^", "seconds a step"]
-    return _table([*head, "activations, MiB", "parameters, MiB"], rows)
+    return table(rows)
 
 
 def _scales(run: dict[str, Any]) -> str:
@@ -108,8 +90,6 @@ def _scales(run: dict[str, Any]) -> str:
 
 def _page(found: dict[str, Found], facts: Facts, said: dict[str, str]) -> str:
     settings = facts["settings"]
-    grids = {part: some for part, some in found.items() if part.startswith("attention-")}
-    scaled = {part: found[part] for part in ("tiny", "deep")}
     return f"""# DALL-E's choices
 
 ## Text, padding, softmax
@@ -128,7 +108,7 @@ def _page(found: dict[str, Found], facts: Facts, said: dict[str, str]) -> str:
 
 {said["attention"]}
 
-{_attention(grids, facts)}
+{_attention(found, facts)}
 
 ![training losses](attention.png)
 
@@ -136,7 +116,7 @@ def _page(found: dict[str, Found], facts: Facts, said: dict[str, str]) -> str:
 
 {said["scaling"]}
 
-{_scaling(scaled, facts)}
+{_scaling(found, facts)}
 
 ![training losses and scales](scaling.png)
 

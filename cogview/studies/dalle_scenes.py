@@ -23,7 +23,7 @@ from cogview.progress import track
 from cogview.system import System
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.tokenizers.text import TextTokenizer
-from cogview.tokenizers.train_image import TRAINING
+from cogview.tokenizers.train_image import TRAINING, entropy
 
 GRIDS = {8: 8, 16: 4, 32: 2}
 """Codes of a side, and pixels of a code's."""
@@ -57,8 +57,7 @@ class Scenes:
 def unigram(tokens: TokenDataset) -> float:
     """Entropy of how often the image codes occur, in nats: the loss of who knows that alone."""
     _, codes = tokens.batch(np.arange(len(tokens)))
-    share = torch.bincount(codes.flatten()).float() / codes.numel()
-    return float(-(share * share.clamp_min(1e-12).log()).sum())
+    return float(entropy(codes))
 
 
 def forms(scene: Scene) -> dict[str, str]:

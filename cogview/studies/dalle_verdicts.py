@@ -9,6 +9,19 @@ from cogview.studies.training_verdicts import Found, against, clear, held_out, s
 
 FORMS = {"usual": "as in training", "turned": "turned round", "terse": "terse"}
 ALIKE = 0.02  # of a loss: what counts as hardly changed
+DEPTHS = {"tiny": "preset tiny", "deep": "64 layers"}
+"""Parts that compare float16 with float32, and what is trained there."""
+
+
+def attentions(found: dict[str, Found]) -> dict[str, Found]:
+    """The parts that compare attentions, attention-8 and so on, by the codes of a side."""
+    begin = "attention-"
+    return {part.removeprefix(begin): some for part, some in found.items() if part.startswith(begin)}
+
+
+def dense_of(name: str) -> str:
+    """The dense attention of the same recipe, that another attention is compared with."""
+    return "cogview dense" if name in ("cogview dense", "three_region") else "dense"
 
 
 def share(trainings: list[dict[str, Any]], what: str, form: str = "usual") -> float:
@@ -87,20 +100,19 @@ def softmax(found: Found) -> str:
     )
 
 
-def attention(found: dict[str, Found], seconds: dict[str, dict[str, float]], entropy: dict[str, float]) -> str:
-    """found, seconds, entropy of the codes: by the part, attention-8 and so on."""
+def attention(found: dict[str, Found], facts: dict[str, Any]) -> str:
+    """facts: seconds, and entropy of the codes, by the part."""
     parts = []
-    for part, trainings in found.items():
-        grid, times = part.removeprefix("attention-"), seconds[part]
+    for grid, trainings in attentions(found).items():
+        times, entropy = (facts[kind][f"attention-{grid}"] for kind in ("seconds", "entropy"))
         each = []
         for name in trainings:
-            base = "cogview dense" if name == "three_region" else "dense"
-            if name in ("dense", "cogview dense"):
+            if name == (base := dense_of(name)):
                 continue
             loss = against(trainings, name, base, "image_loss")
             each.append(f"{name.replace('_', '-')} {said(loss)} and {times[name] / times[base]:.2f} of the time")
         dense = statistics.fmean(held_out(trainings["dense"], "image_loss"))
-        parts.append(f"{grid} x {grid} (dense {dense:.2f}, their entropy {entropy[part]:.2f}): {', '.join(each)}")
+        parts.append(f"{grid} x {grid} (dense {dense:.2f}, their entropy {entropy:.2f}): {', '.join(each)}")
     return (
         "Held-out loss of images against dense attention's, and the time of a step, after equal steps, of codes "
         + "; of ".join(parts)
@@ -108,10 +120,10 @@ def attention(found: dict[str, Found], seconds: dict[str, dict[str, float]], ent
     )
 
 
-def scaling(found: dict[str, Found], facts: dict[str, Any], yardstick: str) -> str:
-    """found: tiny and deep. The verdict on either cure, and both, against float32 with pre-LN."""
+def scaling(found: dict[str, Found], yardstick: str) -> str:
+    """The verdict on either cure, and both, against float32 with pre-LN."""
     parts = []
-    for part, name in (("tiny", "At the preset tiny"), ("deep", "With 64 layers")):
+    for part, name in zip(DEPTHS, ("At the preset tiny", "With 64 layers"), strict=True):
         trainings = found[part]
         each = []
         for way, runs in trainings.items():
@@ -123,12 +135,12 @@ def scaling(found: dict[str, Found], facts: dict[str, Any], yardstick: str) -> s
             each.append(f"{way} {ends}, {skipped:.1f} steps skipped")
         parts.append(f"{name} held-out losses differ from those of {yardstick} by: {'; '.join(each)}")
     relaxed = "Sandwich-LN + PB-relax, float32"
-    finite = [part for part, some in found.items() if carries_on(some[relaxed]) and carries_on(some[yardstick])]
+    finite = [part for part in DEPTHS if all(carries_on(found[part][way]) for way in (relaxed, yardstick))]
     hardly = {part: against(found[part], relaxed, yardstick) for part in finite}
     alike = bool(hardly) and all(abs(one["mean"]) <= ALIKE for one in hardly.values())
-    holds = "holds" if alike and len(finite) == len(found) else "does not hold"
+    holds = "holds" if alike and len(finite) == len(DEPTHS) else "does not hold"
     of_loss, of_blocks = (
-        [t for part in found.values() for name, runs in part.items() if name.endswith(kind) for t in runs]
+        [t for part in DEPTHS for name, runs in found[part].items() if name.endswith(kind) for t in runs]
         for kind in ("float16", "blocks")
     )
     whole = [statistics.fmean(t["skipped"] for t in some) for some in (of_loss, of_blocks)]

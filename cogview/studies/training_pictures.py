@@ -9,6 +9,7 @@ from typing import Any
 from cogview.pictures import curves
 
 Line = tuple[list[float], list[float]]
+"""Places and values."""
 
 
 def draw(out: Path, found: dict[str, list[dict[str, Any]]], facts: dict[str, Any]) -> None:
@@ -18,23 +19,23 @@ def draw(out: Path, found: dict[str, list[dict[str, Any]]], facts: dict[str, Any
 
     def loss(name: str, of: str = "loss", times: float = 1.0) -> Line:
         """The mean of the seeds; times: what a step counts as."""
-        return _mean([t["curves"][of] for t in found[name]], times)
+        return mean([t["curves"][of] for t in found[name]], times)
 
     def scales(kind: str) -> dict[str, Line]:
         """The means of the seeds, with and without the shrink."""
-        return {name: _mean([list(zip(*_scale(t), strict=True)) for t in found[f"{kind}{name}"]]) for name in pair}
+        return {name: mean([list(zip(*scale(t), strict=True)) for t in found[f"{kind}{name}"]]) for name in pair}
 
     precisions = ("float32", "bfloat16", "float16")
     panels = [
         ("training loss, mean of the seeds", {name: loss(name) for name in precisions}),
         ("difference from float32, %", {name: apart(loss(name), loss("float32")) for name in precisions[1:]}),
-        ("exponent of float16's loss scale", {f"seed {t['seed']}": _scale(t) for t in found["float16"]}),
+        ("exponent of float16's loss scale", {f"seed {t['seed']}": scale(t) for t in found["float16"]}),
     ]
     curves(panels, out / "precision.png")
 
     groups = {"words": "token table", "read": "of it reading", "positions": "positions", "other": "layers"}
     largest = {
-        f"{label}, {name}": _log10(_mean([found[name][0]["largest"][group]]))
+        f"{label}, {name}": _log10(mean([found[name][0]["largest"][group]]))
         for group, label in groups.items()
         for name in pair
         if name == "not shrunk" or group in ("read", "positions")
@@ -52,7 +53,7 @@ def draw(out: Path, found: dict[str, list[dict[str, Any]]], facts: dict[str, Any
         (f"training loss of {name}, mean of the seeds", {kind: loss(kind, f"{of}_loss") for kind in kinds})
         for of, name in (("image", "images"), ("text", "text"))
     ]
-    both = [[_mean([t["curves"]["loss"]]) for t in found[kind]] for kind in kinds]
+    both = [[mean([t["curves"]["loss"]]) for t in found[kind]] for kind in kinds]
     differences = {f"seed {n}": apart(b, a) for n, (a, b) in enumerate(zip(*both, strict=True))}
     curves([*panels, ("three_region's difference from dense, %", differences)], out / "attention.png")
 
@@ -75,7 +76,7 @@ def draw(out: Path, found: dict[str, list[dict[str, Any]]], facts: dict[str, Any
     curves(panels, out / "optimizer.png", across="steps, seconds on the right")
 
 
-def _mean(seeds: Sequence[Sequence[Sequence[float]]], times: float = 1.0) -> Line:
+def mean(seeds: Sequence[Sequence[Sequence[float]]], times: float = 1.0) -> Line:
     """Of curves of points [x, y] at the same places."""
     points = list(zip(*seeds, strict=True))
     return [times * point[0][0] for point in points], [statistics.fmean(y for _, y in point) for point in points]
@@ -90,5 +91,6 @@ def _log10(line: Line) -> Line:
     return line[0], [math.log10(max(y, 1e-12)) for y in line[1]]
 
 
-def _scale(training: dict[str, Any]) -> Line:
+def scale(training: dict[str, Any]) -> Line:
+    """The exponent of a float16 training's loss scale in every step."""
     return [float(step) for step in range(1, len(training["scale"]) + 1)], training["scale"]

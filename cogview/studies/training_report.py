@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cogview.data.files import write_json, write_text
+from cogview.markdown import spread, table
 from cogview.studies import training_pictures
 from cogview.studies import training_verdicts as verdicts
 from cogview.studies.training_verdicts import SHRINK, Found, against, held_out, late, said
@@ -41,28 +42,24 @@ _SECTIONS: dict[str, tuple[str, dict[str, str]]] = {
 def _largest(found: Found) -> str:
     """A table: gradients of each group, and in how many skipped steps they overflowed."""
     groups = {"words": "token table", "read": "of it reading", "positions": "positions", "other": "layers"}
-    lines = [f"| largest gradient; overflowed | {' | '.join(groups.values())} |", "|---" + "|---:" * len(groups) + "|"]
+    rows = [["largest gradient; overflowed", *groups.values()]]
     for name in SHRINK:
         cells = [f"{late(found[name], g):.2g}; {sum(t['overflowed'][g] for t in found[name])}" for g in groups]
-        lines.append(f"| {' | '.join([name, *cells])} |")
-    return "\n".join(lines)
+        rows.append([name, *cells])
+    return table(rows)
 
 
 def _table(found: Found, facts: dict[str, Any], names: dict[str, str]) -> str:
-    head = "| | batch | steps | held-out loss | of text | of images | difference | skipped steps |"
-    lines = [head, "|---" + "|---:" * 7 + "|"]
+    head = ["", "batch", "steps", "held-out loss", "of text", "of images", "difference", "skipped steps"]
+    rows: list[list[Any]] = [head]
     for name, label in names.items():
         trainings = found[name]
-        losses = [
-            f"{statistics.fmean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
-            for values in (held_out(trainings, loss) for loss in ("loss", "text_loss", "image_loss"))
-        ]
+        losses = [spread(held_out(trainings, loss)) for loss in ("loss", "text_loss", "image_loss")]
         first = f"{name.removesuffix('shrunk').removesuffix('not ')}not shrunk" if name in SHRINK else next(iter(names))
         difference = said(against(found, name, first)) if name != first else ""
         skipped = f"{statistics.fmean(t['skipped'] for t in trainings):.1f}"
-        cells = [label, facts["batches"][name], trainings[0]["steps"], *losses, difference, skipped]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        rows.append([label, facts["batches"][name], trainings[0]["steps"], *losses, difference, skipped])
+    return table(rows)
 
 
 def _page(found: Found, facts: dict[str, Any], said_of: dict[str, str]) -> str:

@@ -66,34 +66,19 @@ def chinese_from(pieces: list[str]) -> int | None:
 def is_bpe(model: bytes) -> bool:
     """Whether a SentencePiece model merges pairs of pieces, and is no unigram model, say."""
     trainer = next((contents for number, contents, _ in _fields(model) if number == _TRAINER), b"")
-    return _number(trainer, _TYPE) == _BPE
-
-
-def _number(message: bytes, wanted: int) -> int | None:
-    """A field of a message that is a number; None where it is left out, as where it is the default."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        if key & 7 == 0:
-            value, at = _varint(message, at)
-            if key >> 3 == wanted:
-                return value
-        elif key & 7 == 2:
-            size, at = _varint(message, at)
-            at += size
-        else:
-            at += {1: 8, 5: 4}[key & 7]
-    return None
+    return any(number == _TYPE and _varint(contents, 0)[0] == _BPE for number, contents, _ in _fields(trainer))
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """(number, contents, the whole field) of a message's, which are bytes, texts or messages."""
+    """(number, contents, the whole field) of a message's: bytes, texts and messages, or numbers as they are coded."""
     at = 0
     while at < len(message):
         begin = at
         key, at = _varint(message, at)
-        assert key & 7 == 2, key
-        size, at = _varint(message, at)
+        if key & 7 == 2:
+            size, at = _varint(message, at)
+        else:
+            size = _varint(message, at)[1] - at if key & 7 == 0 else {1: 8, 5: 4}[key & 7]
         yield key >> 3, message[at : at + size], message[begin : at + size]
         at += size
 

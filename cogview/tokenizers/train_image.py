@@ -284,6 +284,11 @@ def _native_bfloat16(device: torch.device) -> bool:
 
 
 def _code_use(codes: Tensor, config: VQConfig) -> dict[str, float]:
-    share = torch.bincount(codes.flatten(), minlength=config.codebook_size).float() / codes.numel()
-    perplexity = torch.exp(-(share * torch.log(share.clamp_min(1e-12))).sum())
-    return {"used_codes": int((share > 0).sum()), "perplexity": float(perplexity)}
+    used = torch.bincount(codes.flatten(), minlength=config.codebook_size) > 0
+    return {"used_codes": int(used.sum()), "perplexity": float(entropy(codes).exp())}
+
+
+def entropy(codes: Tensor) -> Tensor:
+    """Of how often codes occur, in nats."""
+    share = torch.bincount(codes.flatten()).float() / codes.numel()
+    return -(share * share.clamp_min(1e-12).log()).sum()

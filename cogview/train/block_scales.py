@@ -67,6 +67,8 @@ class BlockScales:
     """Those of a Transformer's blocks, in the order of the forward: `values`, float32 [2 L], and the same in `numbers`,
     which no device has to be waited for."""
 
+    name, of_loss = "block_scales", 1.0
+
     def __init__(self, model: nn.Module, patience: int):
         """patience: good steps after which a scale has doubled; the paper's is 1,000."""
         layers: Any = model.get_submodule("stack.layers")

@@ -13,8 +13,15 @@ class LossScale:
     """So that small gradients do not vanish: halved where one was not finite, doubled after `patience` good steps (the
     paper's training, "O2" of NVIDIA's apex). One of the loss; see `block_scales` for others."""
 
+    name = "loss_scale"
+
     def __init__(self, patience: int) -> None:
         self.patience, self.value, self.good_steps = patience, FIRST, 0
+
+    @property
+    def of_loss(self) -> float:
+        """What the loss is multiplied by."""
+        return self.value
 
     def is_low(self, name: str, p: Tensor) -> bool:
         """Whether a parameter is float16."""
@@ -24,6 +31,10 @@ class LossScale:
         """What gradients of some parameters have been multiplied by."""
         return [self.value] * len(names)
 
+    def beside(self, bad: Sequence[str], names: Sequence[str]) -> list[str]:
+        """Of some parameters those that a step goes on without where the gradients of the bad ones are not finite."""
+        return []
+
     def update(self, finite: bool, bad: Sequence[str]) -> None:
         """After a step whose gradients were finite, or those of some parameters were not."""
         self.good_steps = self.good_steps + 1 if finite else 0
@@ -31,6 +42,10 @@ class LossScale:
             self.value = max(LEAST, self.value / 2)
         elif self.good_steps >= self.patience:
             self.value, self.good_steps = 2 * self.value, 0
+
+    def stuck(self, steps: int) -> str:
+        """In a sentence, what was now left out so many times in a row; "" if nothing."""
+        return ""
 
     def said(self, name: str) -> str:
         """Behind a step in which the gradient of a parameter was not finite."""

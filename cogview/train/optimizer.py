@@ -53,7 +53,7 @@ class Optimizer:
 
     @property
     def loss_scale(self) -> float:
-        return self.scale.value if isinstance(self.scale, LossScale) else 1.0
+        return 1.0 if self.scale is None else self.scale.of_loss
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Adds the gradients of the scaled loss to the masters', in float32. Of several processes only the last part of
@@ -78,8 +78,8 @@ class Optimizer:
         norm = self._norm()
         bad = [] if math.isfinite(norm) else self._not_finite()
         self.last_not_finite = bad[-1] if bad else None
-        if bad and isinstance(self.scale, BlockScales):
-            norm = self._without(self.scale.beside(bad, names))
+        if bad and self.scale is not None and (left_out := self.scale.beside(bad, names)):
+            norm = self._without(left_out)
         finite = math.isfinite(norm)
         if finite:
             if norm > self.clip:
@@ -161,14 +161,10 @@ class Optimizer:
         for name, p in self.master.items():
             found |= {f"optimizer.{key}.{name}": value for key, value in self._of[name].state[p].items()}
         if self.scale is not None:
-            found[self._scale_name] = self.scale.tensor()
+            found[f"optimizer.{self.scale.name}"] = self.scale.tensor()
         if self.average is not None:
             found |= {f"average.{name}": value for name, value in self.average.values.items()}
         return found
-
-    @property
-    def _scale_name(self) -> str:
-        return "optimizer.loss_scale" if isinstance(self.scale, LossScale) else "optimizer.block_scales"
 
     def places(self, saved: Collection[str]) -> dict[str, Tensor]:
         """As `tensors`, with room for the state that is among these names of a checkpoint, to be read into."""
@@ -208,8 +204,8 @@ class Optimizer:
         for name, value in ({} if self.average is None else self.average.values).items():
             key = f"average.{name}"
             local(value).copy_(local(tensors[key] if key in saved else self.master[name]))
-        if self.scale is not None and self._scale_name in saved:
-            self.scale.load(tensors[self._scale_name])
+        if self.scale is not None and (name := f"optimizer.{self.scale.name}") in saved:
+            self.scale.load(tensors[name])
 
 
 def _scale(model: nn.Module, config: TrainConfig) -> LossScale | BlockScales | None:

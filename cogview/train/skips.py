@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from cogview.config import TrainConfig
-from cogview.train.block_scales import BlockScales
 from cogview.train.optimizer import Optimizer
 from cogview.train.task import Task
 
@@ -26,9 +25,9 @@ class Skips:
     def add(self, taken: bool, step: int, loss: float, parts: Sequence[Any]) -> str:
         """Takes note of a step, all processes together, and of the samples that it was of. Where a row begins, or its
         loss is not finite any more, a sentence about it that is worth saying, otherwise an empty one."""
-        finite, first = math.isfinite(loss), self.count == 0
+        finite, first, scale = math.isfinite(loss), self.count == 0, self.optimizer.scale
         self.count = 0 if taken else self.count + 1
-        if taken and isinstance(self.optimizer.scale, BlockScales) and (stuck := self.optimizer.scale.stuck(MOST)):
+        if taken and scale is not None and (stuck := scale.stuck(MOST)):
             return f"step {step:,}: {stuck}, which they are left out of"
         if taken or not (first or self._finite > finite):
             return ""
