@@ -56,7 +56,7 @@ class Train:
     recipe: Annotated[Literal[*RECIPES] | None, option("{" + ",".join(RECIPES) + "}", "cogview")] = None  # type: ignore[valid-type]
     """The system or task."""
     preset: Annotated[Literal[*PRESETS] | None, option("{" + ",".join(PRESETS) + "}", "tiny")] = None  # type: ignore[valid-type]
-    """Of the recipe: sizes and training."""
+    """Of the recipe: sizes and training. What is said of presets below is of the first recipe that has them."""
     mix: Annotated[tuple[str, ...], option("[NAME=WEIGHT [NAME=WEIGHT ...]]", "train=1")] = ()
     """Splits to train on (tokenize --split NAME), each with how often its sequences come in an epoch: of 1.5 all come
     once, and half of them, others every time, once more. A run goes on with its own."""
