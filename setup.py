@@ -1,8 +1,10 @@
-"""Builds cogview_ops._C against the torch that is installed: the CPU part always, the CUDA part where it can.
+"""Builds cogview_ops/libcogview_ops.so against the torch that is installed: the CPU part always, the CUDA part where
+it can. There is no Python in it, and of torch its stable ABI alone: it serves every Python, and this torch and later.
 
 COGVIEW_OPS_CUDA=auto (default) builds the CUDA part when torch has CUDA and a toolkit is there that works, 0 never,
 1 or fail. TORCH_CUDA_ARCH_LIST and MAX_JOBS are torch's own.
 COGVIEW_OPS_SANITIZE=address,undefined builds the CPU part with these sanitizers, for `make asan`.
+COGVIEW_OPS_NAMESPACE=cogview_ops is where torch has the operators: several builds can then be in one process.
 
 What is missing is one sentence with the command that helps, said before anything is compiled. A source distribution
 needs no torch.
@@ -16,7 +18,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 from typing import NoReturn
@@ -113,6 +114,8 @@ CXX_FLAGS = [
     "-Wno-uninitialized",
     "-g0",
 ]
+if "clang" not in os.environ.get("CXX", "c++"):
+    CXX_FLAGS.append("-fno-gnu-unique")  # else two builds in one process share what is static in templates
 SANITIZE = os.environ.get("COGVIEW_OPS_SANITIZE", "")
 if SANITIZE:
     # the first finding ends the process; Python's own -fwrapv would hide signed overflow
@@ -142,12 +145,10 @@ def first_error(command: list[str], source: str) -> str:
 
 
 def check_compiler() -> None:
-    flags = [*list(instruction_sets().values())[-1], "-std=c++17", f"-I{sysconfig.get_paths()['include']}"]
-    command = [*shlex.split(os.environ["CXX"]), *flags, "-fPIC", "-shared", "-x", "c++"]
-    error = first_error(command, "#include <Python.h>\n#include <optional>\n")
+    flags = [*list(instruction_sets().values())[-1], "-std=c++17", "-fPIC", "-shared", "-x", "c++"]
+    error = first_error([*shlex.split(os.environ["CXX"]), *flags], "#include <optional>\n")
     if error:
-        need = "g++ 11, clang++ 12 or newer, and Python's headers, are needed"
-        fail(f"{error}\n{need}: apt install g++ python3-dev, or CXX=/path/to/g++ {PIP} install .")
+        fail(f"{error}\ng++ 11, clang++ 12 or newer is needed: apt install g++, or CXX=/path/to/g++ {PIP} install .")
 
 
 def no_cuda() -> str:
@@ -200,8 +201,9 @@ class Build(BuildExtension):
     def finalize_options(self):
         super().finalize_options()
         # one folder for every way to build, `pip install -e` too, so that only what has changed is compiled again
-        self.build_temp = str(ROOT / "build" / (sys.implementation.cache_tag + "-sanitized" * bool(SANITIZE)))
+        self.build_temp = str(ROOT / "build" / (f"torch-{torch.__version__}" + "-sanitized" * bool(SANITIZE)))
         self.force = True  # what was built for another torch, or without CUDA, is not newer; ninja knows what to redo
+        self.no_python_abi_suffix = True
 
     def run(self):
         print(f"Building cogview-ops {self.plan}", flush=True)
@@ -212,6 +214,8 @@ class Build(BuildExtension):
             fail(f"{error}\nThe first 'error:' above says why; {memory}")
 
     def build_extension(self, ext):
+        write_schemas(Path(self.build_temp))
+        ext.include_dirs.append(str(Path(self.build_temp).absolute()))
         kernels = [s for s in sources("csrc/cpu", "*.cpp") if s not in ONCE]
         for isa, flags in instruction_sets().items():
             ext.extra_objects += self.compiler.compile(
@@ -228,7 +232,35 @@ class Build(BuildExtension):
         super().build_extension(ext)
 
 
+SCHEMAS = """
+import sys
+sys.modules[f"cogview_ops._C"] = None  # what was built before
+import cogview_ops, torch
+for operator in cogview_ops._manifest.KERNELS:
+    for name in operator.registered:
+        schema = str(getattr(torch.ops.cogview_ops, name).default._schema)
+        print(f'COGVIEW_SCHEMA("{schema.removeprefix("cogview_ops::")}")')
+"""
+
+
+def write_schemas(folder: Path) -> None:
+    """For the library, out of the Python package, which defines them: a program that loads it may have no Python."""
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", SCHEMAS], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    if run.returncode:
+        fail(f"cogview_ops cannot be imported with torch {torch.__version__}: {run.stderr.strip().splitlines()[-1]}")
+    path = folder / "schemas.inc"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != run.stdout:
+        path.write_text(run.stdout)
+
+
 def extension() -> setuptools.Extension:
+    namespace = os.environ.get("COGVIEW_OPS_NAMESPACE", "cogview_ops")
+    if not re.fullmatch(r"[A-Za-z_]\w*", namespace, re.ASCII) or re.search(r"_cu\d+$", namespace):
+        fail(f"COGVIEW_OPS_NAMESPACE: expected a name of C++ that does not end like _cu13, got {namespace!r}")
     cuda, why_not = want_cuda()
     Build.plan = "with its CUDA part" if cuda else f"without its CUDA part ({why_not})"
     compiler = "clang" if "clang" in os.environ["CXX"] else "g++"
@@ -238,26 +270,38 @@ def extension() -> setuptools.Extension:
         "COGVIEW_CUDA_ARCHS": os.environ["TORCH_CUDA_ARCH_LIST"] if cuda else "",
         "COGVIEW_NO_CUDA": re.sub(r"[^\w .,:;/+=()-]", "", why_not),  # as a string of C and of a shell
     }
-    macros = [("COGVIEW_COMPILER", f'"{compiler} " __VERSION__ "{sanitizers}"')]
+    macros = [("COGVIEW_OPS_NAMESPACE", namespace)]
+    macros += [("COGVIEW_COMPILER", f'"{compiler} " __VERSION__ "{sanitizers}"')]
     macros += [(name, f'"{fact}"') for name, fact in facts.items()]
     bindings = [s for s in sources("csrc/bindings", "*.cpp") if cuda or not s.endswith("_cuda.cpp")]
     # kernels for what only 9.0a has; code for 9.0 beside it could be taken in its place
     archs = set(re.split("[; ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")))
     hopper = [("COGVIEW_SM_90A", None)] if cuda and "9.0a" in archs and not {"9.0", "9.0+PTX"} & archs else []
     flags = {"cxx": CXX_FLAGS, "nvcc": ["-O3", f"-Xcompiler={EVERY_DTYPE}"]} if cuda else {"cxx": CXX_FLAGS}
-    return (cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension)(
-        "cogview_ops._C",
+    for_cuda = f"_cu{version(torch.version.cuda)[0]}" if cuda else ""
+    library = (cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension)(
+        f"cogview_ops.lib{namespace}{for_cuda}",
         [*bindings, *ONCE, *(sources("csrc/cuda", "**/*.cu") if cuda else [])],
         define_macros=macros + ([("USE_CUDA", None)] if cuda else []) + hopper,
         depends=[*sources("csrc", "**/*.h"), *sources("csrc", "**/*.cuh"), "setup.py"],
         extra_compile_args=flags,
-        extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
+        extra_link_args=["-Wl,--as-needed", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])],
     )
+    library.libraries = [name for name in library.libraries if name not in ("c10", "c10_cuda", "torch_python")]
+    return library
 
 
 if DESCRIBES_ONLY:
-    setuptools.setup(ext_modules=[setuptools.Extension("cogview_ops._C", [])])
+    setuptools.setup(ext_modules=[setuptools.Extension("cogview_ops.libcogview_ops", [])])
 else:
+    from setuptools.command.bdist_wheel import bdist_wheel
+
+    class Wheel(bdist_wheel):
+        """For every Python: there is none in the library."""
+
+        def get_tag(self):
+            return "py3", "none", super().get_tag()[2]
+
     if {"bdist_wheel", "editable_wheel", "build", "build_ext"} & set(sys.argv):
         check_compiler()  # before a hundred lines about other files
-    setuptools.setup(ext_modules=[extension()], cmdclass={"build_ext": Build})
+    setuptools.setup(ext_modules=[extension()], cmdclass={"build_ext": Build, "bdist_wheel": Wheel})

@@ -15,16 +15,9 @@ import torch
 from torch import Tensor
 
 from . import _checks, _manifest, _measured, _sharding
+from ._namespaces import _C, COMPILED, MIXED, TRITON, build_error
 
 IMPLS = ("auto", "reference", "cpp", "cuda", "triton")
-
-try:
-    from . import _C
-
-    build_error: str | None = None
-except ImportError as error:  # usable without it: impl="reference"
-    _C = None  # type: ignore[assignment]
-    build_error = str(error)
 
 _WHOLE = (Tensor, torch.nn.Parameter)  # others may be a part of what is distributed
 _WITH_CUDA = {name for operator in _manifest.KERNELS if operator.cuda for name in operator.registered}
@@ -38,7 +31,7 @@ _triton: dict[str, tuple[str, ...]] = {}  # devices of an operator's Triton kern
 def record(op: str) -> None:
     """Note which compiled kernels a newly defined operator has."""
     for impl, key in (("cpp", "CPU"), ("cuda", "CUDA")):
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"cogview_ops::{op}", key):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"{COMPILED}::{op}", key):
             _compiled.add((op, impl))
 
 
@@ -123,10 +116,10 @@ def _namespace(op: str, impl: str, device: str, cuda_first: tuple[bool, bool], l
         if reason is None and name == "triton" and device not in (*_triton[op], "meta"):
             reason = f"its Triton kernel runs on {' or '.join(_triton[op])} (on cpu with TRITON_INTERPRET=1)"
         if reason is None and name == "triton":
-            return "cogview_ops_triton"
+            return TRITON
         if reason is None:
             mixed = impl == "auto" and cuda_first == (True, False) and not reason_unavailable(op, "triton")
-            return "cogview_ops_mixed" if mixed else "cogview_ops"
+            return MIXED if mixed else COMPILED
         reasons.append(f"{name}: {reason}")
     raise RuntimeError(f"{op} cannot run on a {device} tensor: {'; '.join(reasons)}. impl='reference' can.")
 
@@ -143,7 +136,7 @@ def run(namespace: str, name: str, *args: Any, values: Callable[[], None] | None
     if torch.compiler.is_compiling():
         return getattr(getattr(torch.ops, namespace), name)(*args)
     _checks.no_forward_mode(name.removesuffix("_fwd"), *args)
-    looks_itself = namespace == "cogview_ops" and type(args[0]) in _WHOLE and args[0].is_cpu
+    looks_itself = namespace == COMPILED and type(args[0]) in _WHOLE and args[0].is_cpu
     if values and not looks_itself:
         values()
     try:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _dispatch, _registration, _sharding
+from . import _dispatch, _namespaces, _registration, _sharding
 
 KINDS = ("layer_norm", "rms_norm")
 
@@ -181,4 +181,4 @@ def register(namespace: str) -> None:
         )
 
 
-register("cogview_ops")
+register(_namespaces.COMPILED)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _dispatch, _registration, _sharding, reference
+from . import _checks, _dispatch, _namespaces, _registration, _sharding, reference
 from ._remembered import remembered
 
 RELAX = (None, "row", "tensor")  # the kernels' numbering
@@ -201,7 +201,7 @@ def _checked_full(seed: int, device: torch.device) -> Tensor:
 
 
 # An operator, since Inductor would make a kernel of torch.full that takes the number as 32 bits.
-_seed_on = torch.library.custom_op("cogview_ops::seed_on", _checked_full, mutates_args=())
+_seed_on = torch.library.custom_op(f"{_namespaces.COMPILED}::seed_on", _checked_full, mutates_args=())
 _seed_on.register_fake(lambda seed, device: torch.empty((), dtype=torch.int64, device=device))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from . import _dispatch, _flops
+from . import _dispatch, _flops, _namespaces
 
 _libraries: dict[str, torch.library.Library] = {}
 # named, since torch 2.11 cannot trace torch.amp.is_autocast_available
@@ -19,7 +19,7 @@ def define(
     schema: str,
     fake: Callable[..., Any],
     *,
-    namespace: str = "cogview_ops",
+    namespace: str = _namespaces.COMPILED,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
 ) -> None:
@@ -30,10 +30,13 @@ def define(
     the compiled extension or by the Triton module.
     """
     library = _libraries.setdefault(namespace, torch.library.Library(namespace, "FRAGMENT"))
-    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    if namespace == "cogview_ops":
-        _dispatch.record(name)
     op = f"{namespace}::{name}"
+    if torch._C._dispatch_has_kernel(op):
+        _check_same(op, schema)
+    else:
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if namespace == _namespaces.COMPILED:
+        _dispatch.record(name)
     torch.library.register_fake(op, fake, lib=library)
     if backward is None:
 
@@ -45,6 +48,14 @@ def define(
     torch.library.register_vmap(op, _loop_over_batch(call, fake), lib=library)
     _dispatch.record_functions(namespace, name, *_functions(namespace, name, fake, backward, setup_context))
     _flops.register(namespace, name)
+
+
+def _check_same(op: str, schema: str) -> None:
+    """The library has the schemas of the Python that it was built from."""
+    namespace, _, name = op.partition("::")
+    there = getattr(getattr(torch.ops, namespace), name).default._schema
+    if there != torch._C.parse_schema(op + schema):
+        raise RuntimeError(f"the compiled library is not of this Python code: {there}; build it again")
 
 
 def _functions(
@@ -73,16 +84,17 @@ def _function(name: str, methods: dict[str, Any]) -> type[torch.autograd.Functio
 
 
 def implement(name: str, kernel: Callable[..., Any], devices: tuple[str, ...]) -> None:
-    """Make a Python function the kernel of `cogview_ops_triton::name` on some devices."""
+    """Make a Python function the kernel of `<namespace>_triton::name` on some devices."""
     for device in devices:
-        _libraries["cogview_ops_triton"].impl(name, kernel, device.upper())
+        _libraries[_namespaces.TRITON].impl(name, kernel, device.upper())
     _dispatch.record_triton(name, devices)
 
 
 def mix(name: str, define_forward: Callable[[str, str], None]) -> None:
-    """Define `cogview_ops_mixed::name`, the CUDA C++ kernel whose derivative is Triton's."""
-    define_forward("cogview_ops_mixed", "cogview_ops_triton")
-    _libraries["cogview_ops_mixed"].impl(name, getattr(torch.ops.cogview_ops, name), "CUDA")
+    """Define `<namespace>_mixed::name`, the CUDA C++ kernel whose derivative is Triton's."""
+    define_forward(_namespaces.MIXED, _namespaces.TRITON)
+    compiled = getattr(getattr(torch.ops, _namespaces.COMPILED), name)
+    _libraries[_namespaces.MIXED].impl(name, compiled, "CUDA")
 
 
 def _loop_over_batch(call: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ._namespaces import ALL
+
 _done: set[str] = set()
 
 
@@ -23,7 +25,7 @@ def register() -> None:
         return
     from torch.distributed.tensor.experimental import register_sharding
 
-    for namespace in ("cogview_ops", "cogview_ops_triton", "cogview_ops_mixed"):
+    for namespace in ALL:
         ops = getattr(torch.ops, namespace)
         for name, rule in _RULES.items():
             key = f"{namespace}::{name}"

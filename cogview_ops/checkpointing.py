@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from . import _manifest
+from . import _manifest, _namespaces
 
 _ATTENTIONS = frozenset(x.forward for x in _manifest.KERNELS if "attention" in x.name and x.differentiable)
-_NAMESPACES = ("cogview_ops", "cogview_ops_triton", "cogview_ops_mixed")
 _SDPA = tuple(
     getattr(torch.ops.aten, f"_scaled_dot_product_{kind}").default
     for kind in (
@@ -35,7 +34,7 @@ _SDPA = tuple(
 
 def policy(ctx: Any, op: Any, *args: Any, also_save: Sequence[Any] = (), **kwargs: Any) -> CheckpointPolicy:
     """What `torch.utils.checkpoint.create_selective_checkpoint_contexts` asks of each operator."""
-    own = isinstance(op, torch._ops.OpOverload) and op.namespace in _NAMESPACES
+    own = isinstance(op, torch._ops.OpOverload) and op.namespace in _namespaces.ALL
     saved = op._opname in _ATTENTIONS if own else op in _SDPA
     return CheckpointPolicy.MUST_SAVE if saved or op in also_save else CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Required, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from . import _checks, _cuda_limits, _dispatch, _registration, _sharding, reference
+from . import _checks, _cuda_limits, _dispatch, _namespaces, _registration, _sharding, reference
 from ._local_options import SCHEMA, TENSORS, WITH_GRADIENT, Options, flatten, unflatten
 from ._remembered import remembered
 
@@ -351,4 +351,4 @@ def register(namespace: str) -> None:
     )
 
 
-register("cogview_ops")
+register(_namespaces.COMPILED)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _checks, _dispatch, _registration, _sharding, reference
+from . import _checks, _dispatch, _namespaces, _registration, _sharding, reference
 from ._remembered import remembered
 
 
@@ -101,4 +101,4 @@ def register(namespace: str) -> None:
     )
 
 
-register("cogview_ops")
+register(_namespaces.COMPILED)

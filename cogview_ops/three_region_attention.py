@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from . import _checks, _cuda_limits, _dispatch, _registration, _sharding, reference
+from . import _checks, _cuda_limits, _dispatch, _namespaces, _registration, _sharding, reference
 from ._remembered import remembered
 from ._three_region_operators import register
 
@@ -380,4 +380,4 @@ def _numbers(
     return block_size, window_blocks, pivot_bias, _checks.scale(scale, query)
 
 
-register("cogview_ops")
+register(_namespaces.COMPILED)

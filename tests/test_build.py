@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 X86, OTHERS = (ROOT / "csrc/cpu/isa_list.h").read_text().split("#else")
 ISAS = re.findall(r"X\((\w+), \"", X86 if platform.machine() in ("x86_64", "AMD64") else OTHERS)
 EXPECTED = f"expected {', '.join(ISAS[:-1])} or {ISAS[-1]}" if ISAS[1:] else f"expected {ISAS[0]}"
-OBJECTS = sorted(p for isa in ISAS for p in ROOT.glob(f"build/{sys.implementation.cache_tag}/{isa}/csrc/cpu/*.o"))
+OBJECTS = sorted(p for isa in ISAS for p in ROOT.glob(f"build/torch-{torch.__version__}/{isa}/csrc/cpu/*.o"))
 needs_objects = pytest.mark.skipif(
     not OBJECTS or shutil.which("nm") is None, reason="no object files under build/ (not built in this tree), or no nm"
 )

@@ -137,7 +137,7 @@ def compiler(path: Path, *lines: str) -> str:
     return str(path)
 
 
-NEED = r"\ng\+\+ 11, .* are needed: apt install g\+\+ python3-dev, or CXX=/path/to/g\+\+ pip install \."
+NEED = r"\ng\+\+ 11, .* is needed: apt install g\+\+, or CXX=/path/to/g\+\+ pip install \."
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ class Shell:
 
     @property
     def installed(self) -> bool:
-        return bool([*site(self.bin.parent).glob("cogview_ops/_C*.so"), *self.sources.glob("cogview_ops/_C*.so")])
+        return bool([*site(self.bin.parent).glob("cogview_ops/lib*.so"), *self.sources.glob("cogview_ops/lib*.so")])
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Triton kernels, in the namespace `cogview_ops_triton`. Imported on demand (`_dispatch`): Triton is optional."""
+"""Triton kernels, in a namespace of their own (`_namespaces`). Imported on demand (`_dispatch`): Triton is optional."""
 
 from . import local_attention_2d as local_attention_2d
 from . import pb_relax_softmax as pb_relax_softmax

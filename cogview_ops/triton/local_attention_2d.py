@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .. import _registration
+from .. import _namespaces, _registration
 from .._local_options import TENSORS, WITH_GRADIENT, unflatten
 from ..local_attention_2d import define_forward, register
 from . import configs
@@ -125,7 +125,7 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
     return out
 
 
-register("cogview_ops_triton")
+register(_namespaces.TRITON)
 _registration.implement("local_attention_2d_fwd", forward, DEVICES)
 _registration.implement("local_attention_2d_bwd", backward, DEVICES)
 _registration.implement("local_attention_2d_decode", decode, DEVICES)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _registration
+from .. import _namespaces, _registration
 from ..pb_relax_softmax import register
 from . import _rows
 from ._rows import load, matrix, row_starts, store, tile_of
@@ -98,6 +98,6 @@ def backward(dout: Tensor, out: Tensor, alpha: float, causal: bool) -> Tensor:
     return _rows.kept(grad, made)
 
 
-register("cogview_ops_triton")
+register(_namespaces.TRITON)
 _registration.implement("pb_relax_softmax_fwd", forward, DEVICES)
 _registration.implement("pb_relax_softmax_bwd", backward, DEVICES)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _registration
+from .. import _namespaces, _registration
 from .._norm_operators import KINDS, register
 from . import _rows
 from ._norm_kernels import Dropout, Norm, backward_kernel, forward_kernel, peak_kernel
@@ -226,7 +226,7 @@ def step_backward(
     return dbranch, dresidual, drow_scale, *filled[0], *filled[1]
 
 
-register("cogview_ops_triton")
+register(_namespaces.TRITON)
 for _kind in KINDS:
     _registration.implement(f"{_kind}_fwd", partial(norm_forward, _kind), DEVICES)
     _registration.implement(f"{_kind}_bwd", partial(norm_backward, _kind), DEVICES)

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .. import _registration
+from .. import _namespaces, _registration
 from .._three_region_operators import define_forward, define_varlen_forward, empty_varlen, register
 from . import configs
 from ._three_region_backward import grad_key_kernel, grad_query_kernel
@@ -197,7 +197,7 @@ def decode(
     return out, lse
 
 
-register("cogview_ops_triton")
+register(_namespaces.TRITON)
 _registration.implement("three_region_attention_fwd", forward, DEVICES)
 _registration.implement("three_region_attention_bwd", backward, DEVICES)
 _registration.implement("three_region_attention_varlen_fwd", varlen_forward, DEVICES)

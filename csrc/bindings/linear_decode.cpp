@@ -43,4 +43,4 @@ Tensor run(const Tensor& x, const Tensor& weight, const Optional& bias_in, const
 }  // namespace
 }  // namespace cogview
 
-STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CPU, m) { m.impl("linear_decode", TORCH_BOX(&cogview::run)); }
+STABLE_TORCH_LIBRARY_IMPL(COGVIEW_OPS_NAMESPACE, CPU, m) { m.impl("linear_decode", TORCH_BOX(&cogview::run)); }

@@ -56,7 +56,7 @@ Tensor decode(const Tensor& q, const Tensor& k_in, const Tensor& v_in, const Opt
 }  // namespace
 }  // namespace cogview
 
-STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(COGVIEW_OPS_NAMESPACE, CPU, m) {
   m.impl("local_attention_2d_fwd", TORCH_BOX(&cogview::local_attention_2d_fwd<cogview::CpuCall>));
   m.impl("local_attention_2d_bwd", TORCH_BOX(&cogview::local_attention_2d_bwd<cogview::CpuCall>));
   m.impl("local_attention_2d_decode", TORCH_BOX(&cogview::decode));

@@ -57,7 +57,7 @@ struct CudaCall : CudaAttention {
 }  // namespace
 }  // namespace cogview
 
-STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(COGVIEW_OPS_NAMESPACE, CUDA, m) {
   m.impl("local_attention_2d_fwd", TORCH_BOX(&cogview::local_attention_2d_fwd<cogview::CudaCall>));
   m.impl("local_attention_2d_bwd", TORCH_BOX(&cogview::local_attention_2d_bwd<cogview::CudaCall>));
 }

@@ -27,7 +27,7 @@ Tensor bwd(const Tensor& dout, const Tensor& out, double alpha, bool causal) {
 }  // namespace
 }  // namespace cogview
 
-STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(COGVIEW_OPS_NAMESPACE, CPU, m) {
   m.impl("pb_relax_softmax_fwd", TORCH_BOX(&cogview::fwd));
   m.impl("pb_relax_softmax_bwd", TORCH_BOX(&cogview::bwd));
 }

@@ -93,7 +93,7 @@ struct Call : NormCall<NormPlan> {
 }  // namespace
 }  // namespace cogview
 
-STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(COGVIEW_OPS_NAMESPACE, CPU, m) {
   m.impl("layer_norm_fwd", TORCH_BOX(&cogview::norm_fwd<cogview::Call<false>>));
   m.impl("layer_norm_bwd", TORCH_BOX(&cogview::norm_bwd<cogview::Call<false>>));
   m.impl("rms_norm_fwd", TORCH_BOX(&cogview::norm_fwd<cogview::Call<true>>));

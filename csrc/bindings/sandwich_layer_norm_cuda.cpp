@@ -88,7 +88,7 @@ struct CudaCall : NormCall<cuda::LayerNormArgs> {
 }  // namespace
 }  // namespace cogview
 
-STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(COGVIEW_OPS_NAMESPACE, CUDA, m) {
   using LayerNorm = cogview::CudaCall<false>;
   using RmsNorm = cogview::CudaCall<true>;
   m.impl("layer_norm_fwd", TORCH_BOX(&cogview::norm_fwd<LayerNorm>));

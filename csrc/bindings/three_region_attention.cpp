@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor> decode(const Tensor& q, const Tensor& k, const Tensor
 }  // namespace
 }  // namespace cogview
 
-STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(COGVIEW_OPS_NAMESPACE, CPU, m) {
   m.impl("three_region_attention_fwd", TORCH_BOX(&cogview::fwd));
   m.impl("three_region_attention_bwd", TORCH_BOX(&cogview::bwd));
   m.impl("three_region_attention_decode", TORCH_BOX(&cogview::decode));

@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> varlen_bwd(const Optional& dout, const Option
 }  // namespace
 }  // namespace cogview
 
-STABLE_TORCH_LIBRARY_IMPL(cogview_ops, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(COGVIEW_OPS_NAMESPACE, CUDA, m) {
   m.impl("three_region_attention_fwd", TORCH_BOX(&cogview::fwd));
   m.impl("three_region_attention_bwd", TORCH_BOX(&cogview::bwd));
   m.impl("three_region_attention_varlen_fwd", TORCH_BOX(&cogview::varlen_fwd));

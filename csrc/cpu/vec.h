@@ -13,6 +13,10 @@
 
 #include "../dtype.h"
 
+#if defined(__x86_64__) && defined(__GLIBC__)
+__asm__(".symver log,log@GLIBC_2.2.5");  // glibc 2.29's gives the same, and older systems lack it
+#endif
+
 namespace cogview {
 namespace COGVIEW_ISA {
 namespace {

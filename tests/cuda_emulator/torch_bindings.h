@@ -30,4 +30,4 @@ inline void torch_c10_cuda_free_error_msg(char* message) { free(message); }
 #define DeviceGuard NoDeviceGuard
 #define aoti_torch_get_current_cuda_stream(device, stream) (static_cast<void>(device), TORCH_SUCCESS)
 #undef STABLE_TORCH_LIBRARY_IMPL
-#define STABLE_TORCH_LIBRARY_IMPL(library, key, m) _STABLE_TORCH_LIBRARY_IMPL(library##_emulated, CPU, m, C10_UID)
+#define STABLE_TORCH_LIBRARY_IMPL(library, key, m) _STABLE_TORCH_LIBRARY_IMPL(cogview_ops_emulated, CPU, m, C10_UID)
