@@ -1,17 +1,16 @@
 """`python -m benchmarks [--op NAME] [--dtype bf16]`: time the cases, write results/<device>.json, print the table."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from . import report
-from .cases import CASES, DTYPES, select
+from cogview_ops.bench.machine import keep_freed_pages
+from cogview_ops.bench.measure import DTYPES
 
-# Freed pages stay in the process: otherwise every call of every contestant would pay for page faults.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**38)}
+from . import report
+from .cases import CASES, select
 
 
 def main() -> int:
@@ -24,8 +23,7 @@ def main() -> int:
         chosen = select(CASES, options.op, options.dtype)
     except LookupError as error:
         parser.error(str(error))
-    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], os.environ | ALLOCATOR)
+    keep_freed_pages("benchmarks")
     tests = [f"{Path(__file__).parent / 'test_bench.py'}::test_case[{case}]" for case in chosen]
     quiet = ["-o", "addopts=", "-q", "--no-header", "--no-summary", "-p", "no:cacheprovider", "--benchmark-quiet"]
     status = pytest.main([*quiet, f"--benchmark-max-time={options.seconds}", *tests])

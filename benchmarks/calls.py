@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 
 import cogview_ops as ops
+from cogview_ops.bench import machine
 
-from . import machine, report
+from . import report
 
 SHAPE, LOOPS = (1, 2, 16, 16), 50
 Call = Callable[[], Any]

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from .dalle_problems import dalle, dalle_schedule
-from .problems import (
+from cogview_ops.bench.dalle_problems import dalle, dalle_schedule
+from cogview_ops.bench.measure import direction, made
+from cogview_ops.bench.problems import (
     Problem,
     cogview2,
     cross_resolution,
@@ -21,9 +22,7 @@ from .problems import (
     three_region_varlen,
     upsampling,
 )
-from .row_problems import add_layer_norm, layer_norm, linear, rms_norm, sandwich, sandwich_rms, softmax
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from cogview_ops.bench.row_problems import add_layer_norm, layer_norm, linear, rms_norm, sandwich, sandwich_rms, softmax
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,13 @@ class Case:
 
     @property
     def direction(self) -> str:
-        return "forward+backward" if self.backward else "forward"
+        return direction(self.backward)
 
     def __str__(self) -> str:
         return f"{self.op}-{self.shape}-{self.dtype}-{self.direction}"
 
     def problem(self, device: str = "cpu") -> Problem:
-        torch.manual_seed(0)
-        torch.compiler.reset()  # it gives up compiling a function after so many shapes: those of earlier cases count
-        with torch.device(device):
-            return self.build(DTYPES[self.dtype], self.backward)
+        return made(self.build, self.dtype, self.backward, device)
 
 
 def select(cases: Sequence[Case], op: str | None, dtype: str | None) -> list[Case]:

@@ -22,8 +22,8 @@ from PIL import Image
 
 from cogview.data.files import write_json
 from cogview.data.tokens import TokenDataset
+from cogview_ops.bench import machine
 
-from . import machine
 from .own_pictures import timed
 from .report import RESULTS
 

@@ -27,8 +27,9 @@ from cogview.parts.transformer import Transformer
 from cogview.recipes.cogview import CogView, CogViewConfig
 from cogview.recipes.recipe import Prompt
 from cogview.sampling import Sampling
+from cogview_ops.bench import machine
 
-from . import machine, report
+from . import report
 
 SIZES: dict[str, Any] = {"num_layers": 12, "hidden_size": 512, "num_heads": 8, "image_grid": 32, "max_positions": 1089}
 TEXT, PLACES, TOKENS = 30, (128, 384, 640, 896), 16  # of which the first few, behind a prompt, take longer

@@ -9,99 +9,24 @@ CUDA C++ and Triton is timed beside it.
 import argparse
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any
 
 import torch
 
-from . import cases, implementations, machine, problems, report, row_problems
-from .cases import DTYPES, GPU_CASES, Case
+from cogview_ops.bench import machine, problems, row_problems
+from cogview_ops.bench.clock import Call, Clock
+from cogview_ops.bench.correctness import contestants
+from cogview_ops.bench.measure import DTYPES, floor, timed, with_failed
+
+from . import cases, implementations, report
+from .cases import GPU_CASES, Case
 from .targets import DENSE, TARGETS
-from .test_bench import contestants
 
 LATE = "no time left"
-LARGE = 2**33  # bytes of a call beyond which it is not captured: a graph keeps them for itself
-FLUSH = 2**28  # bytes written before each timed call: more than the L2 cache of any GPU
-Call = Callable[[], Any]
-
-
-class Clock:
-    """Times calls, on the GPU from the device's point of view."""
-
-    def __init__(self, gpu: bool) -> None:
-        self.gpu = gpu
-        self.flush = torch.empty(FLUSH if gpu else 1, dtype=torch.uint8, device="cuda" if gpu else "cpu")
-
-    def seconds(self, call: Call) -> float:
-        if not self.gpu:
-            begin = perf_counter()
-            call()
-            return perf_counter() - begin
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        self.flush.zero_()  # keeps the device busy until all is queued
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-
-    def captured(self, call: Call, extra_bytes: int | None) -> tuple[Call, str | None]:
-        """The call as a CUDA graph, or itself and why it is not captured (it waits for the device, say)."""
-        if not self.gpu:
-            return call, "no GPU"
-        if extra_bytes is not None and extra_bytes > LARGE:
-            return call, f"takes {extra_bytes / 1e9:.0f} GB"
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        stream.wait_stream(torch.cuda.current_stream())
-        try:
-            with torch.cuda.stream(stream):
-                for _ in range(2):
-                    call()
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph):
-                call()
-        except Exception as error:
-            torch.cuda.synchronize()
-            return call, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-        return graph.replay, None
-
-    def in_turn(self, calls: dict[str, Call], seconds: float) -> dict[str, list[float]]:
-        """Seconds of each call in at least 5 rounds, for so long."""
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        stop = monotonic() + seconds
-        for rounds in range(100):
-            if rounds >= 5 and monotonic() >= stop:
-                break
-            for name, call in calls.items():
-                times[name].append(self.seconds(call))
-        return times
-
-    def ceilings(self) -> dict[str, float]:
-        """Bytes per second of a copy, counting both directions, and FLOPs per second of a product."""
-        size = 8192 if self.gpu else 64
-        source = torch.ones(16 * size * size, device=self.flush.device)
-        target = torch.empty_like(source)
-        a, b = torch.randn(2, size, size, dtype=torch.bfloat16, device=self.flush.device)
-        copy = median(self.seconds(lambda: target.copy_(source)) for _ in range(9))
-        product = median(self.seconds(lambda: a @ b) for _ in range(9))
-        return {"copy": 2 * source.nbytes / copy, "matmul": 2 * size**3 / product}
-
-    def extra_bytes(self, call: Call) -> int | None:
-        """Growth of the device's memory at its peak during one call, results included."""
-        if not self.gpu:
-            return None
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-
-    def facts(self) -> dict[str, Any]:
-        return machine.facts() | ({"device": torch.cuda.get_device_name()} if self.gpu else {})
 
 
 def measure(
@@ -127,34 +52,14 @@ def measure(
         row["failed"] = failed["ours"]
         return
     row["output_bytes"] = sum(x.nbytes for x in calls["ours"]())
-    extra = {name: clock.extra_bytes(call) for name, call in calls.items()}
-    attempts = {name: clock.captured(call, extra[name]) for name, call in calls.items()}
-    # these are timed with their launches
-    row["not_captured"] = {name: reason for name, (_, reason) in attempts.items() if reason is not None}
-    times = clock.in_turn({name: call for name, (call, _) in attempts.items()}, seconds)
-    ours = median(times["ours"])
-    low, _, high = quantiles(times["ours"], n=4)
-    floors = {"memory": problem.bytes / ceiling["copy"], "matmul": problem.flops / ceiling["matmul"]}
-    bound = max(floors, key=floors.__getitem__)
-    row |= {"median_s": ours, "iqr_s": high - low, "rounds": len(times["ours"]), "tokens": problem.tokens}
-    row |= {"floor_s": floors[bound], "bound": bound, "floors_s": floors, "bytes": problem.bytes}
-    row |= {"flops": problem.flops, "extra_bytes": extra["ours"]}
-    results: dict[str, dict[str, Any]] = {
-        name: {
-            "median_s": median(values),
-            "ratio": median(values) / ours,
-            "rounds": len(values),
-            "extra_bytes": extra[name],
-        }
-        for name, values in times.items()
-    } | {name: {"failed": reason} for name, reason in failed.items()}
+    ours, results = timed(calls, clock, seconds)
+    row |= ours | {"tokens": problem.tokens}
+    row |= floor(problem, {"memory": ceiling["copy"], "matmul": ceiling["matmul"]})
     # our other kernel is no baseline: nobody has it instead
     row["implementations"] |= {name: results.pop(name) for name in own if name in results}
+    row["implementations"] |= {name: {"failed": failed.pop(name)} for name in own if name in failed}
     row["implementations"][mine] = results.pop("ours")
-    row["baselines"] = {
-        name: result if "failed" in result else result | {"same_result": name in problem.baselines}
-        for name, result in results.items()
-    }
+    row["baselines"] = with_failed(results, failed, problem)
 
 
 def rehearsal() -> list[Case]:

@@ -13,8 +13,10 @@ from unittest import mock
 
 import torch
 
-from .cases import DTYPES, GPU_CASES
-from .problems import Problem
+from cogview_ops.bench.measure import DTYPES
+from cogview_ops.bench.problems import Problem
+
+from .cases import GPU_CASES
 
 ROOT = Path(__file__).parents[1]
 CHIPS = {80: (164, 64), 90: (228, 64), 100: (228, 64), 120: (100, 48)}  # KB of shared memory, warps of a multiprocessor

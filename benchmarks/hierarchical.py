@@ -41,8 +41,9 @@ from cogview.recipes.superresolution import SuperResolution
 from cogview.sampling import Sampling
 from cogview.sequence import pad_text
 from cogview.superresolve import fine_batches
+from cogview_ops.bench import machine
 
-from . import hierarchical_steps, machine, report
+from . import hierarchical_steps, report
 from .generation import DTYPES, draw
 from .walks import missing, original_walk, published_walk, walk
 

@@ -5,8 +5,7 @@ from typing import Any
 from unittest import mock
 
 from cogview_ops import _dispatch
-
-from .problems import Problem
+from cogview_ops.bench.problems import Problem
 
 BOTH = {"cuda": "triton", "triton": "cuda", "mixed": "triton"}
 COMPILED = {"cpu": "cpp", "cuda": "cuda"}  # by device

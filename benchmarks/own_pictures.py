@@ -29,8 +29,8 @@ from cogview.data.shuffle import draws
 from cogview.system import System
 from cogview.tokenizers.train_image import reconstruct
 from cogview.train.log import read_log
+from cogview_ops.bench import machine
 
-from . import machine
 from .report import RESULTS
 
 CAPTION = re.compile(r"a (?P<style>\w+) (?P<thing>.+) on a (?P<background>\w+) background")

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .machine import slug
+from cogview_ops.bench.machine import slug
+from cogview_ops.bench.words import seconds, size
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"cuda": "CUDA C++", "triton": "Triton", "mixed": "CUDA C++ with Triton's backward"}  # on a GPU
@@ -68,14 +69,6 @@ def contestant(item: tuple[str, dict[str, Any]]) -> str:
         return f"{name} not timed ({result['failed']})"
     memory = f" ({size(result['extra_bytes'])})" if result.get("extra_bytes") is not None else ""
     return f"{name} {result['ratio']:.3g}{'' if result['same_result'] else '*'}{memory}"
-
-
-def seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
-
-
-def size(value: int | None) -> str:
-    return "" if value is None else f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
 
 
 def tables(folder: Path = RESULTS) -> str:

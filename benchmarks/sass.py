@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from cogview_ops.bench.measure import DTYPES
+
 from . import gpu_code
-from .cases import DTYPES
 from .gpu_code import CHIPS, KINDS, NAMES, OPS, ROOT
 
 # an H100: multiprocessors, clock, exponentials a clock; bytes of a copy and of L2, FLOPs of bfloat16, a second

@@ -20,8 +20,8 @@ from cogview.recipes.cogview import CogView, CogViewConfig
 from cogview.recipes.recipe import Recipe
 from cogview.train.loop import Trainer
 from cogview.train.token_task import TokenTask
+from cogview_ops.bench import machine
 
-from . import machine
 from .report import RESULTS, load
 
 FOLDER = RESULTS / "scaling"

@@ -36,8 +36,9 @@ from cogview.sequence import pad_text
 from cogview.train.loop import Trainer
 from cogview.train.token_task import TokenTask
 from cogview_ops import layer_norm, pb_relax_softmax
+from cogview_ops.bench import machine
 
-from . import machine, stability_report
+from . import stability_report
 from .report import RESULTS
 
 ALPHA = 32.0  # of PB-relax attention, as in the paper

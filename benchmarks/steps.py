@@ -29,8 +29,9 @@ from cogview.recipes.cogview import CogView, CogViewConfig
 from cogview.recipes.recipe import Recipe
 from cogview.sequence import Batch
 from cogview.train.optimizer import Optimizer
+from cogview_ops.bench import machine
 
-from . import machine, report
+from . import report
 
 PARTS = ("forward", "backward", "optimizer", "step")
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}

@@ -23,12 +23,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import machine, problems, report, strips
+from cogview_ops.bench import machine, problems
+from cogview_ops.bench.clock import Call, Clock
+from cogview_ops.bench.correctness import TOLERANCE, contestants, results
+from cogview_ops.bench.problems import Problem
+
+from . import report, strips
 from .cases import Case
-from .gpu import Call, Clock
-from .problems import Problem
 from .strips import Choice
-from .test_bench import TOLERANCE, contestants, results
 
 Row = dict[str, Any]
 MAIN, FIRST = "320x64x64x{}", 64  # the shape, of head_dim 64, of which times are expected; it is tuned for

@@ -47,8 +47,8 @@ from cogview.tokenizers.image import PRESETS, VQVAE
 from cogview.tokenizers.text import TextTokenizer
 from cogview.train.loop import Trainer
 from cogview.train.token_task import TokenTask
+from cogview_ops.bench import machine
 
-from . import machine
 from .report import RESULTS
 
 PAIRS = {"tiny": 2400, "cogview": 32}

@@ -38,8 +38,8 @@ from cogview.train.loop import Trainer
 from cogview.train.ranks import ALONE, Ranks, joined, launched
 from cogview.train.sharding import built
 from cogview.train.token_task import TokenTask
+from cogview_ops.bench import machine
 
-from . import machine
 from .report import RESULTS
 from .stability import Scenes
 

@@ -12,8 +12,8 @@ from cogview.magnify import levels, windows
 from cogview.parts.transformer import Transformer
 from cogview.recipes.recipe import Prompt
 from cogview.sampling import Sampling
+from cogview_ops.bench import machine
 
-from . import machine
 from .generation import Original, draw, part_of
 
 

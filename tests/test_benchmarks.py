@@ -11,11 +11,13 @@ import pytest
 import torch
 from cases import three_region
 
-from benchmarks import baselines, cases, dalle_problems, machine, problems, report, row_problems
+from benchmarks import cases, report
 from benchmarks.cases import Case
-from benchmarks.test_bench import contestants, measure
+from benchmarks.test_bench import measure
 from cogview_ops import patterns
 from cogview_ops._manifest import KERNELS, OPERATORS
+from cogview_ops.bench import baselines, dalle_problems, machine, problems, row_problems
+from cogview_ops.bench.correctness import contestants
 
 SMALL = {
     "three_region_attention": partial(problems.three_region, heads=2, seqlen=1024, dim=16, pivots=100, text=20),
@@ -178,8 +180,8 @@ def small_row(benchmark, ours=None) -> dict:
 
 
 def test_a_row_is_timed_kept_and_printed(benchmark, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("benchmarks.machine.copy_bandwidth", lambda: 1e10)
-    monkeypatch.setattr("benchmarks.machine.exp_rate", lambda: 1e10)
+    monkeypatch.setattr("cogview_ops.bench.machine.copy_bandwidth", lambda: 1e10)
+    monkeypatch.setattr("cogview_ops.bench.machine.exp_rate", lambda: 1e10)
     row = small_row(benchmark)
     assert row["rounds"] == 3
     assert row["floor_s"] == 2 * 16 * 16 * 4 / 1e10

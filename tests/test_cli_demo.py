@@ -17,7 +17,6 @@ from PIL import Image
 from rich.console import Console
 from test_train_run import interrupted, trainer
 
-from benchmarks import machine
 from cogview import cli, pipeline
 from cogview.config import TrainConfig
 from cogview.data.tokens import TokenDataset
@@ -29,6 +28,7 @@ from cogview.system import System
 from cogview.tokenizers.image import VQVAE, VQConfig
 from cogview.train import checkpoint
 from cogview.train.loop import State
+from cogview_ops.bench import machine
 
 
 def steps_done(folder):

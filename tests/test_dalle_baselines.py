@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import baselines, dalle_baselines, dalle_problems
-from benchmarks.problems import NO_BACKWARD
-from benchmarks.test_bench import contestants, results
 from cogview.recipes.dalle import kind_of
 from cogview_ops import dalle_attention, patterns
+from cogview_ops.bench import baselines, dalle_baselines, dalle_problems
+from cogview_ops.bench.correctness import contestants, results
+from cogview_ops.bench.problems import NO_BACKWARD
 
 TEXT, GRID = 5, (4, 6)
 SEEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of steps down and to the right, from key to query

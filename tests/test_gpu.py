@@ -14,11 +14,12 @@ import torch
 from common import device_of, each_impl, python
 
 from benchmarks import __main__ as everywhere
-from benchmarks import cases, gpu, problems, targets
+from benchmarks import cases, gpu, targets
 from cogview.generate import fill
 from cogview.recipes.cogview import CogView, CogViewConfig
 from cogview.sampling import Sampling
 from cogview_ops import layer_norm, pb_relax_softmax, sandwich_layer_norm
+from cogview_ops.bench import problems
 
 ROOT = Path(__file__).parents[1]
 TEXTS = torch.tensor([[[1, 2, 3, 4], [5, 6, -1, -1], [7, 8, 9, -1]], [[9, 8, -1, -1], [7, 6, 5, 4], [3, 2, 1, -1]]])

@@ -82,6 +82,8 @@ ALLOWED: dict[str, set[str]] = {
 # of other people's models; nothing imports them
 PUBLIC = set(cogview_ops.__all__)
 INTEGRATIONS = {*PUBLIC, "_checks", "_dispatch", "_registration", "integrations"}
+# of benchmarks, which users have as well; nothing in the package imports them
+BENCH = {*PUBLIC, "__version__", "bench", "_dispatch", "_manifest", "modules", "patterns"}
 TRITON = {
     "patterns",
     "_checks",
@@ -124,7 +126,7 @@ def own(names: set[str]) -> set[str]:
 @pytest.mark.parametrize("path", modules("cogview_ops"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_inside_cogview_ops(path: Path) -> None:
     relative = path.relative_to(ROOT / "cogview_ops")
-    folders = {"triton": {*TRITON, "triton"}, "integrations": INTEGRATIONS}
+    folders = {"triton": {*TRITON, "triton"}, "integrations": INTEGRATIONS, "bench": BENCH}
     allowed = folders[relative.parts[0]] if len(relative.parts) > 1 else ALLOWED[relative.stem]
     assert own(imports(path)) <= allowed, f"{relative} may import {sorted(allowed)} only"
 
@@ -167,6 +169,15 @@ def test_cogview_imports_absolutely() -> None:
         assert not relative, f"{path.relative_to(ROOT)}, line {relative[0].lineno}"
 
 
+def test_benchmarks_that_are_installed_import_relatively() -> None:
+    """As one folder they may be part of a package of another name; matplotlib is loaded for plots alone."""
+    for path in modules("cogview_ops/bench"):
+        for node in ast.parse(path.read_text()).body:
+            level = getattr(node, "level", 0)
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")]
+            assert level or not {str(name).split(".")[0] for name in names} & {"cogview_ops", "matplotlib"}, path.name
+
+
 @pytest.mark.parametrize("path", modules("cogview/recipes"), ids=lambda p: p.stem)
 def test_recipes_know_no_shards_no_loop_and_no_command_line(path: Path) -> None:
     known = {name.split(".")[1] for name in imports(path) if name.startswith("cogview.")}
@@ -199,7 +210,7 @@ def test_cogview_uses_public_names_only() -> None:
     public = {*cogview_ops.__all__, "__version__", "modules", "info", "checkpointing", "pairs", "patterns"}
     for path in [*modules("cogview"), *(ROOT / "benchmarks").rglob("*.py")]:
         used = own(imports(path)) - {""}
-        inner = {"_dispatch", "_registration", "patterns", "reference", "triton"}
+        inner = {"_dispatch", "_registration", "bench", "patterns", "reference", "triton"}
         extra = inner if "benchmarks" in path.parts else set()
         assert used <= public | extra, f"{path.relative_to(ROOT)} imports {sorted(used - public)}"
         for node in ast.walk(ast.parse(path.read_text())):
@@ -262,7 +273,7 @@ def test_tests_of_operators_have_a_folder() -> None:
 
 
 def test_importing_loads_nothing_heavy() -> None:
-    heavy = ("triton", "matplotlib", "PIL", "rich", "cogview", "cogview_ops.integrations")
+    heavy = ("triton", "matplotlib", "PIL", "rich", "cogview", "cogview_ops.integrations", "cogview_ops.bench")
     code = f"import sys, cogview_ops; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cases, gpu, implementations, problems, report, strips, sweep
+from benchmarks import cases, gpu, implementations, report, strips, sweep
 from benchmarks.cases import Case
 from benchmarks.strips import Choice
+from cogview_ops.bench import problems
 
 TESTS = Path(__file__).parent
 

@@ -7,19 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import cogview_ops as ops
-from cogview_ops import patterns
-
+from .. import dalle_attention, patterns
 from . import baselines, dalle_baselines
-from .problems import Contestant, Problem, flex, self_attention
+from .problems import Contestant, Problem, check_tokens, flex, self_attention
 
 
 def dalle(
-    dtype: torch.dtype, back: bool, *, kind: str, wrap=False, heads=16, text=256, grid=(32, 32), dim=64
+    dtype: torch.dtype, back: bool, *, kind="row", wrap=False, heads=16, text=256, grid=(32, 32), dim=64
 ) -> Problem:
     """A layer. DALLE-pytorch's rows do not wrap, and its convolution is the square of 5 up to the token: 25 keys of the
     image, where ours, DALL-E's of 11, has up to 61. Its models can have no other size."""
     seqlen = text + grid[0] * grid[1]
+    check_tokens(seqlen)
     how: dict[str, Any] = {"kind": kind, "wrap": wrap, "text_len": text, "grid": grid, "kernel_size": 11}
     i = torch.arange(seqlen)
     mask = patterns.dalle(i[:, None], i, **how)
@@ -33,7 +32,7 @@ def dalle(
         other["DALLE-pytorch"] = dalle_baselines.convolutional(text, grid)
     else:
         (other if wrap else same)["DALLE-pytorch"] = dalle_baselines.axial(kind, text, grid)
-    op = partial(ops.dalle_attention, **how)
+    op = partial(dalle_attention, **how)
     return self_attention(op, int(mask.sum()), (heads, seqlen, dim), same, other, dtype, back)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cogview_ops import patterns
+from .. import patterns
 
 
 def vanilla_attention(mask: Tensor | None) -> Callable[..., Tensor]:

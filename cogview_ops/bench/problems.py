@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-import cogview_ops as ops
-from cogview_ops import patterns
-from cogview_ops.modules import KVCache
-
+from .. import (
+    cogview2_attention,
+    local_attention_2d,
+    local_attention_2d_decode,
+    patterns,
+    sample_pivots,
+    three_region_attention,
+    three_region_attention_decode,
+    three_region_attention_varlen,
+)
+from ..modules import KVCache
 from . import baselines
 
 Contestant = Callable[..., Any] | str  # a string says why there is none
@@ -80,13 +87,21 @@ DENSE = 8448  # tokens up to which the baselines with a mask of all pairs are ru
 LEFT_OUT = f"left out above {DENSE} tokens, memory and time are quadratic"
 
 
+def check_tokens(tokens: int) -> None:
+    """Of problems whose baselines all have a mask of all pairs."""
+    if tokens > DENSE:
+        raise ValueError(f"expected at most {DENSE} tokens, of which a mask of all pairs is made, got {tokens}")
+
+
 def spread_pivots(seqlen: int, text: int, total: int) -> Tensor:
     """All text and a random sample of the image, `[1, total]`."""
     position = torch.arange(seqlen)[None]
-    return ops.sample_pivots(position < text, position >= text, total)
+    return sample_pivots(position < text, position >= text, total)
 
 
 def three_region(dtype: torch.dtype, back: bool, *, heads=16, seqlen=4224, dim=64, pivots=768, text=128) -> Problem:
+    if seqlen > 4224 and seqlen % BLOCK:
+        raise ValueError(f"seqlen: expected a multiple of {BLOCK} above 4224 tokens, got {seqlen}")
     chosen = spread_pivots(seqlen, text, pivots)
     position = torch.arange(seqlen)
     window_start = (position // BLOCK + 1 - WINDOW).clamp(min=0) * BLOCK
@@ -109,7 +124,7 @@ def three_region(dtype: torch.dtype, back: bool, *, heads=16, seqlen=4224, dim=6
         cuDNN_causal_SDPA=baselines.sdpa(causal=True, backend=SDPBackend.CUDNN_ATTENTION),
     )
     problem = self_attention(
-        partial(ops.three_region_attention, pivots=chosen),
+        partial(three_region_attention, pivots=chosen),
         int((position + 1 - window_start + before).sum()),
         (heads, seqlen, dim),
         same | {"published formula": published},
@@ -121,21 +136,30 @@ def three_region(dtype: torch.dtype, back: bool, *, heads=16, seqlen=4224, dim=6
 
 
 def three_region_varlen(
-    dtype: torch.dtype, back: bool, *, lengths=(1024,) * 4, heads=8, kv_heads=8, dim=64, pivots=256, text=64
+    dtype: torch.dtype,
+    back: bool,
+    *,
+    lengths: tuple[int, ...] = (1024,) * 4,
+    heads=8,
+    kv_heads: int | None = None,
+    dim=64,
+    pivots=256,
+    text=64,
 ) -> Problem:
     """Packed sequences; what users have instead is a batch as long as the longest, or a mask of all pairs. With equal
     ones the batch form alone, since whoever is timed after something long is slower, by 10 % here."""
-    total, longest = sum(lengths), max(lengths)
+    total, longest, kv_heads = sum(lengths), max(lengths), kv_heads or heads
+    check_tokens(total)
     ends = torch.tensor((0, *lengths)).cumsum(0).int()
     sequence, position = patterns.packed(ends, total)
-    chosen = ops.sample_pivots(position < text, position >= text, pivots, cu_seqlens=ends)
+    chosen = sample_pivots(position < text, position >= text, pivots, cu_seqlens=ends)
     window, pivot = patterns.three_region_packed_masks(chosen, ends, total, BLOCK, WINDOW)
     mask, same = window | pivot, sequence[:, None] == sequence
 
     def sees(batch: Any, head: Any, i: Tensor, j: Tensor) -> Tensor:
         return mask[i, j]
 
-    batch = partial(ops.three_region_attention, pivots=chosen)
+    batch = partial(three_region_attention, pivots=chosen)
     alike: dict[str, Contestant] = {"batch form": baselines.of_padded(batch, lengths)}
     dense: dict[str, Contestant] = {}
     if min(lengths) < longest:
@@ -148,7 +172,7 @@ def three_region_varlen(
     key, value = torch.randn(2, total, kv_heads, dim, dtype=dtype)
     return Problem(
         (query, key, value),
-        partial(ops.three_region_attention_varlen, pivots=chosen, cu_seqlens=ends, max_seqlen=longest),
+        partial(three_region_attention_varlen, pivots=chosen, cu_seqlens=ends, max_seqlen=longest),
         alike,
         dense,
         bytes=(6 if back else 2) * (query.nbytes + key.nbytes),
@@ -164,15 +188,24 @@ def full_cache(query: Tensor, length: int, pivots: Tensor) -> Contestant:
     batch, heads, _, dim = query.shape
     cache = KVCache(batch, heads, length, dim, dtype=query.dtype, device=query.device)
     cache.append(*torch.randn(2, batch, heads, length, dim, dtype=query.dtype))
-    return lambda query, *_: ops.three_region_attention_decode(
+    return lambda query, *_: three_region_attention_decode(
         query, cache.keys, cache.values, pivots, cache.lengths, block_size=BLOCK, window_blocks=WINDOW
     )
 
 
 def three_region_decode(
-    dtype: torch.dtype, back: bool, *, lengths=(4224,), heads=16, kv_heads=16, dim=64, pivots=768, text=128
+    dtype: torch.dtype,
+    back: bool,
+    *,
+    lengths: tuple[int, ...] = (4224,),
+    heads=16,
+    kv_heads: int | None = None,
+    dim=64,
+    pivots=768,
+    text=128,
 ) -> Problem:
     """The last token of every sample against its cache."""
+    kv_heads = kv_heads or heads
     chosen = torch.cat([spread_pivots(length, text, pivots) for length in lengths])
     batch, room, ends = len(lengths), max(lengths), torch.tensor(lengths)
     window, pivot = patterns.three_region_masks(ends[:, None] - 1, room, chosen, BLOCK, WINDOW)
@@ -187,7 +220,7 @@ def three_region_decode(
             others[f"KVCache of {length}"] = full_cache(query, length, spread_pivots(length, text, pivots))
     return Problem(
         (query, key, value),
-        partial(ops.three_region_attention_decode, pivots=chosen, cache_seqlens=ends),
+        partial(three_region_attention_decode, pivots=chosen, cache_seqlens=ends),
         {
             "vanilla": baselines.vanilla_attention(mask),
             "masked SDPA": baselines.sdpa(mask),
@@ -249,7 +282,7 @@ def local_2d(
         same["F.unfold"] = baselines.unfolded_local(**window) if copied <= UNFOLDED else unfolded
     for name in without:
         (same if name in same else dense).pop(name)
-    op = partial(ops.local_attention_2d, **window)
+    op = partial(local_attention_2d, **window)
     problem = self_attention(op, pairs, (heads, seqlen, dim), same, dense, dtype, back)
     return replace(problem, truth=shifted) if alone or seqlen > DENSE else problem  # the reference is quadratic
 
@@ -269,6 +302,7 @@ def neighborhood(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim=
     """NATTEN's: windows that move inward at the edges; sizes of DiNAT's first layers."""
     window: dict[str, Any] = {"grid": grid, "kernel_size": kernel, "raster_causal": False, "edge": "shift"}
     seqlen = grid[0] * grid[1]
+    check_tokens(seqlen)
 
     def sees(b: Any, h: Any, i: Tensor, j: Tensor) -> Tensor:
         return patterns.local_2d(i, j, **window)
@@ -277,7 +311,7 @@ def neighborhood(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim=
     same: dict[str, Contestant] = {"masked SDPA": baselines.sdpa(mask)}
     same["FlexAttention"] = flex(sees, dtype, back, seqlen)
     same["NATTEN"] = NO_BACKWARD if back and not on_gpu() else baselines.natten(grid, kernel)
-    op, pairs = partial(ops.local_attention_2d, **window), seqlen * kernel[0] * kernel[1]
+    op, pairs = partial(local_attention_2d, **window), seqlen * kernel[0] * kernel[1]
     return self_attention(op, pairs, (heads, seqlen, dim), same, {"global SDPA": baselines.sdpa()}, dtype, back)
 
 
@@ -285,6 +319,7 @@ def local_2d_bias(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim
     """With a learned table by relative position, as in Swin and DiNAT."""
     window: dict[str, Any] = {"grid": grid, "kernel_size": kernel}
     seqlen = grid[0] * grid[1]
+    check_tokens(seqlen)
     i, j = torch.arange(seqlen)[:, None], torch.arange(seqlen)
     mask = patterns.local_2d(i, j, **window, raster_causal=False)
     row, column = patterns.relative_2d(i, j, **window, dilation=(1, 1))
@@ -303,9 +338,9 @@ def local_2d_bias(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim
         return whole(query, key, value, score_mod=score)
 
     def ours(query: Tensor, key: Tensor, value: Tensor, table: Tensor, **how: Any) -> Any:
-        return ops.local_attention_2d(query, key, value, bias=table, **window, **how)
+        return local_attention_2d(query, key, value, bias=table, **window, **how)
 
-    without: dict[str, Contestant] = {"no table": lambda *tensors: ops.local_attention_2d(*tensors[:3], **window)}
+    without: dict[str, Contestant] = {"no table": lambda *tensors: local_attention_2d(*tensors[:3], **window)}
     pairs = _pairs(grid, kernel)
     return Problem(
         (query, key, value, table),
@@ -325,6 +360,7 @@ def upsampling(
     """Queries of a fine grid, keys of a coarse one alone, as in AnyUp; or a copy of each key for each query."""
     how: dict[str, Any] = {"grid": grid, "coarse_grid": coarse}
     seqlen, cells = grid[0] * grid[1], coarse[0] * coarse[1]
+    check_tokens(seqlen)
     ratio = grid[0] // coarse[0], grid[1] // coarse[1]
 
     def sees(b: Any, h: Any, i: Tensor, j: Tensor) -> Tensor:
@@ -332,7 +368,7 @@ def upsampling(
 
     def ours(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:
         given: dict[str, Any] = {"kernel_size": None, "coarse_key": key, "coarse_value": value}
-        return ops.local_attention_2d(query, None, None, **given, **how, coarse_kernel_size=cross, **options)
+        return local_attention_2d(query, None, None, **given, **how, coarse_kernel_size=cross, **options)
 
     def copied(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Copies `ratio` rows and columns apart are of the cells around the query's own."""
@@ -340,7 +376,7 @@ def upsampling(
             x.unflatten(2, coarse).repeat_interleave(ratio[0], 2).repeat_interleave(ratio[1], 3).flatten(2, 3)
             for x in (key, value)
         )
-        return ops.local_attention_2d(query, *fine, grid=grid, kernel_size=cross, dilation=ratio)
+        return local_attention_2d(query, *fine, grid=grid, kernel_size=cross, dilation=ratio)
 
     mask = sees(0, 0, torch.arange(seqlen)[:, None], torch.arange(cells))
     query = torch.randn(1, heads, seqlen, dim, dtype=dtype)
@@ -367,6 +403,7 @@ def cross_resolution(
 ) -> Problem:
     """Raster-causal window, and a window in a coarse image."""
     seqlen, cells = grid[0] * grid[1], coarse[0] * coarse[1]
+    check_tokens(seqlen)
 
     def sees(batch: Any, head: Any, i: Tensor, j: Tensor) -> Tensor:
         own = patterns.local_2d(i, j, grid=grid, kernel_size=kernel, raster_causal=True)
@@ -374,7 +411,7 @@ def cross_resolution(
         return own & (j < seqlen) | home & (j >= seqlen)
 
     def op(query: Tensor, key: Tensor, value: Tensor, *others: Tensor, **how: Any) -> Any:
-        return ops.local_attention_2d(
+        return local_attention_2d(
             query,
             key,
             value,
@@ -424,7 +461,7 @@ def local_2d_decode(
     key, value = torch.cat([words, low, fine[..., :end, :]], 3)
 
     def op(query: Tensor, key: Tensor, value: Tensor, *others: Tensor, **how: Any) -> Any:
-        return ops.local_attention_2d_decode(
+        return local_attention_2d_decode(
             query,
             key,
             value,
@@ -479,13 +516,14 @@ def cogview2(
     how: dict[str, Any] = {"text_len": text, "grid": grid, "kernel_size": kernel}
     how |= {"coarse_grid": coarse, "coarse_kernel_size": cross}
     seqlen = text + grid[0] * grid[1] + (0 if coarse is None else coarse[0] * coarse[1])
+    check_tokens(seqlen)
 
     def sees(batch: Any, head: Any, i: Tensor, j: Tensor) -> Tensor:
         return patterns.cogview2(i, j, **how, raster_causal=False)
 
     mask = sees(0, 0, torch.arange(seqlen)[:, None], torch.arange(seqlen))
     return self_attention(
-        partial(ops.cogview2_attention, **how),
+        partial(cogview2_attention, **how),
         int(mask.sum()),
         (heads, seqlen, dim),
         {

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import cogview_ops as ops
-
+from .. import layer_norm as our_layer_norm
+from .. import linear_decode, pb_relax_softmax, sandwich_layer_norm, sandwich_rms_norm
+from .. import rms_norm as our_rms_norm
 from . import baselines
 from .problems import Contestant, Problem, gpu_only, on_gpu
 
@@ -21,7 +22,7 @@ def softmax(dtype: torch.dtype, back: bool, *, heads=16, seqlen=1088, causal=Fal
     visible = scores.numel() if mask is None else int(mask.sum()) * heads
     return Problem(
         (scores,),
-        partial(ops.pb_relax_softmax, alpha=alpha, causal=causal),
+        partial(pb_relax_softmax, alpha=alpha, causal=causal),
         {"eager formula": formula, "torch.compile": baselines.compile_formula(formula)},
         {"torch.softmax": baselines.torch_softmax, **gpu_only(Liger=baselines.liger_softmax)},
         bytes=(2 if back else 1) * scores.nbytes + (3 if back else 1) * visible * scores.element_size(),
@@ -33,12 +34,12 @@ def linear(dtype: torch.dtype, back: bool, *, rows=1, out=16384, dim=4096, int8=
     x, bias = torch.randn(rows, dim, dtype=dtype), torch.randn(out, dtype=dtype)
     if not int8:
         weight = torch.randn(out, dim, dtype=dtype)
-        return Problem((x, weight, bias), ops.linear_decode, {"F.linear": F.linear}, {}, bytes=weight.nbytes)
+        return Problem((x, weight, bias), linear_decode, {"F.linear": F.linear}, {}, bytes=weight.nbytes)
     numbers, scale = torch.randint(-127, 128, (out, dim), dtype=torch.int8), torch.rand(out) / 127
     wide = (numbers * scale[:, None]).to(dtype)
     return Problem(
         (x, bias),
-        lambda x, bias, **how: ops.linear_decode(x, numbers, bias, scale=scale, **how),
+        lambda x, bias, **how: linear_decode(x, numbers, bias, scale=scale, **how),
         {},
         {"F.linear without int8": lambda x, bias: F.linear(x, wide, bias)},
         bytes=numbers.nbytes,
@@ -74,7 +75,7 @@ def layer_norm(dtype: torch.dtype, back: bool, *, rows=8704, dim=2560) -> Proble
     same, others = _norms(dtype, back, lambda norm: norm)
     return Problem(
         (x, *_norm_weights(1, dim, dtype)),
-        ops.layer_norm,
+        our_layer_norm,
         same,
         others | gpu_only(Liger=baselines.liger_layer_norm),
         bytes=(5 if back else 2) * x.nbytes,
@@ -87,7 +88,7 @@ def sandwich(dtype: torch.dtype, back: bool, *, rows=8704, dim=2560) -> Problem:
     same, others = _norms(dtype, back, baselines.sandwich)
     return Problem(
         (branch, residual, *_norm_weights(2, dim, dtype)),
-        ops.sandwich_layer_norm,
+        sandwich_layer_norm,
         same,
         others,
         bytes=(10 if back else 4) * branch.nbytes,
@@ -101,7 +102,7 @@ def add_layer_norm(dtype: torch.dtype, back: bool, *, rows=8704, dim=2560) -> Pr
 
     def ours(branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, **how: Any) -> Any:
         given: dict[str, Any] = {"pre_weight": weight, "pre_bias": bias, "norms": "pre", "relax": None}
-        return ops.sandwich_layer_norm(branch, residual, **given, **how)
+        return sandwich_layer_norm(branch, residual, **given, **how)
 
     same, others = _norms(dtype, back, baselines.add_norm, relaxed=False)
     return Problem(
@@ -121,7 +122,7 @@ def rms_norm(dtype: torch.dtype, back: bool, *, rows=2048, dim=4096) -> Problem:
     same: dict[str, Contestant] = {"eager formula": formula, "torch.compile": baselines.compile_formula(formula)}
     return Problem(
         (x, *_norm_weights(1, dim, dtype, biased=False)),
-        partial(ops.rms_norm, weight_offset=1.0),
+        partial(our_rms_norm, weight_offset=1.0),
         same | gpu_only(Liger=baselines.liger_rms_norm),
         {"F.rms_norm": baselines.torch_rms_norm},
         bytes=(5 if back else 2) * x.nbytes,
@@ -145,7 +146,7 @@ def sandwich_rms(dtype: torch.dtype, back: bool, *, norms="both", rows=2048, dim
 
     def ours(branch: Tensor, residual: Tensor, *weights: Tensor, **how: Any) -> Any:
         given: dict[str, Any] = dict(zip(names, weights, strict=True)) | options
-        return ops.sandwich_rms_norm(branch, residual, norms=norms, **given, **how)
+        return sandwich_rms_norm(branch, residual, norms=norms, **given, **how)
 
     formula = step(norm)
     liger = gpu_only(Liger=baselines.liger_add_rms_norm) if norms == "pre" else {}

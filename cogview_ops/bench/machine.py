@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,10 +15,17 @@ from typing import Any
 
 import torch
 
-import cogview_ops
-from cogview_ops import _dispatch
+from .. import __version__, _dispatch
 
+# Freed pages stay in the process: otherwise every call of every contestant would pay for page faults.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**38)}
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # what threads of OpenMP do while they wait
+
+
+def keep_freed_pages(module: str) -> None:
+    """Begins `python -m module` anew with the allocator of ALLOCATOR, unless it has it; of glibc, so on Linux alone."""
+    if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | ALLOCATOR)
 
 
 @cache
@@ -29,7 +37,7 @@ def facts() -> dict[str, Any]:
         "compiler": _dispatch._C.compiler() if _dispatch._C else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cogview_ops": cogview_ops.__version__,
+        "cogview_ops": __version__,
         "commit": _commit(),
         "waiting": {name: os.environ[name] for name in WAITING if name in os.environ},
     }
@@ -52,13 +60,16 @@ def _commit() -> str | None:
     if given := os.environ.get("COGVIEW_OPS_COMMIT"):
         return given
 
+    root = Path(__file__).parents[2]
+
     def git(*arguments: str) -> str:
-        root = Path(__file__).parent.parent
         try:
             return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout.strip()
         except OSError:  # there is no git
             return ""
 
+    if Path(git("rev-parse", "--show-toplevel") or "/") != root:  # installed, maybe within somebody's own checkout
+        return None
     dirty = git("status", "--porcelain", "csrc", "cogview_ops", "benchmarks/*.py", "setup.py")
     commit = git("rev-parse", "--short=10", "HEAD")
     return commit + ("-dirty" if dirty else "") if commit else None
@@ -87,6 +98,16 @@ def best_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
         call()
         times.append(perf_counter() - start)
     return min(times[1:])
+
+
+def ceilings(dtype: torch.dtype, matmul: bool = True, exp: bool = True) -> dict[str, float]:
+    """What this CPU does a second, measured: bytes copied, FLOPs of products in that dtype, exponentials."""
+    rates = {"memory": copy_bandwidth()}
+    if matmul:
+        rates["matmul"] = matmul_rate(dtype)
+    if exp:
+        rates["exp"] = exp_rate()
+    return rates
 
 
 @cache
@@ -136,7 +157,10 @@ def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
         return None
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    reset.write_text("5")  # the peak starts again from now
+    try:
+        reset.write_text("5")  # the peak starts again from now
+    except OSError:  # a container that forbids it
+        return None
     before = _kilobytes(status, "VmRSS")
     call()
     return 1024 * max(_kilobytes(status, "VmHWM") - before, 0)
