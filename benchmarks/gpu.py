@@ -42,8 +42,7 @@ def measure(
     not to be run."""
     problem = case.problem("cuda" if clock.gpu else "cpu")
     if only is not None:
-        kept = {name: f for name, f in problem.others.items() if name in only}
-        problem = replace(problem, baselines={}, others=kept)
+        problem = replace(problem.only(only), baselines={})
     mine, other = implementations.of(problem)
     row |= {"implementation": mine, "implementations": {other: {"failed": lost or "not timed"}} if other else {}}
     own: dict[str, Call] = {other: partial(problem.ours, impl=other)} if other and not lost else {}
@@ -104,7 +103,7 @@ def main() -> int:
         print("benchmarks.gpu: no GPU that torch can use")
         return 2
     stop, clock = monotonic() + options.budget, Clock(torch.cuda.is_available())
-    ceiling = clock.ceilings()
+    ceiling = clock.ceilings
     out = options.out or report.RESULTS
     path, failed = out / f"{machine.slug(clock.facts()['device'])}.json", int(options.begin > 0)
     known = {report.key(row) for row in report.load(path)} if path.exists() else set()

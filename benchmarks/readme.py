@@ -1,50 +1,90 @@
 """`python -m benchmarks.readme`: writes the figures of benchmarks/results into the README's tables.
 
-A table stands below `<!-- results/<file>.json -->`; its rows say which cases it shows.
+A table stands below `<!-- results/<file>.json @<commit> -->`; its rows say which cases it shows, all of that commit:
+rows of another are refused, to be measured again or taken out. Without `@<commit>` they are of any one. A ratio to a
+baseline whose time is out of line (outliers.py) is left out, and printed.
 """
 
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from . import report
+from cogview_ops.bench import words
+
+from . import outliers, report
 
 README = Path(__file__).parent.parent / "README.md"
+TABLE = re.compile(r"(<!-- results/(\S+\.json)(?: @(\w+))? -->\n+)((?:\|.*\n)+)")
+Row = dict[str, Any]
 
 
 def filled(text: str, folder: Path = report.RESULTS) -> str:
-    """The README with the figures of today."""
-    return re.sub(
-        r"(<!-- results/(\S+\.json) -->\n+)((?:\|.*\n)+)",
-        lambda found: found[1] + _table(found[3].splitlines(), report.load(folder / found[2])),
-        text,
-    )
+    """The text with the figures of today. SystemExit says which rows are missing or of another commit."""
+    return TABLE.sub(lambda found: found[1] + _table(found[4].splitlines(), folder / found[2], found[3]), text)
 
 
-def _table(lines: list[str], rows: list[dict]) -> str:
-    by_case = {report.key(row): row for row in rows}
+def left_out(text: str, folder: Path = report.RESULTS) -> list[str]:
+    """Which ratios its tables do not show, and why."""
+    lines = []
+    for _, file, _, table in TABLE.findall(text):
+        wrong = outliers.found(report.load(folder / file))
+        cases = {_case(line) for line in table.splitlines()[2:]}
+        lines += [f"{file}: {', '.join(key)}, {name}: {why}" for (key, name), why in wrong.items() if key in cases]
+    return lines
+
+
+def _case(line: str) -> tuple[str, ...]:
+    """The key of a table's line among the rows."""
+    name, dtype, direction = (cell.strip() for cell in line.split("|")[1:4])
+    op, shape = name.replace("`", "").split(", ")
+    return op, shape, direction, dtype
+
+
+def _table(lines: list[str], path: Path, commit: str | None) -> str:
+    by_case = {report.key(row): row for row in outliers.without(report.load(path))}
+    chosen = [(line, by_case.get(_case(line))) for line in lines[2:]]
+    if missing := [_case(line) for line, row in chosen if row is None or "failed" in row]:
+        raise SystemExit(f"README: no figure of {'; '.join(', '.join(case) for case in missing)} in {path.name}")
+    rows = [row for _, row in chosen if row is not None]
+    _check_commit(rows, path.name, commit)
     out = lines[:2]
-    for line in lines[2:]:
+    for line, row in zip(lines[2:], rows, strict=True):
         name, dtype, direction = (cell.strip() for cell in line.split("|")[1:4])
-        op, shape = name.replace("`", "").split(", ")
-        row = by_case.get((op, shape, direction, dtype))
-        if row is None or "failed" in row:
-            raise SystemExit(f"README: no figure of {op}, {shape}, {dtype}, {direction} among the results")
         cells = [name, dtype, direction, report.seconds(row["median_s"]), ", ".join(_ratios(row["baselines"]))]
         out.append(f"| {' | '.join(cells)} |")
     return "\n".join(out) + "\n"
 
 
-def _short(ratio: float) -> str:
-    return f"{ratio:.{2 if ratio < 0.95 else 1 if ratio < 9.95 else 0}f}"
+def _check_commit(rows: list[Row], file: str, commit: str | None) -> None:
+    commits = Counter(row["commit"] for row in rows)
+    if commit is None:
+        (commit, _), *_ = commits.most_common(1)
+    # short names of a commit are of several lengths; what was measured with changes on top of it is none
+    others = [row for row in rows if row["commit"] != commit and not re.fullmatch(f"{commit}[0-9a-f]*", row["commit"])]
+    if others:
+        said = "; ".join(f"{', '.join(report.key(row))} (of {row['commit']})" for row in others)
+        raise SystemExit(
+            f"README: the table of {file} is of commit {commit}, but these rows are not: {said}. Measure them again at "
+            "it, or all at a newer one (python -m benchmarks, on a GPU benchmarks.gpu, with --op and --dtype), or take "
+            "them out of the table"
+        )
 
 
 def _ratios(baselines: dict[str, dict]) -> list[str]:
     return [
-        f"{name} {_short(result['ratio'])}{'' if result['same_result'] else '*'}"
+        f"{name} {words.ratio(result['ratio'])}{'' if result['same_result'] else '*'}"
         for name, result in baselines.items()
         if "ratio" in result and not name.startswith("KVCache")  # that is the operator itself
     ]
 
 
+def main() -> None:
+    text = README.read_text()
+    README.write_text(filled(text))
+    for line in left_out(text):
+        print(f"left out of {README.name}: {line}")
+
+
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text()))
+    main()

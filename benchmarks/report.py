@@ -1,8 +1,9 @@
-"""`python -m benchmarks.report [folder of results]`: the results of every machine as Markdown tables."""
+"""`python -m benchmarks.report [folder of results]`: the results of every machine as Markdown tables; with `--plots` as
+figures, light and dark (plots.py)."""
 
+import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from cogview_ops.bench.machine import slug
 from cogview_ops.bench.words import seconds, size
 
 RESULTS = Path(__file__).parent / "results"
+PLOTS = Path(__file__).parent.parent / "build" / "plots"
 NAMES = {"cuda": "CUDA C++", "triton": "Triton", "mixed": "CUDA C++ with Triton's backward"}  # on a GPU
 HEADER = (
     "| operator | shape | dtype | pass | time | per token | spread | of the floor | extra memory | times as fast as |",
@@ -93,5 +95,24 @@ def tables(folder: Path = RESULTS) -> str:
     )
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=RESULTS, help="below results (default: itself)")
+    parser.add_argument(
+        "--plots", nargs="?", type=Path, const=PLOTS, metavar="FOLDER", help="figures instead of tables"
+    )
+    options = parser.parse_args()
+    folder = RESULTS / options.folder
+    if options.plots is None:
+        print(tables(folder))
+        return
+    try:
+        from . import plots
+    except ImportError as error:
+        parser.error(f"--plots needs matplotlib, which cannot be imported ({error}): pip install matplotlib")
+    made = plots.make(options.plots, folder)
+    print(*(f"{figure.light} and {figure.dark.name}: {figure.alt}" for figure in made), sep="\n")
+
+
 if __name__ == "__main__":
-    print(tables(RESULTS.joinpath(*sys.argv[1:])))
+    main()

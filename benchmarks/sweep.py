@@ -158,7 +158,7 @@ class Sweep:
     restart: Callable[[], None]  # goes on in a new process
 
     def __post_init__(self) -> None:
-        self.copy = self.clock.ceilings()["copy"]
+        self.copy = self.clock.ceilings["copy"]
 
     def run(self, job: Job) -> None:
         """As far as time allows."""

@@ -375,7 +375,7 @@ def test_a_row_has_the_other_kernel_apart(monkeypatch) -> None:
     assert row["implementation"] == "triton"
     assert set(row["implementations"]) == {"triton", "cuda"}
     assert row["implementations"]["triton"]["median_s"] == row["median_s"]
-    assert row["implementations"]["cuda"]["rounds"] == 5
+    assert row["implementations"]["cuda"]["rounds"] > 0
     assert row["baselines"] == {}
     assert f"{report.seconds(row['median_s'])} (Triton; CUDA C++ " in report.line(row)
     monkeypatch.setenv(strips.VARIABLE, "forward=3,8,3")  # wrong

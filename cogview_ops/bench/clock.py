@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from statistics import median
 from time import monotonic, perf_counter
 from typing import Any
@@ -94,11 +95,13 @@ class Clock:
             turns.round()
         return turns.times
 
+    @cached_property
     def ceilings(self) -> dict[str, float]:
         """Bytes per second of a copy, counting both directions, and FLOPs per second of a bfloat16 product. Without a
         GPU, of so little that it only rehearses; `machine.ceilings` has those of a CPU."""
         size = 8192 if self.gpu else 64
-        source = torch.ones(16 * size * size, device=self.device)
+        most = torch.cuda.get_device_properties(0).total_memory // 32 if self.gpu else 16 * size * size
+        source = torch.ones(min(16 * size * size, most), device=self.device)
         target = torch.empty_like(source)
         a, b = torch.randn(2, size, size, dtype=torch.bfloat16, device=self.device)
         copy = median(self.seconds(lambda: target.copy_(source)) for _ in range(9))

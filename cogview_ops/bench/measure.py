@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from . import machine
 from .clock import Clock
 from .correctness import contestants
 from .problems import Problem
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Results = dict[str, dict[str, Any]]  # by contestant
+Rows = list[dict[str, Any]]
 
 
 def made(build: Callable[..., Problem], dtype: str, backward: bool, device: str = "cpu") -> Problem:
@@ -26,16 +28,23 @@ def direction(backward: bool) -> str:
     return "forward+backward" if backward else "forward"
 
 
-def measured(problem: Problem, backward: bool, clock: Clock, rates: dict[str, float], seconds: float) -> dict[str, Any]:
-    """What a row says beside its name; only "failed", and why, where ours is wrong or cannot run here. `rates` as in
-    `floor`."""
+def measured(problem: Problem, backward: bool, clock: Clock, seconds: float) -> dict[str, Any]:
+    """What a row says beside its name; only "failed", and why, where ours is wrong or cannot run here."""
     calls, failed = contestants(problem, backward)
     if "ours" in failed:
         return {"failed": failed["ours"]}
     row, results = timed(calls, clock, seconds)
     del results["ours"]
+    rates = ceilings(problem, clock)
     row |= {"tokens": problem.tokens, "input_bytes": sum(x.nbytes for x in problem.inputs), **floor(problem, rates)}
     return row | {"baselines": with_failed(results, failed, problem)}
+
+
+def ceilings(problem: Problem, clock: Clock) -> dict[str, float]:
+    """What the device does a second of the work that there is; of a GPU bytes and bfloat16 products."""
+    if not clock.gpu:
+        return machine.ceilings(problem.inputs[0].dtype, matmul=problem.flops > 0, exp=problem.exps > 0)
+    return {"memory": clock.ceilings["copy"], "matmul": clock.ceilings["matmul"]}
 
 
 def timed(calls: dict[str, Callable[[], Any]], clock: Clock, seconds: float) -> tuple[dict[str, Any], Results]:

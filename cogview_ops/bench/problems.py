@@ -40,6 +40,11 @@ class Problem:
     sample: Callable[[Tensor], Tensor] = lambda x: x  # part that float64 can check in little memory
     truth: Callable[..., Any] | None = None  # in float64; by default ours with impl="reference"
 
+    def only(self, names: Sequence[str]) -> "Problem":
+        """With these of its baselines and others alone."""
+        same, others = ({n: f for n, f in x.items() if n in names} for x in (self.baselines, self.others))
+        return replace(self, baselines=same, others=others)
+
 
 def on_gpu() -> bool:
     """Where the case is being built: some baselines are for a GPU alone."""

@@ -1,0 +1,124 @@
+"""`python -m cogview_ops.bench OP`: how fast an operator is on this machine, beside what there is instead.
+
+Results are compared with float64 first, what is wrong is not timed; then all take turns. The floor is the least time in
+which this machine could move the bytes or do the arithmetic that no method can avoid, at the speed of its own copy,
+matrix product and torch.exp, measured now. A star marks what computes something else, such as dense attention.
+"""
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from . import machine, peers, shapes, table
+from .clock import Clock
+from .measure import DTYPES, Rows, direction, made, measured
+from .operators import TIMED, differentiable, operator
+from .problems import Problem
+
+COMPILED = ("FlexAttention", "torch.compile")  # half a minute each on a CPU before there is a time
+
+
+def listing() -> str:
+    lines = ["Operators, each with an example line; `peers` is the comparison with other packages.", ""]
+    for name, timed in TIMED.items():
+        example = " ".join(timed.sweep) or shapes.expected(name)
+        lines += [f"{name}: {timed.about}", f"    python -m cogview_ops.bench {name} --shape {example}"]
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m cogview_ops.bench", description=__doc__, formatter_class=how)
+    parser.add_argument("op", nargs="?", metavar="OP", help="an operator, or peers (default: list what there is)")
+    parser.add_argument("--shape", nargs="+", default=[""], help="one or several, such as 4x4224x64 or heads=4,dim=64")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: %(default)s)")
+    parser.add_argument("--direction", choices=[direction(False), direction(True)], default=direction(False))
+    parser.add_argument(
+        "--baselines", help=f"names with commas, or all (default: but {' and '.join(COMPILED)} on CPUs)"
+    )
+    parser.add_argument("--seconds", type=float, default=2, help="of timing for each shape (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the rows, as `python -m benchmarks` keeps them"
+    )
+    parser.add_argument("--plot", type=Path, nargs="?", const=Path("bench.png"), metavar="FILE", help="PNG, SVG or PDF")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parse = parser()
+    options = parse.parse_args(arguments)
+    if options.op is None:
+        print(listing())
+        return 0
+    if options.op != "peers" and options.op not in TIMED:
+        parse.error(f"OP: expected peers or one of {', '.join(TIMED)}, got {options.op!r}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parse.error("--device cuda: torch finds no GPU here")
+    if options.seconds <= 0:
+        parse.error(f"--seconds: expected more than 0, got {options.seconds}")
+    if options.plot is not None:
+        try:
+            from . import figures
+        except ImportError as error:
+            parse.error(f"--plot needs matplotlib, which cannot be imported ({error}): pip install matplotlib")
+    try:
+        if options.op == "peers":
+            rows = peers.rows(options.dtype, options.device, options.seconds)
+        else:
+            rows = sweep(options)
+    except ValueError as error:
+        parse.error(str(error))
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        print(f"rows: {options.json}")
+    timed = [row for row in rows if "failed" not in row]
+    if options.plot is not None and timed:
+        figures.of_rows(timed).savefig(options.plot)
+        print(f"plot: {options.plot}")
+    return int(len(timed) < len(rows))
+
+
+def sweep(options: argparse.Namespace) -> Rows:
+    """The row of each shape, printed as it comes. ValueError says which argument is wrong."""
+    backward = options.direction == direction(True)
+    if backward and not differentiable(options.op):
+        raise ValueError(f"--direction {options.direction}: {options.op} has no derivative")
+    given = [shapes.parsed(options.op, text) for text in options.shape]
+    clock, rows = Clock(options.device == "cuda"), Rows()
+    for sizes in given:
+        row = {"op": operator(options.op), "shape": shapes.label(options.op, sizes), "dtype": options.dtype}
+        row |= {"direction": options.direction, **clock.facts()}
+
+        try:
+            problem = made(partial(TIMED[options.op].build, **sizes), options.dtype, backward, options.device)
+            problem, left_out = chosen(problem, options.baselines, clock.gpu)
+            rows.append(row | measured(problem, backward, clock, options.seconds))
+        except ValueError as error:  # what sizes may be together, builders and operators say
+            raise ValueError(f"--shape {row['shape']}: {error}") from error
+        print(table.of(rows[-1], left_out), flush=True)
+    return rows
+
+
+def chosen(problem: Problem, names: str | None, gpu: bool) -> tuple[Problem, list[str]]:
+    """With these baselines alone, and the names of those that nobody asked for."""
+    there = [*problem.baselines, *problem.others]
+    if names == "all":
+        return problem, []
+    if names is None:
+        wanted = [name for name in there if gpu or name not in COMPILED]
+    else:
+        asked = [name.strip().lower() for name in names.split(",")]
+        wanted = [name for name in there if name.lower() in asked]
+        if unknown := set(asked) - {name.lower() for name in there}:
+            raise SystemExit(f"--baselines: expected all or some of {', '.join(there)}, got {', '.join(unknown)}")
+    return problem.only(wanted), [name for name in there if name not in wanted] if names is None else []
+
+
+if __name__ == "__main__":
+    machine.keep_freed_pages("cogview_ops.bench")
+    sys.exit(main())

@@ -1,0 +1,2 @@
+def rows(dtype, device, seconds):
+    return []
