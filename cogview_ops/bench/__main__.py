@@ -8,6 +8,8 @@ matrix product and torch.exp, measured now. A star marks what computes something
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,14 +27,15 @@ COMPILED = ("FlexAttention", "torch.compile")  # half a minute each on a CPU bef
 def listing() -> str:
     lines = ["Operators, each with an example line; `peers` is the comparison with other packages.", ""]
     for name, timed in TIMED.items():
-        example = " ".join(timed.sweep) or shapes.expected(name)
+        example = " ".join(timed.sweep) or shapes.example(name)
         lines += [f"{name}: {timed.about}", f"    python -m cogview_ops.bench {name} --shape {example}"]
     return "\n".join(lines)
 
 
 def parser() -> argparse.ArgumentParser:
     how = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m cogview_ops.bench", description=__doc__, formatter_class=how)
+    usage = "python -m cogview_ops.bench [OP] [options], --help says which"
+    parser = argparse.ArgumentParser("cogview_ops.bench", usage, __doc__, formatter_class=how)
     parser.add_argument("op", nargs="?", metavar="OP", help="an operator, or peers (default: list what there is)")
     parser.add_argument("--shape", nargs="+", default=[""], help="one or several, such as 4x4224x64 or heads=4,dim=64")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: %(default)s)")
@@ -66,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
             from . import figures
         except ImportError as error:
             parse.error(f"--plot needs matplotlib, which cannot be imported ({error}): pip install matplotlib")
+        if options.plot.suffix not in (".png", ".svg", ".pdf"):
+            parse.error(f"--plot: expected a name that ends in .png, .svg or .pdf, got {str(options.plot)!r}")
     try:
         if options.op == "peers":
             rows = peers.rows(options.dtype, options.device, options.seconds)
@@ -78,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rows: {options.json}")
     timed = [row for row in rows if "failed" not in row]
     if options.plot is not None and timed:
-        figures.of_rows(timed).savefig(options.plot)
+        with figures.style("light"):
+            figures.save(figures.of_rows(timed, "light"), options.plot, "white")
         print(f"plot: {options.plot}")
     return int(len(timed) < len(rows))
 
@@ -93,15 +99,22 @@ def sweep(options: argparse.Namespace) -> Rows:
     for sizes in given:
         row = {"op": operator(options.op), "shape": shapes.label(options.op, sizes), "dtype": options.dtype}
         row |= {"direction": options.direction, **clock.facts()}
-
-        try:
+        with naming(f"--shape {row['shape']}"):  # what sizes may be together, builders and operators say
             problem = made(partial(TIMED[options.op].build, **sizes), options.dtype, backward, options.device)
-            problem, left_out = chosen(problem, options.baselines, clock.gpu)
+        problem, left_out = chosen(problem, options.baselines, clock.gpu)
+        with naming(f"--shape {row['shape']}"):
             rows.append(row | measured(problem, backward, clock, options.seconds))
-        except ValueError as error:  # what sizes may be together, builders and operators say
-            raise ValueError(f"--shape {row['shape']}: {error}") from error
         print(table.of(rows[-1], left_out), flush=True)
     return rows
+
+
+@contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """ValueErrors begin with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
 
 
 def chosen(problem: Problem, names: str | None, gpu: bool) -> tuple[Problem, list[str]]:
@@ -115,7 +128,7 @@ def chosen(problem: Problem, names: str | None, gpu: bool) -> tuple[Problem, lis
         asked = [name.strip().lower() for name in names.split(",")]
         wanted = [name for name in there if name.lower() in asked]
         if unknown := set(asked) - {name.lower() for name in there}:
-            raise SystemExit(f"--baselines: expected all or some of {', '.join(there)}, got {', '.join(unknown)}")
+            raise ValueError(f"--baselines: expected all or some of {', '.join(there)}, got {', '.join(unknown)}")
     return problem.only(wanted), [name for name in there if name not in wanted] if names is None else []
 
 

@@ -1,4 +1,5 @@
-"""What the operators are compared with: plain formulas, SDPA, FlexAttention, Liger. Masks are bool, True = attend."""
+"""What the operators are compared with: plain formulas, SDPA, FlexAttention; packages.py has other packages. Masks are
+bool, True = attend."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -270,18 +271,6 @@ def flex_attention(mask_mod: Callable[..., Tensor], seqlen: int, num_keys: int |
     return lambda query, key, value, **options: compiled(query.device)(query, key, value, **options)
 
 
-def natten(grid: tuple[int, int], kernel_size: tuple[int, int]) -> Callable[..., Tensor]:
-    """NATTEN's na2d, whose tensors are [B, H, W, heads, D]."""
-
-    def attention(*tensors: Tensor) -> Tensor:
-        from natten import na2d
-
-        out = na2d(*(x.transpose(1, 2).unflatten(1, grid) for x in tensors), kernel_size)
-        return out.flatten(1, 2).transpose(1, 2)
-
-    return attention
-
-
 def compile_formula(formula: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile of it, at its first call (making the object alone imports the compiler)."""
     compiled = cache(lambda: torch.compile(formula, dynamic=False))
@@ -306,18 +295,6 @@ def torch_softmax(scores: Tensor) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """F.layer_norm, without PB-relax."""
     return F.layer_norm(x, x.shape[-1:], weight, bias)
-
-
-def liger_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
-
-    return LigerLayerNormFunction.apply(x, weight, bias, 1e-5)
-
-
-def liger_softmax(scores: Tensor) -> Tensor:
-    from liger_kernel.ops.softmax import LigerSoftmaxFunction
-
-    return LigerSoftmaxFunction.apply(scores)
 
 
 def _relaxed(x: Tensor) -> Tensor:
@@ -350,18 +327,6 @@ def llama_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 def torch_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """F.rms_norm, whose weight is what it is."""
     return F.rms_norm(x, x.shape[-1:], weight, 1e-6)
-
-
-def liger_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-
-    return LigerRMSNormFunction.apply(x, weight, 1e-6, 1.0, "gemma", False)
-
-
-def liger_add_rms_norm(branch: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
-
-    return LigerFusedAddRMSNormFunction.apply(branch, residual, weight, 1e-6, 0.0, "llama", False)[::-1]
 
 
 def sandwich(norm: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -15,10 +15,13 @@ BASELINE_SLACK = 5.0
 
 
 def contestants(
-    problem: Problem, backward: bool, kernels: dict[str, Callable[..., Any]] | None = None
+    problem: Problem,
+    backward: bool,
+    kernels: dict[str, Callable[..., Any]] | None = None,
+    slack: float = BASELINE_SLACK,
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
     """Calls to time, "ours" last, and the reasons why others are not: wrong here, or cannot run here. `kernels` are
-    others of our own, which must be as good as "ours"."""
+    others of our own, which must be as good as "ours"; a baseline's error may be `slack` times as large."""
     own = {**(kernels or {}), "ours": problem.ours}
     run = partial(results, problem.inputs, backward)
     sampled = tuple(problem.sample(x).double() for x in problem.inputs)
@@ -36,7 +39,7 @@ def contestants(
             failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
             continue
         if name not in problem.others:
-            wrong = mismatch(got, expected, problem, tolerance * (1 if name in own else BASELINE_SLACK))
+            wrong = mismatch(got, expected, problem, tolerance * (1 if name in own else slack))
             if wrong:
                 failed[name] = wrong
                 continue

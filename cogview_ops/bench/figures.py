@@ -98,11 +98,11 @@ def style(theme: str = "light") -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """The same bytes each time: without a date."""
+def save(figure: Figure, path: Path, background: str = "none") -> None:
+    """The same bytes each time: without a date. Within `style`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return path
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+    figure.savefig(path, metadata=metadata, facecolor=background)
 
 
 def place(row: Row) -> Place:
@@ -132,7 +132,7 @@ def _look(name: str, theme: str) -> dict[str, Any]:
     """Colour and marker of a contestant."""
     if name == OURS:
         return {"color": _BLUE[theme], "marker": "o", "linewidth": 2.2, "zorder": 3}
-    color, marker = _LOOKS.get(name.rstrip("*"), _OTHER)
+    color, marker = _LOOKS.get(name.rpartition(": ")[2].rstrip("*"), _OTHER)
     return {"color": color, "marker": marker, "linewidth": 1.2, "linestyle": "--" if name.endswith("*") else "-"}
 
 
@@ -306,10 +306,15 @@ def floors(rows: list[Row], theme: str, title: str) -> Figure:
     return figure
 
 
-def of_rows(rows: list[Row], theme: str = "light") -> Figure:
-    """What `python -m cogview_ops.bench --plot` draws: a sweep over lengths, or contestants side by side."""
-    title = f"{rows[0]['op']}, {rows[0]['dtype']}, {rows[0]['direction']}\n{rows[0]['device']}"
-    with style(theme):
-        if found := sweeps(rows, 2):
-            return sweep_figure(found[0], theme, title)
-        return beside(rows, "ratio", theme, title)
+def of_rows(rows: list[Row], theme: str) -> Figure:
+    """What `cogview_ops.bench --plot` draws: a sweep over lengths, or how many times as fast. Within `style`."""
+    first = rows[0]
+    name = first["op"] if len({row["op"] for row in rows}) == 1 else "peers"
+    directions = "" if len({row["direction"] for row in rows}) > 1 else f", {first['direction']}"
+    shape = f", {first['shape']}" if len(rows) == 1 else ""
+    title = f"{name}{shape}, {first['dtype']}{directions}\n{first['device']}"
+    if (found := sweeps(rows, 2)) and len(found[0]) == len(rows):
+        return sweep_figure(found[0], theme, title)
+    if name == "peers":
+        rows = [row | {"baselines": {f"{row['op']}: {x}": y for x, y in row["baselines"].items()}} for row in rows]
+    return beside(rows, "ratio", theme, title)

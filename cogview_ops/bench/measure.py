@@ -8,7 +8,7 @@ import torch
 
 from . import machine
 from .clock import Clock
-from .correctness import contestants
+from .correctness import BASELINE_SLACK, contestants
 from .problems import Problem
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,9 +28,12 @@ def direction(backward: bool) -> str:
     return "forward+backward" if backward else "forward"
 
 
-def measured(problem: Problem, backward: bool, clock: Clock, seconds: float) -> dict[str, Any]:
-    """What a row says beside its name; only "failed", and why, where ours is wrong or cannot run here."""
-    calls, failed = contestants(problem, backward)
+def measured(
+    problem: Problem, backward: bool, clock: Clock, seconds: float, slack: float = BASELINE_SLACK
+) -> dict[str, Any]:
+    """What a row says beside its name; only "failed", and why, where ours is wrong or cannot run here. `slack` as in
+    `contestants`."""
+    calls, failed = contestants(problem, backward, slack=slack)
     if "ours" in failed:
         return {"failed": failed["ours"]}
     row, results = timed(calls, clock, seconds)

@@ -20,7 +20,7 @@ from .. import (
     three_region_attention_varlen,
 )
 from ..modules import KVCache
-from . import baselines
+from . import baselines, packages
 
 Contestant = Callable[..., Any] | str  # a string says why there is none
 
@@ -315,7 +315,7 @@ def neighborhood(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim=
     mask = sees(0, 0, torch.arange(seqlen)[:, None], torch.arange(seqlen))
     same: dict[str, Contestant] = {"masked SDPA": baselines.sdpa(mask)}
     same["FlexAttention"] = flex(sees, dtype, back, seqlen)
-    same["NATTEN"] = NO_BACKWARD if back and not on_gpu() else baselines.natten(grid, kernel)
+    same["NATTEN"] = NO_BACKWARD if back and not on_gpu() else packages.natten(grid, kernel)
     op, pairs = partial(local_attention_2d, **window), seqlen * kernel[0] * kernel[1]
     return self_attention(op, pairs, (heads, seqlen, dim), same, {"global SDPA": baselines.sdpa()}, dtype, back)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import layer_norm as our_layer_norm
 from .. import linear_decode, pb_relax_softmax, sandwich_layer_norm, sandwich_rms_norm
 from .. import rms_norm as our_rms_norm
-from . import baselines
+from . import baselines, packages
 from .problems import Contestant, Problem, gpu_only, on_gpu
 
 
@@ -24,7 +24,7 @@ def softmax(dtype: torch.dtype, back: bool, *, heads=16, seqlen=1088, causal=Fal
         (scores,),
         partial(pb_relax_softmax, alpha=alpha, causal=causal),
         {"eager formula": formula, "torch.compile": baselines.compile_formula(formula)},
-        {"torch.softmax": baselines.torch_softmax, **gpu_only(Liger=baselines.liger_softmax)},
+        {"torch.softmax": baselines.torch_softmax, **gpu_only(Liger=packages.liger_softmax)},
         bytes=(2 if back else 1) * scores.nbytes + (3 if back else 1) * visible * scores.element_size(),
         exps=visible,
     )
@@ -77,7 +77,7 @@ def layer_norm(dtype: torch.dtype, back: bool, *, rows=8704, dim=2560) -> Proble
         (x, *_norm_weights(1, dim, dtype)),
         our_layer_norm,
         same,
-        others | gpu_only(Liger=baselines.liger_layer_norm),
+        others | gpu_only(Liger=packages.liger_layer_norm),
         bytes=(5 if back else 2) * x.nbytes,
         sample=(lambda x: x) if back else first_rows,  # all rows are in the gradients of weights
     )
@@ -123,7 +123,7 @@ def rms_norm(dtype: torch.dtype, back: bool, *, rows=2048, dim=4096) -> Problem:
     return Problem(
         (x, *_norm_weights(1, dim, dtype, biased=False)),
         partial(our_rms_norm, weight_offset=1.0),
-        same | gpu_only(Liger=baselines.liger_rms_norm),
+        same | gpu_only(Liger=packages.liger_rms_norm),
         {"F.rms_norm": baselines.torch_rms_norm},
         bytes=(5 if back else 2) * x.nbytes,
     )
@@ -149,7 +149,7 @@ def sandwich_rms(dtype: torch.dtype, back: bool, *, norms="both", rows=2048, dim
         return sandwich_rms_norm(branch, residual, norms=norms, **given, **how)
 
     formula = step(norm)
-    liger = gpu_only(Liger=baselines.liger_add_rms_norm) if norms == "pre" else {}
+    liger = gpu_only(Liger=packages.liger_add_rms_norm) if norms == "pre" else {}
     return Problem(
         (branch, residual, *_norm_weights(len(names), dim, dtype, biased=False)),
         ours,

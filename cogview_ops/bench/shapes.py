@@ -5,6 +5,7 @@ are written with x, `grid=64x48`; what is true or false by its name alone, `caus
 """
 
 import inspect
+import re
 from typing import Any
 
 from .operators import TIMED, Timed
@@ -20,24 +21,30 @@ def sizes(operator: Timed) -> Sizes:
     return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in (*_OF_BENCHMARKS, *given)}
 
 
+def example(name: str) -> str:
+    """The shape that it has by default."""
+    default = sizes(TIMED[name])
+    return "x".join(written(default[key]) for key in TIMED[name].sizes) or _named(default)
+
+
 def expected(name: str) -> str:
     """What a shape of this operator looks like."""
-    operator = TIMED[name]
-    default = sizes(operator)
-    named = ",".join(f"{key}={written(value)}" for key, value in default.items() if value is not None)
-    if not operator.sizes:
-        return named
-    order = " x ".join("rows x columns" if key == "grid" else key for key in operator.sizes)
-    plain = "x".join(written(default[key]) for key in operator.sizes)
-    return f"{plain} ({order}), or any of {named}"
+    order = " x ".join("rows x columns" if key == "grid" else key for key in TIMED[name].sizes)
+    named = _named(sizes(TIMED[name]))
+    return f"{example(name)} ({order}), or any of {named}" if order else f"any of {named}"
+
+
+def _named(default: Sizes) -> str:
+    return ",".join(f"{key}={written(value)}" for key, value in default.items() if value is not None)
 
 
 def parsed(name: str, text: str) -> Sizes:
     """What the builder takes. ValueError says what is wrong and what was expected."""
     operator, found = TIMED[name], Sizes()
     default = sizes(operator)
+    words = re.split(r",|(?<!=)-", text) if text else []
     try:
-        for i, word in enumerate(text.replace("-", ",").split(",")):
+        for i, word in enumerate(words):
             key, equals, value = (part.strip() for part in word.partition("="))
             if not equals and i == 0 and operator.sizes and key[:1].isdigit():
                 found |= _plain(operator, key)
