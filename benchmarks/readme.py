@@ -61,7 +61,8 @@ def _check_commit(rows: list[Row], file: str, commit: str | None) -> None:
     if commit is None:
         (commit, _), *_ = commits.most_common(1)
     # short names of a commit are of several lengths; what was measured with changes on top of it is none
-    others = [row for row in rows if row["commit"] != commit and not re.fullmatch(f"{commit}[0-9a-f]*", row["commit"])]
+    fits = re.compile(f"{commit}[0-9a-f]*")
+    others = [row for row in rows if row["commit"] != commit and not fits.fullmatch(str(row["commit"]))]
     if others:
         said = "; ".join(f"{', '.join(report.key(row))} (of {row['commit']})" for row in others)
         raise SystemExit(
