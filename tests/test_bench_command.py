@@ -6,6 +6,7 @@ import sys
 import types
 from functools import partial, wraps
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -192,6 +193,13 @@ def test_a_slow_baseline_sits_out_the_later_rounds() -> None:
     assert turns.times == {"slow": [10.0], "quick": [0.1] * 3, "ours": [20.0] * 3}
 
 
+def test_a_slow_baseline_is_left_out_with_its_time() -> None:
+    problem = peers.softmax(torch.float32, False, heads=1, seqlen=9)
+    object.__setattr__(problem, "baselines", {"slow": lambda scores: scores.softmax(-1)})
+    calls, failed = contestants(problem, False, patience=-1)
+    assert (set(calls), failed) == ({"ours"}, {"slow": "left out, a call takes 0 s"})
+
+
 def test_the_commit_of_somebody_elses_checkout_is_not_ours(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("COGVIEW_OPS_COMMIT", raising=False)
     site = tmp_path / "their" / "venv"
@@ -272,6 +280,13 @@ def test_peers_have_equal_definitions(build: Any, back: bool, monkeypatch) -> No
     calls, failed = contestants(problem.only(sorted(there)), back, slack=1.0)
     assert failed == ({"quack": "has no derivative"} if back and build is peers.layer_norm else {})
     assert set(calls) == {"ours", *there} - set(failed)
+
+
+@pytest.mark.skipif(find_spec("natten") is None, reason="NATTEN is not installed")
+def test_natten_has_our_definition() -> None:
+    problem = peers.neighborhood(torch.float32, False, **SMALL_PEERS[peers.neighborhood]).only(["NATTEN"])
+    calls, failed = contestants(problem, False, slack=1.0)
+    assert (set(calls), failed) == ({"NATTEN", "ours"}, {})
 
 
 def test_peers_here_are_timed_and_others_named(monkeypatch, capsys) -> None:

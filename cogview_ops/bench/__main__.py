@@ -7,6 +7,7 @@ matrix product and torch.exp, measured now. A star marks what computes something
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from .measure import DTYPES, Rows, direction, made, measured
 from .operators import TIMED, differentiable, operator
 from .problems import Problem
 
+PATIENCE = 5.0  # seconds of a baseline's call on a CPU beyond which it is timed if asked for by name
 COMPILED = ("FlexAttention", "torch.compile")  # half a minute each on a CPU before there is a time
 
 
@@ -40,9 +42,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", nargs="+", default=[""], help="one or several, such as 4x4224x64 or heads=4,dim=64")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: %(default)s)")
     parser.add_argument("--direction", choices=[direction(False), direction(True)], default=direction(False))
-    parser.add_argument(
-        "--baselines", help=f"names with commas, or all (default: but {' and '.join(COMPILED)} on CPUs)"
-    )
+    parser.add_argument("--baselines", help="names with commas, or all (default: on a CPU those that are not slow)")
     parser.add_argument("--seconds", type=float, default=2, help="of timing for each shape (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -96,6 +96,7 @@ def sweep(options: argparse.Namespace) -> Rows:
         raise ValueError(f"--direction {options.direction}: {options.op} has no derivative")
     given = [shapes.parsed(options.op, text) for text in options.shape]
     clock, rows = Clock(options.device == "cuda"), Rows()
+    patience = math.inf if clock.gpu or options.baselines else PATIENCE
     for sizes in given:
         row = {"op": operator(options.op), "shape": shapes.label(options.op, sizes), "dtype": options.dtype}
         row |= {"direction": options.direction, **clock.facts()}
@@ -103,7 +104,10 @@ def sweep(options: argparse.Namespace) -> Rows:
             problem = made(partial(TIMED[options.op].build, **sizes), options.dtype, backward, options.device)
         problem, left_out = chosen(problem, options.baselines, clock.gpu)
         with naming(f"--shape {row['shape']}"):
-            rows.append(row | measured(problem, backward, clock, options.seconds))
+            try:
+                rows.append(row | measured(problem, backward, clock, options.seconds, patience=patience))
+            except RuntimeError as error:  # too little memory, say: the other shapes may do
+                rows.append(row | {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"})
         print(table.of(rows[-1], left_out), flush=True)
     return rows
 

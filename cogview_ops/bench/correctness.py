@@ -1,7 +1,9 @@
 """Results first: what is wrong, or cannot run here, is never timed."""
 
+import math
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -19,9 +21,11 @@ def contestants(
     backward: bool,
     kernels: dict[str, Callable[..., Any]] | None = None,
     slack: float = BASELINE_SLACK,
+    patience: float = math.inf,
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
     """Calls to time, "ours" last, and the reasons why others are not: wrong here, or cannot run here. `kernels` are
-    others of our own, which must be as good as "ours"; a baseline's error may be `slack` times as large."""
+    others of our own, which must be as good as "ours"; a baseline's error may be `slack` times as
+    large, and its first call take `patience` seconds."""
     own = {**(kernels or {}), "ours": problem.ours}
     run = partial(results, problem.inputs, backward)
     sampled = tuple(problem.sample(x).double() for x in problem.inputs)
@@ -33,10 +37,15 @@ def contestants(
         if isinstance(function, str):
             failed[name] = function
             continue
+        begin = perf_counter()
         try:
             got = run(function)
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+            continue
+        took = perf_counter() - begin
+        if name not in own and took > patience:
+            failed[name] = f"left out, a call takes {took:.0f} s"
             continue
         if name not in problem.others:
             wrong = mismatch(got, expected, problem, tolerance * (1 if name in own else slack))

@@ -1,5 +1,6 @@
 """A row of results: what one problem takes, ours and everybody else's."""
 
+import math
 from collections.abc import Callable
 from statistics import median, quantiles
 from typing import Any
@@ -29,11 +30,16 @@ def direction(backward: bool) -> str:
 
 
 def measured(
-    problem: Problem, backward: bool, clock: Clock, seconds: float, slack: float = BASELINE_SLACK
+    problem: Problem,
+    backward: bool,
+    clock: Clock,
+    seconds: float,
+    slack: float = BASELINE_SLACK,
+    patience: float = math.inf,
 ) -> dict[str, Any]:
-    """What a row says beside its name; only "failed", and why, where ours is wrong or cannot run here. `slack` as in
-    `contestants`."""
-    calls, failed = contestants(problem, backward, slack=slack)
+    """What a row says beside its name; only "failed", and why, where ours is wrong or cannot run here. `slack` and
+    `patience` as in `contestants`."""
+    calls, failed = contestants(problem, backward, slack=slack, patience=patience)
     if "ours" in failed:
         return {"failed": failed["ours"]}
     row, results = timed(calls, clock, seconds)
