@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from time import monotonic
@@ -157,6 +157,7 @@ class FakeClock(gpu.Clock):
         self.times = times
         self.timed = 0
 
+    @cached_property
     def ceilings(self) -> dict[str, float]:
         return {"copy": 3e12, "matmul": 7e14}
 
