@@ -137,5 +137,5 @@ def chosen(problem: Problem, names: str | None, gpu: bool) -> tuple[Problem, lis
 
 
 if __name__ == "__main__":
-    machine.keep_freed_pages("cogview_ops.bench")
+    machine.keep_freed_pages(__package__)
     sys.exit(main())

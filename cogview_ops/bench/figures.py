@@ -67,7 +67,7 @@ _TITLES = {
     "memory": "extra memory of a call",
     "ratio": f"how many times as fast {OURS} is",
 }
-_BESIDE = {"ratio": _TITLES["ratio"], "memory": f"extra memory, in that of {OURS}"}
+_BESIDE = {"ratio": _TITLES["ratio"], "memory": f"extra memory, times that of {OURS}"}
 SEEN = 10**6  # bytes of extra memory from which they say something: pages are counted, not bytes
 
 
@@ -211,7 +211,14 @@ def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
         for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)
     names = sorted(found, key=lambda name: (name != OURS, name == "floor"))
-    figure.legend([found[name] for name in names], names, loc="outside lower left", ncols=2, handlelength=1.8)
+    handles = [found[name] for name in names] + _star(names)
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, handlelength=1.8)
+
+
+def _star(names: Iterable[str]) -> list[Line2D]:
+    """A line of the legend that says what a star is, where there is one."""
+    starred = any(name.endswith("*") for name in names)
+    return [Line2D([], [], ls="", label="* computes something else")] if starred else []
 
 
 def sweep_figure(rows: list[Row], theme: str, title: str) -> Figure:
@@ -256,7 +263,8 @@ def beside(rows: list[Row], what: Literal["ratio", "memory"], theme: str, title:
     figure.suptitle(title, x=0.01, ha="left")
     there = {forward for found in dots.values() for _, forward in found}
     marks = [("forward", INK[theme])] * (True in there) + [("forward+backward", "none")] * (False in there)
-    _key(figure, [Line2D([], [], ls="", marker="o", mec=INK[theme], mfc=fill, label=name) for name, fill in marks])
+    handles = [Line2D([], [], ls="", marker="o", mec=INK[theme], mfc=fill, label=name) for name, fill in marks]
+    _key(figure, handles + _star(names))
     return figure
 
 
