@@ -126,6 +126,16 @@ def test_a_gpu_that_is_not_here(capsys) -> None:
     assert "--device cuda: torch finds no GPU here" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+@pytest.mark.parametrize("arguments", [["rms_norm", "--shape", "256x512"], ["peers"]], ids=lambda x: x[0])
+def test_on_a_gpu(arguments: list[str], tmp_path, capsys) -> None:
+    kept = tmp_path / "rows.json"
+    assert command.main([*arguments, "--device", "cuda", "--seconds", "0.01", "--json", str(kept)]) == 0
+    for row in json.loads(kept.read_text()):
+        assert row["device"] == torch.cuda.get_device_name()
+        assert set(row["floors_s"]) == {"memory", "matmul"}
+
+
 def test_without_matplotlib_a_plot_is_an_error_before_anything_is_timed(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "cogview_ops.bench.figures", raising=False)

@@ -197,7 +197,8 @@ def test_base_needs_torch_alone_and_every_extra_is_used() -> None:
         "integrations",
         "wrappers",  # tests/operators/test_wrapped_modules.py
     }
-    assert imported("cogview_ops") == {"torch", "triton", "natten"} | named["integrations"]
+    bench = {"matplotlib", "apex", "liger_kernel", "quack"}  # plots, and peers that are there
+    assert imported("cogview_ops") == {"torch", "triton", "natten"} | named["integrations"] | bench
     assert imported("cogview") | {"tensorboard"} == named["cogview"] | named["int8"] | {
         "torch"
     }  # tensorboard is torch's to import
