@@ -59,6 +59,10 @@ def test_every_operator_with_kernels_is_there() -> None:
     assert {case.op for case in cases.CASES} == timed
 
 
+_COGVIEW2 = "heads=4,text=96,grid=60x60,dim=64,kernel=9x5"
+_PACKED, _DALLE = "heads=8,dim=64,pivots=256,text=64", "wrap=false,heads=16,text=256,grid=32x32,dim=64"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "sizes", "label"),
     [
@@ -68,16 +72,17 @@ def test_every_operator_with_kernels_is_there() -> None:
         ("local_attention_2d", "grid=8x9,kernel=3x5", {"grid": (8, 9), "kernel": (3, 5)}, "16x8x9x64,kernel=3x5"),
         ("pb_relax_softmax", "16x88x88-causal", {"heads": 16, "seqlen": 88, "causal": True}, "16x88x88,causal=true"),
         ("pb_relax_softmax", "alpha=2.5", {"alpha": 2.5}, "16x1088x1088,alpha=2.5"),
-        ("cogview2_attention", "coarse=none", {"coarse": None}, "coarse=none"),
-        ("three_region_attention_varlen", "lengths=7x20x3", {"lengths": (7, 20, 3)}, "lengths=7x20x3"),
-        ("dalle_attention", "kind=column", {"kind": "column"}, "kind=column"),
+        ("cogview2_attention", "coarse=none", {"coarse": None}, f"{_COGVIEW2},coarse=none,cross=5x5"),
+        ("three_region_attention_varlen", "lengths=7x20x3", {"lengths": (7, 20, 3)}, f"lengths=7x20x3,{_PACKED}"),
+        ("dalle_attention", "kind=column", {"kind": "column"}, f"kind=column,{_DALLE}"),
         ("layer_norm", "", {}, "8704x2560"),
     ],
 )
 def test_shapes(name: str, text: str, sizes: dict, label: str) -> None:
     assert shapes.parsed(name, text) == sizes
     assert shapes.label(name, sizes) == label
-    assert not label[0].isdigit() or shapes.parsed(name, label) == shapes.parsed(name, label) | sizes
+    every = shapes.sizes(operators.TIMED[name])
+    assert every | shapes.parsed(name, label) == every | sizes
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,10 @@ def test_wrong_shapes_say_what_was_expected(name: str, text: str, said: str, cap
         (["linear_decode", "--direction", "forward+backward"], "linear_decode has no derivative"),
         (["local_attention_2d", "--shape", "1x4x4x8,kernel=9x9"], "--shape 1x4x4x8,kernel=9x9: kernel_size: expected"),
         (["local_attention_2d-bias", "--shape", "1x99x99x8"], "expected at most 8448 tokens, of which a mask of all"),
-        (["dalle_attention", "--shape", "kind=diagonal"], "--shape kind=diagonal: kind: expected 'row' or 'column' or"),
+        (
+            ["dalle_attention", "--shape", "kind=diagonal"],
+            "kind: expected 'row' or 'column' or 'convolutional', got 'diagonal'",
+        ),
         (["layer_norm", "--plot", "x.txt"], "--plot: expected a name that ends in .png, .svg or .pdf, got 'x.txt'"),
     ],
 )

@@ -37,7 +37,7 @@ def listing() -> str:
 def parser() -> argparse.ArgumentParser:
     how = argparse.RawDescriptionHelpFormatter
     usage = "python -m cogview_ops.bench [OP] [options], --help says which"
-    parser = argparse.ArgumentParser("cogview_ops.bench", usage, __doc__, formatter_class=how)
+    parser = argparse.ArgumentParser("cogview_ops.bench", usage, __doc__, shapes.__doc__, formatter_class=how)
     parser.add_argument("op", nargs="?", metavar="OP", help="an operator, or peers (default: list what there is)")
     parser.add_argument("--shape", nargs="+", default=[""], help="one or several, such as 4x4224x64 or heads=4,dim=64")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: %(default)s)")

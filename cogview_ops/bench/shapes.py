@@ -24,18 +24,23 @@ def sizes(operator: Timed) -> Sizes:
 def example(name: str) -> str:
     """The shape that it has by default."""
     default = sizes(TIMED[name])
-    return "x".join(written(default[key]) for key in TIMED[name].sizes) or _named(default)
+    return "x".join(written(default[key]) for key in TIMED[name].sizes) or _named(_there(default))
 
 
 def expected(name: str) -> str:
     """What a shape of this operator looks like."""
     order = " x ".join("rows x columns" if key == "grid" else key for key in TIMED[name].sizes)
-    named = _named(sizes(TIMED[name]))
+    named = _named(_there(sizes(TIMED[name])))
     return f"{example(name)} ({order}), or any of {named}" if order else f"any of {named}"
 
 
-def _named(default: Sizes) -> str:
-    return ",".join(f"{key}={written(value)}" for key, value in default.items() if value is not None)
+def _there(default: Sizes) -> Sizes:
+    """Without those that follow from others."""
+    return {key: value for key, value in default.items() if value is not None}
+
+
+def _named(found: Sizes) -> str:
+    return ",".join(f"{key}={written(value)}" for key, value in found.items())
 
 
 def parsed(name: str, text: str) -> Sizes:
@@ -64,11 +69,13 @@ def written(value: Any) -> str:
 
 
 def label(name: str, given: Sizes) -> str:
-    """The shape of a row: plain numbers where they say it all, as in results of `python -m benchmarks`."""
-    operator, used = TIMED[name], sizes(TIMED[name]) | given
-    plain = "x".join(written(used[key]) for key in operator.sizes)
-    words = [f"{key}={written(value)}" for key, value in given.items() if key not in operator.sizes]
-    return ",".join([*([plain] if plain else []), *words]) or "default"
+    """The shape of a row, which `parsed` takes again: plain numbers where there are such, as in results of
+    `python -m benchmarks`, and what else was given; or all sizes."""
+    default = sizes(TIMED[name])
+    used = default | given
+    if not (plain := "x".join(written(used[key]) for key in TIMED[name].sizes)):
+        return _named({key: value for key, value in used.items() if value is not None or default[key] is not None})
+    return ",".join([plain, *(f"{k}={written(v)}" for k, v in given.items() if k not in TIMED[name].sizes)])
 
 
 def _plain(operator: Timed, text: str) -> Sizes:
