@@ -57,9 +57,8 @@ def _against(problem: Problem, ours: Callable[..., Any], **peers: Contestant) ->
     return replace(problem, ours=ours, baselines=peers, others={})
 
 
-def flex(sees: Callable[..., Tensor], back: bool, seqlen: int) -> dict[str, Contestant]:
-    unable = back and not on_gpu()
-    return {"FlexAttention": problems.NO_BACKWARD if unable else baselines.flex_attention(sees, seqlen)}
+def _flex_runs(back: bool) -> bool:
+    return on_gpu() or not back
 
 
 def neighborhood(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim=32, kernel=(7, 7)) -> Problem:
@@ -70,33 +69,29 @@ def neighborhood(dtype: torch.dtype, back: bool, *, heads=8, grid=(56, 56), dim=
         return patterns.local_2d(i, j, **window)
 
     problem = problems.neighborhood(dtype, back, heads=heads, grid=grid, dim=dim, kernel=kernel).only(["NATTEN"])
-    return replace(problem, baselines=problem.baselines | flex(sees, back, grid[0] * grid[1]))
+    flex = baselines.flex_attention(sees, grid[0] * grid[1]) if _flex_runs(back) else problems.NO_BACKWARD
+    return _against(problem, problem.ours, FlexAttention=flex, **problem.baselines)
 
 
 def three_region(dtype: torch.dtype, back: bool, *, heads=16, seqlen=4096) -> Problem:
-    problem = problems.three_region(dtype, back, heads=heads, seqlen=seqlen).only(["FlexAttention"])
-    return replace(problem, baselines={"FlexAttention": problems.NO_BACKWARD}) if back and not on_gpu() else problem
+    problem = problems.three_region(dtype, back, heads=heads, seqlen=seqlen)
+    flex = problem.baselines["FlexAttention"] if _flex_runs(back) else problems.NO_BACKWARD
+    return _against(problem, problem.ours, FlexAttention=flex)
 
 
 def layer_norm(dtype: torch.dtype, back: bool, *, rows=8704, dim=2560) -> Problem:
     """Without PB-relax."""
     problem = row_problems.layer_norm(dtype, back, rows=rows, dim=dim)
     quack: Contestant = "has no derivative" if back else packages.quack_layer_norm(*problem.inputs[1:])
-    peers: dict[str, Contestant] = {
-        "Liger": packages.liger_layer_norm,
-        "quack": quack,
-        "apex": packages.apex_layer_norm,
-    }
-    return replace(problem, ours=partial(our_layer_norm, relax=None), baselines=peers, others={})
+    ours = partial(our_layer_norm, relax=None)
+    return _against(problem, ours, Liger=packages.liger_layer_norm, quack=quack, apex=packages.apex_layer_norm)
 
 
 def rms_norm(dtype: torch.dtype, back: bool, *, rows=8192, dim=4096) -> Problem:
     """Rounded once, after the weight."""
     problem = row_problems.rms_norm(dtype, back, rows=rows, dim=dim)
-    peers = packages.liger_plain_rms_norm, packages.quack_rms_norm, packages.apex_rms_norm
-    return replace(
-        problem, ours=our_rms_norm, baselines=dict(zip(("Liger", "quack", "apex"), peers, strict=True)), others={}
-    )
+    liger, quack, apex = packages.liger_plain_rms_norm, packages.quack_rms_norm, packages.apex_rms_norm
+    return _against(problem, our_rms_norm, Liger=liger, quack=quack, apex=apex)
 
 
 def add_rms_norm(dtype: torch.dtype, back: bool, *, rows=8192, dim=4096) -> Problem:
