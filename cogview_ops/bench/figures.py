@@ -249,7 +249,7 @@ def beside(rows: list[Row], what: Literal["ratio", "memory"], theme: str, title:
                 name += "" if result.get("same_result", True) else "*"
                 dots.setdefault(name, []).append((value, row["direction"] == "forward"))
     names = sorted(dots, key=lambda name: max(value for value, _ in dots[name]))
-    figure = Figure(figsize=(WIDTH, 1.4 + 0.27 * len(names)))
+    figure = Figure(figsize=(WIDTH, 1.35 + 0.27 * len(names)))
     axes = figure.subplots()
     for i, name in enumerate(names):
         look = _look(name, theme)
@@ -259,8 +259,7 @@ def beside(rows: list[Row], what: Literal["ratio", "memory"], theme: str, title:
     _lines(axes, names)
     axes.axvline(1, color=INK[theme], linewidth=0.8)
     _scale(axes, "x", _number)
-    axes.set_xlabel(_BESIDE[what])
-    figure.suptitle(title, x=0.01, ha="left")
+    figure.suptitle(f"{title}\n{_BESIDE[what]}", x=0.01, ha="left")  # names may leave the axis no room for it
     there = {forward for found in dots.values() for _, forward in found}
     marks = [("forward", INK[theme])] * (True in there) + [("forward+backward", "none")] * (False in there)
     handles = [Line2D([], [], ls="", marker="o", mec=INK[theme], mfc=fill, label=name) for name, fill in marks]

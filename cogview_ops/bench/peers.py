@@ -32,10 +32,11 @@ class Peer(NamedTuple):
     module: str
     distribution: str
     gpu: bool  # runs on GPUs alone
+    on_cpu: str = ""  # what its users should know of it there
 
 
 PEERS = {
-    "NATTEN": Peer("natten", "natten", False),
+    "NATTEN": Peer("natten", "natten", False, "on a CPU it runs FlexAttention, by default not compiled"),
     "FlexAttention": Peer("torch.nn.attention.flex_attention", "torch", False),
     "Liger": Peer("liger_kernel", "liger-kernel", True),
     "quack": Peer("quack", "quack-kernels", True),
@@ -154,7 +155,8 @@ def rows(dtype: str, device: str, seconds: float, comparisons: tuple[Comparison,
     clock, found = Clock(device == "cuda"), Rows()
     absent = {name: reason_absent(peer, clock.gpu) for name, peer in PEERS.items()}
     for name, peer in PEERS.items():
-        print(f"{name}: {', '.join(filter(None, [_version(peer), absent[name]]))}")
+        told = _version(peer), absent[name] or ("" if clock.gpu else peer.on_cpu)
+        print(f"{name}: {', '.join(filter(None, told))}")
     print(f"{NOT_COMPARED}\n")
     for comparison in comparisons:
         for backward in (False, True):
