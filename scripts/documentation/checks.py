@@ -1,0 +1,84 @@
+"""What must hold of the site that no generator of pages looks at: links, anchors, pictures, pages that nobody can find,
+other hosts, what was to be made and was not."""
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+ASKED = {"link": "href"} | dict.fromkeys(("script", "img", "source", "iframe", "video", "audio"), "src")
+
+
+class Page(HTMLParser):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids, self.links, self.asked, self.text = set[str](), list[str](), list[str](), ""
+        self.skipped = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self.ids |= {found[name] for name in ("id", "name") if name in found}
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+        canonical = found.get("rel") in ("canonical", "next", "prev", "alternate", "edit")
+        if tag in ASKED and found.get(ASKED[tag]) and not canonical:
+            self.asked.append(found[ASKED[tag]])
+        if tag in ("code", "pre", "script", "style", "math"):
+            self.skipped = self.skipped or tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self.skipped:
+            self.skipped = ""
+
+    def handle_data(self, data: str) -> None:
+        if not self.skipped:
+            self.text += data
+
+    def handle_comment(self, data: str) -> None:
+        if data.strip().startswith("make:"):
+            self.text += f"<!--{data}-->"
+
+
+def problems(site: Path, sources: Path, config: Path) -> list[str]:
+    site = site.resolve()
+    pages = {path: Page(path) for path in sorted(site.rglob("*.html"))}
+    found = [f"{path.relative_to(site)}: {what}" for path in pages for what in _of(path, pages, site)]
+    return found + _outside(config, sources)
+
+
+def _of(path: Path, pages: dict[Path, Page], site: Path) -> Iterator[str]:
+    page = pages[path]
+    for address in page.asked:
+        if re.match(r"(https?:)?//", address):
+            yield f"asks another host: {address}"
+        elif not address.startswith("data:") and not _target(path, address, site)[0].exists():
+            yield f"no such file: {address}"
+    for address in page.links:
+        if re.match(r"(https?|mailto):", address) or address in ("", "#", "."):
+            continue
+        target, anchor = _target(path, address, site)
+        target = target / "index.html" if target.is_dir() else target
+        if not target.exists():
+            yield f"leads nowhere: {address}"
+        elif anchor and target in pages and anchor not in pages[target].ids:
+            yield f"no such place: {address}"
+    for left in re.findall(r"<!-- ?make:.*?-->|\$\$|\]\([\w./#-]+\)", page.text):
+        yield f"was not made: {left}"
+
+
+def _target(path: Path, address: str, site: Path) -> tuple[Path, str]:
+    name, anchor = urldefrag(address)
+    name = unquote(name.partition("?")[0])
+    start = site if name.startswith("/") else path.parent
+    return (start / name.lstrip("/")).resolve() if name else path, unquote(anchor)
+
+
+def _outside(config: Path, sources: Path) -> list[str]:
+    """Pages that the navigation lacks, and what it names and is not there."""
+    named = set(re.findall(r"[\w./-]+\.md$", config.read_text(), flags=re.M))
+    there = {str(path.relative_to(sources)) for path in sources.rglob("*.md")}
+    return [f"{config.name}: the navigation lacks {name}" for name in sorted(there - named)] + [
+        f"{config.name}: there is no {name}" for name in sorted(named - there)
+    ]
