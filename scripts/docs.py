@@ -24,6 +24,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "include": shared.include,
     "limits": support.limits,
     "picture": pictures.figure,
+    "others": speed.others,
     "plots": speed.plots,
     "speed": speed.tables,
     "support": support.tables,

@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "_three_region_operators": {"_dispatch", "_registration", "_sharding"},
     "reference": {"patterns", "_local_options"},
     "_manifest": set(),
+    "_environment": set(),
     "_norm_operators": {"_dispatch", "_namespaces", "_registration", "_sharding"},
     "_norms": {"_checks", "_dispatch", "_namespaces", "_registration", "_remembered", "_sharding", "reference"},
     **dict.fromkeys(BASIC, OPERATOR),

@@ -28,4 +28,4 @@ def draw(folder: Path) -> None:
 def figure(name: str) -> str:
     shows = PICTURES[name][1]
     images = "".join(f"![{shows}](assets/{name}-{theme}.svg#only-{theme})" for theme in THEMES)
-    return images
+    return f'<div class="figure" markdown>\n{images}\n</div>'  # that scrolls where it is too wide

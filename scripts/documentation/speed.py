@@ -25,6 +25,18 @@ def tables(*operators: str) -> str:
     return "\n\n".join(parts)
 
 
+def others(folder: str) -> str:
+    """Of what else is timed, from a folder of the results: a table a machine."""
+    parts = []
+    for path in sorted((report.RESULTS / folder).glob("*.json")):
+        rows = report.load(path)
+        parts.append(f"**{machine(rows[0])}**")
+        parts += [table(op, [row for row in rows if row["op"] == op]) for op in sorted({row["op"] for row in rows})]
+    if not parts:
+        raise LookupError(f"no results in {folder}")
+    return "\n\n".join(parts)
+
+
 def table(op: str, rows: list[dict[str, Any]]) -> str:
     versions = sorted({f"torch {row['torch']}, commit `{row['commit']}`" for row in rows})
     return "\n".join([f"`{op}`: {'; '.join(versions)}", "", *HEADER, *map(line, rows)])

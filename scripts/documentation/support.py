@@ -62,7 +62,7 @@ def kernels() -> str:
         own = operator.made_of == "kernels"
         made = {"kernels": "its own kernels", "operators": "other operators", "torch": "plain torch"}[operator.made_of]
         there = [YES if one else NO for one in (own, operator.cuda, operator.triton)]
-        cells = there if own else [{"operators": "as these have", "torch": YES}[operator.made_of]] * 3
+        cells = there if own else [{"operators": "as its parts", "torch": YES}[operator.made_of]] * 3
         page = f"[`{operator.name}`](operators/{stem(operator.name)}.md)"
         rows.append(f"| {page} | {made} | {YES if operator.differentiable else NO} | {' | '.join(cells)} |")
     return "\n".join(rows)
