@@ -61,7 +61,7 @@ class Drawing:
         self._reach(max(x, to_x), max(y, to_y))
 
     def text(self, x: float, y: float, words: str, *, align: str = "middle", turn: int = 0, code: bool = False) -> None:
-        wide = len(words) * 7.2
+        wide = len(words) * (8 if code else 6.2)
         self._reach(x + {"start": wide, "middle": wide / 2, "end": 0}[align] * (not turn), y)
         turned = f' transform="rotate({turn} {x:g} {y:g})"' if turn else ""
         how = (

@@ -45,10 +45,8 @@ def three_region(d: Drawing) -> None:
     for b in range(block, tokens, block):
         d.line(40, 28 + 8 * b, 40 + 8 * tokens, 28 + 8 * b)
         d.line(40 + 8 * b, 28, 40 + 8 * b, 28 + 8 * tokens)
-    d.legend(440, 40, {"window": "window: causal in its blocks", "pivot": "pivots: all text, some image"})
-    notes = f"{tokens} tokens, {text} of them text,", f"blocks of {block}, window_blocks={window},", "12 pivots"
-    for n, note in enumerate(notes):
-        d.text(440, 130 + 20 * n, note, align="start")
+    d.legend(40, 428, {"window": "window, causal", "pivot": "pivots: text, some image"}, across=True)
+    d.text(40, 466, f"{tokens} tokens, {text} of text; blocks of {block}, window_blocks={window}; 12 pivots", align="start")
 
 
 @picture("three-region-packed", "Packed sequences on the diagonal, each with its own window and pivots")
@@ -63,9 +61,8 @@ def three_region_packed(d: Drawing) -> None:
     for end in ends[1:-1].tolist():
         d.line(40, 28 + 8 * end, 40 + 8 * sum(lengths), 28 + 8 * end)
         d.line(40 + 8 * end, 28, 40 + 8 * end, 28 + 8 * sum(lengths))
-    d.legend(440, 40, {"window": "window", "pivot": "pivots"})
-    d.text(440, 130, "three sequences, packed:", align="start")
-    d.text(440, 150, "none sees another", align="start")
+    d.legend(40, 428, {"window": "window", "pivot": "pivots"}, across=True)
+    d.text(40, 466, "three sequences, packed: none sees another", align="start")
 
 
 @picture("sample-pivots", "A row of tokens, text first: all text and some image tokens are pivots")

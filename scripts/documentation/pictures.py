@@ -26,6 +26,9 @@ def draw(folder: Path) -> None:
 
 
 def figure(name: str) -> str:
-    shows = PICTURES[name][1]
+    draws, shows = PICTURES[name]
+    drawing = Drawing(THEMES[0], shows)
+    draws(drawing)
+    wide = " wide" if drawing.width > 500 else ""  # scrolls on a narrow screen, where its text would be too small
     images = "".join(f"![{shows}](assets/{name}-{theme}.svg#only-{theme})" for theme in THEMES)
-    return f'<div class="figure" markdown>\n{images}\n</div>'  # that scrolls where it is too wide
+    return f'<div class="figure{wide}" markdown>\n{images}\n</div>'
