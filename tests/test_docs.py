@@ -208,9 +208,8 @@ def test_pictures_are_those_of_the_patterns(tmp_path: Path) -> None:
     assert seen == 24 + 8 + 24 + 24 + 12 + 26 + 1  # of six windows but their queries, and the legend
 
 
+@pytest.mark.skipif(not ALL, reason="draws figures for half a minute: COGVIEW_TESTS=all")
 def test_site_is_built_without_a_warning() -> None:
-    if importlib.util.find_spec("zensical") is None and not ALL:
-        pytest.skip("needs zensical: COGVIEW_TESTS=all with it")
     ended = subprocess.run([sys.executable, "scripts/docs.py"], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 

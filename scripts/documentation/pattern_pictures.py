@@ -46,7 +46,7 @@ def three_region(d: Drawing) -> None:
         d.line(40, 28 + 8 * b, 40 + 8 * tokens, 28 + 8 * b)
         d.line(40 + 8 * b, 28, 40 + 8 * b, 28 + 8 * tokens)
     d.legend(40, 428, {"window": "window, causal", "pivot": "pivots: text, some image"}, across=True)
-    d.text(40, 466, f"{tokens} tokens, {text} of text; blocks of {block}, window_blocks={window}; 12 pivots", align="start")
+    d.text(40, 466, f"{tokens} tokens, {text} of text; block_size={block}, window_blocks={window}", align="start")
 
 
 @picture("three-region-packed", "Packed sequences on the diagonal, each with its own window and pivots")
