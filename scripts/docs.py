@@ -25,7 +25,6 @@ MAKERS: dict[str, Callable[..., str]] = {
     "limits": support.limits,
     "picture": pictures.figure,
     "others": speed.others,
-    "plots": speed.plots,
     "speed": speed.tables,
     "support": support.tables,
 }
@@ -57,7 +56,6 @@ def build() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(SOURCE, PAGES)
     pictures.draw(PAGES / "assets")
-    speed.draw(PAGES / "assets")
     for page in sorted(PAGES.rglob("*.md")):
         page.write_text(made(page))
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "--config-file", ROOT / "mkdocs.yml"]

@@ -1,28 +1,52 @@
-"""Tables of an operator's times, from benchmarks/results, and the plots that benchmarks.report makes of them."""
+"""What operators take, from benchmarks/results: tables, and the figures that benchmarks.plots makes of them."""
 
 import textwrap
-from pathlib import Path
+from functools import cache
 from typing import Any
 
-from benchmarks import report
+from benchmarks import outliers, plots, report
 
+from .shared import ROOT
+
+FOLDER = "assets/plots"
 HEADER = "| shape | dtype | pass | time | times as fast as | of the floor | memory |", "|---|---|---|---:|---|---|---:|"
 PASSES = {"forward+backward": "+ backward"}
 STAR = "\\*"  # two of them are no emphasis
 
 
+@cache
+def figures() -> list[plots.Made]:
+    return plots.make(ROOT / "build/docs" / FOLDER)
+
+
 def tables(*operators: str) -> str:
-    """A tab a machine, of these operators' rows; without any, of all."""
+    """A tab a machine, of these operators' figures and rows; without any, of all."""
     parts = []
     for path in sorted(report.RESULTS.glob("*.json"), reverse=True):  # GPUs first
-        rows = [row for row in report.load(path) if "failed" not in row]
+        rows = [row for row in outliers.without(report.load(path)) if "failed" not in row]
         there = [op for op in operators or sorted({row["op"] for row in rows}) if any(row["op"] == op for row in rows)]
+        texts = [] if operators else [shown(path.stem, None)]
+        texts += [one(path.stem, op, [row for row in rows if row["op"] == op], bool(operators)) for op in there]
         if there:
-            text = "\n\n".join(table(op, [row for row in rows if row["op"] == op]) for op in there)
-            parts.append(f'=== "{machine(rows[0])}"\n\n{textwrap.indent(text, "    ")}')
+            parts.append(f'=== "{machine(rows[0])}"\n\n' + textwrap.indent("\n\n".join(texts), "    "))
     if not parts:
         raise LookupError(f"no results of {operators}")
     return "\n\n".join(parts)
+
+
+def one(machine: str, op: str, rows: list[dict[str, Any]], with_figures: bool) -> str:
+    return f"{shown(machine, op)}\n\n{table(op, rows)}" if with_figures else table(op, rows)
+
+
+def shown(machine: str, operator: str | None) -> str:
+    """A machine's figures, of an operator or of all."""
+    pictures = [
+        f"![{made.alt}]({FOLDER}/{machine}/{file.name}#only-{theme})"
+        for made in figures()
+        if (made.machine, made.operator) == (machine, operator)
+        for theme, file in (("light", made.light), ("dark", made.dark))
+    ]
+    return "\n".join(['<div class="figure plots" markdown>', *pictures, "</div>"])
 
 
 def others(folder: str) -> str:
@@ -65,12 +89,3 @@ def ratios(baselines: dict[str, dict[str, Any]]) -> list[str]:
 
 def short(ratio: float) -> str:
     return f"{ratio:.{2 if ratio < 0.95 else 1 if ratio < 9.95 else 0}f}"
-
-
-def draw(folder: Path) -> None:
-    """The plots of every machine."""
-
-
-def plots(*operators: str) -> str:
-    """Those of these operators; without any, of all."""
-    return ""
