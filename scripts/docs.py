@@ -58,12 +58,14 @@ def build() -> None:
     pictures.draw(PAGES / "assets")
     for page in sorted(PAGES.rglob("*.md")):
         page.write_text(made(page))
-    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "--config-file", ROOT / "mkdocs.yml"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    config = ROOT / "build/mkdocs.yml"
+    config.write_text(f"{(ROOT / 'mkdocs.yml').read_text()}site_url: {shared.project_url('Documentation')}/\n")
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "--config-file", config]
+    ended = subprocess.run(command, cwd=config.parent, capture_output=True, text=True)
     if ended.returncode:
         said = re.sub(r"\x1b\[[0-9;]*m", "", ended.stdout + ended.stderr)  # colours
         raise SystemExit(said.partition("Traceback")[0] or said)
-    if wrong := checks.problems(SITE, PAGES, ROOT / "mkdocs.yml"):
+    if wrong := checks.problems(SITE, PAGES, config):
         raise SystemExit("\n".join(wrong))
 
 

@@ -71,8 +71,9 @@ def _of(path: Path, pages: dict[Path, Page], site: Path) -> Iterator[str]:
 def _target(path: Path, address: str, site: Path) -> tuple[Path, str]:
     name, anchor = urldefrag(address)
     name = unquote(name.partition("?")[0])
-    start = site if name.startswith("/") else path.parent
-    return (start / name.lstrip("/")).resolve() if name else path, unquote(anchor)
+    if name.startswith("/"):  # of the page for addresses that are none: from the root of the host
+        return site.joinpath(*Path(name).parts[2:]), unquote(anchor)
+    return (path.parent / name).resolve() if name else path, unquote(anchor)
 
 
 def _outside(config: Path, sources: Path) -> list[str]:

@@ -47,7 +47,7 @@ def led(text: str, folder: Path, pictures: Path | None = None, inside: Path | No
             raise LookupError(f"there is no {name}")
         place = path.relative_to(ROOT)
         if not picture:
-            return f"[{label}]({repository()}/{'tree' if path.is_dir() else 'blob'}/main/{place}{anchor})"
+            return f"[{label}]({project_url('Repository')}/{'tree' if path.is_dir() else 'blob'}/main/{place}{anchor})"
         if pictures is None:
             raise LookupError(f"a picture in what is included: {name}")
         copied = "-".join(place.parts)
@@ -59,5 +59,5 @@ def led(text: str, folder: Path, pictures: Path | None = None, inside: Path | No
 
 
 @cache
-def repository() -> str:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+def project_url(name: str) -> str:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"][name]
