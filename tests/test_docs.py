@@ -221,6 +221,7 @@ def test_site_is_built_without_a_warning() -> None:
         ('<a href="b.html#gone">x</a>', "no such place: b.html#gone"),
         ('<img src="gone.png">', "no such file: gone.png"),
         ('<script src="https://cdn.example/x.js"></script>', "asks another host: https://cdn.example/x.js"),
+        ("<div markdown>*a*</div>", "was not made: <!-- make: div -->"),
         ("<!-- make: speed x -->", "was not made: <!-- make: speed x -->"),
         ('<a href="b.html#here">x</a><img src="data:image/png;base64,x">', ""),
     ],

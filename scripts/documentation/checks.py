@@ -20,6 +20,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = {name: value or "" for name, value in attrs}
         self.ids |= {found[name] for name in ("id", "name") if name in found}
+        if "markdown" in found:
+            self.text += f"<!-- make: {tag} -->"  # whose inside is Markdown still
         if tag == "a" and "href" in found:
             self.links.append(found["href"])
         canonical = found.get("rel") in ("canonical", "next", "prev", "alternate", "edit")

@@ -40,13 +40,12 @@ def one(machine: str, op: str, rows: list[dict[str, Any]], with_figures: bool) -
 
 def shown(machine: str, operator: str | None) -> str:
     """A machine's figures, of an operator or of all."""
-    pictures = [
-        f"![{made.alt}]({FOLDER}/{machine}/{file.name}#only-{theme})"
+    return "\n".join(
+        f"![{made.alt}]({FOLDER}/{machine}/{file.name}#only-{theme}){{ .plot }}"
         for made in figures()
         if (made.machine, made.operator) == (machine, operator)
         for theme, file in (("light", made.light), ("dark", made.dark))
-    ]
-    return "\n".join(['<div class="figure plots" markdown>', *pictures, "</div>"])
+    )
 
 
 def others(folder: str) -> str:
@@ -62,8 +61,8 @@ def others(folder: str) -> str:
 
 
 def table(op: str, rows: list[dict[str, Any]]) -> str:
-    versions = sorted({f"torch {row['torch']}, commit `{row['commit']}`" for row in rows})
-    return "\n".join([f"`{op}`: {'; '.join(versions)}", "", *HEADER, *map(line, rows)])
+    torches, commits = (", ".join(sorted({f"`{row[what]}`" for row in rows})) for what in ("torch", "commit"))
+    return "\n".join([f"`{op}`, torch {torches}, commit {commits}", "", *HEADER, *map(line, rows)])
 
 
 def machine(row: dict[str, Any]) -> str:
