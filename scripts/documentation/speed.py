@@ -4,6 +4,8 @@ import textwrap
 from functools import cache
 from typing import Any
 
+from cogview_ops.bench import words
+
 from benchmarks import outliers, plots, report
 
 from .shared import ROOT
@@ -71,8 +73,8 @@ def machine(row: dict[str, Any]) -> str:
 
 def line(row: dict[str, Any]) -> str:
     floor = f"{row['floor_s'] / row['median_s']:.0%} ({row['bound']})" if "bound" in row else ""
-    which = row["dtype"], PASSES.get(row["direction"], row["direction"]), report.seconds(row["median_s"])
-    parts = *which, ", ".join(ratios(row["baselines"])), floor, report.size(row.get("extra_bytes"))
+    which = row["dtype"], PASSES.get(row["direction"], row["direction"]), words.seconds(row["median_s"])
+    parts = *which, ", ".join(ratios(row["baselines"])), floor, words.size(row.get("extra_bytes"))
     whole = [part if "," in part else part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts]
     return f"| `{row['shape']}` | {' | '.join(whole)} |"
 
@@ -80,11 +82,7 @@ def line(row: dict[str, Any]) -> str:
 def ratios(baselines: dict[str, dict[str, Any]]) -> list[str]:
     """How many times as fast as each, with a star where that is something else."""
     return [
-        f"{name} {short(found['ratio'])}{'' if found['same_result'] else STAR}"
+        f"{name} {words.ratio(found['ratio'])}{'' if found['same_result'] else STAR}"
         for name, found in baselines.items()
         if "ratio" in found
     ]
-
-
-def short(ratio: float) -> str:
-    return f"{ratio:.{2 if ratio < 0.95 else 1 if ratio < 9.95 else 0}f}"
