@@ -192,6 +192,7 @@ def test_base_needs_torch_alone_and_every_extra_is_used() -> None:
         "dev",
         "int8",
         "demo",  # cogview.commands.page
+        "docs",  # scripts/docs.py
         "browser",  # tests/integrations/test_page_browser.py
         "evaluation",  # cogview.evaluation.distances, on demand
         "integrations",
