@@ -66,7 +66,9 @@ ALLOWED: dict[str, set[str]] = {
     "attention_modules": {*BASIC, "kv_cache", "", "_checks", "_registration"},
     "modules": {*BASIC, "_checks", "kv_cache", "attention_modules"},
     "checkpointing": {"_manifest", "_namespaces"},
-    "info": {"", "_dispatch", "_manifest"},
+    "_selftest": {"_dispatch", "_manifest"},
+    "_report": {"__version__", "_dispatch", "_manifest", "_selftest"},
+    "info": {"__version__", "_dispatch", "_manifest", "_report"},
     "__init__": {
         *BASIC,
         *COMPOSITIONS,
