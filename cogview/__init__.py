@@ -12,5 +12,3 @@ if _missing:
         f"cogview needs {', '.join(_missing)} on top of cogview_ops: "
         "`pip install '.[cogview]'` in the folder of its sources installs what is missing"
     )
-
-__version__ = "0.1.0"
