@@ -183,4 +183,8 @@ def _results() -> Iterator[str]:
     yield from _table(["error of", *map(str, ways)], ([x, *(cell(x, way) for way in ways)] for x in _selftest.CALLS))
     yield ""
     yield from raised
-    yield f"**{bad} wrong.**" if bad else "All right: outputs and gradients are the formula's, but for rounding."
+    yield (
+        f"**{bad} wrong or failed.**"
+        if bad
+        else "All right: outputs and gradients are the formula's, but for rounding."
+    )

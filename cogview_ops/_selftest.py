@@ -38,6 +38,7 @@ CALLS: dict[str, tuple[_Shapes, dict[str, Any]]] = {
         {**_WINDOWS, "cu_seqlens": torch.tensor([0, 12, 20]), "pivots": torch.tensor([[0, 1, 7], [0, 2, -1]])},
     ),
 }
+_ON = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 # in units of the largest value; rounding comes to 5e-7 and 6e-3
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
@@ -66,7 +67,10 @@ def error(name: str, way: Way) -> float | None:
     """The largest error of outputs and gradients in units of the largest value; None where there is no such
     implementation. Raises what the operator does."""
     known = _manifest.OPERATORS[name]
-    if way.impl != "auto" and (known.made_of != "kernels" or _dispatch.reason_unavailable(known.forward, way.impl)):
+    impls = _ON[way.device] if way.impl == "auto" else (way.impl,)
+    if known.made_of != "kernels" and way.impl != "auto":
+        return None  # it takes of each operator what there is
+    if known.made_of == "kernels" and all(_dispatch.reason_unavailable(known.forward, impl) for impl in impls):
         return None
     found, expected = _run(name, way), _run(name, Way("cpu", torch.float64, "reference"), rounded=way.dtype)
     errors = [(x - y).abs().max() / y.abs().max() for x, y in zip(found, expected, strict=True)]
