@@ -84,13 +84,14 @@ def test_all_tests_run_with_what_make_installs() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.stem)
 def test_workflows_call_what_there_is(path: Path) -> None:
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    """People can run the same: what workflows do is in the Makefile."""
+    targets = " ".join(re.findall(r"^([\w -]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)).split()
     jobs = read(f"workflows/{path.name}")["jobs"]
     runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     assert runs
     for command in runs:
         first, second = command.split()[:2]
-        assert first in ("make", "python3", "gh"), f"{command}: a target of the Makefile is what people can run, too"
+        assert first in ("make", "python3", "gh", "dnf"), command
         assert first != "make" or second in targets
         assert first != "python3" or (ROOT / second).exists()
 
