@@ -19,7 +19,8 @@ PACKAGES = (
 )
 # numbers and names of choices; none that holds a path, an address or a secret
 VARIABLES = (
-    *("COGVIEW_OPS_CPU", "COGVIEW_OPS_CHECK", "COGVIEW_OPS_CUDA", "COGVIEW_OPS_SANITIZE", "MAX_JOBS"),
+    *("COGVIEW_OPS_CPU", "COGVIEW_OPS_CHECK", "COGVIEW_OPS_STRIPS", "COGVIEW_OPS_NAMESPACE", "COGVIEW_OPS_CUDA"),
+    *("COGVIEW_OPS_SANITIZE", "MAX_JOBS"),
     *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "KMP_BLOCKTIME"),
     *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING"),
     *("CUDA_MODULE_LOADING", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_CUDA_ARCH_LIST"),
@@ -33,19 +34,20 @@ def lines() -> Iterator[str]:
     """The report as it comes about: what is known stays on the screen if a kernel ends the process."""
     yield f"### cogview_ops {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     yield ""
-    yield from map(without_paths, _table(["", ""], _facts()))
+    yield from map(shown, _table(["", ""], _facts()))
     yield ""
-    yield from map(without_paths, _implementations())
+    yield from map(shown, _implementations())
     yield ""
-    yield from map(without_paths, _results())
+    yield from map(shown, _results())
     yield ""
     yield "Left out: names of users and hosts, folders, and all environment variables but"
     yield f"<details><summary>these {len(VARIABLES)}</summary>{', '.join(VARIABLES)}</details>"
 
 
-def without_paths(text: str) -> str:
-    """Of every path its last name alone."""
-    return re.sub(r"(?<![\w.])[~/](?:[^\s/:'\"`(),;|]*/)+", "", text.replace(str(Path.home()), "~"))
+def shown(text: str) -> str:
+    """As Markdown has it; of every path its last name alone."""
+    text = text.replace(os.path.expanduser("~") + "/", "~/").replace("<", "&lt;")
+    return re.sub(r"(?<![\w.])[~/](?:[^\s/:'\"`(),;|]*/)+", "", text)
 
 
 def _table(head: list[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:

@@ -37,6 +37,14 @@ def test_report_of_this_machine(tmp_path: Path) -> None:
     assert not re.search(r"(?<![\w.])/\w+/", report), "a path"
 
 
+def test_variables_of_ours_are_told() -> None:
+    root = Path(cogview_ops.__file__).parents[1]
+    sources = [root / "setup.py", *root.glob("cogview_ops/**/*.py"), *root.glob("csrc/**/*.*")]
+    read = set().union(*(re.findall(r'"(COGVIEW_OPS_[A-Z]+)', path.read_text()) for path in sources))
+    assert {"COGVIEW_OPS_CPU", "COGVIEW_OPS_CUDA"} <= read
+    assert read - {"COGVIEW_OPS_COMMIT"} <= set(_report.VARIABLES)
+
+
 def test_every_operator_is_tried_that_has_another_implementation() -> None:
     assert list(_selftest.CALLS) == [x.name for x in OPERATORS.values() if x.made_of != "torch"]
 
@@ -97,16 +105,17 @@ def test_what_fails_is_in_the_report() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "left"),
     [
         ("libc.so: cannot open /home/me/a b/libc.so: No such", "libc.so: cannot open a b/libc.so: No such"),
         ("there is no /usr/local/cuda-13/bin/nvcc", "there is no nvcc"),
         ("'~/x/y.so', (/opt/z/), a/b, 1/2", "'y.so', (), a/b, 1/2"),
         (f"{Path.home()}/.cache/torch/kernel.cubin", "kernel.cubin"),
+        ("<class 'a'> | a / b", "&lt;class 'a'> | a / b"),
     ],
 )
-def test_paths_are_left_out(text: str, shown: str) -> None:
-    assert _report.without_paths(text) == shown
+def test_paths_are_left_out(text: str, left: str) -> None:
+    assert _report.shown(text) == left
 
 
 def test_help_and_wrong_options(capsys) -> None:
