@@ -110,12 +110,12 @@ install: $(STAMPS)/extension
 # Wheel and source distribution into dist/, for the torch that is there: with the CUDA part where setup.py would build it.
 wheel: $(STAMPS)/extension
 	@$(PIP) install $(WHEEL_TOOLS)
-	@$(PY) scripts/wheel.py
+	@$(PY) scripts/make_wheel.py
 
 # The same with the CUDA part, for torch 2.11 with CUDA 13.0 and later ones: half an hour on two cores.
 wheel-cuda: $(OLDEST)/done
 	@$(OLDEST)/bin/python $(QUIET_PIP) install $(WHEEL_TOOLS)
-	@COGVIEW_OPS_CUDA=1 $(OLDEST)/bin/python scripts/wheel.py
+	@COGVIEW_OPS_CUDA=1 $(OLDEST)/bin/python scripts/make_wheel.py
 
 lint: $(STAMPS)/extension
 	@$(PY) -m ruff check -q

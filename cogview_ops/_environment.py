@@ -34,6 +34,11 @@ VARIABLES: dict[str, tuple[Variable, ...]] = {  # by when they are read
             "`auto`, `0`, `1`",
             "The CUDA part: where torch has CUDA and its toolkit works (the default), never, or fail without.",
         ),
+        Variable(
+            "COGVIEW_OPS_NAMESPACE",
+            "`cogview_ops`",
+            "Where torch has the operators. Builds with others, under other names, can be in one process.",
+        ),
         Variable("COGVIEW_OPS_SANITIZE", "`address,undefined`", "Build with these sanitizers, as `make asan` does."),
         Variable("TORCH_CUDA_ARCH_LIST", "`8.0+PTX;9.0a`", "GPU architectures; torch's own. This is the default."),
         Variable("MAX_JOBS", "a number", "Compilers at once; torch's own."),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _dispatch, _manifest, _selftest
+from . import __version__, _dispatch, _environment, _manifest, _selftest
 
 # what operators are built with, used beside and compared with
 PACKAGES = (
@@ -19,13 +19,12 @@ PACKAGES = (
 )
 # numbers and names of choices; none that holds a path, an address or a secret
 VARIABLES = (
-    *("COGVIEW_OPS_CPU", "COGVIEW_OPS_CHECK", "COGVIEW_OPS_STRIPS", "COGVIEW_OPS_NAMESPACE", "COGVIEW_OPS_CUDA"),
-    *("COGVIEW_OPS_SANITIZE", "MAX_JOBS"),
-    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "KMP_BLOCKTIME"),
-    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING"),
-    *("CUDA_MODULE_LOADING", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_CUDA_ARCH_LIST"),
-    *("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_COMPILE_DISABLE"),
-    *("TORCHDYNAMO_DISABLE", "TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION"),
+    *(x.name for group in _environment.VARIABLES.values() for x in group if x.name.startswith("COGVIEW_OPS_")),
+    *("MAX_JOBS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MKL_NUM_THREADS"),
+    *("KMP_BLOCKTIME", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES"),
+    *("CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"),
+    *("TORCH_CUDA_ARCH_LIST", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
+    *("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE", "TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION"),
 )
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -61,7 +60,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _facts() -> Iterator[tuple[str, str]]:
-    for fact in (_system, _processor, _instruction_sets, _gpus, _torch, _extension, _packages, _environment):
+    for fact in (_system, _processor, _instruction_sets, _gpus, _torch, _extension, _packages, _variables):
         try:
             found = fact()
         except Exception as exception:  # a driver that fails, a variable that names no instruction set
@@ -141,7 +140,7 @@ def _packages() -> str:
     return ", ".join(found)
 
 
-def _environment() -> str:
+def _variables() -> str:
     return ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ) or "none of them is set"
 
 

@@ -67,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "modules": {*BASIC, "_checks", "kv_cache", "attention_modules"},
     "checkpointing": {"_manifest", "_namespaces"},
     "_selftest": {"_dispatch", "_manifest"},
-    "_report": {"__version__", "_dispatch", "_manifest", "_selftest"},
+    "_report": {"__version__", "_dispatch", "_environment", "_manifest", "_selftest"},
     "info": {"__version__", "_dispatch", "_manifest", "_report"},
     "__init__": {
         *BASIC,
@@ -86,7 +86,7 @@ ALLOWED: dict[str, set[str]] = {
 PUBLIC = set(cogview_ops.__all__)
 INTEGRATIONS = {*PUBLIC, "_checks", "_dispatch", "_registration", "integrations"}
 # of benchmarks, which users have as well; nothing in the package imports them
-BENCH = {*PUBLIC, "__version__", "bench", "_dispatch", "_manifest", "modules", "patterns"}
+BENCH = {*PUBLIC, "__version__", "bench", "_dispatch", "_manifest", "_report", "modules", "patterns"}
 TRITON = {
     "patterns",
     "_checks",

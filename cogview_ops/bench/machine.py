@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .. import __version__, _dispatch
+from .._report import processor
 
 # Freed pages stay in the process: otherwise every call of every contestant would pay for page faults.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**38)}
@@ -32,7 +33,7 @@ def keep_freed_pages(module: str) -> None:
 def facts() -> dict[str, Any]:
     """What a figure must be read with."""
     return {
-        "device": f"{_processor()}, {torch.get_num_threads()} threads",
+        "device": f"{processor()}, {torch.get_num_threads()} threads",
         "cpu": _dispatch._C.active_cpu() if _dispatch._C else None,
         "compiler": _dispatch._C.compiler() if _dispatch._C else None,
         "python": platform.python_version(),
@@ -73,17 +74,6 @@ def _commit() -> str | None:
     dirty = git("status", "--porcelain", "csrc", "cogview_ops", "benchmarks/*.py", "setup.py")
     commit = git("rev-parse", "--short=10", "HEAD")
     return commit + ("-dirty" if dirty else "") if commit else None
-
-
-def _processor() -> str:
-    """Its name; of AMD's with their family and model where a virtual machine hides them: Zen 3 to 5 are one EPYC."""
-    try:
-        found = dict(re.findall(r"([\w ]+?)\s*: (.*)", Path("/proc/cpuinfo").read_text()))
-    except OSError:
-        found = {}
-    name = found.get("model name") or platform.processor() or platform.machine()
-    hidden = found.get("vendor_id") == "AuthenticAMD" and not re.search(r"\d", name)
-    return f"{name} {found['cpu family']}-{found['model']}" if hidden else name
 
 
 def slug(device: str) -> str:

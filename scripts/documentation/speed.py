@@ -4,9 +4,8 @@ import textwrap
 from functools import cache
 from typing import Any
 
-from cogview_ops.bench import words
-
 from benchmarks import outliers, plots, report
+from cogview_ops.bench import words
 
 from .shared import ROOT
 

@@ -21,7 +21,8 @@ _DINAT = "transformers.models.dinat.modeling_dinat"
 
 
 def _provide() -> None:
-    if importlib.util.find_spec("natten") is not None:
+    found = importlib.util.find_spec("natten")
+    if found is not None and found.origin is not None:  # a folder of that name is no NATTEN
         import natten.functional as theirs
     else:
         package, theirs = ModuleType("natten", __doc__), ModuleType("natten.functional", functional.__doc__)

@@ -1,4 +1,4 @@
-"""`python scripts/wheel.py`: the wheel and the source distribution into dist/, for the torch that this Python has.
+"""`python scripts/make_wheel.py`: the wheel and the source distribution into dist/, for the torch that this Python has.
 
 The library serves every Python, and this torch and later ones. The wheel is for manylinux_2_28 wherever it is built:
 the sources avoid what newer systems have (csrc/bindings/library.cpp), and auditwheel, which refuses anything else, puts
