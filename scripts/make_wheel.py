@@ -10,11 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-WORK, DIST = ROOT / "build" / "wheel", ROOT / "dist"
+DIST = ROOT / "dist"
 PLATFORM = "manylinux_2_28"
 MEGABYTES = {"": 12, "+cu": 40}  # compressed, at most
 # what a wheel may hold: the packages as they are in the sources, one library, who made it
@@ -23,12 +24,11 @@ ALLOWED = (
 )
 
 
-def setup(*arguments: str) -> None:
-    """What setuptools says goes to build/wheel/log, and to the terminal where it fails."""
-    with open(WORK / "log", "a") as log:
-        done = subprocess.run([sys.executable, "setup.py", "-q", *arguments], cwd=ROOT, stdout=log, stderr=log)
+def ran(*command: str) -> None:
+    """What it says is shown where it fails."""
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        sys.exit((WORK / "log").read_text())
+        sys.exit(done.stdout)
 
 
 def label(built: Path) -> str:
@@ -55,28 +55,27 @@ def check(wheel: Path) -> str:
     return f"{wheel.name}: {size / 1e6:.1f} MB, {unpacked / 1e6:.1f} MB installed, {len(names)} files"
 
 
-def main() -> None:
-    shutil.rmtree(WORK, ignore_errors=True)  # a module that is gone would be packed from what was built before
-    WORK.mkdir(parents=True)
-    DIST.mkdir(exist_ok=True)
-    base = ["build", "--build-base", str(WORK), "--build-lib", str(WORK / "lib")]
-    setup(*base)
-    version = label(WORK / "lib")
+def make(work: Path) -> None:
+    """In a new folder: a module that is gone would be packed from what was built before."""
+    setup = [sys.executable, "setup.py", "-q"]
+    build = ["build", "--build-base", str(work), "--build-lib", str(work / "lib")]
+    ran(*setup, *build)
+    version = label(work / "lib")
     if not version:
-        setup("sdist", "--dist-dir", str(DIST))
+        ran(*setup, "sdist", "--dist-dir", str(DIST))
     tag = ["egg_info", f"--tag-build={version}"] if version else []
-    setup(*tag, *base, "bdist_wheel", "--skip-build", "--dist-dir", str(WORK))
-    [built] = WORK.glob("*.whl")
+    ran(*setup, *tag, *build, "bdist_wheel", "--skip-build", "--dist-dir", str(work))
+    [built] = work.glob("*.whl")
     libraries = [word for name in ("libtorch*.so", "libc10*.so", "libcudart.so.*") for word in ("--exclude", name)]
-    platform = f"{PLATFORM}_{os.uname().machine}"
-    audit = [sys.executable, "-m", "auditwheel", "repair", "--plat", platform, "--only-plat", "--strip", *libraries]
-    done = subprocess.run([*audit, "--wheel-dir", str(WORK / "tagged"), str(built)], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    [tagged] = (WORK / "tagged").glob("*.whl")
+    platform = ["--plat", f"{PLATFORM}_{os.uname().machine}", "--only-plat"]
+    repair = [sys.executable, "-m", "auditwheel", "repair", *platform, "--strip", *libraries]
+    ran(*repair, "--wheel-dir", str(work / "tagged"), str(built))
+    [tagged] = (work / "tagged").glob("*.whl")
     print(f"dist/{check(tagged)}")
     shutil.move(tagged, DIST / tagged.name)
 
 
 if __name__ == "__main__":
-    main()
+    DIST.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        make(Path(work))

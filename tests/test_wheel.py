@@ -1,0 +1,78 @@
+"""The wheel in clean environments, each with another torch, on every Python that is here: installed, tried, removed.
+
+`make wheel` makes it; `make test-all` makes the environments, which are only looked at: new ones see their torch.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(os.environ.get("COGVIEW_TESTS") != "all", reason="takes minutes: COGVIEW_TESTS=all")
+WITH = {
+    "here": Path(sys.executable),
+    "2.11": ROOT / "build/oldest/bin/python",
+    "2.14": ROOT / "build/torches/2.14.1/bin/python",
+    "2.15": ROOT / "build/torches/2.15.0/bin/python",
+}
+# of the operators' tests those that hang on torch's own interfaces
+TESTS = ("test_operators", "test_calls", "test_compile", "test_transforms", "test_sharding", "test_checkpointing")
+HIDDEN = r"cogview|__editable__|pip|_distutils|distutils-precedence"
+
+
+def ran(folder: Path, *command: str | Path) -> str:
+    """What it printed, in a folder that is none of the sources."""
+    ours = {name: x for name, x in os.environ.items() if not re.match("PYTHON|COGVIEW|VIRTUAL_ENV", name)}
+    done = subprocess.run([*map(str, command)], cwd=folder, env=ours, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module", params=WITH)
+def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a new environment that sees the torch of another one, and has the wheel."""
+    other = WITH[request.param]
+    if not other.exists():
+        pytest.skip(f"{other.parents[1]} is not there: make test-all")
+    folder = tmp_path_factory.mktemp("clean")
+    base = ran(folder, other, "-c", "import sys; print(sys._base_executable)").strip()
+    ran(folder, base, "-m", "venv", folder / "venv")
+    new = folder / "venv" / "bin" / "python"
+    sites = [Path(ran(folder, x, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").strip())
+             for x in (other, new)]  # fmt: skip
+    (folder / "seen").mkdir()
+    for path in sites[0].iterdir():
+        if not re.match(HIDDEN, path.name):
+            (folder / "seen" / path.name).symlink_to(path)
+    (sites[1] / "seen.pth").write_text(f"{folder / 'seen'}\n")
+    [wheel] = (ROOT / "dist").glob("cogview_ops-*-py3-none-manylinux_2_28_*.whl")
+    ran(folder, new, "-m", "pip", "-q", "install", "--no-index", wheel)
+    return new
+
+
+def test_operators_are_right(python: Path, tmp_path: Path) -> None:
+    """As the report finds them, and by the tests."""
+    report = ran(tmp_path, python, "-m", "cogview_ops.info", "--report")
+    assert "All right: outputs and gradients are the formula's" in report
+    where = ran(tmp_path, python, "-c", "import cogview_ops; print(cogview_ops._dispatch._C.PATH)")
+    assert str(python.parents[1]) in where
+    tests = [ROOT / "tests" / "operators" / f"{name}.py" for name in TESTS]
+    options = ["-p", "no:cacheprovider", "-o", "addopts=", "-q", "-n", "2", "-k", "not triton and not cuda"]
+    told = ran(tmp_path, python, "-P", "-m", "pytest", *options, *tests)
+    assert int(re.findall(r"(\d+) passed", told)[0]) > 1000
+
+
+def test_commands_say_what_is_missing_or_run(python: Path, tmp_path: Path) -> None:
+    timed = ran(tmp_path, python, "-m", "cogview_ops.bench", "layer_norm", "--shape", "64x64", "--seconds", "0.1")
+    assert "F.layer_norm" in timed
+    assert "cogview" in ran(tmp_path, python, "-m", "pip", "show", "--files", "cogview-ops")
+
+
+def test_nothing_stays_when_it_is_removed(python: Path, tmp_path: Path) -> None:
+    site = Path(ran(tmp_path, python, "-c", "import cogview_ops; print(cogview_ops.__path__[0])").strip()).parent
+    ran(tmp_path, python, "-m", "pip", "-q", "uninstall", "-y", "cogview-ops")
+    assert not list(site.glob("cogview*"))
