@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # where benchmarks are
+
 from documentation import api, checks, formulas, pictures, shared, speed, support, variables
 
 ROOT = Path(__file__).parent.parent

@@ -63,8 +63,9 @@ def make(work: Path) -> None:
     version = label(work / "lib")
     if not version:
         ran(*setup, "sdist", "--dist-dir", str(DIST))
-    tag = ["egg_info", f"--tag-build={version}"] if version else []
-    ran(*setup, *tag, *build, "bdist_wheel", "--skip-build", "--dist-dir", str(work))
+    (work / "label.cfg").write_text(f"[egg_info]\ntag_build = {version}\n")
+    os.environ["DIST_EXTRA_CONFIG"] = str(work / "label.cfg")  # setuptools' own
+    ran(*setup, *build, "bdist_wheel", "--skip-build", "--dist-dir", str(work))
     [built] = work.glob("*.whl")
     libraries = [word for name in ("libtorch*.so", "libc10*.so", "libcudart.so.*") for word in ("--exclude", name)]
     platform = ["--plat", f"{PLATFORM}_{os.uname().machine}", "--only-plat"]

@@ -50,7 +50,7 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             (folder / "seen" / path.name).symlink_to(path)
     (sites[1] / "seen.pth").write_text(f"{folder / 'seen'}\n")
     [wheel] = (ROOT / "dist").glob("cogview_ops-*-py3-none-manylinux_2_28_*.whl")
-    ran(folder, new, "-m", "pip", "-q", "install", "--no-index", wheel)
+    ran(folder, new, "-m", "pip", "-q", "install", "--no-index", "--no-deps", wheel)
     return new
 
 
