@@ -146,8 +146,8 @@ def test_between_packages(package: str) -> None:
 
 
 def layers_of_cogview() -> list[set[str]]:
-    """README's picture: the modules and folders of each line, top line first."""
-    text = (ROOT / "README.md").read_text().partition("each line imports from the lines below it only:\n\n")[2]
+    """CONTRIBUTING's picture: the modules and folders of each line, top line first."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("each line imports from the lines below it only:\n\n")[2]
     lines = text.partition("\n\n")[0].splitlines()
     names = [line.split()[:1] + re.findall(r"· ([a-z]+/?)", line) for line in lines]
     return [{name.rstrip("/") for name in found} for found in names]

@@ -1,6 +1,7 @@
 """The README's examples run as they stand, and its figures are those of the results."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,21 @@ def test_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.M)
 
 
-@pytest.mark.parametrize("image", re.findall(r"!\[.*?\]\((.*?)\)", README))
-def test_image_exists(image: str) -> None:
-    assert (ROOT / image).is_file()
+def test_links_are_absolute_and_what_they_lead_to_is_there() -> None:
+    """Also where README is shown without the repository; pictures are taken from its newest commit."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    files = {f"{urls['Repository']}/blob/main": "", urls["Documentation"]: "docs"}
+    files[urls["Repository"].replace("github.com", "raw.githubusercontent.com") + "/main"] = ""
+    links = re.findall(r"\]\((.*?)\)", README)
+    assert len(links) > 20
+    for link in links:
+        if link.startswith("#"):
+            assert f"\n## {link[1:].capitalize()}\n" in README
+            continue
+        start = next((url for url in files if link.startswith(url)), None)
+        assert start is not None, link
+        path = link.removeprefix(start).strip("/").replace(".html", ".md")
+        assert (ROOT / files[start] / path).exists(), link
 
 
 def test_speed_is_that_of_the_results() -> None:

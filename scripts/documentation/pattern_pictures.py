@@ -49,6 +49,38 @@ def three_region(d: Drawing) -> None:
     d.text(40, 466, f"{tokens} tokens, {text} of text; block_size={block}, window_blocks={window}", align="start")
 
 
+@picture("overview", "What tokens see in three-region attention, in 2D local attention and in a layer of DALL-E")
+def overview(d: Drawing) -> None:
+    """README's picture too: docs/overview.png."""
+    position, generator = torch.arange(32)[None], torch.Generator().manual_seed(4)
+    pivots = sample_pivots(position < 4, position >= 4, 9, generator=generator)
+    near, far = (mask[0] for mask in patterns.three_region_masks(position, 32, pivots, 4, 2))
+    d.text(10, 16, "three_region_attention", align="start", code=True)
+    for colour, mask in (("window", near), ("pivot", far)):
+        for i, j in mask.nonzero().tolist():
+            d.cell(10 + j * 6.75, 30 + i * 6.75, 6.75, colour)
+    shape, query = (12, 12), 7 * 12 + 5
+    how: dict[str, Any] = {"grid": shape, "kernel_size": (5, 5), "raster_causal": False, "coarse_kernel_size": (3, 3)}
+    seen = patterns.cogview2(torch.tensor(20 + query), torch.arange(164), text_len=4, coarse_grid=(4, 4), **how)
+    d.text(270, 16, "local_attention_2d", align="start", code=True)
+    for n, one in enumerate(seen[4:20].tolist()):
+        d.cell(270 + n % 4 * 18, 30 + n // 4 * 18, 18, "coarse" if one else "nothing")
+    text_row(d, 270, 228, torch.ones(16, dtype=torch.bool))
+    grid(d, 352, 30, (10, 10), seen[20:].view(shape)[1:11, 1:11].flatten(), "window", (7 - 1) * 10 + 5 - 1)
+    d.text(576, 16, "dalle_attention", align="start", code=True)
+    for n, kind in enumerate(("row", "column")):
+        one = patterns.dalle(
+            torch.tensor(4 + 4 * 6 + 3), torch.arange(40), kind=kind, text_len=4, grid=(6, 6), kernel_size=5, wrap=False
+        )
+        text_row(d, 576 + n * 120, 30, one[:4])
+        grid(d, 576 + n * 120, 56, (6, 6), one[4:], "window", 4 * 6 + 3)
+    d.text(576, 196, "one softmax over all that is seen,", align="start")
+    d.text(576, 216, "no score matrix in memory,", align="start")
+    d.text(576, 236, "forward and backward", align="start")
+    entries = {"query": "the query", "window": "window", "pivot": "pivots", "text": "text", "coarse": "coarser image"}
+    d.legend(10, 270, entries, across=True)
+
+
 @picture("three-region-packed", "Packed sequences on the diagonal, each with its own window and pivots")
 def three_region_packed(d: Drawing) -> None:
     lengths, text = (20, 9, 19), 3
