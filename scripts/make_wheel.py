@@ -24,9 +24,10 @@ ALLOWED = (
 )
 
 
-def ran(*command: str) -> None:
+def ran(*command: str, **variables: str) -> None:
     """What it says is shown where it fails."""
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, **told)
     if done.returncode:
         sys.exit(done.stdout)
 
@@ -64,8 +65,8 @@ def make(work: Path) -> None:
     if not version:
         ran(*setup, "sdist", "--dist-dir", str(DIST))
     (work / "label.cfg").write_text(f"[egg_info]\ntag_build = {version}\n")
-    os.environ["DIST_EXTRA_CONFIG"] = str(work / "label.cfg")  # setuptools' own
-    ran(*setup, *build, "bdist_wheel", "--skip-build", "--dist-dir", str(work))
+    wheel = ["bdist_wheel", "--skip-build", "--dist-dir", str(work)]
+    ran(*setup, *build, *wheel, DIST_EXTRA_CONFIG=str(work / "label.cfg"))  # setuptools' own
     [built] = work.glob("*.whl")
     libraries = [word for name in ("libtorch*.so", "libc10*.so", "libcudart.so.*") for word in ("--exclude", name)]
     platform = ["--plat", f"{PLATFORM}_{os.uname().machine}", "--only-plat"]
