@@ -207,6 +207,8 @@ class Build(BuildExtension):
 
     def run(self):
         print(f"Building cogview-ops {self.plan}", flush=True)
+        for old in (ROOT / "cogview_ops").glob("_C.*.so"):  # of a build before there was a library Python would take it for _C.py
+            old.unlink()
         try:
             super().run()
         except Exception as error:  # its traceback would bury the compiler's errors
