@@ -207,7 +207,8 @@ class Build(BuildExtension):
 
     def run(self):
         print(f"Building cogview-ops {self.plan}", flush=True)
-        for old in (ROOT / "cogview_ops").glob("_C.*.so"):  # of a build before there was a library Python would take it for _C.py
+        # left by a build of before there was a library: Python would take it for _C.py
+        for old in (ROOT / "cogview_ops").glob("_C.*.so"):
             old.unlink()
         try:
             super().run()
