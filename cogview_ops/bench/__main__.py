@@ -79,7 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parse.error(str(error))
     if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        beside = options.json.with_suffix(".tmp")
+        beside.write_text(json.dumps(rows, indent=1) + "\n")
+        beside.replace(options.json)
         print(f"rows: {options.json}")
     timed = [row for row in rows if "failed" not in row]
     if options.plot is not None and timed:
