@@ -21,7 +21,7 @@ WITH = {
 }
 # of the operators' tests those that hang on torch's own interfaces
 TESTS = ("test_operators", "test_calls", "test_compile", "test_transforms", "test_sharding", "test_checkpointing")
-HIDDEN = r"cogview|__editable__|pip|_distutils|distutils-precedence"
+HIDDEN = r"cogview|__editable__|pip|distutils-precedence"
 
 
 def ran(folder: Path, *command: str | Path) -> str:
@@ -49,9 +49,16 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         if not re.match(HIDDEN, path.name):
             (folder / "seen" / path.name).symlink_to(path)
     (sites[1] / "seen.pth").write_text(f"{folder / 'seen'}\n")
-    [wheel] = (ROOT / "dist").glob("cogview_ops-*-py3-none-manylinux_2_28_*.whl")
-    ran(folder, new, "-m", "pip", "-q", "install", "--no-index", "--no-deps", wheel)
+    install(new, folder, for_cuda=False)
     return new
+
+
+def install(python: Path, folder: Path, for_cuda: bool) -> None:
+    wheels = [path for path in (ROOT / "dist").glob("cogview_ops-*-py3-none-*.whl") if ("+cu" in path.name) == for_cuda]
+    if not wheels:
+        pytest.skip(f"there is no such wheel in dist: make wheel{'-cuda' * for_cuda}")
+    [wheel] = wheels
+    ran(folder, python, "-m", "pip", "-q", "install", "--no-index", "--no-deps", "--force-reinstall", wheel)
 
 
 def test_operators_are_right(python: Path, tmp_path: Path) -> None:
@@ -70,6 +77,14 @@ def test_commands_say_what_is_missing_or_run(python: Path, tmp_path: Path) -> No
     timed = ran(tmp_path, python, "-m", "cogview_ops.bench", "layer_norm", "--shape", "64x64", "--seconds", "0.1")
     assert "F.layer_norm" in timed
     assert "cogview" in ran(tmp_path, python, "-m", "pip", "show", "--files", "cogview-ops")
+
+
+def test_wheel_for_cuda_loads_or_says_why_not(python: Path, tmp_path: Path) -> None:
+    install(python, tmp_path, for_cuda=True)
+    told = ran(tmp_path, python, "-m", "cogview_ops.info").splitlines()[1]
+    cuda = ran(tmp_path, python, "-c", "import torch; print(torch.version.cuda)").strip()
+    assert told.startswith("extension: g++" if cuda.startswith("13.") else "extension: missing (torch ")
+    assert "there is libcogview_ops_cu13.so" in told or cuda.startswith("13.")
 
 
 def test_nothing_stays_when_it_is_removed(python: Path, tmp_path: Path) -> None:
