@@ -62,11 +62,12 @@ _sharding.register()
 if TYPE_CHECKING:
     from . import checkpointing as checkpointing
     from . import info as info
+    from . import layers as layers
     from . import triton as triton
 else:
 
     def __getattr__(name: str) -> Any:
-        """The submodules that are slow to import, need Triton or are run by `python -m`: when they are asked for."""
-        if name in ("checkpointing", "info", "triton"):
+        """Submodules that few need, that are slow to import, need Triton or are run by `python -m`: when asked for."""
+        if name in ("checkpointing", "info", "layers", "triton"):
             return importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from cogview_ops import _checks, _dispatch
-
+from .... import _checks, _dispatch
 from .formula import Formula, recognise, scales_samples
 from .rewrite import Sum, rewrite
 from .source import Unknown

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from cogview_ops import _registration, layer_norm, rms_norm, sandwich_layer_norm, sandwich_rms_norm
-
+from .... import _registration, layer_norm, rms_norm, sandwich_layer_norm, sandwich_rms_norm
 from .formula import Formula
 from .source import Unknown
 
