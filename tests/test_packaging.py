@@ -195,6 +195,7 @@ def test_base_needs_torch_alone_and_every_extra_is_used() -> None:
         "docs",  # scripts/docs.py
         "browser",  # tests/integrations/test_page_browser.py
         "evaluation",  # cogview.evaluation.distances, on demand
+        "hub",  # tests/test_hub.py
         "integrations",
         "wrappers",  # tests/operators/test_wrapped_modules.py
     }
