@@ -215,6 +215,42 @@ for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
 
 
 @all_of_them
+@pytest.mark.parametrize("family", ["Llama", "Gemma", "Olmo2"])
+def test_layers_in_models_of_transformers(built: Path, family: str) -> None:
+    """Their norms get a name by hand: transformers gives them one where it finds the `kernels` that it wants."""
+    pytest.importorskip("transformers")
+    ran(f"""
+from pathlib import Path
+import torch
+import transformers
+from kernels import LocalLayerRepository, Mode, kernelize, replace_kernel_forward_from_hub, use_kernel_mapping
+
+torch.manual_seed(0)
+sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+config = transformers.{family}Config(**sizes, head_dim=16, vocab_size=97)
+model = transformers.{family}ForCausalLM(config)
+norms = [module for module in model.modules() if type(module).__name__ == "{family}RMSNorm"]
+assert len(norms) > 4
+for norm in norms:
+    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+tokens = torch.randint(0, 97, (2, 9))
+def results():
+    model.zero_grad()
+    out = model(tokens, labels=tokens)
+    out.loss.backward()
+    return [out.logits, *(p.grad.clone() for p in model.parameters())]
+expected = results()
+replace_kernel_forward_from_hub(type(norms[0]), "RMSNorm")
+mapping = {{"RMSNorm": {{"cpu": LocalLayerRepository(Path({str(built)!r}), layer_name="{family}RMSNorm")}}}}
+with use_kernel_mapping(mapping, inherit_mapping=False):
+    kernelize(model, mode=Mode.TRAINING | Mode.TORCH_COMPILE, device="cpu", use_fallback=False)
+assert all(norm.forward.__func__.__module__.startswith("_cogview_ops_cpu_") for norm in norms)
+for mine, yours in zip(results(), expected):
+    torch.testing.assert_close(mine, yours, atol=1e-5, rtol=1e-4)
+""")
+
+
+@all_of_them
 def test_the_page_says_how_to_load_it(built: Path) -> None:
     ran("\n".join(snippet.code for snippet in snippets(ROOT / "docs/integrations/hub.md", "py")))
 
