@@ -90,6 +90,7 @@ else:
     os.environ.setdefault("CXX", "c++")  # torch's choice to compile with; to link with it as well
 
 ROOT = Path(__file__).parent
+CUDA_ARCHS = "8.0+PTX;9.0a"
 
 
 def instruction_sets() -> dict[str, list[str]]:
@@ -164,7 +165,7 @@ def no_cuda() -> str:
     release = re.search(r"release (\d+)\.\d+", said)
     if release and int(release[1]) != version(torch.version.cuda)[0]:
         return f"nvcc is of CUDA {release[0].split()[1]}, torch {torch.__version__} of {torch.version.cuda}"
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0+PTX;9.0a")
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)
     try:
         archs = cpp_extension._get_cuda_arch_flags()
     except ValueError as error:

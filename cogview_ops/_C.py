@@ -1,7 +1,8 @@
 """The compiled library beside this file: loads it, by which its operators are registered, and says what it is.
 
 It has no Python in it, and C++ programs load the same file. Its name tells the operators' namespace and, where it has a
-CUDA part, the CUDA that torch must have: lib<namespace>.so or lib<namespace>_cu13.so.
+CUDA part, the CUDA that torch must have: lib<namespace>.so or lib<namespace>_cu13.so. kernel-builder's name for one is
+<namespace>.abi3.so.
 """
 
 import ctypes
@@ -14,7 +15,8 @@ import torch
 def _find(folder: Path) -> tuple[str, Path]:
     """Namespace and path of the library for this torch; with a CUDA part if there are both."""
     major = (torch.version.cuda or "").partition(".")[0]
-    named = [(re.fullmatch(r"lib(\w+?)(?:_cu(\d+))?\.so", path.name), path) for path in folder.glob("lib*.so")]
+    name = re.compile(r"(?:lib)?(\w+?)(?:_cu(\d+))?(?:\.abi3)?\.so")
+    named = [(name.fullmatch(path.name), path) for path in folder.glob("*.so")]
     found = [(match[1], match[2], path) for match, path in named if match]
     here = [x for x in found if x[1] and x[1] == major] or [x for x in found if x[1] is None]
     if len(here) > 1:

@@ -70,20 +70,11 @@ def write_package(folder: Path) -> None:
             write(folder / relative, path.read_text())
     with (folder / "__init__.py").open("a") as file:
         file.write(f"\nfrom . import layers as layers  # noqa: E402\n\n__all__ += {json.dumps(PUBLIC)}\n")
-    loader = folder / "_C.py"  # takes kernel-builder's name of a library as well
-    text = loader.read_text()
-    for ours, both in (
-        (r"lib(\w+?)(?:_cu(\d+))?\.so", r"(?:lib)?(\w+?)(?:_cu(\d+))?(?:\.abi3)?\.so"),
-        ("lib*.so", "*.so"),
-    ):
-        assert text.count(f'"{ours}"') == 1, ours
-        text = text.replace(f'"{ours}"', f'"{both}"')
-    loader.write_text(text)
 
 
 def sections(setup: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """build.toml but for [general]. Sections of the backend cpu are not part of cuda's library: kernels are in both."""
-    sources, archs = setup["sources"], cuda_archs()
+    sources, archs = setup["sources"], setup["CUDA_ARCHS"]
     headers = [*sources("csrc", "*.h"), *sources("csrc/cpu", "*.h"), *sources("csrc/bindings", "*.h")]
     bindings = [s for s in sources("csrc/bindings", "*.cpp") if not s.endswith("_cuda.cpp")]
     once = {"cxx-flags": [*setup["CXX_FLAGS"], "--include=facts.h"], "include": ["torch-ext"]}
@@ -113,12 +104,6 @@ def kernels(setup: dict[str, Any]) -> list[str]:
     return [s for s in setup["sources"]("csrc/cpu", "*.cpp") if s not in setup["ONCE"]]
 
 
-def cuda_archs() -> str:
-    """setup.py's default."""
-    [archs] = re.findall(r'"TORCH_CUDA_ARCH_LIST", "([^"]+)"', (ROOT / "setup.py").read_text())
-    return archs
-
-
 def stable_abi() -> tuple[int, int]:
     """Version of torch's stable ABI that the bindings are for."""
     [number] = re.findall(r"define TORCH_TARGET_VERSION (0x\w+?)ULL", (ROOT / "csrc/bindings/common.h").read_text())
@@ -131,7 +116,7 @@ def write_sources(setup: dict[str, Any]) -> None:
     shutil.copytree(ROOT / "csrc", OUT / "csrc")
     shutil.copy(ROOT / "LICENSE", OUT)
     facts = OUT / "torch-ext/facts.h"
-    write(facts, facts.read_text().replace("ARCHITECTURES", cuda_archs()))
+    write(facts, facts.read_text().replace("ARCHITECTURES", setup["CUDA_ARCHS"]))
     for source in kernels(setup):
         for isa in setup["instruction_sets"]():
             write(OUT / "csrc" / isa / Path(source).name, (OUT / source).read_text())
