@@ -11,6 +11,7 @@ needs no torch.
 """
 
 import importlib.util
+import keyword
 import os
 import platform
 import re
@@ -263,8 +264,12 @@ def write_schemas(folder: Path) -> None:
 
 def extension() -> setuptools.Extension:
     namespace = os.environ.get("COGVIEW_OPS_NAMESPACE", "cogview_ops")
-    if not re.fullmatch(r"[A-Za-z_]\w*", namespace, re.ASCII) or re.search(r"_cu\d+$", namespace):
-        fail(f"COGVIEW_OPS_NAMESPACE: expected a name of C++ that does not end like _cu13, got {namespace!r}")
+    torchs = {schema.name.partition("::")[0] for schema in torch._C._jit_get_all_schemas()} - {"cogview_ops"}
+    ours = re.search(r"_(cu\d+|triton|mixed)$", namespace)  # names of files and of namespaces beside it
+    if not namespace.isidentifier() or not namespace.isascii() or keyword.iskeyword(namespace) or ours:
+        fail(f"COGVIEW_OPS_NAMESPACE: expected a name that does not end in _cu13, _triton or _mixed, got {namespace!r}")
+    if namespace in torchs:
+        fail(f"COGVIEW_OPS_NAMESPACE: expected a name of your own, {namespace!r} is torch's")
     cuda, why_not = want_cuda()
     Build.plan = "with its CUDA part" if cuda else f"without its CUDA part ({why_not})"
     compiler = "clang" if "clang" in os.environ["CXX"] else "g++"

@@ -6,7 +6,9 @@ CUDA part, the CUDA that torch must have: lib<namespace>.so or lib<namespace>_cu
 """
 
 import ctypes
+import os
 import re
+import struct
 from pathlib import Path
 
 import torch
@@ -30,21 +32,47 @@ def _find(folder: Path) -> tuple[str, Path]:
     return namespace, path
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether the file reaches as far as its header says: loading half a file would end the process."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+        return True  # not for us to tell
+    (sections,), (size, count) = struct.unpack_from("<Q", head, 40), struct.unpack_from("<HH", head, 58)
+    return path.stat().st_size >= sections + size * count
+
+
+def _is_loaded(path: Path) -> bool:
+    try:
+        ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return True
+
+
 def _load() -> ctypes.CDLL:
+    if not _is_whole(PATH):
+        raise ImportError(f"{PATH} is not whole: install it again")
     taken = any(name.startswith(f"{NAMESPACE}::") for name in torch._C._dispatch_get_all_op_names())
-    if taken and str(PATH.resolve()) not in torch.ops.loaded_libraries:
+    if taken and not _is_loaded(PATH):
         again = "another build of one of them, with COGVIEW_OPS_NAMESPACE, has operators of its own"
         raise RuntimeError(f"{PATH}: another library has operators of the namespace {NAMESPACE}; {again}")
     try:
         torch.ops.load_library(PATH)
+        library = ctypes.CDLL(str(PATH))
+        for name in _FACTS:
+            getattr(library, f"cogview_ops_{name}").restype = ctypes.c_char_p
     except OSError as error:
-        raise ImportError(str(error)) from error
-    library = ctypes.CDLL(str(PATH))
-    for name in ("compiler", "torch_version", "cuda_archs", "no_cuda", "supported_cpu", "active_cpu", "force_cpu"):
-        getattr(library, f"cogview_ops_{name}").restype = ctypes.c_char_p
+        raise ImportError(str(error.__cause__ or error)) from error
+    except AttributeError as error:
+        raise ImportError(f"{PATH} is not the library of this version: {error}") from error
+    namespace = library.cogview_ops_namespace().decode()
+    if namespace != NAMESPACE:
+        raise ImportError(f"{PATH} was built with COGVIEW_OPS_NAMESPACE={namespace} and has been renamed")
     return library
 
 
+_FACTS = "namespace", "compiler", "torch_version", "cuda_archs", "no_cuda", "supported_cpu", "active_cpu", "force_cpu"
 NAMESPACE, PATH = _find(Path(__file__).parent)
 _LIBRARY = _load()
 

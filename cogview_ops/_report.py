@@ -18,8 +18,9 @@ PACKAGES = (
     *("quack-kernels", "flash-linear-attention", "torchao", "apex", "kernels", "numpy", "setuptools", "ninja"),
 )
 # numbers and names of choices; none that holds a path, an address or a secret
+OURS = {x.name for group in _environment.VARIABLES.values() for x in group if x.name.startswith("COGVIEW_OPS_")}
 VARIABLES = (
-    *(x.name for group in _environment.VARIABLES.values() for x in group if x.name.startswith("COGVIEW_OPS_")),
+    *sorted(OURS - {"COGVIEW_OPS_COMMIT"}),
     *("MAX_JOBS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MKL_NUM_THREADS"),
     *("KMP_BLOCKTIME", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES"),
     *("CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"),
@@ -44,9 +45,24 @@ def lines() -> Iterator[str]:
 
 
 def shown(text: str) -> str:
-    """As Markdown has it; of every path its last name alone."""
-    text = text.replace(os.path.expanduser("~") + "/", "~/").replace("<", "&lt;")
-    return re.sub(r"(?<![\w.])[~/](?:[^\s/:'\"`(),;|]*/)+", "", text)
+    """As Markdown has it; of every path the name of its file alone, and nothing of a folder's."""
+    text = re.sub(r"(['\"`])([~/][^'\"`]*)\1", lambda quoted: quoted[1] + _file(quoted) + quoted[1], text)
+    text = re.sub(r"(?<![\w.])()([~/][^\s:'\"`(),;|]+)", _file, text)
+    text = re.sub(r"(?<![\w.])()([^\s:'\"`(),;|]+/[^\s:'\"`(),;|]+)", _rest, text)  # behind a folder's name with spaces
+    return text.replace("<", "&lt;")
+
+
+_FILE = re.compile(r"(\w[^/]*\.(so|py|pyc|cu|cpp|h|o|a|cubin|ptx|json|toml|txt|log)(\.\d+)*|nvcc|ptxas|ninja|[gc]\+\+)")
+
+
+def _file(path: re.Match[str]) -> str:
+    name = path[2].rpartition("/")[2]
+    return name if _FILE.fullmatch(name) else "…"
+
+
+def _rest(path: re.Match[str]) -> str:
+    name = path[2].rpartition("/")[2]
+    return name if _FILE.fullmatch(name) else path[2]
 
 
 def _table(head: list[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:

@@ -20,6 +20,7 @@ def lines() -> Iterator[str]:
     else:
         build = _dispatch._C
         yield f"extension: {build.compiler()}, built against torch {build.torch_version()}"
+        yield f"library: {build.PATH}"
         yield f"CPU: {build.active_cpu()} in use, of {', '.join(build.supported_cpu())}"
         yield f"CUDA: {_dispatch.no_cuda_part() or build.cuda_archs()}"
     for operator in _manifest.KERNELS:

@@ -249,6 +249,22 @@ def test_manifest_knows_what_has_cuda_kernels(operator) -> None:
     assert operator.cuda == emulated_cuda.has(operator.forward)
 
 
+NO_NAME = "a name that does not end in _cu13, _triton or _mixed, got"
+
+
+@pytest.mark.parametrize(
+    ("namespace", "why"),
+    [
+        *((name, f"{NO_NAME} {name!r}") for name in ("3x", "a b", "é", "", "class", "x_cu13", "x_triton", "x_mixed")),
+        *((name, f"a name of your own, {name!r} is torch's") for name in ("aten", "prim", "prims")),
+    ],
+)
+def test_namespaces_that_are_none(namespace: str, why: str, tmp_path: Path) -> None:
+    with mock.patch.dict(os.environ, {"COGVIEW_OPS_NAMESPACE": namespace}):
+        [failed] = planned(None, tmp_path)
+    assert failed == f"cogview-ops cannot be built: COGVIEW_OPS_NAMESPACE: expected {why}"
+
+
 def test_unknown_wish_for_cuda(tmp_path: Path) -> None:
     [failed] = planned("13.0", tmp_path, wish="yes")
     assert failed.endswith("COGVIEW_OPS_CUDA: expected 0, 1 or auto, got 'yes'")

@@ -24,12 +24,12 @@ def test_report_of_this_machine(tmp_path: Path) -> None:
     secret = {"HF_TOKEN": "s3cret", "COGVIEW_OPS_COMMIT": "s3cret", "HOME": "/home/s3cret", "USER": "s3cret"}
     report = python(*REPORT, PYTHONPATH=paths, COGVIEW_OPS_CPU="baseline", **secret).stdout
     facts = dict(re.findall(r"^\| ([\w ]+) \| (.+) \|$", report, re.MULTILINE))
-    named = ("system", "processor", "instruction sets", "gpus", "torch", "extension", "packages", "environment")
+    named = ("system", "processor", "instruction sets", "gpus", "torch", "extension", "packages", "variables")
     assert all(facts.get(name) for name in named), facts
     assert report.startswith(f"### cogview_ops {cogview_ops.__version__}, torch {torch.__version__}, Python ")
     assert "natten 7.8.9" in facts["packages"]
     assert "transformers 7.8.9" in facts["packages"]
-    assert "COGVIEW_OPS_CPU=baseline" in facts["environment"]
+    assert "COGVIEW_OPS_CPU=baseline" in facts["variables"]
     assert facts["instruction sets"].startswith("baseline, of baseline")
     assert all(report.count(f"| {operator.name} | ") == 2 for operator in KERNELS)
     assert "\nAll right" in report
@@ -107,9 +107,11 @@ def test_what_fails_is_in_the_report() -> None:
 @pytest.mark.parametrize(
     ("text", "left"),
     [
-        ("libc.so: cannot open /home/me/a b/libc.so: No such", "libc.so: cannot open a b/libc.so: No such"),
+        ("libc.so: cannot open /home/me/a b/libc.so: No such", "libc.so: cannot open … libc.so: No such"),
+        ("'/home/alice', /home/j.doe and \"/home/John Smith/x\"", "'…', … and \"…\""),
+        ("'/home/John Smith/x/y.so.1' /home/John Smith/x/y.py", "'y.so.1' … y.py"),
         ("there is no /usr/local/cuda-13/bin/nvcc", "there is no nvcc"),
-        ("'~/x/y.so', (/opt/z/), a/b, 1/2", "'y.so', (), a/b, 1/2"),
+        ("'~/x/y.so', (/opt/z/), a/b, 1/2", "'y.so', (…), a/b, 1/2"),
         (f"{Path.home()}/.cache/torch/kernel.cubin", "kernel.cubin"),
         ("<class 'a'> | a / b", "&lt;class 'a'> | a / b"),
     ],

@@ -51,6 +51,7 @@ void std::__throw_bad_array_new_length() { throw std::bad_array_new_length(); }
 
 #define COGVIEW_FACT extern "C" __attribute__((visibility("default"))) const char*
 
+COGVIEW_FACT cogview_ops_namespace() { return C10_STRINGIZE(COGVIEW_OPS_NAMESPACE); }
 COGVIEW_FACT cogview_ops_compiler() { return COGVIEW_COMPILER; }
 COGVIEW_FACT cogview_ops_torch_version() { return COGVIEW_TORCH; }
 COGVIEW_FACT cogview_ops_cuda_archs() { return COGVIEW_CUDA_ARCHS; }

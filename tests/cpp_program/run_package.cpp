@@ -8,7 +8,8 @@
 #include <iostream>
 #include <iterator>
 
-int main(int, char** arguments) try {
+int main(int count, char** arguments) try {
+  if (count != 5) throw std::runtime_error("run_package LIBRARY PACKAGE INPUTS OUTPUTS");
   if (!dlopen(arguments[1], RTLD_NOW)) throw std::runtime_error(dlerror());  // registers the operators
   torch::inductor::AOTIModelPackageLoader model(arguments[2]);
   std::ifstream file(arguments[3], std::ios::binary);
