@@ -1,4 +1,4 @@
-"""`python scripts/make_wheel.py`: the wheel and the source distribution into dist/, for the torch that this Python has.
+"""`python scripts/make_wheel.py`: wheel and source distribution into dist/; with a CUDA part a wheel into dist/cu130/.
 
 The library serves every Python, and this torch and later ones. The wheel is for manylinux_2_28 wherever it is built:
 the sources avoid what newer systems have (csrc/bindings/library.cpp), and auditwheel, which refuses anything else, puts
@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -17,11 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 PLATFORM = "manylinux_2_28"
-MEGABYTES = {"": 12, "+cu": 40}  # compressed, at most
-# what a wheel may hold: the packages as they are in the sources, one library, who made it
-ALLOWED = (
-    r"(cogview|cogview_ops)/.*\.(py|pyi|typed)|cogview/(assets|human)/[^/]+|cogview_ops/lib\w+\.so|[^/]+\.dist-info/.+"
-)
+MEGABYTES = {"sdist": 20, "": 12, "+cu": 40}  # compressed, at most
 
 
 def ran(*command: str, **variables: str) -> None:
@@ -40,20 +37,46 @@ def label(built: Path) -> str:
     return "+cu" + subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip().replace(".", "")
 
 
-def check(wheel: Path) -> str:
+def sources() -> set[str]:
+    """What a wheel has beside the library and its own description: the packages as they are here."""
+    found = {path.relative_to(ROOT) for name in ("cogview", "cogview_ops") for path in (ROOT / name).rglob("*")}
+    return {str(x) for x in found if (ROOT / x).is_file() and x.suffix != ".so" and "__pycache__" not in x.parts}
+
+
+def check_wheel(wheel: Path, kind: str) -> str:
     """One line about a wheel that holds what it should; else the program ends."""
-    size = wheel.stat().st_size
     with zipfile.ZipFile(wheel) as archive:
-        files = [file for file in archive.infolist() if not file.is_dir()]
-    names, unpacked = [file.filename for file in files], sum(file.file_size for file in files)
-    strange = [name for name in names if not re.fullmatch(ALLOWED, name)]
-    sources = {str(path.relative_to(ROOT)) for p in ("cogview", "cogview_ops") for path in (ROOT / p).rglob("*.py")}
-    missing, libraries = sources - set(names), [name for name in names if name.endswith(".so")]
-    limit = next(megabytes for kind, megabytes in reversed(MEGABYTES.items()) if kind in wheel.name) * 10**6
-    if strange or missing or len(libraries) != 1 or size > limit:
-        found = f"strange {strange}, missing {sorted(missing)}, libraries {libraries}, {size} of {limit} bytes"
-        sys.exit(f"{wheel.name}: {found}")
-    return f"{wheel.name}: {size / 1e6:.1f} MB, {unpacked / 1e6:.1f} MB installed, {len(names)} files"
+        files = {file.filename: file.file_size for file in archive.infolist() if not file.is_dir()}
+    modules = {name for name in files if not re.match(r"cogview_ops/lib\w+\.so$|[^/]+\.dist-info/", name)}
+    libraries = [name for name in files if name.endswith(".so")]
+    if len(libraries) != 1 or modules != sources():
+        sys.exit(f"{wheel.name}: libraries {libraries}, other files than the sources: {sorted(modules ^ sources())}")
+    return f"{size(wheel, kind)}, {sum(files.values()) / 1e6:.1f} MB installed, {len(files)} files"
+
+
+def check_sdist(path: Path) -> str:
+    """The same of the source distribution, which has tests, site and results too."""
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    needed = sources() | {
+        "setup.py",
+        "pyproject.toml",
+        "Makefile",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "mkdocs.yml",
+    }
+    if not needed <= names or any(name.endswith(".so") for name in names):
+        sys.exit(f"{path.name}: lacks {sorted(needed - names)}, or has what was built")
+    return f"{size(path, 'sdist')}, {len(names)} files and folders"
+
+
+def size(path: Path, kind: str) -> str:
+    bytes = path.stat().st_size
+    if bytes > MEGABYTES[kind] * 10**6:
+        sys.exit(f"{path.name}: {bytes / 1e6:.1f} MB, expected {MEGABYTES[kind]} at most")
+    return f"{path.relative_to(ROOT)}: {bytes / 1e6:.1f} MB"
 
 
 def make(work: Path) -> None:
@@ -63,7 +86,9 @@ def make(work: Path) -> None:
     ran(*setup, *build)
     version = label(work / "lib")
     if not version:
-        ran(*setup, "sdist", "--dist-dir", str(DIST))
+        ran(*setup, "sdist", "--dist-dir", str(work))
+        [sdist] = work.glob("*.tar.gz")
+        print(check_sdist(Path(shutil.move(sdist, DIST / sdist.name))))
     (work / "label.cfg").write_text(f"[egg_info]\ntag_build = {version}\n")
     wheel = ["bdist_wheel", "--skip-build", "--dist-dir", str(work)]
     ran(*setup, *build, *wheel, DIST_EXTRA_CONFIG=str(work / "label.cfg"))  # setuptools' own
@@ -73,8 +98,9 @@ def make(work: Path) -> None:
     repair = [sys.executable, "-m", "auditwheel", "repair", *platform, "--strip", *libraries]
     ran(*repair, "--wheel-dir", str(work / "tagged"), str(built))
     [tagged] = (work / "tagged").glob("*.whl")
-    print(f"dist/{check(tagged)}")
-    shutil.move(tagged, DIST / tagged.name)
+    folder = DIST / version.removeprefix("+")  # pip takes one of those for CPUs and for CUDA, not both
+    folder.mkdir(exist_ok=True)
+    print(check_wheel(Path(shutil.move(tagged, folder / tagged.name)), "+cu" if version else ""))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import cogview_ops
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(os.environ.get("COGVIEW_TESTS") != "all", reason="takes minutes: COGVIEW_TESTS=all")
-WITH = {
-    "here": Path(sys.executable),
-    "2.11": ROOT / "build/oldest/bin/python",
-    "2.14": ROOT / "build/torches/2.14.1/bin/python",
-    "2.15": ROOT / "build/torches/2.15.0/bin/python",
-}
+MAKEFILE = (ROOT / "Makefile").read_text()
+OTHERS = re.findall(r"^(?:OLDEST|NEWER) := (.*?)(?:  #.*)?$", MAKEFILE, re.M)
+WITH = {"here": Path(sys.executable), **{x: ROOT / x / "bin/python" for line in OTHERS for x in line.split()}}
 # of the operators' tests those that hang on torch's own interfaces
 TESTS = ("test_operators", "test_calls", "test_compile", "test_transforms", "test_sharding", "test_checkpointing")
 HIDDEN = r"cogview|__editable__|pip|distutils-precedence"
@@ -37,7 +36,7 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Of a new environment that sees the torch of another one, and has the wheel."""
     other = WITH[request.param]
     if not other.exists():
-        pytest.skip(f"{other.parents[1]} is not there: make test-all")
+        pytest.skip(f"there is no {other.parents[1]}: make test-all")
     folder = tmp_path_factory.mktemp("clean")
     base = ran(folder, other, "-c", "import sys; print(sys._base_executable)").strip()
     ran(folder, base, "-m", "venv", folder / "venv")
@@ -54,11 +53,11 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def install(python: Path, folder: Path, for_cuda: bool) -> None:
-    wheels = [path for path in (ROOT / "dist").glob("cogview_ops-*-py3-none-*.whl") if ("+cu" in path.name) == for_cuda]
-    if not wheels:
-        pytest.skip(f"there is no such wheel in dist: make wheel{'-cuda' * for_cuda}")
-    [wheel] = wheels
-    ran(folder, python, "-m", "pip", "-q", "install", "--no-index", "--no-deps", "--force-reinstall", wheel)
+    wheels = list((ROOT / "dist").glob(f"{'cu*/' * for_cuda}cogview_ops-{cogview_ops.__version__}*-py3-none-*.whl"))
+    if for_cuda and not wheels:
+        pytest.skip("there is no wheel for CUDA: make wheel-cuda")
+    assert len(wheels) == 1, "make wheel"
+    ran(folder, python, "-m", "pip", "-q", "install", "--no-index", "--no-deps", "--force-reinstall", wheels[0])
 
 
 def test_operators_are_right(python: Path, tmp_path: Path) -> None:
@@ -73,10 +72,17 @@ def test_operators_are_right(python: Path, tmp_path: Path) -> None:
     assert int(re.findall(r"(\d+) passed", told)[0]) > 1000
 
 
-def test_commands_say_what_is_missing_or_run(python: Path, tmp_path: Path) -> None:
+def test_it_is_of_these_sources(python: Path, tmp_path: Path) -> None:
+    where = Path(ran(tmp_path, python, "-c", "import cogview_ops; print(cogview_ops.__path__[0])").strip()).parent
+    for path in [*ROOT.glob("cogview/**/*.py"), *ROOT.glob("cogview_ops/**/*.py")]:
+        assert (where / path.relative_to(ROOT)).read_text() == path.read_text(), "make wheel"
+
+
+def test_commands_run_or_say_what_is_missing(python: Path, tmp_path: Path) -> None:
     timed = ran(tmp_path, python, "-m", "cogview_ops.bench", "layer_norm", "--shape", "64x64", "--seconds", "0.1")
     assert "F.layer_norm" in timed
-    assert "cogview" in ran(tmp_path, python, "-m", "pip", "show", "--files", "cogview-ops")
+    told = subprocess.run([python.parent / "cogview", "info"], cwd=tmp_path, capture_output=True, text=True)
+    assert "cogview-4b" in told.stdout or "cogview needs" in told.stderr
 
 
 def test_wheel_for_cuda_loads_or_says_why_not(python: Path, tmp_path: Path) -> None:

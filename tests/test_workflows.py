@@ -89,9 +89,10 @@ def test_workflows_call_what_there_is(path: Path) -> None:
     jobs = read(f"workflows/{path.name}")["jobs"]
     runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     assert runs
-    for command in runs:
+    for command in (line for text in runs for line in text.splitlines()):
         first, second = command.split()[:2]
-        assert first in ("make", "python3", "gh", "dnf"), command
+        assert first in ("make", "python3", "gh", "dnf", "pip", "python", "grep"), command
+        assert first != "python" or command.startswith("python -m cogview_ops.info --report"), command
         assert first != "make" or second in targets
         assert first != "python3" or (ROOT / second).exists()
 
@@ -100,6 +101,8 @@ def test_nothing_is_published_but_from_a_tag_and_by_approval() -> None:
     jobs = read("workflows/wheels.yml")["jobs"]
     writing = {name for name, job in jobs.items() if "write" in job["permissions"].values()}
     assert writing == {"pypi", "release"}
+    assert "try" in jobs["pypi"]["needs"]
+    assert "--report" in jobs["try"]["steps"][-1]["run"]
     for name in writing:
         assert jobs[name]["if"] == "github.ref_type == 'tag'"
         assert jobs[name]["environment"]
