@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ class Snippet(NamedTuple):
     language: str
     code: str
     needs: tuple[str, ...] = ()  # packages, of a comment above: <!-- needs: transformers -->
+    heavy: bool = False  # by a comment above, <!-- heavy -->: takes too long for every change
 
     @property
     def label(self) -> str:
@@ -31,6 +33,19 @@ class Snippet(NamedTuple):
         exec(compile(tree, str(self.page), "exec"), names)
 
 
+def indented_code(page: Path) -> list[str]:
+    """Lines that Markdown takes for code without fences, which `snippets` does not see: indented, after an empty line,
+    and in no list and no tab."""
+    text = re.sub(BLOCK, lambda found: re.sub(r".+", "fenced", found[0]), page.read_text(), flags=re.M | re.S)
+    found, above = [], ""  # the last line that began a paragraph at the margin
+    for before, line in pairwise(["", *text.splitlines()]):
+        if line.startswith("    ") and not before.strip() and not re.match(r"([-*+]|\d+\.) |===|!!!|\?\?\?", above):
+            found.append(line)
+        elif line.strip() and not line.startswith(" ") and not before.strip():
+            above = line
+    return found
+
+
 def snippets(page: Path, *languages: str) -> list[Snippet]:
     found = []
     text = page.read_text()
@@ -42,5 +57,5 @@ def snippets(page: Path, *languages: str) -> list[Snippet]:
         needs = [name for one in said if one.startswith("needs:") for name in re.split(r"[ ,]+", one[6:].strip())]
         line = text[: block.start()].count("\n") + 1
         code = textwrap.dedent(block["code"])
-        found.append(Snippet(page, line, block["language"], code, tuple(needs)))
+        found.append(Snippet(page, line, block["language"], code, tuple(needs), "heavy" in said))
     return found

@@ -2,7 +2,8 @@
 the site is built, where the tool for it is.
 
 A snippet that needs a package says so in a comment above, `<!-- needs: transformers -->`, and is skipped without it;
-under COGVIEW_TESTS=all, where all of them are installed, it must run.
+under COGVIEW_TESTS=all, where all of them are installed, it must run. So must those below `<!-- heavy -->`, which are
+skipped without.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from snippets import Snippet, snippets
+from snippets import Snippet, indented_code, snippets
 
 from cogview import cli
 from cogview_ops._environment import VARIABLES
@@ -43,8 +44,9 @@ class Reader:
 
     def read(self, snippet: Snippet) -> None:
         while self.left and self.left[0].line <= snippet.line:
-            if not self.left[0].missing or self.left[0] == snippet:
-                self.left[0].run(self.names)
+            one = self.left[0]
+            if one == snippet or not one.missing and (ALL or not one.heavy):
+                one.run(self.names)
             del self.left[0]
 
 
@@ -52,11 +54,15 @@ READERS: dict[Path, Reader] = {}
 
 
 @pytest.mark.parametrize("snippet", [s for page in PAGES for s in snippets(page, "python")], ids=lambda s: s.label)
-def test_snippet_runs(snippet: Snippet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippet_runs(
+    snippet: Snippet, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader = READERS.get(snippet.page) or READERS.setdefault(snippet.page, Reader(snippet.page))
     if snippet.missing and not ALL:
         pytest.skip(f"needs {', '.join(snippet.missing)}: COGVIEW_TESTS=all with it")
-    monkeypatch.chdir(tmp_path)
+    if snippet.heavy and not ALL:
+        pytest.skip("takes too long: COGVIEW_TESTS=all")
+    monkeypatch.chdir(tmp_path_factory.getbasetemp())  # one for all: what a snippet writes the next may read
     torch.manual_seed(0)
     reader.read(snippet)
 
@@ -64,6 +70,20 @@ def test_snippet_runs(snippet: Snippet, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page, "python")], ids=lambda page: page.stem)
 def test_snippets_say_what_to_expect(page: Path) -> None:
     assert any("assert " in snippet.code for snippet in snippets(page, "python"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_is_fenced(page: Path) -> None:
+    """What is not is not run. But commands of docs/scaling.md, which benchmarks.scaling_page finds so, and runs."""
+    assert [line for line in indented_code(page) if not line.startswith("    cogview plan ")] == []
+
+
+def test_indented_code_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "a.md"
+    page.write_text(
+        'text\n\n    code\n\n- item\n\n    more\n\n=== "tab"\n\n    inside\n\ntext\n\n```py\n\n    x\n```\n\n    code 2\n'
+    )
+    assert indented_code(page) == ["    code", "    code 2"]
 
 
 def shell_lines() -> list[tuple[str, str]]:
@@ -203,10 +223,94 @@ def test_pictures_are_those_of_the_patterns(tmp_path: Path) -> None:
     assert seen == 24 + 8 + 24 + 24 + 12 + 26 + 1  # of six windows but their queries, and the legend
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """All pages by the code that makes the site, but figures."""
+    from documentation import pages, speed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "figures", list)
+        names = [page.relative_to(DOCS).as_posix() for page in PAGES]
+        return {name: pages.made(name, tmp_path_factory.mktemp("copied")) for name in names}
+
+
+def test_links_between_pages_lead_somewhere(made: dict[str, str]) -> None:
+    from documentation import pages
+
+    assert list(pages.astray(made)) == []
+    assert sum("](" in text for text in made.values()) > 20
+
+
+def test_links_that_lead_astray_are_found() -> None:
+    from documentation import pages
+
+    good = (
+        "# One `thing`\n\n## Again\n\n## Again\n\n### `x` { #own }\n\n[a](#again_1) [b](https://x.y/z.md) [c](sub/b.md)"
+    )
+    bad = "# B\n\n[a](../a.md#own) [b](../a.md#one-thing) [c](gone.md) [d](#again)\n\n```\n[e](code.md)\n```"
+    told = list(pages.astray({"a.md": good, "sub/b.md": bad}))
+    assert told == ["sub/b.md: leads nowhere: gone.md", "sub/b.md: no such place: #again"]
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "said"),
+    [
+        ("nothing", SystemExit, "page.md: <!-- make: nothing -->: expected one of api"),
+        ("limits_of x", SystemExit, "got limits_of"),
+        ("saved", SystemExit, "missing a required argument: 'folder'"),
+        ("saved steps twice", SystemExit, "too many positional arguments"),
+        ("beside no such", LookupError, "there are no results for a table of machine, shape"),
+        ("api nothing", AttributeError, "nothing"),
+    ],
+)
+def test_only_wrong_lines_of_pages_are_said_to_be_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, error: type[BaseException], said: str
+) -> None:
+    """What a maker itself raises stays what it is, with the place."""
+    from documentation import pages
+
+    (tmp_path / "page.md").write_text(f"<!-- make: {line} -->\n")
+    monkeypatch.setattr(pages, "SOURCE", tmp_path)
+    with pytest.raises(error, match=re.escape(said)) as raised:
+        pages.made("page.md", tmp_path)
+    assert error is SystemExit or raised.value.__notes__ == [f"in page.md: <!-- make: {line} -->"]
+
+
+def test_summaries_are_of_the_results(made: dict[str, str]) -> None:
+    """Every row that another one beats clearly is under "Where it is slower", and the least is at the ends of spans."""
+    from documentation import summaries
+
+    bias = [
+        row["baselines"]["no table"]["ratio"]
+        for row in summaries.results()
+        if row["device"].startswith("AMD EPYC 25-17") and "ratio" in row["baselines"].get("no table", {})
+    ]
+    assert f"`8x56x56x32-7x7-bias` | {min(bias):.2f} to {max(bias):.2f} |" in made["speed.md"]
+    slower = made["speed.md"].partition("\n## Where it is slower\n")[2].partition("\n## ")[0]
+    beaten = [row for row in summaries.results() if any(x.get("ratio", 1) < 0.95 for x in row["baselines"].values())]
+    assert len(beaten) == slower.count("\n| ") - 2
+    for row in beaten:
+        assert f"`{row['shape']}` | {row['dtype']} |" in slower
+
+
+def test_table_of_what_is_tested_on_what() -> None:
+    from documentation import tested
+
+    table = tested.table()
+    assert "| `make test` | 2.13.0 | 3.11 | all |" in table
+    assert "| `make test-all` | 2.11.0 | 3.12 | the operators, and the wheel |" in table
+    assert "| `make test-all` | 2.15.0 | 3.13 | the wheel |" in table
+    assert table.count("| workflow |") == len(tested.pairs(tested.WORKFLOW.read_text())) > 0
+
+
 @pytest.mark.skipif(not ALL, reason="draws figures for half a minute: COGVIEW_TESTS=all")
-def test_site_is_built_without_a_warning() -> None:
+def test_site_is_built_without_a_warning(made: dict[str, str]) -> None:
+    from documentation import checks, pages
+
     ended = subprocess.run([sys.executable, "scripts/docs.py"], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    for name, text in made.items():  # places are those of the generator of pages
+        assert pages.places(text) <= checks.Page((ROOT / "build/site" / name).with_suffix(".html")).ids, name
 
 
 @pytest.mark.parametrize(
@@ -218,6 +322,11 @@ def test_site_is_built_without_a_warning() -> None:
         ('<script src="https://cdn.example/x.js"></script>', "asks another host: https://cdn.example/x.js"),
         ("<div markdown>*a*</div>", "was not made: <!-- make: div -->"),
         ("<!-- make: speed x -->", "was not made: <!-- make: speed x -->"),
+        ('<img srcset="b.html 1x, https://cdn.example/x.png 2x">', "asks another host: https://cdn.example/x.png"),
+        ('<img srcset="gone.png 2x">', "no such file: gone.png"),
+        ("<p style=\"background: url('https://cdn.example/x.png')\">", "asks another host: https://cdn.example/x.png"),
+        ("<style>@import '//cdn.example/x.css';</style>", "asks another host: //cdn.example/x.css"),
+        ("<style>a { background: url(#here) url(data:image/png;base64,x) url(b.html) }</style>", ""),
         ('<a href="b.html#here">x</a><img src="data:image/png;base64,x">', ""),
     ],
 )
@@ -235,3 +344,21 @@ def test_checks_of_the_site(tmp_path: Path, body: str, expected: str) -> None:
     found = checks.problems(site, sources, tmp_path / "mkdocs.yml")
     assert found[-2:] == ["mkdocs.yml: the navigation lacks b.md", "mkdocs.yml: there is no gone.md"]
     assert found[:-2] == ([f"a.html: {expected}"] if expected else [])
+
+
+def test_checks_find_an_empty_site_and_other_hosts_in_its_styles(tmp_path: Path) -> None:
+    from documentation import checks
+
+    site, sources, config = tmp_path / "site", tmp_path / "docs", tmp_path / "mkdocs.yml"
+    (sources / "deep").mkdir(parents=True)
+    (sources / "deep/a.md").touch()
+    config.write_text("nav:\n  - deep/a.md\n")
+    site.mkdir()
+    assert checks.problems(site, sources, config) == ["deep/a.md: no page was made of it"]
+    (site / "deep").mkdir()
+    (site / "deep/a.html").touch()
+    (site / "x.css").write_text(
+        '@import "https://cdn.example/y.css"; a { src: url(//cdn.example/f) url("deep/a.html") }'
+    )
+    told = [f"x.css: asks another host: {address}" for address in ("https://cdn.example/y.css", "//cdn.example/f")]
+    assert checks.problems(site, sources, config) == told

@@ -8,6 +8,8 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 ASKED = {"link": "href"} | dict.fromkeys(("script", "img", "source", "iframe", "video", "audio"), "src")
+STYLE = r"""(?:url\(\s*|@import\s+)(?:"(?P<a>[^"]+)"|'(?P<b>[^']+)'|(?P<c>[^\s'")]+))"""
+OTHER = r"(https?:)?//"
 
 
 class Page(HTMLParser):
@@ -27,6 +29,8 @@ class Page(HTMLParser):
         canonical = found.get("rel") in ("canonical", "next", "prev", "alternate", "edit")
         if tag in ASKED and found.get(ASKED[tag]) and not canonical:
             self.asked.append(found[ASKED[tag]])
+        self.asked += [one.split()[0] for one in found.get("srcset", "").split(",") if one.strip()]
+        self.asked += styled(found.get("style", ""))
         if tag in ("code", "pre", "script", "style", "math"):
             self.skipped = self.skipped or tag
 
@@ -35,7 +39,9 @@ class Page(HTMLParser):
             self.skipped = ""
 
     def handle_data(self, data: str) -> None:
-        if not self.skipped:
+        if self.skipped == "style":
+            self.asked += styled(data)
+        elif not self.skipped:
             self.text += data
 
     def handle_comment(self, data: str) -> None:
@@ -43,20 +49,35 @@ class Page(HTMLParser):
             self.text += f"<!--{data}-->"
 
 
+def styled(css: str) -> list[str]:
+    """What it asks for."""
+    return [found[found.lastgroup or 0] for found in re.finditer(STYLE, css)]
+
+
 def problems(site: Path, sources: Path, config: Path) -> list[str]:
     site = site.resolve()
     pages = {path: Page(path) for path in sorted(site.rglob("*.html"))}
     found = [f"{path.relative_to(site)}: {what}" for path in pages for what in _of(path, pages, site)]
+    for path in sorted(site.rglob("*.css")):
+        found += [f"{path.relative_to(site)}: {what}" for what in _asked(styled(path.read_text()), path, site)]
+    for source in sorted(sources.rglob("*.md")):
+        name = source.relative_to(sources)
+        if site / name.with_suffix(".html") not in pages:
+            found.append(f"{name}: no page was made of it")
     return found + _outside(config, sources)
+
+
+def _asked(addresses: list[str], path: Path, site: Path) -> Iterator[str]:
+    for address in addresses:
+        if re.match(OTHER, address):
+            yield f"asks another host: {address}"
+        elif not address.startswith(("data:", "#")) and not _target(path, address, site)[0].exists():
+            yield f"no such file: {address}"
 
 
 def _of(path: Path, pages: dict[Path, Page], site: Path) -> Iterator[str]:
     page = pages[path]
-    for address in page.asked:
-        if re.match(r"(https?:)?//", address):
-            yield f"asks another host: {address}"
-        elif not address.startswith("data:") and not _target(path, address, site)[0].exists():
-            yield f"no such file: {address}"
+    yield from _asked(page.asked, path, site)
     for address in page.links:
         if re.match(r"(https?|mailto):", address) or address in ("", "#", "."):
             continue

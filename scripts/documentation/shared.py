@@ -31,7 +31,7 @@ def include(name: str, *heading: str) -> str:
 
 
 def changelog() -> str:
-    return include("CHANGELOG.md") if (ROOT / "CHANGELOG.md").is_file() else "Nothing has been released yet."
+    return include("CHANGELOG.md")
 
 
 def led(text: str, folder: Path, pictures: Path | None = None, inside: Path | None = None) -> str:
