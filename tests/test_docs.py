@@ -45,7 +45,7 @@ class Reader:
     def read(self, snippet: Snippet) -> None:
         while self.left and self.left[0].line <= snippet.line:
             one = self.left[0]
-            if one == snippet or not one.missing and (ALL or not one.heavy):
+            if one == snippet or (not one.missing and (ALL or not one.heavy)):
                 one.run(self.names)
             del self.left[0]
 
@@ -80,10 +80,19 @@ def test_code_is_fenced(page: Path) -> None:
 
 def test_indented_code_is_found(tmp_path: Path) -> None:
     page = tmp_path / "a.md"
-    page.write_text(
-        'text\n\n    code\n\n- item\n\n    more\n\n=== "tab"\n\n    inside\n\ntext\n\n```py\n\n    x\n```\n\n    code 2\n'
+    blocks = (
+        "text",
+        "    code",
+        "- item",
+        "    more",
+        '=== "tab"',
+        "    inside",
+        "text",
+        "```py\n\n    x\n```",
+        "    last",
     )
-    assert indented_code(page) == ["    code", "    code 2"]
+    page.write_text("\n\n".join(blocks))
+    assert indented_code(page) == ["    code", "    last"]
 
 
 def shell_lines() -> list[tuple[str, str]]:
@@ -230,8 +239,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed, "figures", list)
-        names = [page.relative_to(DOCS).as_posix() for page in PAGES]
-        return {name: pages.made(name, tmp_path_factory.mktemp("copied")) for name in names}
+        copied = tmp_path_factory.mktemp("copied")
+        return {name: pages.made(name, copied) for name in (page.relative_to(DOCS).as_posix() for page in PAGES)}
 
 
 def test_links_between_pages_lead_somewhere(made: dict[str, str]) -> None:
@@ -294,13 +303,16 @@ def test_summaries_are_of_the_results(made: dict[str, str]) -> None:
 
 
 def test_table_of_what_is_tested_on_what() -> None:
+    import test_wheel
     from documentation import tested
 
-    table = tested.table()
-    assert "| `make test` | 2.13.0 | 3.11 | all |" in table
-    assert "| `make test-all` | 2.11.0 | 3.12 | the operators, and the wheel |" in table
-    assert "| `make test-all` | 2.15.0 | 3.13 | the wheel |" in table
-    assert table.count("| workflow |") == len(tested.pairs(tested.WORKFLOW.read_text())) > 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tested.table().splitlines()[2:]]
+    [here] = [torch for by, torch, *_ in rows if by == "`make test`"]
+    wheel = [torch for _, torch, _, what in rows if "the wheel" in what]
+    assert len(wheel) == len(test_wheel.WITH)
+    assert {Path(name).name for name in test_wheel.WITH if "/torches/" in name} | {here} == set(wheel[1:])
+    assert sum(by == "workflow" for by, *_ in rows) == len(tested.pairs(tested.WORKFLOW.read_text())) > 0
+    assert all(re.fullmatch(r"2\.\d+\.\d", torch) and re.fullmatch(r"3\.\d+", python) for _, torch, python, _ in rows)
 
 
 @pytest.mark.skipif(not ALL, reason="draws figures for half a minute: COGVIEW_TESTS=all")
@@ -357,8 +369,8 @@ def test_checks_find_an_empty_site_and_other_hosts_in_its_styles(tmp_path: Path)
     assert checks.problems(site, sources, config) == ["deep/a.md: no page was made of it"]
     (site / "deep").mkdir()
     (site / "deep/a.html").touch()
-    (site / "x.css").write_text(
-        '@import "https://cdn.example/y.css"; a { src: url(//cdn.example/f) url("deep/a.html") }'
-    )
+    css = '@import "https://cdn.example/y.css"; a { src: url(//cdn.example/f) url("deep/a.html") url(\'gone\') }'
+    (site / "x.css").write_text(css)
     told = [f"x.css: asks another host: {address}" for address in ("https://cdn.example/y.css", "//cdn.example/f")]
+    told.append("x.css: no such file: gone")
     assert checks.problems(site, sources, config) == told
