@@ -60,8 +60,8 @@ def slower() -> str:
             if found.get("ratio", CLEARLY) < CLEARLY
         ]
         if faster:
-            how = PASSES.get(row["direction"], row["direction"])
-            rows.append([machine(row), f"`{row['op']}`", f"`{row['shape']}`", row["dtype"], how, ", ".join(faster)])
+            which = machine(row), f"`{row['op']}`", f"`{row['shape']}`", row["dtype"], passed(row)
+            rows.append([*which, ", ".join(faster)])
     return table(["machine", "operator", "shape", "dtype", "pass", "times as fast as"], rows)
 
 
@@ -82,8 +82,8 @@ def memory(op: str, shape: str) -> str:
     rows = []
     for row in there:
         used = [row.get("extra_bytes"), *(row["baselines"].get(name, {}).get("extra_bytes") for name in names)]
-        rows.append([row["dtype"], PASSES.get(row["direction"], row["direction"]), *map(words.size, used)])
-    return table(["dtype", "pass", f"`{op}`", *names], rows)
+        rows.append([row["dtype"], passed(row), *map(words.size, used)])
+    return table(["dtype", "pass", "operator", *names], rows)
 
 
 def reads() -> str:
@@ -110,6 +110,10 @@ def saved(folder: str) -> str:
 
 def whole(one: Row) -> int:
     return one["extra_bytes"] + one["states_bytes"]
+
+
+def passed(row: Row) -> str:
+    return PASSES.get(row["direction"], row["direction"]).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def percent(share: float) -> str:
