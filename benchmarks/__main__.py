@@ -23,7 +23,7 @@ def main() -> int:
         chosen = select(CASES, options.op, options.dtype)
     except LookupError as error:
         parser.error(str(error))
-    keep_freed_pages("benchmarks")
+    keep_freed_pages()
     tests = [f"{Path(__file__).parent / 'test_bench.py'}::test_case[{case}]" for case in chosen]
     quiet = ["-o", "addopts=", "-q", "--no-header", "--no-summary", "-p", "no:cacheprovider", "--benchmark-quiet"]
     status = pytest.main([*quiet, f"--benchmark-max-time={options.seconds}", *tests])

@@ -1,12 +1,13 @@
 """Code in Markdown: what readers copy, and the tests run."""
 
 import ast
-import importlib.util
 import re
 import textwrap
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+
+from cogview_ops.bench.packages import installed
 
 BLOCK = r"^(?P<in>[ ]*)```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^(?P=in)```[ ]*$"
 
@@ -25,7 +26,7 @@ class Snippet(NamedTuple):
 
     @property
     def missing(self) -> list[str]:
-        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+        return [name for name in self.needs if not installed(name)]
 
     def run(self, names: dict[str, object]) -> None:
         """Errors name the page and its line."""

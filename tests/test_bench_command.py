@@ -6,7 +6,6 @@ import sys
 import types
 from functools import partial, wraps
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from torch import Tensor
 from benchmarks import cases
 from cogview_ops._manifest import OPERATORS
 from cogview_ops.bench import __main__ as command
-from cogview_ops.bench import machine, operators, peers, shapes, table
+from cogview_ops.bench import machine, operators, packages, peers, shapes, table
 from cogview_ops.bench.clock import Turns
 from cogview_ops.bench.correctness import contestants
 
@@ -121,6 +120,8 @@ def test_wrong_shapes_say_what_was_expected(name: str, text: str, said: str, cap
             "kind: expected 'row' or 'column' or 'convolutional', got 'diagonal'",
         ),
         (["layer_norm", "--plot", "x.txt"], "--plot: expected a name that ends in .png, .svg or .pdf, got 'x.txt'"),
+        (["peers", "--direction", "forward"], "--direction: peers has its own sizes, in both directions, "),
+        (["peers", "--shape", "4x8", "--baselines", "all"], "--shape, --baselines: peers has its own sizes, "),
     ],
 )
 def test_wrong_arguments(arguments: list[str], said: str, capsys) -> None:
@@ -150,6 +151,60 @@ def test_without_matplotlib_a_plot_is_an_error_before_anything_is_timed(monkeypa
     monkeypatch.delattr("cogview_ops.bench.figures", raising=False)
     monkeypatch.setattr(command, "sweep", lambda options: 1 / 0)
     assert "--plot needs matplotlib, which cannot be imported" in error(capsys, "layer_norm", "--plot")
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
+def test_seconds_that_are_no_time(seconds: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["layer_norm", "--seconds", seconds])
+    assert f"--seconds: expected a number above 0, got {float(seconds)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+@pytest.mark.parametrize(
+    ("place", "said"), [("no/x.png", "No such file or directory"), ("folder.png", "Is a directory")]
+)
+def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_timed(
+    option: str, place: str, said: str, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(command, "sweep", lambda options: 1 / 0)
+    (tmp_path / "folder.png").mkdir()
+    path = tmp_path / place
+    assert error(capsys, "layer_norm", option, str(path)).endswith(f"{option}: cannot write {path}: {said}")
+    assert [x.name for x in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_one_file_that_is_lost_at_the_end_costs_no_other(tmp_path, monkeypatch, capsys) -> None:
+    kept, plot = tmp_path / "rows.json", tmp_path / "plot.svg"
+
+    def full(rows: Any, path: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "keep", full)
+    said = error(capsys, "rms_norm", "--shape", "4x16", "--json", str(kept), "--plot", str(plot))
+    assert said.endswith(f"--json: cannot write {kept}: No space left on device")
+    assert plot.stat().st_size > 0
+
+
+def test_a_size_that_memory_does_not_hold_costs_no_other(capsys) -> None:
+    assert run("layer_norm", "--shape", "99999999x9999999", "4x16", "--baselines", "F.layer_norm") == 1
+    said = capsys.readouterr().out
+    assert "layer_norm, 99999999x9999999, bf16, forward" in said
+    assert "not timed: RuntimeError: " in said
+    assert "F.layer_norm*" in said.partition("layer_norm, 4x16")[2]
+
+
+def test_the_new_start_keeps_pythons_options(monkeypatch) -> None:
+    started = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-P", "-W", "error", "-m", "cogview_ops.bench", "peers"])
+    monkeypatch.setattr(machine.os, "execve", lambda *given: started.append(given))
+    for name in machine.ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    machine.keep_freed_pages()
+    ((path, words, environment),) = started
+    assert (path, words) == (sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    assert environment.items() >= machine.ALLOCATOR.items()
 
 
 def test_a_sweep_prints_keeps_and_plots_its_rows(tmp_path, capsys) -> None:
@@ -249,7 +304,7 @@ def fake(monkeypatch, name: str, **functions: Any) -> None:
         path = ".".join(parts[:i])
         if path not in sys.modules:
             module = types.ModuleType(path)
-            module.__spec__ = ModuleSpec(path, None)
+            module.__spec__ = ModuleSpec(path, None, origin="a test")
             monkeypatch.setitem(sys.modules, path, module)
     for key, function in functions.items():
         monkeypatch.setattr(sys.modules[name], key, function, raising=False)
@@ -300,7 +355,7 @@ def test_peers_have_equal_definitions(build: Any, back: bool, monkeypatch) -> No
     assert set(calls) == {"ours", *there} - set(failed)
 
 
-@pytest.mark.skipif(find_spec("natten") is None, reason="NATTEN is not installed")
+@pytest.mark.skipif(not packages.installed("natten"), reason="NATTEN is not installed")
 def test_natten_has_our_definition() -> None:
     problem = peers.neighborhood(torch.float32, False, **SMALL_PEERS[peers.neighborhood]).only(["NATTEN"])
     calls, failed = contestants(problem, False, slack=1.0)
@@ -341,6 +396,17 @@ def test_reasons_why_a_peer_is_absent(monkeypatch) -> None:
     said = peers.reason_absent(peers.Peer("half.part", "x", False), False)
     assert said is not None
     assert said.startswith("cannot be imported: ModuleNotFoundError")
+
+
+def test_a_folder_is_no_package(tmp_path, monkeypatch) -> None:
+    (tmp_path / "only_a_folder").mkdir()
+    (tmp_path / "a_package.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert packages.installed("a_package")
+    assert not packages.installed("only_a_folder")
+    assert not packages.installed("no_such_package")
+    said = peers.reason_absent(peers.Peer("only_a_folder.part", "x", False), True)
+    assert said == "not installed (there is no only_a_folder.part)"
 
 
 def test_nobody_to_compare_with_is_said(monkeypatch, capsys) -> None:

@@ -9,7 +9,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from .problems import Problem
 
 PATIENCE = 5.0  # seconds of a baseline's call on a CPU beyond which it is timed if asked for by name
 COMPILED = ("FlexAttention", "torch.compile")  # half a minute each on a CPU before there is a time
+ALONE = ("shape", "baselines", "direction")  # what peers has its own of
+FILES = ("json", "plot")
 
 
 def listing() -> str:
@@ -39,9 +42,10 @@ def parser() -> argparse.ArgumentParser:
     usage = "python -m cogview_ops.bench [OP] [options], --help says which"
     parser = argparse.ArgumentParser("cogview_ops.bench", usage, __doc__, shapes.__doc__, formatter_class=how)
     parser.add_argument("op", nargs="?", metavar="OP", help="an operator, or peers (default: list what there is)")
-    parser.add_argument("--shape", nargs="+", default=[""], help="one or several, such as 4x4224x64 or heads=4,dim=64")
+    parser.add_argument("--shape", nargs="+", help="one or several, such as 4x4224x64 or heads=4,dim=64")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: %(default)s)")
-    parser.add_argument("--direction", choices=[direction(False), direction(True)], default=direction(False))
+    directions = [direction(False), direction(True)]
+    parser.add_argument("--direction", choices=directions, help=f"(default: {direction(False)})")
     parser.add_argument("--baselines", help="names with commas, or all (default: on a CPU those that are not slow)")
     parser.add_argument("--seconds", type=float, default=2, help="of timing for each shape (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
@@ -62,8 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
         parse.error(f"OP: expected peers or one of {', '.join(TIMED)}, got {options.op!r}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parse.error("--device cuda: torch finds no GPU here")
-    if options.seconds <= 0:
-        parse.error(f"--seconds: expected more than 0, got {options.seconds}")
+    if not 0 < options.seconds < math.inf:
+        parse.error(f"--seconds: expected a number above 0, got {options.seconds}")
+    if options.op == "peers" and (given := [name for name in ALONE if getattr(options, name) is not None]):
+        parse.error(f"--{', --'.join(given)}: peers has its own sizes, in both directions, against every package")
     if options.plot is not None:
         try:
             from . import figures
@@ -71,6 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
             parse.error(f"--plot needs matplotlib, which cannot be imported ({error}): pip install matplotlib")
         if options.plot.suffix not in (".png", ".svg", ".pdf"):
             parse.error(f"--plot: expected a name that ends in .png, .svg or .pdf, got {str(options.plot)!r}")
+    for argument in FILES:
+        try:
+            check_writable(getattr(options, argument))
+        except OSError as error:
+            parse.error(unwritten(argument, options, error))
     try:
         if options.op == "peers":
             rows = peers.rows(options.dtype, options.device, options.seconds)
@@ -78,17 +89,44 @@ def main(arguments: list[str] | None = None) -> int:
             rows = sweep(options)
     except ValueError as error:
         parse.error(str(error))
-    if options.json is not None:
-        beside = options.json.with_suffix(".tmp")
-        beside.write_text(json.dumps(rows, indent=1) + "\n")
-        beside.replace(options.json)
-        print(f"rows: {options.json}")
     timed = [row for row in rows if "failed" not in row]
-    if options.plot is not None and timed:
+
+    def plot(path: Path) -> None:
         with figures.style("light"):
-            figures.save(figures.of_rows(timed, "light"), options.plot, "white")
-        print(f"plot: {options.plot}")
+            figures.save(figures.of_rows(timed, "light"), path, "white")
+
+    writers: dict[str, Callable[[Path], None]] = {"json": partial(keep, rows)} | ({"plot": plot} if timed else {})
+    lost = []
+    for argument, write in writers.items():
+        if (path := getattr(options, argument)) is None:
+            continue
+        try:
+            write(path)
+            print(f"{argument}: {path}")
+        except OSError as error:  # the disk is full, say: that costs no other file
+            lost.append(unwritten(argument, options, error))
+    if lost:
+        parse.error("; ".join(lost))
     return int(len(timed) < len(rows))
+
+
+def check_writable(path: Path | None) -> None:
+    """OSError where a file cannot be written there; leaves all as it is."""
+    if path is not None:
+        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.exists():
+            path.open("ab").close()
+
+
+def unwritten(argument: str, options: argparse.Namespace, error: OSError) -> str:
+    return f"--{argument}: cannot write {getattr(options, argument)}: {error.strerror}"
+
+
+def keep(rows: Rows, path: Path) -> None:
+    """Whole, or not at all."""
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_text(json.dumps(rows, indent=1) + "\n")
+    beside.replace(path)
 
 
 def sweep(options: argparse.Namespace) -> Rows:
@@ -96,21 +134,23 @@ def sweep(options: argparse.Namespace) -> Rows:
     backward = options.direction == direction(True)
     if backward and not differentiable(options.op):
         raise ValueError(f"--direction {options.direction}: {options.op} has no derivative")
-    given = [shapes.parsed(options.op, text) for text in options.shape]
+    given = [shapes.parsed(options.op, text) for text in options.shape or [""]]
     clock, rows = Clock(options.device == "cuda"), Rows()
     patience = math.inf if clock.gpu or options.baselines else PATIENCE
     for sizes in given:
         row = {"op": operator(options.op), "shape": shapes.label(options.op, sizes), "dtype": options.dtype}
-        row |= {"direction": options.direction, **clock.facts()}
-        with naming(f"--shape {row['shape']}"):  # what sizes may be together, builders and operators say
-            problem = made(partial(TIMED[options.op].build, **sizes), options.dtype, backward, options.device)
-        problem, left_out = chosen(problem, options.baselines, clock.gpu)
-        with naming(f"--shape {row['shape']}"):
-            try:
-                rows.append(row | measured(problem, backward, clock, options.seconds, patience=patience))
-            except RuntimeError as error:  # too little memory, say: the other shapes may do
-                rows.append(row | {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"})
-        print(table.of(rows[-1], left_out), flush=True)
+        row |= {"direction": direction(backward), **clock.facts()}
+        left_out: list[str] = []
+        try:
+            with naming(f"--shape {row['shape']}"):  # what sizes may be together, builders and operators say
+                problem = made(partial(TIMED[options.op].build, **sizes), options.dtype, backward, options.device)
+            problem, left_out = chosen(problem, options.baselines, clock.gpu)
+            with naming(f"--shape {row['shape']}"):
+                row |= measured(problem, backward, clock, options.seconds, patience=patience)
+        except RuntimeError as error:  # too little memory, say: the other shapes may do
+            row |= {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
+        rows.append(row)
+        print(table.of(row, left_out), flush=True)
     return rows
 
 
@@ -139,5 +179,5 @@ def chosen(problem: Problem, names: str | None, gpu: bool) -> tuple[Problem, lis
 
 
 if __name__ == "__main__":
-    machine.keep_freed_pages(__package__)
+    machine.keep_freed_pages()
     sys.exit(main())

@@ -23,10 +23,11 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**38)}
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # what threads of OpenMP do while they wait
 
 
-def keep_freed_pages(module: str) -> None:
-    """Begins `python -m module` anew with the allocator of ALLOCATOR, unless it has it; of glibc, so on Linux alone."""
+def keep_freed_pages() -> None:
+    """Begins this command anew, with Python's own options, with the allocator of ALLOCATOR, unless it has it; of glibc,
+    so on Linux alone."""
     if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | ALLOCATOR)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
 
 
 @cache

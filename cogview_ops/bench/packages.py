@@ -1,9 +1,16 @@
 """Functions of other packages, called as their users call them; imported where they are called."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+
+def installed(name: str) -> bool:
+    """Whether there is such a package: a folder of that name at hand is none, nor are our functions in place of it."""
+    found = find_spec(name)
+    return found is not None and found.origin is not None
 
 
 def natten(grid: tuple[int, int], kernel_size: tuple[int, int]) -> Callable[..., Tensor]:

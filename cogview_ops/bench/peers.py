@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -131,7 +130,7 @@ COMPARISONS = (
 
 def reason_absent(peer: Peer, gpu: bool) -> str | None:
     """None where a peer can be timed here, else why not."""
-    if find_spec(peer.module.partition(".")[0]) is None:
+    if not packages.installed(peer.module.partition(".")[0]):
         return f"not installed (there is no {peer.module})"
     if peer.gpu and not gpu:
         return "runs on GPUs alone"
