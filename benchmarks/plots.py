@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from cogview_ops.bench import figures
 
 from . import report
-from .outliers import without
 
 THEMES = ("light", "dark")
 
@@ -46,7 +45,7 @@ def make(folder: Path, results: Path = report.RESULTS) -> list[Made]:
     """Writes all figures into the folder and says what was made."""
     found = []
     for path in sorted(results.glob("*.json")):
-        rows = [row for row in without(report.load(path)) if "failed" not in row and row["dtype"] == "bf16"]
+        rows = [row for row in report.shown(path) if "failed" not in row and row["dtype"] == "bf16"]
         for drawn in figures_of(rows) if rows else ():
             paths = [folder / path.stem / f"{drawn.name}-{theme}.svg" for theme in THEMES]
             for theme, file in zip(THEMES, paths, strict=True):

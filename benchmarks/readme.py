@@ -2,7 +2,7 @@
 
 A table stands below `<!-- results/<file>.json @<commit> -->`; its rows say which cases it shows, all of that commit:
 rows of another are refused, to be measured again or taken out. Without `@<commit>` they are of any one. A ratio to a
-baseline whose time is out of line (outliers.py) is left out, and printed.
+baseline whose time is out of line (outliers.py) is left out, and printed, as is how many ratios nothing can judge.
 """
 
 import re
@@ -34,6 +34,19 @@ def left_out(text: str, folder: Path = report.RESULTS) -> list[str]:
     return lines
 
 
+def not_judged(text: str, folder: Path = report.RESULTS) -> tuple[int, int]:
+    """How many ratios of its tables are of times that outliers.py can say nothing of, and how many ratios there are."""
+    unknown = whole = 0
+    for _, file, _, table in TABLE.findall(text):
+        known = outliers.judged(report.load(folder / file))
+        by_case = {report.key(row): row for row in report.shown(folder / file)}
+        for case in map(_case, table.splitlines()[2:]):
+            names = [x for x, result in words.others(by_case[case]["baselines"]).items() if "ratio" in result]
+            unknown += sum((case, name) not in known for name in names)
+            whole += len(names)
+    return unknown, whole
+
+
 def _case(line: str) -> tuple[str, ...]:
     """The key of a table's line among the rows."""
     name, dtype, direction = (cell.strip() for cell in line.split("|")[1:4])
@@ -42,7 +55,7 @@ def _case(line: str) -> tuple[str, ...]:
 
 
 def _table(lines: list[str], path: Path, commit: str | None) -> str:
-    by_case = {report.key(row): row for row in outliers.without(report.load(path))}
+    by_case = {report.key(row): row for row in report.shown(path)}
     chosen = [(line, by_case.get(_case(line))) for line in lines[2:]]
     if missing := [_case(line) for line, row in chosen if row is None or "failed" in row]:
         raise SystemExit(f"README: no figure of {'; '.join(', '.join(case) for case in missing)} in {path.name}")
@@ -51,7 +64,7 @@ def _table(lines: list[str], path: Path, commit: str | None) -> str:
     out = lines[:2]
     for line, row in zip(lines[2:], rows, strict=True):
         name, dtype, direction = (cell.strip() for cell in line.split("|")[1:4])
-        cells = [name, dtype, direction, report.seconds(row["median_s"]), ", ".join(_ratios(row["baselines"]))]
+        cells = [name, dtype, direction, report.seconds(row["median_s"]), ", ".join(words.ratios(row["baselines"]))]
         out.append(f"| {' | '.join(cells)} |")
     return "\n".join(out) + "\n"
 
@@ -72,19 +85,13 @@ def _check_commit(rows: list[Row], file: str, commit: str | None) -> None:
         )
 
 
-def _ratios(baselines: dict[str, dict]) -> list[str]:
-    return [
-        f"{name} {words.ratio(result['ratio'])}{'' if result['same_result'] else '*'}"
-        for name, result in baselines.items()
-        if "ratio" in result and not name.startswith("KVCache")  # that is the operator itself
-    ]
-
-
 def main() -> None:
     text = README.read_text()
     README.write_text(filled(text))
     for line in left_out(text):
         print(f"left out of {README.name}: {line}")
+    unknown, whole = not_judged(text)
+    print(f"not judged: {unknown} of the {whole} ratios in {README.name}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cogview_ops.bench.machine import slug
-from cogview_ops.bench.words import seconds, size
+from cogview_ops.bench.measure import key
+from cogview_ops.bench.words import others, ratio, seconds, size, star
+
+from . import outliers
 
 RESULTS = Path(__file__).parent / "results"
 PLOTS = Path(__file__).parent.parent / "build" / "plots"
@@ -34,8 +37,9 @@ def load(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text())
 
 
-def key(row: dict[str, Any]) -> tuple[str, ...]:
-    return row["op"], row["shape"], row["direction"], row["dtype"]
+def shown(path: Path) -> list[dict[str, Any]]:
+    """What tables and figures show: results that are out of line as ones that were not timed."""
+    return outliers.without(load(path))
 
 
 def line(row: dict[str, Any]) -> str:
@@ -49,34 +53,37 @@ def line(row: dict[str, Any]) -> str:
         f"± {row['iqr_s'] / row['median_s'] / 2:.0%}",
         f"{row['floor_s'] / row['median_s']:.0%} ({row['bound']})" if "bound" in row else "",
         size(row.get("extra_bytes")),
-        ", ".join(map(contestant, row["baselines"].items())),
+        ", ".join(contestants(row["baselines"])),
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def kernels(row: dict[str, Any]) -> str:
     """Which of two kernels that time is of, and that of the other."""
-    mine, others = row.get("implementation", ""), dict(row.get("implementations", {}))
-    others.pop(mine, None)
-    if not others:
+    mine, theirs = row.get("implementation", ""), dict(row.get("implementations", {}))
+    theirs.pop(mine, None)
+    if not theirs:
         return ""
-    (name, other), *_ = others.items()
+    (name, other), *_ = theirs.items()
     time = f"not timed: {other['failed']}" if "failed" in other else seconds(other["median_s"])
     return f" ({NAMES.get(mine, mine)}; {NAMES[name]} {time})"
 
 
-def contestant(item: tuple[str, dict[str, Any]]) -> str:
-    name, result = item
-    if "failed" in result:
-        return f"{name} not timed ({result['failed']})"
-    memory = f" ({size(result['extra_bytes'])})" if result.get("extra_bytes") is not None else ""
-    return f"{name} {result['ratio']:.3g}{'' if result['same_result'] else '*'}{memory}"
+def contestants(baselines: dict[str, dict[str, Any]]) -> list[str]:
+    """Ratio and memory of each, and why some have none."""
+    parts = []
+    for name, result in others(baselines).items():
+        memory = f" ({size(result['extra_bytes'])})" if result.get("extra_bytes") is not None else ""
+        parts.append(f"{name} {ratio(result['ratio'])}{star(result)}{memory}")
+    return parts + [
+        f"{name} not timed ({result['failed']})" for name, result in baselines.items() if "failed" in result
+    ]
 
 
 def tables(folder: Path = RESULTS) -> str:
     parts = []
     for path in sorted(folder.glob("*.json")):
-        rows = load(path)
+        rows = shown(path)
         versions = sorted({f"torch {r['torch']}, {r['compiler']}, {r['cpu']}, commit {r['commit']}" for r in rows})
         parts += [f"{rows[0]['device']}; {'; '.join(versions)}", "", *HEADER, *map(line, rows), ""]
     if not parts:

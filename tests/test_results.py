@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import outliers, plots, readme, report
-from cogview_ops.bench import figures
+from cogview_ops.bench import figures, words
 
 FORWARD, BOTH = "forward", "forward+backward"
 
@@ -47,6 +47,38 @@ def test_a_time_that_no_sibling_foretells_is_out_of_line(rows) -> None:
     assert outliers.found(rows) == {}
 
 
+def test_a_call_that_takes_longer_than_with_backward_is_out_of_line(rows) -> None:
+    two = [x for x in rows if x["dtype"] == "bf16"][:4]  # nothing is foretold
+    assert outliers.judged(two) == {(report.key(x), "vanilla") for x in two if x["direction"] == FORWARD}
+    assert outliers.found(two) == {}
+    two[2]["baselines"]["vanilla"]["median_s"] *= 3.01
+    assert outliers.found(two) == {(report.key(two[2]), "vanilla"): "out of line: 385 ms, and with backward 384 ms"}
+
+
+def test_what_is_out_of_line_is_in_no_table(rows, tmp_path) -> None:
+    rows[6]["baselines"]["vanilla"]["median_s"] *= 2
+    rows = [x | {"torch": "2", "compiler": "c", "cpu": "avx2"} for x in rows]
+    shown = [x["baselines"]["vanilla"] for x in report.shown(kept(tmp_path, rows) / "a.json")]
+    assert ["failed" in x for x in shown] == [x is rows[6] for x in rows]
+    table = report.tables(tmp_path)
+    assert table.count("vanilla 10 (") == len(rows) - 1
+    assert table.count("vanilla not timed (out of line: 512 ms, ") == 1
+
+
+def test_what_a_row_is_compared_with() -> None:
+    timed = {"ratio": 12.34, "median_s": 1.0, "extra_bytes": None}
+    baselines = {
+        "vanilla": timed | {"same_result": True},
+        "SDPA": timed | {"ratio": 0.5, "same_result": False},
+        "KVCache of 9": timed | {"same_result": False},
+        "Liger": {"failed": "why"},
+    }
+    assert words.ratios(baselines) == ["vanilla 12", "SDPA 0.50*"]
+    assert report.contestants(baselines) == ["vanilla 12", "SDPA 0.50*", "Liger not timed (why)"]
+    drawn = figures._curves([row("2x64x8") | {"baselines": baselines}], "ratio")
+    assert list(drawn) == ["vanilla", "SDPA*"]
+
+
 def test_what_is_slow_in_every_way_is_not_out_of_line(rows) -> None:
     """Nor one that is fast, nor one of two that disagree, nor where too few cases tell the factor."""
     for x in rows:
@@ -56,10 +88,10 @@ def test_what_is_slow_in_every_way_is_not_out_of_line(rows) -> None:
     rows[0]["baselines"]["vanilla"]["median_s"] /= 5
     assert outliers.found(rows) == {}
     two = [x for x in rows if x["dtype"] == "bf16"]
-    two[2]["baselines"]["vanilla"]["median_s"] *= 9
+    two[2]["baselines"]["vanilla"]["median_s"] *= 2.9
     assert outliers.found(two) == {}
     few = [x for tokens in (64, 128, 256) for x in case(tokens)]
-    few[0]["baselines"]["vanilla"]["median_s"] *= 9
+    few[0]["baselines"]["vanilla"]["median_s"] *= 2.9
     assert outliers.found(few) == {}
 
 
@@ -87,6 +119,9 @@ def test_a_table_is_filled_and_tells_what_it_leaves_out(rows, tmp_path) -> None:
     (line,) = readme.left_out(text, tmp_path)
     assert line.startswith("a.json: layer_attention, 2x256x8, forward, bf16, vanilla: out of line: 512 ms, ")
     assert readme.left_out(table(" @abc", "2x64x8"), tmp_path) == []
+    assert readme.not_judged(text, tmp_path) == (0, 1)  # of two rows, one without its ratio
+    kept(tmp_path, [x for x in rows if (x["dtype"], x["direction"]) == ("bf16", FORWARD)])
+    assert readme.not_judged(text, tmp_path) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from .words import seconds
+from .words import others, seconds, star
 
 Row = dict[str, Any]
 What = Literal["time", "memory", "ratio"]
@@ -148,9 +148,8 @@ def _curves(rows: list[Row], what: What) -> dict[str, tuple[list[int], list[floa
     key = {"time": "median_s", "memory": "extra_bytes", "ratio": "ratio"}[what]
     for row in rows:
         x = place(row).x
-        for name, result in row["baselines"].items():
-            if not name.startswith("KVCache"):  # the operator itself
-                add(name + ("" if result.get("same_result", True) else "*"), x, result.get(key))
+        for name, result in others(row["baselines"]).items():
+            add(name + star(result), x, result.get(key))
         if what != "ratio":
             add(OURS, x, row.get(key))
         if what == "time":
@@ -243,11 +242,9 @@ def beside(rows: list[Row], what: Literal["ratio", "memory"], theme: str, title:
     `style`."""
     dots: dict[str, list[tuple[float, bool]]] = {}
     for row in rows:
-        for name, result in row["baselines"].items():
-            value = result.get("ratio") if what == "ratio" else _memory_ratio(row, result)
-            if value and not name.startswith("KVCache"):
-                name += "" if result.get("same_result", True) else "*"
-                dots.setdefault(name, []).append((value, row["direction"] == "forward"))
+        for name, result in others(row["baselines"]).items():
+            if value := result.get("ratio") if what == "ratio" else _memory_ratio(row, result):
+                dots.setdefault(name + star(result), []).append((value, row["direction"] == "forward"))
     names = sorted(dots, key=lambda name: max(value for value, _ in dots[name]))
     figure = Figure(figsize=(WIDTH, 1.35 + 0.27 * len(names)))
     axes = figure.subplots()

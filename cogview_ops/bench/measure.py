@@ -25,6 +25,11 @@ def made(build: Callable[..., Problem], dtype: str, backward: bool, device: str 
         return build(DTYPES[dtype], backward)
 
 
+def key(row: dict[str, Any]) -> tuple[str, ...]:
+    """What tells a row from the others of a machine."""
+    return row["op"], row["shape"], row["direction"], row["dtype"]
+
+
 def direction(backward: bool) -> str:
     return "forward+backward" if backward else "forward"
 

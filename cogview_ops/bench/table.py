@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .words import ratio, seconds, size
+from .words import ratio, seconds, size, star
 
 Cells = tuple[str, ...]
 
@@ -18,12 +18,11 @@ def of(row: dict[str, Any], left_out: list[str]) -> str:
     spread = f" ± {row['iqr_s'] / row['median_s'] / 2:.0%}"
     lines.append(("cogview_ops", seconds(row["median_s"]) + spread, size(row["extra_bytes"]), ""))
     for name, result in sorted(timed.items(), key=lambda item: item[1]["median_s"]):
-        star = "" if result["same_result"] else "*"
         times = f"{ratio(result['ratio'])} times as fast"
-        lines.append((name + star, seconds(result["median_s"]), size(result["extra_bytes"]), times))
+        lines.append((name + star(result), seconds(result["median_s"]), size(result["extra_bytes"]), times))
     lines.append(("floor", seconds(row["floor_s"]), "", f"at {row['floor_s'] / row['median_s']:.0%} of it"))
     notes = [f"the floor is {WORK[row['bound']]}"]
-    if any(not result["same_result"] for result in timed.values()):
+    if any(star(result) for result in timed.values()):
         notes.append("* computes something else")
     notes += [f"{name} not timed: {x['failed']}" for name, x in row["baselines"].items() if "failed" in x]
     if left_out:

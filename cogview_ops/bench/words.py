@@ -1,5 +1,7 @@
 """Figures as people read them."""
 
+from typing import Any
+
 
 def seconds(value: float) -> str:
     return (
@@ -13,3 +15,21 @@ def size(value: int | None) -> str:
 
 def ratio(value: float) -> str:
     return f"{value:.{2 if value < 0.95 else 1 if value < 9.95 else 0}f}"
+
+
+def others(baselines: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of a row's baselines those that were timed, but "KVCache of ...", which is the operator itself."""
+    return {
+        name: result for name, result in baselines.items() if "failed" not in result and not name.startswith("KVCache")
+    }
+
+
+def star(result: dict[str, Any]) -> str:
+    """What marks a baseline that computes something else."""
+    return "" if result.get("same_result", True) else "*"
+
+
+def ratios(baselines: dict[str, dict[str, Any]]) -> list[str]:
+    """How many times as fast as each of the others the operator is."""
+    there = {name: result for name, result in others(baselines).items() if "ratio" in result}
+    return [f"{name} {ratio(result['ratio'])}{star(result)}" for name, result in there.items()]

@@ -4,7 +4,7 @@ import textwrap
 from functools import cache
 from typing import Any
 
-from benchmarks import outliers, plots, report
+from benchmarks import plots, report
 from cogview_ops.bench import words
 
 from .shared import ROOT
@@ -24,7 +24,7 @@ def tables(*operators: str) -> str:
     """A tab a machine, of these operators' figures and rows; without any, of all."""
     parts = []
     for path in sorted(report.RESULTS.glob("*.json"), reverse=True):  # GPUs first
-        rows = [row for row in outliers.without(report.load(path)) if "failed" not in row]
+        rows = [row for row in report.shown(path) if "failed" not in row]
         there = [op for op in operators or sorted({row["op"] for row in rows}) if any(row["op"] == op for row in rows)]
         texts = [] if operators else [shown(path.stem, None)]
         texts += [one(path.stem, op, [row for row in rows if row["op"] == op], bool(operators)) for op in there]
@@ -53,7 +53,7 @@ def others(folder: str) -> str:
     """Of what else is timed, from a folder of the results: a table a machine."""
     parts = []
     for path in sorted((report.RESULTS / folder).glob("*.json")):
-        rows = report.load(path)
+        rows = report.shown(path)
         parts.append(f"**{machine(rows[0])}**")
         parts += [table(op, [row for row in rows if row["op"] == op]) for op in sorted({row["op"] for row in rows})]
     if not parts:
@@ -73,15 +73,11 @@ def machine(row: dict[str, Any]) -> str:
 def line(row: dict[str, Any]) -> str:
     floor = f"{row['floor_s'] / row['median_s']:.0%} ({row['bound']})" if "bound" in row else ""
     which = row["dtype"], PASSES.get(row["direction"], row["direction"]), words.seconds(row["median_s"])
-    parts = *which, ", ".join(ratios(row["baselines"])), floor, words.size(row.get("extra_bytes"))
+    parts = (
+        *which,
+        ", ".join(words.ratios(row["baselines"])).replace("*", STAR),
+        floor,
+        words.size(row.get("extra_bytes")),
+    )
     whole = [part if "," in part else part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts]
     return f"| `{row['shape']}` | {' | '.join(whole)} |"
-
-
-def ratios(baselines: dict[str, dict[str, Any]]) -> list[str]:
-    """How many times as fast as each, with a star where that is something else."""
-    return [
-        f"{name} {words.ratio(found['ratio'])}{'' if found['same_result'] else STAR}"
-        for name, found in baselines.items()
-        if "ratio" in found
-    ]
