@@ -1,8 +1,9 @@
 """`python -m benchmarks.report --plots [FOLDER]`: figures of benchmarks/results, for each machine, light and dark.
 
-FOLDER/<machine>/<figure>-light.svg and -dark.svg, on no background. <figure> is `floor`, of all operators; of each
-`<operator>-ratio` and `<operator>-memory`; and where a row of lengths was measured, `<operator>-over-tokens`.
-Figures are of bfloat16, and of what the rows of the machine's own file hold; the same rows give the same bytes.
+FOLDER/<machine>/<figure>-light.svg and -dark.svg, on no background. <figure> is `floor` and `roofline`, of all
+operators; of each `<operator>-ratio` and `<operator>-memory`; and where a row of lengths was measured,
+`<operator>-over-tokens`. Figures are of bfloat16, and of what the rows of the machine's own file hold; the same rows
+give the same bytes.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from cogview_ops.bench import figures
+from cogview_ops.bench import figures, plot_style, roofs
 
 from . import report
 
@@ -42,15 +43,21 @@ class Made(NamedTuple):
 
 
 def make(folder: Path, results: Path = report.RESULTS) -> list[Made]:
-    """Writes all figures into the folder and says what was made."""
+    """Writes all figures into the folder and says what was made. ValueError: two would be one file."""
     found = []
     for path in sorted(results.glob("*.json")):
         rows = [row for row in report.shown(path) if "failed" not in row and row["dtype"] == "bf16"]
-        for drawn in figures_of(rows) if rows else ():
+        chosen = list(figures_of(rows)) if rows else []
+        names = [drawn.name for drawn in chosen]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"{path.name}: several figures would be {', '.join(twice)}: names in {__name__} must tell more"
+            )
+        for drawn in chosen:
             paths = [folder / path.stem / f"{drawn.name}-{theme}.svg" for theme in THEMES]
             for theme, file in zip(THEMES, paths, strict=True):
-                with figures.style(theme):
-                    figures.save(drawn.draw(theme=theme), file)
+                with plot_style.style(theme):
+                    plot_style.save(drawn.draw(theme=theme), file)
             commits = tuple(sorted({row["commit"] for row in drawn.rows}))
             device = rows[0]["device"]
             found.append(Made(path.stem, device, drawn.name, drawn.operator, drawn.alt, commits, *paths))
@@ -61,7 +68,11 @@ def figures_of(rows: list[Row]) -> Iterator[Drawn]:
     """Of a machine's rows."""
     device = rows[0]["device"]
     about = f"How near every operator comes to the least time that is possible, {device}, bf16"
-    yield Drawn("floor", None, about, rows, partial(figures.floors, rows, title=f"floor / time, bf16\n{device}"))
+    yield Drawn("floor", None, about, rows, partial(roofs.floors, rows, title=f"floor / time, bf16\n{device}"))
+    if any(row.get("flops") for row in rows):
+        about = f"Operations a second of every attention over its operations per byte, and the most of {device}, bf16"
+        draw = partial(roofs.roofline, rows, title=f"operations a second, bf16\n{device}")
+        yield Drawn("roofline", None, about, [row for row in rows if row.get("flops")], draw)
     for operator in sorted({row["op"] for row in rows}):
         own = [row for row in rows if row["op"] == operator]
         title = f"{operator}, bf16\n{device}"

@@ -147,8 +147,9 @@ def test_on_a_gpu(arguments: list[str], tmp_path, capsys) -> None:
 
 def test_without_matplotlib_a_plot_is_an_error_before_anything_is_timed(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "cogview_ops.bench.figures", raising=False)
-    monkeypatch.delattr("cogview_ops.bench.figures", raising=False)
+    for name in ("cogview_ops.bench.figures", "cogview_ops.bench.plot_style"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr(name, raising=False)
     monkeypatch.setattr(command, "sweep", lambda options: 1 / 0)
     assert "--plot needs matplotlib, which cannot be imported" in error(capsys, "layer_norm", "--plot")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import outliers, plots, readme, report
-from cogview_ops.bench import figures, words
+from cogview_ops.bench import figures, plot_style, roofs, words
 
 FORWARD, BOTH = "forward", "forward+backward"
 
@@ -19,6 +19,7 @@ def row(shape: str, dtype: str = "bf16", direction: str = FORWARD, **more: Any) 
     time = tokens * 1e-3 * (2 if dtype == "fp32" else 1) * (3 if direction == BOTH else 1)
     vanilla = {"median_s": time, "ratio": 10.0, "rounds": 3, "extra_bytes": 10**8 * tokens, "same_result": True}
     out = {"op": "layer_attention", "shape": shape, "dtype": dtype, "direction": direction, "device": "A machine"}
+    out |= {"bytes": tokens, "flops": 10 * tokens, "floors_s": {"memory": tokens * 1e-6, "matmul": tokens * 1e-5}}
     out |= {"commit": "abc123", "median_s": time / 10, "iqr_s": 0.0, "floor_s": time / 30, "bound": "memory"}
     return out | {"tokens": tokens, "extra_bytes": 10**7 * tokens, "baselines": {"vanilla": vanilla}} | more
 
@@ -161,7 +162,7 @@ def test_figures_are_made_light_and_dark_and_the_same_twice(rows, tmp_path) -> N
     rows[1]["failed"] = "why"
     made = plots.make(tmp_path / "one", kept(results, rows))
     names = [f"layer_attention-{x}" for x in ("ratio", "memory", "over-tokens", "over-tokens-backward")]
-    assert [figure.name for figure in made] == ["floor", *names]
+    assert [figure.name for figure in made] == ["floor", "roofline", *names]
     assert {figure.commits for figure in made} == {("abc123",)}
     assert all("A machine" in figure.alt for figure in made)
     again = plots.make(tmp_path / "two", results)
@@ -171,8 +172,27 @@ def test_figures_are_made_light_and_dark_and_the_same_twice(rows, tmp_path) -> N
             text = path.read_text()
             assert text == getattr(two, theme).read_text()
             assert "<dc:date>" not in text
-            assert figures.INK[theme] in text
+            assert plot_style.INK[theme] in text
             assert re.search(r'<g id="patch_1">\s*<path d="[^"]*" style="fill: none"', text)  # no background
+
+
+def test_figures_of_one_name_are_refused(rows, tmp_path) -> None:
+    wider = [x | {"shape": x["shape"].replace("2x", "4x", 1)} for x in rows]
+    with pytest.raises(ValueError, match=r"a\.json: several figures would be layer_attention-over-tokens, "):
+        plots.make(tmp_path / "out", kept(tmp_path, rows + wider) / "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_roofline_has_both_ceilings_and_a_dot_for_each_product(rows) -> None:
+    with plot_style.style():
+        axes = roofs.roofline([*rows[:5], rows[5] | {"flops": 0}], "light", "a title").axes[0]
+    slope, flat = (line.get_xydata().tolist() for line in axes.lines)
+    assert slope[1] == flat[0] == pytest.approx([1.0, 1e6])  # FLOP per byte, FLOP/s: 1e6 bytes and operations a second
+    assert slope[0][1] == pytest.approx(1e6 * slope[0][0])
+    assert flat[1][1] == pytest.approx(1e6)
+    dots = [dot.get_offsets().tolist() for dot in axes.collections]
+    assert dots == [[pytest.approx([10, x["flops"] / x["median_s"]])] for x in rows[:5]]
+    assert [roofs.rate(x) for x in (999.0, 1e9, 3.02e12, 1e15)] == ["999 ", "1 G", "3.02 T", "1 P"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +221,7 @@ def test_a_sweep_differs_by_its_length_alone(rows) -> None:
 
 
 def test_the_commands_plot_of_one_row_and_of_many(rows) -> None:
-    with figures.style():
+    with plot_style.style():
         assert len(figures.of_rows(rows[::3], "light").axes) == 3  # time, memory, ratio
         assert [label.get_text() for label in figures.of_rows(rows[:1], "light").axes[0].get_yticklabels()] == [
             "vanilla"

@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         parse.error(f"--{', --'.join(given)}: peers has its own sizes, in both directions, against every package")
     if options.plot is not None:
         try:
-            from . import figures
+            from . import figures, plot_style
         except ImportError as error:
             parse.error(f"--plot needs matplotlib, which cannot be imported ({error}): pip install matplotlib")
         if options.plot.suffix not in (".png", ".svg", ".pdf"):
@@ -92,8 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
     timed = [row for row in rows if "failed" not in row]
 
     def plot(path: Path) -> None:
-        with figures.style("light"):
-            figures.save(figures.of_rows(timed, "light"), path, "white")
+        with plot_style.style("light"):
+            plot_style.save(figures.of_rows(timed, "light"), path, "white")
 
     writers: dict[str, Callable[[Path], None]] = {"json": partial(keep, rows)} | ({"plot": plot} if timed else {})
     lost = []

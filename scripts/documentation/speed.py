@@ -40,13 +40,15 @@ def one(machine: str, op: str, rows: list[dict[str, Any]], with_figures: bool) -
 
 
 def shown(machine: str, operator: str | None) -> str:
-    """A machine's figures, of an operator or of all."""
-    return "\n".join(
+    """A machine's figures, of an operator or of all, and which commits they mix."""
+    found = [made for made in figures() if (made.machine, made.operator) == (machine, operator)]
+    lines = [
         f"![{made.alt}]({FOLDER}/{machine}/{file.name}#only-{theme}){{ .plot }}"
-        for made in figures()
-        if (made.machine, made.operator) == (machine, operator)
+        for made in found
         for theme, file in (("light", made.light), ("dark", made.dark))
-    )
+    ]
+    commits = sorted({commit for made in found for commit in made.commits})
+    return "\n".join([*lines, "", f"Figures of commit {', '.join(f'`{commit}`' for commit in commits)}."])
 
 
 def others(folder: str) -> str:
