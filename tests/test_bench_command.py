@@ -410,6 +410,20 @@ def test_a_folder_is_no_package(tmp_path, monkeypatch) -> None:
     assert said == "not installed (there is no only_a_folder.part)"
 
 
+def test_a_comparison_that_memory_does_not_hold_costs_no_other(monkeypatch, capsys) -> None:
+    fake_packages(monkeypatch)
+    monkeypatch.setattr(peers, "PEERS", {"quack": peers.PEERS["quack"]._replace(gpu=False)})
+
+    def build(rows: int) -> Any:
+        return lambda dtype, back: peers.rms_norm(dtype, back, rows=rows, dim=99999).only(["quack"])
+
+    todo = (peers.Comparison("rms_norm", "large", build(10**9)), peers.Comparison("rms_norm", "small", build(2)))
+    rows = peers.rows("fp32", "cpu", 0.001, todo)
+    assert [row["shape"] for row in rows if "failed" in row] == ["large"] * 2
+    assert [row["shape"] for row in rows if "median_s" in row] == ["small"] * 2
+    assert "rms_norm, large, fp32, forward\n" in capsys.readouterr().out
+
+
 def test_nobody_to_compare_with_is_said(monkeypatch, capsys) -> None:
     monkeypatch.setattr(peers, "PEERS", {"apex": peers.Peer("no_such_package", "x", True)})
     todo = (peers.Comparison("pb_relax_softmax", "small", partial(peers.causal_softmax, heads=1, seqlen=8)),)

@@ -22,6 +22,7 @@ from .clock import Clock
 from .measure import DTYPES, Rows, direction, made, measured
 from .operators import TIMED, differentiable, operator
 from .problems import Problem
+from .words import why
 
 PATIENCE = 5.0  # seconds of a baseline's call on a CPU beyond which it is timed if asked for by name
 COMPILED = ("FlexAttention", "torch.compile")  # half a minute each on a CPU before there is a time
@@ -148,7 +149,7 @@ def sweep(options: argparse.Namespace) -> Rows:
             with naming(f"--shape {row['shape']}"):
                 row |= measured(problem, backward, clock, options.seconds, patience=patience)
         except RuntimeError as error:  # too little memory, say: the other shapes may do
-            row |= {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
+            row |= {"failed": why(error)}
         rows.append(row)
         print(table.of(row, left_out), flush=True)
     return rows

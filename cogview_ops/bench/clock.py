@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from . import machine
+from .words import why
 
 Call = Callable[[], Any]
 LARGE = 2**33  # bytes of a call beyond which it is not captured: a graph keeps them for itself
@@ -85,7 +86,7 @@ class Clock:
                 call()
         except Exception as error:
             torch.cuda.synchronize()
-            return call, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            return call, why(error)
         return graph.replay, None
 
     def in_turn(self, calls: dict[str, Call], seconds: float) -> dict[str, list[float]]:

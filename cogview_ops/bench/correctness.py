@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .problems import Problem
+from .words import why
 
 # relative error in the 2-norm against float64; a baseline may be worse: it rounds scores to its dtype
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -41,7 +42,7 @@ def contestants(
         try:
             got = run(function)
         except Exception as error:
-            failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+            failed[name] = why(error)
             continue
         took = perf_counter() - begin
         if name not in own and took > patience:

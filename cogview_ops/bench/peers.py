@@ -25,6 +25,7 @@ from . import baselines, packages, problems, row_problems, table
 from .clock import Clock
 from .measure import Rows, direction, made, measured
 from .problems import Contestant, Problem, on_gpu
+from .words import why
 
 
 class Peer(NamedTuple):
@@ -137,7 +138,7 @@ def reason_absent(peer: Peer, gpu: bool) -> str | None:
     try:
         importlib.import_module(peer.module)
     except Exception as error:  # of another torch, without its compiled part
-        return f"cannot be imported: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        return f"cannot be imported: {why(error)}"
     return None
 
 
@@ -159,17 +160,21 @@ def rows(dtype: str, device: str, seconds: float, comparisons: tuple[Comparison,
     print(f"{NOT_COMPARED}\n")
     for comparison in comparisons:
         for backward in (False, True):
-            problem = made(comparison.build, dtype, backward, device)
-            peers = {name: absent[name] or function for name, function in problem.baselines.items()}
             row: dict[str, Any] = {"op": comparison.op, "shape": comparison.shape, "dtype": dtype}
             row |= {"direction": direction(backward), **clock.facts()}
-            if all(isinstance(function, str) for function in peers.values()):
-                reasons = "; ".join(f"{name} {function}" for name, function in peers.items())
-                print(f"{row['op']}, {row['shape']}, {dtype}, {row['direction']}: nobody to compare with ({reasons})\n")
-                continue
-            # as near to float64 as ours: an error of five times that could be another window
-            row |= measured(replace(problem, baselines=peers), backward, clock, seconds, slack=1.0)
-            row["peers"] = {name: _version(PEERS[name]) for name in peers if absent[name] is None}
+            try:
+                problem = made(comparison.build, dtype, backward, device)
+                peers = {name: absent[name] or function for name, function in problem.baselines.items()}
+                if all(isinstance(function, str) for function in peers.values()):
+                    reasons = "; ".join(f"{name} {function}" for name, function in peers.items())
+                    title = f"{row['op']}, {row['shape']}, {dtype}, {row['direction']}"
+                    print(f"{title}: nobody to compare with ({reasons})\n")
+                    continue
+                row["peers"] = {name: _version(PEERS[name]) for name in peers if absent[name] is None}
+                # as near to float64 as ours: an error of five times that could be another window
+                row |= measured(replace(problem, baselines=peers), backward, clock, seconds, slack=1.0)
+            except RuntimeError as error:  # too little memory, say: the other comparisons may do
+                row["failed"] = why(error)
             found.append(row)
             print(table.of(row, []), flush=True)
     return found

@@ -33,3 +33,8 @@ def ratios(baselines: dict[str, dict[str, Any]]) -> list[str]:
     """How many times as fast as each of the others the operator is."""
     there = {name: result for name, result in others(baselines).items() if "ratio" in result}
     return [f"{name} {ratio(result['ratio'])}{star(result)}" for name, result in there.items()]
+
+
+def why(error: Exception) -> str:
+    """In a line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"

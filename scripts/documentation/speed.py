@@ -42,6 +42,8 @@ def one(machine: str, op: str, rows: list[dict[str, Any]], with_figures: bool) -
 def shown(machine: str, operator: str | None) -> str:
     """A machine's figures, of an operator or of all, and which commits they mix."""
     found = [made for made in figures() if (made.machine, made.operator) == (machine, operator)]
+    if not found:
+        return ""
     lines = [
         f"![{made.alt}]({FOLDER}/{machine}/{file.name}#only-{theme}){{ .plot }}"
         for made in found
