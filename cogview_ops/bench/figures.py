@@ -1,7 +1,6 @@
 """Plots of rows of results: over lengths, ratio and memory beside everybody else."""
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .plot_style import INK, OURS, WIDTH, legend, look, marks, name_lines, number, scale, star_line
+from .shapes import split
 from .words import others, seconds, star
 
 Row = dict[str, Any]
@@ -31,8 +31,7 @@ class Place(NamedTuple):
 
 def place(row: Row) -> Place:
     """Where a row lies in a sweep over its shape: tokens between heads and dim, or columns of as many elements."""
-    plain, rest = re.fullmatch(r"([\dx]*)(.*)", row["shape"]).groups()  # type: ignore[union-attr]
-    numbers = [int(number) for number in plain.split("x") if number]
+    numbers, rest = split(row["shape"])
     common = row["op"], row["dtype"], row["direction"], rest
     if len(numbers) == 2:
         return Place((*common, numbers[0] * numbers[1]), numbers[1], "columns")

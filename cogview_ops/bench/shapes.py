@@ -64,6 +64,12 @@ def parsed(name: str, text: str) -> Sizes:
     return found
 
 
+def split(text: str) -> tuple[tuple[int, ...], str]:
+    """The plain numbers that a shape begins with, and the rest."""
+    plain, rest = re.fullmatch(r"([\dx]*)(.*)", text).groups()  # type: ignore[union-attr]
+    return tuple(int(number) for number in plain.split("x") if number), rest
+
+
 def written(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
