@@ -17,7 +17,7 @@ def filled(text: str) -> str:
     """The page with what the commands of today print."""
     measured = r"(?<=<!-- measured -->\n\n)(?:.*\n)*?(?=<!-- end -->)"
     text = re.sub(measured, lambda _: scaling.tables() + "\n", text)
-    return re.sub(r"(    cogview (plan .*)\n\n)(?:(?!    |#).*\n)*?(<!-- end -->)", _answer, text)
+    return re.sub(r"(```sh\ncogview (plan .*)\n```\n\n)(?:(?!```|#).*\n)*?(<!-- end -->)", _answer, text)
 
 
 def _answer(found: re.Match[str]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from benchmarks import outliers, report
+from benchmarks import report
 from cogview_ops.bench import words
 
 from .speed import PASSES, STAR, machine
@@ -18,7 +18,7 @@ CLEARLY = 0.95  # of the operator's time; from there on neither is clearly faste
 def results(folder: str = ".") -> list[Row]:
     """What was timed on all machines, GPUs first."""
     paths = sorted((report.RESULTS / folder).glob("*.json"), reverse=True)
-    return [row for path in paths for row in outliers.without(report.load(path)) if "failed" not in row]
+    return [row for path in paths for row in report.shown(path) if "failed" not in row]
 
 
 def floors() -> str:
