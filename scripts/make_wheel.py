@@ -58,15 +58,7 @@ def check_sdist(path: Path) -> str:
     """The same of the source distribution, which has tests, site and results too."""
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    needed = sources() | {
-        "setup.py",
-        "pyproject.toml",
-        "Makefile",
-        "README.md",
-        "CHANGELOG.md",
-        "LICENSE",
-        "mkdocs.yml",
-    }
+    needed = sources() | {"setup.py", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE", "mkdocs.yml"}
     if not needed <= names or any(name.endswith(".so") for name in names):
         sys.exit(f"{path.name}: lacks {sorted(needed - names)}, or has what was built")
     return f"{size(path, 'sdist')}, {len(names)} files and folders"
@@ -76,7 +68,7 @@ def size(path: Path, kind: str) -> str:
     bytes = path.stat().st_size
     if bytes > MEGABYTES[kind] * 10**6:
         sys.exit(f"{path.name}: {bytes / 1e6:.1f} MB, expected {MEGABYTES[kind]} at most")
-    return f"{path.relative_to(ROOT)}: {bytes / 1e6:.1f} MB"
+    return f"{path.name}: {bytes / 1e6:.1f} MB"
 
 
 def make(work: Path) -> None:
@@ -88,7 +80,8 @@ def make(work: Path) -> None:
     if not version:
         ran(*setup, "sdist", "--dist-dir", str(work))
         [sdist] = work.glob("*.tar.gz")
-        print(check_sdist(Path(shutil.move(sdist, DIST / sdist.name))))
+        print(f"dist/{check_sdist(sdist)}")
+        shutil.move(sdist, DIST / sdist.name)
     (work / "label.cfg").write_text(f"[egg_info]\ntag_build = {version}\n")
     wheel = ["bdist_wheel", "--skip-build", "--dist-dir", str(work)]
     ran(*setup, *build, *wheel, DIST_EXTRA_CONFIG=str(work / "label.cfg"))  # setuptools' own
@@ -99,8 +92,9 @@ def make(work: Path) -> None:
     ran(*repair, "--wheel-dir", str(work / "tagged"), str(built))
     [tagged] = (work / "tagged").glob("*.whl")
     folder = DIST / version.removeprefix("+")  # pip takes one of those for CPUs and for CUDA, not both
+    print(f"{folder.relative_to(ROOT)}/{check_wheel(tagged, '+cu' if version else '')}")
     folder.mkdir(exist_ok=True)
-    print(check_wheel(Path(shutil.move(tagged, folder / tagged.name)), "+cu" if version else ""))
+    shutil.move(tagged, folder / tagged.name)
 
 
 if __name__ == "__main__":
