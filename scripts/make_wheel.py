@@ -58,7 +58,7 @@ def check_sdist(path: Path) -> str:
     """The same of the source distribution, which has tests, site and results too."""
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    needed = sources() | {"setup.py", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE", "mkdocs.yml"}
+    needed = sources() | {"setup.py", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "mkdocs.yml"}
     if not needed <= names or any(name.endswith(".so") for name in names):
         sys.exit(f"{path.name}: lacks {sorted(needed - names)}, or has what was built")
     return f"{size(path, 'sdist')}, {len(names)} files and folders"
