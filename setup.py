@@ -238,8 +238,7 @@ class Build(BuildExtension):
 
 
 SCHEMAS = """
-import sys
-sys.modules[f"cogview_ops._C"] = None  # what was built before
+sys.modules["cogview_ops._C"] = None  # what was built before
 import cogview_ops, torch
 for operator in cogview_ops._manifest.KERNELS:
     for name in operator.registered:
@@ -250,10 +249,8 @@ for operator in cogview_ops._manifest.KERNELS:
 
 def write_schemas(folder: Path) -> None:
     """For the library, out of the Python package, which defines them: a program that loads it may have no Python."""
-    paths = os.pathsep.join([str(ROOT), *sys.path])
-    run = subprocess.run(
-        [sys.executable, "-P", "-c", SCHEMAS], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
-    )
+    code = f"import sys\nsys.path[:] = {[str(ROOT), *sys.path]!r}\n{SCHEMAS}"  # pip would take torch out of PYTHONPATH
+    run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     if run.returncode:
         fail(f"cogview_ops cannot be imported with torch {torch.__version__}: {run.stderr.strip().splitlines()[-1]}")
     path = folder / "schemas.inc"

@@ -48,21 +48,17 @@ def shown(text: str) -> str:
     """As Markdown has it; of every path the name of its file alone, and nothing of a folder's."""
     text = re.sub(r"(['\"`])([~/][^'\"`]*)\1", lambda quoted: quoted[1] + _file(quoted) + quoted[1], text)
     text = re.sub(r"(?<![\w.])()([~/][^\s:'\"`(),;|]+)", _file, text)
-    text = re.sub(r"(?<![\w.])()([^\s:'\"`(),;|]+/[^\s:'\"`(),;|]+)", _rest, text)  # behind a folder's name with spaces
+    rest = r"(?<![\w.])()([^\s:'\"`(),;|]+/[^\s:'\"`(),;|]+)"  # behind a folder's name with spaces
+    text = re.sub(rest, lambda path: _file(path, path[2]), text)
     return text.replace("<", "&lt;")
 
 
 _FILE = re.compile(r"(\w[^/]*\.(so|py|pyc|cu|cpp|h|o|a|cubin|ptx|json|toml|txt|log)(\.\d+)*|nvcc|ptxas|ninja|[gc]\+\+)")
 
 
-def _file(path: re.Match[str]) -> str:
+def _file(path: re.Match[str], instead: str = "…") -> str:
     name = path[2].rpartition("/")[2]
-    return name if _FILE.fullmatch(name) else "…"
-
-
-def _rest(path: re.Match[str]) -> str:
-    name = path[2].rpartition("/")[2]
-    return name if _FILE.fullmatch(name) else path[2]
+    return name if _FILE.fullmatch(name) else instead
 
 
 def _table(head: list[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:

@@ -6,6 +6,7 @@ strides, poisoned allocations, opcheck and the instruction sets.
 
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -105,6 +106,16 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, *arguments], cwd=root, env={**os.environ, **environment}, capture_output=True, text=True
     )
+
+
+def show_packages(there: Path, folder: Path, site: Path, hidden: str) -> None:
+    """An environment's packages, but for those whose names begin like `hidden`, in another one, by links in `folder`:
+    outside it, where nobody uninstalls them."""
+    folder.mkdir()
+    for path in there.iterdir():
+        if not re.match(hidden, path.name):
+            (folder / path.name).symlink_to(path)
+    (site / "shown.pth").write_text(f"{folder}\n")
 
 
 needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")

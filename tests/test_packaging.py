@@ -22,6 +22,7 @@ import conftest
 import pytest
 import setuptools
 import torch
+from common import show_packages
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(sysconfig.get_paths()["purelib"])
@@ -256,13 +257,9 @@ class Shell:
         self.bin, self.tools, self.variables = folder / "venv" / "bin", tools, {"CXX": compiler}
         self.sources = shutil.copytree(sources, folder / "sources")
         venv.create(folder / "venv", symlinks=True, with_pip=True)
-        (folder / "here").mkdir()
-        if torch:  # outside the environment, where nobody uninstalls it
+        if torch:
             hidden = r"cogview|__editable__|pip|setuptools|_distutils|distutils|pkg_resources|ninja|wheel"
-            for path in HERE.iterdir():
-                if not re.match(hidden, path.name):
-                    (folder / "here" / path.name).symlink_to(path)
-            (site(folder / "venv") / "here.pth").write_text(f"{folder / 'here'}\n")
+            show_packages(HERE, folder / "here", site(folder / "venv"), hidden)
 
     def __call__(self, command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([str(self.bin), str(self.tools), os.environ["PATH"]])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from common import show_packages
 
 import cogview_ops
 
@@ -43,11 +44,7 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     new = folder / "venv" / "bin" / "python"
     sites = [Path(ran(folder, x, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").strip())
              for x in (other, new)]  # fmt: skip
-    (folder / "seen").mkdir()
-    for path in sites[0].iterdir():
-        if not re.match(HIDDEN, path.name):
-            (folder / "seen" / path.name).symlink_to(path)
-    (sites[1] / "seen.pth").write_text(f"{folder / 'seen'}\n")
+    show_packages(sites[0], folder / "seen", sites[1], HIDDEN)
     install(new, folder, for_cuda=False)
     return new
 
